@@ -40,7 +40,7 @@ def _cuda_rng():
 
 def _set_filters(saved):
     warnings.filters[:] = saved
-    warnings._filters_mutated()
+    getattr(warnings, "_filters_mutated", lambda: None)()  # empties the cache of decisions
 
 
 # name: (read, restore)
