@@ -1,0 +1,10 @@
+"""Diffusion denoisers as scikit-learn density estimators.
+
+Implements X. Kong, R. Brekelmans, G. Ver Steeg, "Information-Theoretic Diffusion", ICLR 2023:
+log-densities from the least-squares errors of a denoiser, by the I-MMSE relation.
+"""
+
+from sk_itdiffusion._version import __version__
+from sk_itdiffusion.density import IMMSEDensity
+
+__all__ = ["IMMSEDensity", "__version__"]

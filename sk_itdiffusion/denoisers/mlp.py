@@ -1,0 +1,128 @@
+"""Residual multilayer perceptron for rows of tables."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+
+__all__ = ["ResidualMLP"]
+
+
+class LocalDropout(nn.Module):
+    """Dropout whose randomness comes from a generator of its own, not from the global one."""
+
+    def __init__(self, rate: float, generator: Generator) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator = generator
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return ``h`` with random entries zeroed in training, unchanged in evaluation."""
+        if not self.training or self.rate == 0.0:
+            return h
+        keep = 1.0 - self.rate
+        mask = torch.empty_like(h).bernoulli_(keep, generator=self.generator)
+        return h * mask.div_(keep)
+
+
+def linear(n_in: int, n_out: int, generator: Generator, zero: bool = False) -> nn.Linear:
+    """Return a linear layer initialised from a local generator (or at zero)."""
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    with torch.no_grad():
+        layer.bias.zero_()
+        if zero:
+            layer.weight.zero_()
+        else:
+            layer.weight.normal_(0.0, 1.0 / math.sqrt(n_in), generator=generator)
+    return layer
+
+
+class FourierFeatures(nn.Module):
+    """Learned sines and cosines of each feature separately."""
+
+    def __init__(self, n_features: int, n_frequencies: int, generator: Generator) -> None:
+        super().__init__()
+        base = torch.logspace(-1.5, 1.5, max(n_frequencies, 1), base=2.0)[:n_frequencies]
+        jitter = torch.rand(n_features, n_frequencies, generator=generator)
+        self.frequencies = nn.Parameter(2.0 * math.pi * 0.35 * base * (0.75 + 0.5 * jitter))
+        self.n_outputs = n_features * (1 + 2 * n_frequencies)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the features, then their sines and cosines, shape (B, n_outputs)."""
+        angles = (z[:, :, None] * self.frequencies).flatten(1)
+        return torch.cat([z, angles.sin(), angles.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-normalised two-layer residual block, scaled and shifted by the log-SNR."""
+
+    def __init__(self, width: int, n_condition: int, dropout: float, generator: Generator) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
+        self.condition = linear(n_condition, 2 * width, generator, zero=True)
+        self.expand = linear(width, width, generator)
+        self.contract = linear(width, width, generator)
+        self.dropout = LocalDropout(dropout, generator)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        """Return ``h`` plus the block's update."""
+        scale, shift = self.condition(condition).chunk(2, dim=1)
+        update = self.expand(self.norm(h) * (1.0 + scale) + shift)
+        return h + self.contract(self.dropout(nn.functional.silu(update)))
+
+
+class ResidualMLP(nn.Module):
+    """Residual MLP on per-feature Fourier features, conditioned on the log-SNR.
+
+    Parameters
+    ----------
+    n_features : int
+        Columns d.
+    embedding : LogSNREmbedding
+        Features of the log-SNR.
+    width : int, default=128
+        Units of the hidden layers.
+    n_blocks : int, default=2
+        Residual blocks.
+    n_frequencies : int, default=4
+        Frequencies for each column; each gives a sine and a cosine.
+    dropout : float, default=0.0
+        Dropout rate in the blocks.
+    generator : torch.Generator or None, default=None
+        Source of the initial weights and of the dropout masks; None makes one with seed 0.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        embedding: LogSNREmbedding,
+        *,
+        width: int = 128,
+        n_blocks: int = 2,
+        n_frequencies: int = 4,
+        dropout: float = 0.0,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        source = torch.Generator().manual_seed(0) if generator is None else generator
+        self.embedding = embedding
+        self.features = FourierFeatures(n_features, n_frequencies, source)
+        self.inlet = linear(self.features.n_outputs, width, source)
+        n_condition = embedding.n_features
+        self.blocks = nn.ModuleList(
+            ResidualBlock(width, n_condition, dropout, source) for _ in range(n_blocks)
+        )
+        self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
+        self.outlet = linear(width, n_features, source, zero=True)
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the correction's shape, (B, n_features), for z (B, d) and logsnr (B,)."""
+        condition = self.embedding(logsnr)
+        h = self.inlet(self.features(z))
+        for block in self.blocks:
+            h = block(h, condition)
+        return self.outlet(self.norm(h))

@@ -1,0 +1,71 @@
+r"""Preconditioning of a backbone by an analytic reference.
+
+.. math:: \hat\epsilon(z, a) = \hat\epsilon_{ref}(z, a)
+    + \sqrt{\sigma(a)\,\sigma(-a)}\; e^{g(a)}\, F(z, a)
+
+The backbone :math:`F` sees the noisy point and the log-SNR and nothing else.  Its last layer
+starts at zero, so that an untrained model is the reference; :math:`g` is a learned gain.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sk_itdiffusion.references.base import Reference
+
+__all__ = ["LogSNREmbedding", "PreconditionedDenoiser"]
+
+
+class LogSNREmbedding(nn.Module):
+    """Smooth features of the log-SNR: itself and bumps over the range in use."""
+
+    centers: Tensor
+
+    def __init__(self, low: float, high: float, n_bumps: int = 12) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.linspace(low, high, n_bumps))
+        self.spacing = (high - low) / (n_bumps - 1)
+        self.middle = 0.5 * (low + high)
+        self.half_width = 0.5 * (high - low)
+        self.n_features = n_bumps + 1
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        """Return features of shape (B, n_features)."""
+        bumps = torch.exp(-0.5 * ((logsnr[:, None] - self.centers) / self.spacing).square())
+        return torch.cat([(logsnr[:, None] - self.middle) / self.half_width, bumps], dim=1)
+
+
+class PreconditionedDenoiser(nn.Module):
+    """Denoiser that adds a scaled backbone to a reference.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Called as ``backbone(z, logsnr)`` with shapes (B, d) and (B,); returns (B, d).
+    reference : Reference
+        Analytic reference on the same d features.
+    embedding : LogSNREmbedding
+        Features from which the gain is linear.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, reference: Reference, embedding: LogSNREmbedding
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.reference = reference
+        self.embedding = embedding
+        self.gain = nn.Parameter(torch.zeros(embedding.n_features))
+
+    def parts(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reference's prediction of the noise and the network's correction to it."""
+        spread = (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt()
+        gain = torch.exp(self.embedding(logsnr) @ self.gain)
+        correction = (spread * gain)[:, None] * self.backbone(z, logsnr)
+        return self.reference.denoise(z, logsnr), correction
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise, shape (B, d)."""
+        baseline, correction = self.parts(z, logsnr)
+        return baseline + correction

@@ -1,0 +1,181 @@
+"""The analytic side of a fit: maps of the columns, references, range of the log-SNR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sk_itdiffusion.marginals import MARGINAL_KINDS, MarginalMap, fit_marginal_map
+from sk_itdiffusion.references import GaussianReference, Reference
+from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR
+from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
+from sk_itdiffusion.rows import WeightedRows, resample_rows
+
+__all__ = [
+    "choose_marginal_map",
+    "fit_mixture_by_validation",
+    "log_likelihoods",
+    "logsnr_range",
+]
+
+Array = NDArray[np.float64]
+
+#: Rows that the mixtures see at most; more hardly change them.
+MOST_ROWS_FOR_MIXTURES = 20_000
+_COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
+_COMPONENTS_FOR_MAPS = 6
+_MOST_ROWS_FOR_MAPS = 5_000
+
+
+@dataclass(frozen=True)
+class MappedSplit:
+    """Training and validation rows behind one map of the columns."""
+
+    marginal_map: MarginalMap
+    train: WeightedRows
+    valid: WeightedRows
+    valid_log_slope: Array
+
+
+def log_likelihoods(reference: Reference, X: Array) -> Array:
+    """Return a reference's log-density of rows, in nats."""
+    with torch.no_grad():
+        return np.asarray(reference.log_prob(torch.from_numpy(X)).numpy())
+
+
+def map_split(kind: str, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
+    """Return standardised rows behind the map of one kind, fitted to the training rows."""
+    marginal_map = fit_marginal_map(kind, train.X, train.weight)
+    mapped, _ = marginal_map.transform(train.X)
+    mapped_valid, log_slope = marginal_map.transform(valid.X)
+    return MappedSplit(
+        marginal_map,
+        WeightedRows(mapped, train.weight),
+        WeightedRows(mapped_valid, valid.weight),
+        log_slope,
+    )
+
+
+def choose_marginal_map(
+    kinds: Sequence[str],
+    train: WeightedRows,
+    valid: WeightedRows,
+    regularization: float,
+    seed: int,
+) -> MappedSplit:
+    """Return the rows behind the map whose Gaussian or small mixture validates best.
+
+    A small mixture is a cheap guide: where a map makes the mixture better it makes the network
+    better.  A map other than plain standardisation must gain more than one standard error.
+
+    Parameters
+    ----------
+    kinds : sequence of str
+        Kinds of maps to choose from; the first is preferred.
+    train, valid : WeightedRows
+        Standardised rows.
+    regularization : float
+        Added to the mixture's variances.
+    seed : int
+        Seed of the mixture.
+
+    Returns
+    -------
+    MappedSplit
+        The chosen map and the mapped rows.
+    """
+    candidates = [map_split(kind, train, valid) for kind in kinds]
+    if len(candidates) == 1:
+        return candidates[0]
+    scores = [_guide_score(split, regularization, seed) for split in candidates]
+    share = valid.weight / valid.weight.sum()
+    chosen = 0
+    for number in range(1, len(candidates)):
+        gain = scores[number] - scores[chosen]
+        mean = float(share @ gain)
+        error = math.sqrt(float(share**2 @ (gain - mean) ** 2))
+        if mean > error:
+            chosen = number
+    return candidates[chosen]
+
+
+def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
+    """Return the validation rows' log-likelihood under the better of two quick references."""
+    random_state = np.random.RandomState(seed)
+    X = resample_rows(split.train, _MOST_ROWS_FOR_MAPS, random_state)
+    guides: list[Reference] = [GaussianReference.fit(X)]
+    if len(X) >= 10 * _COMPONENTS_FOR_MAPS:
+        guides.append(
+            fit_gaussian_mixture(X, _COMPONENTS_FOR_MAPS, random_state, regularization, 30)
+        )
+    share = split.valid.weight / split.valid.weight.sum()
+    scores = [log_likelihoods(guide, split.valid.X) + split.valid_log_slope for guide in guides]
+    return max(scores, key=lambda score: float(share @ score))
+
+
+def fit_mixture_by_validation(
+    train: WeightedRows,
+    valid: WeightedRows,
+    regularization: float,
+    random_state: np.random.RandomState,
+) -> GaussianMixtureReference | None:
+    """Return the mixture whose number of components validates best, or None if one is best.
+
+    Numbers are tried in increasing order until two in a row are no better.
+    """
+    X = resample_rows(train, MOST_ROWS_FOR_MIXTURES, random_state)
+    share = valid.weight / valid.weight.sum()
+    best = float(share @ log_likelihoods(GaussianReference.fit(X), valid.X))
+    chosen, failures = None, 0
+    for n_components in _COMPONENTS:
+        if n_components * (X.shape[1] + 1) > len(X) or failures == 2:
+            break
+        mixture = fit_gaussian_mixture(X, n_components, random_state, regularization)
+        score = float(share @ log_likelihoods(mixture, valid.X))
+        if score > best:
+            best, chosen, failures = score, mixture, 0
+        else:
+            failures += 1
+    return chosen
+
+
+def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
+    """Return the range of the log-SNR in which a model can differ from its references.
+
+    Below it nothing but mean and covariance matters; above it the noise is finer than the
+    narrowest direction of the references, or than the resolution of the columns.
+
+    Parameters
+    ----------
+    references : sequence of Reference
+        Fitted references.
+    resolution : float
+        Largest lattice step of a column, in standard deviations; 0 if there is none.
+
+    Returns
+    -------
+    low, high : float
+        The range.
+    """
+    ranges = [reference.variance_range() for reference in references]
+    low = -math.log(max(high for _, high in ranges)) - 4.0
+    high = -math.log(min(low for low, _ in ranges)) + 4.6
+    high = float(np.clip(high, 6.0, 16.0))
+    if resolution > 0.0:
+        high = min(high, -2.0 * math.log(0.5 * resolution))
+    return low, max(high, low + 4.0)
+
+
+def mixture_regularization(step: Array) -> float:
+    """Return the variance that keeps a mixture from resolving the columns' lattices."""
+    return float(np.clip((step**2).max(initial=0.0) / 12.0, VARIANCE_FLOOR, 1e-2))
+
+
+def marginal_kinds(marginals: str) -> Sequence[str]:
+    """Return the kinds of maps that a parameter value allows."""
+    return MARGINAL_KINDS if marginals == "auto" else (marginals,)

@@ -1,0 +1,459 @@
+r"""From a denoiser and a reference to log-densities.
+
+For a reference q with known log-density and optimal denoiser, and any denoiser of the data,
+
+.. math:: \log p(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
+    \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right],
+
+the pointwise relation between information and least-squares error (Kong et al. 2023, equations 6
+to 9, with the reference in the place of their Gaussian).  Both errors are of the same point and
+noise, so the reference is an exact control variate; where it also replaces the denoiser the
+integrand vanishes, so the range of the integral can be cut to any interval without flattering the
+estimate.
+
+The integral is a stratified Monte-Carlo estimate: the position in each stratum of the log-SNR and
+the noise are keyed by the row (see `sk_itdiffusion.cubature`), with independent draws in each
+stratum from which the standard error follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor
+
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.cubature import (
+    Keys,
+    NoiseRule,
+    PiecewiseDensity,
+    hash_uniform,
+    spawn_keys,
+)
+
+__all__ = [
+    "ErrorProfile",
+    "IntegrationRule",
+    "MSECurve",
+    "StackedDenoiser",
+    "error_profile",
+    "information_gap",
+    "stacking_weights",
+]
+
+Array = NDArray[np.float64]
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+#: Returns the noise predicted by the reference and by the model.
+PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_ROWS_FOR_FREE_STACKING = 50
+
+
+@dataclass(frozen=True)
+class IntegrationRule:
+    """Where and with which noise the integral over the log-SNR is evaluated.
+
+    Parameters
+    ----------
+    placement : PiecewiseDensity
+        Density over which the log-SNR is stratified.
+    noise : NoiseRule
+        Rule for the expectation over the noise.
+    n_strata : int
+        Strata of equal probability.
+    n_draws : int
+        Independent draws in each stratum, at least 2.
+    """
+
+    placement: PiecewiseDensity
+    noise: NoiseRule
+    n_strata: int
+    n_draws: int
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of the denoiser for one row."""
+        return self.n_strata * self.n_draws * self.noise.n_evaluations
+
+    def block_shape(self, budget: int) -> tuple[int, int]:
+        """Return rows and strata in one forward pass of at most about ``budget`` evaluations."""
+        if self.n_evaluations <= budget:
+            return budget // self.n_evaluations, self.n_strata
+        per_stratum = self.n_evaluations // self.n_strata
+        fitting = [s for s in range(1, self.n_strata + 1) if self.n_strata % s == 0]
+        return 1, max([s for s in fitting if s * per_stratum <= budget], default=1)
+
+    def draw(self, keys: Keys, first: int, n_strata: int) -> tuple[Array, Array, Array]:
+        """Return log-SNRs, noise and coefficients of some consecutive strata.
+
+        Parameters
+        ----------
+        keys : ndarray of shape (n,), uint64
+            Keys of the rows.
+        first, n_strata : int
+            The first stratum, and how many.
+
+        Returns
+        -------
+        logsnr : ndarray of shape (n, n_strata, n_draws)
+            Positions in the strata.
+        eps : ndarray of shape (n, n_strata, n_draws, m, d)
+            Noise.
+        coefficient : ndarray of shape (n, n_strata, n_draws, m)
+            Factors with which integrands are summed to the integral.
+        """
+        shape = (len(keys), n_strata, self.n_draws)
+        drawn = spawn_keys(keys, n_strata * self.n_draws, first * self.n_draws).ravel()
+        stratum = first + np.arange(n_strata)[None, :, None]
+        position = (stratum + hash_uniform(drawn, 3).reshape(shape)) / self.n_strata
+        logsnr = self.placement.quantile(position)
+        eps, weight = self.noise.draw(drawn)
+        weight = weight.reshape(*shape, -1) / self.n_strata
+        coefficient = weight / self.placement.density(logsnr)[..., None]
+        return logsnr, eps.reshape(*shape, *eps.shape[1:]), coefficient
+
+
+def information_gap(
+    X: Array,
+    keys: Keys,
+    denoisers: PairedDenoiser,
+    rule: IntegrationRule,
+    *,
+    budget: int = 4096,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Array, Array]:
+    """Return half the integral of the difference of squared errors, for each row.
+
+    Every forward pass has one and the same shape, the last chunk being padded, so that a row's
+    value does not depend on the other rows to the last bit.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows, in the space of the denoisers.
+    keys : ndarray of shape (n_samples,), uint64
+        Keys of the rows' noise.
+    denoisers : callable
+        Maps ``z`` (B, d) and ``logsnr`` (B,) to the noise predicted by the reference and by the
+        model, both (B, d).
+    rule : IntegrationRule
+        Nodes and noise.
+    budget : int, default=4096
+        Evaluations in one forward pass.
+    device : torch.device or str, default="cpu"
+        Where to evaluate.
+    dtype : torch.dtype, default=torch.float64
+        Precision of the tensors given to the denoisers.
+
+    Returns
+    -------
+    gap : ndarray of shape (n_samples,)
+        log p(x) - log q(x), in nats.
+    variance : ndarray of shape (n_samples,)
+        Estimated variance of the gap.
+    """
+    n_rows, n_strata = rule.block_shape(budget)
+    gap, variance = np.empty(len(X)), np.empty(len(X))
+    for start in range(0, len(X), n_rows):
+        stop = min(start + n_rows, len(X))
+        padding = n_rows - (stop - start)
+        rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
+        row_keys = np.pad(keys[start:stop], (0, padding))
+        parts = [
+            _strata_contributions(rows, row_keys, denoisers, rule, first, n_strata, device, dtype)
+            for first in range(0, rule.n_strata, n_strata)
+        ]
+        drawn = np.concatenate(parts, axis=1)[: stop - start]
+        gap[start:stop] = drawn.mean(axis=2).sum(axis=1)
+        variance[start:stop] = drawn.var(axis=2, ddof=1).sum(axis=1) / rule.n_draws
+    return gap, variance
+
+
+def _strata_contributions(
+    rows: Array,
+    keys: Keys,
+    denoisers: PairedDenoiser,
+    rule: IntegrationRule,
+    first: int,
+    n_strata: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Array:
+    """Return the contribution of each draw to the integral, (n, n_strata, n_draws)."""
+    logsnr, eps, coefficient = rule.draw(keys, first, n_strata)
+    shape = coefficient.shape
+    repeated = np.broadcast_to(logsnr[..., None], shape)
+    x = np.broadcast_to(rows[:, None, None, None, :], eps.shape)
+    difference = paired_difference(
+        _tensor(x.reshape(-1, rows.shape[1]), device, dtype),
+        _tensor(eps.reshape(-1, rows.shape[1]), device, dtype),
+        _tensor(repeated.reshape(-1), device, dtype),
+        denoisers,
+    )
+    integrand = 0.5 * difference.cpu().numpy().reshape(shape)
+    return np.asarray((integrand * coefficient).sum(axis=-1))
+
+
+def _tensor(values: Array, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def paired_difference(x: Tensor, eps: Tensor, logsnr: Tensor, denoisers: PairedDenoiser) -> Tensor:
+    """Return the reference's squared error minus the model's, (B,), without cancellation."""
+    reference, model = denoisers(add_noise(x, eps, logsnr), logsnr)
+    return ((model - reference) * (2.0 * eps - reference - model)).sum(1)
+
+
+class StackedDenoiser:
+    """Mixture of denoisers with weights that are piecewise linear in the log-SNR.
+
+    For a fixed log-SNR any mixture of denoisers is a denoiser, so the bound holds for it.
+
+    Parameters
+    ----------
+    experts : mapping of str to callable
+        Denoisers, each called as ``expert(z, logsnr)``.
+    logsnr : ndarray of shape (n_nodes,)
+        Increasing nodes.
+    weights : ndarray of shape (n_nodes, n_experts)
+        Non-negative weights that sum to 1 at each node.
+    """
+
+    def __init__(self, experts: Mapping[str, Denoiser], logsnr: Array, weights: Array) -> None:
+        self.experts = dict(experts)
+        self.logsnr = logsnr
+        self.weights = weights
+
+    def expert_weights(self, logsnr: Tensor) -> Tensor:
+        """Return the experts' weights, shape (B, n_experts); constant beyond the nodes."""
+        nodes = torch.from_numpy(self.logsnr).to(logsnr)
+        table = torch.from_numpy(self.weights).to(logsnr)
+        upper = torch.searchsorted(nodes, logsnr).clamp(1, len(nodes) - 1)
+        left, right = nodes[upper - 1], nodes[upper]
+        share = ((logsnr - left) / (right - left)).clamp(0.0, 1.0)[:, None]
+        return (1.0 - share) * table[upper - 1] + share * table[upper]
+
+    def paired_with(self, reference: Denoiser) -> PairedDenoiser:
+        """Return a function of z and log-SNR that predicts with the reference and the stack."""
+        used = [
+            (number, expert)
+            for number, expert in enumerate(self.experts.values())
+            if self.weights[:, number].any()
+        ]
+
+        def denoisers(z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+            baseline = reference(z, logsnr)
+            weights = self.expert_weights(logsnr)
+            # Written as the reference plus weighted differences: exactly the reference where it
+            # has all the weight.
+            mixture = baseline.clone()
+            for number, expert in used:
+                if expert is not reference:
+                    difference = expert(z, logsnr) - baseline
+                    mixture += weights[:, number, None] * difference
+            return baseline, mixture
+
+        return denoisers
+
+    def __call__(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise, shape (B, d)."""
+        weights = self.expert_weights(logsnr)
+        predictions = [
+            weights[:, number, None] * expert(z, logsnr)
+            for number, expert in enumerate(self.experts.values())
+            if self.weights[:, number].any()
+        ]
+        return torch.stack(predictions).sum(0)
+
+
+@dataclass(frozen=True)
+class ErrorProfile:
+    """Products of the experts' residuals on some rows, at each node of the log-SNR.
+
+    Attributes
+    ----------
+    names : sequence of str
+        The experts.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes.
+    gram : ndarray of shape (n_nodes, n_samples, n_experts, n_experts)
+        Products of residuals, averaged over the noise, for each row.
+    row_weight : ndarray of shape (n_samples,)
+        Weights of the rows; they sum to 1.
+    """
+
+    names: Sequence[str]
+    logsnr: Array
+    gram: Array
+    row_weight: Array
+
+    @property
+    def mean_gram(self) -> Array:
+        """Weighted mean over rows, shape (n_nodes, n_experts, n_experts)."""
+        return np.asarray(np.einsum("n,knef->kef", self.row_weight, self.gram))
+
+    def row_errors(self, weights: Array) -> Array:
+        """Return the squared error of a stack, (n_nodes, n_samples); weights (n_nodes, E)."""
+        return np.asarray(np.einsum("ke,knef,kf->kn", weights, self.gram, weights))
+
+    def vertex(self, name: str) -> Array:
+        """Return the weights that are 1 for one expert everywhere."""
+        weights = np.zeros((len(self.logsnr), len(self.names)))
+        weights[:, list(self.names).index(name)] = 1.0
+        return weights
+
+    def standard_error(self, rows: Array) -> Array:
+        """Return the standard error of the weighted mean over rows, along the last axis."""
+        deviation = rows - (rows @ self.row_weight)[..., None]
+        return np.asarray(np.sqrt((deviation**2) @ self.row_weight**2))
+
+    def integral(self, rows: Array) -> Array:
+        """Return half the trapezoidal integral over the log-SNR, for each row."""
+        return np.asarray(0.5 * np.trapezoid(rows, self.logsnr, axis=0))
+
+
+@torch.no_grad()
+def error_profile(
+    X: Array,
+    row_weight: Array,
+    keys: Keys,
+    experts: Mapping[str, Denoiser],
+    logsnr: Array,
+    noise: NoiseRule,
+    *,
+    budget: int = 4096,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> ErrorProfile:
+    """Return the products of the experts' residuals on rows, at given nodes.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows, in the space of the denoisers.
+    row_weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+    keys : ndarray of shape (n_samples,), uint64
+        Keys of the rows' noise.
+    experts : mapping of str to callable
+        Denoisers.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes.
+    noise : NoiseRule
+        Rule without the origin, whose coefficients are positive.
+    budget, device, dtype
+        See `information_gap`.
+
+    Returns
+    -------
+    ErrorProfile
+        The products.
+    """
+    n_samples, n_features = X.shape
+    n_nodes, n_experts = len(logsnr), len(experts)
+    gram = np.empty((n_nodes, n_samples, n_experts, n_experts))
+    n_rows = max(1, budget // noise.n_evaluations)
+    for node, value in enumerate(logsnr):
+        for start in range(0, n_samples, n_rows):
+            rows = slice(start, min(start + n_rows, n_samples))
+            eps, coefficient = noise.draw(spawn_keys(keys[rows], 1, first=node).ravel())
+            x = np.broadcast_to(X[rows, None, :], eps.shape)
+            noisy = _tensor(eps.reshape(-1, n_features), device, dtype)
+            level = torch.full((len(noisy),), float(value), device=device, dtype=dtype)
+            z = add_noise(_tensor(x.reshape(-1, n_features), device, dtype), noisy, level)
+            residuals = torch.stack([noisy - expert(z, level) for expert in experts.values()])
+            residuals = residuals.reshape(n_experts, *eps.shape)
+            factor = _tensor(coefficient, device, dtype)
+            products = torch.einsum("enmd,fnmd,nm->nef", residuals, residuals, factor)
+            gram[node, rows] = products.cpu().numpy()
+    return ErrorProfile(tuple(experts), logsnr, gram, row_weight / row_weight.sum())
+
+
+def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
+    """Return the weights on the simplex of least squared error at each node.
+
+    With 50 rows or fewer the weights are drawn back to the reference as far as the error stays
+    within one standard error of the least.
+
+    Parameters
+    ----------
+    profile : ErrorProfile
+        Products of the residuals on validation rows.
+    reference : str
+        Name of the expert to fall back to.
+
+    Returns
+    -------
+    ndarray of shape (n_nodes, n_experts)
+        Non-negative weights; rows sum to 1.
+    """
+    weights = np.stack([_least_error_on_simplex(gram) for gram in profile.mean_gram])
+    if profile.gram.shape[1] > _ROWS_FOR_FREE_STACKING:
+        return weights
+    anchor = profile.vertex(reference)
+    drawn_back = weights.copy()
+    best = profile.row_errors(weights)
+    pending = np.ones(len(weights), dtype=bool)
+    for share in np.linspace(0.0, 1.0, 11):
+        candidate = (1.0 - share) * anchor + share * weights
+        excess = profile.row_errors(candidate) - best
+        within = excess @ profile.row_weight <= profile.standard_error(excess)
+        chosen = pending & within
+        drawn_back[chosen] = candidate[chosen]
+        pending &= ~chosen
+    return drawn_back
+
+
+def _least_error_on_simplex(gram: Array) -> Array:
+    """Minimise w' G w over the simplex, by non-negative least squares with a heavy last row."""
+    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    heavy = 1e3 * max(float(np.sqrt(values[-1])), 1e-12)
+    design = np.vstack([root, np.full(len(gram), heavy)])
+    target = np.append(np.zeros(len(gram)), heavy)
+    weights = nnls(design, target)[0]
+    weights /= weights.sum()
+    # Never worse than the best single expert, whatever the rounding of the solver.
+    single = int(np.argmin(np.diag(gram)))
+    if weights @ gram @ weights > gram[single, single]:
+        weights = np.eye(len(gram))[single]
+    return np.asarray(weights)
+
+
+@dataclass(frozen=True)
+class MSECurve:
+    """Mean squared errors of the noise prediction against the log-SNR.
+
+    All errors are of ``|eps - eps_hat|**2``, summed over columns, which is ``exp(logsnr)`` times
+    that of ``|x - x_hat|**2`` in the standardised, mapped columns; half the area between a
+    reference's curve and the model's is the difference of their log-likelihoods in nats.
+
+    Attributes
+    ----------
+    logsnr : ndarray of shape (n_nodes,)
+        Log signal-to-noise ratios.
+    model, model_stderr : ndarray of shape (n_nodes,)
+        Error of the model (the stack of the experts), and its standard error over rows.
+    references, references_stderr : dict of str to ndarray of shape (n_nodes,)
+        Errors of the analytic references, and their standard errors.
+    networks, networks_stderr : dict of str to ndarray of shape (n_nodes,)
+        Errors of the networks alone, and their standard errors.
+    weights : dict of str to ndarray of shape (n_nodes,)
+        Weights of the experts in the stack.
+    """
+
+    logsnr: Array
+    model: Array
+    model_stderr: Array
+    references: dict[str, Array]
+    references_stderr: dict[str, Array]
+    networks: dict[str, Array]
+    networks_stderr: dict[str, Array]
+    weights: dict[str, Array]

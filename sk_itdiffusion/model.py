@@ -1,0 +1,690 @@
+"""The fitted model behind the continuous estimator, and how it is fitted.
+
+The estimator validates its input and delegates to this module: rows are grouped and split, the
+columns are standardised and mapped, references are fitted, the network is trained on what they
+lack, and at each log-SNR the experts are stacked by their validation errors.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion.denoisers import PreconditionedDenoiser, ResidualMLP
+from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.experts import (
+    MappedSplit,
+    choose_marginal_map,
+    fit_mixture_by_validation,
+    log_likelihoods,
+    logsnr_range,
+    marginal_kinds,
+    mixture_regularization,
+)
+from sk_itdiffusion.likelihood import (
+    Denoiser,
+    ErrorProfile,
+    IntegrationRule,
+    MSECurve,
+    StackedDenoiser,
+    error_profile,
+    information_gap,
+    stacking_weights,
+)
+from sk_itdiffusion.marginals import MarginalMap, Standardizer
+from sk_itdiffusion.references import GaussianReference, Reference
+from sk_itdiffusion.rows import (
+    ColumnReport,
+    WeightedRows,
+    column_labels,
+    group_rows,
+    inspect_columns,
+    resample_rows,
+)
+from sk_itdiffusion.sampling import probability_flow
+from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion.training import (
+    DenoisingObjective,
+    RowDataset,
+    TrainingPlan,
+    train,
+)
+
+__all__ = ["FitSettings", "TableModel", "fit_table_model"]
+
+Array = NDArray[np.float64]
+
+NETWORK = "network"
+N_NODES = 41
+MOST_VALIDATION_ROWS = 10_000
+MOST_PROFILE_ROWS = 2_000
+LEAST_ROWS_FOR_NETWORK = 20
+#: Width, relative to its value (or 1), that a column without variation is given.
+CONSTANT_WIDTH = 1e-3
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The estimator's parameters, resolved and checked."""
+
+    reference: str | Reference
+    experts: str | Sequence[str]
+    marginals: str
+    schedule: Schedule
+    hidden_size: int
+    n_blocks: int
+    n_frequencies: int
+    dropout: float | None
+    weight_decay: float | None
+    max_epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    patience: int | None
+    validation_fraction: float
+    n_strata: int
+    n_draws: int
+    n_directions: int | None
+    device: torch.device
+    callbacks: Sequence[Any] = ()
+    verbose: int = 0
+    feature_names: Sequence[str] | None = None
+
+
+@dataclass
+class TableModel:
+    """A fitted density on rows of a table.
+
+    Attributes
+    ----------
+    constants : ConstantColumns
+        Columns without variation, outside the network.
+    standardizer, marginal_map
+        Maps of the varying columns to the space of the denoisers.
+    references : dict of str to Reference
+        Analytic references there.
+    control : str
+        Name of the reference that is the control variate.
+    net : NeuralNet or None
+        The trained network.
+    weights : ndarray of shape (n_nodes, n_experts)
+        Weights of the experts at the nodes.
+    """
+
+    columns: ColumnReport
+    constant_values: Array
+    standardizer: Standardizer
+    marginal_map: MarginalMap
+    references: dict[str, Reference]
+    control: str
+    net: skorch.NeuralNet | None
+    logsnr: Array
+    expert_names: Sequence[str]
+    weights: Array
+    rule: IntegrationRule | None
+    scoring_seed: int
+    device: torch.device
+    entropy: float = math.nan
+    history: list[dict[str, float]] = field(default_factory=list)
+    curve: MSECurve | None = None
+
+    # -- denoisers ---------------------------------------------------------------------------
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision of references and integrals; Apple's devices have no float64."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def experts(self) -> dict[str, Denoiser]:
+        """Return all denoisers by name, in the space of the mapped columns."""
+        denoisers: dict[str, Denoiser] = dict(self.references)
+        if self.net is not None:
+            denoisers = {NETWORK: network_denoiser(self.net.module_.averaged), **denoisers}
+        return denoisers
+
+    def stack(self) -> StackedDenoiser:
+        """Return the stacked denoiser."""
+        experts = self.experts()
+        return StackedDenoiser(
+            {name: experts[name] for name in self.expert_names}, self.logsnr, self.weights
+        )
+
+    @property
+    def budget(self) -> int:
+        """Evaluations in one forward pass, from a memory budget of 64 MiB for the widest layer."""
+        n_features = len(self.standardizer.center)
+        n_components = max(getattr(ref, "n_components", 1) for ref in self.references.values())
+        floats = max(3 * n_features * n_components, 9 * n_features, 512)
+        return int(2 ** math.floor(math.log2(np.clip(2**23 // floats, 128, 4096))))
+
+    # -- density -----------------------------------------------------------------------------
+
+    def log_density(self, X: Array) -> tuple[Array, Array]:
+        """Return log-densities in nats, in the units of the data, and their variances."""
+        total, variance = self._constant_log_density(X), np.zeros(len(X))
+        if not self.columns.varies.any():
+            return total, variance
+        standardized = self.standardizer.transform(X[:, self.columns.varies])
+        mapped, log_slope = self.marginal_map.transform(standardized)
+        reference = self.references[self.control]
+        total += log_likelihoods(reference, mapped) + log_slope
+        total -= np.log(self.standardizer.scale).sum()
+        if self.rule is not None:
+            reference.to(self.device)
+            gap, variance = information_gap(
+                mapped,
+                row_keys(standardized, self.scoring_seed),
+                self.stack().paired_with(reference),
+                self.rule,
+                budget=self.budget,
+                device=self.device,
+                dtype=self.precision,
+            )
+            total += gap
+        return total, variance
+
+    def _constant_log_density(self, X: Array) -> Array:
+        """Return the narrow normal densities of the columns without variation."""
+        fixed = ~self.columns.varies
+        if not fixed.any():
+            return np.zeros(len(X))
+        values = self.constant_values[fixed]
+        width = CONSTANT_WIDTH * np.where(values == 0.0, 1.0, np.abs(values))
+        deviation = (X[:, fixed] - values) / width
+        return np.asarray(
+            -0.5 * (deviation**2).sum(axis=1)
+            - np.log(width).sum()
+            - 0.5 * math.log(2 * math.pi) * fixed.sum()
+        )
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState, n_steps: int) -> Array:
+        """Return random rows by the deterministic flow from a noised draw of the reference."""
+        X = np.tile(self.constant_values, (n_samples, 1))
+        if not self.columns.varies.any():
+            return X
+        reference = self.references[self.control]
+        level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
+        clean = torch.from_numpy(reference.sample(n_samples, random_state))
+        noise = torch.from_numpy(random_state.standard_normal(clean.shape))
+        if self.rule is None:
+            mapped = clean.numpy()
+        else:
+            start = add_noise(clean, noise, level).to(self.device, self.precision)
+            path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
+            mapped = probability_flow(self.stack(), start, path).double().cpu().numpy()
+        X[:, self.columns.varies] = self.standardizer.inverse(self.marginal_map.inverse(mapped))
+        return X
+
+    def mse_curve(self, X: Array, seed: int = 0) -> MSECurve:
+        """Return the errors of the model and its experts on rows."""
+        standardized = self.standardizer.transform(X[:, self.columns.varies])
+        mapped, _ = self.marginal_map.transform(standardized)
+        profile = self.profile(mapped, np.ones(len(X)), row_keys(standardized, seed))
+        return summarize_profile(profile, self.expert_names, self.weights)
+
+    def profile(self, mapped: Array, weight: Array, keys: NDArray[np.uint64]) -> ErrorProfile:
+        """Return the products of all experts' residuals at the nodes."""
+        n_features = mapped.shape[1]
+        return error_profile(
+            mapped,
+            weight,
+            keys,
+            self.experts(),
+            self.logsnr,
+            NoiseRule(n_features, min(n_features, 4), central=False, seed=1),
+            budget=self.budget,
+            device=self.device,
+            dtype=self.precision,
+        )
+
+
+def network_denoiser(module: torch.nn.Module) -> Denoiser:
+    """Return a float32 network as a denoiser for tensors of any precision."""
+
+    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+        return module(z.float(), logsnr.float()).to(z.dtype)
+
+    return denoise
+
+
+def summarize_profile(
+    profile: ErrorProfile, expert_names: Sequence[str], weights: Array
+) -> MSECurve:
+    """Return the means and standard errors of a profile, and the experts' weights."""
+    names = list(profile.names)
+    spread = np.zeros((len(profile.logsnr), len(names)))
+    for column, name in enumerate(expert_names):
+        spread[:, names.index(name)] = weights[:, column]
+    stacked = profile.row_errors(spread)
+    rows = {name: profile.row_errors(profile.vertex(name)) for name in names}
+    means = {name: value @ profile.row_weight for name, value in rows.items()}
+    errors = {name: profile.standard_error(value) for name, value in rows.items()}
+    return MSECurve(
+        logsnr=profile.logsnr,
+        model=stacked @ profile.row_weight,
+        model_stderr=profile.standard_error(stacked),
+        references={name: means[name] for name in names if name != NETWORK},
+        references_stderr={name: errors[name] for name in names if name != NETWORK},
+        networks={name: means[name] for name in names if name == NETWORK},
+        networks_stderr={name: errors[name] for name in names if name == NETWORK},
+        weights={name: spread[:, names.index(name)] for name in names},
+    )
+
+
+# -- fitting ---------------------------------------------------------------------------------
+
+
+def fit_table_model(
+    X: Array,
+    weight: Array,
+    settings: FitSettings,
+    random_state: np.random.RandomState,
+    previous: TableModel | None = None,
+) -> TableModel:
+    """Return a model fitted to rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Finite rows.
+    weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+    settings : FitSettings
+        Parameters.
+    random_state : RandomState
+        Source of all randomness.
+    previous : TableModel or None, default=None
+        Model whose maps and references are kept and whose network is trained further.
+
+    Returns
+    -------
+    TableModel
+        The fitted model.
+    """
+    # Drawn first and in fixed order, so that no choice below shifts the randomness of another.
+    split_seed, mixture_seed, network_seed, scoring_seed = random_state.randint(2**31 - 1, size=4)
+    rows = group_rows(X, weight)
+    varies = rows.X.min(axis=0) < rows.X.max(axis=0)
+    varying = WeightedRows(np.ascontiguousarray(rows.X[:, varies]), rows.weight)
+    standardizer = Standardizer.fit(varying.X, varying.weight)
+    columns = _full_report(inspect_columns(varying, standardizer.scale), varies)
+    warn_about_columns(columns, settings.feature_names)
+    if not varies.any():
+        return _constant_model(rows, columns, standardizer, settings, int(scoring_seed))
+    standardized = WeightedRows(standardizer.transform(varying.X), rows.weight)
+    train_rows, valid_rows = split_rows(standardized, settings, int(split_seed))
+    if previous is not None:
+        standardizer, split = _reuse_maps(previous, varying, settings, int(split_seed))
+        references, control = previous.references, previous.control
+    else:
+        split = _map_columns(train_rows, valid_rows, columns, settings, int(mixture_seed))
+        references = fit_references(split, columns, standardizer, settings, int(mixture_seed))
+        control = choose_control(references, split.valid, settings)
+    low, high = logsnr_range(list(references.values()), float(columns.step.max(initial=0.0)))
+    model = TableModel(
+        columns=columns,
+        constant_values=rows.X[0].copy(),
+        standardizer=standardizer,
+        marginal_map=split.marginal_map,
+        references=references,
+        control=control,
+        net=None,
+        logsnr=np.linspace(low, high, N_NODES) if previous is None else previous.logsnr,
+        expert_names=(),
+        weights=np.empty((N_NODES, 0)),
+        rule=None,
+        scoring_seed=int(scoring_seed),
+        device=settings.device,
+    )
+    offset = cross_entropy_in_data_units(model, split)
+    if use_network(settings, len(rows)):
+        model.net = train_network(model, split, settings, int(network_seed), offset, previous)
+        model.history = bound_history(model.net)
+    finish_stacking(model, split, settings)
+    return model
+
+
+def _full_report(report: ColumnReport, varies: NDArray[np.bool_]) -> ColumnReport:
+    """Return the report of the varying columns in the numbering of all columns."""
+    tied, step = np.zeros(len(varies), dtype=bool), np.zeros(len(varies))
+    tied[varies], step[varies] = report.tied, report.step
+    return ColumnReport(varies, tied, step)
+
+
+def warn_about_columns(columns: ColumnReport, names: Sequence[str] | None) -> None:
+    """Warn about columns for which no density exists."""
+    if not columns.varies.all():
+        warnings.warn(
+            f"Column(s) {column_labels(~columns.varies, names)} are constant and have no density; "
+            f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
+            "standard deviation. Leave them out to avoid this.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if columns.tied.any():
+        warnings.warn(
+            f"Column(s) {column_labels(columns.tied, names)} have many equal or coarsely rounded "
+            "values, for which no density exists; log-densities depend on how finely they are "
+            "resolved. Model them as discrete, or add uniform noise of the size of their step.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def split_rows(
+    rows: WeightedRows, settings: FitSettings, seed: int
+) -> tuple[WeightedRows, WeightedRows]:
+    """Return training and validation rows; very few rows serve as both."""
+    if len(rows) < LEAST_ROWS_FOR_NETWORK:
+        return rows, rows
+    return rows.split(
+        settings.validation_fraction, MOST_VALIDATION_ROWS, np.random.RandomState(seed)
+    )
+
+
+def _reuse_maps(
+    previous: TableModel, varying: WeightedRows, settings: FitSettings, seed: int
+) -> tuple[Standardizer, MappedSplit]:
+    """Return the rows behind the maps of an earlier fit."""
+    standardizer = previous.standardizer
+    rows = WeightedRows(standardizer.transform(varying.X), varying.weight)
+    train_rows, valid_rows = split_rows(rows, settings, seed)
+    mapped, _ = previous.marginal_map.transform(train_rows.X)
+    mapped_valid, log_slope = previous.marginal_map.transform(valid_rows.X)
+    return standardizer, MappedSplit(
+        previous.marginal_map,
+        WeightedRows(mapped, train_rows.weight),
+        WeightedRows(mapped_valid, valid_rows.weight),
+        log_slope,
+    )
+
+
+def _map_columns(
+    train_rows: WeightedRows,
+    valid_rows: WeightedRows,
+    columns: ColumnReport,
+    settings: FitSettings,
+    seed: int,
+) -> MappedSplit:
+    """Return the rows behind the chosen marginal map."""
+    kinds = marginal_kinds(settings.marginals)
+    if isinstance(settings.reference, Reference) or len(train_rows) < LEAST_ROWS_FOR_NETWORK:
+        kinds = kinds[:1]
+    regularization = mixture_regularization(columns.step)
+    return choose_marginal_map(kinds, train_rows, valid_rows, regularization, seed)
+
+
+def fit_references(
+    split: MappedSplit,
+    columns: ColumnReport,
+    standardizer: Standardizer,
+    settings: FitSettings,
+    seed: int,
+) -> dict[str, Reference]:
+    """Return the references that the settings ask for, by name."""
+    random_state = np.random.RandomState(seed)
+    X = resample_rows(split.train, max(len(split.train), 100_000), random_state)
+    references: dict[str, Reference] = {"gaussian": GaussianReference.fit(X)}
+    asked = set() if settings.experts == "auto" else set(settings.experts)
+    if isinstance(settings.reference, Reference):
+        references["reference"] = settings.reference.standardized(
+            standardizer.center, standardizer.scale
+        )
+    elif settings.reference in ("auto", "gaussian_mixture") or "gaussian_mixture" in asked:
+        mixture = fit_mixture_by_validation(
+            split.train, split.valid, mixture_regularization(columns.step), random_state
+        )
+        if mixture is not None:
+            references["gaussian_mixture"] = mixture
+    return references
+
+
+def choose_control(
+    references: dict[str, Reference], valid: WeightedRows, settings: FitSettings
+) -> str:
+    """Return the name of the control variate: the one asked for, else the likeliest."""
+    if isinstance(settings.reference, Reference):
+        return "reference"
+    if settings.reference in references:
+        return str(settings.reference)
+    share = valid.weight / valid.weight.sum()
+    return max(references, key=lambda name: share @ log_likelihoods(references[name], valid.X))
+
+
+def use_network(settings: FitSettings, n_rows: int) -> bool:
+    """Return whether there is a network to train."""
+    wanted = settings.experts == "auto" or NETWORK in settings.experts
+    return wanted and n_rows >= LEAST_ROWS_FOR_NETWORK
+
+
+def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
+    """Return the preconditioner's mean negative log-likelihood of the validation rows."""
+    share = split.valid.weight / split.valid.weight.sum()
+    mapped = log_likelihoods(model.references["gaussian"], split.valid.X)
+    log_jacobian = split.valid_log_slope - np.log(model.standardizer.scale).sum()
+    return -float(share @ (mapped + log_jacobian))
+
+
+def train_network(
+    model: TableModel,
+    split: MappedSplit,
+    settings: FitSettings,
+    seed: int,
+    offset: float,
+    previous: TableModel | None,
+) -> skorch.NeuralNet:
+    """Return the trained skorch net."""
+    generator = Generator().manual_seed(seed)
+    low, high = float(model.logsnr[0]), float(model.logsnr[-1])
+    gaussian = model.references["gaussian"]
+    n_rows, n_features = split.train.X.shape
+    dropout, weight_decay = regularization_for(n_rows, n_features, settings)
+    embedding = LogSNREmbedding(low, high)
+    denoiser = PreconditionedDenoiser(
+        ResidualMLP(
+            n_features,
+            embedding,
+            width=settings.hidden_size,
+            n_blocks=settings.n_blocks,
+            n_frequencies=settings.n_frequencies,
+            dropout=dropout,
+            generator=generator,
+        ),
+        copy.deepcopy(gaussian).float(),
+        embedding,
+    )
+    if previous is not None and previous.net is not None:
+        _copy_weights(previous.net.module_.averaged, denoiser)
+    spectrum = np.linalg.eigvalsh(np.atleast_2d(np.cov(split.train.X.T, aweights=split.train.weight)))
+    plan = TrainingPlan(
+        density=settings.schedule.density(low, high, np.maximum(spectrum, 1e-6)),
+        adaptive=settings.schedule.adaptive,
+        batch_size=settings.batch_size,
+        n_batches=settings.steps_per_epoch,
+        max_epochs=settings.max_epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=weight_decay,
+        patience=settings.patience,
+        verbose=settings.verbose,
+    )
+    net = train(
+        DenoisingObjective(denoiser, offset=offset),
+        RowDataset(split.train.X, split.train.weight, settings.device),
+        RowDataset(split.valid.X, split.valid.weight, settings.device),
+        plan,
+        generator,
+        adapt=_adapter(model, split, plan.density),
+        callbacks=list(settings.callbacks),
+        device=settings.device,
+    )
+    net.forget_training()
+    return net
+
+
+def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Copy the weights of an earlier network of the same size."""
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            "warm_start needs a network of the same size as in the earlier fit; keep hidden_size, "
+            "n_blocks and n_frequencies, or set warm_start=False."
+        ) from error
+
+
+def regularization_for(
+    n_rows: int, n_features: int, settings: FitSettings
+) -> tuple[float, float]:
+    """Return dropout and weight decay, stronger for fewer rows."""
+    # Measured on tables of 200 to 45,000 rows; see docs/benchmarks.md.
+    scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
+    dropout = 0.2 * scarcity if settings.dropout is None else settings.dropout
+    decay = 0.1 * scarcity if settings.weight_decay is None else settings.weight_decay
+    return dropout, decay
+
+
+def _adapter(
+    model: TableModel, split: MappedSplit, base: PiecewiseDensity
+) -> Callable[[PreconditionedDenoiser], PiecewiseDensity]:
+    """Return a function that refits the importance density to the validation gap."""
+    few = split.valid.take(np.arange(min(len(split.valid), 256)))
+    keys = row_keys(few.X, 1)
+    noise = NoiseRule(few.X.shape[1], min(few.X.shape[1], 2), central=False, seed=2)
+
+    def adapt(network: PreconditionedDenoiser) -> PiecewiseDensity:
+        network.eval()
+        profile = error_profile(
+            few.X,
+            few.weight,
+            keys,
+            {NETWORK: network_denoiser(network), "gaussian": model.references["gaussian"]},
+            model.logsnr,
+            noise,
+            budget=model.budget,
+            device=model.device,
+            dtype=model.precision,
+        )
+        gap = profile.row_errors(profile.vertex("gaussian")) - profile.row_errors(
+            profile.vertex(NETWORK)
+        )
+        height = np.sqrt(gap**2 @ profile.row_weight)
+        centers = 0.5 * (base.edges[1:] + base.edges[:-1])
+        measured = PiecewiseDensity.from_profile(
+            base.edges, np.interp(centers, model.logsnr, height), floor=0.1
+        )
+        return PiecewiseDensity(base.edges, 0.5 * base.mass + 0.5 * measured.mass)
+
+    return adapt
+
+
+def bound_history(net: skorch.NeuralNet) -> list[dict[str, float]]:
+    """Return the bounds of each epoch, in nats per row."""
+    return [
+        {
+            "epoch": int(row["epoch"]),
+            "train_bound": float(row["train_loss"]),
+            "valid_bound": float(row["valid_loss"]),
+        }
+        for row in net.history
+        if "valid_loss" in row
+    ]
+
+
+def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings) -> None:
+    """Set the weights of the experts, the validation bound and the scoring rule, in place."""
+    valid = split.valid.take(np.arange(min(len(split.valid), MOST_PROFILE_ROWS)))
+    experts = model.experts()
+    model.expert_names = chosen_experts(settings, list(experts), model.control)
+    profile = model.profile(valid.X, valid.weight, row_keys(valid.X, model.scoring_seed + 1))
+    members = restrict_profile(profile, model.expert_names)
+    anchor = model.control if model.control in model.expert_names else model.expert_names[0]
+    model.weights = stacking_weights(members, anchor)
+    model.curve = summarize_profile(profile, model.expert_names, model.weights)
+    difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
+        model.weights
+    )
+    log_density = log_likelihoods(model.references[model.control], valid.X)
+    log_density += split.valid_log_slope[: len(valid)] - np.log(model.standardizer.scale).sum()
+    model.entropy = -float(members.row_weight @ (log_density + members.integral(difference)))
+    model.rule = scoring_rule(model, difference, members.row_weight, settings)
+
+
+def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
+    """Return the names of the experts to stack."""
+    if settings.experts == "auto":
+        return tuple(available)
+    chosen = tuple(name for name in available if name in settings.experts)
+    return chosen or (control,)
+
+
+def restrict_profile(profile: ErrorProfile, names: Sequence[str]) -> ErrorProfile:
+    """Return the profile of some of the experts."""
+    index = [list(profile.names).index(name) for name in names]
+    return replace(profile, names=tuple(names), gram=profile.gram[:, :, index][..., index])
+
+
+def scoring_rule(
+    model: TableModel, difference: Array, row_weight: Array, settings: FitSettings
+) -> IntegrationRule | None:
+    """Return the integration rule fitted to the validation gap, None if there is no gap."""
+    control = list(model.expert_names).index(model.control) if (
+        model.control in model.expert_names
+    ) else None
+    differs = (
+        np.ones(N_NODES, dtype=bool) if control is None else model.weights[:, control] < 1.0
+    )
+    if not differs.any():
+        return None
+    first, last = np.flatnonzero(differs)[[0, -1]]
+    nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
+    height = np.sqrt(difference**2 @ row_weight)[nodes]
+    edges = model.logsnr[nodes]
+    placement = PiecewiseDensity.from_profile(edges, 0.5 * (height[1:] + height[:-1]), floor=0.2)
+    n_features = len(model.standardizer.center)
+    most = 8 if settings.n_directions is None else settings.n_directions
+    noise = NoiseRule(
+        n_features,
+        min(n_features, most),
+        central=n_features <= 20,
+        seed=model.scoring_seed,
+    )
+    return IntegrationRule(placement, noise, settings.n_strata, settings.n_draws)
+
+
+def _constant_model(
+    rows: WeightedRows,
+    columns: ColumnReport,
+    standardizer: Standardizer,
+    settings: FitSettings,
+    scoring_seed: int,
+) -> TableModel:
+    """Return the model of rows that are all equal."""
+    model = TableModel(
+        columns=columns,
+        constant_values=rows.X[0].copy(),
+        standardizer=standardizer,
+        marginal_map=MarginalMap("standard", ()),
+        references={},
+        control="",
+        net=None,
+        logsnr=np.empty(0),
+        expert_names=(),
+        weights=np.empty((0, 0)),
+        rule=None,
+        scoring_seed=scoring_seed,
+        device=settings.device,
+    )
+    model.entropy = -float(model.log_density(rows.X[:1])[0][0])
+    return model

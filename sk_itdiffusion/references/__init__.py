@@ -1,0 +1,7 @@
+"""Distributions whose log-density and optimal denoiser are known in closed form."""
+
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+
+__all__ = ["GaussianMixtureReference", "GaussianReference", "Reference"]

@@ -1,0 +1,83 @@
+"""The interface of the analytic references."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+__all__ = ["Reference"]
+
+
+class Reference(nn.Module, ABC):
+    """A distribution with exact log-density and exact optimal denoiser.
+
+    A reference plays three roles in the estimators: it preconditions the network, which then
+    learns only what the reference lacks; it is the control variate of the likelihood integral;
+    and it is an expert among which the estimator chooses at each log-SNR.
+    """
+
+    n_features: int
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density in nats, shape ``(B,)``, of points of shape ``(B, d)``."""
+
+    @abstractmethod
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the noise that the optimal denoiser predicts.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        Tensor of shape (B, d)
+            The conditional mean of the noise given ``z``.
+        """
+
+    @abstractmethod
+    def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
+        """Return random points, shape (n_samples, n_features)."""
+
+    @abstractmethod
+    def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
+        """Return the distribution of ``(x - center) / scale`` for x of this distribution."""
+
+    @abstractmethod
+    def variance_range(self) -> tuple[float, float]:
+        """Return the least and greatest variance along any principal direction."""
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return :meth:`denoise`; a reference is a denoiser like any other."""
+        return self.denoise(z, logsnr)
+
+
+def as_float_tensor(values: ArrayLike, ndim: int, name: str) -> Tensor:
+    """Return finite values as a float64 tensor, or raise an error that names the parameter."""
+    array: NDArray[np.float64] = np.array(values, dtype=np.float64)
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite.")
+    return torch.from_numpy(array)
+
+
+def eigenbasis(covariances: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (..., d) and eigenvectors (..., d, d), or raise if not positive."""
+    if covariances.shape[-1] != covariances.shape[-2]:
+        raise ValueError(f"{name} must be square, got shape {tuple(covariances.shape)}.")
+    variances, basis = torch.linalg.eigh(covariances)
+    if bool((variances <= 0).any()):
+        raise ValueError(
+            f"{name} must be positive definite; its least eigenvalue is {variances.min():.3g}. "
+            "Add a small multiple of the identity, or shrink it."
+        )
+    return variances, basis

@@ -1,0 +1,199 @@
+r"""The Gaussian-mixture reference.
+
+After the noise channel a Gaussian mixture is again one, with the same weights, means
+:math:`\sqrt{\sigma(a)}\mu_k` and covariances :math:`C_k = \sigma(a)\Sigma_k + \sigma(-a)I`, so the
+optimal denoiser is the average of the components' linear ones under the posterior
+:math:`r_k(z, a)` of the components:
+
+.. math:: \hat\epsilon(z, a) = \sqrt{\sigma(-a)} \sum_k r_k(z, a)\, C_k^{-1}
+    \left(z - \sqrt{\sigma(a)}\,\mu_k\right).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, floor_eigenvalues
+
+__all__ = ["GaussianMixtureReference"]
+
+
+class GaussianMixtureReference(Reference):
+    """Mixture of normal distributions with full covariances.
+
+    Parameters
+    ----------
+    weights : array-like of shape (n_components,)
+        Positive weights; scaled to sum to 1.
+    means : array-like of shape (n_components, n_features)
+        Means.
+    covariances : array-like of shape (n_components, n_features, n_features)
+        Covariances; symmetric and positive definite.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree, a value is not finite, a weight is not positive, or a covariance
+        is not positive definite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.references import GaussianMixtureReference
+    >>> mixture = GaussianMixtureReference([0.5, 0.5], [[-1.0], [1.0]], [[[1.0]], [[1.0]]])
+    >>> round(mixture.log_prob(torch.zeros(1, 1, dtype=torch.float64)).item(), 4)
+    -1.4189
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+    basis: Tensor
+
+    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> None:
+        super().__init__()
+        proportions = as_float_tensor(weights, 1, "weights")
+        centers = as_float_tensor(means, 2, "means")
+        matrices = as_float_tensor(covariances, 3, "covariances")
+        n_components, n_features = centers.shape
+        if len(proportions) != n_components or bool((proportions <= 0).any()):
+            raise ValueError("weights must be positive, one for each row of means.")
+        if matrices.shape != (n_components, n_features, n_features):
+            raise ValueError(
+                f"covariances must have shape {(n_components, n_features, n_features)} to match "
+                f"means, got {tuple(matrices.shape)}."
+            )
+        variances, basis = eigenbasis(matrices, "covariances")
+        self.n_features = n_features
+        self.register_buffer("log_weights", (proportions / proportions.sum()).log())
+        self.register_buffer("means", centers)
+        self.register_buffer("variances", variances)
+        self.register_buffer("basis", basis)
+
+    @classmethod
+    def from_sklearn(
+        cls, mixture: GaussianMixture, variance_floor: float = VARIANCE_FLOOR
+    ) -> GaussianMixtureReference:
+        """Return the reference of a fitted `sklearn.mixture.GaussianMixture`.
+
+        Parameters
+        ----------
+        mixture : GaussianMixture
+            A fitted mixture of any ``covariance_type``.
+        variance_floor : float, default=1e-6
+            Least eigenvalue of a covariance; lesser ones are raised to it.
+
+        Returns
+        -------
+        GaussianMixtureReference
+            The same distribution.
+        """
+        n_components, n_features = mixture.means_.shape
+        eye = np.eye(n_features)
+        covariances = {
+            "full": lambda c: c,
+            "tied": lambda c: np.broadcast_to(c, (n_components, n_features, n_features)),
+            "diag": lambda c: c[:, None, :] * eye,
+            "spherical": lambda c: c[:, None, None] * eye,
+        }[mixture.covariance_type](mixture.covariances_)
+        used = mixture.weights_ > 0
+        return cls(
+            mixture.weights_[used],
+            mixture.means_[used],
+            floor_eigenvalues(covariances[used], variance_floor),
+        )
+
+    @property
+    def n_components(self) -> int:
+        """Number of components."""
+        return len(self.log_weights)
+
+    def _component_log_density(self, projected: Tensor, spread: Tensor) -> Tensor:
+        """Return log w_k N_k of shape (B, K), from whitenable residuals of shape (B, K, d)."""
+        quadratic = (projected.square() / spread).sum(2) + spread.log().sum(-1)
+        constant = self.n_features * math.log(2 * math.pi)
+        return self.log_weights - 0.5 * (quadratic + constant)
+
+    def _project(self, points: Tensor, signal: Tensor | None = None) -> Tensor:
+        """Return (points - signal * mean_k) in each component's eigenbasis, (B, K, d)."""
+        n_components, n_features = self.means.shape
+        flat = self.basis.permute(1, 0, 2).reshape(n_features, -1)
+        centers = torch.einsum("kd,kde->ke", self.means, self.basis)
+        projected = (points @ flat).reshape(len(points), n_components, n_features)
+        return projected - (centers if signal is None else signal[:, :, None] * centers)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density in nats; see `Reference.log_prob`."""
+        return self._component_log_density(self._project(x), self.variances).logsumexp(1)
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
+        signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
+        projected = self._project(z, signal)
+        spread = signal.square()[:, :, None] * self.variances + noise.square()[:, :, None]
+        posterior = self._component_log_density(projected, spread).softmax(1)
+        weighted = posterior[:, :, None] * projected / spread
+        back = self.basis.permute(0, 2, 1).reshape(-1, self.n_features)
+        return noise * (weighted.flatten(1) @ back)
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
+        """Return random points, shape (n_samples, n_features)."""
+        weights = self.log_weights.exp().cpu().numpy()
+        chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
+        roots = (self.basis * self.variances.sqrt()[:, None, :]).cpu().numpy()
+        white = random_state.standard_normal((n_samples, self.n_features))
+        spread = np.einsum("nde,ne->nd", roots[chosen], white)
+        return np.asarray(self.means.cpu().numpy()[chosen] + spread)
+
+    def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianMixtureReference:
+        """Return the distribution of ``(x - center) / scale``."""
+        shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
+        covariances = torch.einsum("kde,ke,kfe->kdf", self.basis, self.variances, self.basis)
+        return GaussianMixtureReference(
+            self.log_weights.exp().cpu().numpy(),
+            (self.means.cpu().numpy() - shift) / width,
+            covariances.cpu().numpy() / np.outer(width, width),
+        )
+
+    def variance_range(self) -> tuple[float, float]:
+        """Return the least eigenvalue of a component and the greatest of the whole covariance."""
+        weights = self.log_weights.exp()
+        spread = torch.einsum("k,kde,ke,kfe->df", weights, self.basis, self.variances, self.basis)
+        offset = self.means - weights @ self.means
+        total = spread + torch.einsum("k,kd,ke->de", weights, offset, offset)
+        return float(self.variances.min()), float(torch.linalg.eigvalsh(total).max())
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows."""
+        return f"n_components={self.n_components}, n_features={self.n_features}"
+
+
+def fit_gaussian_mixture(
+    X: NDArray[np.float64],
+    n_components: int,
+    random_state: np.random.RandomState,
+    regularization: float = VARIANCE_FLOOR,
+    max_iter: int = 100,
+) -> GaussianMixtureReference:
+    """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's)."""
+    mixture = GaussianMixture(
+        n_components,
+        reg_covar=regularization,
+        max_iter=max_iter,
+        random_state=random_state,
+    )
+    with warnings.catch_warnings():
+        # A mixture that has not converged is a good reference; only its likelihood counts.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(X)
+    return GaussianMixtureReference.from_sklearn(mixture)

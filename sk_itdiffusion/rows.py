@@ -1,0 +1,156 @@
+"""Rows before any model: grouping, splitting, ties and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion.cubature import row_keys
+
+__all__ = ["ColumnReport", "WeightedRows", "group_rows", "inspect_columns", "resample_rows"]
+
+Array = NDArray[np.float64]
+
+_TIED_SHARE = 0.05
+_COARSE_STEP = 0.02
+_LEAST_ROWS_FOR_TIES = 20
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """Distinct rows in canonical order, with positive weights."""
+
+    X: Array
+    weight: Array
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def take(self, index: NDArray[np.intp]) -> WeightedRows:
+        """Return some of the rows."""
+        return WeightedRows(self.X[index], self.weight[index])
+
+    def split(
+        self, fraction: float, most: int, random_state: np.random.RandomState
+    ) -> tuple[WeightedRows, WeightedRows]:
+        """Return rows for training and for validation."""
+        n_valid = int(np.clip(round(fraction * len(self)), 1, most))
+        order = random_state.permutation(len(self))
+        return self.take(np.sort(order[n_valid:])), self.take(np.sort(order[:n_valid]))
+
+
+def group_rows(X: Array, weight: Array) -> WeightedRows:
+    """Return the distinct rows of positive weight, in an order that depends on nothing else.
+
+    The weights of identical rows add, so that a weight is the same as repetition, the order of the
+    rows does not matter, and copies of a row never are on both sides of a split.  The order is
+    that of a hash of the rows scaled to their range, which is exact under changes of the units
+    by powers of two.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Finite rows.
+    weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+
+    Returns
+    -------
+    WeightedRows
+        Distinct rows.
+    """
+    kept = weight > 0
+    X, weight = X[kept] + 0.0, weight[kept]
+    exponent = np.frexp(np.abs(X).max(axis=0))[1]
+    scaled = np.ldexp(X, -exponent)
+    low = scaled.min(axis=0)
+    width = scaled.max(axis=0) - low
+    keys = row_keys((scaled - low) / np.where(width > 0, width, 1.0))
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    distinct = X[first]
+    if not np.array_equal(distinct[group], X):  # two rows with one hash
+        distinct, group = np.unique(X, axis=0, return_inverse=True)
+    return WeightedRows(distinct, np.bincount(group.ravel(), weights=weight))
+
+
+def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:
+    """Return rows of equal weight that stand for weighted ones, for methods without weights.
+
+    Integer weights are expanded; others, or too many rows, are drawn systematically in proportion
+    to the weights.
+    """
+    counts = np.rint(rows.weight)
+    if np.array_equal(counts, rows.weight) and counts.sum() <= most:
+        return np.repeat(rows.X, counts.astype(np.intp), axis=0)
+    cumulative = np.cumsum(rows.weight) / rows.weight.sum()
+    n = min(most, max(len(rows), 2))
+    marks = (np.arange(n) + random_state.uniform()) / n
+    return rows.X[np.minimum(np.searchsorted(cumulative, marks), len(rows) - 1)]
+
+
+@dataclass(frozen=True)
+class ColumnReport:
+    """What the columns are like, before any model.
+
+    Attributes
+    ----------
+    varies : ndarray of shape (n_features,), bool
+        Columns with at least two distinct values.
+    tied : ndarray of shape (n_features,), bool
+        Columns in which ties matter: no density exists.
+    step : ndarray of shape (n_features,)
+        Lattice step in standard deviations; 0 where the column is on no lattice.
+    """
+
+    varies: NDArray[np.bool_]
+    tied: NDArray[np.bool_]
+    step: Array
+
+
+def inspect_columns(rows: WeightedRows, scale: Array) -> ColumnReport:
+    """Return which columns vary, are tied, and their lattice steps.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Distinct rows.
+    scale : ndarray of shape (n_features,)
+        Standard deviations.
+
+    Returns
+    -------
+    ColumnReport
+        The findings.
+    """
+    n_features = rows.X.shape[1]
+    varies = rows.X.min(axis=0) < rows.X.max(axis=0)
+    tied, step = np.zeros(n_features, dtype=bool), np.zeros(n_features)
+    if rows.weight.sum() < _LEAST_ROWS_FOR_TIES or len(rows) < 2:
+        return ColumnReport(varies, tied, step)
+    for j in np.flatnonzero(varies):
+        values, group = np.unique(rows.X[:, j], return_inverse=True)
+        share = np.bincount(group.ravel(), weights=rows.weight).max() / rows.weight.sum()
+        step[j] = lattice_step(values) / scale[j]
+        tied[j] = share > _TIED_SHARE or step[j] > _COARSE_STEP
+    return ColumnReport(varies, tied, step)
+
+
+def lattice_step(values: Array) -> float:
+    """Return the step of the lattice on which sorted, distinct values lie, or 0."""
+    gaps = np.diff(values)
+    step = float(gaps.min())
+    if step <= 0.0 or len(gaps) < 2:
+        return step if len(gaps) == 1 else 0.0
+    multiples = gaps / step
+    on_lattice = np.abs(multiples - np.rint(multiples)).max() < 0.01
+    return step if on_lattice and multiples.max() < 1e6 else 0.0
+
+
+def column_labels(chosen: NDArray[np.bool_], names: Sequence[str] | None) -> str:
+    """Return the chosen columns' names or numbers, for messages."""
+    index = np.flatnonzero(chosen)
+    labels = [repr(str(names[j])) if names is not None else str(j) for j in index[:10]]
+    return ", ".join(labels) + (f" and {len(index) - 10} more" if len(index) > 10 else "")

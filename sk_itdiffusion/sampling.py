@@ -1,0 +1,53 @@
+r"""Deterministic sampler in the log-SNR.
+
+In the variable :math:`y = z / \sqrt{\sigma(a)} = x + e^{-a/2}\epsilon` the probability-flow
+equation is :math:`dy / ds = \hat\epsilon(z, a)` with :math:`s = e^{-a/2}`.  It is integrated by
+Heun's method from a draw of the noised reference at the low end of the log-SNR to the high end,
+where the denoiser's estimate of the data is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sk_itdiffusion.channel import data_from_noise, signal_scale
+
+__all__ = ["probability_flow"]
+
+
+@torch.no_grad()
+def probability_flow(
+    denoiser: Callable[[Tensor, Tensor], Tensor], start: Tensor, logsnr: Tensor
+) -> Tensor:
+    """Return data points from noisy ones, by Heun steps of the probability flow.
+
+    Parameters
+    ----------
+    denoiser : callable
+        Maps ``z`` (B, d) and ``logsnr`` (B,) to the predicted noise (B, d).
+    start : Tensor of shape (B, d)
+        Observations at the first log-SNR.
+    logsnr : Tensor of shape (n_steps + 1,)
+        Increasing log-SNRs.
+
+    Returns
+    -------
+    Tensor of shape (B, d)
+        Data points.
+    """
+    z = start
+
+    def level(value: Tensor) -> Tensor:
+        return value.expand(len(start))
+
+    for here, there in zip(logsnr[:-1], logsnr[1:], strict=True):
+        step = torch.exp(-0.5 * there) - torch.exp(-0.5 * here)
+        now, then = signal_scale(here), signal_scale(there)
+        slope = denoiser(z, level(here))
+        guess = then * (z / now + step * slope)
+        slope = 0.5 * (slope + denoiser(guess, level(there)))
+        z = then * (z / now + step * slope)
+    return data_from_noise(z, denoiser(z, level(logsnr[-1])), level(logsnr[-1]))

@@ -1,0 +1,503 @@
+"""Training of denoisers through skorch, by the bound on the negative log-likelihood."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import Callback
+from skorch.helper import predefined_split
+from torch import Generator, Tensor, nn
+
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.cubature import PiecewiseDensity
+from sk_itdiffusion.denoisers import PreconditionedDenoiser
+
+__all__ = [
+    "DenoisingObjective",
+    "MuonAdamW",
+    "NoisyRowIterator",
+    "RowDataset",
+    "StopTraining",
+    "TrainingControl",
+    "TrainingPlan",
+    "train",
+]
+
+Array = NDArray[np.float64]
+
+#: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
+ADAMW_RATE = 0.15
+
+
+class StopTraining(Exception):
+    """Raised inside the training loop to end it early and regularly."""
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for hidden matrices and AdamW for all other parameters, as one optimiser.
+
+    Parameters
+    ----------
+    params : list of dict
+        Parameter groups; those with ``hidden=True`` hold matrices for Muon.
+    lr : float, default=0.02
+        Learning rate of Muon; AdamW's is 0.15 times that.
+    weight_decay : float, default=0.0
+        Decoupled weight decay of the hidden matrices.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.02, weight_decay: float = 0.0) -> None:
+        learned: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for group in params:
+            members = [p for p in group["params"] if p.requires_grad]
+            learned[bool(group.get("hidden", False))].extend(members)
+        hidden, rest = learned[True], learned[False]
+        self._parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=ADAMW_RATE * lr, weight_decay=0.0, betas=(0.9, 0.98))
+        ]
+        if hidden:
+            self._parts.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay))
+        groups = [group for part in self._parts for group in part.param_groups]
+        super().__init__(groups, {})
+        # The schedulers change the groups that the parts hold.
+        self.param_groups = groups
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step with each part; the closure runs once."""
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def clear_state(self) -> None:
+        """Forget the moments, which are as large as the parameters."""
+        self.state.clear()
+        for part in self._parts:
+            part.state.clear()
+
+
+class RowDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Rows and their weights, in memory."""
+
+    def __init__(self, X: Array, weight: Array, device: torch.device) -> None:
+        self.rows = torch.from_numpy(np.array(X, dtype=np.float32)).to(device)
+        self.weight = np.asarray(weight, dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.rows[index], torch.zeros(())
+
+
+class NoisyRowIterator:
+    """Batches of rows with log-SNRs and noise, made in memory.
+
+    An epoch is a fixed number of batches; passes through the shuffled rows go on across epochs.
+    A pass takes rows in proportion to their weights, by systematic sampling, so that rows of equal
+    weight are all taken once.  Log-SNRs are stratified over each batch.
+
+    Parameters
+    ----------
+    dataset : RowDataset
+        Rows.
+    batch_size : int
+        Rows in a batch; they repeat, with other noise, if there are fewer.
+    n_batches : int
+        Batches in an epoch.
+    density : PiecewiseDensity
+        Importance density of the log-SNR; may be replaced between epochs.
+    generator : torch.Generator
+        Source of all randomness.
+    """
+
+    def __init__(
+        self,
+        dataset: RowDataset,
+        batch_size: int,
+        n_batches: int,
+        density: PiecewiseDensity,
+        generator: Generator,
+    ) -> None:
+        self.rows = dataset.rows
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.generator = generator
+        self._share = torch.from_numpy(np.cumsum(dataset.weight) / dataset.weight.sum())
+        self._queue = torch.empty(0, dtype=torch.long)
+        self.set_density(density)
+
+    def set_density(self, density: PiecewiseDensity) -> None:
+        """Use another importance density from the next batch on."""
+        self.density = density
+        self._cumulative = torch.from_numpy(np.concatenate([[0.0], np.cumsum(density.mass)]))
+        self._edges = torch.from_numpy(density.edges)
+        self._heights = torch.from_numpy(density.mass / np.diff(density.edges))
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def _next_indices(self) -> Tensor:
+        while len(self._queue) < self.batch_size:
+            n = len(self.rows)
+            offset = torch.rand((), generator=self.generator, dtype=torch.float64)
+            marks = (torch.arange(n, dtype=torch.float64) + offset) / n
+            taken = torch.searchsorted(self._share, marks).clamp(max=n - 1)
+            order = torch.randperm(n, generator=self.generator)
+            self._queue = torch.cat([self._queue, taken[order]])
+        indices, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
+        return indices
+
+    def draw_logsnr(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return stratified log-SNRs and their importance weights, in random order."""
+        within = torch.rand(n, generator=self.generator, dtype=torch.float64)
+        position = (torch.randperm(n, generator=self.generator) + within) / n
+        position = position * self._cumulative[-1]
+        cell = torch.searchsorted(self._cumulative, position, right=True) - 1
+        cell = cell.clamp(0, len(self._heights) - 1)
+        width = self._edges[cell + 1] - self._edges[cell]
+        mass = self._cumulative[cell + 1] - self._cumulative[cell]
+        logsnr = self._edges[cell] + width * (position - self._cumulative[cell]) / mass
+        return logsnr.float(), (1.0 / self._heights[cell]).float()
+
+    def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return rows with noise, in the form that skorch passes to the module."""
+        logsnr, importance = self.draw_logsnr(len(rows))
+        eps = torch.randn(rows.shape, generator=self.generator)
+        noise = {"eps": eps, "logsnr": logsnr, "importance": importance}
+        batch = {"x": rows} | {key: value.to(rows.device) for key, value in noise.items()}
+        return batch, torch.zeros(len(rows), device=rows.device)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for _ in range(self.n_batches):
+            yield self.batch(self.rows[self._next_indices().to(self.rows.device)])
+
+
+class FixedNoiseIterator:
+    """The same noisy validation batches in every epoch, so that epochs compare."""
+
+    def __init__(self, batches: list[tuple[dict[str, Tensor], Tensor]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        return iter(self.batches)
+
+
+class DenoisingObjective(nn.Module):
+    """The bound on the negative log-likelihood of noisy rows, and the averaged weights.
+
+    In training the network itself is evaluated, in evaluation its exponential moving average.
+
+    Parameters
+    ----------
+    denoiser : PreconditionedDenoiser
+        The network.
+    decay : float, default=0.995
+        Decay of the moving average for each step; less in the first steps.
+    offset : float, default=0.0
+        Mean negative log-likelihood of the reference, in nats.
+    """
+
+    def __init__(
+        self, denoiser: PreconditionedDenoiser, decay: float = 0.995, offset: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.decay = decay
+        self.offset = offset
+        self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
+        self.n_updates = 0
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the average towards the current weights."""
+        self.n_updates += 1
+        decay = min(self.decay, self.n_updates / (self.n_updates + 9.0))
+        torch._foreach_lerp_(
+            list(self.averaged.parameters()), list(self.denoiser.parameters()), 1.0 - decay
+        )
+
+    def forward(self, x: Tensor, eps: Tensor, logsnr: Tensor, importance: Tensor) -> Tensor:
+        """Return the bound in nats, shape (B,), without cancellation against the reference."""
+        network = self.denoiser if self.training else self.averaged
+        baseline, correction = network.parts(add_noise(x, eps, logsnr), logsnr)
+        gain = (correction * (2.0 * (eps - baseline) - correction)).sum(1)
+        return self.offset - 0.5 * importance * gain
+
+
+class MeanCriterion(nn.Module):
+    """Mean of the module's output; there are no targets."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the mean."""
+        return output.mean()
+
+
+class TrainingControl(Callback):  # type: ignore[misc]
+    """Learning rate, gradient clipping, weight averaging, early stopping, best state.
+
+    The rate warms up, then follows a cosine to zero over the planned steps.  When the validation
+    bound has not improved for ``patience`` epochs the best weights are restored and the rate is
+    taken to zero quickly from there; training then ends.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        patience: int | None,
+        *,
+        n_warmup: int = 50,
+        clip: float = 1.0,
+        on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
+    ) -> None:
+        self.n_steps = n_steps
+        self.patience = patience
+        self.n_warmup = n_warmup
+        self.clip = clip
+        self.on_epoch = on_epoch
+
+    def on_train_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
+        """Note the base rates."""
+        self.step = 0
+        self.best = math.inf
+        self.best_state: dict[str, Tensor] | None = None
+        self.best_epoch = 0
+        self.cooling_from: tuple[int, int, float] | None = None
+        self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
+        self.note_best(net, math.inf)
+
+    def rate_factor(self) -> float:
+        """Return the factor of the learning rate at the present step."""
+        if self.cooling_from is not None:
+            start, length, height = self.cooling_from
+            return height * max(0.0, 1.0 - (self.step - start) / length)
+        if self.step < self.n_warmup:
+            return (self.step + 1) / self.n_warmup
+        progress = (self.step - self.n_warmup) / max(1, self.n_steps - self.n_warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    def on_batch_begin(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
+        """Set the learning rate."""
+        if training:
+            factor = self.rate_factor()
+            for group, rate in zip(net.optimizer_.param_groups, self.base_rates, strict=True):
+                group["lr"] = factor * rate
+
+    def on_grad_computed(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
+        """Clip the gradient's norm."""
+        if training:
+            nn.utils.clip_grad_norm_(net.module_.denoiser.parameters(), self.clip)
+
+    def on_batch_end(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
+        """Update the average."""
+        if training:
+            self.step += 1
+            net.module_.update_average()
+
+    def note_best(self, net: skorch.NeuralNet, bound: float) -> None:
+        """Keep a copy of the averaged weights as the best so far."""
+        self.best = bound
+        self.best_state = {
+            key: value.clone() for key, value in net.module_.averaged.state_dict().items()
+        }
+
+    def restore_best(self, net: skorch.NeuralNet) -> None:
+        """Put the best averaged weights into the network and its average."""
+        assert self.best_state is not None
+        net.module_.averaged.load_state_dict(self.best_state)
+        net.module_.denoiser.load_state_dict(self.best_state)
+
+    def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
+        """Judge the epoch by its validation bound."""
+        epoch = len(net.history)
+        bound = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
+        if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
+            self._handle_divergence(net)
+        if bound < self.best:
+            self.note_best(net, bound)
+            self.best_epoch = epoch
+        if self.on_epoch is not None:
+            self.on_epoch(net, epoch)
+        if self.cooling_from is not None:
+            if self.step - self.cooling_from[0] >= self.cooling_from[1]:
+                raise StopTraining
+        elif self.patience is not None and epoch - self.best_epoch >= self.patience:
+            height = self.rate_factor()
+            self.restore_best(net)
+            self.cooling_from = (self.step, max(1, self.step // 4), height)
+
+    def forget(self) -> None:
+        """Drop the copy of the best weights and the link to the data."""
+        self.best_state = None
+        self.on_epoch = None
+
+    def _handle_divergence(self, net: skorch.NeuralNet) -> None:
+        if self.best_epoch == 0:
+            raise FloatingPointError(
+                "Training diverged in its first epoch: the loss is not finite. Lower "
+                "learning_rate, or check the data for values far from all others."
+            )
+        warnings.warn(
+            f"Training diverged in epoch {len(net.history)}: the loss is not finite. The best "
+            f"state, of epoch {self.best_epoch}, is used. A lower learning_rate avoids this.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+        raise StopTraining
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What one training needs besides the network and the data."""
+
+    density: PiecewiseDensity
+    adaptive: bool
+    batch_size: int
+    n_batches: int
+    max_epochs: int
+    learning_rate: float
+    weight_decay: float
+    patience: int | None
+    n_validation_noises: int = 16
+    verbose: int = 0
+
+
+class _Net(skorch.NeuralNet):  # type: ignore[misc]
+    """skorch's net, with callbacks' requests to stop kept apart from the user's interrupts."""
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call a method of all callbacks; skorch's way to stop is a KeyboardInterrupt."""
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt as stop:
+            if method_name != "on_epoch_end":
+                raise
+            raise StopTraining from stop
+
+    def forget_training(self) -> None:
+        """Drop what only training needs: moments, best weights, the data of the iterators."""
+        self.optimizer_.clear_state()
+        self.iterator_train = self.iterator_valid = torch.utils.data.DataLoader
+        self.train_split = None
+        dict(self.callbacks_)["control"].forget()
+
+
+def train(
+    objective: DenoisingObjective,
+    train_rows: RowDataset,
+    valid_rows: RowDataset,
+    plan: TrainingPlan,
+    generator: Generator,
+    *,
+    adapt: Callable[[PreconditionedDenoiser], PiecewiseDensity] | None = None,
+    callbacks: list[Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> skorch.NeuralNet:
+    """Train the objective's denoiser and return the skorch net with the best weights.
+
+    Parameters
+    ----------
+    objective : DenoisingObjective
+        Module to train, in place.
+    train_rows, valid_rows : RowDataset
+        Rows to train on and to judge by.
+    plan : TrainingPlan
+        Sizes and rates.
+    generator : torch.Generator
+        Source of all randomness.
+    adapt : callable or None, default=None
+        Returns a new importance density from the averaged network.
+    callbacks : list or None, default=None
+        Further skorch callbacks.
+    device : torch.device or str, default="cpu"
+        Device of the network.
+
+    Returns
+    -------
+    NeuralNet
+        The net; its history has ``train_loss`` and ``valid_loss`` in nats per row.
+
+    Raises
+    ------
+    FloatingPointError
+        If training diverges before any epoch was good.
+    """
+    fixed = _validation_batches(valid_rows, plan, generator)
+    iterator = NoisyRowIterator(
+        train_rows, plan.batch_size, plan.n_batches, plan.density, generator
+    )
+
+    def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
+        if adapt is not None and plan.adaptive and epoch in (2, 6, 14):
+            iterator.set_density(adapt(net.module_.averaged))
+
+    control = TrainingControl(
+        plan.max_epochs * plan.n_batches,
+        plan.patience,
+        n_warmup=min(50, max(1, plan.n_batches // 2)),
+        on_epoch=on_epoch,
+    )
+    net = _Net(
+        objective,
+        criterion=MeanCriterion,
+        optimizer=MuonAdamW,
+        lr=plan.learning_rate,
+        optimizer__weight_decay=plan.weight_decay,
+        optimizer__param_groups=[
+            ("denoiser.*.expand.weight", {"hidden": True}),
+            ("denoiser.*.contract.weight", {"hidden": True}),
+        ],
+        max_epochs=plan.max_epochs,
+        iterator_train=lambda *_, **__: iterator,
+        iterator_valid=lambda *_, **__: FixedNoiseIterator(fixed),
+        train_split=predefined_split(valid_rows),
+        callbacks=[("control", control), *(callbacks or [])],
+        callbacks__print_log=None,
+        verbose=plan.verbose,
+        device=device,
+    )
+    net.initialize()
+    if plan.max_epochs == 0:
+        return net
+    net.notify("on_train_begin", X=train_rows, y=None)
+    try:
+        net.fit_loop(train_rows, epochs=plan.max_epochs)
+    except StopTraining:
+        pass
+    control.restore_best(net)
+    net.module_.eval()
+    net.notify("on_train_end", X=train_rows, y=None)
+    return net
+
+
+def _validation_batches(
+    rows: RowDataset, plan: TrainingPlan, generator: Generator
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Return noisy validation rows, several stratified log-SNRs for each row."""
+    n_total = len(rows) * plan.n_validation_noises
+    source = NoisyRowIterator(rows, 1, 1, plan.density, generator)
+    repeated = rows.rows.repeat_interleave(plan.n_validation_noises, dim=0)
+    batch, target = source.batch(repeated)
+    share = torch.from_numpy(rows.weight / rows.weight.mean()).float()
+    share = share.repeat_interleave(plan.n_validation_noises).to(repeated.device)
+    batch["importance"] = batch["importance"] * share
+    size = 4096
+    return [
+        ({key: value[i : i + size] for key, value in batch.items()}, target[i : i + size])
+        for i in range(0, n_total, size)
+    ]
+
+
