@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from peers import PEERS, make_peer
 from results import Record, ResultsFile, format_markdown, markdown_table
 
+from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion.datasets import DENSITY_NAMES, AnalyticDensity, load_density
 
 Array = NDArray[np.float64]
@@ -59,8 +60,6 @@ class LibraryMethod:
 
     def fit(self, X_train: Array, X_valid: Array, seed: int) -> LibraryMethod:
         """Fit to all rows."""
-        from sk_itdiffusion import IMMSEDensity
-
         estimator = IMMSEDensity(random_state=seed, **self.parameters)
         self.estimator_ = estimator.fit(np.concatenate([X_train, X_valid]))
         return self
