@@ -88,7 +88,7 @@ def figure_of_training(name, X, stages, n_grid, path):
             max_epochs=epochs,
             reference="gaussian",
             marginals="standard",
-            experts=None,
+            experts=["network"],
             random_state=0,
         ).fit(X)
         draw_density(ax, est, grid, X)
@@ -132,7 +132,7 @@ def main():
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     n_rows, n_grid = (500, 24) if args.quick else (4000, 90)
-    stages = (1, 2) if args.quick else (1, 5, 20, 100)
+    stages = (1, 2) if args.quick else (1, 3, 10, 40)
 
     for name, make in SETS.items():
         X = make(n_rows, random_state=0)

@@ -60,8 +60,10 @@ class Reference(nn.Module, ABC):
         return self.denoise(z, logsnr)
 
 
-def as_float_tensor(values: ArrayLike, ndim: int, name: str) -> Tensor:
+def as_float_tensor(values: ArrayLike | Tensor, ndim: int, name: str) -> Tensor:
     """Return finite values as a float64 tensor, or raise an error that names the parameter."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
     array: NDArray[np.float64] = np.array(values, dtype=np.float64)
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}.")

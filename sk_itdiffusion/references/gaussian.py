@@ -56,7 +56,7 @@ class GaussianReference(Reference):
     variances: Tensor
     basis: Tensor
 
-    def __init__(self, mean: ArrayLike, covariance: ArrayLike) -> None:
+    def __init__(self, mean: ArrayLike | Tensor, covariance: ArrayLike | Tensor) -> None:
         super().__init__()
         center = as_float_tensor(mean, 1, "mean")
         matrix = as_float_tensor(covariance, 2, "covariance")

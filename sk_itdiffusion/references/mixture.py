@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -60,7 +61,12 @@ class GaussianMixtureReference(Reference):
     variances: Tensor
     basis: Tensor
 
-    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> None:
+    def __init__(
+        self,
+        weights: ArrayLike | Tensor,
+        means: ArrayLike | Tensor,
+        covariances: ArrayLike | Tensor,
+    ) -> None:
         super().__init__()
         proportions = as_float_tensor(weights, 1, "weights")
         centers = as_float_tensor(means, 2, "means")
@@ -192,7 +198,9 @@ def fit_gaussian_mixture(
         max_iter=max_iter,
         random_state=random_state,
     )
-    with warnings.catch_warnings():
+    # The matrices are far too small for several threads, which would wait for each other, up to
+    # ten times longer in all; scikit-learn limits them likewise in its own estimators.
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         # A mixture that has not converged is a good reference; only its likelihood counts.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(X)
