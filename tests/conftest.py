@@ -10,8 +10,10 @@ import pytest
 import sklearn
 import torch
 
-# Imported here, before the first test, because importing them adds warning filters.
+# Loaded here, before the first test, because loading them adds warning filters
+# (torch's optimisers load torch._dynamo at their first use).
 import skorch  # noqa: F401  isort: skip
+import torch._dynamo  # isort: skip
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
