@@ -72,9 +72,10 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     max_epochs : int, default=40
         Epochs at most, at least 0; 0 leaves the network at its start, which is the normal
         reference.
-    steps_per_epoch : int, default=100
+    steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
-        epochs, so the time of an epoch does not depend on the number of rows.
+        epochs, so the time of an epoch does not depend on the number of rows.  ``"auto"`` is 100,
+        and less for fewer than 5000 rows.
     batch_size : int, default=512
         Noisy rows in a step, at least 1.
     learning_rate : float, default=0.02
@@ -174,7 +175,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         "dropout": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "steps_per_epoch": [Interval(Integral, 1, None, closed="left")],
+        "steps_per_epoch": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
@@ -203,7 +204,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         dropout: float | str = "auto",
         weight_decay: float | str = "auto",
         max_epochs: int = 40,
-        steps_per_epoch: int = 100,
+        steps_per_epoch: int | str = "auto",
         batch_size: int = 512,
         learning_rate: float = 0.02,
         early_stopping: bool = True,
@@ -327,7 +328,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             dropout=None if self.dropout == "auto" else float(self.dropout),
             weight_decay=None if self.weight_decay == "auto" else float(self.weight_decay),
             max_epochs=self.max_epochs,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=None if self.steps_per_epoch == "auto" else int(self.steps_per_epoch),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             patience=self.n_iter_no_change if self.early_stopping else None,

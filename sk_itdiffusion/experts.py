@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion.marginals import MARGINAL_KINDS, MarginalMap, fit_marginal_map
+from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.references import GaussianReference, Reference
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
@@ -92,7 +93,9 @@ def choose_marginal_map(
     candidates = [map_split(kind, train, valid) for kind in kinds]
     if len(candidates) == 1:
         return candidates[0]
-    scores = [_guide_score(split, regularization, seed) for split in candidates]
+    scores = map_in_workers(
+        lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
+    )
     share = valid.weight / valid.weight.sum()
     chosen = 0
     for number in range(1, len(candidates)):
@@ -132,15 +135,25 @@ def fit_mixture_by_validation(
     share = valid.weight / valid.weight.sum()
     best = float(share @ log_likelihoods(GaussianReference.fit(X), valid.X))
     chosen, failures = None, 0
-    for n_components in _COMPONENTS:
-        if n_components * (X.shape[1] + 1) > len(X) or failures == 2:
+    possible = [k for k in _COMPONENTS if k * (X.shape[1] + 1) <= len(X)]
+    for pair in (possible[i : i + 2] for i in range(0, len(possible), 2)):
+        # Two at a time, whatever the number of workers, so that this changes no result.
+        seeds = random_state.randint(2**31 - 1, size=len(pair))
+        mixtures = map_in_workers(
+            lambda job: fit_gaussian_mixture(
+                X, job[0], np.random.RandomState(job[1]), regularization
+            ),
+            zip(pair, seeds, strict=True),
+            "cpu",
+        )
+        for mixture in mixtures:
+            score = float(share @ log_likelihoods(mixture, valid.X))
+            if score > best:
+                best, chosen, failures = score, mixture, 0
+            else:
+                failures += 1
+        if failures >= 2:
             break
-        mixture = fit_gaussian_mixture(X, n_components, random_state, regularization)
-        score = float(share @ log_likelihoods(mixture, valid.X))
-        if score > best:
-            best, chosen, failures = score, mixture, 0
-        else:
-            failures += 1
     return chosen
 
 
@@ -164,8 +177,8 @@ def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[fl
     """
     ranges = [reference.variance_range() for reference in references]
     low = -math.log(max(high for _, high in ranges)) - 4.0
-    high = -math.log(min(low for low, _ in ranges)) + 4.6
-    high = float(np.clip(high, 6.0, 16.0))
+    high = -math.log(min(low for low, _ in ranges)) + 6.9
+    high = float(np.clip(high, 6.0, 18.0))
     if resolution > 0.0:
         high = min(high, -2.0 * math.log(0.5 * resolution))
     return low, max(high, low + 4.0)

@@ -35,6 +35,7 @@ from sk_itdiffusion.cubature import (
     hash_uniform,
     spawn_keys,
 )
+from sk_itdiffusion.parallel import map_in_workers
 
 __all__ = [
     "ErrorProfile",
@@ -42,6 +43,7 @@ __all__ = [
     "MSECurve",
     "StackedDenoiser",
     "error_profile",
+    "fit_placement",
     "information_gap",
     "stacking_weights",
 ]
@@ -159,8 +161,8 @@ def information_gap(
         Estimated variance of the gap.
     """
     n_rows, n_strata = rule.block_shape(budget)
-    gap, variance = np.empty(len(X)), np.empty(len(X))
-    for start in range(0, len(X), n_rows):
+
+    def score_block(start: int) -> tuple[Array, Array]:
         stop = min(start + n_rows, len(X))
         padding = n_rows - (stop - start)
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
@@ -170,9 +172,12 @@ def information_gap(
             for first in range(0, rule.n_strata, n_strata)
         ]
         drawn = np.concatenate(parts, axis=1)[: stop - start]
-        gap[start:stop] = drawn.mean(axis=2).sum(axis=1)
-        variance[start:stop] = drawn.var(axis=2, ddof=1).sum(axis=1) / rule.n_draws
-    return gap, variance
+        variance = drawn.var(axis=2, ddof=1).sum(axis=1) / rule.n_draws
+        return drawn.mean(axis=2).sum(axis=1), variance
+
+    blocks = map_in_workers(score_block, range(0, len(X), n_rows), device)
+    gaps, variances = zip(*blocks, strict=True)
+    return np.concatenate(gaps), np.concatenate(variances)
 
 
 def _strata_contributions(
@@ -209,6 +214,87 @@ def paired_difference(x: Tensor, eps: Tensor, logsnr: Tensor, denoisers: PairedD
     """Return the reference's squared error minus the model's, (B,), without cancellation."""
     reference, model = denoisers(add_noise(x, eps, logsnr), logsnr)
     return ((model - reference) * (2.0 * eps - reference - model)).sum(1)
+
+
+def fit_placement(
+    X: Array,
+    keys: Keys,
+    denoisers: PairedDenoiser,
+    noise: NoiseRule,
+    logsnr: Array,
+    *,
+    budget: int = 4096,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> PiecewiseDensity:
+    """Return the density of the log-SNR over which scoring is stratified.
+
+    It is proportional to the spread between draws, which no stratification removes, plus half the
+    root mean square of the integrand, both scaled to their sum, with a uniform share of 10%.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows not used in training.
+    keys : ndarray of shape (n_samples,), uint64
+        Keys of the rows' noise.
+    denoisers : callable
+        See `information_gap`.
+    noise : NoiseRule
+        Rule that scoring will use.
+    logsnr : ndarray of shape (n_nodes,)
+        Increasing edges of the cells.
+    budget, device, dtype
+        See `information_gap`.
+
+    Returns
+    -------
+    PiecewiseDensity
+        The placement.
+    """
+
+    def measure(node: int) -> tuple[float, float]:
+        level = float(logsnr[node])
+        first, second = (
+            _integrand_at(X, keys, denoisers, noise, level, stream, budget, device, dtype)
+            for stream in (2 * node, 2 * node + 1)
+        )
+        spread = np.sqrt(np.mean((first - second) ** 2) / 2)
+        return float(spread), float(np.sqrt(max(np.mean(first * second), 0.0)))
+
+    spread, size = np.array(map_in_workers(measure, range(len(logsnr)), device)).T
+    height = spread / max(spread.sum(), 1e-300) + 0.5 * size / max(size.sum(), 1e-300)
+    middle = 0.5 * (height[1:] + height[:-1])
+    return PiecewiseDensity.from_profile(logsnr, middle, floor=0.1)
+
+
+def _integrand_at(
+    X: Array,
+    keys: Keys,
+    denoisers: PairedDenoiser,
+    noise: NoiseRule,
+    logsnr: float,
+    stream: int,
+    budget: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Array:
+    """Return one draw of the difference of squared errors at a log-SNR, for each row."""
+    values = np.empty(len(X))
+    n_rows = max(1, budget // noise.n_evaluations)
+    for start in range(0, len(X), n_rows):
+        rows = slice(start, min(start + n_rows, len(X)))
+        eps, coefficient = noise.draw(spawn_keys(keys[rows], 1, first=stream).ravel())
+        x = np.broadcast_to(X[rows, None, :], eps.shape)
+        difference = paired_difference(
+            _tensor(x.reshape(-1, X.shape[1]), device, dtype),
+            _tensor(eps.reshape(-1, X.shape[1]), device, dtype),
+            torch.full((coefficient.size,), logsnr, device=device, dtype=dtype),
+            denoisers,
+        )
+        integrand = difference.cpu().numpy().reshape(coefficient.shape)
+        values[rows] = (integrand * coefficient).sum(axis=1)
+    return values
 
 
 class StackedDenoiser:
@@ -319,7 +405,6 @@ class ErrorProfile:
         return np.asarray(0.5 * np.trapezoid(rows, self.logsnr, axis=0))
 
 
-@torch.no_grad()
 def error_profile(
     X: Array,
     row_weight: Array,
@@ -357,23 +442,34 @@ def error_profile(
         The products.
     """
     n_samples, n_features = X.shape
-    n_nodes, n_experts = len(logsnr), len(experts)
-    gram = np.empty((n_nodes, n_samples, n_experts, n_experts))
+    n_experts = len(experts)
     n_rows = max(1, budget // noise.n_evaluations)
-    for node, value in enumerate(logsnr):
+
+    def gram_at(node: int) -> Array:
+        gram = np.empty((n_samples, n_experts, n_experts))
         for start in range(0, n_samples, n_rows):
             rows = slice(start, min(start + n_rows, n_samples))
             eps, coefficient = noise.draw(spawn_keys(keys[rows], 1, first=node).ravel())
             x = np.broadcast_to(X[rows, None, :], eps.shape)
             noisy = _tensor(eps.reshape(-1, n_features), device, dtype)
-            level = torch.full((len(noisy),), float(value), device=device, dtype=dtype)
+            level = torch.full((len(noisy),), float(logsnr[node]), device=device, dtype=dtype)
             z = add_noise(_tensor(x.reshape(-1, n_features), device, dtype), noisy, level)
-            residuals = torch.stack([noisy - expert(z, level) for expert in experts.values()])
-            residuals = residuals.reshape(n_experts, *eps.shape)
+            residuals = stacked_residuals(noisy, z, level, experts).reshape(n_experts, *eps.shape)
             factor = _tensor(coefficient, device, dtype)
             products = torch.einsum("enmd,fnmd,nm->nef", residuals, residuals, factor)
-            gram[node, rows] = products.cpu().numpy()
-    return ErrorProfile(tuple(experts), logsnr, gram, row_weight / row_weight.sum())
+            gram[rows] = products.cpu().numpy()
+        return gram
+
+    grams = map_in_workers(gram_at, range(len(logsnr)), device)
+    return ErrorProfile(tuple(experts), logsnr, np.stack(grams), row_weight / row_weight.sum())
+
+
+@torch.no_grad()
+def stacked_residuals(
+    eps: Tensor, z: Tensor, logsnr: Tensor, experts: Mapping[str, Denoiser]
+) -> Tensor:
+    """Return the experts' errors in the noise, shape (n_experts, B, d)."""
+    return torch.stack([eps - expert(z, logsnr) for expert in experts.values()])
 
 
 def stacking_weights(profile: ErrorProfile, reference: str) -> Array:

@@ -40,10 +40,12 @@ from sk_itdiffusion.likelihood import (
     MSECurve,
     StackedDenoiser,
     error_profile,
+    fit_placement,
     information_gap,
     stacking_weights,
 )
 from sk_itdiffusion.marginals import MarginalMap, Standardizer
+from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.references import GaussianReference, Reference
 from sk_itdiffusion.rows import (
     ColumnReport,
@@ -71,6 +73,8 @@ N_NODES = 41
 MOST_VALIDATION_ROWS = 10_000
 MOST_PROFILE_ROWS = 2_000
 LEAST_ROWS_FOR_NETWORK = 20
+#: Hidden units up to which one thread trains as fast as several.
+WIDEST_FOR_ONE_THREAD = 256
 #: Width, relative to its value (or 1), that a column without variation is given.
 CONSTANT_WIDTH = 1e-3
 
@@ -89,7 +93,7 @@ class FitSettings:
     dropout: float | None
     weight_decay: float | None
     max_epochs: int
-    steps_per_epoch: int
+    steps_per_epoch: int | None
     batch_size: int
     learning_rate: float
     patience: int | None
@@ -163,11 +167,16 @@ class TableModel:
 
     @property
     def budget(self) -> int:
-        """Evaluations in one forward pass, from a memory budget of 64 MiB for the widest layer."""
+        """Evaluations in one forward pass: as many as keep the widest layer in the cache.
+
+        Larger passes are up to three times slower on a CPU, where the mixture's intermediate
+        results, one number for each component and feature, no longer fit; GPUs want large ones.
+        """
         n_features = len(self.standardizer.center)
         n_components = max(getattr(ref, "n_components", 1) for ref in self.references.values())
-        floats = max(3 * n_features * n_components, 9 * n_features, 512)
-        return int(2 ** math.floor(math.log2(np.clip(2**23 // floats, 128, 4096))))
+        widest = max(n_features * n_components, 9 * n_features, 256)
+        cached = 2**18 if self.device.type == "cpu" else 2**24
+        return int(2 ** math.floor(math.log2(np.clip(cached // widest, 64, 2**15))))
 
     # -- density -----------------------------------------------------------------------------
 
@@ -329,8 +338,11 @@ def fit_table_model(
         standardizer, split = _reuse_maps(previous, varying, settings, int(split_seed))
         references, control = previous.references, previous.control
     else:
-        split = _map_columns(train_rows, valid_rows, columns, settings, int(mixture_seed))
-        references = fit_references(split, columns, standardizer, settings, int(mixture_seed))
+        split, references = run_interruptibly(
+            lambda _: _fit_analytic_side(
+                train_rows, valid_rows, columns, standardizer, settings, int(mixture_seed)
+            )
+        )
         control = choose_control(references, split.valid, settings)
     low, high = logsnr_range(list(references.values()), float(columns.step.max(initial=0.0)))
     model = TableModel(
@@ -409,6 +421,19 @@ def _reuse_maps(
         WeightedRows(mapped_valid, valid_rows.weight),
         log_slope,
     )
+
+
+def _fit_analytic_side(
+    train_rows: WeightedRows,
+    valid_rows: WeightedRows,
+    columns: ColumnReport,
+    standardizer: Standardizer,
+    settings: FitSettings,
+    seed: int,
+) -> tuple[MappedSplit, dict[str, Reference]]:
+    """Return the mapped rows and the references."""
+    split = _map_columns(train_rows, valid_rows, columns, settings, seed)
+    return split, fit_references(split, columns, standardizer, settings, seed)
 
 
 def _map_columns(
@@ -512,22 +537,27 @@ def train_network(
         density=settings.schedule.density(low, high, np.maximum(spectrum, 1e-6)),
         adaptive=settings.schedule.adaptive,
         batch_size=settings.batch_size,
-        n_batches=settings.steps_per_epoch,
+        n_batches=settings.steps_per_epoch or epoch_length(n_rows),
         max_epochs=settings.max_epochs,
         learning_rate=settings.learning_rate,
         weight_decay=weight_decay,
         patience=settings.patience,
         verbose=settings.verbose,
     )
-    net = train(
-        DenoisingObjective(denoiser, offset=offset),
-        RowDataset(split.train.X, split.train.weight, settings.device),
-        RowDataset(split.valid.X, split.valid.weight, settings.device),
-        plan,
-        generator,
-        adapt=_adapter(model, split, plan.density),
-        callbacks=list(settings.callbacks),
-        device=settings.device,
+    small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
+    net = run_interruptibly(
+        lambda stop: train(
+            DenoisingObjective(denoiser, offset=offset),
+            RowDataset(split.train.X, split.train.weight, settings.device),
+            RowDataset(split.valid.X, split.valid.weight, settings.device),
+            plan,
+            generator,
+            adapt=_adapter(model, split, plan.density),
+            callbacks=list(settings.callbacks),
+            device=settings.device,
+            interrupted=stop,
+        ),
+        limited=small,
     )
     net.forget_training()
     return net
@@ -553,6 +583,11 @@ def regularization_for(
     dropout = 0.2 * scarcity if settings.dropout is None else settings.dropout
     decay = 0.1 * scarcity if settings.weight_decay is None else settings.weight_decay
     return dropout, decay
+
+
+def epoch_length(n_rows: int) -> int:
+    """Return the steps of an epoch: 100, and fewer where few rows are soon learned by heart."""
+    return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
 
 
 def _adapter(
@@ -618,7 +653,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     log_density = log_likelihoods(model.references[model.control], valid.X)
     log_density += split.valid_log_slope[: len(valid)] - np.log(model.standardizer.scale).sum()
     model.entropy = -float(members.row_weight @ (log_density + members.integral(difference)))
-    model.rule = scoring_rule(model, difference, members.row_weight, settings)
+    model.rule = scoring_rule(model, valid.take(np.arange(min(len(valid), 128))), settings)
 
 
 def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
@@ -636,7 +671,7 @@ def restrict_profile(profile: ErrorProfile, names: Sequence[str]) -> ErrorProfil
 
 
 def scoring_rule(
-    model: TableModel, difference: Array, row_weight: Array, settings: FitSettings
+    model: TableModel, valid: WeightedRows, settings: FitSettings
 ) -> IntegrationRule | None:
     """Return the integration rule fitted to the validation gap, None if there is no gap."""
     control = list(model.expert_names).index(model.control) if (
@@ -649,9 +684,6 @@ def scoring_rule(
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
-    height = np.sqrt(difference**2 @ row_weight)[nodes]
-    edges = model.logsnr[nodes]
-    placement = PiecewiseDensity.from_profile(edges, 0.5 * (height[1:] + height[:-1]), floor=0.2)
     n_features = len(model.standardizer.center)
     most = 8 if settings.n_directions is None else settings.n_directions
     noise = NoiseRule(
@@ -659,6 +691,16 @@ def scoring_rule(
         min(n_features, most),
         central=n_features <= 20,
         seed=model.scoring_seed,
+    )
+    placement = fit_placement(
+        valid.X,
+        row_keys(valid.X, model.scoring_seed + 2),
+        model.stack().paired_with(model.references[model.control]),
+        noise,
+        model.logsnr[nodes],
+        budget=model.budget,
+        device=model.device,
+        dtype=model.precision,
     )
     return IntegrationRule(placement, noise, settings.n_strata, settings.n_draws)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -261,12 +262,14 @@ class TrainingControl(Callback):  # type: ignore[misc]
         *,
         n_warmup: int = 50,
         clip: float = 1.0,
+        interrupted: threading.Event | None = None,
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
     ) -> None:
         self.n_steps = n_steps
         self.patience = patience
         self.n_warmup = n_warmup
         self.clip = clip
+        self.interrupted = interrupted
         self.on_epoch = on_epoch
 
     def on_train_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
@@ -302,7 +305,9 @@ class TrainingControl(Callback):  # type: ignore[misc]
             nn.utils.clip_grad_norm_(net.module_.denoiser.parameters(), self.clip)
 
     def on_batch_end(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
-        """Update the average."""
+        """Update the average, unless the user interrupts."""
+        if self.interrupted is not None and self.interrupted.is_set():
+            raise KeyboardInterrupt
         if training:
             self.step += 1
             net.module_.update_average()
@@ -343,6 +348,7 @@ class TrainingControl(Callback):  # type: ignore[misc]
         """Drop the copy of the best weights and the link to the data."""
         self.best_state = None
         self.on_epoch = None
+        self.interrupted = None
 
     def _handle_divergence(self, net: skorch.NeuralNet) -> None:
         if self.best_epoch == 0:
@@ -405,6 +411,7 @@ def train(
     adapt: Callable[[PreconditionedDenoiser], PiecewiseDensity] | None = None,
     callbacks: list[Any] | None = None,
     device: torch.device | str = "cpu",
+    interrupted: threading.Event | None = None,
 ) -> skorch.NeuralNet:
     """Train the objective's denoiser and return the skorch net with the best weights.
 
@@ -424,6 +431,8 @@ def train(
         Further skorch callbacks.
     device : torch.device or str, default="cpu"
         Device of the network.
+    interrupted : threading.Event or None, default=None
+        Ends the training by a KeyboardInterrupt once it is set.
 
     Returns
     -------
@@ -449,6 +458,7 @@ def train(
         plan.patience,
         n_warmup=min(50, max(1, plan.n_batches // 2)),
         on_epoch=on_epoch,
+        interrupted=interrupted,
     )
     net = _Net(
         objective,

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.parallel import single_blas_thread
 from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, floor_eigenvalues
 
@@ -200,7 +200,7 @@ def fit_gaussian_mixture(
     )
     # The matrices are far too small for several threads, which would wait for each other, up to
     # ten times longer in all; scikit-learn limits them likewise in its own estimators.
-    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+    with single_blas_thread(), warnings.catch_warnings():
         # A mixture that has not converged is a good reference; only its likelihood counts.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(X)

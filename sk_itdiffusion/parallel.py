@@ -1,0 +1,143 @@
+"""Threads that do not get in each other's way.
+
+The networks here are small: their matrices take tens of microseconds, and OpenMP threads that
+share them spend more time waiting for each other than computing (measured on two cores: no gain
+when the machine is idle, four times slower when it is not).  So work is divided into coarse
+pieces, each done by a worker thread with a single OpenMP thread.  That setting belongs to the
+worker alone; the process's thread counts are not touched.  The numbers do not depend on how many
+workers there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+__all__ = ["map_in_workers", "run_interruptibly", "single_blas_thread"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+_this_thread = threading.local()
+
+
+@lru_cache(maxsize=1)
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _available() -> int:
+    """Return how many workers the calling thread may start."""
+    return int(getattr(_this_thread, "available", torch.get_num_threads()))
+
+
+def _limit_this_thread(available: int) -> None:
+    """Give the calling thread one OpenMP thread; OpenMP keeps this number for each thread."""
+    torch.get_num_threads()  # sets the thread's number to the default, once, if not done here
+    _controller().limit(limits=1, user_api="openmp")
+    _this_thread.available = available
+
+
+def worker_pool(n_workers: int, limited: bool = True) -> ThreadPoolExecutor:
+    """Return an executor whose workers use one OpenMP thread each (or the default number)."""
+    if not limited:
+        return ThreadPoolExecutor(n_workers)
+    share = max(1, _available() // n_workers)
+    return ThreadPoolExecutor(n_workers, initializer=_limit_this_thread, initargs=(share,))
+
+
+class _SingleBlasThread:
+    """Counts who needs BLAS in one thread: the first sets it, the last restores it.
+
+    BLAS keeps this number for the whole process; with plain save and restore, two overlapping
+    users would leave it changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limiter: threadpool_limits | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._limiter = threadpool_limits(1, user_api="blas")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0 and self._limiter is not None:
+                    self._limiter.restore_original_limits()
+                    self._limiter = None
+
+
+single_blas_thread = _SingleBlasThread()
+
+
+def map_in_workers(
+    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | str
+) -> list[Result]:
+    """Return the function's results for items, computed by workers on a CPU.
+
+    Parameters
+    ----------
+    function : callable
+        Called with each item; must not depend on the order of the calls.
+    items : iterable
+        Arguments.
+    device : torch.device or str
+        On other devices than the CPU the items are done one after the other.
+
+    Returns
+    -------
+    list
+        Results, in the order of the items.
+    """
+    todo = list(items)
+    if torch.device(device).type != "cpu":
+        return [function(item) for item in todo]
+    with worker_pool(max(1, min(_available(), len(todo)))) as pool:
+        return list(pool.map(function, todo))
+
+
+def run_interruptibly(
+    function: Callable[[threading.Event], Result], limited: bool = True
+) -> Result:
+    """Return the function's result, computed by a worker that an interrupt stops.
+
+    Parameters
+    ----------
+    function : callable
+        Called with an event; must end soon after the event is set.
+    limited : bool, default=True
+        Whether the worker has one OpenMP thread, or the default number.
+
+    Returns
+    -------
+    object
+        What the function returns.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the user interrupts; the worker has ended then.
+    """
+    stop = threading.Event()
+    with worker_pool(1, limited) as pool:
+        future = pool.submit(function, stop)
+        try:
+            return future.result()
+        except BaseException:
+            stop.set()
+            raise
