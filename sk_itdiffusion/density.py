@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.marginals import MARGINAL_KINDS
-from sk_itdiffusion.model import FitSettings, fit_table_model
+from sk_itdiffusion.model import FitSettings, TableModel, fit_table_model
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 
@@ -29,7 +29,7 @@ __all__ = ["IMMSEDensity"]
 _EXPERTS = ("network", "gaussian", "gaussian_mixture", "reference")
 
 
-class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class IMMSEDensity(DensityMixin, BaseEstimator):
     r"""Density estimation with a denoising network, by the I-MMSE relation.
 
     A network learns to predict the noise in noisy rows, at all signal-to-noise ratios; the
@@ -164,6 +164,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     True
     """
 
+    _model: TableModel
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "reference": [StrOptions({"auto", "gaussian", "gaussian_mixture"}), Reference],
         "experts": [StrOptions({"auto"}), list, tuple],
@@ -244,7 +245,39 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def set_params(self, **params: Any) -> IMMSEDensity:
+        """Set parameters, nested ones of the schedule as ``schedule__<name>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Names and values.
+
+        Returns
+        -------
+        IMMSEDensity
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown, or one of the schedule is given while the schedule is a
+            string.
+        """
+        schedule = params.get("schedule", self.schedule)
+        nested = [name for name in params if name.startswith("schedule__")]
+        if nested and isinstance(schedule, str):
+            raise ValueError(
+                f"{nested[0]} needs schedule to be an object, such as "
+                f"sk_itdiffusion.schedules.LogisticSchedule(), not the string {schedule!r}."
+            )
+        super().set_params(**params)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
     ) -> IMMSEDensity:
@@ -273,11 +306,13 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             If training diverges before any epoch was good.
         """
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
-        X = validate_data(
-            self, X, dtype=np.float64, ensure_min_samples=2, reset=previous is None
-        )
+        rows = self._rows(X, reset=previous is None, ensure_min_samples=2)
         weight = _check_sample_weight(
-            sample_weight, X, dtype=np.float64, ensure_non_negative=True, ensure_same_device=False
+            sample_weight,
+            rows,
+            dtype=np.float64,
+            ensure_non_negative=True,
+            ensure_same_device=False,
         )
         if not weight.sum() > 0:
             raise ValueError("sample_weight must have at least one positive weight.")
@@ -285,10 +320,19 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         settings = self._settings()
         if previous is None:
             self._forget_fit()
-        self._model = fit_table_model(X, weight, settings, random_state, previous)
+        self._model = fit_table_model(rows, weight, settings, random_state, previous)
         self.schedule_ = settings.schedule
         self._publish()
         return self
+
+    def _rows(
+        self, X: ArrayLike, reset: bool = False, ensure_min_samples: int = 1
+    ) -> NDArray[np.float64]:
+        """Return validated rows."""
+        rows = validate_data(
+            self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
+        )
+        return np.asarray(rows, dtype=np.float64)
 
     def _forget_fit(self) -> None:
         """Remove the fitted state, so that an interrupted fit leaves none."""
@@ -385,8 +429,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             If X is not finite or its columns are not those of `fit`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        log_density, variance = self._model.log_density(X)
+        log_density, variance = self._model.log_density(self._rows(X))
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
     def score(self, X: ArrayLike, y: object = None) -> float:
@@ -450,8 +493,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError("There is no error curve: all rows of the fit were equal.")
         if X is None:
             return self._model.curve
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        return self._model.mse_curve(X)
+        return self._model.mse_curve(self._rows(X))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -461,5 +503,3 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-

@@ -18,6 +18,7 @@ stratum from which the standard error follows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -260,7 +261,7 @@ def fit_placement(
             for stream in (2 * node, 2 * node + 1)
         )
         spread = np.sqrt(np.mean((first - second) ** 2) / 2)
-        return float(spread), float(np.sqrt(max(np.mean(first * second), 0.0)))
+        return float(spread), math.sqrt(max(float(np.mean(first * second)), 0.0))
 
     spread, size = np.array(map_in_workers(measure, range(len(logsnr)), device)).T
     height = spread / max(spread.sum(), 1e-300) + 0.5 * size / max(size.sum(), 1e-300)

@@ -108,9 +108,10 @@ class YeoJohnsonMap:
         # By symmetry the negative branch is the positive one with exponent 2 - exponent.
         power = np.where(y >= 0, self.exponent, 2.0 - self.exponent)
         size = np.abs(y)
-        safe = np.where(power == 0.0, 1.0, power)
-        grown = np.where(power == 0.0, np.expm1(size), np.expm1(np.log1p(safe * size) / safe))
-        return np.asarray(np.sign(y) * grown, dtype=np.float64)
+        exponential = power == 0.0
+        safe = np.where(exponential, 1.0, power)
+        rise = np.where(exponential, size, np.log1p(safe * size) / safe)
+        return np.asarray(np.sign(y) * np.expm1(rise), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -131,26 +132,14 @@ class Tail:
         log_density = -0.5 * self.start**2 - _LOG_SQRT_2PI + math.log(self.slope)
         return math.exp(float(log_ndtr(-self.start)) - log_density)
 
-    def _log_survival(self, y: Array) -> Array:
-        ratio = y / self.scale
-        decay = ratio if self.shape == 0.0 else np.log1p(self.shape * ratio) / self.shape
-        return np.asarray(log_ndtr(-self.start) - decay)
-
     def forward(self, y: Array) -> tuple[Array, Array]:
         """Return the mapped values and the logarithm of the derivative."""
         if self.shape is None:
             return self.start + self.slope * y, np.full_like(y, math.log(self.slope))
-        u = -ndtri_exp(self._log_survival(y))
-        log_density = (
-            log_ndtr(-self.start)
-            - math.log(self.scale)
-            - (y / self.scale if self.shape == 0.0 else 0.0)
-            - (
-                (1 + 1 / self.shape) * np.log1p(self.shape * y / self.scale)
-                if self.shape > 0.0
-                else 0.0
-            )
-        )
+        growth = np.log1p(self.shape * y / self.scale)
+        decay = y / self.scale if self.shape == 0.0 else growth / self.shape
+        u = -ndtri_exp(log_ndtr(-self.start) - decay)
+        log_density = log_ndtr(-self.start) - math.log(self.scale) - decay - growth
         return u, log_density + 0.5 * u**2 + _LOG_SQRT_2PI
 
     def inverse(self, u: Array) -> Array:

@@ -252,7 +252,7 @@ class TableModel:
             keys,
             self.experts(),
             self.logsnr,
-            NoiseRule(n_features, min(n_features, 4), central=False, seed=1),
+            NoiseRule(n_features, min(n_features, 2), central=False, seed=1),
             budget=self.budget,
             device=self.device,
             dtype=self.precision,
@@ -532,7 +532,9 @@ def train_network(
     )
     if previous is not None and previous.net is not None:
         _copy_weights(previous.net.module_.averaged, denoiser)
-    spectrum = np.linalg.eigvalsh(np.atleast_2d(np.cov(split.train.X.T, aweights=split.train.weight)))
+    spectrum = np.linalg.eigvalsh(
+        np.atleast_2d(np.cov(split.train.X.T, aweights=split.train.weight))
+    )
     plan = TrainingPlan(
         density=settings.schedule.density(low, high, np.maximum(spectrum, 1e-6)),
         adaptive=settings.schedule.adaptive,
@@ -574,9 +576,7 @@ def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
         ) from error
 
 
-def regularization_for(
-    n_rows: int, n_features: int, settings: FitSettings
-) -> tuple[float, float]:
+def regularization_for(n_rows: int, n_features: int, settings: FitSettings) -> tuple[float, float]:
     """Return dropout and weight decay, stronger for fewer rows."""
     # Measured on tables of 200 to 45,000 rows; see docs/benchmarks.md.
     scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
@@ -653,7 +653,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     log_density = log_likelihoods(model.references[model.control], valid.X)
     log_density += split.valid_log_slope[: len(valid)] - np.log(model.standardizer.scale).sum()
     model.entropy = -float(members.row_weight @ (log_density + members.integral(difference)))
-    model.rule = scoring_rule(model, valid.take(np.arange(min(len(valid), 128))), settings)
+    model.rule = scoring_rule(model, valid.take(np.arange(min(len(valid), 100))), settings)
 
 
 def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
@@ -674,12 +674,12 @@ def scoring_rule(
     model: TableModel, valid: WeightedRows, settings: FitSettings
 ) -> IntegrationRule | None:
     """Return the integration rule fitted to the validation gap, None if there is no gap."""
-    control = list(model.expert_names).index(model.control) if (
-        model.control in model.expert_names
-    ) else None
-    differs = (
-        np.ones(N_NODES, dtype=bool) if control is None else model.weights[:, control] < 1.0
+    control = (
+        list(model.expert_names).index(model.control)
+        if (model.control in model.expert_names)
+        else None
     )
+    differs = np.ones(N_NODES, dtype=bool) if control is None else model.weights[:, control] < 1.0
     if not differs.any():
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]

@@ -68,12 +68,13 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     scaled = np.ldexp(X, -exponent)
     low = scaled.min(axis=0)
     width = scaled.max(axis=0) - low
-    keys = row_keys((scaled - low) / np.where(width > 0, width, 1.0))
+    varies = width > 0  # columns without variation must not change the order
+    keys = row_keys((scaled[:, varies] - low[varies]) / width[varies])
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     distinct = X[first]
     if not np.array_equal(distinct[group], X):  # two rows with one hash
         distinct, group = np.unique(X, axis=0, return_inverse=True)
-    return WeightedRows(distinct, np.bincount(group.ravel(), weights=weight))
+    return WeightedRows(distinct, np.bincount(group.ravel(), weights=weight).astype(np.float64))
 
 
 def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:

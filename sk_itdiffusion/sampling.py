@@ -9,6 +9,7 @@ where the denoiser's estimate of the data is returned.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,9 +42,9 @@ def probability_flow(
     z = start
 
     def level(value: Tensor) -> Tensor:
-        return value.expand(len(start))
+        return value.repeat(len(start))
 
-    for here, there in zip(logsnr[:-1], logsnr[1:], strict=True):
+    for here, there in pairwise(logsnr):
         step = torch.exp(-0.5 * there) - torch.exp(-0.5 * here)
         now, then = signal_scale(here), signal_scale(there)
         slope = denoiser(z, level(here))

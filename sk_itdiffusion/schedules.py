@@ -39,7 +39,7 @@ Array = NDArray[np.float64]
 _N_CELLS = 256
 
 
-class Schedule(BaseEstimator):  # type: ignore[misc]
+class Schedule(BaseEstimator):
     """Base class of the schedules: a distribution of the log-SNR on a given range."""
 
     #: Whether the density is fitted again, during training, to the measured gap.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import threading
@@ -40,7 +41,7 @@ Array = NDArray[np.float64]
 ADAMW_RATE = 0.15
 
 
-class StopTraining(Exception):
+class StopTraining(Exception):  # noqa: N818  it is a request, not an error
     """Raised inside the training loop to end it early and regularly."""
 
 
@@ -73,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
         # The schedulers change the groups that the parts hold.
         self.param_groups = groups
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with each part; the closure runs once."""
         loss = None if closure is None else closure()
         for part in self._parts:
@@ -87,7 +88,7 @@ class MuonAdamW(torch.optim.Optimizer):
             part.state.clear()
 
 
-class RowDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
+class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Rows and their weights, in memory."""
 
     def __init__(self, X: Array, weight: Array, device: torch.device) -> None:
@@ -247,7 +248,7 @@ class MeanCriterion(nn.Module):
         return output.mean()
 
 
-class TrainingControl(Callback):  # type: ignore[misc]
+class TrainingControl(Callback):
     """Learning rate, gradient clipping, weight averaging, early stopping, best state.
 
     The rate warms up, then follows a cosine to zero over the planned steps.  When the validation
@@ -381,7 +382,7 @@ class TrainingPlan:
     verbose: int = 0
 
 
-class _Net(skorch.NeuralNet):  # type: ignore[misc]
+class _Net(skorch.NeuralNet):
     """skorch's net, with callbacks' requests to stop kept apart from the user's interrupts."""
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
@@ -475,7 +476,7 @@ def train(
         iterator_valid=lambda *_, **__: FixedNoiseIterator(fixed),
         train_split=predefined_split(valid_rows),
         callbacks=[("control", control), *(callbacks or [])],
-        callbacks__print_log=None,
+        **({} if plan.verbose else {"callbacks__print_log": None}),
         verbose=plan.verbose,
         device=device,
     )
@@ -483,10 +484,8 @@ def train(
     if plan.max_epochs == 0:
         return net
     net.notify("on_train_begin", X=train_rows, y=None)
-    try:
+    with contextlib.suppress(StopTraining):
         net.fit_loop(train_rows, epochs=plan.max_epochs)
-    except StopTraining:
-        pass
     control.restore_best(net)
     net.module_.eval()
     net.notify("on_train_end", X=train_rows, y=None)
@@ -509,5 +508,3 @@ def _validation_batches(
         ({key: value[i : i + size] for key, value in batch.items()}, target[i : i + size])
         for i in range(0, n_total, size)
     ]
-
-

@@ -14,7 +14,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor

@@ -1,0 +1,34 @@
+"""scikit-learn's common checks, with no expected failures."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sk_itdiffusion import IMMSEDensity
+
+QUICK = {
+    "hidden_size": 16,
+    "n_blocks": 1,
+    "max_epochs": 2,
+    "steps_per_epoch": 5,
+    "batch_size": 64,
+    "n_strata": 4,
+    "random_state": 0,
+}
+
+
+# One of the checks shuffles with the global generator of numpy.
+pytestmark = pytest.mark.changes_global_state
+
+
+# The common checks fit on a handful of unlabelled rows, integers among them.
+@pytest.mark.filterwarnings("ignore:Column")
+@parametrize_with_checks([IMMSEDensity(**QUICK)])
+def test_common_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Column")
+@parametrize_with_checks([IMMSEDensity()])
+def test_common_checks_with_defaults(estimator, check):
+    check(estimator)

@@ -1,0 +1,574 @@
+"""The continuous estimator, as its users see it."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from scipy import stats
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback, EarlyStopping
+
+from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion.datasets import load_density
+from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
+from sk_itdiffusion.schedules import LogisticSchedule, UniformSchedule
+
+SMALL = {
+    "hidden_size": 32,
+    "max_epochs": 6,
+    "steps_per_epoch": 40,
+    "batch_size": 256,
+    "n_strata": 8,
+    "random_state": 0,
+}
+TINY = SMALL | {"hidden_size": 16, "n_blocks": 1, "max_epochs": 2, "steps_per_epoch": 10}
+
+
+@pytest.fixture(scope="module")
+def banana():
+    return load_density("banana")
+
+
+@pytest.fixture(scope="module", name="X")
+def rows_of_banana(banana):
+    return banana.sample(1500, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(X):
+    return IMMSEDensity(**SMALL).fit(X)
+
+
+# -- accuracy and the bound ------------------------------------------------------------------
+
+
+def test_learns_more_than_its_gaussian_reference(banana, X):
+    test = banana.sample(1500, random_state=1)
+    alone = IMMSEDensity(reference="gaussian", experts=["network"], marginals="standard", **SMALL)
+    gain = alone.fit(X).score_samples(test) - stats.multivariate_normal(
+        X.mean(axis=0), np.cov(X.T)
+    ).logpdf(test)
+    assert gain.mean() > 0.5  # the whole gap is 1.2 nats
+
+
+def test_bound_is_not_beaten(banana, X, fitted):
+    test = banana.sample(4000, random_state=1)
+    log_density, std = fitted.score_samples(test, return_std=True)
+    excess = log_density - banana.log_prob(test)
+    error = np.sqrt(excess.var() / len(test) + (std**2).mean() / len(test))
+    assert excess.mean() < 3 * error
+    assert excess.mean() > -0.25
+
+
+def test_mass_is_at_most_one(fitted):
+    axis1, axis2 = np.linspace(-4.5, 4.5, 70), np.linspace(-3, 16, 100)
+    grid = np.stack(np.meshgrid(axis1, axis2), axis=-1).reshape(-1, 2)
+    log_density, std = fitted.score_samples(grid, return_std=True)
+    cell = (axis1[1] - axis1[0]) * (axis2[1] - axis2[0])
+    # Noise of variance v raises the mean of the exponential by exp(v / 2).
+    mass = np.exp(log_density - std**2 / 2) * cell
+    error = np.sqrt(np.sum((mass * std) ** 2))
+    assert 0.8 < mass.sum() < 1.0 + 3 * error + 0.01
+
+
+def test_stack_is_no_worse_than_any_expert_on_validation_rows(fitted):
+    curve = fitted.mse_curve()
+    for error in [*curve.references.values(), *curve.networks.values()]:
+        assert (curve.model <= error * (1 + 1e-9) + 1e-12).all()
+    total = sum(fitted.expert_weights_.values())
+    np.testing.assert_allclose(total, 1.0)
+
+
+def test_error_curve_of_gaussian_data_is_the_closed_form():
+    variances = np.array([1.0, 4.0])
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 2)) * np.sqrt(variances)
+    est = IMMSEDensity(**TINY | {"max_epochs": 0, "marginals": "standard"}).fit(X)
+    curve = est.mse_curve(X)
+    snr = np.exp(curve.logsnr)
+    expected = 2 * snr / (1 + snr)  # in standardised columns
+    difference = np.abs(curve.references["gaussian"] - expected)
+    assert (difference < 5 * curve.references_stderr["gaussian"] + 5e-3).all()
+
+
+def test_reference_alone_is_the_reference(X):
+    est = IMMSEDensity(reference="gaussian", experts=["gaussian"], marginals="standard", **TINY)
+    log_density, std = est.fit(X).score_samples(X, return_std=True)
+    reference = est.reference_.log_prob(torch.from_numpy((X - X.mean(0)) / X.std(0))).numpy()
+    assert (std == 0).all()
+    np.testing.assert_allclose(log_density, reference - np.log(X.std(0)).sum(), rtol=1e-6)
+
+
+def test_reference_object_is_in_the_units_of_the_data():
+    truth = GaussianMixtureReference(
+        [0.5, 0.5], [[-30.0, 0.0], [30.0, 1.0]], [np.diag([4.0, 0.01])] * 2
+    )
+    X = truth.sample(400, np.random.RandomState(0))
+    est = IMMSEDensity(reference=truth, experts=["reference"], **TINY).fit(X)
+    expected = truth.log_prob(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(est.score_samples(X), expected, rtol=1e-9)
+    # And with the network beside it, the validation bound hardly moves.
+    both = IMMSEDensity(reference=truth, **TINY).fit(X)
+    assert abs(both.score(X) - expected.mean()) < 0.15
+
+
+def test_heavy_tails_and_skew_are_mapped():
+    density = load_density("lognormal_cauchy")
+    X = density.sample(2000, random_state=0)
+    test = density.sample(2000, random_state=1)
+    est = IMMSEDensity(**TINY).fit(X)
+    assert est.marginals_ == "quantile"
+    excess = est.score_samples(test) - density.log_prob(test)
+    assert -0.2 < excess.mean() < 3 * excess.std() / np.sqrt(len(test))
+
+
+# -- invariances -----------------------------------------------------------------------------
+
+
+def test_rows_do_not_depend_on_each_other(X, fitted):
+    scores = fitted.score_samples(X[:64])
+    np.testing.assert_array_equal(fitted.score_samples(X[:64][::-1])[::-1], scores)
+    np.testing.assert_array_equal(fitted.score_samples(X[10:13]), scores[10:13])
+    np.testing.assert_array_equal(fitted.score_samples(X[5:6]), scores[5:6])
+    doubled = fitted.score_samples(np.repeat(X[:2], 3, axis=0))
+    np.testing.assert_array_equal(doubled[::3], scores[:2])
+
+
+def test_scores_do_not_depend_on_threads(X, fitted):
+    scores = fitted.score_samples(X[:200])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = fitted.score_samples(X[:200])
+        again = clone(fitted).fit(X)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(single, scores)
+    np.testing.assert_array_equal(again.score_samples(X[:200]), scores)
+
+
+def test_equal_seeds_give_equal_fits_and_others_do_not(X, fitted):
+    again = clone(fitted).fit(X)
+    np.testing.assert_array_equal(again.score_samples(X[:50]), fitted.score_samples(X[:50]))
+    assert again.history_ == fitted.history_
+    other = clone(fitted).set_params(random_state=1).fit(X)
+    assert np.abs(other.score_samples(X[:50]) - fitted.score_samples(X[:50])).max() > 1e-6
+
+
+def test_order_of_rows_is_irrelevant(X, fitted):
+    shuffled = np.random.default_rng(0).permutation(X)
+    again = clone(fitted).fit(shuffled)
+    np.testing.assert_array_equal(again.score_samples(X[:50]), fitted.score_samples(X[:50]))
+
+
+def test_weight_is_repetition(X):
+    rows = X[:300]
+    weight = np.random.default_rng(0).integers(0, 4, size=300)
+    weighted = IMMSEDensity(**TINY).fit(rows, sample_weight=weight)
+    repeated = IMMSEDensity(**TINY).fit(np.repeat(rows, weight, axis=0))
+    np.testing.assert_array_equal(weighted.score_samples(X), repeated.score_samples(X))
+    unweighted = IMMSEDensity(**TINY).fit(rows)
+    assert np.abs(unweighted.score_samples(X) - weighted.score_samples(X)).max() > 0.01
+
+
+@pytest.mark.parametrize("marginals", ["standard", "quantile", "yeo_johnson"])
+def test_powers_of_two_move_the_density_by_the_jacobian_exactly(X, marginals):
+    factors = np.array([2.0**-40, 2.0**21])
+    plain = IMMSEDensity(marginals=marginals, **TINY).fit(X)
+    scaled = IMMSEDensity(marginals=marginals, **TINY).fit(X * factors)
+    jacobian = np.log(factors).sum()
+    np.testing.assert_allclose(
+        scaled.score_samples(X * factors), plain.score_samples(X) - jacobian, rtol=0, atol=1e-12
+    )
+
+
+def test_other_factors_move_a_refit_within_the_spread_of_seeds(X, fitted):
+    factors = np.array([0.37, 1234.5])
+    scaled = clone(fitted).fit(X * factors)
+    other = clone(fitted).set_params(random_state=5).fit(X)
+    moved = scaled.score_samples(X * factors) + np.log(factors).sum()
+    spread = np.std(other.score_samples(X) - fitted.score_samples(X))
+    assert np.std(moved - fitted.score_samples(X)) < 2 * spread
+
+
+def test_other_factors_move_a_fixed_model_within_the_scoring_error(X, fitted):
+    factors = np.array([0.37, 1234.5])
+    scaled = copy.deepcopy(fitted)
+    standardizer = scaled._model.standardizer
+    scaled._model.standardizer = type(standardizer)(
+        standardizer.center * factors, standardizer.scale * factors
+    )
+    moved, std1 = scaled.score_samples(X * factors, return_std=True)
+    plain, std2 = fitted.score_samples(X, return_std=True)
+    error = moved + np.log(factors).sum() - plain
+    noisy = std1 + std2 > 1e-6
+    z = error[noisy] / np.sqrt(std1**2 + std2**2)[noisy]
+    assert 0.7 < z.std() < 1.4
+
+
+def test_rotation_of_the_gaussian_reference(X):
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 2)))[0]
+    U = (X - X.mean(axis=0)) / X.std(axis=0)
+    plain, turned = GaussianReference.fit(U), GaussianReference.fit(U @ Q.T)
+    np.testing.assert_allclose(
+        turned.log_prob(torch.from_numpy(U @ Q.T)), plain.log_prob(torch.from_numpy(U)), rtol=1e-9
+    )
+
+
+# -- input -----------------------------------------------------------------------------------
+
+
+def test_containers_and_dtypes_agree(X):
+    rows = X[:200].astype(np.float32)
+    expected = IMMSEDensity(**TINY).fit(rows.astype(np.float64)).score_samples(rows[:20])
+    frame = pd.DataFrame(rows, columns=["a", "b"])
+    read_only = np.asfortranarray(rows)
+    read_only.setflags(write=False)
+    for container in (rows, read_only, frame, pl.from_pandas(frame), rows.tolist()):
+        est = IMMSEDensity(**TINY).fit(container)
+        np.testing.assert_array_equal(est.score_samples(container[:20]), expected)
+    assert list(IMMSEDensity(**TINY).fit(frame).feature_names_in_) == ["a", "b"]
+    assert list(IMMSEDensity(**TINY).fit(pl.from_pandas(frame)).feature_names_in_) == ["a", "b"]
+
+
+def test_memory_mapped_rows(X, tmp_path, fitted):
+    np.save(tmp_path / "rows.npy", X)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    again = clone(fitted).fit(mapped)
+    np.testing.assert_array_equal(again.score_samples(mapped[:9]), fitted.score_samples(X[:9]))
+
+
+def test_bad_input_is_refused_by_name(X, fitted):
+    frame = pd.DataFrame(X[:50], columns=["a", "b"])
+    named = IMMSEDensity(**TINY).fit(frame)
+    with pytest.raises(ValueError, match="feature names"):
+        named.score_samples(frame.rename(columns={"a": "c"}))
+    with pytest.raises(ValueError, match="3 features"):
+        fitted.score_samples(np.zeros((2, 3)))
+    for bad in (np.nan, np.inf):
+        broken = X.copy()
+        broken[3, 1] = bad
+        with pytest.raises(ValueError, match=r"NaN|infinity"):
+            clone(fitted).fit(broken)
+        with pytest.raises(ValueError, match=r"NaN|infinity"):
+            fitted.score_samples(broken)
+    with pytest.raises(ValueError, match="minimum of 2"):
+        clone(fitted).fit(X[:1])
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
+        clone(fitted).fit(X, sample_weight=-np.ones(len(X)))
+    with pytest.raises(ValueError, match=r"at least one (positive|non-zero)"):
+        clone(fitted).fit(X, sample_weight=np.zeros(len(X)))
+    for method in ("score_samples", "score", "sample", "mse_curve"):
+        with pytest.raises(NotFittedError):
+            getattr(clone(fitted), method)(*([] if method == "sample" else [X]))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"schedule": "cosin"}, "'schedule' parameter"),
+        ({"schedule": LogisticSchedule(scale=-2.0)}, "scale must be positive"),
+        ({"reference": "normal"}, "'reference' parameter"),
+        ({"reference": GaussianReference([0.0], [[1.0]])}, "reference has 1 features"),
+        ({"experts": ["nets"]}, "experts must be"),
+        ({"experts": []}, "experts must be"),
+        ({"marginals": "log"}, "'marginals' parameter"),
+        ({"dropout": 1.0}, "'dropout' parameter"),
+        ({"learning_rate": 0.0}, "'learning_rate' parameter"),
+        ({"n_draws": 1}, "'n_draws' parameter"),
+        ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(X, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        IMMSEDensity(**TINY | parameters).fit(X)
+
+
+def test_reference_object_refuses_nonlinear_maps(X):
+    reference = GaussianReference(np.zeros(2), np.eye(2))
+    with pytest.raises(ValueError, match="marginals"):
+        IMMSEDensity(**TINY | {"reference": reference, "marginals": "quantile"}).fit(X)
+
+
+def test_schedule_string_has_no_parameters_to_search():
+    with pytest.raises(ValueError, match="schedule"):
+        IMMSEDensity().set_params(schedule__loc=1.0)
+
+
+# -- degenerate data -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [-990, -40, 40, 990])
+def test_extreme_scales(X, exponent):
+    scale = 2.0**exponent
+    moved = IMMSEDensity(**TINY).fit(X[:200] * scale).score_samples(X[:200] * scale)
+    plain = IMMSEDensity(**TINY).fit(X[:200]).score_samples(X[:200])
+    np.testing.assert_allclose(moved, plain - 2 * np.log(scale), rtol=1e-12)
+
+
+def test_constant_columns_warn_by_name_and_keep_the_rest(X):
+    frame = pd.DataFrame(X[:200], columns=["a", "b"]).assign(c=7.0)
+    est = IMMSEDensity(**TINY)
+    with pytest.warns(UserWarning, match="'c' are constant"):
+        est.fit(frame)
+    rest = IMMSEDensity(**TINY).fit(frame[["a", "b"]])
+    width = 7.0e-3
+    peak = -np.log(width * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(
+        est.score_samples(frame), rest.score_samples(frame[["a", "b"]]) + peak, rtol=1e-9
+    )
+    off = frame.assign(c=7.0 + 2 * width)
+    np.testing.assert_allclose(est.score_samples(off), est.score_samples(frame) - 2.0, rtol=1e-6)
+    assert (est.sample(5, random_state=0)[:, 2] == 7.0).all()
+
+
+def test_all_rows_equal():
+    with pytest.warns(UserWarning, match="constant"):
+        est = IMMSEDensity(**TINY).fit(np.full((30, 2), 3.0))
+    near, far = est.score_samples([[3.0, 3.0], [3.0, 4.0]])
+    assert np.isfinite([near, far]).all()
+    assert near > far
+    assert (est.sample(3) == 3.0).all()
+    with pytest.raises(ValueError, match="no error curve"):
+        est.mse_curve()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng: rng.normal(size=(2, 3)),
+        lambda rng: rng.normal(size=(30, 1)),
+        lambda rng: rng.normal(size=(10, 40)),
+        lambda rng: rng.normal(size=(60, 100)),
+        lambda rng: np.repeat(rng.normal(size=(200, 1)), 3, axis=1),
+        lambda rng: rng.normal(size=(200, 2)) @ rng.normal(size=(2, 5)),
+    ],
+    ids=["2 rows", "1 column", "n < d, no network", "n < d", "duplicate", "collinear"],
+)
+def test_degenerate_tables_give_finite_and_sensible_densities(make):
+    data = make(np.random.default_rng(0))
+    est = IMMSEDensity(**TINY).fit(data)
+    log_density = est.score_samples(data)
+    assert np.isfinite(log_density).all()
+    assert np.isfinite(est.entropy_)
+    assert np.isfinite(est.sample(4, random_state=0)).all()
+    far = est.score_samples(data + 100 * (1 + np.abs(data)))
+    assert np.isfinite(far).all()
+    assert far.max() < log_density.min()
+
+
+def test_ties_warn_only_where_they_matter(X):
+    rng = np.random.default_rng(0)
+    coarse = pd.DataFrame({"fine": X[:500, 0], "count": rng.poisson(3.0, 500).astype(float)})
+    with pytest.warns(UserWarning, match="'count' have many equal"):
+        est = IMMSEDensity(**TINY).fit(coarse)
+    # Resolution: noise of half a step, in standard deviations of the column.
+    step = 1.0 / coarse["count"].std(ddof=0)
+    assert est.logsnr_[-1] == pytest.approx(-2 * np.log(0.5 * step))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IMMSEDensity(**TINY).fit(np.round(X[:500], 2))
+
+
+# -- scikit-learn ----------------------------------------------------------------------------
+
+
+def test_grid_search_over_schedules(X):
+    grid = {"schedule": ["logistic", "uniform", LogisticSchedule(loc=2.0)]}
+    search = GridSearchCV(IMMSEDensity(**TINY), grid, cv=2).fit(X[:300])
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.score(X) == pytest.approx(search.best_estimator_.score(X))
+    nested = GridSearchCV(
+        IMMSEDensity(**TINY | {"schedule": LogisticSchedule()}),
+        {"schedule__loc": [0.0, 3.0]},
+        cv=2,
+    ).fit(X[:300])
+    scores = nested.cv_results_["mean_test_score"]
+    assert scores[0] != scores[1]
+
+
+def test_pipeline_moves_the_density_by_its_jacobian(X):
+    rows = X[:300]
+    pipeline = make_pipeline(StandardScaler(), IMMSEDensity(**TINY)).fit(rows)
+    plain = IMMSEDensity(**TINY).fit(rows)
+    jacobian = np.log(rows.std(axis=0)).sum()
+    assert abs(pipeline.score(rows) - jacobian - plain.score(rows)) < 0.1
+    scores = cross_val_score(IMMSEDensity(**TINY), rows, cv=3)
+    assert scores.shape == (3,)
+    assert np.ptp(scores) < 1.0
+
+
+def test_score_is_the_mean(X, fitted):
+    assert fitted.score(X[:100]) == pytest.approx(fitted.score_samples(X[:100]).mean())
+
+
+# -- copies ----------------------------------------------------------------------------------
+
+
+def test_copies_score_alike(X, fitted, tmp_path):
+    expected = fitted.score_samples(X[:20])
+    joblib.dump(fitted, tmp_path / "est.joblib")
+    copies = [
+        pickle.loads(pickle.dumps(fitted)),
+        copy.deepcopy(fitted),
+        joblib.load(tmp_path / "est.joblib"),
+    ]
+    for other in copies:
+        np.testing.assert_array_equal(other.score_samples(X[:20]), expected)
+        np.testing.assert_array_equal(
+            other.sample(3, random_state=1), fitted.sample(3, random_state=1)
+        )
+
+
+def test_pickles_hold_no_training_data_and_no_optimiser_state(X):
+    rows = np.tile(X, (8, 1)) + np.random.default_rng(0).normal(size=(8 * len(X), 2))
+    few, many = (len(pickle.dumps(IMMSEDensity(**TINY).fit(r))) for r in (rows[:200], rows))
+    assert many < few + 20_000
+    est = IMMSEDensity(**TINY).fit(X)
+    assert not est.net_.optimizer_.state
+
+
+@pytest.mark.gpu
+def test_fitted_on_gpu_loads_and_scores_on_cpu(X):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    est = IMMSEDensity(device="cuda", **TINY).fit(X)
+    expected, std = est.score_samples(X[:50], return_std=True)
+    moved = pickle.loads(pickle.dumps(est))
+    moved.net_.set_params(device="cpu")
+    moved._model.device = torch.device("cpu")
+    np.testing.assert_allclose(moved.score_samples(X[:50]), expected, atol=1e-3 + std.max())
+
+
+# -- training --------------------------------------------------------------------------------
+
+
+def test_history_is_in_nats_and_falls(banana, X, fitted):
+    bounds = [row["valid_bound"] for row in fitted.history_]
+    assert [row["epoch"] for row in fitted.history_] == list(range(1, fitted.n_iter_ + 1))
+    assert min(bounds) < bounds[0]
+    truth = -banana.log_prob(banana.sample(20_000, random_state=3)).mean()
+    assert truth - 0.3 < fitted.entropy_ < truth + 0.5
+    assert truth - 0.3 < min(bounds) < truth + 1.0
+
+
+def test_untrained_network_is_the_gaussian_reference(X):
+    settings = TINY | {"max_epochs": 0, "experts": ["network"], "reference": "gaussian"}
+    est = IMMSEDensity(**settings | {"marginals": "standard"}).fit(X)
+    gaussian = est.reference_.log_prob(torch.from_numpy((X - X.mean(0)) / X.std(0))).numpy()
+    expected = gaussian - np.log(X.std(axis=0)).sum()
+    np.testing.assert_allclose(est.score_samples(X), expected, atol=1e-5)
+
+
+def test_warm_start_goes_on(X):
+    est = IMMSEDensity(**SMALL | {"max_epochs": 1, "warm_start": True}).fit(X)
+    first = est.history_[0]["valid_bound"]
+    for _ in range(3):
+        est.fit(X)
+    assert est.history_[-1]["valid_bound"] < first - 0.05
+    est.set_params(hidden_size=8)
+    with pytest.raises(ValueError, match="same size"):
+        est.fit(X)
+
+
+def test_early_stopping_ends_training():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    settings = SMALL | {"max_epochs": 200, "steps_per_epoch": 10, "n_iter_no_change": 2}
+    est = IMMSEDensity(**settings).fit(X)
+    assert est.n_iter_ < 100
+
+
+class Interrupt(Callback):
+    def __init__(self, after):
+        self.after = after
+
+    def on_batch_end(self, net, training=False, **_):
+        self.after -= training
+        if self.after == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 15])
+def test_interrupt_leaves_no_half_fitted_estimator(X, after):
+    est = IMMSEDensity(callbacks=[Interrupt(after)], **TINY)
+    with pytest.raises(KeyboardInterrupt):
+        est.fit(X)
+    with pytest.raises(NotFittedError):
+        est.score_samples(X)
+    est.set_params(callbacks=None).fit(X)
+    assert np.isfinite(est.score(X[:10]))
+
+
+def test_callbacks_of_skorch_can_stop(X):
+    stop = EarlyStopping(monitor="valid_loss", patience=1, threshold=10.0)
+    est = IMMSEDensity(callbacks=[("stop", stop)], **SMALL | {"max_epochs": 50}).fit(X)
+    assert est.n_iter_ < 5
+
+
+class Poison(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_batch_end(self, net, training=False, **_):
+        if training and len(net.history) == self.epoch:
+            with torch.no_grad():
+                net.module_.denoiser.backbone.outlet.bias.fill_(float("nan"))
+
+
+def test_divergence_falls_back_to_the_best_state_or_raises(X):
+    with pytest.warns(ConvergenceWarning, match="diverged in epoch 3"):
+        est = IMMSEDensity(callbacks=[Poison(3)], **SMALL).fit(X)
+    good = IMMSEDensity(**SMALL | {"max_epochs": 2}).fit(X)
+    assert abs(est.score(X) - good.score(X)) < 0.3
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        IMMSEDensity(callbacks=[Poison(1)], **SMALL).fit(X)
+
+
+def test_schedules_reach_the_same_optimum(X):
+    scores = [
+        IMMSEDensity(**SMALL | {"schedule": schedule}).fit(X).score(X)
+        for schedule in ("adaptive", "logistic", UniformSchedule())
+    ]
+    assert np.ptp(scores) < 0.1
+
+
+def test_verbose_prints_and_silence_is_the_default(X, capsys):
+    IMMSEDensity(**TINY).fit(X)
+    assert capsys.readouterr().out == ""
+    IMMSEDensity(**TINY | {"verbose": 1}).fit(X)
+    assert "epoch" in capsys.readouterr().out
+
+
+# -- samples ---------------------------------------------------------------------------------
+
+
+def test_samples_follow_the_model(X, fitted):
+    drawn = fitted.sample(1500, random_state=0)
+    np.testing.assert_array_equal(drawn, fitted.sample(1500, random_state=0))
+    assert np.abs(drawn - fitted.sample(1500, random_state=1)).max() > 0.1
+    for projection in ([1.0, 0.0], [0.0, 1.0], [1.0, 0.5]):
+        distance = stats.ks_2samp(drawn @ projection, X @ projection).statistic
+        assert distance < 1.95 * np.sqrt(2 / 1500) + 0.05
+    # The mean score of samples is minus the model's entropy, near that of the data.
+    assert abs(fitted.score(drawn) - fitted.score(X)) < 0.25
+    with pytest.raises(ValueError, match="n_samples"):
+        fitted.sample(0)
+
+
+def test_buffers_survive_a_stream(X, fitted):
+    stream = io.BytesIO()
+    joblib.dump(fitted, stream)
+    stream.seek(0)
+    loaded = joblib.load(stream)
+    np.testing.assert_array_equal(loaded.score_samples(X[:5]), fitted.score_samples(X[:5]))

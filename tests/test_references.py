@@ -1,0 +1,150 @@
+"""Analytic references against independent computations."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from sklearn.mixture import GaussianMixture
+
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
+from sk_itdiffusion.references.gaussian import floor_eigenvalues
+
+
+def make_mixture():
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(3, 2, 2))
+    covariances = roots @ np.swapaxes(roots, 1, 2) + 0.1 * np.eye(2)
+    return GaussianMixtureReference([0.2, 0.5, 0.3], rng.normal(size=(3, 2)), covariances)
+
+
+def parameters(mixture):
+    covariances = torch.einsum(
+        "kde,ke,kfe->kdf", mixture.basis, mixture.variances, mixture.basis
+    ).numpy()
+    return mixture.log_weights.exp().numpy(), mixture.means.numpy(), covariances
+
+
+def test_log_densities_match_scipy():
+    mixture = make_mixture()
+    X = np.random.default_rng(1).normal(size=(20, 2))
+    expected = sum(
+        w * stats.multivariate_normal(m, c).pdf(X)
+        for w, m, c in zip(*parameters(mixture), strict=True)
+    )
+    got = mixture.log_prob(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(got, np.log(expected), rtol=1e-10)
+    gaussian = GaussianReference([0.5, -1.0], [[2.0, 0.3], [0.3, 0.5]])
+    expected = stats.multivariate_normal([0.5, -1.0], [[2.0, 0.3], [0.3, 0.5]]).logpdf(X)
+    got = gaussian.log_prob(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("logsnr", [-3.0, 0.5, 4.0])
+def test_denoisers_are_conditional_means(logsnr):
+    """Brute force: the posterior of x given z by quadrature over x, in one dimension."""
+    mixture = GaussianMixtureReference([0.3, 0.7], [[-1.0], [1.5]], [[[0.2]], [[0.6]]])
+    gaussian = GaussianReference([0.4], [[1.3]])
+    a = torch.tensor([logsnr], dtype=torch.float64)
+    signal, noise = np.sqrt(1 / (1 + np.exp(-logsnr))), np.sqrt(1 / (1 + np.exp(logsnr)))
+    for reference in (mixture, gaussian):
+        for z in (-1.3, 0.2, 2.0):
+
+            def joint(x, z=z, reference=reference):
+                prior = np.exp(reference.log_prob(torch.tensor([[x]], dtype=torch.float64)).item())
+                return prior * stats.norm.pdf(z, signal * x, noise)
+
+            center = z / signal
+            width = 12 * noise / signal
+            points = {"points": [np.clip(center, -7, 7)], "limit": 200}
+            low, high = max(-8, center - width), min(8, center + width)
+            mass = integrate.quad(joint, low, high, **points)[0]
+            mean = integrate.quad(lambda x, f=joint: x * f(x), low, high, **points)[0] / mass
+            expected = (z - signal * mean) / noise
+            got = reference.denoise(torch.tensor([[z]], dtype=torch.float64), a).item()
+            assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_mixture_of_one_component_is_the_gaussian():
+    covariance = [[2.0, 0.3], [0.3, 0.5]]
+    gaussian = GaussianReference([0.5, -1.0], covariance)
+    mixture = GaussianMixtureReference([1.0], [[0.5, -1.0]], [covariance])
+    z = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logsnr = torch.linspace(-10, 14, 30, dtype=torch.float64)
+    np.testing.assert_allclose(mixture.log_prob(z), gaussian.log_prob(z), rtol=1e-12)
+    np.testing.assert_allclose(mixture(z, logsnr), gaussian(z, logsnr), rtol=1e-9, atol=1e-12)
+    assert mixture.variance_range() == pytest.approx(gaussian.variance_range())
+
+
+def test_error_of_the_gaussian_denoiser_is_the_closed_form():
+    variances = np.array([0.1, 1.0, 3.0])
+    reference = GaussianReference(np.zeros(3), np.diag(variances))
+    x = torch.from_numpy(reference.sample(200_000, np.random.RandomState(0)))
+    eps = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logsnr = torch.full((len(x),), 0.7, dtype=torch.float64)
+    error = (eps - reference(add_noise(x, eps, logsnr), logsnr)).square().sum(1)
+    snr = np.exp(0.7)
+    expected = np.sum(snr * variances / (1 + snr * variances))
+    assert abs(error.mean().item() - expected) < 4 * error.std().item() / np.sqrt(len(x))
+
+
+@pytest.mark.parametrize("make", [make_mixture, lambda: GaussianReference([1.0, 2.0], np.eye(2))])
+def test_standardised_reference_moves_by_the_jacobian(make):
+    reference = make()
+    X = np.random.default_rng(1).normal(size=(20, 2))
+    center, scale = np.array([0.3, -2.0]), np.array([4.0, 0.1])
+    moved = reference.standardized(center, scale)
+    got = moved.log_prob(torch.from_numpy((X - center) / scale)).numpy()
+    expected = reference.log_prob(torch.from_numpy(X)).numpy() + np.log(scale).sum()
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_from_sklearn_keeps_the_density(kind):
+    X = np.random.default_rng(0).normal(size=(300, 3))
+    fitted = GaussianMixture(2, covariance_type=kind, random_state=0).fit(X)
+    reference = GaussianMixtureReference.from_sklearn(fitted)
+    got = reference.log_prob(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(got, fitted.score_samples(X), rtol=1e-9)
+
+
+def test_samples_have_the_moments():
+    mixture = make_mixture()
+    X = mixture.sample(100_000, np.random.RandomState(0))
+    weights, means, covariances = parameters(mixture)
+    mean = weights @ means
+    spread = np.einsum("k,kde->de", weights, covariances)
+    spread += np.einsum("k,kd,ke->de", weights, means - mean, means - mean)
+    error = 5 / np.sqrt(len(X))
+    np.testing.assert_allclose(X.mean(axis=0), mean, atol=error * np.sqrt(spread.max()))
+    np.testing.assert_allclose(np.cov(X.T), spread, atol=2 * error * spread.max())
+
+
+def test_fewer_rows_than_columns_give_a_usable_covariance():
+    X = np.random.default_rng(0).normal(size=(5, 20))
+    reference = GaussianReference.fit(X)
+    assert torch.isfinite(reference.log_prob(torch.from_numpy(X))).all()
+    assert reference.variance_range()[0] >= 1e-6 * (1 - 1e-9)
+    degenerate = floor_eigenvalues(np.ones((3, 3)))
+    np.testing.assert_allclose(np.linalg.eigvalsh(degenerate), [1e-6, 1e-6, 3.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.0], [[1.0, 0.0], [0.0, 1.0]]), "to match mean"),
+        (([0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]]), "positive definite"),
+        (([np.nan], [[1.0]]), "mean must be finite"),
+        (([[0.0]], [[1.0]]), "mean must have 1 dimension"),
+    ],
+)
+def test_gaussian_refuses_bad_parameters(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianReference(*arguments)
+
+
+def test_mixture_refuses_bad_parameters():
+    with pytest.raises(ValueError, match="weights must be positive"):
+        GaussianMixtureReference([1.0, 0.0], np.zeros((2, 1)), np.ones((2, 1, 1)))
+    with pytest.raises(ValueError, match="to match means"):
+        GaussianMixtureReference([1.0], np.zeros((1, 2)), np.ones((1, 1, 1)))
