@@ -68,10 +68,11 @@ def figure_of_training(X, X_new, stages, n_grid, path):
     """Draw one set: a panel for each number of epochs, then the error curve of the last fit."""
     grid = grid_around(X, n_grid)
     n = len(stages)
+    height, width = np.ptp(grid[1]), np.ptp(grid[0])
     fig, axes = plt.subplots(
         1,
         n + 1,
-        figsize=(2.6 * n + 3.6, 2.9),
+        figsize=(2.4 * n + 3.4, 2.4 * max(0.8, height / width) + 0.4),
         width_ratios=[1.0] * n + [1.3],
         layout="constrained",
     )
