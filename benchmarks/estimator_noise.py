@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from peers import published_log_prob
 from results import Record, ResultsFile, format_markdown
 
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion.cubature import NoiseRule, row_keys
 from sk_itdiffusion.datasets import GaussianMixtureDensity, load_density
 from sk_itdiffusion.experts import logsnr_range
-from sk_itdiffusion.likelihood import IntegrationRule, error_profile, information_gap
+from sk_itdiffusion.likelihood import IntegrationRule, fit_placement, information_gap
+from sk_itdiffusion.model import N_NODES
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
 
 Array = NDArray[np.float64]
@@ -38,10 +39,8 @@ DENSITIES = ("ring", "spiral", "mixture_10d")
 # Multiples of 10 and of 34, the evaluations of one stratum in 2 and in 10 dimensions, so that both
 # estimators use exactly as many.
 EVALUATIONS = (170, 510, 2040)
-N_DRAWS = 2  # of IMMSEDensity's defaults, as are the 8 directions, the 41 nodes and the floor
-MOST_DIRECTIONS = 8
-N_NODES = 41
-N_PILOT_ROWS = 500  # validation rows from which the strata are placed
+N_DRAWS = 2  # of IMMSEDensity's defaults
+N_PILOT_ROWS = 100  # validation rows from which the strata are placed, as in IMMSEDensity
 
 
 def standardized(density: GaussianMixtureDensity) -> GaussianMixtureDensity:
@@ -102,20 +101,14 @@ def fitted_rule(
     """Place the strata by the gap between the two denoisers on rows of their own."""
     d = density.n_features
     pilot = density.sample(N_PILOT_ROWS, random_state=10_000 + seed)
-    profile = error_profile(
+    noise = NoiseRule.for_scoring(d, seed)
+    placement = fit_placement(
         pilot,
-        np.ones(len(pilot)),
         row_keys(pilot, seed + 1),
-        {"control": control.denoise, "exact": exact.denoise},
+        lambda z, logsnr: (control.denoise(z, logsnr), exact.denoise(z, logsnr)),
+        noise,
         np.linspace(*logsnr_range([control, exact], resolution=0.0), N_NODES),
-        NoiseRule(d, min(d, 4), central=False, seed=1),
     )
-    errors = {name: profile.row_errors(profile.vertex(name)) for name in profile.names}
-    height = np.sqrt((errors["control"] - errors["exact"]) ** 2 @ profile.row_weight)
-    placement = PiecewiseDensity.from_profile(
-        profile.logsnr, 0.5 * (height[1:] + height[:-1]), floor=0.2
-    )
-    noise = NoiseRule(d, min(d, MOST_DIRECTIONS), central=d <= 20, seed=seed)
     n_strata = max(1, n_evaluations // (N_DRAWS * noise.n_evaluations))
     return IntegrationRule(placement, noise, n_strata, N_DRAWS)
 

@@ -37,6 +37,7 @@ Keys = NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_MOST_FEATURES_FOR_ORIGIN = 20
 
 
 def _mix(keys: Keys) -> Keys:
@@ -133,6 +134,13 @@ class NoiseRule:
     n_directions: int
     central: bool
     seed: int
+
+    @classmethod
+    def for_scoring(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
+        """Return the rule for scoring: at most 8 directions, the origin up to 20 dimensions."""
+        most = 8 if n_directions is None else n_directions
+        central = n_features <= _MOST_FEATURES_FOR_ORIGIN
+        return cls(n_features, min(n_features, most), central, seed)
 
     @property
     def n_evaluations(self) -> int:

@@ -70,8 +70,8 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
     max_epochs : int, default=40
-        Epochs at most, at least 0; 0 leaves the network at its start, which is the normal
-        reference.
+        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
+        at its start, which is the normal reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
         epochs, so the time of an epoch does not depend on the number of rows.  ``"auto"`` is 100,

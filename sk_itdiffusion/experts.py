@@ -32,6 +32,7 @@ _COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
 _COMPONENTS_FOR_MAPS = 6
 _MOST_ROWS_FOR_MAPS = 5_000
 _BLOCK_ROWS = 256
+_MOST_EM_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -141,32 +142,52 @@ def fit_mixture_by_validation(
 ) -> GaussianMixtureReference | None:
     """Return the mixture whose number of components validates best, or None if one is best.
 
-    Numbers are tried in increasing order until two in a row are no better.
+    Numbers are tried in increasing order until two in a row are no better; then the numbers beside
+    the best are, and the best once more from another start, since expectation-maximisation ends
+    in local optima.
+
+    Parameters
+    ----------
+    train, valid : WeightedRows
+        Mapped rows.
+    regularization : float
+        Added to the variances.
+    random_state : RandomState
+        Source of the starts.
+
+    Returns
+    -------
+    GaussianMixtureReference or None
+        The mixture.
     """
     X = resample_rows(train, MOST_ROWS_FOR_MIXTURES, random_state)
     share = valid.weight / valid.weight.sum()
-    best = float(share @ log_likelihoods(GaussianReference.fit(X), valid.X))
-    chosen, failures = None, 0
-    possible = [k for k in _COMPONENTS if k * (X.shape[1] + 1) <= len(X)]
-    for pair in (possible[i : i + 2] for i in range(0, len(possible), 2)):
-        # Two at a time, whatever the number of workers, so that this changes no result.
-        seeds = random_state.randint(2**31 - 1, size=len(pair))
-        mixtures = map_in_workers(
-            lambda job: fit_gaussian_mixture(
-                X, job[0], np.random.RandomState(job[1]), regularization
-            ),
-            zip(pair, seeds, strict=True),
-            "cpu",
+
+    def fit(job: tuple[int, int]) -> tuple[float, GaussianMixtureReference]:
+        mixture = fit_gaussian_mixture(
+            X, job[0], np.random.RandomState(job[1]), regularization, _MOST_EM_STEPS
         )
-        for mixture in mixtures:
-            score = float(share @ log_likelihoods(mixture, valid.X))
-            if score > best:
-                best, chosen, failures = score, mixture, 0
-            else:
-                failures += 1
+        return float(share @ log_likelihoods(mixture, valid.X)), mixture
+
+    def fit_all(numbers: Sequence[int]) -> list[tuple[float, GaussianMixtureReference]]:
+        seeds = random_state.randint(2**31 - 1, size=len(numbers))
+        return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
+
+    possible = [k for k in _COMPONENTS if k * (X.shape[1] + 1) <= len(X)]
+    best_score = float(share @ log_likelihoods(GaussianReference.fit(X), valid.X))
+    best, n_best, failures = None, 1, 0
+    # Two at a time, whatever the number of workers, so that their number changes no result.
+    for pair in (possible[i : i + 2] for i in range(0, len(possible), 2)):
+        for n_components, (score, mixture) in zip(pair, fit_all(pair), strict=True):
+            failures += 1
+            if score > best_score:
+                best_score, best, n_best, failures = score, mixture, n_components, 0
         if failures >= 2:
             break
-    return chosen
+    if best is None:
+        return None
+    beside = [n_best, max(2, round(0.8 * n_best)), round(1.25 * n_best)]
+    return max([(best_score, best), *fit_all(beside)], key=lambda scored: scored[0])[1]
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:

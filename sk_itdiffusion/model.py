@@ -489,8 +489,9 @@ def choose_control(
 
 
 def use_network(settings: FitSettings, n_rows: int) -> bool:
-    """Return whether there is a network to train."""
-    wanted = settings.experts == "auto" or NETWORK in settings.experts
+    """Return whether there is a network; an untrained one adds nothing to its reference."""
+    by_default = settings.experts == "auto" and settings.max_epochs > 0
+    wanted = by_default or NETWORK in settings.experts
     return wanted and n_rows >= LEAST_ROWS_FOR_NETWORK
 
 
@@ -685,13 +686,7 @@ def scoring_rule(
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
     n_features = len(model.standardizer.center)
-    most = 8 if settings.n_directions is None else settings.n_directions
-    noise = NoiseRule(
-        n_features,
-        min(n_features, most),
-        central=n_features <= 20,
-        seed=model.scoring_seed,
-    )
+    noise = NoiseRule.for_scoring(n_features, model.scoring_seed, settings.n_directions)
     placement = fit_placement(
         valid.X,
         row_keys(valid.X, model.scoring_seed + 2),
