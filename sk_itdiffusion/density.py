@@ -18,9 +18,10 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sk_itdiffusion.fitting import FitSettings, fit_table_model
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.marginals import MARGINAL_KINDS
-from sk_itdiffusion.model import FitSettings, TableModel, fit_table_model
+from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 
@@ -95,7 +96,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
         Independent draws in each stratum, at least 2; the standard errors come from them.
     n_directions : int or None, default=None
         Orthogonal noise directions in a draw, at least 1 and no more than columns are used.  None
-        takes up to 8.
+        takes up to 8 for at most 20 columns, else 4.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
