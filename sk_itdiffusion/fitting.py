@@ -63,9 +63,6 @@ from sk_itdiffusion.training import (
     train,
 )
 
-__all__ = ["FitSettings", "TableModel", "fit_table_model"]
-
-
 __all__ = ["FitSettings", "fit_table_model"]
 
 Array = NDArray[np.float64]

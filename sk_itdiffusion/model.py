@@ -31,9 +31,6 @@ from sk_itdiffusion.rows import (
 )
 from sk_itdiffusion.sampling import probability_flow
 
-__all__ = ["FitSettings", "TableModel", "fit_table_model"]
-
-
 __all__ = ["NETWORK", "TableModel", "summarize_profile"]
 
 Array = NDArray[np.float64]
@@ -49,8 +46,10 @@ class TableModel:
 
     Attributes
     ----------
-    constants : ConstantColumns
-        Columns without variation, outside the network.
+    columns : ColumnReport
+        Which columns vary; only those enter the denoisers.
+    constant_values : ndarray of shape (n_features,)
+        Values of the columns without variation.
     standardizer, marginal_map
         Maps of the varying columns to the space of the denoisers.
     references : dict of str to Reference
@@ -59,8 +58,24 @@ class TableModel:
         Name of the reference that is the control variate.
     net : NeuralNet or None
         The trained network.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_names : sequence of str
+        The experts in the stack.
     weights : ndarray of shape (n_nodes, n_experts)
-        Weights of the experts at the nodes.
+        Their weights at the nodes.
+    rule : IntegrationRule or None
+        How scoring integrates; None if the stack is the control variate everywhere.
+    scoring_seed : int
+        Seed of the noise in scoring.
+    device : torch.device
+        Where the denoisers are.
+    entropy : float
+        Validation bound, in nats.
+    history : list of dict
+        Bounds of each epoch.
+    curve : MSECurve or None
+        Errors on the validation rows.
     """
 
     columns: ColumnReport
