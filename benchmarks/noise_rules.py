@@ -47,7 +47,7 @@ def standard_errors(estimator: IMMSEDensity, X: Array, n_directions: int, centra
     model = estimator._model
     standardized = model.standardizer.transform(X)
     mapped, _ = model.marginal_map.transform(standardized)
-    denoisers = model.stack().paired_with(model.references[model.control])
+    denoisers = model.paired()
     noise = NoiseRule(mapped.shape[1], min(n_directions, mapped.shape[1]), central, seed=0)
     edges = model.rule.placement.edges
     placement = fit_placement(mapped[:100], row_keys(mapped[:100]), denoisers, noise, edges)

@@ -413,7 +413,7 @@ def _adapter(
             few.X,
             few.weight,
             keys,
-            {NETWORK: network_denoiser(network), "gaussian": model.references["gaussian"]},
+            {NETWORK: network_denoiser(network), "gaussian": model.experts()["gaussian"]},
             model.logsnr,
             noise,
             budget=model.budget,
@@ -498,7 +498,7 @@ def scoring_rule(
     placement = fit_placement(
         valid.X,
         row_keys(valid.X, model.scoring_seed + 2),
-        model.stack().paired_with(model.references[model.control]),
+        model.paired(),
         noise,
         model.logsnr[nodes],
         budget=model.budget,

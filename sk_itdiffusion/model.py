@@ -1,8 +1,10 @@
 """The fitted model behind the continuous estimator: maps, references, network, stack, rule."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import skorch
@@ -20,6 +22,7 @@ from sk_itdiffusion.likelihood import (
     ErrorProfile,
     IntegrationRule,
     MSECurve,
+    PairedDenoiser,
     StackedDenoiser,
     error_profile,
     information_gap,
@@ -103,18 +106,30 @@ class TableModel:
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def experts(self) -> dict[str, Denoiser]:
-        """Return all denoisers by name, in the space of the mapped columns."""
-        denoisers: dict[str, Denoiser] = dict(self.references)
+        """Return all denoisers by name, on the device, in the space of the mapped columns."""
+        denoisers: dict[str, Denoiser] = {
+            name: on_device(reference, self.device, self.precision)
+            for name, reference in self.references.items()
+        }
         if self.net is not None:
             denoisers = {NETWORK: network_denoiser(self.net.module_.averaged), **denoisers}
         return denoisers
 
-    def stack(self) -> StackedDenoiser:
+    def stack(self, experts: dict[str, Denoiser] | None = None) -> StackedDenoiser:
         """Return the stacked denoiser."""
+        denoisers = self.experts() if experts is None else experts
+        members = {name: denoisers[name] for name in self.expert_names}
+        return StackedDenoiser(members, self.logsnr, self.weights)
+
+    def paired(self) -> PairedDenoiser:
+        """Return the control variate and the stack as one function."""
         experts = self.experts()
-        return StackedDenoiser(
-            {name: experts[name] for name in self.expert_names}, self.logsnr, self.weights
-        )
+        return self.stack(experts).paired_with(experts[self.control])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            self.device = torch.device("cpu")
 
     @property
     def budget(self) -> int:
@@ -142,11 +157,10 @@ class TableModel:
         total += log_likelihoods(reference, mapped) + log_slope
         total -= np.log(self.standardizer.scale).sum()
         if self.rule is not None:
-            reference.to(self.device)
             gap, variance = information_gap(
                 mapped,
                 row_keys(standardized, self.scoring_seed),
-                self.stack().paired_with(reference),
+                self.paired(),
                 self.rule,
                 budget=self.budget,
                 device=self.device,
@@ -208,6 +222,13 @@ class TableModel:
             device=self.device,
             dtype=self.precision,
         )
+
+
+def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) -> Reference:
+    """Return the reference, or a copy of it where it has to move."""
+    if device.type == "cpu" and dtype == torch.float64:
+        return reference
+    return copy.deepcopy(reference).to(device=device, dtype=dtype)
 
 
 def network_denoiser(module: torch.nn.Module) -> Denoiser:
