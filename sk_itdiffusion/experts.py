@@ -29,7 +29,8 @@ Array = NDArray[np.float64]
 #: Rows that the mixtures see at most; more hardly change them.
 MOST_ROWS_FOR_MIXTURES = 20_000
 _COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
-_COMPONENTS_FOR_MAPS = 6
+_COMPONENTS_FOR_MAPS = (6, 20)
+_EM_STEPS_FOR_MAPS = 60
 _MOST_ROWS_FOR_MAPS = 5_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
@@ -82,10 +83,10 @@ def choose_marginal_map(
     regularization: float,
     seed: int,
 ) -> MappedSplit:
-    """Return the rows behind the map whose Gaussian or small mixture validates best.
+    """Return the rows behind the map whose Gaussian or mixture validates best.
 
-    A small mixture is a cheap guide: where a map makes the mixture better it makes the network
-    better.  A map other than plain standardisation must gain more than one standard error.
+    A mixture is a cheap guide: where a map makes the mixture better it makes the network better.
+    A map other than plain standardisation must gain more than one standard error.
 
     Parameters
     ----------
@@ -121,14 +122,15 @@ def choose_marginal_map(
 
 
 def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
-    """Return the validation rows' log-likelihood under the better of two quick references."""
+    """Return the validation rows' log-likelihood under the best of a few quick references."""
     random_state = np.random.RandomState(seed)
     X = resample_rows(split.train, _MOST_ROWS_FOR_MAPS, random_state)
     guides: list[Reference] = [GaussianReference.fit(X)]
-    if len(X) >= 10 * _COMPONENTS_FOR_MAPS:
-        guides.append(
-            fit_gaussian_mixture(X, _COMPONENTS_FOR_MAPS, random_state, regularization, 30)
-        )
+    guides += [
+        fit_gaussian_mixture(X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS)
+        for n_components in _COMPONENTS_FOR_MAPS
+        if len(X) >= 10 * n_components
+    ]
     share = split.valid.weight / split.valid.weight.sum()
     scores = [log_likelihoods(guide, split.valid.X) + split.valid_log_slope for guide in guides]
     return max(scores, key=lambda score: float(share @ score))
