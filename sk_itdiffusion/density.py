@@ -47,7 +47,8 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     reference : {"auto", "gaussian", "gaussian_mixture"} or Reference, default="auto"
         Reference q, the control variate of the integral.  ``"auto"`` takes the likelier, on
         validation rows, of a normal distribution and a mixture of normal distributions whose
-        number of components is found by validation.  A `Reference` object is in the units of X;
+        number of components is found by validation; the normal one if neither is an
+        expert.  A `Reference` object is in the units of X;
         columns are then only standardised.
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,

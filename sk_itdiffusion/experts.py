@@ -195,8 +195,9 @@ def fit_mixture_by_validation(
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
     """Return the range of the log-SNR in which a model can differ from its references.
 
-    Below it nothing but mean and covariance matters; above it the noise is finer than the
-    narrowest direction of the references, or than the resolution of the columns.
+    Below it nothing but mean and covariance matters; above it the noise is much finer than the
+    narrowest direction of the references (at most exp(-5) standard deviations, since a network can
+    find what is finer than a single Gaussian), or as fine as the resolution of the columns.
 
     Parameters
     ----------
@@ -213,7 +214,7 @@ def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[fl
     ranges = [reference.variance_range() for reference in references]
     low = -math.log(max(high for _, high in ranges)) - 4.0
     high = -math.log(min(low for low, _ in ranges)) + 6.9
-    high = float(np.clip(high, 6.0, 18.0))
+    high = float(np.clip(high, 10.0, 18.0))
     if resolution > 0.0:
         high = min(high, -2.0 * math.log(0.5 * resolution))
     return low, max(high, low + 4.0)

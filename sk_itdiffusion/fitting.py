@@ -287,13 +287,22 @@ def fit_references(
 def choose_control(
     references: dict[str, Reference], valid: WeightedRows, settings: FitSettings
 ) -> str:
-    """Return the name of the control variate: the one asked for, else the likeliest."""
+    """Return the name of the control variate: the one asked for, else the likeliest expert."""
     if isinstance(settings.reference, Reference):
         return "reference"
     if settings.reference in references:
         return str(settings.reference)
+    if settings.reference == "gaussian_mixture":  # one component validates best
+        return "gaussian"
+    stacked = [
+        name for name in references if settings.experts == "auto" or name in settings.experts
+    ]
     share = valid.weight / valid.weight.sum()
-    return max(references, key=lambda name: share @ log_likelihoods(references[name], valid.X))
+    # Without references in the stack, the smoothest one: the others' errors vary far from the data.
+    return max(
+        stacked or ["gaussian"],
+        key=lambda name: float(share @ log_likelihoods(references[name], valid.X)),
+    )
 
 
 def use_network(settings: FitSettings, n_rows: int) -> bool:

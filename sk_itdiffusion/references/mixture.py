@@ -12,12 +12,10 @@ optimal denoiser is the average of the components' linear ones under the posteri
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -184,6 +182,22 @@ class GaussianMixtureReference(Reference):
         return f"n_components={self.n_components}, n_features={self.n_features}"
 
 
+class _QuietMixture(GaussianMixture):
+    """Mixture that does not warn when its iterations end before convergence.
+
+    A mixture that has not converged is a good reference; only its likelihood counts.  A warnings
+    filter would not do: filters belong to the process, and mixtures are fitted in threads.
+    """
+
+    @property
+    def converged_(self) -> bool:
+        return True
+
+    @converged_.setter
+    def converged_(self, value: bool) -> None:
+        pass
+
+
 def fit_gaussian_mixture(
     X: NDArray[np.float64],
     n_components: int,
@@ -192,16 +206,11 @@ def fit_gaussian_mixture(
     max_iter: int = 100,
 ) -> GaussianMixtureReference:
     """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's)."""
-    mixture = GaussianMixture(
-        n_components,
-        reg_covar=regularization,
-        max_iter=max_iter,
-        random_state=random_state,
+    mixture = _QuietMixture(
+        n_components, reg_covar=regularization, max_iter=max_iter, random_state=random_state
     )
     # The matrices are far too small for several threads, which would wait for each other, up to
     # ten times longer in all; scikit-learn limits them likewise in its own estimators.
-    with single_blas_thread(), warnings.catch_warnings():
-        # A mixture that has not converged is a good reference; only its likelihood counts.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with single_blas_thread():
         mixture.fit(X)
     return GaussianMixtureReference.from_sklearn(mixture)
