@@ -135,7 +135,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
         The validation bound of the whole model: an estimate from above of the entropy of the
         data, in nats, slightly optimistic since the validation rows chose the weights.
     n_iter_ : int
-        Epochs trained.
+        Epochs trained; 0 if there was nothing to train.
 
     See Also
     --------
@@ -167,6 +167,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     """
 
     _model: TableModel
+    _kept: dict[str, Any]
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "reference": [StrOptions({"auto", "gaussian", "gaussian_mixture"}), Reference],
         "experts": [StrOptions({"auto"}), list, tuple],
@@ -308,6 +309,8 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
             If training diverges before any epoch was good.
         """
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
+        if previous is None:
+            self._forget_fit()
         rows = self._rows(X, reset=previous is None, ensure_min_samples=2)
         weight = _check_sample_weight(
             sample_weight,
@@ -320,8 +323,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
             raise ValueError("sample_weight must have at least one positive weight.")
         random_state = check_random_state(self.random_state)
         settings = self._settings()
-        if previous is None:
-            self._forget_fit()
+        self._check_warm_start(previous)
         self._model = fit_table_model(rows, weight, settings, random_state, previous)
         self.schedule_ = settings.schedule
         self._publish()
@@ -339,8 +341,20 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     def _forget_fit(self) -> None:
         """Remove the fitted state, so that an interrupted fit leaves none."""
         for name in [name for name in vars(self) if name.endswith("_") or name == "_model"]:
-            if name not in ("n_features_in_", "feature_names_in_"):
-                delattr(self, name)
+            delattr(self, name)
+
+    def _check_warm_start(self, previous: TableModel | None) -> None:
+        """Raise an error if a warm start would ignore a changed parameter."""
+        kept = {name: getattr(self, name) for name in ("reference", "experts", "marginals")}
+        if previous is not None:
+            changed = [name for name, value in kept.items() if self._kept[name] is not value]
+            changed = [name for name in changed if self._kept[name] != kept[name]]
+            if changed:
+                raise ValueError(
+                    f"warm_start keeps the maps and references of the earlier fit, but "
+                    f"{', '.join(changed)} changed. Set warm_start=False to fit anew."
+                )
+        self._kept = kept
 
     def _settings(self) -> FitSettings:
         """Return the parameters in the form that the model takes."""
@@ -401,7 +415,7 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
         }
         self.history_ = model.history
         self.entropy_ = model.entropy
-        self.n_iter_ = max(1, len(model.history))
+        self.n_iter_ = len(model.history)
 
     def score_samples(
         self, X: ArrayLike, return_std: bool = False
@@ -499,9 +513,15 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device that a parameter value names."""
+    """Return the device that a parameter value names, or raise an error that names it."""
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "
+                f"got {device!r}."
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ _EM_STEPS_FOR_MAPS = 60
 _MOST_ROWS_FOR_MAPS = 5_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
+_LEAST_ROWS_TO_CHOOSE = 10
+_ROWS_FOR_A_PARAMETER = 3
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,7 @@ def choose_marginal_map(
     share = valid.weight / valid.weight.sum()
     chosen = 0
     for number in range(1, len(candidates)):
-        gain = scores[number] - scores[chosen]
-        mean = float(share @ gain)
-        error = math.sqrt(float(share**2 @ (gain - mean) ** 2))
+        mean, error = mean_and_error(scores[number] - scores[chosen], share)
         if mean > error:
             chosen = number
     return candidates[chosen]
@@ -141,12 +142,14 @@ def fit_mixture_by_validation(
     valid: WeightedRows,
     regularization: float,
     random_state: np.random.RandomState,
+    stop: threading.Event | None = None,
 ) -> GaussianMixtureReference | None:
-    """Return the mixture whose number of components validates best, or None if one is best.
+    """Return the mixture whose number of components validates best, or None if one will do.
 
     Numbers are tried in increasing order until two in a row are no better; then the numbers beside
     the best are, and the best once more from another start, since expectation-maximisation ends
-    in local optima.
+    in local optima.  The best must beat a single Gaussian by more than one standard error, which
+    guards against choosing among over-fitted mixtures by a handful of rows.
 
     Parameters
     ----------
@@ -156,6 +159,8 @@ def fit_mixture_by_validation(
         Added to the variances.
     random_state : RandomState
         Source of the starts.
+    stop : threading.Event or None, default=None
+        Ends the search by a KeyboardInterrupt once it is set.
 
     Returns
     -------
@@ -165,7 +170,11 @@ def fit_mixture_by_validation(
     X = resample_rows(train, MOST_ROWS_FOR_MIXTURES, random_state)
     share = valid.weight / valid.weight.sum()
 
+    gaussian = log_likelihoods(GaussianReference.fit(X), valid.X)
+
     def fit(job: tuple[int, int]) -> tuple[float, GaussianMixtureReference]:
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
         mixture = fit_gaussian_mixture(
             X, job[0], np.random.RandomState(job[1]), regularization, _MOST_EM_STEPS
         )
@@ -175,8 +184,10 @@ def fit_mixture_by_validation(
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
         return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
 
-    possible = [k for k in _COMPONENTS if k * (X.shape[1] + 1) <= len(X)]
-    best_score = float(share @ log_likelihoods(GaussianReference.fit(X), valid.X))
+    if len(valid) < _LEAST_ROWS_TO_CHOOSE:
+        return None
+    possible = [k for k in _COMPONENTS if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X)]
+    best_score = float(share @ gaussian)
     best, n_best, failures = None, 1, 0
     # Two at a time, whatever the number of workers, so that their number changes no result.
     for pair in (possible[i : i + 2] for i in range(0, len(possible), 2)):
@@ -189,7 +200,15 @@ def fit_mixture_by_validation(
     if best is None:
         return None
     beside = [n_best, max(2, round(0.8 * n_best)), round(1.25 * n_best)]
-    return max([(best_score, best), *fit_all(beside)], key=lambda scored: scored[0])[1]
+    best = max([(best_score, best), *fit_all(beside)], key=lambda scored: scored[0])[1]
+    mean, error = mean_and_error(log_likelihoods(best, valid.X) - gaussian, share)
+    return best if mean > error else None
+
+
+def mean_and_error(values: Array, share: Array) -> tuple[float, float]:
+    """Return the weighted mean over rows and its standard error; the shares sum to 1."""
+    mean = float(share @ values)
+    return mean, math.sqrt(float(share**2 @ (values - mean) ** 2))
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:

@@ -5,8 +5,11 @@ network is trained on what they lack, and at each log-SNR the experts are stacke
 validation errors.
 """
 
+from __future__ import annotations
+
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +44,7 @@ from sk_itdiffusion.marginals import MarginalMap, Standardizer
 from sk_itdiffusion.model import (
     CONSTANT_WIDTH,
     NETWORK,
+    Seeds,
     TableModel,
     network_denoiser,
     summarize_profile,
@@ -130,29 +134,30 @@ def fit_table_model(
     TableModel
         The fitted model.
     """
-    # Drawn first and in fixed order, so that no choice below shifts the randomness of another.
-    split_seed, mixture_seed, network_seed, scoring_seed = random_state.randint(2**31 - 1, size=4)
+    seeds = Seeds.draw(random_state) if previous is None else previous.seeds
     rows = group_rows(X, weight)
     varies = rows.X.min(axis=0) < rows.X.max(axis=0)
+    check_varying_columns(varies, settings, previous)
     varying = WeightedRows(np.ascontiguousarray(rows.X[:, varies]), rows.weight)
     standardizer = Standardizer.fit(varying.X, varying.weight)
     columns = _full_report(inspect_columns(varying, standardizer.scale), varies)
     warn_about_columns(columns, settings.feature_names)
     if not varies.any():
-        return _constant_model(rows, columns, standardizer, settings, int(scoring_seed))
-    standardized = WeightedRows(standardizer.transform(varying.X), rows.weight)
-    train_rows, valid_rows = split_rows(standardized, settings, int(split_seed))
+        return _constant_model(rows, columns, standardizer, settings, seeds)
     if previous is not None:
-        standardizer, split = _reuse_maps(previous, varying, settings, int(split_seed))
-        references, control = previous.references, previous.control
+        standardizer, split = _reuse_maps(previous, varying, settings)
+        references, control, logsnr = previous.references, previous.control, previous.logsnr
     else:
+        standardized = WeightedRows(standardizer.transform(varying.X), rows.weight)
+        train_rows, valid_rows = split_rows(standardized, settings, seeds.split)
         split, references = run_interruptibly(
-            lambda _: _fit_analytic_side(
-                train_rows, valid_rows, columns, standardizer, settings, int(mixture_seed)
+            lambda stop: _fit_analytic_side(
+                train_rows, valid_rows, columns, standardizer, settings, seeds.mixtures, stop
             )
         )
         control = choose_control(references, split.valid, settings)
-    low, high = logsnr_range(list(references.values()), float(columns.step.max(initial=0.0)))
+        finest = float(columns.step.max(initial=0.0))
+        logsnr = np.linspace(*logsnr_range(list(references.values()), finest), N_NODES)
     model = TableModel(
         columns=columns,
         constant_values=rows.X[0].copy(),
@@ -161,19 +166,41 @@ def fit_table_model(
         references=references,
         control=control,
         net=None,
-        logsnr=np.linspace(low, high, N_NODES) if previous is None else previous.logsnr,
+        logsnr=logsnr,
         expert_names=(),
         weights=np.empty((N_NODES, 0)),
         rule=None,
-        scoring_seed=int(scoring_seed),
+        seeds=seeds,
         device=settings.device,
+        n_fits=1 if previous is None else previous.n_fits + 1,
     )
-    offset = cross_entropy_in_data_units(model, split)
     if use_network(settings, len(rows)):
-        model.net = train_network(model, split, settings, int(network_seed), offset, previous)
+        # Built and trained in the worker, which no torch mode of the calling thread reaches.
+        small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
+        model.net = run_interruptibly(
+            lambda stop: train_network(model, split, settings, previous, stop), limited=small
+        )
         model.history = bound_history(model.net)
     finish_stacking(model, split, settings)
     return model
+
+
+def check_varying_columns(
+    varies: NDArray[np.bool_], settings: FitSettings, previous: TableModel | None
+) -> None:
+    """Raise an error if columns do not vary where something given needs them to."""
+    names = settings.feature_names
+    if isinstance(settings.reference, Reference) and not varies.all():
+        raise ValueError(
+            f"A reference object needs all columns to vary; column(s) "
+            f"{column_labels(~varies, names)} are constant. Leave them out of both."
+        )
+    if previous is not None and not np.array_equal(varies, previous.columns.varies):
+        changed = column_labels(varies != previous.columns.varies, names)
+        raise ValueError(
+            f"warm_start needs the columns that vary to be those of the earlier fit; column(s) "
+            f"{changed} changed. Set warm_start=False to fit anew."
+        )
 
 
 def _full_report(report: ColumnReport, varies: NDArray[np.bool_]) -> ColumnReport:
@@ -191,7 +218,7 @@ def warn_about_columns(columns: ColumnReport, names: Sequence[str] | None) -> No
             f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
             "standard deviation. Leave them out to avoid this.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if columns.tied.any():
         warnings.warn(
@@ -199,7 +226,7 @@ def warn_about_columns(columns: ColumnReport, names: Sequence[str] | None) -> No
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete, or add uniform noise of the size of their step.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -209,18 +236,16 @@ def split_rows(
     """Return training and validation rows; very few rows serve as both."""
     if len(rows) < LEAST_ROWS_FOR_NETWORK:
         return rows, rows
-    return rows.split(
-        settings.validation_fraction, MOST_VALIDATION_ROWS, np.random.RandomState(seed)
-    )
+    return rows.split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
 def _reuse_maps(
-    previous: TableModel, varying: WeightedRows, settings: FitSettings, seed: int
+    previous: TableModel, varying: WeightedRows, settings: FitSettings
 ) -> tuple[Standardizer, MappedSplit]:
     """Return the rows behind the maps of an earlier fit."""
     standardizer = previous.standardizer
     rows = WeightedRows(standardizer.transform(varying.X), varying.weight)
-    train_rows, valid_rows = split_rows(rows, settings, seed)
+    train_rows, valid_rows = split_rows(rows, settings, previous.seeds.split)
     mapped, _ = previous.marginal_map.transform(train_rows.X)
     mapped_valid, log_slope = previous.marginal_map.transform(valid_rows.X)
     return standardizer, MappedSplit(
@@ -238,10 +263,11 @@ def _fit_analytic_side(
     standardizer: Standardizer,
     settings: FitSettings,
     seed: int,
+    stop: threading.Event,
 ) -> tuple[MappedSplit, dict[str, Reference]]:
     """Return the mapped rows and the references."""
     split = _map_columns(train_rows, valid_rows, columns, settings, seed)
-    return split, fit_references(split, columns, standardizer, settings, seed)
+    return split, fit_references(split, columns, standardizer, settings, seed, stop)
 
 
 def _map_columns(
@@ -265,6 +291,7 @@ def fit_references(
     standardizer: Standardizer,
     settings: FitSettings,
     seed: int,
+    stop: threading.Event,
 ) -> dict[str, Reference]:
     """Return the references that the settings ask for, by name."""
     random_state = np.random.RandomState(seed)
@@ -275,9 +302,13 @@ def fit_references(
         references["reference"] = settings.reference.standardized(
             standardizer.center, standardizer.scale
         )
-    elif settings.reference in ("auto", "gaussian_mixture") or "gaussian_mixture" in asked:
+    elif "reference" in asked:
+        raise ValueError(
+            "experts names 'reference', which needs a Reference object as the parameter reference."
+        )
+    if settings.reference in ("auto", "gaussian_mixture") or "gaussian_mixture" in asked:
         mixture = fit_mixture_by_validation(
-            split.train, split.valid, mixture_regularization(columns.step), random_state
+            split.train, split.valid, mixture_regularization(columns.step), random_state, stop
         )
         if mixture is not None:
             references["gaussian_mixture"] = mixture
@@ -324,12 +355,12 @@ def train_network(
     model: TableModel,
     split: MappedSplit,
     settings: FitSettings,
-    seed: int,
-    offset: float,
     previous: TableModel | None,
+    stop: threading.Event,
 ) -> skorch.NeuralNet:
     """Return the trained skorch net."""
-    generator = Generator().manual_seed(seed)
+    # Warm starts go on with other noise.
+    generator = Generator().manual_seed(model.seeds.network + model.n_fits - 1)
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
     gaussian = model.references["gaussian"]
     n_rows, n_features = split.train.X.shape
@@ -364,20 +395,16 @@ def train_network(
         patience=settings.patience,
         verbose=settings.verbose,
     )
-    small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
-    net = run_interruptibly(
-        lambda stop: train(
-            DenoisingObjective(denoiser, offset=offset),
-            RowDataset(split.train.X, split.train.weight, settings.device),
-            RowDataset(split.valid.X, split.valid.weight, settings.device),
-            plan,
-            generator,
-            adapt=_adapter(model, split, plan.density),
-            callbacks=list(settings.callbacks),
-            device=settings.device,
-            interrupted=stop,
-        ),
-        limited=small,
+    net = train(
+        DenoisingObjective(denoiser, offset=cross_entropy_in_data_units(model, split)),
+        RowDataset(split.train.X, split.train.weight, settings.device),
+        RowDataset(split.valid.X, split.valid.weight, settings.device),
+        plan,
+        generator,
+        adapt=_adapter(model, split, plan.density),
+        callbacks=list(settings.callbacks),
+        device=settings.device,
+        interrupted=stop,
     )
     net.forget_training()
     return net
@@ -460,9 +487,10 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     valid = split.valid.take(np.arange(min(len(split.valid), MOST_PROFILE_ROWS)))
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
-    profile = model.profile(valid.X, valid.weight, row_keys(valid.X, model.scoring_seed + 1))
+    profile = model.profile(valid.X, valid.weight, row_keys(valid.X, model.seeds.scoring + 1))
     members = restrict_profile(profile, model.expert_names)
-    anchor = model.control if model.control in model.expert_names else model.expert_names[0]
+    # With few rows, the expert that no choice on those rows has favoured.
+    anchor = "gaussian" if "gaussian" in model.expert_names else model.expert_names[0]
     model.weights = stacking_weights(members, anchor)
     model.curve = summarize_profile(profile, model.expert_names, model.weights)
     difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
@@ -479,6 +507,15 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
     if settings.experts == "auto":
         return tuple(available)
     chosen = tuple(name for name in available if name in settings.experts)
+    missing = sorted(set(settings.experts) - set(chosen))
+    if missing:
+        warnings.warn(
+            f"experts names {missing}, which these rows do not allow: a network needs "
+            f"{LEAST_ROWS_FOR_NETWORK} distinct rows, a mixture to be better than a single "
+            "Gaussian on the validation rows.",
+            UserWarning,
+            stacklevel=6,
+        )
     return chosen or (control,)
 
 
@@ -503,10 +540,10 @@ def scoring_rule(
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
     n_features = len(model.standardizer.center)
-    noise = NoiseRule.for_scoring(n_features, model.scoring_seed, settings.n_directions)
+    noise = NoiseRule.for_scoring(n_features, model.seeds.scoring, settings.n_directions)
     placement = fit_placement(
         valid.X,
-        row_keys(valid.X, model.scoring_seed + 2),
+        row_keys(valid.X, model.seeds.scoring + 2),
         model.paired(),
         noise,
         model.logsnr[nodes],
@@ -522,7 +559,7 @@ def _constant_model(
     columns: ColumnReport,
     standardizer: Standardizer,
     settings: FitSettings,
-    scoring_seed: int,
+    seeds: Seeds,
 ) -> TableModel:
     """Return the model of rows that are all equal."""
     model = TableModel(
@@ -537,7 +574,7 @@ def _constant_model(
         expert_names=(),
         weights=np.empty((0, 0)),
         rule=None,
-        scoring_seed=scoring_seed,
+        seeds=seeds,
         device=settings.device,
     )
     model.entropy = -float(model.log_density(rows.X[:1])[0][0])

@@ -55,6 +55,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _ROWS_FOR_FREE_STACKING = 50
+_BLOCKS_IN_A_JOB = 16
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ def information_gap(
         Estimated variance of the gap.
     """
     n_rows, n_strata = rule.block_shape(budget)
+    gap, variance = np.empty(len(X)), np.empty(len(X))
 
-    def score_block(start: int) -> tuple[Array, Array]:
+    def score_block(start: int) -> None:
         stop = min(start + n_rows, len(X))
         padding = n_rows - (stop - start)
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
@@ -173,12 +175,15 @@ def information_gap(
             for first in range(0, rule.n_strata, n_strata)
         ]
         drawn = np.concatenate(parts, axis=1)[: stop - start]
-        variance = drawn.var(axis=2, ddof=1).sum(axis=1) / rule.n_draws
-        return drawn.mean(axis=2).sum(axis=1), variance
+        gap[start:stop] = drawn.mean(axis=2).sum(axis=1)
+        variance[start:stop] = drawn.var(axis=2, ddof=1).sum(axis=1) / rule.n_draws
 
-    blocks = map_in_workers(score_block, range(0, len(X), n_rows), device)
-    gaps, variances = zip(*blocks, strict=True)
-    return np.concatenate(gaps), np.concatenate(variances)
+    def score_blocks(first: int) -> None:
+        for start in range(first, min(first + _BLOCKS_IN_A_JOB * n_rows, len(X)), n_rows):
+            score_block(start)
+
+    map_in_workers(score_blocks, range(0, len(X), _BLOCKS_IN_A_JOB * n_rows), device)
+    return gap, variance
 
 
 def _strata_contributions(

@@ -1,5 +1,7 @@
 """The fitted model behind the continuous estimator: maps, references, network, stack, rule."""
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from sk_itdiffusion.likelihood import (
     information_gap,
 )
 from sk_itdiffusion.marginals import MarginalMap, Standardizer
+from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import (
     ColumnReport,
@@ -41,6 +44,25 @@ Array = NDArray[np.float64]
 NETWORK = "network"
 #: Width, relative to its value (or 1), that a column without variation is given.
 CONSTANT_WIDTH = 1e-3
+#: In standard deviations; what a network says of points farther away means nothing.
+LARGEST_NETWORK_INPUT = 1e6
+#: Log-density of the reference below which the network adds nothing that float64 resolves.
+LEAST_LOG_DENSITY = -1e12
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds of the parts of a fit."""
+
+    split: int
+    mixtures: int
+    network: int
+    scoring: int
+
+    @classmethod
+    def draw(cls, random_state: np.random.RandomState) -> Seeds:
+        """Return seeds drawn all at once, so that no choice in a fit shifts another's."""
+        return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
 
 
 @dataclass
@@ -69,8 +91,10 @@ class TableModel:
         Their weights at the nodes.
     rule : IntegrationRule or None
         How scoring integrates; None if the stack is the control variate everywhere.
-    scoring_seed : int
-        Seed of the noise in scoring.
+    seeds : Seeds
+        Seeds of the split and of the noise in scoring.
+    n_fits : int
+        Fits so far; more than one with warm starts.
     device : torch.device
         Where the denoisers are.
     entropy : float
@@ -92,8 +116,9 @@ class TableModel:
     expert_names: Sequence[str]
     weights: Array
     rule: IntegrationRule | None
-    scoring_seed: int
+    seeds: Seeds
     device: torch.device
+    n_fits: int = 1
     entropy: float = math.nan
     history: list[dict[str, float]] = field(default_factory=list)
     curve: MSECurve | None = None
@@ -154,19 +179,22 @@ class TableModel:
         standardized = self.standardizer.transform(X[:, self.columns.varies])
         mapped, log_slope = self.marginal_map.transform(standardized)
         reference = self.references[self.control]
-        total += log_likelihoods(reference, mapped) + log_slope
+        log_reference = log_likelihoods(reference, mapped)
+        total += log_reference + log_slope
         total -= np.log(self.standardizer.scale).sum()
         if self.rule is not None:
             gap, variance = information_gap(
                 mapped,
-                row_keys(standardized, self.scoring_seed),
+                row_keys(standardized, self.seeds.scoring),
                 self.paired(),
                 self.rule,
                 budget=self.budget,
                 device=self.device,
                 dtype=self.precision,
             )
-            total += gap
+            near = log_reference > LEAST_LOG_DENSITY
+            total[near] += gap[near]
+            variance[~near] = 0.0
         return total, variance
 
     def _constant_log_density(self, X: Array) -> Array:
@@ -176,7 +204,8 @@ class TableModel:
             return np.zeros(len(X))
         values = self.constant_values[fixed]
         width = CONSTANT_WIDTH * np.where(values == 0.0, 1.0, np.abs(values))
-        deviation = (X[:, fixed] - values) / width
+        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+        deviation = np.ascontiguousarray((X[:, fixed] - values) / width)
         return np.asarray(
             -0.5 * (deviation**2).sum(axis=1)
             - np.log(width).sum()
@@ -197,7 +226,13 @@ class TableModel:
         else:
             start = add_noise(clean, noise, level).to(self.device, self.precision)
             path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
-            mapped = probability_flow(self.stack(), start, path).double().cpu().numpy()
+            stack = self.stack()
+            blocks = map_in_workers(
+                lambda block: probability_flow(stack, block, path),
+                start.split(4 * self.budget),
+                self.device,
+            )
+            mapped = torch.cat(blocks).double().cpu().numpy()
         X[:, self.columns.varies] = self.standardizer.inverse(self.marginal_map.inverse(mapped))
         return X
 
@@ -232,10 +267,15 @@ def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) ->
 
 
 def network_denoiser(module: torch.nn.Module) -> Denoiser:
-    """Return a float32 network as a denoiser for tensors of any precision."""
+    """Return a float32 network as a denoiser for tensors of any precision.
+
+    Points beyond all data are seen by the network at a bound, where float32 still squares them.
+    Any function of the noisy point is a denoiser, so the bound on the likelihood holds.
+    """
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
-        return module(z.float(), logsnr.float()).to(z.dtype)
+        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        return module(bounded.float(), logsnr.float()).to(z.dtype)
 
     return denoise
 

@@ -17,11 +17,12 @@ Array = NDArray[np.float64]
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
+_LEAST_TRAINING_ROWS = 10
 
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Distinct rows in canonical order, with positive weights."""
+    """Distinct rows in canonical order, with positive weights of which the least is 1."""
 
     X: Array
     weight: Array
@@ -33,12 +34,24 @@ class WeightedRows:
         """Return some of the rows."""
         return WeightedRows(self.X[index], self.weight[index])
 
-    def split(
-        self, fraction: float, most: int, random_state: np.random.RandomState
-    ) -> tuple[WeightedRows, WeightedRows]:
-        """Return rows for training and for validation."""
+    def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
+        """Return rows for training and for validation.
+
+        Membership follows from a hash of the row and the seed, so that a row stays on its side
+        when others come or go.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 10 rows would be left for training.
+        """
         n_valid = int(np.clip(round(fraction * len(self)), 1, most))
-        order = random_state.permutation(len(self))
+        if len(self) - n_valid < _LEAST_TRAINING_ROWS:
+            raise ValueError(
+                f"validation_fraction={fraction:g} leaves {len(self) - n_valid} of {len(self)} "
+                f"distinct rows for training; at least {_LEAST_TRAINING_ROWS} are needed."
+            )
+        order = np.argsort(row_keys(self.X, seed))
         return self.take(np.sort(order[n_valid:])), self.take(np.sort(order[:n_valid]))
 
 
@@ -74,7 +87,18 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     distinct = X[first]
     if not np.array_equal(distinct[group], X):  # two rows with one hash
         distinct, group = np.unique(X, axis=0, return_inverse=True)
-    return WeightedRows(distinct, np.bincount(group.ravel(), weights=weight).astype(np.float64))
+    total = np.bincount(group.ravel(), weights=weight / weight.max()).astype(np.float64)
+    return WeightedRows(distinct, in_units_of_the_least(total))
+
+
+def in_units_of_the_least(weight: Array) -> Array:
+    """Return weights divided by the least, so that a common factor of the weights is nothing.
+
+    Repetitions are integers again, whatever that factor was.
+    """
+    relative = weight / weight.min()
+    counts = np.rint(relative)
+    return counts if np.allclose(relative, counts, rtol=1e-9, atol=0.0) else relative
 
 
 def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:

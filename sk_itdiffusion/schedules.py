@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,13 @@ __all__ = [
 Array = NDArray[np.float64]
 
 _N_CELLS = 256
+
+
+def check_number(name: str, value: object, positive: bool = False) -> None:
+    """Raise an error that names a schedule's parameter if its value is out of range."""
+    if not isinstance(value, Real) or not math.isfinite(value) or (positive and value <= 0):
+        wanted = "a positive, finite number" if positive else "a finite number"
+        raise ValueError(f"The schedule's {name} must be {wanted}, got {value!r}.")
 
 
 class Schedule(BaseEstimator):
@@ -96,8 +104,10 @@ class LogisticSchedule(Schedule):
         self.scale = scale
 
     def _cdf(self, logsnr: Array, spectrum: Array) -> Array:
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"The schedule's scale must be positive, got {self.scale}.")
+        if self.loc is not None:
+            check_number("loc", self.loc)
+        if self.scale is not None:
+            check_number("scale", self.scale, positive=True)
         log_eigenvalues = np.log(spectrum)
         # Structure beyond the covariance shows at higher SNR than the covariance itself.
         loc = 1.0 - log_eigenvalues.mean() if self.loc is None else self.loc
@@ -144,8 +154,8 @@ class TruncatedNormalSchedule(Schedule):
         self.scale = scale
 
     def _cdf(self, logsnr: Array, spectrum: Array) -> Array:
-        if not self.scale > 0:
-            raise ValueError(f"The schedule's scale must be positive, got {self.scale}.")
+        check_number("loc", self.loc)
+        check_number("scale", self.scale, positive=True)
         return np.asarray(stats.norm.cdf(logsnr, self.loc, self.scale))
 
 

@@ -36,7 +36,10 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Batches = list[tuple[dict[str, Tensor], Tensor]]
 
+#: Numbers in the noisy validation rows, to bound their memory.
+MOST_VALIDATION_NUMBERS = 2**24
 #: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
 ADAMW_RATE = 0.15
 
@@ -175,7 +178,7 @@ class NoisyRowIterator:
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return rows with noise, in the form that skorch passes to the module."""
         logsnr, importance = self.draw_logsnr(len(rows))
-        eps = torch.randn(rows.shape, generator=self.generator)
+        eps = torch.randn(rows.shape, generator=self.generator, dtype=rows.dtype)
         noise = {"eps": eps, "logsnr": logsnr, "importance": importance}
         batch = {"x": rows} | {key: value.to(rows.device) for key, value in noise.items()}
         return batch, torch.zeros(len(rows), device=rows.device)
@@ -264,12 +267,14 @@ class TrainingControl(Callback):
         n_warmup: int = 50,
         clip: float = 1.0,
         interrupted: threading.Event | None = None,
+        initial_bound: float = math.inf,
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
     ) -> None:
         self.n_steps = n_steps
         self.patience = patience
         self.n_warmup = n_warmup
         self.clip = clip
+        self.initial_bound = initial_bound
         self.interrupted = interrupted
         self.on_epoch = on_epoch
 
@@ -281,7 +286,7 @@ class TrainingControl(Callback):
         self.best_epoch = 0
         self.cooling_from: tuple[int, int, float] | None = None
         self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
-        self.note_best(net, math.inf)
+        self.note_best(net, self.initial_bound)
 
     def rate_factor(self) -> float:
         """Return the factor of the learning rate at the present step."""
@@ -460,6 +465,7 @@ def train(
         n_warmup=min(50, max(1, plan.n_batches // 2)),
         on_epoch=on_epoch,
         interrupted=interrupted,
+        initial_bound=mean_bound(objective.to(device), fixed),
     )
     net = _Net(
         objective,
@@ -492,16 +498,26 @@ def train(
     return net
 
 
+@torch.no_grad()
+def mean_bound(objective: DenoisingObjective, batches: Batches) -> float:
+    """Return the averaged network's bound on validation batches, in nats."""
+    objective.eval()
+    total = sum(float(objective(**batch).sum()) for batch, _ in batches)
+    return total / sum(len(target) for _, target in batches)
+
+
 def _validation_batches(
     rows: RowDataset, plan: TrainingPlan, generator: Generator
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
-    n_total = len(rows) * plan.n_validation_noises
+    most = MOST_VALIDATION_NUMBERS // rows.rows.numel()
+    n_noises = int(np.clip(most, 1, plan.n_validation_noises))
+    n_total = len(rows) * n_noises
     source = NoisyRowIterator(rows, 1, 1, plan.density, generator)
-    repeated = rows.rows.repeat_interleave(plan.n_validation_noises, dim=0)
+    repeated = rows.rows.repeat_interleave(n_noises, dim=0)
     batch, target = source.batch(repeated)
     share = torch.from_numpy(rows.weight / rows.weight.mean()).float()
-    share = share.repeat_interleave(plan.n_validation_noises).to(repeated.device)
+    share = share.repeat_interleave(n_noises).to(repeated.device)
     batch["importance"] = batch["importance"] * share
     size = 4096
     return [

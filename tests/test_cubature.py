@@ -118,5 +118,5 @@ def test_cosine_and_ddpm_match_their_definitions():
 def test_a_reversed_range_is_refused():
     with pytest.raises(ValueError, match="increasing"):
         UniformSchedule().density(2.0, 2.0, np.ones(1))
-    with pytest.raises(ValueError, match="scale must be positive"):
+    with pytest.raises(ValueError, match="scale must be a positive"):
         LogisticSchedule(scale=-1.0).density(0.0, 1.0, np.ones(1))

@@ -279,7 +279,7 @@ def test_bad_input_is_refused_by_name(X, fitted):
     ("parameters", "message"),
     [
         ({"schedule": "cosin"}, "'schedule' parameter"),
-        ({"schedule": LogisticSchedule(scale=-2.0)}, "scale must be positive"),
+        ({"schedule": LogisticSchedule(scale=-2.0)}, "scale must be a positive"),
         ({"reference": "normal"}, "'reference' parameter"),
         ({"reference": GaussianReference([0.0], [[1.0]])}, "reference has 1 features"),
         ({"experts": ["nets"]}, "experts must be"),

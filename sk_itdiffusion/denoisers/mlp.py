@@ -26,13 +26,13 @@ class LocalDropout(nn.Module):
             return h
         keep = 1.0 - self.rate
         # Comparing uniform numbers is cheaper than drawing Bernoulli ones on a CPU.
-        uniform = torch.rand(h.shape, generator=self.generator).to(h.device)
+        uniform = torch.rand(h.shape, generator=self.generator, dtype=h.dtype).to(h.device)
         return h * (uniform < keep) / keep
 
 
 def linear(n_in: int, n_out: int, generator: Generator, zero: bool = False) -> nn.Linear:
     """Return a linear layer initialised from a local generator (or at zero)."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     with torch.no_grad():
         layer.bias.zero_()
         if zero:
@@ -47,8 +47,10 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, n_features: int, n_frequencies: int, generator: Generator) -> None:
         super().__init__()
-        base = torch.logspace(-1.5, 1.5, max(n_frequencies, 1), base=2.0)[:n_frequencies]
-        jitter = torch.rand(n_features, n_frequencies, generator=generator)
+        base = torch.logspace(-1.5, 1.5, max(n_frequencies, 1), base=2.0, dtype=torch.float32)[
+            :n_frequencies
+        ]
+        jitter = torch.rand(n_features, n_frequencies, generator=generator, dtype=torch.float32)
         self.frequencies = nn.Parameter(2.0 * math.pi * 0.35 * base * (0.75 + 0.5 * jitter))
         self.n_outputs = n_features * (1 + 2 * n_frequencies)
 

@@ -24,7 +24,7 @@ class LogSNREmbedding(nn.Module):
 
     def __init__(self, low: float, high: float, n_bumps: int = 12) -> None:
         super().__init__()
-        self.register_buffer("centers", torch.linspace(low, high, n_bumps))
+        self.register_buffer("centers", torch.linspace(low, high, n_bumps, dtype=torch.float32))
         self.spacing = (high - low) / (n_bumps - 1)
         self.middle = 0.5 * (low + high)
         self.half_width = 0.5 * (high - low)
@@ -56,7 +56,7 @@ class PreconditionedDenoiser(nn.Module):
         self.backbone = backbone
         self.reference = reference
         self.embedding = embedding
-        self.gain = nn.Parameter(torch.zeros(embedding.n_features))
+        self.gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
 
     def parts(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reference's prediction of the noise and the network's correction to it."""
