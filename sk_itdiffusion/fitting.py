@@ -364,7 +364,7 @@ def train_network(
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
     gaussian = model.references["gaussian"]
     n_rows, n_features = split.train.X.shape
-    dropout, weight_decay = regularization_for(n_rows, n_features, settings)
+    dropout, weight_decay = regularization_for(n_rows, settings)
     embedding = LogSNREmbedding(low, high)
     denoiser = PreconditionedDenoiser(
         ResidualMLP(
@@ -421,12 +421,11 @@ def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
         ) from error
 
 
-def regularization_for(n_rows: int, n_features: int, settings: FitSettings) -> tuple[float, float]:
+def regularization_for(n_rows: int, settings: FitSettings) -> tuple[float, float]:
     """Return dropout and weight decay, stronger for fewer rows."""
-    # Measured on tables of 200 to 45,000 rows; see docs/benchmarks.md.
-    scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
-    dropout = 0.2 * scarcity if settings.dropout is None else settings.dropout
-    decay = 0.1 * scarcity if settings.weight_decay is None else settings.weight_decay
+    scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0)) ** 2
+    dropout = 0.4 * scarcity if settings.dropout is None else settings.dropout
+    decay = 0.3 * scarcity if settings.weight_decay is None else settings.weight_decay
     return dropout, decay
 
 
