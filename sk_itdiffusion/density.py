@@ -86,8 +86,9 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves.
     validation_fraction : float, default=0.1
-        Share in (0, 1) of the distinct rows, at most 10,000 rows, that judges epochs, references
-        and experts.
+        Share in (0, 1) of the distinct rows, at least 10 and at most 10,000 rows, that judges
+        epochs, maps, references and experts.  With fewer than 40 distinct rows nothing is judged:
+        the model is the normal reference.
     n_iter_no_change : int, default=6
         Epochs without improvement after which the learning rate is taken to zero and training
         ends, at least 1.

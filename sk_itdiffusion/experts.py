@@ -35,7 +35,6 @@ _EM_STEPS_FOR_MAPS = 60
 _MOST_ROWS_FOR_MAPS = 5_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
-_LEAST_ROWS_TO_CHOOSE = 10
 _ROWS_FOR_A_PARAMETER = 3
 
 
@@ -63,7 +62,8 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
         values = reference.log_prob(torch.from_numpy(padded))
         return np.asarray(values.numpy()[: len(rows)])
 
-    return np.concatenate(map_in_workers(block, range(0, len(X), _BLOCK_ROWS), "cpu"))
+    blocks = map_in_workers(block, range(0, len(X), _BLOCK_ROWS), "cpu")
+    return np.concatenate([np.empty(0), *blocks])
 
 
 def map_split(kind: str, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
@@ -107,9 +107,9 @@ def choose_marginal_map(
     MappedSplit
         The chosen map and the mapped rows.
     """
+    if len(kinds) == 1:
+        return map_split(kinds[0], train, valid)
     candidates = [map_split(kind, train, valid) for kind in kinds]
-    if len(candidates) == 1:
-        return candidates[0]
     scores = map_in_workers(
         lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
     )
@@ -184,8 +184,6 @@ def fit_mixture_by_validation(
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
         return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
 
-    if len(valid) < _LEAST_ROWS_TO_CHOOSE:
-        return None
     possible = [k for k in _COMPONENTS if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X)]
     best_score = float(share @ gaussian)
     best, n_best, failures = None, 1, 0

@@ -74,7 +74,8 @@ Array = NDArray[np.float64]
 N_NODES = 41
 MOST_VALIDATION_ROWS = 10_000
 MOST_PROFILE_ROWS = 2_000
-LEAST_ROWS_FOR_NETWORK = 20
+#: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
+LEAST_ROWS_TO_SPLIT = 40
 #: Hidden units up to which one thread trains as fast as several.
 WIDEST_FOR_ONE_THREAD = 256
 
@@ -234,7 +235,7 @@ def split_rows(
     rows: WeightedRows, settings: FitSettings, seed: int
 ) -> tuple[WeightedRows, WeightedRows]:
     """Return training and validation rows; very few rows serve as both."""
-    if len(rows) < LEAST_ROWS_FOR_NETWORK:
+    if len(rows) < LEAST_ROWS_TO_SPLIT:
         return rows, rows
     return rows.split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
@@ -267,7 +268,8 @@ def _fit_analytic_side(
 ) -> tuple[MappedSplit, dict[str, Reference]]:
     """Return the mapped rows and the references."""
     split = _map_columns(train_rows, valid_rows, columns, settings, seed)
-    return split, fit_references(split, columns, standardizer, settings, seed, stop)
+    judged = valid_rows is not train_rows
+    return split, fit_references(split, columns, standardizer, settings, seed, stop, judged)
 
 
 def _map_columns(
@@ -279,7 +281,7 @@ def _map_columns(
 ) -> MappedSplit:
     """Return the rows behind the chosen marginal map."""
     kinds = marginal_kinds(settings.marginals)
-    if isinstance(settings.reference, Reference) or len(train_rows) < LEAST_ROWS_FOR_NETWORK:
+    if isinstance(settings.reference, Reference) or valid_rows is train_rows:
         kinds = kinds[:1]
     regularization = mixture_regularization(columns.step)
     return choose_marginal_map(kinds, train_rows, valid_rows, regularization, seed)
@@ -292,8 +294,9 @@ def fit_references(
     settings: FitSettings,
     seed: int,
     stop: threading.Event,
+    judged: bool,
 ) -> dict[str, Reference]:
-    """Return the references that the settings ask for, by name."""
+    """Return the references that the settings ask for and that validation rows can judge."""
     random_state = np.random.RandomState(seed)
     X = resample_rows(split.train, max(len(split.train), 100_000), random_state)
     references: dict[str, Reference] = {"gaussian": GaussianReference.fit(X)}
@@ -306,7 +309,8 @@ def fit_references(
         raise ValueError(
             "experts names 'reference', which needs a Reference object as the parameter reference."
         )
-    if settings.reference in ("auto", "gaussian_mixture") or "gaussian_mixture" in asked:
+    wanted = settings.reference in ("auto", "gaussian_mixture") or "gaussian_mixture" in asked
+    if wanted and judged:
         mixture = fit_mixture_by_validation(
             split.train, split.valid, mixture_regularization(columns.step), random_state, stop
         )
@@ -340,7 +344,7 @@ def use_network(settings: FitSettings, n_rows: int) -> bool:
     """Return whether there is a network; an untrained one adds nothing to its reference."""
     by_default = settings.experts == "auto" and settings.max_epochs > 0
     wanted = by_default or NETWORK in settings.experts
-    return wanted and n_rows >= LEAST_ROWS_FOR_NETWORK
+    return wanted and n_rows >= LEAST_ROWS_TO_SPLIT
 
 
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
@@ -510,7 +514,7 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
     if missing:
         warnings.warn(
             f"experts names {missing}, which these rows do not allow: a network needs "
-            f"{LEAST_ROWS_FOR_NETWORK} distinct rows, a mixture to be better than a single "
+            f"{LEAST_ROWS_TO_SPLIT} distinct rows, a mixture to be better than a single "
             "Gaussian on the validation rows.",
             UserWarning,
             stacklevel=6,

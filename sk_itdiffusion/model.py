@@ -176,25 +176,27 @@ class TableModel:
         total, variance = self._constant_log_density(X), np.zeros(len(X))
         if not self.columns.varies.any():
             return total, variance
-        standardized = self.standardizer.transform(X[:, self.columns.varies])
-        mapped, log_slope = self.marginal_map.transform(standardized)
-        reference = self.references[self.control]
-        log_reference = log_likelihoods(reference, mapped)
-        total += log_reference + log_slope
+        # Rows so far out that a square overflows have the log-density minus infinity.
+        with np.errstate(over="ignore"):
+            standardized = self.standardizer.transform(X[:, self.columns.varies])
+            mapped, log_slope = self.marginal_map.transform(standardized)
+        finite = np.isfinite(mapped).all(axis=1) & np.isfinite(log_slope)
+        log_reference = np.full(len(X), -np.inf)
+        log_reference[finite] = log_likelihoods(self.references[self.control], mapped[finite])
+        total += log_reference + np.where(finite, log_slope, 0.0)
         total -= np.log(self.standardizer.scale).sum()
-        if self.rule is not None:
-            gap, variance = information_gap(
-                mapped,
-                row_keys(standardized, self.seeds.scoring),
+        near = log_reference > LEAST_LOG_DENSITY
+        if self.rule is not None and near.any():
+            gap, variance[near] = information_gap(
+                mapped[near],
+                row_keys(standardized[near], self.seeds.scoring),
                 self.paired(),
                 self.rule,
                 budget=self.budget,
                 device=self.device,
                 dtype=self.precision,
             )
-            near = log_reference > LEAST_LOG_DENSITY
-            total[near] += gap[near]
-            variance[~near] = 0.0
+            total[near] += gap
         return total, variance
 
     def _constant_log_density(self, X: Array) -> Array:

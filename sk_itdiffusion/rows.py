@@ -18,6 +18,7 @@ _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
 _LEAST_TRAINING_ROWS = 10
+_LEAST_VALIDATION_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class WeightedRows:
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        n_valid = int(np.clip(round(fraction * len(self)), 1, most))
+        n_valid = int(np.clip(round(fraction * len(self)), _LEAST_VALIDATION_ROWS, most))
         if len(self) - n_valid < _LEAST_TRAINING_ROWS:
             raise ValueError(
                 f"validation_fraction={fraction:g} leaves {len(self) - n_valid} of {len(self)} "

@@ -2,7 +2,10 @@
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import joblib
@@ -146,17 +149,28 @@ def test_rows_do_not_depend_on_each_other(X, fitted):
     np.testing.assert_array_equal(doubled[::3], scores[:2])
 
 
-def test_scores_do_not_depend_on_threads(X, fitted):
-    scores = fitted.score_samples(X[:200])
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        single = fitted.score_samples(X[:200])
-        again = clone(fitted).fit(X)
-    finally:
-        torch.set_num_threads(threads)
-    np.testing.assert_array_equal(single, scores)
-    np.testing.assert_array_equal(again.score_samples(X[:200]), scores)
+def test_results_do_not_depend_on_threads(X, fitted, tmp_path):
+    """In another process: setting torch's threads here would outlast the test."""
+    np.save(tmp_path / "rows.npy", X)
+    script = f"""
+import numpy as np
+from sk_itdiffusion import IMMSEDensity
+X = np.load({str(tmp_path / "rows.npy")!r})
+est = IMMSEDensity(**{SMALL!r}).fit(X)
+np.save({str(tmp_path / "scores.npy")!r}, est.score_samples(X[:200]))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), fitted.score_samples(X[:200]))
+
+
+@pytest.mark.filterwarnings("ignore:Column")
+def test_rows_do_not_depend_on_each_other_in_constant_columns(X):
+    constant = np.tile(np.linspace(-3, 3, 20), (len(X), 1))
+    est = IMMSEDensity(**TINY).fit(np.hstack([X, constant]))
+    moved = np.hstack([X[:60], constant[:60] + np.random.default_rng(0).normal(size=(60, 20))])
+    alone = np.concatenate([est.score_samples(row[None]) for row in moved])
+    np.testing.assert_array_equal(est.score_samples(moved), alone)
 
 
 def test_equal_seeds_give_equal_fits_and_others_do_not(X, fitted):
@@ -181,6 +195,16 @@ def test_weight_is_repetition(X):
     np.testing.assert_array_equal(weighted.score_samples(X), repeated.score_samples(X))
     unweighted = IMMSEDensity(**TINY).fit(rows)
     assert np.abs(unweighted.score_samples(X) - weighted.score_samples(X)).max() > 0.01
+
+
+@pytest.mark.filterwarnings("ignore:Column")
+@pytest.mark.parametrize("factor", [1 / 300, 0.7, 1e300])
+def test_common_factor_of_the_weights_is_nothing(X, factor):
+    rows = np.column_stack([X[:300], np.random.default_rng(0).poisson(3.0, 300)])
+    weight = np.random.default_rng(1).integers(1, 4, size=300).astype(float)
+    plain = IMMSEDensity(**TINY).fit(rows, sample_weight=weight)
+    scaled = IMMSEDensity(**TINY).fit(rows, sample_weight=factor * weight)
+    np.testing.assert_array_equal(scaled.score_samples(rows), plain.score_samples(rows))
 
 
 @pytest.mark.parametrize("marginals", ["standard", "quantile", "yeo_johnson"])
@@ -289,11 +313,22 @@ def test_bad_input_is_refused_by_name(X, fitted):
         ({"learning_rate": 0.0}, "'learning_rate' parameter"),
         ({"n_draws": 1}, "'n_draws' parameter"),
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
+        ({"validation_fraction": 0.999}, "validation_fraction=0.999 leaves 2 of 1500"),
+        ({"device": "gpu"}, "device must be 'auto'"),
+        ({"schedule": LogisticSchedule(loc=np.nan)}, "loc must be a finite number"),
+        ({"schedule": LogisticSchedule(loc="a")}, "loc must be a finite number"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(X, parameters, message):
     with pytest.raises(ValueError, match=message):
         IMMSEDensity(**TINY | parameters).fit(X)
+
+
+def test_reference_object_refuses_constant_columns(X):
+    reference = GaussianReference(np.zeros(3), np.eye(3))
+    frame = pd.DataFrame(X[:50], columns=["a", "b"]).assign(c=1.0)
+    with pytest.raises(ValueError, match="'c' are constant"):
+        IMMSEDensity(**TINY | {"reference": reference}).fit(frame)
 
 
 def test_reference_object_refuses_nonlinear_maps(X):
@@ -380,6 +415,32 @@ def test_ties_warn_only_where_they_matter(X):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         IMMSEDensity(**TINY).fit(np.round(X[:500], 2))
+
+
+@pytest.mark.parametrize("n_rows", [20, 30, 60, 100])
+@pytest.mark.parametrize("n_features", [1, 3])
+def test_few_rows_are_not_worse_than_a_gaussian(n_rows, n_features):
+    """Choices on a handful of validation rows must not cost much, whatever the seed."""
+    losses = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(n_rows, n_features))
+        test = rng.normal(size=(500, n_features))
+        settings = TINY | {"random_state": seed}
+        alone = IMMSEDensity(
+            reference="gaussian", experts=["gaussian"], marginals="standard", **settings
+        )
+        est = IMMSEDensity(**settings).fit(rows)
+        losses.append(alone.fit(rows).score(test) - est.score(test))
+    assert max(losses) < 0.5
+
+
+@pytest.mark.parametrize("size", [1e6, 1e39, 1e154, 1e300])
+def test_points_beyond_all_data_are_scored_without_nan(X, fitted, size):
+    near, far = fitted.score_samples([X[0], [size, -size]])
+    assert np.isfinite(near)
+    assert not np.isnan(far)
+    assert far < near
 
 
 # -- scikit-learn ----------------------------------------------------------------------------
@@ -507,6 +568,45 @@ def test_warm_start_goes_on(X):
     est.set_params(hidden_size=8)
     with pytest.raises(ValueError, match="same size"):
         est.fit(X)
+
+
+def test_warm_start_refuses_what_it_would_ignore(X):
+    rows = np.column_stack([X[:200], np.zeros(200)])
+    with pytest.warns(UserWarning, match="constant"):
+        est = IMMSEDensity(warm_start=True, **TINY).fit(rows)
+    with pytest.raises(ValueError, match="warm_start needs the columns that vary"):
+        est.fit(rows[:, [2, 0, 1]])
+    est.set_params(marginals="quantile")
+    with pytest.raises(ValueError, match="marginals changed"):
+        est.fit(rows)
+
+
+def test_failed_refit_leaves_the_estimator_unfitted(X):
+    est = IMMSEDensity(**TINY).fit(X[:100])
+    with pytest.raises(ValueError, match="experts"):
+        est.set_params(experts=[]).fit(np.hstack([X, X])[:100])
+    with pytest.raises(NotFittedError):
+        est.score_samples(X)
+
+
+def test_modes_and_defaults_of_torch_do_not_matter(X, fitted):
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode():
+            again = clone(fitted).fit(X)
+            scores = again.score_samples(X[:20])
+    finally:
+        torch.set_default_dtype(default)
+    np.testing.assert_array_equal(scores, fitted.score_samples(X[:20]))
+
+
+def test_named_experts_that_cannot_be_had_are_not_dropped_silently(X):
+    with pytest.raises(ValueError, match="needs a Reference object"):
+        IMMSEDensity(**TINY | {"experts": ["reference"]}).fit(X)
+    few = np.random.default_rng(0).normal(size=(12, 2))
+    with pytest.warns(UserWarning, match=r"experts names \['network'\]"):
+        IMMSEDensity(**TINY | {"experts": ["network", "gaussian"]}).fit(few)
 
 
 def test_early_stopping_ends_training():
