@@ -3,9 +3,12 @@
 The networks here are small: their matrices take tens of microseconds, and OpenMP threads that
 share them spend more time waiting for each other than computing (measured on two cores: no gain
 when the machine is idle, four times slower when it is not).  So work is divided into coarse
-pieces, each done by a worker thread with a single OpenMP thread.  That setting belongs to the
-worker alone; the process's thread counts are not touched.  The numbers do not depend on how many
-workers there are.
+pieces, each done by a worker thread whose own number of OpenMP threads is one; the process's is
+not touched, and the numbers do not depend on how many workers there are.  After a call of
+``torch.set_num_threads`` the MKL library keeps to that number in the workers too.
+
+The one setting of the process that changes, while a mixture is fitted, is the number of BLAS
+threads of numpy and scipy, as in scikit-learn's own estimators; the last user restores it.
 """
 
 from __future__ import annotations
