@@ -559,3 +559,46 @@ class MSECurve:
     networks: dict[str, Array]
     networks_stderr: dict[str, Array]
     weights: dict[str, Array]
+
+    @classmethod
+    def pooled(cls, curves: Sequence[MSECurve], counts: Sequence[int]) -> MSECurve:
+        """Return the curve of all rows from those of parts of them, exactly.
+
+        Parameters
+        ----------
+        curves : sequence of MSECurve
+            Curves on disjoint sets of rows of equal weight.
+        counts : sequence of int
+            Numbers of rows.
+
+        Returns
+        -------
+        MSECurve
+            Means and standard errors over all rows.
+        """
+        n = np.asarray(counts, dtype=np.float64)[:, None]
+
+        def pool(means: Sequence[Array], errors: Sequence[Array]) -> tuple[Array, Array]:
+            mean = (n * np.stack(means)).sum(axis=0) / n.sum()
+            squares = (n * np.stack(errors)) ** 2 + n * (np.stack(means) - mean) ** 2
+            return mean, np.sqrt(squares.sum(axis=0)) / n.sum()
+
+        def pool_all(kind: str) -> tuple[dict[str, Array], dict[str, Array]]:
+            pooled = {
+                name: pool(
+                    [getattr(curve, kind)[name] for curve in curves],
+                    [getattr(curve, f"{kind}_stderr")[name] for curve in curves],
+                )
+                for name in getattr(curves[0], kind)
+            }
+            means = {name: pair[0] for name, pair in pooled.items()}
+            return means, {name: pair[1] for name, pair in pooled.items()}
+
+        model = pool([c.model for c in curves], [c.model_stderr for c in curves])
+        return cls(
+            curves[0].logsnr,
+            *model,
+            *pool_all("references"),
+            *pool_all("networks"),
+            curves[0].weights,
+        )

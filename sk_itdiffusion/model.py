@@ -48,6 +48,8 @@ CONSTANT_WIDTH = 1e-3
 LARGEST_NETWORK_INPUT = 1e6
 #: Log-density of the reference below which the network adds nothing that float64 resolves.
 LEAST_LOG_DENSITY = -1e12
+#: Rows whose errors are held in memory at a time.
+ROWS_IN_A_PROFILE = 5_000
 
 
 @dataclass(frozen=True)
@@ -238,12 +240,19 @@ class TableModel:
         X[:, self.columns.varies] = self.standardizer.inverse(self.marginal_map.inverse(mapped))
         return X
 
-    def mse_curve(self, X: Array, seed: int = 0) -> MSECurve:
+    def mse_curve(self, X: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""
         standardized = self.standardizer.transform(X[:, self.columns.varies])
         mapped, _ = self.marginal_map.transform(standardized)
-        profile = self.profile(mapped, np.ones(len(X)), row_keys(standardized, seed))
-        return summarize_profile(profile, self.expert_names, self.weights)
+        keys = row_keys(standardized)
+        curves, counts = [], []
+        for start in range(0, len(X), ROWS_IN_A_PROFILE):
+            part = slice(start, start + ROWS_IN_A_PROFILE)
+            rows = mapped[part]
+            profile = self.profile(rows, np.ones(len(rows)), keys[part])
+            curves.append(summarize_profile(profile, self.expert_names, self.weights))
+            counts.append(len(rows))
+        return MSECurve.pooled(curves, counts)
 
     def profile(self, mapped: Array, weight: Array, keys: NDArray[np.uint64]) -> ErrorProfile:
         """Return the products of all experts' residuals at the nodes."""

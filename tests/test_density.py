@@ -94,6 +94,19 @@ def test_stack_is_no_worse_than_any_expert_on_validation_rows(fitted):
     np.testing.assert_allclose(total, 1.0)
 
 
+def test_error_curve_of_parts_pools_to_that_of_the_whole(X, fitted, monkeypatch):
+    whole = fitted.mse_curve(X[:300])
+    monkeypatch.setattr("sk_itdiffusion.model.ROWS_IN_A_PROFILE", 70)
+    parts = fitted.mse_curve(X[:300])
+    np.testing.assert_allclose(parts.model, whole.model, rtol=1e-5)
+    np.testing.assert_allclose(parts.model_stderr, whole.model_stderr, rtol=1e-5)
+    for name in whole.references:
+        np.testing.assert_allclose(parts.references[name], whole.references[name], rtol=1e-9)
+        np.testing.assert_allclose(
+            parts.references_stderr[name], whole.references_stderr[name], rtol=1e-9
+        )
+
+
 def test_error_curve_of_gaussian_data_is_the_closed_form():
     variances = np.array([1.0, 4.0])
     rng = np.random.default_rng(0)
