@@ -157,8 +157,8 @@ def fit_table_model(
             )
         )
         control = choose_control(references, split.valid, settings)
-        finest = float(columns.step.max(initial=0.0))
-        logsnr = np.linspace(*logsnr_range(list(references.values()), finest), N_NODES)
+        coarsest = float(columns.step.max(initial=0.0))
+        logsnr = np.linspace(*logsnr_range(list(references.values()), coarsest), N_NODES)
     model = TableModel(
         columns=columns,
         constant_values=rows.X[0].copy(),
