@@ -95,7 +95,8 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     n_strata : int, default=16
         Strata of the log-SNR in scoring, at least 2.
     n_draws : int, default=2
-        Independent draws in each stratum, at least 2; the standard errors come from them.
+        Draws in each stratum, at least 2, one in each of as many equal parts; the standard errors
+        come from their differences.
     n_directions : int or None, default=None
         Orthogonal noise directions in a draw, at least 1 and no more than columns are used.  None
         takes up to 8 for at most 20 columns, else 4.
