@@ -82,7 +82,7 @@ def test_error_common_to_all_rows_is_small(n_features):
     """The mean error over many rows, beyond what independent errors explain."""
     mixture = random_mixture(n_features)
     reference = gaussian_of(mixture)
-    n_rows = 12_000
+    n_rows = 16_000
     X = mixture.sample(n_rows, np.random.RandomState(6))
     x = torch.from_numpy(X)
     truth = (mixture.log_prob(x) - reference.log_prob(x)).numpy()
