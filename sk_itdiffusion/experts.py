@@ -48,6 +48,20 @@ class MappedSplit:
     valid: WeightedRows
     valid_log_slope: Array
 
+    @classmethod
+    def behind(
+        cls, marginal_map: MarginalMap, train: WeightedRows, valid: WeightedRows
+    ) -> MappedSplit:
+        """Return standardised rows behind a given map."""
+        mapped, _ = marginal_map.transform(train.X)
+        mapped_valid, log_slope = marginal_map.transform(valid.X)
+        return cls(
+            marginal_map,
+            WeightedRows(mapped, train.weight),
+            WeightedRows(mapped_valid, valid.weight),
+            log_slope,
+        )
+
 
 def log_likelihoods(reference: Reference, X: Array) -> Array:
     """Return a reference's log-density of rows, in nats.
@@ -72,14 +86,7 @@ def map_split(kind: str, train: WeightedRows, valid: WeightedRows) -> MappedSpli
     # Canonical order is random in all but name, so the first rows are a fair sample.
     sample = train.take(np.arange(min(len(train), _MOST_ROWS_TO_FIT_MAPS)))
     marginal_map = fit_marginal_map(kind, sample.X, sample.weight)
-    mapped, _ = marginal_map.transform(train.X)
-    mapped_valid, log_slope = marginal_map.transform(valid.X)
-    return MappedSplit(
-        marginal_map,
-        WeightedRows(mapped, train.weight),
-        WeightedRows(mapped_valid, valid.weight),
-        log_slope,
-    )
+    return MappedSplit.behind(marginal_map, train, valid)
 
 
 def choose_marginal_map(
@@ -116,7 +123,7 @@ def choose_marginal_map(
     scores = map_in_workers(
         lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
     )
-    share = valid.weight / valid.weight.sum()
+    share = valid.share
     chosen = 0
     for number in range(1, len(candidates)):
         mean, error = mean_and_error(scores[number] - scores[chosen], share)
@@ -135,7 +142,7 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
         for n_components in _COMPONENTS_FOR_MAPS
         if len(X) >= 10 * n_components
     ]
-    share = split.valid.weight / split.valid.weight.sum()
+    share = split.valid.share
     scores = [log_likelihoods(guide, split.valid.X) + split.valid_log_slope for guide in guides]
     return max(scores, key=lambda score: float(share @ score))
 
@@ -171,8 +178,7 @@ def fit_mixture_by_validation(
         The mixture.
     """
     X = resample_rows(train, MOST_ROWS_FOR_MIXTURES, random_state)
-    share = valid.weight / valid.weight.sum()
-
+    share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(X), valid.X)
 
     def fit(job: tuple[int, int]) -> tuple[float, GaussianMixtureReference]:

@@ -247,14 +247,7 @@ def _reuse_maps(
     standardizer = previous.standardizer
     rows = WeightedRows(standardizer.transform(varying.X), varying.weight)
     train_rows, valid_rows = split_rows(rows, settings, previous.seeds.split)
-    mapped, _ = previous.marginal_map.transform(train_rows.X)
-    mapped_valid, log_slope = previous.marginal_map.transform(valid_rows.X)
-    return standardizer, MappedSplit(
-        previous.marginal_map,
-        WeightedRows(mapped, train_rows.weight),
-        WeightedRows(mapped_valid, valid_rows.weight),
-        log_slope,
-    )
+    return standardizer, MappedSplit.behind(previous.marginal_map, train_rows, valid_rows)
 
 
 def _fit_analytic_side(
@@ -332,7 +325,7 @@ def choose_control(
     stacked = [
         name for name in references if settings.experts == "auto" or name in settings.experts
     ]
-    share = valid.weight / valid.weight.sum()
+    share = valid.share
     # Without references in the stack, the smoothest one: the others' errors vary far from the data.
     return max(
         stacked or ["gaussian"],
@@ -349,7 +342,7 @@ def use_network(settings: FitSettings, n_rows: int) -> bool:
 
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
     """Return the preconditioner's mean negative log-likelihood of the validation rows."""
-    share = split.valid.weight / split.valid.weight.sum()
+    share = split.valid.share
     mapped = log_likelihoods(model.references["gaussian"], split.valid.X)
     log_jacobian = split.valid_log_slope - np.log(model.standardizer.scale).sum()
     return -float(share @ (mapped + log_jacobian))

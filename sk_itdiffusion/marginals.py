@@ -287,11 +287,6 @@ class MarginalMap:
     kind: str
     columns: Sequence[ColumnMap]
 
-    @property
-    def is_affine(self) -> bool:
-        """Whether every column's map is a standardisation."""
-        return all(isinstance(column, AffineMap) for column in self.columns)
-
     def transform(self, X: Array) -> tuple[Array, Array]:
         """Return mapped rows (n, d) and the log-derivatives summed over columns (n,)."""
         mapped, log_slope = np.empty_like(X), np.zeros(len(X))

@@ -23,13 +23,18 @@ _LEAST_VALIDATION_ROWS = 10
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Distinct rows in canonical order, with positive weights of which the least is 1."""
+    """Distinct rows in canonical order, with positive weights."""
 
     X: Array
     weight: Array
 
     def __len__(self) -> int:
         return len(self.X)
+
+    @property
+    def share(self) -> Array:
+        """The weights scaled to sum to 1."""
+        return np.asarray(self.weight / self.weight.sum())
 
     def take(self, index: NDArray[np.intp]) -> WeightedRows:
         """Return some of the rows."""
@@ -74,7 +79,7 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     Returns
     -------
     WeightedRows
-        Distinct rows.
+        Distinct rows; the least weight is 1.
     """
     kept = weight > 0
     X, weight = X[kept] + 0.0, weight[kept]
