@@ -45,8 +45,8 @@ def load_rows(name: str) -> Array:
 def standard_errors(estimator: IMMSEDensity, X: Array, n_directions: int, central: bool) -> Array:
     """Return the standard error of each row's log p under one rule, at equal cost."""
     model = estimator._model
-    standardized = model.standardizer.transform(X)
-    mapped, _ = model.marginal_map.transform(standardized)
+    standardized = model.space.standardized(X)
+    mapped, _ = model.space.rows(standardized)
     denoisers = model.paired()
     noise = NoiseRule(mapped.shape[1], min(n_directions, mapped.shape[1]), central, seed=0)
     edges = model.rule.placement.edges

@@ -127,12 +127,15 @@ class NoiseRule:
         Whether the origin is evaluated as well (degree-3 rule) or not (antithetic pairs only).
     seed : int
         Seed of the bank of directions.
+    mirrored : bool, default=True
+        Whether each direction is used with both signs; with the origin it has to be.
     """
 
     n_features: int
     n_directions: int
     central: bool
     seed: int
+    mirrored: bool = True
 
     @classmethod
     def for_scoring(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
@@ -145,10 +148,19 @@ class NoiseRule:
         most = usual if n_directions is None else n_directions
         return cls(n_features, min(n_features, most), n_features <= 100, seed)
 
+    @classmethod
+    def for_levels(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
+        """Return the rule for discrete columns: directions with one sign, one unless given.
+
+        The errors of levels are no polynomials of the noise, and opposite noise brings nothing.
+        """
+        most = 1 if n_directions is None else n_directions
+        return cls(n_features, min(n_features, most), False, seed, mirrored=False)
+
     @property
     def n_evaluations(self) -> int:
         """Evaluations of the integrand in one draw."""
-        return 2 * self.n_directions + int(self.central)
+        return (1 + int(self.mirrored)) * self.n_directions + int(self.central)
 
     @property
     def _bank(self) -> Array:
@@ -177,6 +189,8 @@ class NoiseRule:
         freedom = self.n_features + 2 * int(self.central)
         radius2 = 2.0 * gammaincinv(0.5 * freedom, hash_uniform(keys, 1))
         spokes = np.sqrt(radius2)[:, None, None] * directions
+        if not self.mirrored:
+            return spokes, np.full((len(keys), self.n_directions), 1.0 / self.n_directions)
         coefficient = np.full((len(keys), self.n_evaluations), 0.5 / self.n_directions)
         if not self.central:
             return np.concatenate([spokes, -spokes], axis=1), coefficient

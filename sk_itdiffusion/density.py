@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import validate_data
 
-from sk_itdiffusion.fitting import FitSettings, fit_table_model
-from sk_itdiffusion.likelihood import MSECurve
+from sk_itdiffusion.estimator import TableEstimator, checked_weight
 from sk_itdiffusion.marginals import MARGINAL_KINDS
-from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.references import Reference
-from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
+from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion.space import ColumnKind
 
 __all__ = ["IMMSEDensity"]
 
-_EXPERTS = ("network", "gaussian", "gaussian_mixture", "reference")
 
-
-class IMMSEDensity(DensityMixin, BaseEstimator):
+class IMMSEDensity(TableEstimator):
     r"""Density estimation with a denoising network, by the I-MMSE relation.
 
     A network learns to predict the noise in noisy rows, at all signal-to-noise ratios; the
@@ -168,33 +158,13 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
     True
     """
 
-    _model: TableModel
-    _kept: dict[str, Any]
+    _experts: ClassVar[tuple[str, ...]] = ("network", "gaussian", "gaussian_mixture", "reference")
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts", "marginals")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TableEstimator._parameter_constraints,
         "reference": [StrOptions({"auto", "gaussian", "gaussian_mixture"}), Reference],
-        "experts": [StrOptions({"auto"}), list, tuple],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
-        "schedule": [StrOptions(set(SCHEDULES)), Schedule],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "n_blocks": [Interval(Integral, 1, None, closed="left")],
         "n_frequencies": [Interval(Integral, 0, None, closed="left")],
-        "dropout": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
-        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "steps_per_epoch": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "n_strata": [Interval(Integral, 2, None, closed="left")],
-        "n_draws": [Interval(Integral, 2, None, closed="left")],
-        "n_directions": [None, Interval(Integral, 1, None, closed="left")],
-        "device": [str, torch.device],
-        "warm_start": ["boolean"],
-        "callbacks": [None, list, tuple],
-        "verbose": ["verbose"],
-        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -250,280 +220,42 @@ class IMMSEDensity(DensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def set_params(self, **params: Any) -> IMMSEDensity:
-        """Set parameters, nested ones of the schedule as ``schedule__<name>``.
+    def _read_first(
+        self, X: ArrayLike, weight: ArrayLike | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
+        """Return rows, weights and the kinds of the columns: all continuous."""
+        rows = self._validated(X, reset=True, ensure_min_samples=2)
+        return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
 
-        Parameters
-        ----------
-        **params : dict
-            Names and values.
+    def _read(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return validated rows with the columns of the fit."""
+        return self._validated(X, reset=False, ensure_min_samples=1)
 
-        Returns
-        -------
-        IMMSEDensity
-            The estimator itself.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is unknown, or one of the schedule is given while the schedule is a
-            string.
-        """
-        schedule = params.get("schedule", self.schedule)
-        nested = [name for name in params if name.startswith("schedule__")]
-        if nested and isinstance(schedule, str):
-            raise ValueError(
-                f"{nested[0]} needs schedule to be an object, such as "
-                f"sk_itdiffusion.schedules.LogisticSchedule(), not the string {schedule!r}."
-            )
-        super().set_params(**params)
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_model")
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
-    ) -> IMMSEDensity:
-        """Fit the density to rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of finite numbers; at least 2.
-        y : Ignored
-            Not used, present for API consistency by convention.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.
-
-        Returns
-        -------
-        IMMSEDensity
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If X has fewer than 2 rows, is not finite or not numeric, if a weight is negative, or a
-            parameter is out of its range.
-        FloatingPointError
-            If training diverges before any epoch was good.
-        """
-        previous = self._model if self.warm_start and hasattr(self, "_model") else None
-        if previous is None:
-            self._forget_fit()
-        rows = self._rows(X, reset=previous is None, ensure_min_samples=2)
-        weight = _check_sample_weight(
-            sample_weight,
-            rows,
-            dtype=np.float64,
-            ensure_non_negative=True,
-            ensure_same_device=False,
-        )
-        if not weight.sum() > 0:
-            raise ValueError("sample_weight must have at least one positive weight.")
-        random_state = check_random_state(self.random_state)
-        settings = self._settings()
-        self._check_warm_start(previous)
-        self._model = fit_table_model(rows, weight, settings, random_state, previous)
-        self.schedule_ = settings.schedule
-        self._publish()
-        return self
-
-    def _rows(
-        self, X: ArrayLike, reset: bool = False, ensure_min_samples: int = 1
-    ) -> NDArray[np.float64]:
-        """Return validated rows."""
+    def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
         rows = validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
         )
         return np.asarray(rows, dtype=np.float64)
 
-    def _forget_fit(self) -> None:
-        """Remove the fitted state, so that an interrupted fit leaves none."""
-        for name in [name for name in vars(self) if name.endswith("_") or name == "_model"]:
-            delattr(self, name)
-
-    def _check_warm_start(self, previous: TableModel | None) -> None:
-        """Raise an error if a warm start would ignore a changed parameter."""
-        kept = {name: getattr(self, name) for name in ("reference", "experts", "marginals")}
-        if previous is not None:
-            changed = [name for name, value in kept.items() if self._kept[name] is not value]
-            changed = [name for name in changed if self._kept[name] != kept[name]]
-            if changed:
-                raise ValueError(
-                    f"warm_start keeps the maps and references of the earlier fit, but "
-                    f"{', '.join(changed)} changed. Set warm_start=False to fit anew."
-                )
-        self._kept = kept
-
-    def _settings(self) -> FitSettings:
-        """Return the parameters in the form that the model takes."""
-        experts = self.experts
-        if experts != "auto":
-            unknown = [name for name in experts if name not in _EXPERTS]
-            if unknown or not experts:
-                raise ValueError(
-                    f"experts must be 'auto' or a list of names from {list(_EXPERTS)}, got "
-                    f"{experts!r}."
-                )
-        if isinstance(self.reference, Reference):
-            if self.marginals not in ("auto", "standard"):
-                raise ValueError(
-                    "A reference object is in the units of X and needs marginals='auto' or "
-                    f"'standard', got marginals={self.marginals!r}."
-                )
-            if self.reference.n_features != self.n_features_in_:
-                raise ValueError(
-                    f"reference has {self.reference.n_features} features, X has "
-                    f"{self.n_features_in_}."
-                )
-        return FitSettings(
-            reference=self.reference,
-            experts=experts,
-            marginals=self.marginals,
-            schedule=resolve_schedule(self.schedule),
-            hidden_size=self.hidden_size,
-            n_blocks=self.n_blocks,
-            n_frequencies=self.n_frequencies,
-            dropout=None if self.dropout == "auto" else float(self.dropout),
-            weight_decay=None if self.weight_decay == "auto" else float(self.weight_decay),
-            max_epochs=self.max_epochs,
-            steps_per_epoch=None if self.steps_per_epoch == "auto" else int(self.steps_per_epoch),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            patience=self.n_iter_no_change if self.early_stopping else None,
-            validation_fraction=self.validation_fraction,
-            n_strata=self.n_strata,
-            n_draws=self.n_draws,
-            n_directions=self.n_directions,
-            device=resolve_device(self.device),
-            callbacks=tuple(self.callbacks or ()),
-            verbose=int(self.verbose),
-            feature_names=getattr(self, "feature_names_in_", None),
-        )
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of continuous columns."""
+        check_reference_object(self.reference, self.marginals, self.n_features_in_)
+        return {"marginals": self.marginals, "n_frequencies": self.n_frequencies}
 
     def _publish(self) -> None:
         """Set the public fitted attributes from the model."""
-        model = self._model
-        self.net_ = model.net
-        self.references_ = model.references
-        self.reference_ = model.references.get(model.control)
-        self.marginals_ = model.marginal_map.kind
-        self.logsnr_ = model.logsnr
-        self.expert_weights_ = {
-            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
-        }
-        self.history_ = model.history
-        self.entropy_ = model.entropy
-        self.n_iter_ = len(model.history)
-
-    def score_samples(
-        self, X: ArrayLike, return_std: bool = False
-    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the log-density of each row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of finite numbers.
-        return_std : bool, default=False
-            Whether to return standard errors too.
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,)
-            Log-densities in nats, with respect to the units of X.  A row's value does not depend
-            on the other rows.
-        std : ndarray of shape (n_samples,)
-            Standard errors of the numerical integration, in nats.  Only if ``return_std``.
-
-        Raises
-        ------
-        NotFittedError
-            If the estimator is not fitted.
-        ValueError
-            If X is not finite or its columns are not those of `fit`.
-        """
-        check_is_fitted(self)
-        log_density, variance = self._model.log_density(self._rows(X))
-        return (log_density, np.sqrt(variance)) if return_std else log_density
-
-    def score(self, X: ArrayLike, y: object = None) -> float:
-        """Return the mean log-density of rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of finite numbers.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        float
-            Mean log-density in nats per row; higher is better.
-        """
-        return float(np.mean(self.score_samples(X)))
-
-    def sample(
-        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
-    ) -> NDArray[np.float64]:
-        """Draw random rows from the model.
-
-        Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
-        probability flow of the stacked denoiser.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            Rows to draw, at least 1.
-        random_state : int, RandomState or None, default=None
-            Seed; None takes the estimator's ``random_state``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_features)
-            Random rows, in the units of X.
-        """
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
-        seed = self.random_state if random_state is None else random_state
-        return self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
-
-    def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:
-        """Return mean squared errors of the model and its references against the log-SNR.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or None, default=None
-            Rows of finite numbers.  None gives the curve on the validation rows of `fit`.
-
-        Returns
-        -------
-        MSECurve
-            Errors with standard errors at each node of the log-SNR.
-        """
-        check_is_fitted(self)
-        if self._model.curve is None:
-            raise ValueError("There is no error curve: all rows of the fit were equal.")
-        if X is None:
-            return self._model.curve
-        return self._model.mse_curve(self._rows(X))
+        super()._publish()
+        self.marginals_ = self._model.space.marginal_map.kind
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device that a parameter value names, or raise an error that names it."""
-    if device != "auto":
-        try:
-            return torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "
-                f"got {device!r}."
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def check_reference_object(reference: str | Reference, marginals: str, n_features: int) -> None:
+    """Raise an error if a reference object does not fit to the maps or the columns."""
+    if not isinstance(reference, Reference):
+        return
+    if marginals not in ("auto", "standard"):
+        raise ValueError(
+            "A reference object is in the units of X and needs marginals='auto' or "
+            f"'standard', got marginals={marginals!r}."
+        )
+    if reference.n_features != n_features:
+        raise ValueError(f"reference has {reference.n_features} features, X has {n_features}.")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion.marginals import MARGINAL_KINDS, MarginalMap, fit_marginal_map
-from sk_itdiffusion.parallel import map_in_workers
-from sk_itdiffusion.references import GaussianReference, Reference
+from sk_itdiffusion.latent_class import fit_latent_class
+from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.marginals import MARGINAL_KINDS, fit_marginal_map
+from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
+from sk_itdiffusion.references import (
+    GaussianReference,
+    IndependentReference,
+    LatentClassReference,
+    Reference,
+)
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
 from sk_itdiffusion.rows import WeightedRows, resample_rows
+from sk_itdiffusion.space import TableSpace
 
 __all__ = [
     "choose_marginal_map",
@@ -36,31 +45,52 @@ _MOST_ROWS_FOR_MAPS = 5_000
 _MOST_ROWS_TO_FIT_MAPS = 50_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
+_CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+MOST_ROWS_FOR_CLASSES = 50_000
+#: Entries of the matrix of rows and levels that latent class models are fitted to.
+_MOST_INDICATORS = 4 * 10**7
+#: Probabilities in a latent class model.
+_MOST_CLASS_LEVELS = 10**6
+#: In nats; information below the least log-SNR that may be left to the control variate.
+_LEAST_INFORMATION = 0.005
 _ROWS_FOR_A_PARAMETER = 3
 
 
 @dataclass(frozen=True)
 class MappedSplit:
-    """Training and validation rows behind one map of the columns."""
+    """Training and validation rows of a space."""
 
-    marginal_map: MarginalMap
+    space: TableSpace
     train: WeightedRows
     valid: WeightedRows
     valid_log_slope: Array
 
     @classmethod
-    def behind(
-        cls, marginal_map: MarginalMap, train: WeightedRows, valid: WeightedRows
-    ) -> MappedSplit:
-        """Return standardised rows behind a given map."""
-        mapped, _ = marginal_map.transform(train.X)
-        mapped_valid, log_slope = marginal_map.transform(valid.X)
+    def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
+        """Return standardised rows behind the maps of a space."""
+        mapped, _ = space.rows(train.X)
+        mapped_valid, log_slope = space.rows(valid.X)
         return cls(
-            marginal_map,
+            space,
             WeightedRows(mapped, train.weight),
             WeightedRows(mapped_valid, valid.weight),
             log_slope,
         )
+
+    @property
+    def n_continuous(self) -> int:
+        """Number of continuous columns."""
+        return self.space.layout.n_continuous
+
+    @property
+    def continuous_train(self) -> WeightedRows:
+        """Continuous columns of the training rows."""
+        return self.train.columns(self.n_continuous)
+
+    @property
+    def continuous_valid(self) -> WeightedRows:
+        """Continuous columns of the validation rows."""
+        return self.valid.columns(self.n_continuous)
 
 
 def log_likelihoods(reference: Reference, X: Array) -> Array:
@@ -81,16 +111,20 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
     return np.concatenate([np.empty(0), *blocks])
 
 
-def map_split(kind: str, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
+def map_split(
+    kind: str, space: TableSpace, train: WeightedRows, valid: WeightedRows
+) -> MappedSplit:
     """Return standardised rows behind the map of one kind, fitted to the training rows."""
     # Canonical order is random in all but name, so the first rows are a fair sample.
     sample = train.take(np.arange(min(len(train), _MOST_ROWS_TO_FIT_MAPS)))
+    sample = sample.columns(space.layout.n_continuous)
     marginal_map = fit_marginal_map(kind, sample.X, sample.weight)
-    return MappedSplit.behind(marginal_map, train, valid)
+    return MappedSplit.behind(space.behind(marginal_map), train, valid)
 
 
 def choose_marginal_map(
     kinds: Sequence[str],
+    space: TableSpace,
     train: WeightedRows,
     valid: WeightedRows,
     regularization: float,
@@ -105,6 +139,8 @@ def choose_marginal_map(
     ----------
     kinds : sequence of str
         Kinds of maps to choose from; the first is preferred.
+    space : TableSpace
+        Space whose continuous columns are mapped.
     train, valid : WeightedRows
         Standardised rows.
     regularization : float
@@ -117,9 +153,9 @@ def choose_marginal_map(
     MappedSplit
         The chosen map and the mapped rows.
     """
-    if len(kinds) == 1:
-        return map_split(kinds[0], train, valid)
-    candidates = [map_split(kind, train, valid) for kind in kinds]
+    if len(kinds) == 1 or space.layout.n_continuous == 0:
+        return map_split(kinds[0], space, train, valid)
+    candidates = [map_split(kind, space, train, valid) for kind in kinds]
     scores = map_in_workers(
         lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
     )
@@ -135,7 +171,7 @@ def choose_marginal_map(
 def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
     """Return the validation rows' log-likelihood under the best of a few quick references."""
     random_state = np.random.RandomState(seed)
-    X = resample_rows(split.train, _MOST_ROWS_FOR_MAPS, random_state)
+    X = resample_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS, random_state)
     guides: list[Reference] = [GaussianReference.fit(X)]
     guides += [
         fit_gaussian_mixture(X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS)
@@ -143,7 +179,8 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
         if len(X) >= 10 * n_components
     ]
     share = split.valid.share
-    scores = [log_likelihoods(guide, split.valid.X) + split.valid_log_slope for guide in guides]
+    valid = split.continuous_valid.X
+    scores = [log_likelihoods(guide, valid) + split.valid_log_slope for guide in guides]
     return max(scores, key=lambda score: float(share @ score))
 
 
@@ -194,22 +231,110 @@ def fit_mixture_by_validation(
         return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
 
     possible = [k for k in _COMPONENTS if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X)]
-    best_score = float(share @ gaussian)
-    best, n_best, failures = None, 1, 0
-    # Two at a time, whatever the number of workers, so that their number changes no result.
-    for pair in (possible[i : i + 2] for i in range(0, len(possible), 2)):
-        for n_components, (score, mixture) in zip(pair, fit_all(pair), strict=True):
-            failures += 1
-            if score > best_score:
-                best_score, best, n_best, failures = score, mixture, n_components, 0
-        if failures >= 2:
-            break
+    best = search_numbers(possible, fit_all, float(share @ gaussian))
     if best is None:
         return None
+    score, mixture, n_best = best
     beside = [n_best, max(2, round(0.8 * n_best)), round(1.25 * n_best)]
-    best = max([(best_score, best), *fit_all(beside)], key=lambda scored: scored[0])[1]
-    mean, error = mean_and_error(log_likelihoods(best, valid.X) - gaussian, share)
-    return best if mean > error else None
+    mixture = max([(score, mixture), *fit_all(beside)], key=lambda scored: scored[0])[1]
+    mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
+    return mixture if mean > error else None
+
+
+Fitted = TypeVar("Fitted", bound=Reference)
+
+
+def search_numbers(
+    numbers: Sequence[int],
+    fit_all: Callable[[Sequence[int]], list[tuple[float, Fitted]]],
+    least_score: float,
+) -> tuple[float, Fitted, int] | None:
+    """Return score, reference and number of the best, ending after two in a row that are worse.
+
+    Parameters
+    ----------
+    numbers : sequence of int
+        Increasing numbers of components or classes.
+    fit_all : callable
+        Returns scores and references of some numbers.
+    least_score : float
+        Score that has to be exceeded.
+
+    Returns
+    -------
+    tuple or None
+        The best, or None if none exceeds the least score.
+    """
+    best: tuple[float, Fitted, int] | None = None
+    failures = 0
+    # Two at a time, whatever the number of workers, so that their number changes no result.
+    for pair in (numbers[i : i + 2] for i in range(0, len(numbers), 2)):
+        for number, (score, reference) in zip(pair, fit_all(pair), strict=True):
+            failures += 1
+            if score > (least_score if best is None else best[0]):
+                best, failures = (score, reference, number), 0
+        if failures >= 2:
+            break
+    return best
+
+
+def fit_latent_class_by_validation(
+    split: MappedSplit,
+    independent: IndependentReference,
+    regularization: float,
+    random_state: np.random.RandomState,
+    stop: threading.Event | None = None,
+) -> LatentClassReference | None:
+    """Return the latent class model whose number of classes validates best, or None.
+
+    It must be better than the independent reference by more than one standard error.
+
+    Parameters
+    ----------
+    split : MappedSplit
+        Training and validation rows.
+    independent : IndependentReference
+        Reference without classes.
+    regularization : float
+        Added to the variances of continuous columns.
+    random_state : RandomState
+        Source of the starts.
+    stop : threading.Event or None, default=None
+        Ends the search by a KeyboardInterrupt once it is set.
+
+    Returns
+    -------
+    LatentClassReference or None
+        The model.
+    """
+    layout, valid = independent.layout, split.valid
+    most = int(np.clip(_MOST_INDICATORS // layout.n_level_points, 1000, MOST_ROWS_FOR_CLASSES))
+    rows = split.train.take(np.arange(min(len(split.train), most)))
+    baseline = log_likelihoods(independent, valid.X)
+
+    def fit(job: tuple[int, int]) -> tuple[float, LatentClassReference]:
+        reference = fit_latent_class(
+            rows,
+            layout,
+            job[0],
+            np.random.RandomState(job[1]),
+            regularization=regularization,
+            stopped=lambda: stop is not None and stop.is_set(),
+        )
+        return float(valid.share @ log_likelihoods(reference, valid.X)), reference
+
+    def fit_all(numbers: Sequence[int]) -> list[tuple[float, LatentClassReference]]:
+        seeds = random_state.randint(2**31 - 1, size=len(numbers))
+        with single_blas_thread():
+            return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
+
+    n_possible = min(len(rows), int(_MOST_CLASS_LEVELS // layout.n_level_points))
+    possible = [c for c in _CLASSES if c < 2 * n_possible]
+    best = search_numbers(possible, fit_all, float(valid.share @ baseline))
+    if best is None:
+        return None
+    mean, error = mean_and_error(log_likelihoods(best[1], valid.X) - baseline, valid.share)
+    return best[1] if mean > error else None
 
 
 def mean_and_error(values: Array, share: Array) -> tuple[float, float]:
@@ -219,7 +344,7 @@ def mean_and_error(values: Array, share: Array) -> tuple[float, float]:
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
-    """Return the range of the log-SNR in which a model can differ from its references.
+    """Return the range of the log-SNR in which a model can differ from continuous references.
 
     Below it nothing but mean and covariance matters; above it the noise is much finer than the
     narrowest direction of the references (at most exp(-5) standard deviations, since a network can
@@ -243,6 +368,36 @@ def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[fl
     high = float(np.clip(high, 10.0, 18.0))
     if resolution > 0.0:
         high = min(high, -2.0 * math.log(0.5 * resolution))
+    return low, max(high, low + 4.0)
+
+
+def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float]:
+    """Return the range of the log-SNR in which a model can differ from independent columns.
+
+    At a low log-SNR a, two columns of covariance c tell ``exp(2 a) / 4 c**2`` nats more than
+    independent ones do; above the upper end no level is taken for another.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the columns are, with at least one discrete variable.
+    rows : WeightedRows
+        Rows of the layout.
+
+    Returns
+    -------
+    low, high : float
+        The range.
+    """
+    sample = rows.take(np.arange(min(len(rows), _MOST_ROWS_FOR_MAPS)))
+    points = layout.embed_array(sample.X)
+    deviation = points - sample.share @ points
+    covariance = (sample.share[:, None] * deviation).T @ deviation
+    owner = layout.owners()
+    apart = owner[:, None] != owner[None, :]
+    squared = float((covariance**2)[apart].sum())
+    low = 0.5 * math.log(4.0 * _LEAST_INFORMATION / max(squared, 1e-3))
+    high = math.log(60.0) - 2.0 * math.log(min(v.spacing for v in layout.variables))
     return low, max(high, low + 4.0)
 
 

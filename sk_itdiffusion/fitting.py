@@ -1,4 +1,4 @@
-"""How the model behind the continuous estimator is fitted.
+"""How the model behind the estimators is fitted.
 
 Rows are grouped and split, the columns are standardised and mapped, references are fitted, the
 network is trained on what they lack, and at each log-SNR the experts are stacked by their
@@ -22,17 +22,26 @@ from numpy.typing import NDArray
 from torch import Generator
 
 from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
-from sk_itdiffusion.denoisers import PreconditionedDenoiser, ResidualMLP
+from sk_itdiffusion.denoisers import (
+    ConvolutionalNetwork,
+    LevelDenoiser,
+    PreconditionedDenoiser,
+    ResidualMLP,
+)
+from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.experts import (
     MappedSplit,
     choose_marginal_map,
+    fit_latent_class_by_validation,
     fit_mixture_by_validation,
+    level_logsnr_range,
     log_likelihoods,
     logsnr_range,
     marginal_kinds,
     mixture_regularization,
 )
+from sk_itdiffusion.latent_class import smoothed_marginals
 from sk_itdiffusion.likelihood import (
     ErrorProfile,
     IntegrationRule,
@@ -42,7 +51,6 @@ from sk_itdiffusion.likelihood import (
 )
 from sk_itdiffusion.marginals import MarginalMap, Standardizer
 from sk_itdiffusion.model import (
-    CONSTANT_WIDTH,
     NETWORK,
     Seeds,
     TableModel,
@@ -50,7 +58,8 @@ from sk_itdiffusion.model import (
     summarize_profile,
 )
 from sk_itdiffusion.parallel import run_interruptibly
-from sk_itdiffusion.references import GaussianReference, Reference
+from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.rows import (
     ColumnReport,
     WeightedRows,
@@ -60,8 +69,10 @@ from sk_itdiffusion.rows import (
     resample_rows,
 )
 from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_layout
 from sk_itdiffusion.training import (
     DenoisingObjective,
+    Network,
     RowDataset,
     TrainingPlan,
     train,
@@ -74,6 +85,7 @@ Array = NDArray[np.float64]
 N_NODES = 41
 MOST_VALIDATION_ROWS = 10_000
 MOST_PROFILE_ROWS = 2_000
+MOST_ROWS_FOR_SPECTRUM = 5_000
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
 #: Hidden units up to which one thread trains as fast as several.
@@ -106,11 +118,15 @@ class FitSettings:
     callbacks: Sequence[Any] = ()
     verbose: int = 0
     feature_names: Sequence[str] | None = None
+    preconditioner: str = "independent"
+    loss: str = "mse"
+    image_shape: tuple[int, ...] | None = None
 
 
 def fit_table_model(
-    X: Array,
+    values: Array,
     weight: Array,
+    kinds: Sequence[ColumnKind],
     settings: FitSettings,
     random_state: np.random.RandomState,
     previous: TableModel | None = None,
@@ -119,10 +135,12 @@ def fit_table_model(
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Finite rows.
+    values : ndarray of shape (n_samples, n_columns)
+        Finite numbers of continuous columns, codes of discrete ones.
     weight : ndarray of shape (n_samples,)
         Non-negative weights.
+    kinds : sequence of ColumnKind
+        Kinds of the columns.
     settings : FitSettings
         Parameters.
     random_state : RandomState
@@ -136,36 +154,35 @@ def fit_table_model(
         The fitted model.
     """
     seeds = Seeds.draw(random_state) if previous is None else previous.seeds
-    rows = group_rows(X, weight)
-    varies = rows.X.min(axis=0) < rows.X.max(axis=0)
-    check_varying_columns(varies, settings, previous)
-    varying = WeightedRows(np.ascontiguousarray(rows.X[:, varies]), rows.weight)
-    standardizer = Standardizer.fit(varying.X, varying.weight)
-    columns = _full_report(inspect_columns(varying, standardizer.scale), varies)
-    warn_about_columns(columns, settings.feature_names)
-    if not varies.any():
-        return _constant_model(rows, columns, standardizer, settings, seeds)
+    grouped = group_rows(values, weight)
+    space, report = table_space(grouped, kinds, settings)
+    check_varying_columns(space, settings, previous)
+    if space.is_empty:
+        return _empty_model(grouped, space, settings, seeds)
+    step = report.step[space.continuous]
     if previous is not None:
-        standardizer, split = _reuse_maps(previous, varying, settings)
+        rows = WeightedRows(previous.space.standardized(grouped.X), grouped.weight)
+        split = MappedSplit.behind(
+            previous.space, *split_rows(rows, previous.space, settings, seeds.split)
+        )
         references, control, logsnr = previous.references, previous.control, previous.logsnr
+        preconditioner = previous.preconditioner
     else:
-        standardized = WeightedRows(standardizer.transform(varying.X), rows.weight)
-        train_rows, valid_rows = split_rows(standardized, settings, seeds.split)
+        rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
+        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
         split, references = run_interruptibly(
             lambda stop: _fit_analytic_side(
-                train_rows, valid_rows, columns, standardizer, settings, seeds.mixtures, stop
+                space, train_rows, valid_rows, step, settings, seeds.mixtures, stop
             )
         )
         control = choose_control(references, split.valid, settings)
-        coarsest = float(columns.step.max(initial=0.0))
-        logsnr = np.linspace(*logsnr_range(list(references.values()), coarsest), N_NODES)
+        preconditioner = choose_preconditioner(references, settings)
+        logsnr = np.linspace(*model_range(split, references, step), N_NODES)
     model = TableModel(
-        columns=columns,
-        constant_values=rows.X[0].copy(),
-        standardizer=standardizer,
-        marginal_map=split.marginal_map,
+        space=split.space,
         references=references,
         control=control,
+        preconditioner=preconditioner,
         net=None,
         logsnr=logsnr,
         expert_names=(),
@@ -175,7 +192,7 @@ def fit_table_model(
         device=settings.device,
         n_fits=1 if previous is None else previous.n_fits + 1,
     )
-    if use_network(settings, len(rows)):
+    if use_network(settings, n_observations(rows, space)):
         # Built and trained in the worker, which no torch mode of the calling thread reaches.
         small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
         model.net = run_interruptibly(
@@ -186,89 +203,120 @@ def fit_table_model(
     return model
 
 
+def table_space(
+    grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings
+) -> tuple[TableSpace, ColumnReport]:
+    """Return the space of a table, without marginal maps, and what its columns are like."""
+    is_continuous = np.array([kind.n_levels == 0 for kind in kinds], dtype=bool)
+    varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
+    continuous = np.flatnonzero(is_continuous & varies)
+    varying = WeightedRows(np.ascontiguousarray(grouped.X[:, continuous]), grouped.weight)
+    standardizer = Standardizer.fit(varying.X, varying.weight)
+    report = _full_report(inspect_columns(varying, standardizer.scale), continuous, len(kinds))
+    warn_about_columns(report, is_continuous & ~varies, settings.feature_names)
+    discrete = np.flatnonzero([kind.n_levels > 1 for kind in kinds])
+    coded = WeightedRows(np.hstack([varying.X, grouped.X[:, discrete]]), grouped.weight)
+    modelled = [kind for kind in kinds if kind.n_levels > 1]
+    space = TableSpace(
+        n_columns=len(kinds),
+        continuous=continuous,
+        discrete=discrete,
+        constant=np.flatnonzero(is_continuous & ~varies),
+        constant_values=grouped.X[0].copy(),
+        standardizer=standardizer,
+        marginal_map=MarginalMap("standard", ()),
+        layout=make_layout(modelled, coded, len(continuous), settings.image_shape is not None),
+        n_known=[kind.n_known for kind in modelled],
+    )
+    return space, report
+
+
+def n_observations(rows: WeightedRows, space: TableSpace) -> int:
+    """Return the number of rows that count: of a discrete table all, else the distinct ones."""
+    return round(float(rows.weight.sum())) if space.is_discrete else len(rows)
+
+
 def check_varying_columns(
-    varies: NDArray[np.bool_], settings: FitSettings, previous: TableModel | None
+    space: TableSpace, settings: FitSettings, previous: TableModel | None
 ) -> None:
     """Raise an error if columns do not vary where something given needs them to."""
     names = settings.feature_names
-    if isinstance(settings.reference, Reference) and not varies.all():
+    constant = np.isin(np.arange(space.n_columns), space.constant)
+    if isinstance(settings.reference, Reference) and constant.any():
         raise ValueError(
             f"A reference object needs all columns to vary; column(s) "
-            f"{column_labels(~varies, names)} are constant. Leave them out of both."
+            f"{column_labels(constant, names)} are constant. Leave them out of both."
         )
-    if previous is not None and not np.array_equal(varies, previous.columns.varies):
-        changed = column_labels(varies != previous.columns.varies, names)
+    if previous is not None and not np.array_equal(space.constant, previous.space.constant):
+        earlier = np.isin(np.arange(space.n_columns), previous.space.constant)
         raise ValueError(
             f"warm_start needs the columns that vary to be those of the earlier fit; column(s) "
-            f"{changed} changed. Set warm_start=False to fit anew."
+            f"{column_labels(constant != earlier, names)} changed. Set warm_start=False to fit "
+            "anew."
         )
 
 
-def _full_report(report: ColumnReport, varies: NDArray[np.bool_]) -> ColumnReport:
-    """Return the report of the varying columns in the numbering of all columns."""
-    tied, step = np.zeros(len(varies), dtype=bool), np.zeros(len(varies))
-    tied[varies], step[varies] = report.tied, report.step
+def _full_report(report: ColumnReport, chosen: NDArray[np.intp], n_columns: int) -> ColumnReport:
+    """Return the report of some columns in the numbering of all columns."""
+    tied, step = np.zeros(n_columns, dtype=bool), np.zeros(n_columns)
+    varies = np.zeros(n_columns, dtype=bool)
+    varies[chosen], tied[chosen], step[chosen] = report.varies, report.tied, report.step
     return ColumnReport(varies, tied, step)
 
 
-def warn_about_columns(columns: ColumnReport, names: Sequence[str] | None) -> None:
-    """Warn about columns for which no density exists."""
-    if not columns.varies.all():
+def warn_about_columns(
+    report: ColumnReport, constant: NDArray[np.bool_], names: Sequence[str] | None
+) -> None:
+    """Warn about continuous columns for which no density exists."""
+    if constant.any():
         warnings.warn(
-            f"Column(s) {column_labels(~columns.varies, names)} are constant and have no density; "
+            f"Column(s) {column_labels(constant, names)} are constant and have no density; "
             f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
             "standard deviation. Leave them out to avoid this.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-    if columns.tied.any():
+    if report.tied.any():
         warnings.warn(
-            f"Column(s) {column_labels(columns.tied, names)} have many equal or coarsely rounded "
+            f"Column(s) {column_labels(report.tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
-            "resolved. Model them as discrete, or add uniform noise of the size of their step.",
+            "resolved. Model them as discrete (IMMSEMixedDensity), or add uniform noise of the "
+            "size of their step.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
 def split_rows(
-    rows: WeightedRows, settings: FitSettings, seed: int
+    rows: WeightedRows, space: TableSpace, settings: FitSettings, seed: int
 ) -> tuple[WeightedRows, WeightedRows]:
     """Return training and validation rows; very few rows serve as both."""
-    if len(rows) < LEAST_ROWS_TO_SPLIT:
+    if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
         return rows, rows
-    return rows.split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
-
-
-def _reuse_maps(
-    previous: TableModel, varying: WeightedRows, settings: FitSettings
-) -> tuple[Standardizer, MappedSplit]:
-    """Return the rows behind the maps of an earlier fit."""
-    standardizer = previous.standardizer
-    rows = WeightedRows(standardizer.transform(varying.X), varying.weight)
-    train_rows, valid_rows = split_rows(rows, settings, previous.seeds.split)
-    return standardizer, MappedSplit.behind(previous.marginal_map, train_rows, valid_rows)
+    split = rows.split_copies if space.is_discrete else rows.split
+    return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
 def _fit_analytic_side(
+    space: TableSpace,
     train_rows: WeightedRows,
     valid_rows: WeightedRows,
-    columns: ColumnReport,
-    standardizer: Standardizer,
+    step: Array,
     settings: FitSettings,
     seed: int,
     stop: threading.Event,
 ) -> tuple[MappedSplit, dict[str, Reference]]:
     """Return the mapped rows and the references."""
-    split = _map_columns(train_rows, valid_rows, columns, settings, seed)
+    split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
     judged = valid_rows is not train_rows
-    return split, fit_references(split, columns, standardizer, settings, seed, stop, judged)
+    return split, fit_references(split, step, settings, seed, stop, judged)
 
 
 def _map_columns(
+    space: TableSpace,
     train_rows: WeightedRows,
     valid_rows: WeightedRows,
-    columns: ColumnReport,
+    step: Array,
     settings: FitSettings,
     seed: int,
 ) -> MappedSplit:
@@ -276,14 +324,13 @@ def _map_columns(
     kinds = marginal_kinds(settings.marginals)
     if isinstance(settings.reference, Reference) or valid_rows is train_rows:
         kinds = kinds[:1]
-    regularization = mixture_regularization(columns.step)
-    return choose_marginal_map(kinds, train_rows, valid_rows, regularization, seed)
+    regularization = mixture_regularization(step)
+    return choose_marginal_map(kinds, space, train_rows, valid_rows, regularization, seed)
 
 
 def fit_references(
     split: MappedSplit,
-    columns: ColumnReport,
-    standardizer: Standardizer,
+    step: Array,
     settings: FitSettings,
     seed: int,
     stop: threading.Event,
@@ -291,25 +338,65 @@ def fit_references(
 ) -> dict[str, Reference]:
     """Return the references that the settings ask for and that validation rows can judge."""
     random_state = np.random.RandomState(seed)
-    X = resample_rows(split.train, max(len(split.train), 100_000), random_state)
-    references: dict[str, Reference] = {"gaussian": GaussianReference.fit(X)}
     asked = set() if settings.experts == "auto" else set(settings.experts)
+
+    def wanted(name: str) -> bool:
+        return judged and (settings.reference in ("auto", name) or name in asked)
+
+    continuous = _continuous_references(split, step, settings, random_state, stop, wanted)
+    layout = split.space.layout
+    if not layout.variables:
+        return continuous
+    marginals = smoothed_marginals(split.train, layout)
+    independent = IndependentReference(layout, marginals, continuous.get("gaussian"))
+    references: dict[str, Reference] = {"independent": independent}
+    if "gaussian_mixture" in continuous:
+        mixture = continuous["gaussian_mixture"]
+        references["gaussian_mixture"] = IndependentReference(layout, marginals, mixture)
+    if wanted("latent_class"):
+        classes = fit_latent_class_by_validation(
+            split, independent, mixture_regularization(step), random_state, stop
+        )
+        if classes is not None:
+            references["latent_class"] = classes
+    return references
+
+
+def _continuous_references(
+    split: MappedSplit,
+    step: Array,
+    settings: FitSettings,
+    random_state: np.random.RandomState,
+    stop: threading.Event,
+    wanted: Callable[[str], bool],
+) -> dict[str, Reference]:
+    """Return the references of the continuous columns."""
+    if not split.n_continuous:
+        return {}
+    train = split.continuous_train
+    X = resample_rows(train, max(len(train), 100_000), random_state)
+    references: dict[str, Reference] = {"gaussian": GaussianReference.fit(X)}
+    standardizer = split.space.standardizer
     if isinstance(settings.reference, Reference):
         references["reference"] = settings.reference.standardized(
             standardizer.center, standardizer.scale
         )
-    elif "reference" in asked:
+    elif "reference" in settings.experts:
         raise ValueError(
             "experts names 'reference', which needs a Reference object as the parameter reference."
         )
-    wanted = settings.reference in ("auto", "gaussian_mixture") or "gaussian_mixture" in asked
-    if wanted and judged:
+    if wanted("gaussian_mixture"):
         mixture = fit_mixture_by_validation(
-            split.train, split.valid, mixture_regularization(columns.step), random_state, stop
+            train, split.continuous_valid, mixture_regularization(step), random_state, stop
         )
         if mixture is not None:
             references["gaussian_mixture"] = mixture
     return references
+
+
+def plain_reference(references: dict[str, Reference]) -> str:
+    """Return the name of the smoothest reference: independent columns, or one Gaussian."""
+    return "independent" if "independent" in references else "gaussian"
 
 
 def choose_control(
@@ -320,17 +407,42 @@ def choose_control(
         return "reference"
     if settings.reference in references:
         return str(settings.reference)
-    if settings.reference == "gaussian_mixture":  # one component validates best
-        return "gaussian"
+    plain = plain_reference(references)
+    if settings.reference != "auto":  # one component or class validates best
+        return plain
     stacked = [
         name for name in references if settings.experts == "auto" or name in settings.experts
     ]
     share = valid.share
     # Without references in the stack, the smoothest one: the others' errors vary far from the data.
     return max(
-        stacked or ["gaussian"],
+        stacked or [plain],
         key=lambda name: float(share @ log_likelihoods(references[name], valid.X)),
     )
+
+
+def choose_preconditioner(references: dict[str, Reference], settings: FitSettings) -> str:
+    """Return the name of the reference that the network corrects."""
+    asked = settings.preconditioner
+    return asked if asked in references else plain_reference(references)
+
+
+def model_range(
+    split: MappedSplit, references: dict[str, Reference], step: Array
+) -> tuple[float, float]:
+    """Return the range of the log-SNR in which a model can differ from its references."""
+    layout = split.space.layout
+    ranges = []
+    if split.n_continuous:
+        parts = [
+            reference.continuous if isinstance(reference, DiscreteReference) else reference
+            for reference in references.values()
+        ]
+        known = [part for part in parts if part is not None]
+        ranges.append(logsnr_range(known, float(step.max(initial=0.0))))
+    if layout.variables:
+        ranges.append(level_logsnr_range(layout, split.train))
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def use_network(settings: FitSettings, n_rows: int) -> bool:
@@ -342,10 +454,47 @@ def use_network(settings: FitSettings, n_rows: int) -> bool:
 
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
     """Return the preconditioner's mean negative log-likelihood of the validation rows."""
-    share = split.valid.share
-    mapped = log_likelihoods(model.references["gaussian"], split.valid.X)
-    log_jacobian = split.valid_log_slope - np.log(model.standardizer.scale).sum()
-    return -float(share @ (mapped + log_jacobian))
+    mapped = log_likelihoods(model.references[model.preconditioner], split.valid.X)
+    return -float(split.valid.share @ (mapped + split.valid_log_slope))
+
+
+def build_network(
+    model: TableModel, settings: FitSettings, dropout: float, generator: Generator
+) -> PreconditionedDenoiser | LevelDenoiser:
+    """Return an untrained network that corrects the preconditioner."""
+    layout = model.space.layout
+    embedding = LogSNREmbedding(float(model.logsnr[0]), float(model.logsnr[-1]))
+    reference = copy.deepcopy(model.references[model.preconditioner]).float()
+    if settings.image_shape is not None:
+        n_outputs = n_level_outputs(layout) // len(layout.variables)
+        backbone: torch.nn.Module = ConvolutionalNetwork(
+            settings.image_shape,
+            n_outputs,
+            embedding,
+            width=settings.hidden_size,
+            n_blocks=settings.n_blocks,
+            dropout=dropout,
+            generator=generator,
+        )
+    else:
+        backbone = ResidualMLP(
+            layout.n_points,
+            embedding,
+            width=settings.hidden_size,
+            n_blocks=settings.n_blocks,
+            n_frequencies=settings.n_frequencies,
+            dropout=dropout,
+            generator=generator,
+            n_periodic=n_periodic_inputs(layout),
+            n_outputs=layout.n_continuous + n_level_outputs(layout),
+        )
+    if not isinstance(reference, DiscreteReference):
+        return PreconditionedDenoiser(backbone, reference, embedding)
+    inputs: Reference = reference
+    if not isinstance(inputs, IndependentReference):
+        inputs = copy.deepcopy(model.references["independent"]).float()
+    assert isinstance(inputs, IndependentReference)
+    return LevelDenoiser(backbone, reference, inputs, embedding)
 
 
 def train_network(
@@ -359,30 +508,13 @@ def train_network(
     # Warm starts go on with other noise.
     generator = Generator().manual_seed(model.seeds.network + model.n_fits - 1)
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
-    gaussian = model.references["gaussian"]
-    n_rows, n_features = split.train.X.shape
+    n_rows = n_observations(split.train, split.space)
     dropout, weight_decay = regularization_for(n_rows, settings)
-    embedding = LogSNREmbedding(low, high)
-    denoiser = PreconditionedDenoiser(
-        ResidualMLP(
-            n_features,
-            embedding,
-            width=settings.hidden_size,
-            n_blocks=settings.n_blocks,
-            n_frequencies=settings.n_frequencies,
-            dropout=dropout,
-            generator=generator,
-        ),
-        copy.deepcopy(gaussian).float(),
-        embedding,
-    )
+    denoiser = build_network(model, settings, dropout, generator)
     if previous is not None and previous.net is not None:
         _copy_weights(previous.net.module_.averaged, denoiser)
-    spectrum = np.linalg.eigvalsh(
-        np.atleast_2d(np.cov(split.train.X.T, aweights=split.train.weight))
-    )
     plan = TrainingPlan(
-        density=settings.schedule.density(low, high, np.maximum(spectrum, 1e-6)),
+        density=settings.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.schedule.adaptive,
         batch_size=settings.batch_size,
         n_batches=settings.steps_per_epoch or epoch_length(n_rows),
@@ -393,7 +525,12 @@ def train_network(
         verbose=settings.verbose,
     )
     net = train(
-        DenoisingObjective(denoiser, offset=cross_entropy_in_data_units(model, split)),
+        DenoisingObjective(
+            denoiser,
+            copy.deepcopy(split.space.layout).float(),
+            offset=cross_entropy_in_data_units(model, split),
+            loss=settings.loss,
+        ),
         RowDataset(split.train.X, split.train.weight, settings.device),
         RowDataset(split.valid.X, split.valid.weight, settings.device),
         plan,
@@ -405,6 +542,16 @@ def train_network(
     )
     net.forget_training()
     return net
+
+
+def spectrum_of(split: MappedSplit) -> Array:
+    """Return the eigenvalues of the covariance of the training points, at least 1e-6."""
+    sample = split.train
+    if split.space.layout.variables:
+        sample = sample.take(np.arange(min(len(sample), MOST_ROWS_FOR_SPECTRUM)))
+    points = split.space.layout.embed_array(sample.X)
+    covariance = np.atleast_2d(np.cov(points.T, aweights=sample.weight))
+    return np.asarray(np.maximum(np.linalg.eigvalsh(covariance), 1e-6))
 
 
 def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
@@ -433,26 +580,28 @@ def epoch_length(n_rows: int) -> int:
 
 def _adapter(
     model: TableModel, split: MappedSplit, base: PiecewiseDensity
-) -> Callable[[PreconditionedDenoiser], PiecewiseDensity]:
+) -> Callable[[Network], PiecewiseDensity]:
     """Return a function that refits the importance density to the validation gap."""
     few = split.valid.take(np.arange(min(len(split.valid), 256)))
     keys = row_keys(few.X, 1)
-    noise = NoiseRule(few.X.shape[1], min(few.X.shape[1], 2), central=False, seed=2)
+    points = split.space.layout.embed_array(few.X)
+    noise = NoiseRule(points.shape[1], min(points.shape[1], 2), central=False, seed=2)
+    plain = model.preconditioner
 
-    def adapt(network: PreconditionedDenoiser) -> PiecewiseDensity:
+    def adapt(network: Network) -> PiecewiseDensity:
         network.eval()
         profile = error_profile(
-            few.X,
+            points,
             few.weight,
             keys,
-            {NETWORK: network_denoiser(network), "gaussian": model.experts()["gaussian"]},
+            {NETWORK: network_denoiser(network), plain: model.experts()[plain]},
             model.logsnr,
             noise,
             budget=model.budget,
             device=model.device,
             dtype=model.precision,
         )
-        gap = profile.row_errors(profile.vertex("gaussian")) - profile.row_errors(
+        gap = profile.row_errors(profile.vertex(plain)) - profile.row_errors(
             profile.vertex(NETWORK)
         )
         height = np.sqrt(gap**2 @ profile.row_weight)
@@ -486,14 +635,15 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     profile = model.profile(valid.X, valid.weight, row_keys(valid.X, model.seeds.scoring + 1))
     members = restrict_profile(profile, model.expert_names)
     # With few rows, the expert that no choice on those rows has favoured.
-    anchor = "gaussian" if "gaussian" in model.expert_names else model.expert_names[0]
+    plain = plain_reference(model.references)
+    anchor = plain if plain in model.expert_names else model.expert_names[0]
     model.weights = stacking_weights(members, anchor)
     model.curve = summarize_profile(profile, model.expert_names, model.weights)
     difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
         model.weights
     )
     log_density = log_likelihoods(model.references[model.control], valid.X)
-    log_density += split.valid_log_slope[: len(valid)] - np.log(model.standardizer.scale).sum()
+    log_density += split.valid_log_slope[: len(valid)]
     model.entropy = -float(members.row_weight @ (log_density + members.integral(difference)))
     model.rule = scoring_rule(model, valid.take(np.arange(min(len(valid), 100))), settings)
 
@@ -535,10 +685,11 @@ def scoring_rule(
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
-    n_features = len(model.standardizer.center)
-    noise = NoiseRule.for_scoring(n_features, model.seeds.scoring, settings.n_directions)
+    points = model.space.layout.embed_array(valid.X)
+    rule_for = NoiseRule.for_levels if model.space.is_discrete else NoiseRule.for_scoring
+    noise = rule_for(points.shape[1], model.seeds.scoring, settings.n_directions)
     placement = fit_placement(
-        valid.X,
+        points,
         row_keys(valid.X, model.seeds.scoring + 2),
         model.paired(),
         noise,
@@ -550,21 +701,15 @@ def scoring_rule(
     return IntegrationRule(placement, noise, settings.n_strata, settings.n_draws)
 
 
-def _constant_model(
-    rows: WeightedRows,
-    columns: ColumnReport,
-    standardizer: Standardizer,
-    settings: FitSettings,
-    seeds: Seeds,
+def _empty_model(
+    grouped: WeightedRows, space: TableSpace, settings: FitSettings, seeds: Seeds
 ) -> TableModel:
-    """Return the model of rows that are all equal."""
+    """Return the model of rows without columns that vary."""
     model = TableModel(
-        columns=columns,
-        constant_values=rows.X[0].copy(),
-        standardizer=standardizer,
-        marginal_map=MarginalMap("standard", ()),
+        space=space,
         references={},
         control="",
+        preconditioner="",
         net=None,
         logsnr=np.empty(0),
         expert_names=(),
@@ -573,5 +718,5 @@ def _constant_model(
         seeds=seeds,
         device=settings.device,
     )
-    model.entropy = -float(model.log_density(rows.X[:1])[0][0])
+    model.entropy = -float(model.log_density(grouped.X[:1])[0][0])
     return model

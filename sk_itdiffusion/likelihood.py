@@ -215,7 +215,10 @@ def _strata_contributions(
 
 
 def _tensor(values: Array, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
+    # A broadcast array is read-only, which torch warns about.
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(
+        device=device, dtype=dtype
+    )
 
 
 @torch.no_grad()

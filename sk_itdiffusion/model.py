@@ -1,10 +1,10 @@
-"""The fitted model behind the continuous estimator: maps, references, network, stack, rule."""
+"""The fitted model behind the estimators: maps, references, network, stack, rule."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import NoiseRule, row_keys
-from sk_itdiffusion.experts import (
-    log_likelihoods,
-)
+from sk_itdiffusion.experts import log_likelihoods
 from sk_itdiffusion.likelihood import (
     Denoiser,
     ErrorProfile,
@@ -29,21 +27,18 @@ from sk_itdiffusion.likelihood import (
     error_profile,
     information_gap,
 )
-from sk_itdiffusion.marginals import MarginalMap, Standardizer
 from sk_itdiffusion.parallel import map_in_workers
-from sk_itdiffusion.references import Reference
-from sk_itdiffusion.rows import (
-    ColumnReport,
-)
+from sk_itdiffusion.path import PathRule, path_log_probability
+from sk_itdiffusion.references import IndependentReference, Reference
+from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.sampling import probability_flow
+from sk_itdiffusion.space import TableSpace
 
 __all__ = ["NETWORK", "TableModel", "summarize_profile"]
 
 Array = NDArray[np.float64]
 
 NETWORK = "network"
-#: Width, relative to its value (or 1), that a column without variation is given.
-CONSTANT_WIDTH = 1e-3
 #: In standard deviations; what a network says of points farther away means nothing.
 LARGEST_NETWORK_INPUT = 1e6
 #: Log-density of the reference below which the network adds nothing that float64 resolves.
@@ -73,16 +68,14 @@ class TableModel:
 
     Attributes
     ----------
-    columns : ColumnReport
-        Which columns vary; only those enter the denoisers.
-    constant_values : ndarray of shape (n_features,)
-        Values of the columns without variation.
-    standardizer, marginal_map
-        Maps of the varying columns to the space of the denoisers.
+    space : TableSpace
+        Maps of the table's columns to the space of the denoisers.
     references : dict of str to Reference
         Analytic references there.
     control : str
         Name of the reference that is the control variate.
+    preconditioner : str
+        Name of the reference that the network corrects.
     net : NeuralNet or None
         The trained network.
     logsnr : ndarray of shape (n_nodes,)
@@ -107,12 +100,10 @@ class TableModel:
         Errors on the validation rows.
     """
 
-    columns: ColumnReport
-    constant_values: Array
-    standardizer: Standardizer
-    marginal_map: MarginalMap
+    space: TableSpace
     references: dict[str, Reference]
     control: str
+    preconditioner: str
     net: skorch.NeuralNet | None
     logsnr: Array
     expert_names: Sequence[str]
@@ -165,32 +156,30 @@ class TableModel:
         Larger passes are up to three times slower on a CPU, where the mixture's intermediate
         results, one number for each component and feature, no longer fit; GPUs want large ones.
         """
-        n_features = len(self.standardizer.center)
-        n_components = max(getattr(ref, "n_components", 1) for ref in self.references.values())
-        widest = max(n_features * n_components, 9 * n_features, 256)
+        widest = max(reference.n_intermediate for reference in self.references.values())
+        widest = max(widest, 9 * self.space.layout.n_points, 256)
         cached = 2**18 if self.device.type == "cpu" else 2**24
         return int(2 ** math.floor(math.log2(np.clip(cached // widest, 64, 2**15))))
 
     # -- density -----------------------------------------------------------------------------
 
-    def log_density(self, X: Array) -> tuple[Array, Array]:
+    def log_density(self, values: Array) -> tuple[Array, Array]:
         """Return log-densities in nats, in the units of the data, and their variances."""
-        total, variance = self._constant_log_density(X), np.zeros(len(X))
-        if not self.columns.varies.any():
+        total, variance = self.space.constant_log_density(values), np.zeros(len(values))
+        if self.space.is_empty:
             return total, variance
         # Rows so far out that a square overflows have the log-density minus infinity.
         with np.errstate(over="ignore"):
-            standardized = self.standardizer.transform(X[:, self.columns.varies])
-            mapped, log_slope = self.marginal_map.transform(standardized)
-        finite = np.isfinite(mapped).all(axis=1) & np.isfinite(log_slope)
-        log_reference = np.full(len(X), -np.inf)
-        log_reference[finite] = log_likelihoods(self.references[self.control], mapped[finite])
+            standardized = self.space.standardized(values)
+            rows, log_slope = self.space.rows(standardized)
+        finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
+        log_reference = np.full(len(values), -np.inf)
+        log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
         total += log_reference + np.where(finite, log_slope, 0.0)
-        total -= np.log(self.standardizer.scale).sum()
         near = log_reference > LEAST_LOG_DENSITY
         if self.rule is not None and near.any():
             gap, variance[near] = information_gap(
-                mapped[near],
+                self.space.layout.embed_array(rows[near]),
                 row_keys(standardized[near], self.seeds.scoring),
                 self.paired(),
                 self.rule,
@@ -201,52 +190,93 @@ class TableModel:
             total[near] += gap
         return total, variance
 
-    def _constant_log_density(self, X: Array) -> Array:
-        """Return the narrow normal densities of the columns without variation."""
-        fixed = ~self.columns.varies
-        if not fixed.any():
-            return np.zeros(len(X))
-        values = self.constant_values[fixed]
-        width = CONSTANT_WIDTH * np.where(values == 0.0, 1.0, np.abs(values))
-        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-        deviation = np.ascontiguousarray((X[:, fixed] - values) / width)
-        return np.asarray(
-            -0.5 * (deviation**2).sum(axis=1)
-            - np.log(width).sum()
-            - 0.5 * math.log(2 * math.pi) * fixed.sum()
+    def path_log_probability(self, values: Array) -> tuple[Array, Array]:
+        """Return log-probabilities of discrete rows from noise paths, and their variances.
+
+        See `sk_itdiffusion.path`.
+        """
+        if self.space.is_empty:
+            return np.zeros(len(values)), np.zeros(len(values))
+        rows = self.space.standardized(values)
+        if self.rule is None:
+            return log_likelihoods(self.references[self.control], rows), np.zeros(len(values))
+        strata = (np.arange(self.rule.n_strata) + 0.5) / self.rule.n_strata
+        levels = np.append(self.rule.placement.quantile(strata), self.logsnr[-1])
+        independent = self.references["independent"]
+        assert isinstance(independent, IndependentReference)
+        return path_log_probability(
+            rows,
+            row_keys(rows, self.seeds.scoring),
+            self.space.layout,
+            independent.log_priors,
+            self.log_posterior,
+            PathRule(levels, self.rule.noise, self.rule.n_draws),
+            budget=self.budget,
+            device=self.device,
+            dtype=self.precision,
         )
+
+    def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        """Return log-posteriors of the levels under the stack, for each block, (B, m, K)."""
+        experts = self.posteriors()
+        weights = StackedDenoiser({}, self.logsnr, self.weights).expert_weights(logsnr)
+        mixed: list[Tensor] = []
+        for number, name in enumerate(self.expert_names):
+            if not self.weights[:, number].any():
+                continue
+            log_weight = weights[:, number, None, None].log()
+            parts = [log_weight + part for part in experts[name](z, logsnr)]
+            pairs = zip(mixed, parts, strict=True)
+            mixed = [torch.logaddexp(a, b) for a, b in pairs] if mixed else parts
+        return mixed
+
+    def posteriors(self) -> dict[str, Callable[[Tensor, Tensor], list[Tensor]]]:
+        """Return the experts' log-posteriors of the levels by name."""
+        found: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {}
+        for name, reference in self.references.items():
+            moved = on_device(reference, self.device, self.precision)
+            assert isinstance(moved, DiscreteReference)
+            found[name] = moved.log_posterior
+        if self.net is not None:
+            module = self.net.module_.averaged
+
+            def network(z: Tensor, logsnr: Tensor) -> list[Tensor]:
+                bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+                parts = module.log_posterior(bounded.float(), logsnr.float())
+                return [part.to(z.dtype) for part in parts]
+
+            found[NETWORK] = network
+        return found
 
     def sample(self, n_samples: int, random_state: np.random.RandomState, n_steps: int) -> Array:
         """Return random rows by the deterministic flow from a noised draw of the reference."""
-        X = np.tile(self.constant_values, (n_samples, 1))
-        if not self.columns.varies.any():
-            return X
-        reference = self.references[self.control]
-        level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
-        clean = torch.from_numpy(reference.sample(n_samples, random_state))
+        if self.space.is_empty:
+            return self.space.values(np.empty((n_samples, 0)))
+        reference, layout = self.references[self.control], self.space.layout
+        rows = reference.sample(n_samples, random_state)
+        clean = torch.from_numpy(layout.embed_array(rows))
         noise = torch.from_numpy(random_state.standard_normal(clean.shape))
         if self.rule is None:
-            mapped = clean.numpy()
-        else:
-            start = add_noise(clean, noise, level).to(self.device, self.precision)
-            path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
-            stack = self.stack()
-            blocks = map_in_workers(
-                lambda block: probability_flow(stack, block, path),
-                start.split(4 * self.budget),
-                self.device,
-            )
-            mapped = torch.cat(blocks).double().cpu().numpy()
-        X[:, self.columns.varies] = self.standardizer.inverse(self.marginal_map.inverse(mapped))
-        return X
+            return self.space.values(rows)
+        level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
+        start = add_noise(clean, noise, level).to(self.device, self.precision)
+        path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
+        stack = self.stack()
+        blocks = map_in_workers(
+            lambda block: probability_flow(stack, block, path),
+            start.split(4 * self.budget),
+            self.device,
+        )
+        points = torch.cat(blocks).double().cpu()
+        return self.space.values(layout.nearest_rows(points, self.space.n_known).numpy())
 
-    def mse_curve(self, X: Array) -> MSECurve:
+    def mse_curve(self, values: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""
-        standardized = self.standardizer.transform(X[:, self.columns.varies])
-        mapped, _ = self.marginal_map.transform(standardized)
+        standardized = self.space.standardized(values)
+        mapped, _ = self.space.rows(standardized)
         keys = row_keys(standardized)
         curves, counts = [], []
-        for start in range(0, len(X), ROWS_IN_A_PROFILE):
+        for start in range(0, len(values), ROWS_IN_A_PROFILE):
             part = slice(start, start + ROWS_IN_A_PROFILE)
             rows = mapped[part]
             profile = self.profile(rows, np.ones(len(rows)), keys[part])
@@ -254,16 +284,21 @@ class TableModel:
             counts.append(len(rows))
         return MSECurve.pooled(curves, counts)
 
-    def profile(self, mapped: Array, weight: Array, keys: NDArray[np.uint64]) -> ErrorProfile:
+    def profile(self, rows: Array, weight: Array, keys: NDArray[np.uint64]) -> ErrorProfile:
         """Return the products of all experts' residuals at the nodes."""
-        n_features = mapped.shape[1]
+        points = self.space.layout.embed_array(rows)
+        n_points = points.shape[1]
+        if self.space.is_discrete:
+            noise = NoiseRule.for_levels(n_points, seed=1)
+        else:
+            noise = NoiseRule(n_points, min(n_points, 2), central=False, seed=1)
         return error_profile(
-            mapped,
+            points,
             weight,
             keys,
             self.experts(),
             self.logsnr,
-            NoiseRule(n_features, min(n_features, 2), central=False, seed=1),
+            noise,
             budget=self.budget,
             device=self.device,
             dtype=self.precision,

@@ -36,6 +36,12 @@ class WeightedRows:
         """The weights scaled to sum to 1."""
         return np.asarray(self.weight / self.weight.sum())
 
+    def columns(self, n: int) -> WeightedRows:
+        """Return the rows' first columns, which need not be distinct."""
+        if n == self.X.shape[1]:
+            return self
+        return WeightedRows(np.ascontiguousarray(self.X[:, :n]), self.weight)
+
     def take(self, index: NDArray[np.intp]) -> WeightedRows:
         """Return some of the rows."""
         return WeightedRows(self.X[index], self.weight[index])
@@ -53,12 +59,42 @@ class WeightedRows:
         """
         n_valid = int(np.clip(round(fraction * len(self)), _LEAST_VALIDATION_ROWS, most))
         if len(self) - n_valid < _LEAST_TRAINING_ROWS:
-            raise ValueError(
-                f"validation_fraction={fraction:g} leaves {len(self) - n_valid} of {len(self)} "
-                f"distinct rows for training; at least {_LEAST_TRAINING_ROWS} are needed."
-            )
+            left = len(self) - n_valid
+            raise ValueError(too_few_rows(fraction, left, len(self), "distinct rows"))
         order = np.argsort(row_keys(self.X, seed))
         return self.take(np.sort(order[n_valid:])), self.take(np.sort(order[:n_valid]))
+
+    def split_copies(
+        self, fraction: float, most: int, seed: int
+    ) -> tuple[WeightedRows, WeightedRows]:
+        """Return rows for training and for validation, a row of weight 2 being two rows.
+
+        Equal rows of discrete columns are different observations; if all of them were on one side
+        the validation rows would be states that training has never seen.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 10 rows would be left for training.
+        """
+        counts = np.ceil(self.weight - 1e-9).astype(np.int64)
+        n_rows = int(counts.sum())
+        n_valid = int(np.clip(round(fraction * n_rows), _LEAST_VALIDATION_ROWS, most))
+        if n_rows - n_valid < _LEAST_TRAINING_ROWS:
+            raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
+        drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
+        unit = self.weight / counts
+        train = WeightedRows(self.X, (counts - drawn) * unit)
+        valid = WeightedRows(self.X, drawn * unit)
+        return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
+
+
+def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
+    """Return the message that validation leaves too few rows for training."""
+    return (
+        f"validation_fraction={fraction:g} leaves {n_left} of {n_rows} {what} for training; at "
+        f"least {_LEAST_TRAINING_ROWS} are needed."
+    )
 
 
 def group_rows(X: Array, weight: Array) -> WeightedRows:

@@ -22,7 +22,8 @@ from torch import Generator, Tensor, nn
 
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import PiecewiseDensity
-from sk_itdiffusion.denoisers import PreconditionedDenoiser
+from sk_itdiffusion.denoisers import LevelDenoiser, PreconditionedDenoiser
+from sk_itdiffusion.layout import Layout
 
 __all__ = [
     "DenoisingObjective",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Network = PreconditionedDenoiser | LevelDenoiser
 Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 #: Numbers in the noisy validation rows, to bound their memory.
@@ -124,6 +126,8 @@ class NoisyRowIterator:
         Importance density of the log-SNR; may be replaced between epochs.
     generator : torch.Generator
         Source of all randomness.
+    n_points : int
+        Dimension of the noise.
     """
 
     def __init__(
@@ -133,8 +137,10 @@ class NoisyRowIterator:
         n_batches: int,
         density: PiecewiseDensity,
         generator: Generator,
+        n_points: int,
     ) -> None:
         self.rows = dataset.rows
+        self.n_points = n_points
         self.batch_size = batch_size
         self.n_batches = n_batches
         self.generator = generator
@@ -178,7 +184,8 @@ class NoisyRowIterator:
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return rows with noise, in the form that skorch passes to the module."""
         logsnr, importance = self.draw_logsnr(len(rows))
-        eps = torch.randn(rows.shape, generator=self.generator, dtype=rows.dtype)
+        shape = (len(rows), self.n_points)
+        eps = torch.randn(shape, generator=self.generator, dtype=rows.dtype)
         noise = {"eps": eps, "logsnr": logsnr, "importance": importance}
         batch = {"x": rows} | {key: value.to(rows.device) for key, value in noise.items()}
         return batch, torch.zeros(len(rows), device=rows.device)
@@ -208,21 +215,33 @@ class DenoisingObjective(nn.Module):
 
     Parameters
     ----------
-    denoiser : PreconditionedDenoiser
+    denoiser : PreconditionedDenoiser or LevelDenoiser
         The network.
+    layout : Layout
+        Where the columns of the rows are in the points.
     decay : float, default=0.995
         Decay of the moving average for each step; less in the first steps.
     offset : float, default=0.0
         Mean negative log-likelihood of the reference, in nats.
+    loss : {"mse", "cross_entropy"}, default="mse"
+        What is minimised for discrete columns: the bound, or the cross-entropy of the levels'
+        posterior, which has the same optimum.  Evaluation is always the bound.
     """
 
     def __init__(
-        self, denoiser: PreconditionedDenoiser, decay: float = 0.995, offset: float = 0.0
+        self,
+        denoiser: Network,
+        layout: Layout,
+        decay: float = 0.995,
+        offset: float = 0.0,
+        loss: str = "mse",
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.layout = layout
         self.decay = decay
         self.offset = offset
+        self.loss = loss
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
         self.n_updates = 0
 
@@ -238,7 +257,10 @@ class DenoisingObjective(nn.Module):
     def forward(self, x: Tensor, eps: Tensor, logsnr: Tensor, importance: Tensor) -> Tensor:
         """Return the bound in nats, shape (B,), without cancellation against the reference."""
         network = self.denoiser if self.training else self.averaged
-        baseline, correction = network.parts(add_noise(x, eps, logsnr), logsnr)
+        z = add_noise(self.layout.embed(x), eps, logsnr)
+        if self.training and self.loss == "cross_entropy" and isinstance(network, LevelDenoiser):
+            return self.offset - importance * network.information_gain(x, z, eps, logsnr)
+        baseline, correction = network.parts(z, logsnr)
         gain = (correction * (2.0 * (eps - baseline) - correction)).sum(1)
         return self.offset - 0.5 * importance * gain
 
@@ -414,7 +436,7 @@ def train(
     plan: TrainingPlan,
     generator: Generator,
     *,
-    adapt: Callable[[PreconditionedDenoiser], PiecewiseDensity] | None = None,
+    adapt: Callable[[Network], PiecewiseDensity] | None = None,
     callbacks: list[Any] | None = None,
     device: torch.device | str = "cpu",
     interrupted: threading.Event | None = None,
@@ -450,9 +472,10 @@ def train(
     FloatingPointError
         If training diverges before any epoch was good.
     """
-    fixed = _validation_batches(valid_rows, plan, generator)
+    n_points = objective.layout.n_points
+    fixed = _validation_batches(valid_rows, plan, generator, n_points)
     iterator = NoisyRowIterator(
-        train_rows, plan.batch_size, plan.n_batches, plan.density, generator
+        train_rows, plan.batch_size, plan.n_batches, plan.density, generator, n_points
     )
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
@@ -507,13 +530,13 @@ def mean_bound(objective: DenoisingObjective, batches: Batches) -> float:
 
 
 def _validation_batches(
-    rows: RowDataset, plan: TrainingPlan, generator: Generator
+    rows: RowDataset, plan: TrainingPlan, generator: Generator, n_points: int
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
-    most = MOST_VALIDATION_NUMBERS // rows.rows.numel()
+    most = MOST_VALIDATION_NUMBERS // (len(rows) * n_points)
     n_noises = int(np.clip(most, 1, plan.n_validation_noises))
     n_total = len(rows) * n_noises
-    source = NoisyRowIterator(rows, 1, 1, plan.density, generator)
+    source = NoisyRowIterator(rows, 1, 1, plan.density, generator, n_points)
     repeated = rows.rows.repeat_interleave(n_noises, dim=0)
     batch, target = source.batch(repeated)
     share = torch.from_numpy(rows.weight / rows.weight.mean()).float()

@@ -1,6 +1,8 @@
 """Denoising networks."""
 
+from sk_itdiffusion.denoisers.convolutional import ConvolutionalNetwork
+from sk_itdiffusion.denoisers.levels import LevelDenoiser
 from sk_itdiffusion.denoisers.mlp import ResidualMLP
 from sk_itdiffusion.denoisers.precondition import PreconditionedDenoiser
 
-__all__ = ["PreconditionedDenoiser", "ResidualMLP"]
+__all__ = ["ConvolutionalNetwork", "LevelDenoiser", "PreconditionedDenoiser", "ResidualMLP"]

@@ -84,7 +84,7 @@ class ResidualMLP(nn.Module):
     Parameters
     ----------
     n_features : int
-        Columns d.
+        Inputs, and outputs unless ``n_outputs`` is given.
     embedding : LogSNREmbedding
         Features of the log-SNR.
     width : int, default=128
@@ -92,11 +92,15 @@ class ResidualMLP(nn.Module):
     n_blocks : int, default=2
         Residual blocks.
     n_frequencies : int, default=4
-        Frequencies for each column; each gives a sine and a cosine.
+        Frequencies for each periodic input; each gives a sine and a cosine.
     dropout : float, default=0.0
         Dropout rate in the blocks.
     generator : torch.Generator or None, default=None
         Source of the initial weights and of the dropout masks; None makes one with seed 0.
+    n_periodic : int or None, default=None
+        How many inputs, from the first on, have sines and cosines; None means all.
+    n_outputs : int or None, default=None
+        Outputs; None means as many as inputs.
     """
 
     def __init__(
@@ -109,23 +113,29 @@ class ResidualMLP(nn.Module):
         n_frequencies: int = 4,
         dropout: float = 0.0,
         generator: Generator | None = None,
+        n_periodic: int | None = None,
+        n_outputs: int | None = None,
     ) -> None:
         super().__init__()
         source = torch.Generator().manual_seed(0) if generator is None else generator
         self.embedding = embedding
-        self.features = FourierFeatures(n_features, n_frequencies, source)
-        self.inlet = linear(self.features.n_outputs, width, source)
+        self.n_periodic = n_features if n_periodic is None else n_periodic
+        self.features = FourierFeatures(self.n_periodic, n_frequencies, source)
+        n_plain = n_features - self.n_periodic
+        self.inlet = linear(self.features.n_outputs + n_plain, width, source)
         n_condition = embedding.n_features
         self.blocks = nn.ModuleList(
             ResidualBlock(width, n_condition, dropout, source) for _ in range(n_blocks)
         )
         self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
-        self.outlet = linear(width, n_features, source, zero=True)
+        n_results = n_features if n_outputs is None else n_outputs
+        self.outlet = linear(width, n_results, source, zero=True)
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the correction's shape, (B, n_features), for z (B, d) and logsnr (B,)."""
+        """Return the outputs, (B, n_outputs), for inputs z (B, n_features) and logsnr (B,)."""
         condition = self.embedding(logsnr)
-        h = self.inlet(self.features(z))
+        features = self.features(z[:, : self.n_periodic])
+        h = self.inlet(torch.cat([features, z[:, self.n_periodic :]], dim=1))
         for block in self.blocks:
             h = block(h, condition)
         return self.outlet(self.norm(h))

@@ -1,7 +1,14 @@
 """Distributions whose log-density and optimal denoiser are known in closed form."""
 
 from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
-__all__ = ["GaussianMixtureReference", "GaussianReference", "Reference"]
+__all__ = [
+    "GaussianMixtureReference",
+    "GaussianReference",
+    "IndependentReference",
+    "LatentClassReference",
+    "Reference",
+]

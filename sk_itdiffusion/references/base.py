@@ -51,6 +51,11 @@ class Reference(nn.Module, ABC):
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
         """Return the distribution of ``(x - center) / scale`` for x of this distribution."""
 
+    @property
+    def n_intermediate(self) -> int:
+        """Numbers that the widest step of one evaluation makes, which sets the size of batches."""
+        return self.n_features
+
     @abstractmethod
     def variance_range(self) -> tuple[float, float]:
         """Return the least and greatest variance along any principal direction."""

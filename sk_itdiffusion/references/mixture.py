@@ -122,6 +122,11 @@ class GaussianMixtureReference(Reference):
         """Number of components."""
         return len(self.log_weights)
 
+    @property
+    def n_intermediate(self) -> int:
+        """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
+        return self.n_components * self.n_features
+
     def _component_log_density(self, projected: Tensor, spread: Tensor) -> Tensor:
         """Return log w_k N_k of shape (B, K), from whitenable residuals of shape (B, K, d)."""
         quadratic = (projected.square() / spread).sum(2) + spread.log().sum(-1)
@@ -138,24 +143,43 @@ class GaussianMixtureReference(Reference):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; see `Reference.log_prob`."""
-        return self._component_log_density(self._project(x), self.variances).logsumexp(1)
+        return self.component_log_prob(x).logsumexp(1)
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
+        log_joint, scaled = self.noisy_components(z, logsnr)
+        return self.average_noise(log_joint.softmax(1), scaled)
+
+    def noisy_components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log w_k p_k(z), (B, K), and the noise in each eigenbasis, (B, K, d)."""
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
         projected = self._project(z, signal)
         spread = signal.square()[:, :, None] * self.variances + noise.square()[:, :, None]
-        posterior = self._component_log_density(projected, spread).softmax(1)
-        weighted = posterior[:, :, None] * projected / spread
+        scaled = noise[:, :, None] * projected / spread
+        return self._component_log_density(projected, spread), scaled
+
+    def average_noise(self, posterior: Tensor, scaled: Tensor) -> Tensor:
+        """Return the components' noise averaged under their posterior, (B, d)."""
+        weighted = posterior[:, :, None] * scaled
         back = self.basis.permute(0, 2, 1).reshape(-1, self.n_features)
-        return noise * (weighted.flatten(1) @ back)
+        return weighted.flatten(1) @ back
+
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """Return log w_k p_k(x), shape (B, K)."""
+        return self._component_log_density(self._project(x), self.variances)
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points, shape (n_samples, n_features)."""
         weights = self.log_weights.exp().cpu().numpy()
         chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
+        return self.sample_components(chosen, random_state)
+
+    def sample_components(
+        self, chosen: NDArray[np.intp], random_state: np.random.RandomState
+    ) -> NDArray[np.float64]:
+        """Return one random point of each of the chosen components."""
         roots = (self.basis * self.variances.sqrt()[:, None, :]).cpu().numpy()
-        white = random_state.standard_normal((n_samples, self.n_features))
+        white = random_state.standard_normal((len(chosen), self.n_features))
         spread = np.einsum("nde,ne->nd", roots[chosen], white)
         return np.asarray(self.means.cpu().numpy()[chosen] + spread)
 

@@ -1,0 +1,186 @@
+r"""Denoiser for rows with discrete columns.
+
+The network corrects the posterior of the levels that a reference gives,
+
+.. math:: p(x_i = k \mid z) = \mathrm{softmax}_k\left(
+    \log p_\mathrm{ref}(x_i = k \mid z) + e^{g(a)} f_{ik}(z, a) \right), \qquad
+    \hat x_i = \sum_k p(x_i = k \mid z)\, v_k,
+
+where :math:`f_{ik}` is free for unordered levels and a cubic polynomial of the level for ordered
+ones.  Continuous columns are corrected as by `PreconditionedDenoiser`.  The last layer starts at
+zero, so that an untrained model is the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.layout import LatticeBlock, Layout, OneHotBlock
+from sk_itdiffusion.references.discrete import (
+    DiscreteReference,
+    IndependentReference,
+    noise_of_posteriors,
+)
+
+__all__ = ["LevelDenoiser", "LevelPrediction", "n_level_outputs"]
+
+#: Degree of the polynomial by which the network changes the log-posterior of ordered levels.
+DEGREE = 3
+#: Levels from which on an ordered variable has sines and cosines of its posterior mean.
+LEVELS_FOR_PERIODIC_INPUTS = 8
+
+
+@dataclass(frozen=True)
+class LevelPrediction:
+    """What reference and model say of noisy rows.
+
+    Attributes
+    ----------
+    reference_noise, correction : Tensor of shape (B, d)
+        Noise predicted by the reference, and what the model adds to it.
+    reference_posterior, posterior : list of Tensor of shape (B, m, K)
+        Log-posteriors of the levels for each block.
+    """
+
+    reference_noise: Tensor
+    correction: Tensor
+    reference_posterior: list[Tensor]
+    posterior: list[Tensor]
+
+
+def is_periodic(block: LatticeBlock | OneHotBlock) -> bool:
+    """Return whether the block's posterior means enter with sines and cosines."""
+    return isinstance(block, LatticeBlock) and block.n_levels >= LEVELS_FOR_PERIODIC_INPUTS
+
+
+def n_outputs_of(block: LatticeBlock | OneHotBlock) -> int:
+    """Return the numbers that the network gives for one block."""
+    if isinstance(block, OneHotBlock):
+        return block.n_points
+    return block.n_variables * min(DEGREE, block.n_levels - 1)
+
+
+def n_periodic_inputs(layout: Layout) -> int:
+    """Return how many inputs of the network have sines and cosines."""
+    return layout.n_continuous + sum(b.n_points for b in layout.blocks if is_periodic(b))
+
+
+def n_level_outputs(layout: Layout) -> int:
+    """Return the numbers that the network gives for all discrete variables."""
+    return sum(n_outputs_of(block) for block in layout.blocks)
+
+
+class LevelDenoiser(nn.Module):
+    """Denoiser that corrects a reference's posterior of the levels.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Called as ``backbone(inputs, logsnr)``; returns corrections of the continuous columns and
+        numbers for each block.
+    reference : DiscreteReference
+        Reference whose posterior is corrected.
+    independent : IndependentReference
+        Reference whose posterior means are the network's inputs.
+    embedding : LogSNREmbedding
+        Features from which the gains are linear.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        reference: DiscreteReference,
+        independent: IndependentReference,
+        embedding: LogSNREmbedding,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.reference = reference
+        self.independent = None if reference is independent else independent
+        self.layout = reference.layout
+        self.embedding = embedding
+        self.gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
+        self.level_gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
+        for number, block in enumerate(self.layout.blocks):
+            if isinstance(block, LatticeBlock):
+                self.register_buffer(f"powers_{number}", level_powers(block))
+
+    def inputs(self, z: Tensor, posteriors: list[Tensor]) -> Tensor:
+        """Return the network's inputs, periodic ones first."""
+        periodic, plain = [z[:, : self.layout.n_continuous]], list[Tensor]()
+        for block, posterior in zip(self.layout.blocks, posteriors, strict=True):
+            mean = block.mean(posterior.exp())
+            (periodic if is_periodic(block) else plain).append(mean)
+        return torch.cat(periodic + plain, dim=1)
+
+    def level_logits(self, outputs: Tensor, number: int) -> Tensor:
+        """Return the change of the log-posterior for one block, (B, m, K)."""
+        block = self.layout.blocks[number]
+        if isinstance(block, OneHotBlock):
+            return outputs[:, block.gather_index]
+        powers = getattr(self, f"powers_{number}")
+        coefficients = outputs.reshape(len(outputs), block.n_variables, -1)
+        return torch.einsum("bmp,mpk->bmk", coefficients, powers)
+
+    def predict(self, z: Tensor, logsnr: Tensor) -> LevelPrediction:
+        """Return what reference and model say of points z (B, d)."""
+        continuous, reference = self.reference.continuous_noise_and_posterior(z, logsnr)
+        means = reference if self.independent is None else self.independent.log_posterior(z, logsnr)
+        features = self.embedding(logsnr)
+        outputs = self.backbone(self.inputs(z, means), logsnr)
+        n_continuous = self.layout.n_continuous
+        spread = (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt()
+        scale = spread * torch.exp(features @ self.gain)
+        correction = [scale[:, None] * outputs[:, :n_continuous]]
+        outputs = torch.exp(features @ self.level_gain)[:, None] * outputs[:, n_continuous:]
+        sizes = [n_outputs_of(block) for block in self.layout.blocks]
+        posterior = []
+        for number, part in enumerate(outputs.split(sizes, dim=1)):
+            block = self.layout.blocks[number]
+            changed = (reference[number] + self.level_logits(part, number)).log_softmax(2)
+            posterior.append(changed)
+            shift = block.mean(changed.exp() - reference[number].exp())
+            correction.append(-torch.exp(0.5 * logsnr)[:, None] * shift)
+        noise = noise_of_posteriors(self.layout, z, logsnr, continuous, reference)
+        return LevelPrediction(noise, torch.cat(correction, dim=1), reference, posterior)
+
+    def parts(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reference's prediction of the noise and the network's correction to it."""
+        prediction = self.predict(z, logsnr)
+        return prediction.reference_noise, prediction.correction
+
+    def information_gain(self, rows: Tensor, z: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the gain over the reference, (B,): in log-posterior of levels, else in error."""
+        prediction = self.predict(z, logsnr)
+        n_continuous = self.layout.n_continuous
+        baseline = prediction.reference_noise[:, :n_continuous]
+        correction = prediction.correction[:, :n_continuous]
+        gain = 0.5 * (correction * (2.0 * (eps[:, :n_continuous] - baseline) - correction)).sum(1)
+        pairs = zip(prediction.posterior, prediction.reference_posterior, strict=True)
+        # Near the size of the bound's own weight, so that both kinds of columns count alike.
+        weight = 2.0 * torch.sigmoid(logsnr)
+        for block, (posterior, reference) in zip(self.layout.blocks, pairs, strict=True):
+            codes = block.codes(rows, n_continuous)[:, :, None]
+            gain = gain + weight * (posterior - reference).gather(2, codes).sum((1, 2))
+        return gain
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise, shape (B, d)."""
+        baseline, correction = self.parts(z, logsnr)
+        return baseline + correction
+
+    def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        """Return log p(level | z) for each block, each of shape (B, m, K)."""
+        return self.predict(z, logsnr).posterior
+
+
+def level_powers(block: LatticeBlock) -> Tensor:
+    """Return powers 1 to 3 of the levels scaled to [-1, 1], shape (m, degree, K)."""
+    top = block.allowed.sum(1, keepdim=True) - 1
+    level = torch.arange(block.n_levels).clamp(max=top) / top * 2.0 - 1.0
+    exponents = torch.arange(1, min(DEGREE, block.n_levels - 1) + 1)
+    return (level[:, None, :] ** exponents[:, None]).float()

@@ -1,0 +1,355 @@
+"""Log-probabilities of discrete rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
+from sk_itdiffusion.estimator import CategoricalEstimator
+from sk_itdiffusion.schedules import Schedule
+
+__all__ = ["IMMSEDiscreteDensity"]
+
+
+class IMMSEDiscreteDensity(CategoricalEstimator):
+    r"""Log-probabilities of discrete rows with a denoising network, by the I-MMSE relation.
+
+    Each level of a column is a point (two levels: -1 and 1, ordered levels: a lattice, unordered
+    ones: unit vectors).  A network learns to predict the points from noisy ones, by the same
+    regression as in `IMMSEDensity`, and with q an analytic reference [1]_
+
+    .. math:: \log P(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
+        \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right].
+
+    At each log-SNR the network is combined with the references by weights that minimise the error
+    on validation rows.
+
+    Parameters
+    ----------
+    kind : {"auto", "nominal", "ordinal"}, list or dict, default="auto"
+        Whether levels have an order: for all columns, one entry for each column, or a dict from
+        names (or numbers) of columns to kinds.  ``"auto"``: numbers and ordered categoricals are
+        ordinal; booleans, texts, objects and other categoricals are nominal.  Columns of
+        non-integer numbers are taken up to 256 distinct values.
+    categories : "auto", list or dict, default="auto"
+        Levels of each column, or of the columns that a dict names.  ``"auto"`` takes those of a
+        categorical dtype, all integers from the least to the greatest one if these are at most
+        256, and else the values that occur.
+    handle_unknown : {"error", "floor"}, default="error"
+        Whether other levels are an error in `score_samples`, or are counted to a level that is
+        reserved for them, which `fit` gives the probability of a level that never occurs.
+    image_shape : tuple of int or None, default=None
+        Height and width (or channels, height and width) if columns are pixels; the network is
+        then convolutional and all pixels have the same, ordered levels.
+    reference : {"auto", "independent", "latent_class"}, default="auto"
+        Reference q, the control variate of the integral: independent columns or a latent class
+        model whose number of classes is found by validation; ``"auto"`` takes the likelier.
+    experts : "auto" or list of str, default="auto"
+        Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
+        ``"independent"`` and ``"latent_class"``.
+    preconditioner : {"auto", "independent", "latent_class"}, default="auto"
+        Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
+        in trials trained twice as fast and ended better even where the other one is the likelier.
+    loss : {"mse", "cross_entropy"}, default="cross_entropy"
+        What training minimises: the squared error, which is the bound itself, or the cross-entropy
+        of the levels' posterior, which has the same optimum.  The bound judges epochs in any case.
+    likelihood : {"immse", "path"}, default="immse"
+        How rows are scored: by the integral, or by noise paths, with the logarithm of the mean
+        over ``n_draws`` paths of ``n_strata`` steps.  The mean is an unbiased estimate of a
+        probability that sums to 1 over all rows; its logarithm is too low on average, and with
+        ``n_draws=1`` a variational bound.
+    schedule : str or Schedule, default="adaptive"
+        Importance density of the log-SNR in training; see `IMMSEDensity`.
+    hidden_size : int or "auto", default="auto"
+        Units (or channels) of the network's hidden layers, at least 1; ``"auto"`` is 256, and 64
+        for images.
+    n_blocks : int or "auto", default="auto"
+        Residual blocks, at least 1; ``"auto"`` is 2, and 3 for images.
+    dropout : float or "auto", default="auto"
+        Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
+    weight_decay : float or "auto", default="auto"
+        Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
+    max_epochs : int, default=40
+        Epochs at most, at least 0; with 0 there is no network.
+    steps_per_epoch : int or "auto", default="auto"
+        Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
+        than 5000 rows.
+    batch_size : int or "auto", default="auto"
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for images.
+    learning_rate : float, default=0.02
+        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
+        times it.
+    early_stopping : bool, default=True
+        Whether to end when the validation bound no longer improves.
+    validation_fraction : float, default=0.1
+        Share in (0, 1) of the rows, at least 10 and at most 10,000, that judges epochs, references
+        and experts.  Equal rows are different observations, and may be on both sides.  With fewer
+        than 40 rows the model is the independent reference.
+    n_iter_no_change : int, default=6
+        Epochs without improvement after which training ends, at least 1.
+    n_strata : int, default=32
+        Strata of the log-SNR in scoring, at least 2.
+    n_draws : int, default=2
+        Draws in each stratum, at least 2, from whose differences the standard errors follow; with
+        ``likelihood="path"`` the number of paths, at least 1.
+    n_directions : int or None, default=None
+        Orthogonal noise vectors in a draw, at least 1; None is 1.
+    device : str, default="auto"
+        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+    warm_start : bool, default=False
+        Whether `fit` continues from the network, the levels and the references of the earlier fit.
+    callbacks : list or None, default=None
+        Further skorch callbacks for the training.
+    verbose : int, default=0
+        0 is silent, 1 prints the bounds of each epoch.
+    random_state : int, RandomState or None, default=None
+        Seed of the split, the initial weights, the noise in training, and the noise in scoring.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, if X had string names.
+    categories_ : list of ndarray
+        Levels of each column; nominal ones from the most to the least frequent.
+    kinds_ : list of str
+        Kind of each column, ``"nominal"`` or ``"ordinal"``.
+    net_ : skorch.NeuralNet or None
+        The trained net; None if there was no network to train.
+    reference_ : Reference
+        The control variate.
+    references_ : dict of str to Reference
+        All references there.
+    schedule_ : Schedule
+        The schedule object in use.
+    logsnr_ : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_weights_ : dict of str to ndarray of shape (n_nodes,)
+        Weights of the experts at the nodes; piecewise linear between them.
+    history_ : list of dict
+        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
+        ``loss="cross_entropy"`` the first is the cross-entropy, on another scale.
+    entropy_ : float
+        The validation bound of the whole model: an estimate from above of the entropy of the
+        data, in nats, slightly optimistic since the validation rows chose the weights.
+    n_iter_ : int
+        Epochs trained; 0 if there was nothing to train.
+
+    See Also
+    --------
+    IMMSEDensity : For continuous columns.
+    IMMSEMixedDensity : For tables with both.
+
+    Notes
+    -----
+    The exact integral is at most 0, and its exponentials sum to at most 1 over all rows: 1 only if
+    the denoiser is optimal.  The error of the integration, whose standard deviation s is that of
+    ``return_std``, can carry single values beyond 0 and raises the mean of the exponentials by a
+    factor of about ``exp(s**2 / 2)``.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEDiscreteDensity
+    >>> rng = np.random.default_rng(0)
+    >>> first = rng.integers(0, 3, size=500)
+    >>> X = np.column_stack([first, first == 2])
+    >>> density = IMMSEDiscreteDensity(max_epochs=3, random_state=0).fit(X)
+    >>> bool(density.score_samples([[2, 1]])[0] > density.score_samples([[2, 0]])[0] + 2.0)
+    True
+    """
+
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "experts",
+        "preconditioner",
+        "kind",
+        "categories",
+        "handle_unknown",
+        "image_shape",
+    )
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **CategoricalEstimator._parameter_constraints,
+        "kind": [StrOptions({"auto", "nominal", "ordinal"}), list, tuple, dict, np.ndarray],
+        "image_shape": [tuple, list, None],
+        "reference": [StrOptions({"auto", "independent", "latent_class"})],
+        "likelihood": [StrOptions({"immse", "path"})],
+        "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "n_draws": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        kind: str | Sequence[str] | dict[Any, str] = "auto",
+        categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
+        handle_unknown: str = "error",
+        image_shape: tuple[int, ...] | None = None,
+        reference: str = "auto",
+        experts: str | Sequence[str] = "auto",
+        preconditioner: str = "auto",
+        loss: str = "cross_entropy",
+        likelihood: str = "immse",
+        schedule: str | Schedule = "adaptive",
+        hidden_size: int | str = "auto",
+        n_blocks: int | str = "auto",
+        dropout: float | str = "auto",
+        weight_decay: float | str = "auto",
+        max_epochs: int = 40,
+        steps_per_epoch: int | str = "auto",
+        batch_size: int | str = "auto",
+        learning_rate: float = 0.02,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 6,
+        n_strata: int = 32,
+        n_draws: int = 2,
+        n_directions: int | None = None,
+        device: str = "auto",
+        warm_start: bool = False,
+        callbacks: Sequence[Any] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.kind = kind
+        self.categories = categories
+        self.handle_unknown = handle_unknown
+        self.image_shape = image_shape
+        self.reference = reference
+        self.experts = experts
+        self.preconditioner = preconditioner
+        self.loss = loss
+        self.likelihood = likelihood
+        self.schedule = schedule
+        self.hidden_size = hidden_size
+        self.n_blocks = n_blocks
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.n_strata = n_strata
+        self.n_draws = n_draws
+        self.n_directions = n_directions
+        self.device = device
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _column_kinds(self, table: Table) -> list[Kind]:
+        if self.image_shape is None:
+            return discrete_kinds(table, self.kind)
+        if math.prod(self._pixels()) != table.n_columns:
+            raise ValueError(
+                f"image_shape={self.image_shape!r} has {math.prod(self._pixels())} pixels, X has "
+                f"{table.n_columns} columns."
+            )
+        if not isinstance(self.kind, str) or self.kind == "nominal":
+            raise ValueError(
+                "Pixels are ordinal: with image_shape, kind must be 'auto' or 'ordinal', got "
+                f"{self.kind!r}."
+            )
+        return discrete_kinds(table, "ordinal")
+
+    def _pixels(self) -> tuple[int, ...]:
+        """Return the checked shape of the images."""
+        shape = tuple(self.image_shape or ())
+        if len(shape) not in (2, 3) or not all(
+            isinstance(size, Integral) and size >= 1 for size in shape
+        ):
+            raise ValueError(
+                "image_shape must be (height, width) or (channels, height, width), got "
+                f"{self.image_shape!r}."
+            )
+        return shape
+
+    def _shares_levels(self) -> bool:
+        return self.image_shape is not None
+
+    def _table(self, X: Any, reset: bool) -> Table:
+        """Return the table; images of the right shape become rows."""
+        if self.image_shape is not None:
+            X = flattened_images(X, self._pixels())
+        return super()._table(X, reset)
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of discrete columns."""
+        if self.likelihood == "immse" and self.n_draws < 2:
+            raise ValueError("n_draws must be at least 2 with likelihood='immse', got 1.")
+        images = self.image_shape is not None
+        return {
+            "preconditioner": "independent"
+            if self.preconditioner == "auto"
+            else self.preconditioner,
+            "loss": self.loss,
+            "image_shape": self._pixels() if images else None,
+            "hidden_size": automatic(self.hidden_size, 64 if images else 256),
+            "n_blocks": automatic(self.n_blocks, 3 if images else 2),
+            "batch_size": automatic(self.batch_size, 128 if images else 512),
+        }
+
+    def score_samples(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the log-probability of each row.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        return_std : bool, default=False
+            Whether to return standard errors too.
+
+        Returns
+        -------
+        log_probability : ndarray of shape (n_samples,)
+            Log-probabilities in nats; see the notes of the class for their bounds.  A row's value
+            does not depend on the other rows.
+        std : ndarray of shape (n_samples,)
+            Standard errors of the numerical integration, in nats (NaN for a single noise path).
+            Only if ``return_std``.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If X holds missing numbers, its columns are not those of `fit`, or a level is unknown.
+        """
+        if self.likelihood == "immse":
+            return super().score_samples(X, return_std)
+        check_is_fitted(self)
+        log_probability, variance = self._model.path_log_probability(self._read(X))
+        return (log_probability, np.sqrt(variance)) if return_std else log_probability
+
+
+def automatic(value: int | str, usual: int) -> int:
+    """Return the value, or the usual one for "auto"."""
+    return usual if value == "auto" else int(value)
+
+
+def flattened_images(X: Any, shape: tuple[int, ...]) -> Any:
+    """Return images of the given trailing shape as rows; anything else as it is."""
+    if getattr(X, "ndim", 2) > 2 and tuple(X.shape[1:]) == shape:
+        return np.asarray(X).reshape(len(X), -1)
+    return X

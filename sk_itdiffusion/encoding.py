@@ -1,0 +1,912 @@
+"""Tables with continuous, ordinal and nominal columns as matrices of numbers, and back.
+
+A continuous column keeps its numbers.  A discrete column becomes the codes 0, ..., K - 1 of its K
+levels: in the order of the levels where it is ordinal, and from the most to the least frequent one
+where it is nominal, so that the codes do not depend on how the levels are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from pandas.api import types
+from sklearn.utils.validation import _check_sample_weight, check_array
+
+from sk_itdiffusion.rows import column_labels, in_units_of_the_least
+
+__all__ = ["Column", "Table", "TableEncoder", "discrete_kinds", "mixed_kinds", "read_table"]
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.object_]
+Kind = Literal["continuous", "ordinal", "nominal"]
+Storage = Literal["boolean", "integer", "float", "unordered", "ordered", "text", "other"]
+
+_MOST_FILLED_LEVELS = 256
+_MOST_AUTOMATIC_LEVELS = 256
+_MOST_LEVELS = 4096
+_SHOWN_LEVELS = 5
+_NUMBERS: tuple[Storage, ...] = ("boolean", "integer", "float")
+_INFERRED_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a fitted encoder.
+
+    Attributes
+    ----------
+    label : str
+        Name of the column, or its number.
+    kind : {"continuous", "ordinal", "nominal"}
+        Kind of the column.
+    levels : ndarray of shape (K,), dtype object, or None
+        Known levels in the order of their codes, where None stands for a missing value.  None for
+        a continuous column.
+    has_unknown : bool
+        Whether the code K is reserved for unknown levels.
+    """
+
+    label: str
+    kind: Kind
+    levels: Labels | None
+    has_unknown: bool
+
+    @property
+    def n_levels(self) -> int:
+        """Number of codes, that of unknown levels included; 0 for a continuous column."""
+        return 0 if self.levels is None else len(self.levels) + self.has_unknown
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of any container as a pandas data frame.
+
+    Attributes
+    ----------
+    frame : DataFrame of shape (n_rows, n_columns)
+        The table, with at least one row and one column.
+    dtype : dtype or None
+        The dtype of an array; None where the table came with column names.
+    """
+
+    frame: pd.DataFrame
+    dtype: np.dtype[Any] | None
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return self.frame.shape[1]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Names of the columns, or their numbers, as text."""
+        return [str(name) for name in self.frame.columns]
+
+    @cached_property
+    def storages(self) -> list[Storage]:
+        """How the columns are stored."""
+        return [_storage(self.column(j), self.labels[j]) for j in range(self.n_columns)]
+
+    @cached_property
+    def holds_numbers(self) -> NDArray[np.bool_]:
+        """Which columns hold numbers, of shape (n_columns,)."""
+        return np.array([storage in _NUMBERS for storage in self.storages])
+
+    def column(self, j: int) -> pd.Series[Any]:
+        """Return one column."""
+        return self.frame.iloc[:, j]
+
+    def position(self, name: object, parameter: str) -> int:
+        """Return the number of the column of some name, for a parameter that names it."""
+        found = [j for j, known in enumerate(self.frame.columns) if known == name]
+        if not found:
+            raise ValueError(
+                f"{parameter} names the column {name!r}, which X does not have. The columns of X "
+                f"are {_listed(list(self.frame.columns))}."
+            )
+        return found[0]
+
+    def check_finite(self, chosen: NDArray[np.bool_], continuous: NDArray[np.bool_]) -> None:
+        """Raise a ValueError if a chosen column has missing or infinite values."""
+        missing = self._which(chosen, lambda column: bool(column.isna().any()))
+        if missing.any():
+            advice = " Impute them first, for example with sklearn.impute.SimpleImputer."
+            raise ValueError(
+                f"Input X contains NaN in column(s) {column_labels(missing, self.labels)}."
+                + (advice if (missing & continuous).any() else "")
+            )
+        infinite = self._which(chosen, _has_infinity)
+        if infinite.any():
+            raise ValueError(
+                "Input X contains infinity or a value too large for dtype('float64') in column(s) "
+                f"{column_labels(infinite, self.labels)}."
+            )
+
+    def _which(self, chosen: NDArray[np.bool_], test: Any) -> NDArray[np.bool_]:
+        return np.array([chosen[j] and test(self.column(j)) for j in range(self.n_columns)])
+
+
+def read_table(X: Any) -> Table:
+    """Return a table whatever its container is.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns), or Table
+        A pandas data frame, one that has `columns` with `to_numpy` (such as those of polars), or
+        anything that numpy makes an array of.
+
+    Returns
+    -------
+    Table
+        The table.  A `Table` is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows or no columns, X is not two-dimensional, or it is complex.
+    TypeError
+        If X is sparse.
+    """
+    if isinstance(X, Table):
+        return X
+    if hasattr(X, "columns"):
+        frame = X if isinstance(X, pd.DataFrame) else _foreign_frame(X)
+        # Only the shape is checked: a frame of several dtypes has no array without copying it.
+        check_array(np.broadcast_to(0.0, frame.shape))
+        return Table(frame, None)
+    array = check_array(X, dtype=None, ensure_all_finite=False)
+    if array.dtype.kind in "US" and not hasattr(X, "dtype"):
+        # numpy made text of the numbers in a list that has both.
+        array = check_array(X, dtype=object, ensure_all_finite=False)
+    if array.dtype.kind in "biufmM":
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return Table(pd.DataFrame(native, copy=False), array.dtype)
+    return Table(pd.DataFrame(array.astype(object), dtype=object), array.dtype)
+
+
+def _foreign_frame(X: Any) -> pd.DataFrame:
+    """Return a data frame of another library as one of pandas, column by column."""
+    columns = {str(name): _foreign_column(X[name]) for name in X.columns}
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(X)))
+
+
+def _foreign_column(column: Any) -> Any:
+    values = column.to_numpy()
+    categories = getattr(column.dtype, "categories", None)
+    # An enumeration lists its levels; other categories are no property of the column.
+    if categories is not None and hasattr(categories, "to_list"):
+        return pd.Categorical(values, categories=categories.to_list())
+    return values
+
+
+def _storage(column: pd.Series[Any], label: str) -> Storage:
+    """Return how a column is stored; numbers among objects count as numbers."""
+    dtype = column.dtype
+    inferred = types.infer_dtype(column, skipna=True) if types.is_object_dtype(dtype) else ""
+    if inferred == "complex" or types.is_complex_dtype(dtype):
+        raise ValueError(f"Complex data not supported: column {label!r} holds complex numbers.")
+    if isinstance(dtype, pd.CategoricalDtype):
+        return "ordered" if dtype.ordered else "unordered"
+    if inferred == "boolean" or types.is_bool_dtype(dtype):
+        return "boolean"
+    if types.is_integer_dtype(dtype):
+        return "integer"
+    if inferred in _INFERRED_NUMBERS or types.is_numeric_dtype(dtype):
+        return "float"
+    return "text" if types.is_object_dtype(dtype) or types.is_string_dtype(dtype) else "other"
+
+
+def _has_infinity(column: pd.Series[Any]) -> bool:
+    if types.is_float_dtype(column.dtype):
+        return bool(np.isinf(column.to_numpy(dtype=np.float64)).any())
+    if types.is_object_dtype(column.dtype):
+        return bool(np.isin(_factorize(column)[1], [np.inf, -np.inf]).any())
+    return False
+
+
+def _listed(items: Sequence[object]) -> str:
+    """Return the first few items, for messages."""
+    shown = ", ".join("a missing value" if x is None else repr(x) for x in items[:_SHOWN_LEVELS])
+    more = len(items) - _SHOWN_LEVELS
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
+def _per_column(table: Table, setting: Any, parameter: str) -> dict[int, Any]:
+    """Return the entries of a mapping from names, or of a sequence, by the columns' numbers."""
+    if isinstance(setting, Mapping):
+        return {table.position(name, parameter): value for name, value in setting.items()}
+    if not types.is_list_like(setting, allow_sets=False):
+        raise ValueError(
+            f"{parameter} must be a text that it knows, a sequence with one entry for each column "
+            f"or a dict from column names, got {setting!r}."
+        )
+    entries = list(setting)
+    if len(entries) != table.n_columns:
+        raise ValueError(
+            f"{parameter} has {len(entries)} entries, but X has {table.n_columns} columns."
+        )
+    return dict(enumerate(entries))
+
+
+def discrete_kinds(X: Any, kind: Any = "auto") -> list[Kind]:
+    """Return the kinds of the columns of a table without continuous columns.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns), or Table
+        Table.
+    kind : {"auto", "nominal", "ordinal"}, sequence or dict, default="auto"
+        Kind of all columns, of each column, or of the columns that a dict names ("auto" for the
+        others; the columns of an array are named by their numbers).  "auto" takes numbers and
+        ordered categoricals as ordinal, and booleans, unordered categoricals, texts and other
+        objects as nominal.
+
+    Returns
+    -------
+    list of str
+        "ordinal" or "nominal" for each column.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is something else, a column of numbers has missing or infinite values, or "auto"
+        meets a column of more than 256 distinct numbers that are not all integers.
+
+    Examples
+    --------
+    >>> discrete_kinds([[1, "red"], [2, "blue"]])
+    ['ordinal', 'nominal']
+    """
+    table = read_table(X)
+    if isinstance(kind, str):
+        asked = dict.fromkeys(range(table.n_columns), kind)
+    else:
+        asked = _per_column(table, kind, "kind")
+    table.check_finite(table.holds_numbers, np.zeros(table.n_columns, dtype=bool))
+    return [_discrete_kind(table, j, asked.get(j, "auto")) for j in range(table.n_columns)]
+
+
+def _discrete_kind(table: Table, j: int, asked: Any) -> Kind:
+    if not isinstance(asked, str) or asked not in ("auto", "nominal", "ordinal"):
+        raise ValueError(
+            f"kind must be 'auto', 'nominal' or 'ordinal', got {asked!r} for column "
+            f"{table.labels[j]!r}."
+        )
+    if asked != "auto":
+        return cast(Kind, asked)
+    storage = table.storages[j]
+    if storage == "float":
+        _check_discrete_numbers(table, j)
+    return "ordinal" if storage in ("integer", "float", "ordered") else "nominal"
+
+
+def _check_discrete_numbers(table: Table, j: int) -> None:
+    """Raise a ValueError for numbers that look continuous."""
+    numbers = _as_floats(table.column(j), table.labels[j])
+    n_distinct = len(pd.unique(numbers))
+    if n_distinct > _MOST_AUTOMATIC_LEVELS and not np.array_equal(numbers, np.rint(numbers)):
+        raise ValueError(
+            f"Column {table.labels[j]!r} has {n_distinct} distinct values that are not integers, "
+            "and looks continuous. Use IMMSEMixedDensity for tables with continuous columns, or "
+            "name its kind."
+        )
+
+
+def mixed_kinds(
+    X: Any, categorical_features: Any = "from_dtype", ordinal_features: Any = "from_dtype"
+) -> list[Kind]:
+    """Return the kinds of the columns of a table that may have continuous columns.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns), or Table
+        Table.
+    categorical_features : "from_dtype", None or array-like, default="from_dtype"
+        Nominal columns: their names, their numbers or a mask of shape (n_columns,).  "from_dtype"
+        takes booleans, unordered categoricals, texts and other objects.
+    ordinal_features : "from_dtype", None or array-like, default="from_dtype"
+        Ordinal columns, likewise.  "from_dtype" takes ordered categoricals and integers of at
+        most 256 distinct values.
+
+    Returns
+    -------
+    list of str
+        "continuous", "ordinal" or "nominal" for each column.  Columns that are listed are what
+        the list says, whatever their dtype.
+
+    Raises
+    ------
+    ValueError
+        If a list names columns that X does not have, a column is in both lists, or a column that
+        is in neither cannot be continuous.
+
+    Examples
+    --------
+    >>> mixed_kinds([[1.5, "red"], [2.5, "blue"]])
+    ['continuous', 'nominal']
+    """
+    table = read_table(X)
+    nominal = _listed_columns(table, categorical_features, "categorical_features")
+    ordinal = _listed_columns(table, ordinal_features, "ordinal_features")
+    both = nominal & ordinal
+    if both.any():
+        raise ValueError(
+            f"Column(s) {column_labels(both, table.labels)} are in both categorical_features and "
+            "ordinal_features."
+        )
+    from_dtype = {
+        "nominal": _is_from_dtype(categorical_features),
+        "ordinal": _is_from_dtype(ordinal_features),
+    }
+    kinds: list[Kind] = []
+    for j in range(table.n_columns):
+        if nominal[j] or ordinal[j]:
+            kinds.append("nominal" if nominal[j] else "ordinal")
+            continue
+        kind = _kind_of_dtype(table, j)
+        kinds.append(kind if from_dtype.get(kind, False) else "continuous")
+    _check_continuous(table, kinds)
+    return kinds
+
+
+def _is_from_dtype(features: Any) -> bool:
+    return isinstance(features, str) and features == "from_dtype"
+
+
+def _kind_of_dtype(table: Table, j: int) -> Kind:
+    storage = table.storages[j]
+    if storage == "integer":
+        few = table.column(j).nunique() <= _MOST_AUTOMATIC_LEVELS
+        return "ordinal" if few else "continuous"
+    if storage == "ordered":
+        return "ordinal"
+    return "nominal" if storage in ("boolean", "unordered", "text") else "continuous"
+
+
+def _listed_columns(table: Table, features: Any, parameter: str) -> NDArray[np.bool_]:
+    """Return which columns a list of names or numbers, or a mask, names explicitly."""
+    chosen = np.zeros(table.n_columns, dtype=bool)
+    if features is None or _is_from_dtype(features):
+        return chosen
+    entries = np.asarray(features)
+    if entries.ndim != 1 or (entries.size and entries.dtype.kind not in "biuUO"):
+        raise ValueError(
+            f"{parameter} must be 'from_dtype', None or a one-dimensional array-like of column "
+            f"names, column numbers or booleans, got {features!r}."
+        )
+    if entries.dtype.kind == "b":
+        return _read_mask(entries, table.n_columns, parameter)
+    if entries.dtype.kind in "UO" and table.dtype is not None and entries.size:
+        raise ValueError(
+            f"{parameter} must hold column numbers or a mask, since the columns of X have no names."
+        )
+    if entries.dtype.kind in "iu" and not np.isin(entries, range(table.n_columns)).all():
+        raise ValueError(
+            f"{parameter} must hold column numbers from 0 to {table.n_columns - 1}, got "
+            f"{_listed(entries.tolist())}."
+        )
+    for entry in entries.tolist():
+        chosen[entry if isinstance(entry, int) else table.position(entry, parameter)] = True
+    return chosen
+
+
+def _read_mask(mask: NDArray[np.bool_], n_columns: int, parameter: str) -> NDArray[np.bool_]:
+    if len(mask) != n_columns:
+        raise ValueError(
+            f"{parameter} is a mask of {len(mask)} entries, but X has {n_columns} columns."
+        )
+    return mask
+
+
+def _check_continuous(table: Table, kinds: Sequence[Kind]) -> None:
+    """Raise a ValueError if a continuous column holds no numbers."""
+    wrong = _is_continuous(kinds) & ~table.holds_numbers
+    if wrong.any():
+        raise ValueError(
+            f"Column(s) {column_labels(wrong, table.labels)} hold no numbers and cannot be "
+            "continuous. Name them in categorical_features or ordinal_features, or convert them."
+        )
+
+
+def _as_floats(column: pd.Series[Any], label: str) -> Array:
+    """Return numbers as floats, missing ones as NaN.
+
+    Raises
+    ------
+    ValueError
+        If the column holds something else.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if types.is_object_dtype(column.dtype) and types.infer_dtype(column, skipna=True) == "empty":
+        return np.full(len(column), np.nan)
+    if _storage(column, label) not in _NUMBERS:
+        _factorize(column, label)  # for the error of entries that are no values at all
+        raise ValueError(f"Column {label!r} is continuous, but X has something else than numbers.")
+    return np.asarray(pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _factorize(column: pd.Series[Any], label: str = "") -> tuple[NDArray[np.intp], Labels]:
+    """Return the number of each entry's label, -1 where it is missing, and the labels."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes = np.asarray(column.cat.codes, dtype=np.intp)
+        return codes, np.asarray(column.cat.categories, dtype=object)
+    try:
+        codes, labels = pd.factorize(column)
+    except TypeError as error:
+        raise TypeError(
+            f"In column {label!r} an argument must be a string or a number: {error}."
+        ) from error
+    return np.asarray(codes, dtype=np.intp), np.asarray(labels, dtype=object)
+
+
+def _lookup(labels: Labels, levels: Labels) -> NDArray[np.intp]:
+    """Return the codes of labels, -1 for unknown ones, and then that of a missing value."""
+    index = pd.Index(levels, dtype=object, tupleize_cols=False)
+    known = index.get_indexer(pd.Index(labels, dtype=object, tupleize_cols=False))
+    missing = np.flatnonzero([level is None for level in levels])
+    return np.append(known, missing if len(missing) else -1)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Labels that occur with positive weight, with their total weights.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n_labels,), dtype object
+        Labels; in a pooled tally they may repeat.
+    weight : ndarray of shape (n_labels,)
+        Their weights.
+    missing : float
+        Weight of missing values.
+    """
+
+    labels: Labels
+    weight: Array
+    missing: float
+
+    @classmethod
+    def count(cls, column: pd.Series[Any], weight: Array, label: str) -> Tally:
+        """Return the tally of a column with one weight for each row."""
+        codes, labels = _factorize(column, label)
+        total = np.bincount(codes + 1, weight, len(labels) + 1).astype(np.float64)
+        seen = total[1:] > 0
+        return cls(labels[seen], total[1:][seen], float(total[0]))
+
+    @classmethod
+    def pool(cls, tallies: Sequence[Tally]) -> Tally:
+        """Return the tally of several columns together."""
+        return cls(
+            np.concatenate([tally.labels for tally in tallies]),
+            np.concatenate([tally.weight for tally in tallies]),
+            sum(tally.missing for tally in tallies),
+        )
+
+    def by_weight(self, levels: Labels) -> Labels:
+        """Return levels from the heaviest to the lightest; ties stay as they are."""
+        codes = _lookup(self.labels, levels)
+        weight = np.append(self.weight, self.missing)
+        total = np.bincount(codes[codes >= 0], weight[codes >= 0], minlength=len(levels))
+        # Equal totals of weights that are no integers differ by rounding only.
+        share = np.round(total / max(total.sum(), 1.0), 12)
+        return levels[np.argsort(-share, kind="stable")]
+
+
+def _natural_levels(labels: Labels, is_number: bool) -> Labels:
+    """Return distinct labels in order, with the integers between them if those are few."""
+    ordered = _sorted(labels)
+    if is_number and ordered and all(_is_integer(label) for label in ordered):
+        low, high = int(ordered[0]), int(ordered[-1])
+        if len(ordered) <= high - low < _MOST_FILLED_LEVELS:
+            return _object_array(range(low, high + 1))
+    return _object_array(ordered)
+
+
+def _is_integer(label: Any) -> bool:
+    return isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer())
+
+
+def _sorted(labels: Iterable[Any]) -> list[Any]:
+    """Return labels of any types, sorted by type and value; numbers come first."""
+    items = [("" if isinstance(x, Real) else type(x).__name__, x) for x in labels]
+    try:
+        return [x for _, x in sorted(items)]
+    except TypeError:  # values without an order
+        return [x for _, x in sorted(items, key=lambda item: (item[0], str(item[1])))]
+
+
+def _object_array(items: Iterable[Any]) -> Labels:
+    return np.asarray(pd.Series(list(items), dtype=object).to_numpy(dtype=object))
+
+
+def _check_number_of_levels(n_levels: int, label: str) -> None:
+    if n_levels > _MOST_LEVELS:
+        raise ValueError(
+            f"Column {label!r} has {n_levels} levels; at most {_MOST_LEVELS} are possible. Group "
+            "rare levels, or treat the column as continuous if it holds numbers."
+        )
+
+
+def _read_levels(given: Any, label: str) -> Labels:
+    """Return the levels that `categories` gives for a column."""
+    if not types.is_list_like(given, allow_sets=False):
+        raise ValueError(
+            f"categories must hold an array-like, None or 'auto' for each column, got {given!r} "
+            f"for column {label!r}."
+        )
+    series = pd.Series(given, dtype=object).reset_index(drop=True)
+    levels = series.to_numpy(dtype=object, copy=True)
+    levels[series.isna().to_numpy()] = None
+    repeated = pd.Series(levels, dtype=object).duplicated().to_numpy()
+    if repeated.any():
+        raise ValueError(
+            f"categories has duplicates for column {label!r}: {_listed(list(levels[repeated]))}."
+        )
+    if not len(levels):
+        raise ValueError(f"categories has no levels for column {label!r}.")
+    return np.asarray(levels)
+
+
+def _given_levels(table: Table, kinds: Sequence[Kind], categories: Any) -> dict[int, Labels]:
+    """Return the levels that `categories` gives, by the columns' numbers."""
+    if isinstance(categories, str) and categories == "auto":
+        return {}
+    given = {}
+    for j, entry in _per_column(table, categories, "categories").items():
+        if entry is None or (isinstance(entry, str) and entry == "auto"):
+            continue
+        if kinds[j] == "continuous":
+            raise ValueError(
+                f"categories has levels for the continuous column {table.labels[j]!r}."
+            )
+        given[j] = _read_levels(entry, table.labels[j])
+    return given
+
+
+def _check_order(table: Table, kinds: Sequence[Kind], given: Mapping[int, Labels]) -> None:
+    """Raise a ValueError if ordinal levels have no order."""
+    lacks_order = np.array([storage == "text" for storage in table.storages])
+    lacks_order &= np.array([kind == "ordinal" for kind in kinds])
+    lacks_order[list(given)] = False
+    if lacks_order.any():
+        raise ValueError(
+            f"Column(s) {column_labels(lacks_order, table.labels)} are ordinal, but their values "
+            "have no order. Give the levels in their order by categories, or convert to an "
+            "ordered categorical."
+        )
+
+
+def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels | None:
+    """Return the levels that a column has whatever its values are."""
+    if j in given:
+        return given[j]
+    dtype = table.column(j).dtype
+    return np.asarray(dtype.categories, object) if isinstance(dtype, pd.CategoricalDtype) else None
+
+
+def _learn_levels(
+    table: Table,
+    kinds: Sequence[Kind],
+    given: Mapping[int, Labels],
+    weight: Array,
+    shared_levels: bool,
+) -> dict[int, Labels]:
+    """Return the levels of the discrete columns, in the order of their codes."""
+    discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
+    tallies = {j: Tally.count(table.column(j), weight, table.labels[j]) for j in discrete}
+    fixed = {j: _fixed_levels(table, j, given) for j in discrete}
+    groups = [discrete] if shared_levels and discrete else [[j] for j in discrete]
+    learned = {}
+    for group in groups:
+        tally = Tally.pool([tallies[j] for j in group])
+        free = [tallies[j] for j in group if fixed[j] is None]
+        parts = [levels for j in group if (levels := fixed[j]) is not None]
+        is_number = bool(table.holds_numbers[group].all())
+        label = ", ".join(table.labels[j] for j in group[:_SHOWN_LEVELS])
+        levels = _ordered_levels(parts, free, is_number, label)
+        if tally.missing > 0 and not any(level is None for level in levels):
+            levels = np.append(levels, np.array([None], dtype=object))
+        _check_number_of_levels(len(levels), label)
+        by_weight = tally.by_weight(levels)
+        learned.update({j: by_weight if kinds[j] == "nominal" else levels for j in group})
+    return learned
+
+
+def _ordered_levels(
+    fixed: list[Labels], free: Sequence[Tally], is_number: bool, label: str
+) -> Labels:
+    """Return fixed levels, and those that tallies hold, in their natural order."""
+    labels = [pd.unique(Tally.pool(free).labels)] if free else []
+    _check_number_of_levels(max(map(len, fixed + labels)), label)
+    natural = [_natural_levels(distinct, is_number) for distinct in labels]
+    return np.asarray(pd.unique(np.concatenate(fixed + natural)), dtype=object)
+
+
+@dataclass(frozen=True)
+class TableEncoder:
+    """Fitted maps between a table and a matrix of numbers.
+
+    Made by `fit`.
+
+    Attributes
+    ----------
+    columns : tuple of Column
+        The columns.
+    names : Index or None
+        Names of the columns of a data frame.
+    dtypes : tuple of dtypes
+        Dtypes of the columns of decoded tables.
+    array_dtype : dtype or None
+        Dtype of decoded arrays; None for data frames.
+    holds_numbers : ndarray of shape (n_columns,), bool
+        Which columns held numbers.
+
+    Examples
+    --------
+    >>> X = [["red", 1.5], ["blue", 2.5], ["blue", 0.5]]
+    >>> encoder = TableEncoder.fit(X, kinds=["nominal", "continuous"])
+    >>> encoder.encode(X)
+    array([[1. , 1.5],
+           [0. , 2.5],
+           [0. , 0.5]])
+    >>> encoder.decode([[0.0, 2.0]])
+    array([['blue', 2.0]], dtype=object)
+    """
+
+    columns: tuple[Column, ...]
+    names: pd.Index[Any] | None
+    dtypes: tuple[Any, ...]
+    array_dtype: np.dtype[Any] | None
+    holds_numbers: NDArray[np.bool_]
+
+    @classmethod
+    def fit(
+        cls,
+        X: Any,
+        *,
+        kinds: Sequence[Kind],
+        categories: Any = "auto",
+        handle_unknown: str = "error",
+        shared_levels: bool = False,
+        sample_weight: ArrayLike | None = None,
+    ) -> TableEncoder:
+        """Learn the levels of the discrete columns.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_rows, n_columns), or Table
+            Table.
+        kinds : sequence of {"continuous", "ordinal", "nominal"}
+            Kind of each column.
+        categories : "auto", sequence or dict, default="auto"
+            Levels of each column, or of the columns that a dict names, as array-likes; "auto" or
+            None where they are learned: the categories of a categorical, all integers from the
+            least to the greatest one if these are at most 256, and else the distinct values.  A
+            missing value (other than among numbers) is a level of its own, the last one, if it
+            occurs or is given.
+        handle_unknown : {"error", "floor"}, default="error"
+            Whether other levels are an error or get a code of their own, the last one.
+        shared_levels : bool, default=False
+            Whether all discrete columns have the same levels, learned from all of them together.
+        sample_weight : array-like of shape (n_rows,), default=None
+            Non-negative weights.  Levels are learned from rows of positive weight.
+
+        Returns
+        -------
+        TableEncoder
+            The encoder.
+
+        Raises
+        ------
+        ValueError
+            If numbers are missing or infinite, a continuous column holds no numbers, an ordinal
+            one no order, a column more than 4096 levels, levels are not among those given, or a
+            parameter is out of its range.
+        TypeError
+            If entries are neither texts nor numbers, such as dicts.
+        """
+        table = read_table(X)
+        _check_settings(table, kinds, handle_unknown)
+        _check_continuous(table, kinds)
+        table.check_finite(table.holds_numbers, _is_continuous(kinds))
+        given = _given_levels(table, kinds, categories)
+        _check_order(table, kinds, given)
+        weight = _read_weight(sample_weight, table.frame.shape)
+        levels = _learn_levels(table, kinds, given, weight, shared_levels)
+        floor = handle_unknown == "floor"
+        if not floor:
+            _check_known(table, {j: levels[j] for j in given}, weight)
+        columns = tuple(
+            Column(label, kind, levels.get(j), floor and j in levels)
+            for j, (label, kind) in enumerate(zip(table.labels, kinds, strict=True))
+        )
+        dtypes = [_dtype_for(table.column(j).dtype, levels.get(j)) for j in range(table.n_columns)]
+        names = table.frame.columns if table.dtype is None else None
+        return cls(columns, names, tuple(dtypes), table.dtype, table.holds_numbers)
+
+    def encode(self, X: Any) -> Array:
+        """Return the numbers of continuous columns and the codes of discrete ones.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_rows, n_columns), or Table
+            Table with the fitted columns, in their order; containers and dtypes may differ.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_columns)
+            Numbers and codes.
+
+        Raises
+        ------
+        ValueError
+            If the number of columns is another one, numbers are missing, infinite or something
+            else, or levels are unknown and have no code.
+        TypeError
+            If entries are neither texts nor numbers, such as dicts.
+        """
+        table = read_table(X)
+        if table.n_columns != len(self.columns):
+            raise ValueError(
+                f"X has {table.n_columns} features, but {type(self).__name__} is expecting "
+                f"{len(self.columns)} features as input."
+            )
+        table.check_finite(
+            self.holds_numbers, _is_continuous([column.kind for column in self.columns])
+        )
+        values = np.empty(table.frame.shape)
+        for j, column in enumerate(self.columns):
+            if column.levels is None:
+                values[:, j] = _as_floats(table.column(j), column.label)
+            else:
+                values[:, j] = _encode_discrete(
+                    table.column(j), column.label, column.levels, column.has_unknown
+                )
+        return values
+
+    def decode(self, values: ArrayLike) -> Any:
+        """Return the table that encodes as given numbers and codes.
+
+        Parameters
+        ----------
+        values : array-like of shape (n_rows, n_columns)
+            Numbers and codes of known levels.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_rows, n_columns)
+            An array of the fitted dtype, or a pandas data frame of the fitted names and dtypes
+            if the encoder was fitted on any data frame.  Numbers of continuous columns of
+            integers are rounded.  Where given or shared levels do not fit into a dtype, it gives
+            way to one that holds them.
+
+        Raises
+        ------
+        ValueError
+            If there are codes that stand for no level, or the number of columns is another one.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != len(self.columns):
+            raise ValueError(
+                f"values must have the shape (n_rows, {len(self.columns)}), got {values.shape}."
+            )
+        decoded = [
+            _decode(np.ascontiguousarray(values[:, j]), column, self.dtypes[j])
+            for j, column in enumerate(self.columns)
+        ]
+        if self.names is not None:
+            frame = pd.concat(decoded, axis=1)
+            frame.columns = self.names
+            return frame
+        return self._as_array(decoded, len(values))
+
+    def _as_array(self, columns: Sequence[pd.Series[Any]], n_rows: int) -> NDArray[Any]:
+        """Return columns as an array of the fitted dtype, if it holds all of them."""
+        dtype = cast("np.dtype[Any]", self.array_dtype)
+        of_objects = any(types.is_object_dtype(column.dtype) for column in columns)
+        array = np.empty((n_rows, len(columns)), dtype=object if of_objects else dtype)
+        for j, column in enumerate(columns):
+            array[:, j] = column.to_numpy()
+        if dtype.kind not in "US":
+            return array
+        texts = array.astype(dtype.type)  # as long as the longest one, which may be a given level
+        return texts.astype(np.promote_types(texts.dtype, dtype))
+
+
+def _is_continuous(kinds: Sequence[Kind]) -> NDArray[np.bool_]:
+    return np.array([kind == "continuous" for kind in kinds])
+
+
+def _check_settings(table: Table, kinds: Sequence[Kind], handle_unknown: str) -> None:
+    if handle_unknown not in ("error", "floor"):
+        raise ValueError(f"handle_unknown must be 'error' or 'floor', got {handle_unknown!r}.")
+    if len(kinds) != table.n_columns or not set(kinds) <= {"continuous", "ordinal", "nominal"}:
+        raise ValueError(
+            "kinds must hold 'continuous', 'ordinal' or 'nominal' for each of the "
+            f"{table.n_columns} columns of X, got {list(kinds)!r}."
+        )
+
+
+def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Array:
+    """Return non-negative weights, the least positive of which is 1."""
+    weight = _check_sample_weight(
+        sample_weight,
+        np.broadcast_to(0.0, shape),
+        dtype=np.float64,
+        ensure_non_negative=True,
+        copy=True,
+    )
+    weight[weight > 0] = in_units_of_the_least(weight[weight > 0])
+    return np.asarray(weight)
+
+
+def _check_known(table: Table, levels: Mapping[int, Labels], weight: Array) -> None:
+    """Raise a ValueError if labels of positive weight are no levels."""
+    for j, known in levels.items():
+        _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, False)
+
+
+def _encode_discrete(
+    column: pd.Series[Any], label: str, levels: Labels, has_unknown: bool
+) -> NDArray[np.intp]:
+    """Return the codes of the entries of a column."""
+    numbers, labels = _factorize(column, label)
+    code_of_label = _lookup(labels, levels)
+    codes = code_of_label[numbers]
+    unknown = codes < 0
+    if unknown.any() and not has_unknown:
+        found = np.append(labels, np.array([None], dtype=object))[pd.unique(numbers[unknown])]
+        raise ValueError(
+            f"Column {label!r} has values that are not among its levels: {_listed(list(found))}. "
+            "Give all levels by categories, or pass handle_unknown='floor'."
+        )
+    return np.where(unknown, len(levels), codes)
+
+
+def _dtype_for(dtype: Any, levels: Labels | None) -> Any:
+    """Return a dtype if it holds all the levels, or else one that does."""
+    if levels is None:
+        return dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        labels = pd.Index([x for x in levels if x is not None], dtype=object, tupleize_cols=False)
+        extra = labels.difference(dtype.categories, sort=False)
+        if not len(extra):
+            return dtype
+        return pd.CategoricalDtype(labels, ordered=dtype.ordered)
+    try:
+        typed = pd.Series(levels, dtype=dtype).astype(object)
+    except (TypeError, ValueError, OverflowError):
+        return np.dtype(object)
+    same = [a == b or (b is None and pd.isna(a)) for a, b in zip(typed, levels, strict=True)]
+    return dtype if all(same) else np.dtype(object)
+
+
+def _decode(values: Array, column: Column, dtype: Any) -> pd.Series[Any]:
+    """Return a column of a dtype from its numbers or codes."""
+    if column.levels is None:
+        return _decode_continuous(values, dtype)
+    codes = np.rint(values)
+    if not ((codes >= 0) & (codes < len(column.levels))).all():
+        raise ValueError(
+            f"values must hold codes from 0 to {len(column.levels) - 1} for column "
+            f"{column.label!r}."
+        )
+    levels = pd.Series(column.levels, dtype=dtype)
+    return levels.take(codes.astype(np.intp)).reset_index(drop=True)
+
+
+def _decode_continuous(values: Array, dtype: Any) -> pd.Series[Any]:
+    if types.is_bool_dtype(dtype):
+        return pd.Series(values > 0.5).astype(dtype)
+    if types.is_integer_dtype(dtype):
+        bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
+        values = np.clip(np.rint(values), bounds.min, bounds.max)
+    return pd.Series(values).astype(dtype)

@@ -1,0 +1,461 @@
+"""What the estimators have in common: validation of parameters, fit, scores, samples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_is_fitted,
+    validate_data,
+)
+
+from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
+from sk_itdiffusion.fitting import FitSettings, fit_table_model
+from sk_itdiffusion.likelihood import MSECurve
+from sk_itdiffusion.model import TableModel
+from sk_itdiffusion.references import Reference
+from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
+from sk_itdiffusion.space import ColumnKind
+
+__all__ = ["CategoricalEstimator", "TableEstimator", "resolve_device"]
+
+Array = NDArray[np.float64]
+
+
+class TableEstimator(DensityMixin, BaseEstimator):
+    """Base class of the density estimators for tables.
+
+    Subclasses store the parameters, read tables into numbers and codes, and write samples back.
+    """
+
+    _model: TableModel
+    _kept: dict[str, Any]
+    _experts: ClassVar[tuple[str, ...]]
+    #: Parameters that a warm start must not change.
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts")
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "experts": [StrOptions({"auto"}), list, tuple],
+        "schedule": [StrOptions(set(SCHEDULES)), Schedule],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "n_blocks": [Interval(Integral, 1, None, closed="left")],
+        "dropout": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
+        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "steps_per_epoch": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_strata": [Interval(Integral, 2, None, closed="left")],
+        "n_draws": [Interval(Integral, 2, None, closed="left")],
+        "n_directions": [None, Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "warm_start": ["boolean"],
+        "callbacks": [None, list, tuple],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    # Declared for the type checker; subclasses set them.
+    reference: str | Reference
+    experts: str | Sequence[str]
+    schedule: str | Schedule
+    hidden_size: int | str
+    n_blocks: int | str
+    dropout: float | str
+    weight_decay: float | str
+    max_epochs: int
+    steps_per_epoch: int | str
+    batch_size: int | str
+    learning_rate: float
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    n_strata: int
+    n_draws: int
+    n_directions: int | None
+    device: str
+    warm_start: bool
+    callbacks: Sequence[Any] | None
+    verbose: int
+    random_state: int | np.random.RandomState | None
+
+    @abstractmethod
+    def _read_first(
+        self, X: Any, weight: ArrayLike | None
+    ) -> tuple[Array, Array, list[ColumnKind]]:
+        """Return numbers and codes, weights and kinds of the columns of a table to be fitted."""
+
+    @abstractmethod
+    def _read(self, X: Any) -> Array:
+        """Return numbers and codes of a table like the one fitted."""
+
+    def _write(self, values: Array) -> Any:
+        """Return the table of numbers and codes."""
+        return values
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return settings that only some estimators have."""
+        return {}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, nested ones of the schedule as ``schedule__<name>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Names and values.
+
+        Returns
+        -------
+        object
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown, or one of the schedule is given while the schedule is a
+            string.
+        """
+        schedule = params.get("schedule", self.schedule)
+        nested = [name for name in params if name.startswith("schedule__")]
+        if nested and isinstance(schedule, str):
+            raise ValueError(
+                f"{nested[0]} needs schedule to be an object, such as "
+                f"sk_itdiffusion.schedules.LogisticSchedule(), not the string {schedule!r}."
+            )
+        super().set_params(**params)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the density to rows.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows; at least 2.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; a weight of 2 is the same as having the row twice.
+
+        Returns
+        -------
+        object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X has fewer than 2 rows, is not finite or holds what the estimator does not take, if
+            a weight is negative, or a parameter is out of its range.
+        FloatingPointError
+            If training diverges before any epoch was good.
+        """
+        previous = self._model if self.warm_start and hasattr(self, "_model") else None
+        if previous is None:
+            self._forget_fit()
+            values, weight, kinds = self._read_first(X, sample_weight)
+        else:
+            values, weight, kinds = self._read_again(X, sample_weight)
+        random_state = check_random_state(self.random_state)
+        settings = self._settings()
+        self._check_warm_start(previous)
+        self._model = fit_table_model(values, weight, kinds, settings, random_state, previous)
+        self._kinds = kinds
+        self.schedule_ = settings.schedule
+        self._publish()
+        return self
+
+    def _read_again(
+        self, X: Any, sample_weight: ArrayLike | None
+    ) -> tuple[Array, Array, list[ColumnKind]]:
+        """Return what `_read_first` does, of a table with the columns of the earlier fit."""
+        values = self._read(X)
+        check_number_of_rows(values.shape, type(self).__name__)
+        return values, checked_weight(sample_weight, values), self._kinds
+
+    def _forget_fit(self) -> None:
+        """Remove the fitted state, so that an interrupted fit leaves none."""
+        for name in [name for name in vars(self) if name.endswith("_") or name in _PRIVATE_STATE]:
+            delattr(self, name)
+
+    def _check_warm_start(self, previous: TableModel | None) -> None:
+        """Raise an error if a warm start would ignore a changed parameter."""
+        kept = {name: getattr(self, name) for name in self._fixed_at_warm_start}
+        if previous is not None:
+            changed = [name for name, value in kept.items() if self._kept[name] is not value]
+            changed = [name for name in changed if self._kept[name] != kept[name]]
+            if changed:
+                raise ValueError(
+                    f"warm_start keeps the maps and references of the earlier fit, but "
+                    f"{', '.join(changed)} changed. Set warm_start=False to fit anew."
+                )
+        self._kept = kept
+
+    def _settings(self) -> FitSettings:
+        """Return the parameters in the form that the model takes."""
+        experts = self.experts
+        if experts != "auto":
+            unknown = [name for name in experts if name not in self._experts]
+            if unknown or not experts:
+                raise ValueError(
+                    f"experts must be 'auto' or a list of names from {list(self._experts)}, got "
+                    f"{experts!r}."
+                )
+        settings: dict[str, Any] = {
+            "reference": self.reference,
+            "experts": experts,
+            "marginals": "standard",
+            "schedule": resolve_schedule(self.schedule),
+            "hidden_size": self.hidden_size,
+            "n_blocks": self.n_blocks,
+            "n_frequencies": 4,
+            "dropout": None if self.dropout == "auto" else float(self.dropout),
+            "weight_decay": None if self.weight_decay == "auto" else float(self.weight_decay),
+            "max_epochs": self.max_epochs,
+            "steps_per_epoch": None
+            if self.steps_per_epoch == "auto"
+            else int(self.steps_per_epoch),
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "patience": self.n_iter_no_change if self.early_stopping else None,
+            "validation_fraction": self.validation_fraction,
+            "n_strata": self.n_strata,
+            "n_draws": self.n_draws,
+            "n_directions": self.n_directions,
+            "device": resolve_device(self.device),
+            "callbacks": tuple(self.callbacks or ()),
+            "verbose": int(self.verbose),
+            "feature_names": getattr(self, "feature_names_in_", None),
+        }
+        return FitSettings(**(settings | self._specific_settings()))
+
+    def _publish(self) -> None:
+        """Set the public fitted attributes from the model."""
+        model = self._model
+        self.net_ = model.net
+        self.references_ = model.references
+        self.reference_ = model.references.get(model.control)
+        self.logsnr_ = model.logsnr
+        self.expert_weights_ = {
+            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
+        }
+        self.history_ = model.history
+        self.entropy_ = model.entropy
+        self.n_iter_ = len(model.history)
+
+    def score_samples(self, X: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
+        """Return the log-density, or log-probability, of each row.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        return_std : bool, default=False
+            Whether to return standard errors too.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            Log-densities in nats, with respect to the units of continuous columns, and to counts
+            for discrete ones.  A row's value does not depend on the other rows.
+        std : ndarray of shape (n_samples,)
+            Standard errors of the numerical integration, in nats.  Only if ``return_std``.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If X is not finite, its columns are not those of `fit`, or a level is unknown.
+        """
+        check_is_fitted(self)
+        log_density, variance = self._model.log_density(self._read(X))
+        return (log_density, np.sqrt(variance)) if return_std else log_density
+
+    def score(self, X: ArrayLike, y: object = None) -> float:
+        """Return the mean log-density of rows.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        float
+            Mean log-density in nats per row; higher is better.
+        """
+        return float(np.mean(self.score_samples(X)))
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> Any:
+        """Draw random rows from the model.
+
+        Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
+        probability flow of the stacked denoiser.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Rows to draw, at least 1.
+        random_state : int, RandomState or None, default=None
+            Seed; None takes the estimator's ``random_state``.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_samples, n_features)
+            Random rows, in the units and levels of X; a data frame if `fit` had one and columns
+            may be discrete.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
+        seed = self.random_state if random_state is None else random_state
+        values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
+        return self._write(values)
+
+    def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:
+        """Return mean squared errors of the model and its references against the log-SNR.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features), default=None
+            Rows.  None gives the curve on the validation rows of `fit`.
+
+        Returns
+        -------
+        MSECurve
+            Errors with standard errors at each node of the log-SNR.
+        """
+        check_is_fitted(self)
+        if self._model.curve is None:
+            raise ValueError("There is no error curve: all rows of the fit were equal.")
+        if X is None:
+            return self._model.curve
+        return self._model.mse_curve(self._read(X))
+
+
+class CategoricalEstimator(TableEstimator):
+    """Base class of the estimators for tables with discrete columns."""
+
+    categories: Any
+    handle_unknown: str
+    _encoder: TableEncoder
+    _experts: ClassVar[tuple[str, ...]] = ("network", "independent", "latent_class")
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TableEstimator._parameter_constraints,
+        "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "categories": [StrOptions({"auto"}), list, tuple, dict, np.ndarray],
+        "handle_unknown": [StrOptions({"error", "floor"})],
+        "preconditioner": [StrOptions({"auto", "independent", "latent_class"})],
+        "loss": [StrOptions({"mse", "cross_entropy"})],
+    }
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags: texts and categories are accepted."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+    @abstractmethod
+    def _column_kinds(self, table: Table) -> list[Kind]:
+        """Return the kinds of the table's columns."""
+
+    def _table(self, X: Any, reset: bool) -> Table:
+        """Return the table, its columns noted or compared with those of the fit."""
+        table = read_table(X)
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        return table
+
+    def _read_first(
+        self, X: Any, weight: ArrayLike | None
+    ) -> tuple[Array, Array, list[ColumnKind]]:
+        """Return codes, weights and kinds; levels are learned from rows of positive weight."""
+        table = self._table(X, reset=True)
+        check_number_of_rows(table.frame.shape, type(self).__name__)
+        checked = checked_weight(weight, np.empty((len(table.frame), 1)))
+        if not (checked > 0).all():
+            table = Table(table.frame[checked > 0], table.dtype)
+            checked = checked[checked > 0]
+        self._encoder = TableEncoder.fit(
+            table,
+            kinds=self._column_kinds(table),
+            categories=self.categories,
+            handle_unknown=self.handle_unknown,
+            shared_levels=self._shares_levels(),
+            sample_weight=checked,
+        )
+        self.categories_ = [column.levels for column in self._encoder.columns]
+        self.kinds_ = [column.kind for column in self._encoder.columns]
+        kinds = [
+            ColumnKind(c.n_levels, c.kind == "ordinal", 0 if c.levels is None else len(c.levels))
+            for c in self._encoder.columns
+        ]
+        return self._encoder.encode(table), checked, kinds
+
+    def _read(self, X: Any) -> Array:
+        """Return numbers and codes of a table like the one fitted."""
+        return self._encoder.encode(self._table(X, reset=False))
+
+    def _write(self, values: Array) -> Any:
+        """Return a table with the fitted levels."""
+        return self._encoder.decode(values)
+
+    def _shares_levels(self) -> bool:
+        """Return whether all columns have the same levels."""
+        return False
+
+
+_PRIVATE_STATE = ("_model", "_kinds", "_encoder")
+
+
+def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
+    """Raise scikit-learn's error if there are fewer than 2 rows."""
+    check_array(np.broadcast_to(0.0, shape), ensure_min_samples=2, estimator=name)
+
+
+def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
+    """Return non-negative weights, of which at least one is positive."""
+    weight = _check_sample_weight(
+        sample_weight, rows, dtype=np.float64, ensure_non_negative=True, ensure_same_device=False
+    )
+    if not weight.sum() > 0:
+        raise ValueError("sample_weight must have at least one positive weight.")
+    return np.asarray(weight)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device that a parameter value names, or raise an error that names it."""
+    if device != "auto":
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "
+                f"got {device!r}."
+            ) from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,203 @@
+"""Expectation-maximisation for latent class models of discrete and mixed columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import logsumexp
+
+from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.references.discrete import LatentClassReference
+from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.rows import WeightedRows
+
+__all__ = ["fit_latent_class", "smoothed_marginals"]
+
+Array = NDArray[np.float64]
+
+#: Rows that each class is given in advance, with the marginals of all rows.
+PRIOR_ROWS = 1.0
+#: Entries up to which the indicators of the levels are a dense matrix.
+MOST_DENSE_ENTRIES = 10**8
+TOLERANCE = 5e-4
+
+
+def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
+    """Return the relative frequencies of the levels, with half an observation added to each."""
+    marginals = []
+    for j, variable in enumerate(layout.variables):
+        codes = rows.X[:, layout.n_continuous + j].astype(np.intp)
+        counts = np.bincount(codes, weights=rows.weight, minlength=variable.n_levels)
+        marginals.append((counts + 0.5) / (counts.sum() + 0.5 * variable.n_levels))
+    return marginals
+
+
+@dataclass
+class _Classes:
+    """Parameters: probabilities of all levels one after the other, and normal distributions."""
+
+    log_weight: Array
+    log_level: Array
+    mean: Array
+    covariance: Array
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The rows: indicators of their levels (n, L), continuous columns, shares."""
+
+    indicators: NDArray[np.float32] | sparse.csr_array
+    continuous: Array
+    share: Array
+    n_rows: float
+    marginal: Array
+    pooled: Array
+    regularization: float
+
+    @classmethod
+    def of(
+        cls, rows: WeightedRows, layout: Layout, marginals: list[Array], regularization: float
+    ) -> _Evidence:
+        """Return the rows in the form that the steps need."""
+        sizes = np.array([variable.n_levels for variable in layout.variables])
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        hits = rows.X[:, layout.n_continuous :].astype(np.intp) + first
+        entries = np.ones(hits.size, dtype=np.float32)
+        bounds = np.arange(len(hits) + 1) * hits.shape[1]
+        shape = (len(hits), int(sizes.sum()))
+        indicators = sparse.csr_array((entries, hits.ravel(), bounds), shape=shape)
+        continuous = rows.X[:, : layout.n_continuous]
+        deviation = continuous - rows.share @ continuous
+        pooled = (rows.share[:, None] * deviation).T @ deviation
+        return cls(
+            indicators.toarray() if math.prod(shape) <= MOST_DENSE_ENTRIES else indicators,
+            continuous,
+            rows.share,
+            float(rows.weight.sum()),
+            np.concatenate(marginals),
+            pooled + regularization * np.eye(len(pooled)),
+            regularization,
+        )
+
+
+def fit_latent_class(
+    rows: WeightedRows,
+    layout: Layout,
+    n_classes: int,
+    random_state: np.random.RandomState,
+    *,
+    regularization: float = 1e-6,
+    max_iter: int = 100,
+    stopped: Callable[[], bool] = lambda: False,
+) -> LatentClassReference:
+    """Return a latent class model fitted to rows by expectation-maximisation.
+
+    Each class begins at a random row.  A class counts one row more than it has, spread over the
+    levels as in all rows, so that no probability is 0; covariances are drawn to the common one
+    likewise.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Rows of the layout.
+    layout : Layout
+        Where the columns are.
+    n_classes : int
+        Classes, at least 1.
+    random_state : RandomState
+        Source of the starting rows.
+    regularization : float, default=1e-6
+        Added to variances of the continuous columns.
+    max_iter : int, default=100
+        Most iterations.
+    stopped : callable
+        Asked in each iteration; True raises KeyboardInterrupt.
+
+    Returns
+    -------
+    LatentClassReference
+        The fitted model.
+    """
+    marginals = smoothed_marginals(rows, layout)
+    evidence = _Evidence.of(rows, layout, marginals, regularization)
+    classes = _starting_classes(evidence, n_classes, random_state)
+    before = -math.inf
+    for _ in range(max_iter):
+        if stopped():
+            raise KeyboardInterrupt
+        log_joint = _log_joint(evidence, classes)
+        log_row = logsumexp(log_joint, axis=1)
+        classes = _maximize(evidence, np.exp(log_joint - log_row[:, None]))
+        now = float(evidence.share @ log_row)
+        if now - before < TOLERANCE:
+            break
+        before = now
+    return _reference(layout, classes)
+
+
+def _starting_classes(
+    evidence: _Evidence, n_classes: int, random_state: np.random.RandomState
+) -> _Classes:
+    """Return classes around random rows, half their own levels and half the marginals."""
+    n_possible = min(n_classes, len(evidence.share))
+    chosen = random_state.choice(
+        len(evidence.share), size=n_possible, replace=False, p=evidence.share
+    )
+    own = evidence.indicators[chosen]
+    own = own if isinstance(own, np.ndarray) else own.toarray()
+    mean = evidence.continuous[chosen]
+    return _Classes(
+        np.full(n_possible, -math.log(n_possible)),
+        np.log(0.5 * own.astype(np.float64) + 0.5 * evidence.marginal),
+        mean,
+        np.broadcast_to(evidence.pooled, (n_possible, *evidence.pooled.shape)),
+    )
+
+
+def _log_joint(evidence: _Evidence, classes: _Classes) -> Array:
+    """Return log of weight times probability of each row in each class, (n, n_classes)."""
+    by_level = evidence.indicators @ classes.log_level.T.astype(np.float32)
+    joint = by_level.astype(np.float64) + classes.log_weight
+    for c in range(len(classes.log_weight) if evidence.continuous.shape[1] else 0):
+        root = np.linalg.cholesky(classes.covariance[c])
+        white = np.linalg.solve(root, (evidence.continuous - classes.mean[c]).T)
+        joint[:, c] -= 0.5 * (white**2).sum(axis=0) + np.log(np.diag(root)).sum()
+    return joint
+
+
+def _maximize(evidence: _Evidence, posterior: Array) -> _Classes:
+    """Return the classes of greatest likelihood given the posterior, smoothed."""
+    weighted = evidence.n_rows * evidence.share[:, None] * posterior
+    size = weighted.sum(axis=0)
+    counts = (evidence.indicators.T @ weighted.astype(np.float32)).T.astype(np.float64)
+    level = (counts + PRIOR_ROWS * evidence.marginal) / (size + PRIOR_ROWS)[:, None]
+    n_continuous = evidence.continuous.shape[1]
+    mean = np.empty((len(size), n_continuous))
+    covariance = np.empty((len(size), n_continuous, n_continuous))
+    prior = PRIOR_ROWS + n_continuous
+    for c in range(len(size) if n_continuous else 0):
+        mean[c] = weighted[:, c] @ evidence.continuous / max(size[c], 1e-12)
+        deviation = evidence.continuous - mean[c]
+        scatter = (weighted[:, c, None] * deviation).T @ deviation
+        covariance[c] = (scatter + prior * evidence.pooled) / (size[c] + prior)
+        covariance[c] += evidence.regularization * np.eye(n_continuous)
+    log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
+    return _Classes(log_weight, np.log(level), mean, covariance)
+
+
+def _reference(layout: Layout, classes: _Classes) -> LatentClassReference:
+    """Return the classes as a reference."""
+    weights = np.exp(classes.log_weight)
+    sizes = [variable.n_levels for variable in layout.variables]
+    parts = np.split(np.exp(classes.log_level), np.cumsum(sizes)[:-1], axis=1)
+    continuous = None
+    if layout.n_continuous:
+        covariances = floor_eigenvalues(classes.covariance)
+        continuous = GaussianMixtureReference(weights, classes.mean, covariances)
+    return LatentClassReference(layout, weights, parts, continuous)

@@ -1,0 +1,316 @@
+r"""How rows with continuous and discrete columns become points of a Euclidean space.
+
+Each level :math:`k` of a discrete variable has an embedding :math:`v_k`: one of :math:`\pm 1` for
+two levels, a point of an equidistant lattice for ordered levels, a multiple of a unit vector for
+unordered ones.  The noise channel acts on the concatenated embeddings and continuous columns, and
+since no level is lost, the relation between information and estimation gives log-probabilities of
+levels as it gives log-densities of continuous columns (Kong et al. 2023, section 2.3).
+
+For one variable, seen through the channel as :math:`z`, the levels have the likelihoods
+
+.. math:: p(z \mid k) \propto \exp\left(
+    -\frac{\|z - \sqrt{\sigma(a)}\, v_k\|^2}{2\, \sigma(-a)} \right),
+
+and for independent variables the optimal estimate of :math:`v` is the mean under the posterior
+:math:`p(k \mid z) \propto \pi_k\, p(z \mid k)`.
+
+In this module ``rows`` have shape ``(B, n_continuous + m)``: continuous columns, then codes of the
+m discrete variables; ``points`` have shape ``(B, d)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sk_itdiffusion.channel import noise_scale, signal_scale
+
+__all__ = ["LatticeBlock", "Layout", "OneHotBlock", "Variable", "lattice_values"]
+
+Array = NDArray[np.float64]
+
+#: Length of the one-hot vectors, which makes the distance of two levels that of -1 and 1.
+ONE_HOT_LENGTH = math.sqrt(2.0)
+#: Most that the levels of a lattice are apart: as far as those of a binary variable.
+WIDEST_SPACING = 2.0
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Embedding of a discrete variable.
+
+    Attributes
+    ----------
+    n_levels : int
+        Number of levels, at least 2.
+    values : ndarray of shape (n_levels,) or None
+        Points on a line; None for unordered levels, which become multiples of unit vectors.
+    """
+
+    n_levels: int
+    values: Array | None = None
+
+    @property
+    def spacing(self) -> float:
+        """Least distance between the embeddings of two levels."""
+        if self.values is None:
+            return math.sqrt(2.0) * ONE_HOT_LENGTH
+        return float(np.diff(self.values).min())
+
+
+def lattice_values(n_levels: int, center: float, scale: float) -> Array:
+    """Return equidistant points for levels 0 to ``n_levels - 1``.
+
+    Parameters
+    ----------
+    n_levels : int
+        Number of levels; two levels become -1 and 1.
+    center, scale : float
+        Mean and standard deviation of the codes, which the lattice is standardised by; the levels
+        are at most 2 apart.
+
+    Returns
+    -------
+    ndarray of shape (n_levels,)
+        Increasing points.
+    """
+    if n_levels == 2:
+        return np.array([-1.0, 1.0])
+    width = max(scale, 1.0 / WIDEST_SPACING)
+    return np.asarray((np.arange(n_levels) - center) / width)
+
+
+class Block(nn.Module):
+    """Discrete variables of one kind and of similar numbers of levels, done together.
+
+    Attributes
+    ----------
+    columns : list of int
+        Numbers of the variables.
+    start : int
+        First coordinate of the block in the points.
+    n_points : int
+        Number of its coordinates.
+    n_levels : int
+        Largest number of levels K; variables with fewer are padded.
+    allowed : Tensor of shape (m, K), bool
+        Which levels there are.
+    """
+
+    allowed: Tensor
+    n_points: int
+
+    def __init__(self, variables: Sequence[Variable], columns: Sequence[int], start: int) -> None:
+        super().__init__()
+        counts = torch.tensor([variable.n_levels for variable in variables])
+        self.columns = list(columns)
+        self.start = start
+        self.n_levels = int(counts.max())
+        self.register_buffer("allowed", torch.arange(self.n_levels) < counts[:, None])
+
+    @property
+    def n_variables(self) -> int:
+        """Number of variables m."""
+        return len(self.columns)
+
+    @property
+    def coordinates(self) -> slice:
+        """Its coordinates in the points."""
+        return slice(self.start, self.start + self.n_points)
+
+    def codes(self, rows: Tensor, n_continuous: int) -> Tensor:
+        """Return the codes of its variables, (B, m), long."""
+        return rows[:, [n_continuous + j for j in self.columns]].long()
+
+
+class LatticeBlock(Block):
+    """Variables whose levels are points on a line."""
+
+    values: Tensor
+
+    def __init__(self, variables: Sequence[Variable], columns: Sequence[int], start: int) -> None:
+        super().__init__(variables, columns, start)
+        self.n_points = len(variables)
+        padded = np.empty((len(variables), self.n_levels))
+        for row, variable in zip(padded, variables, strict=True):
+            assert variable.values is not None
+            row[: variable.n_levels] = variable.values
+            row[variable.n_levels :] = variable.values[-1]
+        self.register_buffer("values", torch.from_numpy(padded))
+
+    def embed(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the points of codes, both (B, m)."""
+        return self.values.gather(1, codes.T).T.to(dtype)
+
+    def log_likelihood(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return log p(z | k) up to a constant in k, (B, m, K), from z (B, m)."""
+        return -0.5 * self.standardized(z, logsnr, self.values).square()
+
+    def increment_log_likelihood(self, increment: Tensor, rise: float) -> Tensor:
+        """Return log N(increment; rise * v_k, rise) up to a constant in k, (B, m, K)."""
+        scaled = increment[:, :, None] / math.sqrt(rise) - math.sqrt(rise) * self.values
+        return -0.5 * scaled.square()
+
+    @staticmethod
+    def standardized(z: Tensor, logsnr: Tensor, values: Tensor) -> Tensor:
+        """Return the noise, in standard deviations, that leads from values to z."""
+        inverse_noise = 1.0 / noise_scale(logsnr)
+        signal = torch.exp(0.5 * logsnr)
+        return (z * inverse_noise[:, None])[:, :, None] - signal[:, None, None] * values
+
+    def mean(self, probability: Tensor) -> Tensor:
+        """Return the mean point, (B, m), of probabilities (B, m, K)."""
+        return (probability * self.values).sum(2)
+
+    def nearest(self, points: Tensor, candidates: Tensor) -> Tensor:
+        """Return the code of the nearest candidate (m, K), bool, for points (B, m)."""
+        distance = (points[:, :, None] - self.values).abs()
+        return distance.masked_fill(~candidates, torch.inf).argmin(2)
+
+
+class OneHotBlock(Block):
+    """Variables whose levels are multiples of unit vectors."""
+
+    gather_index: Tensor
+    scatter_index: Tensor
+
+    def __init__(self, variables: Sequence[Variable], columns: Sequence[int], start: int) -> None:
+        super().__init__(variables, columns, start)
+        self.n_points = int(self.allowed.sum())
+        index = torch.zeros(self.allowed.shape, dtype=torch.long)
+        index[self.allowed] = torch.arange(self.n_points)
+        self.register_buffer("gather_index", index)
+        self.register_buffer("scatter_index", self.allowed.flatten().nonzero()[:, 0])
+
+    def embed(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the points (B, n_points) of codes (B, m)."""
+        points = torch.zeros(len(codes), self.n_points, device=codes.device, dtype=dtype)
+        hit = self.gather_index.gather(1, codes.T).T
+        return points.scatter_(1, hit, ONE_HOT_LENGTH)
+
+    def log_likelihood(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return log p(z | k) up to a constant in k, (B, m, K), from z (B, n_points)."""
+        factor = ONE_HOT_LENGTH * signal_scale(logsnr) / noise_scale(logsnr).square()
+        return (factor[:, None] * z)[:, self.gather_index]
+
+    def increment_log_likelihood(self, increment: Tensor, rise: float) -> Tensor:
+        """Return log N(increment; rise * v_k, rise) up to a constant in k, (B, m, K)."""
+        return ONE_HOT_LENGTH * increment[:, self.gather_index]
+
+    def mean(self, probability: Tensor) -> Tensor:
+        """Return the mean point, (B, n_points), of probabilities (B, m, K)."""
+        return ONE_HOT_LENGTH * self.flat(probability)
+
+    def flat(self, by_variable: Tensor) -> Tensor:
+        """Return numbers (B, m, K) of the levels that there are as (B, n_points)."""
+        return by_variable.flatten(1)[:, self.scatter_index]
+
+    def nearest(self, points: Tensor, candidates: Tensor) -> Tensor:
+        """Return the code of the nearest candidate (m, K), bool, for points (B, n_points)."""
+        return points[:, self.gather_index].masked_fill(~candidates, -torch.inf).argmax(2)
+
+
+class Layout(nn.Module):
+    """Where the columns of rows are in the points.
+
+    Parameters
+    ----------
+    n_continuous : int
+        Continuous columns; they come first in rows and points, unchanged.
+    variables : sequence of Variable, default=()
+        The discrete variables.
+    """
+
+    def __init__(self, n_continuous: int, variables: Sequence[Variable] = ()) -> None:
+        super().__init__()
+        self.n_continuous = n_continuous
+        self.variables = tuple(variables)
+        start = n_continuous
+        blocks: list[Block] = []
+        for columns in similar_variables(variables):
+            members = [variables[j] for j in columns]
+            kind = LatticeBlock if members[0].values is not None else OneHotBlock
+            blocks.append(kind(members, columns, start))
+            start += blocks[-1].n_points
+        self._blocks = nn.ModuleList(blocks)
+        self.n_points = start
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the rows."""
+        return self.n_continuous + len(self.variables)
+
+    @property
+    def n_level_points(self) -> int:
+        """Levels of all discrete variables, with the padding."""
+        return sum(block.allowed.numel() for block in self.blocks)
+
+    @property
+    def blocks(self) -> list[LatticeBlock | OneHotBlock]:
+        """The discrete blocks."""
+        return list(self._blocks)  # type: ignore[arg-type]
+
+    def owners(self) -> NDArray[np.intp]:
+        """Return which column each coordinate belongs to; -1 for all continuous ones."""
+        owner = np.full(self.n_points, -1)
+        for block in self.blocks:
+            sizes = block.allowed.sum(1) if isinstance(block, OneHotBlock) else 1
+            owner[block.coordinates] = np.repeat(block.columns, sizes)
+        return owner
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Return the points of rows."""
+        if not self.variables:
+            return rows
+        parts = [rows[:, : self.n_continuous]]
+        for block in self.blocks:
+            parts.append(block.embed(block.codes(rows, self.n_continuous), rows.dtype))
+        return torch.cat(parts, dim=1)
+
+    def embed_array(self, rows: Array) -> Array:
+        """Return the points of rows, as arrays."""
+        if not self.variables:
+            return rows
+        return self.embed(torch.from_numpy(rows)).numpy()
+
+    def nearest_rows(self, points: Tensor, known: Sequence[int] | None = None) -> Tensor:
+        """Return the rows whose points are nearest.
+
+        Parameters
+        ----------
+        points : Tensor of shape (B, d)
+            Points.
+        known : sequence of int or None, default=None
+            Levels that may be chosen, for each variable the first so many; None for all.
+
+        Returns
+        -------
+        Tensor of shape (B, n_columns)
+            Rows.
+        """
+        rows = torch.empty(len(points), self.n_columns, dtype=points.dtype, device=points.device)
+        rows[:, : self.n_continuous] = points[:, : self.n_continuous]
+        for block in self.blocks:
+            candidates = block.allowed
+            if known is not None:
+                limit = torch.tensor([known[j] for j in block.columns], device=points.device)
+                levels = torch.arange(block.n_levels, device=points.device)
+                candidates = candidates & (levels < limit[:, None])
+            codes = block.nearest(points[:, block.coordinates], candidates)
+            rows[:, [self.n_continuous + j for j in block.columns]] = codes.to(points)
+        return rows
+
+
+def similar_variables(variables: Sequence[Variable]) -> Iterator[list[int]]:
+    """Return the numbers of variables that make a block: one kind, levels within a factor of 4."""
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for j, variable in enumerate(variables):
+        size = math.ceil(0.5 * math.log2(variable.n_levels) - 1e-9)
+        groups.setdefault((variable.values is None, size), []).append(j)
+    yield from (groups[key] for key in sorted(groups))

@@ -1,0 +1,334 @@
+r"""References for discrete and mixed columns.
+
+`IndependentReference` is the product of smoothed marginals and, for the continuous columns of
+mixed tables, of any continuous reference.  `LatentClassReference` is a mixture of such products
+(Lazarsfeld's latent class model), whose noised version is a mixture again: with
+:math:`r_c(z)` the posterior of the classes,
+
+.. math:: p(k_i \mid z) = \sum_c r_c(z)\, p(k_i \mid z_i, c), \qquad
+    p(k_i \mid z_i, c) \propto \pi_{cik}\, p(z_i \mid k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from sk_itdiffusion.channel import noise_from_data
+from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+
+__all__ = ["DiscreteReference", "IndependentReference", "LatentClassReference"]
+
+Array = NDArray[np.float64]
+
+
+class DiscreteReference(Reference):
+    """A reference on rows with discrete columns: it knows the posterior of their levels.
+
+    Points are those of the layout; `log_prob` and `sample` take and return rows, with codes.
+    """
+
+    layout: Layout
+    continuous: Reference | None
+
+    @property
+    def n_continuous(self) -> int:
+        """Number of continuous columns."""
+        return self.layout.n_continuous
+
+    def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        """Return log p(level | z) for each block of the layout, each of shape (B, m, K)."""
+        return self.continuous_noise_and_posterior(z, logsnr)[1]
+
+    def continuous_noise_and_posterior(
+        self, z: Tensor, logsnr: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the predicted noise of the continuous columns, and `log_posterior`."""
+        raise NotImplementedError
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
+        continuous, posteriors = self.continuous_noise_and_posterior(z, logsnr)
+        return noise_of_posteriors(self.layout, z, logsnr, continuous, posteriors)
+
+    def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
+        """Discrete columns are not standardised."""
+        raise NotImplementedError
+
+    def variance_range(self) -> tuple[float, float]:
+        """Discrete columns have no principal directions; see `logsnr_range` of the experts."""
+        raise NotImplementedError
+
+
+def noise_of_posteriors(
+    layout: Layout, z: Tensor, logsnr: Tensor, continuous: Tensor, posteriors: Sequence[Tensor]
+) -> Tensor:
+    """Return the predicted noise (B, d) that belongs to log-posteriors of the levels."""
+    parts = [continuous]
+    for block, posterior in zip(layout.blocks, posteriors, strict=True):
+        estimate = block.mean(posterior.exp())
+        parts.append(noise_from_data(z[:, block.coordinates], estimate, logsnr))
+    return torch.cat(parts, dim=1)
+
+
+class IndependentReference(DiscreteReference):
+    """Independent discrete columns, times a continuous reference for the continuous ones.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the columns are.
+    marginals : sequence of array-like of shape (n_levels,)
+        Positive probabilities of the levels of each discrete variable; each is scaled to sum to 1.
+    continuous : Reference or None, default=None
+        Reference for the continuous columns, if there are any.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.layout import Layout, Variable
+    >>> from sk_itdiffusion.references import IndependentReference
+    >>> layout = Layout(0, [Variable(3), Variable(3)])
+    >>> reference = IndependentReference(layout, [[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]])
+    >>> reference.log_prob(torch.tensor([[0.0, 2.0]])).exp().item()
+    0.25
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        marginals: Sequence[ArrayLike],
+        continuous: Reference | None = None,
+    ) -> None:
+        super().__init__()
+        if (continuous is None) != (layout.n_continuous == 0):
+            raise ValueError("continuous is needed if, and only if, there are such columns.")
+        if len(marginals) != len(layout.variables):
+            raise ValueError(
+                f"marginals must have one entry for each of the {len(layout.variables)} discrete "
+                f"variables, got {len(marginals)}."
+            )
+        self.layout = layout
+        self.continuous = continuous
+        self.n_features = layout.n_points
+        for number, block in enumerate(layout.blocks):
+            prior = np.zeros(tuple(block.allowed.shape))
+            for row, j in zip(prior, block.columns, strict=True):
+                row[: layout.variables[j].n_levels] = checked_probabilities(
+                    marginals[j], layout.variables[j].n_levels, f"marginals[{j}]"
+                )
+            # The probabilities sum to 1; padded levels have probability 0.
+            self.register_buffer(f"log_prior_{number}", torch.from_numpy(prior).log())
+
+    @property
+    def n_intermediate(self) -> int:
+        """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
+        inner = 0 if self.continuous is None else self.continuous.n_intermediate
+        return inner + self.layout.n_level_points
+
+    @property
+    def log_priors(self) -> list[Tensor]:
+        """Log-probabilities of the levels for each block, each of shape (m, K)."""
+        return [getattr(self, f"log_prior_{b}") for b in range(len(self.layout.blocks))]
+
+    def marginals(self) -> list[Array]:
+        """Return the probabilities of the levels of each discrete variable."""
+        found: dict[int, Array] = {}
+        for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
+            for j, row in zip(block.columns, log_prior.exp().cpu().numpy(), strict=True):
+                found[j] = row[: self.layout.variables[j].n_levels]
+        return [found[j] for j in range(len(found))]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log-probability (times density) of rows, (B,)."""
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        if self.continuous is not None:
+            total = total + self.continuous.log_prob(x[:, : self.n_continuous])
+        for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
+            codes = block.codes(x, self.n_continuous)
+            total = total + log_prior.gather(1, codes.T).T.sum(1)
+        return total
+
+    def continuous_noise_and_posterior(
+        self, z: Tensor, logsnr: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the predicted noise of the continuous columns, and the log-posteriors."""
+        posteriors = [
+            (log_prior + block.log_likelihood(z[:, block.coordinates], logsnr)).log_softmax(2)
+            for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True)
+        ]
+        return self.continuous_noise(z, logsnr), posteriors
+
+    def continuous_noise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise of the continuous columns, (B, n_continuous)."""
+        part = z[:, : self.n_continuous]
+        return part if self.continuous is None else self.continuous.denoise(part, logsnr)
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
+        """Return random rows, shape (n_samples, n_columns)."""
+        columns = [
+            random_state.choice(len(p), size=n_samples, p=p / p.sum()) for p in self.marginals()
+        ]
+        rows = np.empty((n_samples, self.layout.n_columns))
+        rows[:, self.n_continuous :] = np.column_stack(columns)
+        if self.continuous is not None:
+            rows[:, : self.n_continuous] = self.continuous.sample(n_samples, random_state)
+        return rows
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows."""
+        return f"n_variables={len(self.layout.variables)}"
+
+
+class LatentClassReference(DiscreteReference):
+    """Mixture of products: discrete columns are independent within each class.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the columns are.
+    weights : array-like of shape (n_classes,)
+        Positive weights; scaled to sum to 1.
+    probabilities : sequence of array-like of shape (n_classes, n_levels)
+        Positive probabilities of the levels, for each discrete variable.
+    continuous : GaussianMixtureReference or None, default=None
+        Normal distributions of the continuous columns in the classes; its weights are ignored.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.layout import Layout, Variable, lattice_values
+    >>> from sk_itdiffusion.references import LatentClassReference
+    >>> layout = Layout(0, [Variable(2, lattice_values(2, 0.5, 0.5))] * 2)
+    >>> probabilities = [[[0.9, 0.1], [0.2, 0.8]]] * 2
+    >>> reference = LatentClassReference(layout, [0.5, 0.5], probabilities)
+    >>> round(reference.log_prob(torch.zeros(1, 2, dtype=torch.float64)).exp().item(), 4)
+    0.425
+    """
+
+    log_weights: Tensor
+    continuous: GaussianMixtureReference | None
+
+    def __init__(
+        self,
+        layout: Layout,
+        weights: ArrayLike,
+        probabilities: Sequence[ArrayLike],
+        continuous: GaussianMixtureReference | None = None,
+    ) -> None:
+        super().__init__()
+        if (continuous is None) != (layout.n_continuous == 0):
+            raise ValueError("continuous is needed if, and only if, there are such columns.")
+        if len(probabilities) != len(layout.variables):
+            raise ValueError(
+                f"probabilities must have one entry for each of the {len(layout.variables)} "
+                f"discrete variables, got {len(probabilities)}."
+            )
+        proportions = checked_probabilities(weights, len(np.asarray(weights)), "weights")
+        self.layout = layout
+        self.n_features = layout.n_points
+        self.register_buffer("log_weights", torch.from_numpy(np.log(proportions)))
+        self.continuous = continuous
+        for number, block in enumerate(layout.blocks):
+            table = np.zeros((block.n_variables, block.n_levels, len(proportions)))
+            for row, j in zip(table, block.columns, strict=True):
+                n_levels = layout.variables[j].n_levels
+                row[:n_levels] = np.array(
+                    [
+                        checked_probabilities(p, n_levels, f"probabilities[{j}]")
+                        for p in np.asarray(probabilities[j])
+                    ]
+                ).T
+            self.register_buffer(f"table_{number}", torch.from_numpy(table))
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """Probabilities of the levels in the classes for each block, each (m, K, n_classes)."""
+        return [getattr(self, f"table_{b}") for b in range(len(self.layout.blocks))]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.log_weights)
+
+    @property
+    def n_intermediate(self) -> int:
+        """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
+        inner = 0 if self.continuous is None else self.continuous.n_intermediate
+        return inner + self.n_classes * len(self.layout.variables) + self.layout.n_level_points
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log-probability (times density) of rows, (B,)."""
+        joint = self.log_weights.to(x.dtype).expand(len(x), -1)
+        if self.continuous is not None:
+            density = self.continuous.component_log_prob(x[:, : self.n_continuous])
+            joint = joint + density - self.continuous.log_weights
+        for block, table in zip(self.layout.blocks, self.tables, strict=True):
+            codes = block.codes(x, self.n_continuous)
+            index = codes + block.n_levels * torch.arange(block.n_variables, device=x.device)
+            joint = joint + nn.functional.embedding_bag(
+                index, table.flatten(0, 1).log(), mode="sum"
+            )
+        return joint.logsumexp(1)
+
+    def continuous_noise_and_posterior(
+        self, z: Tensor, logsnr: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the predicted noise of the continuous columns, and the log-posteriors."""
+        joint = self.log_weights.to(z.dtype).expand(len(z), -1)
+        scaled = None
+        if self.continuous is not None:
+            density, scaled = self.continuous.noisy_components(z[:, : self.n_continuous], logsnr)
+            joint = joint + density - self.continuous.log_weights
+        evidence = []
+        for block, table in zip(self.layout.blocks, self.tables, strict=True):
+            likelihood = block.log_likelihood(z[:, block.coordinates], logsnr)
+            likelihood = likelihood.masked_fill(~block.allowed, -torch.inf)
+            likelihood = (likelihood - likelihood.amax(2, keepdim=True)).exp().transpose(0, 1)
+            by_class = torch.bmm(likelihood, table)  # (m, B, C)
+            joint = joint + by_class.log().sum(0)
+            evidence.append((likelihood, by_class))
+        posterior = joint.softmax(1)
+        levels = [
+            # The tiny number keeps the logarithm finite where float underflows.
+            (likelihood * torch.bmm(posterior / by_class, table.transpose(1, 2)))
+            .transpose(0, 1)
+            .add(torch.finfo(z.dtype).tiny)
+            .log()
+            for (likelihood, by_class), table in zip(evidence, self.tables, strict=True)
+        ]
+        if self.continuous is None or scaled is None:
+            return z[:, :0], levels
+        return self.continuous.average_noise(posterior, scaled), levels
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
+        """Return random rows, shape (n_samples, n_columns)."""
+        weights = self.log_weights.exp().cpu().numpy()
+        chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
+        rows = np.empty((n_samples, self.layout.n_columns))
+        for block, table in zip(self.layout.blocks, self.tables, strict=True):
+            cumulative = table.cumsum(1).cpu().numpy()
+            for i, j in enumerate(block.columns):
+                below = cumulative[i][:-1, chosen] < random_state.uniform(size=n_samples)
+                rows[:, self.n_continuous + j] = below.sum(axis=0)
+        if self.continuous is not None:
+            rows[:, : self.n_continuous] = self.continuous.sample_components(chosen, random_state)
+        return rows
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows."""
+        return f"n_classes={self.n_classes}, n_variables={len(self.layout.variables)}"
+
+
+def checked_probabilities(values: ArrayLike, n_levels: int, name: str) -> Array:
+    """Return positive numbers scaled to sum to 1, or raise an error that names the parameter."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (n_levels,) or not (np.isfinite(array).all() and (array > 0).all()):
+        raise ValueError(f"{name} must be {n_levels} positive, finite numbers.")
+    return np.asarray(array / array.sum())

@@ -1,0 +1,165 @@
+"""How the columns of a table become the rows that a model sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion.layout import Layout, Variable, lattice_values
+from sk_itdiffusion.marginals import MarginalMap, Standardizer
+from sk_itdiffusion.rows import WeightedRows
+
+__all__ = ["ColumnKind", "TableSpace", "make_layout"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+#: Width, relative to its value (or 1), that a continuous column without variation is given.
+CONSTANT_WIDTH = 1e-3
+
+
+@dataclass(frozen=True)
+class ColumnKind:
+    """Kind of a column whose values are numbers or codes.
+
+    Attributes
+    ----------
+    n_levels : int
+        Number of codes of a discrete column; 0 for a continuous one.
+    ordered : bool
+        Whether the codes have an order.
+    n_known : int
+        The first so many codes stand for known levels; one more may be kept for unknown ones.
+    """
+
+    n_levels: int = 0
+    ordered: bool = False
+    n_known: int = 0
+
+
+def make_layout(
+    kinds: Sequence[ColumnKind], rows: WeightedRows, n_continuous: int, shared: bool
+) -> Layout:
+    """Return the layout of discrete columns with lattices standardised on rows.
+
+    Parameters
+    ----------
+    kinds : sequence of ColumnKind
+        Kinds of the discrete columns, each with at least 2 levels.
+    rows : WeightedRows
+        Rows: continuous columns, then codes.
+    n_continuous : int
+        Continuous columns.
+    shared : bool
+        Whether all lattices are one and the same, as for the pixels of an image.
+
+    Returns
+    -------
+    Layout
+        The layout.
+    """
+    codes = rows.X[:, n_continuous:]
+    center = rows.share @ codes
+    variance = rows.share @ (codes - center) ** 2
+    if shared and len(kinds):
+        variance = np.full(len(kinds), variance.mean() + center.var())
+        center = np.full(len(kinds), center.mean())
+    return Layout(
+        n_continuous,
+        [
+            Variable(
+                kind.n_levels,
+                lattice_values(kind.n_levels, center[j], math.sqrt(variance[j]))
+                if kind.ordered or kind.n_levels == 2
+                else None,
+            )
+            for j, kind in enumerate(kinds)
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class TableSpace:
+    """Maps between a table's values and a model's rows.
+
+    Attributes
+    ----------
+    n_columns : int
+        Columns of the table.
+    continuous, discrete : ndarray of int
+        Continuous columns that vary, and discrete columns of at least 2 levels.
+    constant : ndarray of int
+        Continuous columns without variation.
+    constant_values : ndarray of shape (n_columns,)
+        Values of columns without variation.
+    standardizer, marginal_map
+        Maps of the continuous columns that vary.
+    layout : Layout
+        Where the columns are in the points of the denoisers.
+    n_known : sequence of int
+        Codes of known levels of each discrete column.
+    """
+
+    n_columns: int
+    continuous: Index
+    discrete: Index
+    constant: Index
+    constant_values: Array
+    standardizer: Standardizer
+    marginal_map: MarginalMap
+    layout: Layout
+    n_known: Sequence[int] = ()
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether no continuous column varies, so that equal rows are no sign of anything."""
+        return len(self.continuous) == 0 and len(self.discrete) > 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to model."""
+        return len(self.continuous) + len(self.discrete) == 0
+
+    def standardized(self, values: Array) -> Array:
+        """Return standardised continuous columns and codes, (n, n_continuous + m)."""
+        continuous = self.standardizer.transform(values[:, self.continuous])
+        return np.ascontiguousarray(np.hstack([continuous, values[:, self.discrete]]))
+
+    def rows(self, standardized: Array) -> tuple[Array, Array]:
+        """Return the model's rows and the log-derivatives of their maps from the values."""
+        n_continuous = len(self.continuous)
+        mapped, log_slope = self.marginal_map.transform(standardized[:, :n_continuous])
+        rows = np.ascontiguousarray(np.hstack([mapped, standardized[:, n_continuous:]]))
+        return rows, log_slope - np.log(self.standardizer.scale).sum()
+
+    def behind(self, marginal_map: MarginalMap) -> TableSpace:
+        """Return the space with another map of the continuous columns."""
+        return replace(self, marginal_map=marginal_map)
+
+    def values(self, rows: Array) -> Array:
+        """Return the table's values of rows."""
+        table = np.tile(self.constant_values, (len(rows), 1))
+        n_continuous = len(self.continuous)
+        if n_continuous:
+            standardized = self.marginal_map.inverse(rows[:, :n_continuous])
+            table[:, self.continuous] = self.standardizer.inverse(standardized)
+        table[:, self.discrete] = rows[:, n_continuous:]
+        return table
+
+    def constant_log_density(self, values: Array) -> Array:
+        """Return the narrow normal densities of the continuous columns without variation."""
+        if not len(self.constant):
+            return np.zeros(len(values))
+        center = self.constant_values[self.constant]
+        width = CONSTANT_WIDTH * np.where(center == 0.0, 1.0, np.abs(center))
+        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+        deviation = np.ascontiguousarray((values[:, self.constant] - center) / width)
+        return np.asarray(
+            -0.5 * (deviation**2).sum(axis=1)
+            - np.log(width).sum()
+            - 0.5 * math.log(2 * math.pi) * len(self.constant)
+        )
