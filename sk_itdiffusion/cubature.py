@@ -149,13 +149,22 @@ class NoiseRule:
         return cls(n_features, min(n_features, most), n_features <= 100, seed)
 
     @classmethod
-    def for_levels(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
-        """Return the rule for discrete columns: directions with one sign, one unless given.
+    def for_levels(
+        cls,
+        n_features: int,
+        seed: int,
+        n_directions: int | None = None,
+        *,
+        mirrored: bool = False,
+    ) -> NoiseRule:
+        """Return the rule for discrete columns: one direction unless another number is given.
 
-        The errors of levels are no polynomials of the noise, and opposite noise brings nothing.
+        The errors of levels are no polynomials of the noise: opposite noise brings nothing but for
+        continuous columns beside them (then ``mirrored``), and more log-SNRs bring more than more
+        directions.
         """
         most = 1 if n_directions is None else n_directions
-        return cls(n_features, min(n_features, most), False, seed, mirrored=False)
+        return cls(n_features, min(n_features, most), False, seed, mirrored=mirrored)
 
     @property
     def n_evaluations(self) -> int:

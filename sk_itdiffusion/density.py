@@ -83,7 +83,8 @@ class IMMSEDensity(TableEstimator):
         Epochs without improvement after which the learning rate is taken to zero and training
         ends, at least 1.
     n_strata : int, default=16
-        Strata of the log-SNR in scoring, at least 2.
+        Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
+        changed after `fit`: the standard errors fall with the root of the evaluations.
     n_draws : int, default=2
         Draws in each stratum, at least 2, one in each of as many equal parts; the standard errors
         come from their differences.
@@ -109,6 +110,8 @@ class IMMSEDensity(TableEstimator):
         Names of the columns, if X had string names.
     net_ : skorch.NeuralNet or None
         The trained net; None if there was no network to train.
+    nets_ : dict of str to skorch.NeuralNet
+        All trained nets by name.
     reference_ : Reference
         The control variate, on the standardised and mapped columns.
     references_ : dict of str to Reference

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
 from sk_itdiffusion.estimator import CategoricalEstimator
+from sk_itdiffusion.model import NETWORKS, Effort
 from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEDiscreteDensity"]
@@ -54,6 +55,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         model whose number of classes is found by validation; ``"auto"`` takes the likelier.
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
+        ``"dense_network"`` (for images: a fully connected one beside the convolutional one),
         ``"independent"`` and ``"latent_class"``.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
@@ -96,7 +98,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1.
     n_strata : int, default=32
-        Strata of the log-SNR in scoring, at least 2.
+        Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
+        changed after `fit`: the standard errors fall with the root of the evaluations.
     n_draws : int, default=2
         Draws in each stratum, at least 2, from whose differences the standard errors follow; with
         ``likelihood="path"`` the number of paths, at least 1.
@@ -125,6 +128,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Kind of each column, ``"nominal"`` or ``"ordinal"``.
     net_ : skorch.NeuralNet or None
         The trained net; None if there was no network to train.
+    nets_ : dict of str to skorch.NeuralNet
+        All trained nets by name.
     reference_ : Reference
         The control variate.
     references_ : dict of str to Reference
@@ -173,6 +178,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     True
     """
 
+    _experts: ClassVar[tuple[str, ...]] = (*NETWORKS, "independent", "latent_class")
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
         "experts",
@@ -292,10 +298,15 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
             X = flattened_images(X, self._pixels())
         return super()._table(X, reset)
 
-    def _specific_settings(self) -> dict[str, Any]:
-        """Return the settings of discrete columns."""
+    def _effort(self) -> Effort:
+        """Return how exactly to score; may be changed after the fit."""
         if self.likelihood == "immse" and self.n_draws < 2:
             raise ValueError("n_draws must be at least 2 with likelihood='immse', got 1.")
+        return super()._effort()
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of discrete columns."""
+        self._effort()
         images = self.image_shape is not None
         return {
             "preconditioner": "independent"
@@ -339,7 +350,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         if self.likelihood == "immse":
             return super().score_samples(X, return_std)
         check_is_fitted(self)
-        log_probability, variance = self._model.path_log_probability(self._read(X))
+        log_probability, variance = self._model.path_log_probability(self._read(X), self._effort())
         return (log_probability, np.sqrt(variance)) if return_std else log_probability
 
 

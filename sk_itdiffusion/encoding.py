@@ -196,7 +196,7 @@ def _storage(column: pd.Series[Any], label: str) -> Storage:
         return "ordered" if dtype.ordered else "unordered"
     if inferred == "boolean" or types.is_bool_dtype(dtype):
         return "boolean"
-    if types.is_integer_dtype(dtype):
+    if inferred == "integer" or types.is_integer_dtype(dtype):
         return "integer"
     if inferred in _INFERRED_NUMBERS or types.is_numeric_dtype(dtype):
         return "float"

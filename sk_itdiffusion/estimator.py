@@ -12,7 +12,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -23,7 +27,7 @@ from sklearn.utils.validation import (
 from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
 from sk_itdiffusion.fitting import FitSettings, fit_table_model
 from sk_itdiffusion.likelihood import MSECurve
-from sk_itdiffusion.model import TableModel
+from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind
@@ -191,6 +195,16 @@ class TableEstimator(DensityMixin, BaseEstimator):
         check_number_of_rows(values.shape, type(self).__name__)
         return values, checked_weight(sample_weight, values), self._kinds
 
+    def _effort(self) -> Effort:
+        """Return how exactly to score; may be changed after the fit."""
+        for name in ("n_strata", "n_draws", "n_directions"):
+            validate_parameter_constraints(
+                {name: self._parameter_constraints[name]},
+                {name: getattr(self, name)},
+                type(self).__name__,
+            )
+        return Effort(self.n_strata, self.n_draws, self.n_directions)
+
     def _forget_fit(self) -> None:
         """Remove the fitted state, so that an interrupted fit leaves none."""
         for name in [name for name in vars(self) if name.endswith("_") or name in _PRIVATE_STATE]:
@@ -250,7 +264,8 @@ class TableEstimator(DensityMixin, BaseEstimator):
     def _publish(self) -> None:
         """Set the public fitted attributes from the model."""
         model = self._model
-        self.net_ = model.net
+        self.nets_ = model.nets
+        self.net_ = next(iter(model.nets.values()), None)
         self.references_ = model.references
         self.reference_ = model.references.get(model.control)
         self.logsnr_ = model.logsnr
@@ -287,7 +302,7 @@ class TableEstimator(DensityMixin, BaseEstimator):
             If X is not finite, its columns are not those of `fit`, or a level is unknown.
         """
         check_is_fitted(self)
-        log_density, variance = self._model.log_density(self._read(X))
+        log_density, variance = self._model.log_density(self._read(X), self._effort())
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
     def score(self, X: ArrayLike, y: object = None) -> float:
@@ -362,7 +377,6 @@ class CategoricalEstimator(TableEstimator):
     categories: Any
     handle_unknown: str
     _encoder: TableEncoder
-    _experts: ClassVar[tuple[str, ...]] = ("network", "independent", "latent_class")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TableEstimator._parameter_constraints,
         "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],

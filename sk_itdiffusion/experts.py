@@ -51,6 +51,8 @@ MOST_ROWS_FOR_CLASSES = 50_000
 _MOST_INDICATORS = 4 * 10**7
 #: Probabilities in a latent class model.
 _MOST_CLASS_LEVELS = 10**6
+#: Products of rows, levels and classes in one step of expectation-maximisation.
+_MOST_CLASS_WORK = 5 * 10**9
 #: In nats; information below the least log-SNR that may be left to the control variate.
 _LEAST_INFORMATION = 0.005
 _ROWS_FOR_A_PARAMETER = 3
@@ -328,7 +330,10 @@ def fit_latent_class_by_validation(
         with single_blas_thread():
             return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
 
-    n_possible = min(len(rows), int(_MOST_CLASS_LEVELS // layout.n_level_points))
+    n_levels = layout.n_level_points
+    n_possible = min(
+        len(rows), _MOST_CLASS_LEVELS // n_levels, _MOST_CLASS_WORK // (len(rows) * n_levels)
+    )
     possible = [c for c in _CLASSES if c < 2 * n_possible]
     best = search_numbers(possible, fit_all, float(valid.share @ baseline))
     if best is None:

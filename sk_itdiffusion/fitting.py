@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from sk_itdiffusion.experts import (
     marginal_kinds,
     mixture_regularization,
 )
-from sk_itdiffusion.latent_class import smoothed_marginals
+from sk_itdiffusion.latent_class import level_counts, smoothed_marginals
 from sk_itdiffusion.likelihood import (
     ErrorProfile,
     IntegrationRule,
@@ -51,10 +52,11 @@ from sk_itdiffusion.likelihood import (
 )
 from sk_itdiffusion.marginals import MarginalMap, Standardizer
 from sk_itdiffusion.model import (
-    NETWORK,
+    NETWORKS,
     Seeds,
     TableModel,
     network_denoiser,
+    scoring_noise,
     summarize_profile,
 )
 from sk_itdiffusion.parallel import run_interruptibly
@@ -86,6 +88,7 @@ N_NODES = 41
 MOST_VALIDATION_ROWS = 10_000
 MOST_PROFILE_ROWS = 2_000
 MOST_ROWS_FOR_SPECTRUM = 5_000
+WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
 #: Hidden units up to which one thread trains as fast as several.
@@ -183,7 +186,7 @@ def fit_table_model(
         references=references,
         control=control,
         preconditioner=preconditioner,
-        net=None,
+        nets={},
         logsnr=logsnr,
         expert_names=(),
         weights=np.empty((N_NODES, 0)),
@@ -192,13 +195,14 @@ def fit_table_model(
         device=settings.device,
         n_fits=1 if previous is None else previous.n_fits + 1,
     )
-    if use_network(settings, n_observations(rows, space)):
+    small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
+    for name in networks_to_train(settings, n_observations(rows, space)):
         # Built and trained in the worker, which no torch mode of the calling thread reaches.
-        small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
-        model.net = run_interruptibly(
-            lambda stop: train_network(model, split, settings, previous, stop), limited=small
+        model.nets[name] = run_interruptibly(
+            partial(train_network, name, model, split, settings, previous), limited=small
         )
-        model.history = bound_history(model.net)
+    if model.nets:
+        model.history = bound_history(next(iter(model.nets.values())))
     finish_stacking(model, split, settings)
     return model
 
@@ -280,8 +284,8 @@ def warn_about_columns(
         warnings.warn(
             f"Column(s) {column_labels(report.tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
-            "resolved. Model them as discrete (IMMSEMixedDensity), or add uniform noise of the "
-            "size of their step.",
+            "resolved. Model them as discrete (an integer dtype or ordinal_features in "
+            "IMMSEMixedDensity), or add uniform noise of the size of their step.",
             UserWarning,
             stacklevel=6,
         )
@@ -408,7 +412,14 @@ def choose_control(
     if settings.reference in references:
         return str(settings.reference)
     plain = plain_reference(references)
-    if settings.reference != "auto":  # one component or class validates best
+    if settings.reference != "auto":
+        warnings.warn(
+            f"reference={settings.reference!r} is not better than the plain reference "
+            f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
+            "is used.",
+            UserWarning,
+            stacklevel=5,
+        )
         return plain
     stacked = [
         name for name in references if settings.experts == "auto" or name in settings.experts
@@ -445,11 +456,13 @@ def model_range(
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def use_network(settings: FitSettings, n_rows: int) -> bool:
-    """Return whether there is a network; an untrained one adds nothing to its reference."""
+def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
+    """Return the names of the networks; an untrained one adds nothing to its reference."""
     by_default = settings.experts == "auto" and settings.max_epochs > 0
-    wanted = by_default or NETWORK in settings.experts
-    return wanted and n_rows >= LEAST_ROWS_TO_SPLIT
+    if n_rows < LEAST_ROWS_TO_SPLIT:
+        return []
+    possible = NETWORKS if settings.image_shape is not None else NETWORKS[:1]
+    return [name for name in possible if by_default or name in settings.experts]
 
 
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
@@ -459,13 +472,19 @@ def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
 
 
 def build_network(
-    model: TableModel, settings: FitSettings, dropout: float, generator: Generator
+    name: str,
+    model: TableModel,
+    rows: WeightedRows,
+    settings: FitSettings,
+    dropout: float,
+    generator: Generator,
 ) -> PreconditionedDenoiser | LevelDenoiser:
     """Return an untrained network that corrects the preconditioner."""
     layout = model.space.layout
     embedding = LogSNREmbedding(float(model.logsnr[0]), float(model.logsnr[-1]))
     reference = copy.deepcopy(model.references[model.preconditioner]).float()
-    if settings.image_shape is not None:
+    convolutional = settings.image_shape is not None and name == NETWORKS[0]
+    if convolutional and settings.image_shape is not None:
         n_outputs = n_level_outputs(layout) // len(layout.variables)
         backbone: torch.nn.Module = ConvolutionalNetwork(
             settings.image_shape,
@@ -477,11 +496,12 @@ def build_network(
             generator=generator,
         )
     else:
+        beside = settings.image_shape is not None
         backbone = ResidualMLP(
             layout.n_points,
             embedding,
-            width=settings.hidden_size,
-            n_blocks=settings.n_blocks,
+            width=WIDTH_BESIDE_CONVOLUTIONS if beside else settings.hidden_size,
+            n_blocks=2 if beside else settings.n_blocks,
             n_frequencies=settings.n_frequencies,
             dropout=dropout,
             generator=generator,
@@ -494,10 +514,12 @@ def build_network(
     if not isinstance(inputs, IndependentReference):
         inputs = copy.deepcopy(model.references["independent"]).float()
     assert isinstance(inputs, IndependentReference)
-    return LevelDenoiser(backbone, reference, inputs, embedding)
+    counts = level_counts(rows, layout)
+    return LevelDenoiser(backbone, reference, inputs, embedding, counts)
 
 
 def train_network(
+    name: str,
     model: TableModel,
     split: MappedSplit,
     settings: FitSettings,
@@ -506,13 +528,15 @@ def train_network(
 ) -> skorch.NeuralNet:
     """Return the trained skorch net."""
     # Warm starts go on with other noise.
-    generator = Generator().manual_seed(model.seeds.network + model.n_fits - 1)
+    generator = Generator().manual_seed(
+        model.seeds.network + model.n_fits - 1 + 1_000_003 * NETWORKS.index(name)
+    )
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
     n_rows = n_observations(split.train, split.space)
-    dropout, weight_decay = regularization_for(n_rows, settings)
-    denoiser = build_network(model, settings, dropout, generator)
-    if previous is not None and previous.net is not None:
-        _copy_weights(previous.net.module_.averaged, denoiser)
+    dropout, weight_decay = regularization_for(n_rows, bool(split.space.layout.variables), settings)
+    denoiser = build_network(name, model, split.train, settings, dropout, generator)
+    if previous is not None and name in previous.nets:
+        _copy_weights(previous.nets[name].module_.averaged, denoiser)
     plan = TrainingPlan(
         density=settings.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.schedule.adaptive,
@@ -565,10 +589,11 @@ def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
         ) from error
 
 
-def regularization_for(n_rows: int, settings: FitSettings) -> tuple[float, float]:
-    """Return dropout and weight decay, stronger for fewer rows."""
+def regularization_for(n_rows: int, has_levels: bool, settings: FitSettings) -> tuple[float, float]:
+    """Return dropout and weight decay, stronger for fewer rows and for discrete columns."""
     scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0)) ** 2
-    dropout = 0.4 * scarcity if settings.dropout is None else settings.dropout
+    most = 0.6 if has_levels else 0.4
+    dropout = most * scarcity if settings.dropout is None else settings.dropout
     decay = 0.3 * scarcity if settings.weight_decay is None else settings.weight_decay
     return dropout, decay
 
@@ -594,7 +619,7 @@ def _adapter(
             points,
             few.weight,
             keys,
-            {NETWORK: network_denoiser(network), plain: model.experts()[plain]},
+            {"network": network_denoiser(network), plain: model.experts()[plain]},
             model.logsnr,
             noise,
             budget=model.budget,
@@ -602,7 +627,7 @@ def _adapter(
             dtype=model.precision,
         )
         gap = profile.row_errors(profile.vertex(plain)) - profile.row_errors(
-            profile.vertex(NETWORK)
+            profile.vertex("network")
         )
         height = np.sqrt(gap**2 @ profile.row_weight)
         centers = 0.5 * (base.edges[1:] + base.edges[:-1])
@@ -637,7 +662,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     # With few rows, the expert that no choice on those rows has favoured.
     plain = plain_reference(model.references)
     anchor = plain if plain in model.expert_names else model.expert_names[0]
-    model.weights = stacking_weights(members, anchor)
+    model.weights = stacking_weights(members, anchor, n_observations(valid, model.space))
     model.curve = summarize_profile(profile, model.expert_names, model.weights)
     difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
         model.weights
@@ -657,8 +682,9 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
     if missing:
         warnings.warn(
             f"experts names {missing}, which these rows do not allow: a network needs "
-            f"{LEAST_ROWS_TO_SPLIT} distinct rows, a mixture to be better than a single "
-            "Gaussian on the validation rows.",
+            f"{LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous), "
+            "gaussian_mixture continuous columns and latent_class discrete ones, and both have to "
+            "be better than the plain reference on the validation rows.",
             UserWarning,
             stacklevel=6,
         )
@@ -686,8 +712,7 @@ def scoring_rule(
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
     points = model.space.layout.embed_array(valid.X)
-    rule_for = NoiseRule.for_levels if model.space.is_discrete else NoiseRule.for_scoring
-    noise = rule_for(points.shape[1], model.seeds.scoring, settings.n_directions)
+    noise = scoring_noise(model.space, model.seeds.scoring, settings.n_directions)
     placement = fit_placement(
         points,
         row_keys(valid.X, model.seeds.scoring + 2),
@@ -710,7 +735,7 @@ def _empty_model(
         references={},
         control="",
         preconditioner="",
-        net=None,
+        nets={},
         logsnr=np.empty(0),
         expert_names=(),
         weights=np.empty((0, 0)),

@@ -17,7 +17,7 @@ from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.rows import WeightedRows
 
-__all__ = ["fit_latent_class", "smoothed_marginals"]
+__all__ = ["fit_latent_class", "level_counts", "smoothed_marginals"]
 
 Array = NDArray[np.float64]
 
@@ -25,17 +25,23 @@ Array = NDArray[np.float64]
 PRIOR_ROWS = 1.0
 #: Entries up to which the indicators of the levels are a dense matrix.
 MOST_DENSE_ENTRIES = 10**8
-TOLERANCE = 5e-4
+TOLERANCE = 2e-4
+
+
+def level_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
+    """Return how many rows have each level, for each discrete variable."""
+    codes = rows.X[:, layout.n_continuous :].astype(np.intp)
+    return [
+        np.bincount(codes[:, j], rows.weight, variable.n_levels).astype(np.float64)
+        for j, variable in enumerate(layout.variables)
+    ]
 
 
 def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
     """Return the relative frequencies of the levels, with half an observation added to each."""
-    marginals = []
-    for j, variable in enumerate(layout.variables):
-        codes = rows.X[:, layout.n_continuous + j].astype(np.intp)
-        counts = np.bincount(codes, weights=rows.weight, minlength=variable.n_levels)
-        marginals.append((counts + 0.5) / (counts.sum() + 0.5 * variable.n_levels))
-    return marginals
+    return [
+        (counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in level_counts(rows, layout)
+    ]
 
 
 @dataclass

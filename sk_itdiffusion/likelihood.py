@@ -484,7 +484,9 @@ def stacked_residuals(
     return torch.stack([eps - expert(z, logsnr) for expert in experts.values()])
 
 
-def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
+def stacking_weights(
+    profile: ErrorProfile, reference: str, n_observations: int | None = None
+) -> Array:
     """Return the weights on the simplex of least squared error at each node.
 
     With 50 rows or fewer the weights are drawn back to the reference as far as the error stays
@@ -496,6 +498,8 @@ def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
         Products of the residuals on validation rows.
     reference : str
         Name of the expert to fall back to.
+    n_observations : int or None, default=None
+        Rows that the profile stands for, if equal ones are in it only once.
 
     Returns
     -------
@@ -503,7 +507,8 @@ def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
         Non-negative weights; rows sum to 1.
     """
     weights = np.stack([_least_error_on_simplex(gram) for gram in profile.mean_gram])
-    if profile.gram.shape[1] > _ROWS_FOR_FREE_STACKING:
+    n_rows = profile.gram.shape[1] if n_observations is None else n_observations
+    if n_rows > _ROWS_FOR_FREE_STACKING:
         return weights
     anchor = profile.vertex(reference)
     drawn_back = weights.copy()

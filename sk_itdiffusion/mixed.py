@@ -86,13 +86,14 @@ class IMMSEMixedDensity(CategoricalEstimator):
         references and experts.
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1.
-    n_strata : int, default=16
-        Strata of the log-SNR in scoring, at least 2.
+    n_strata : int, default=32
+        Strata of the log-SNR in scoring, at least 2; may be changed after `fit`.
     n_draws : int, default=2
-        Draws in each stratum, at least 2.
+        Draws in each stratum, at least 2; may be changed after `fit`.
     n_directions : int or None, default=None
-        Orthogonal noise directions in a draw, at least 1; None as in `IMMSEDensity`, or in
-        `IMMSEDiscreteDensity` without continuous columns.
+        Orthogonal noise directions in a draw, at least 1, each with both signs; None is 1, as in
+        `IMMSEDensity` without discrete columns, and as in `IMMSEDiscreteDensity` without
+        continuous ones.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
@@ -116,6 +117,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Kind of each column: ``"continuous"``, ``"ordinal"`` or ``"nominal"``.
     net_ : skorch.NeuralNet or None
         The trained net; None if there was no network to train.
+    nets_ : dict of str to skorch.NeuralNet
+        All trained nets by name.
     reference_ : Reference
         The control variate, on the mapped columns.
     references_ : dict of str to Reference
@@ -223,7 +226,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
-        n_strata: int = 16,
+        n_strata: int = 32,
         n_draws: int = 2,
         n_directions: int | None = None,
         device: str = "auto",

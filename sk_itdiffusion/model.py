@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,12 @@ from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.sampling import probability_flow
 from sk_itdiffusion.space import TableSpace
 
-__all__ = ["NETWORK", "TableModel", "summarize_profile"]
+__all__ = ["NETWORKS", "Effort", "TableModel", "scoring_noise", "summarize_profile"]
 
 Array = NDArray[np.float64]
 
-NETWORK = "network"
+#: Names of networks: the only or convolutional one, and the fully connected one beside the latter.
+NETWORKS = ("network", "dense_network")
 #: In standard deviations; what a network says of points farther away means nothing.
 LARGEST_NETWORK_INPUT = 1e6
 #: Log-density of the reference below which the network adds nothing that float64 resolves.
@@ -62,6 +63,15 @@ class Seeds:
         return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How many evaluations scoring may take; see `IntegrationRule` and `NoiseRule`."""
+
+    n_strata: int
+    n_draws: int
+    n_directions: int | None
+
+
 @dataclass
 class TableModel:
     """A fitted density on rows of a table.
@@ -76,8 +86,8 @@ class TableModel:
         Name of the reference that is the control variate.
     preconditioner : str
         Name of the reference that the network corrects.
-    net : NeuralNet or None
-        The trained network.
+    nets : dict of str to NeuralNet
+        The trained networks.
     logsnr : ndarray of shape (n_nodes,)
         Nodes of the log-SNR.
     expert_names : sequence of str
@@ -104,7 +114,7 @@ class TableModel:
     references: dict[str, Reference]
     control: str
     preconditioner: str
-    net: skorch.NeuralNet | None
+    nets: dict[str, skorch.NeuralNet]
     logsnr: Array
     expert_names: Sequence[str]
     weights: Array
@@ -129,9 +139,10 @@ class TableModel:
             name: on_device(reference, self.device, self.precision)
             for name, reference in self.references.items()
         }
-        if self.net is not None:
-            denoisers = {NETWORK: network_denoiser(self.net.module_.averaged), **denoisers}
-        return denoisers
+        networks: dict[str, Denoiser] = {
+            name: network_denoiser(net.module_.averaged) for name, net in self.nets.items()
+        }
+        return networks | denoisers
 
     def stack(self, experts: dict[str, Denoiser] | None = None) -> StackedDenoiser:
         """Return the stacked denoiser."""
@@ -163,8 +174,16 @@ class TableModel:
 
     # -- density -----------------------------------------------------------------------------
 
-    def log_density(self, values: Array) -> tuple[Array, Array]:
+    def scoring_rule(self, effort: Effort | None) -> IntegrationRule | None:
+        """Return the rule of the fit, with another number of draws if an effort is given."""
+        if self.rule is None or effort is None:
+            return self.rule
+        noise = scoring_noise(self.space, self.rule.noise.seed, effort.n_directions)
+        return replace(self.rule, noise=noise, n_strata=effort.n_strata, n_draws=effort.n_draws)
+
+    def log_density(self, values: Array, effort: Effort | None = None) -> tuple[Array, Array]:
         """Return log-densities in nats, in the units of the data, and their variances."""
+        rule = self.scoring_rule(effort)
         total, variance = self.space.constant_log_density(values), np.zeros(len(values))
         if self.space.is_empty:
             return total, variance
@@ -177,12 +196,12 @@ class TableModel:
         log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
         total += log_reference + np.where(finite, log_slope, 0.0)
         near = log_reference > LEAST_LOG_DENSITY
-        if self.rule is not None and near.any():
+        if rule is not None and near.any():
             gap, variance[near] = information_gap(
                 self.space.layout.embed_array(rows[near]),
                 row_keys(standardized[near], self.seeds.scoring),
                 self.paired(),
-                self.rule,
+                rule,
                 budget=self.budget,
                 device=self.device,
                 dtype=self.precision,
@@ -190,7 +209,9 @@ class TableModel:
             total[near] += gap
         return total, variance
 
-    def path_log_probability(self, values: Array) -> tuple[Array, Array]:
+    def path_log_probability(
+        self, values: Array, effort: Effort | None = None
+    ) -> tuple[Array, Array]:
         """Return log-probabilities of discrete rows from noise paths, and their variances.
 
         See `sk_itdiffusion.path`.
@@ -198,10 +219,11 @@ class TableModel:
         if self.space.is_empty:
             return np.zeros(len(values)), np.zeros(len(values))
         rows = self.space.standardized(values)
-        if self.rule is None:
+        rule = self.scoring_rule(effort)
+        if rule is None:
             return log_likelihoods(self.references[self.control], rows), np.zeros(len(values))
-        strata = (np.arange(self.rule.n_strata) + 0.5) / self.rule.n_strata
-        levels = np.append(self.rule.placement.quantile(strata), self.logsnr[-1])
+        strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
+        levels = np.append(rule.placement.quantile(strata), self.logsnr[-1])
         independent = self.references["independent"]
         assert isinstance(independent, IndependentReference)
         return path_log_probability(
@@ -210,7 +232,9 @@ class TableModel:
             self.space.layout,
             independent.log_priors,
             self.log_posterior,
-            PathRule(levels, self.rule.noise, self.rule.n_draws),
+            PathRule(
+                levels, NoiseRule.for_levels(rule.noise.n_features, rule.noise.seed), rule.n_draws
+            ),
             budget=self.budget,
             device=self.device,
             dtype=self.precision,
@@ -237,15 +261,8 @@ class TableModel:
             moved = on_device(reference, self.device, self.precision)
             assert isinstance(moved, DiscreteReference)
             found[name] = moved.log_posterior
-        if self.net is not None:
-            module = self.net.module_.averaged
-
-            def network(z: Tensor, logsnr: Tensor) -> list[Tensor]:
-                bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
-                parts = module.log_posterior(bounded.float(), logsnr.float())
-                return [part.to(z.dtype) for part in parts]
-
-            found[NETWORK] = network
+        for name, net in self.nets.items():
+            found[name] = network_posterior(net.module_.averaged)
         return found
 
     def sample(self, n_samples: int, random_state: np.random.RandomState, n_steps: int) -> Array:
@@ -305,6 +322,15 @@ class TableModel:
         )
 
 
+def scoring_noise(space: TableSpace, seed: int, n_directions: int | None) -> NoiseRule:
+    """Return the noise rule that suits the kinds of the columns."""
+    n_points = space.layout.n_points
+    if not space.layout.variables:
+        return NoiseRule.for_scoring(n_points, seed, n_directions)
+    mirrored = not space.is_discrete
+    return NoiseRule.for_levels(n_points, seed, n_directions, mirrored=mirrored)
+
+
 def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) -> Reference:
     """Return the reference, or a copy of it where it has to move."""
     if device.type == "cpu" and dtype == torch.float64:
@@ -326,6 +352,17 @@ def network_denoiser(module: torch.nn.Module) -> Denoiser:
     return denoise
 
 
+def network_posterior(module: torch.nn.Module) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """Return a float32 network's log-posterior of levels for tensors of any precision."""
+
+    def posterior(z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        parts = module.log_posterior(bounded.float(), logsnr.float())  # type: ignore[operator]
+        return [part.to(z.dtype) for part in parts]
+
+    return posterior
+
+
 def summarize_profile(
     profile: ErrorProfile, expert_names: Sequence[str], weights: Array
 ) -> MSECurve:
@@ -342,9 +379,9 @@ def summarize_profile(
         logsnr=profile.logsnr,
         model=stacked @ profile.row_weight,
         model_stderr=profile.standard_error(stacked),
-        references={name: means[name] for name in names if name != NETWORK},
-        references_stderr={name: errors[name] for name in names if name != NETWORK},
-        networks={name: means[name] for name in names if name == NETWORK},
-        networks_stderr={name: errors[name] for name in names if name == NETWORK},
+        references={name: means[name] for name in names if name not in NETWORKS},
+        references_stderr={name: errors[name] for name in names if name not in NETWORKS},
+        networks={name: means[name] for name in names if name in NETWORKS},
+        networks_stderr={name: errors[name] for name in names if name in NETWORKS},
         weights={name: spread[:, names.index(name)] for name in names},
     )

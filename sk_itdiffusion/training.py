@@ -42,6 +42,8 @@ Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 #: Numbers in the noisy validation rows, to bound their memory.
 MOST_VALIDATION_NUMBERS = 2**24
+#: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
+ENOUGH_NOISY_ROWS = 16_384
 #: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
 ADAMW_RATE = 0.15
 
@@ -534,6 +536,7 @@ def _validation_batches(
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
     most = MOST_VALIDATION_NUMBERS // (len(rows) * n_points)
+    most = min(most, ENOUGH_NOISY_ROWS // len(rows))
     n_noises = int(np.clip(most, 1, plan.n_validation_noises))
     n_total = len(rows) * n_noises
     source = NoisyRowIterator(rows, 1, 1, plan.density, generator, n_points)

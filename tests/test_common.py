@@ -3,7 +3,7 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
 
 QUICK = {
     "hidden_size": 16,
@@ -14,6 +14,7 @@ QUICK = {
     "n_strata": 4,
     "random_state": 0,
 }
+ESTIMATORS = (IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity)
 
 
 # One of the checks shuffles with the global generator of numpy.
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.changes_global_state
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
 @pytest.mark.filterwarnings("ignore:Column")
-@parametrize_with_checks([IMMSEDensity(**QUICK)])
+@parametrize_with_checks([estimator(**QUICK) for estimator in ESTIMATORS])
 def test_common_checks(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Column")
-@parametrize_with_checks([IMMSEDensity()])
+@parametrize_with_checks([estimator() for estimator in ESTIMATORS])
 def test_common_checks_with_defaults(estimator, check):
     check(estimator)

@@ -547,7 +547,7 @@ def test_gpu_and_cpu_agree(X):
     expected, std = est.score_samples(X[:50], return_std=True)
     np.testing.assert_array_equal(est.score_samples(X[:50]), expected)
     moved = pickle.loads(pickle.dumps(est))
-    moved._model.net.module_.to("cpu")
+    moved.net_.module_.to("cpu")
     moved._model.device = torch.device("cpu")
     # The same noise, so that only rounding differs.
     np.testing.assert_allclose(moved.score_samples(X[:50]), expected, atol=1e-3 + 0.1 * std.max())

@@ -526,7 +526,8 @@ def test_kinds_of_discrete_tables_follow_the_dtypes():
 def test_kinds_of_mixed_tables_follow_the_dtypes():
     X = pd.DataFrame(COLUMNS).drop(columns=["dates", "dates with missing"])
     expected = {name: "ordinal" for name in ("int64", "uint8", "Int64", "ordered", "intervals")}
-    floats = ("float64", "float32", "Float64", "decimals", "object of integers")
+    expected["object of integers"] = "ordinal"
+    floats = ("float64", "float32", "Float64", "decimals")
     expected |= dict.fromkeys(floats, "continuous") | {"sparse": "ordinal"}
     kinds = dict(zip(X.columns, mixed_kinds(X), strict=True))
     assert kinds == {name: expected.get(name, "nominal") for name in X.columns}

@@ -7,15 +7,21 @@ The network corrects the posterior of the levels that a reference gives,
     \hat x_i = \sum_k p(x_i = k \mid z)\, v_k,
 
 where :math:`f_{ik}` is free for unordered levels and a cubic polynomial of the level for ordered
-ones.  Continuous columns are corrected as by `PreconditionedDenoiser`.  The last layer starts at
-zero, so that an untrained model is the reference.
+ones.  Unordered levels with fewer than 5 training rows keep the posterior of the reference, and
+the others share what is left: a network would learn by heart that such levels do not occur, which
+costs nothing on average and gives nonsense where one occurs after all.  Continuous columns are
+corrected as by `PreconditionedDenoiser`.  The last layer starts at zero, so that an untrained model
+is the reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
@@ -30,6 +36,8 @@ __all__ = ["LevelDenoiser", "LevelPrediction", "n_level_outputs"]
 
 #: Degree of the polynomial by which the network changes the log-posterior of ordered levels.
 DEGREE = 3
+#: Training rows below which an unordered level keeps the posterior of the reference.
+LEAST_ROWS_FOR_A_LEVEL = 5
 #: Levels from which on an ordered variable has sines and cosines of its posterior mean.
 LEVELS_FOR_PERIODIC_INPUTS = 8
 
@@ -88,6 +96,8 @@ class LevelDenoiser(nn.Module):
         Reference whose posterior means are the network's inputs.
     embedding : LogSNREmbedding
         Features from which the gains are linear.
+    counts : sequence of ndarray of shape (n_levels,), or None
+        Training rows of the levels of each variable; None if all levels have enough.
     """
 
     def __init__(
@@ -96,6 +106,7 @@ class LevelDenoiser(nn.Module):
         reference: DiscreteReference,
         independent: IndependentReference,
         embedding: LogSNREmbedding,
+        counts: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -108,6 +119,8 @@ class LevelDenoiser(nn.Module):
         for number, block in enumerate(self.layout.blocks):
             if isinstance(block, LatticeBlock):
                 self.register_buffer(f"powers_{number}", level_powers(block))
+            rare = None if counts is None else rare_levels(block, counts)
+            self.register_buffer(f"rare_{number}", rare)
 
     def inputs(self, z: Tensor, posteriors: list[Tensor]) -> Tensor:
         """Return the network's inputs, periodic ones first."""
@@ -141,7 +154,8 @@ class LevelDenoiser(nn.Module):
         posterior = []
         for number, part in enumerate(outputs.split(sizes, dim=1)):
             block = self.layout.blocks[number]
-            changed = (reference[number] + self.level_logits(part, number)).log_softmax(2)
+            change = self.level_logits(part, number)
+            changed = changed_posterior(reference[number], change, getattr(self, f"rare_{number}"))
             posterior.append(changed)
             shift = block.mean(changed.exp() - reference[number].exp())
             correction.append(-torch.exp(0.5 * logsnr)[:, None] * shift)
@@ -176,6 +190,32 @@ class LevelDenoiser(nn.Module):
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
         """Return log p(level | z) for each block, each of shape (B, m, K)."""
         return self.predict(z, logsnr).posterior
+
+
+def rare_levels(
+    block: LatticeBlock | OneHotBlock, counts: Sequence[NDArray[np.float64]]
+) -> Tensor | None:
+    """Return which levels keep the reference's posterior, (m, K), or None if no level does."""
+    if isinstance(block, LatticeBlock) and block.n_levels > 2:
+        return None
+    rare = torch.zeros(block.allowed.shape, dtype=torch.bool)
+    for row, j in zip(rare, block.columns, strict=True):
+        row[: len(counts[j])] = torch.from_numpy(counts[j] < LEAST_ROWS_FOR_A_LEVEL)
+    return rare if bool(rare.any()) else None
+
+
+def changed_posterior(reference: Tensor, change: Tensor, rare: Tensor | None) -> Tensor:
+    """Return the log-posterior (B, m, K) changed by a network, except for rare levels (m, K)."""
+    if rare is None:
+        return (reference + change).log_softmax(2)
+    # Where all levels are rare nothing is changed; treating none as rare there avoids NaN.
+    settled = rare.all(1, keepdim=True)
+    kept = rare & ~settled
+    # A finite number instead of minus infinity keeps the gradients finite.
+    lowest = -0.5 * torch.finfo(reference.dtype).max
+    left = reference.masked_fill(kept, lowest).logsumexp(2, keepdim=True)
+    shared = (reference + change).masked_fill(kept, lowest).log_softmax(2) + left
+    return torch.where(kept | settled, reference, shared)
 
 
 def level_powers(block: LatticeBlock) -> Tensor:
