@@ -94,7 +94,7 @@ def score_until_exact(
     X: Table,
     counts: Array,
     tolerance: float = 0.003,
-    most_seconds: float = 400.0,
+    most_seconds: float = 120.0,
 ) -> tuple[Array, Array]:
     """Return log P of each distinct row and its numerical standard error.
 
@@ -106,7 +106,7 @@ def score_until_exact(
     log_prob, std = estimator.score_samples(X, return_std=True)
     seconds = time.perf_counter() - start
     excess = (numerical_error_of_mean(std, counts) / tolerance) ** 2
-    factor = math.ceil(1.1 * min(excess, most_seconds / seconds))
+    factor = round(min(1.1 * excess, most_seconds / seconds))
     if excess <= 1.0 or factor < 2:
         return log_prob, std
     estimator.set_params(n_draws=factor * estimator.n_draws)

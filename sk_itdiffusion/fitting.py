@@ -87,6 +87,8 @@ Array = NDArray[np.float64]
 N_NODES = 41
 MOST_VALIDATION_ROWS = 10_000
 MOST_PROFILE_ROWS = 2_000
+#: Intermediate numbers that the error profile may take; large images get fewer rows.
+MOST_PROFILE_WORK = 2 * 10**9
 MOST_ROWS_FOR_SPECTRUM = 5_000
 WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
@@ -654,7 +656,9 @@ def bound_history(net: skorch.NeuralNet) -> list[dict[str, float]]:
 
 def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings) -> None:
     """Set the weights of the experts, the validation bound and the scoring rule, in place."""
-    valid = split.valid.take(np.arange(min(len(split.valid), MOST_PROFILE_ROWS)))
+    affordable = MOST_PROFILE_WORK // (N_NODES * model.widest)
+    n_rows = min(len(split.valid), MOST_PROFILE_ROWS, max(100, affordable))
+    valid = split.valid.take(np.arange(n_rows))
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
     profile = model.profile(valid.X, valid.weight, row_keys(valid.X, model.seeds.scoring + 1))

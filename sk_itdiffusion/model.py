@@ -161,16 +161,23 @@ class TableModel:
             self.device = torch.device("cpu")
 
     @property
+    def widest(self) -> int:
+        """Numbers that the widest step of one evaluation makes."""
+        widest = max(reference.n_intermediate for reference in self.references.values())
+        return max(widest, 9 * self.space.layout.n_points, 256)
+
+    @property
     def budget(self) -> int:
         """Evaluations in one forward pass: as many as keep the widest layer in the cache.
 
         Larger passes are up to three times slower on a CPU, where the mixture's intermediate
         results, one number for each component and feature, no longer fit; GPUs want large ones.
         """
-        widest = max(reference.n_intermediate for reference in self.references.values())
-        widest = max(widest, 9 * self.space.layout.n_points, 256)
+        widest = self.widest
         cached = 2**18 if self.device.type == "cpu" else 2**24
-        return int(2 ** math.floor(math.log2(np.clip(cached // widest, 64, 2**15))))
+        # Enough to be worth a pass, but a bounded number of intermediate results.
+        least = int(np.clip(16 * cached // widest, 1, 64))
+        return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
 
     # -- density -----------------------------------------------------------------------------
 

@@ -44,6 +44,8 @@ Batches = list[tuple[dict[str, Tensor], Tensor]]
 MOST_VALIDATION_NUMBERS = 2**24
 #: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
 ENOUGH_NOISY_ROWS = 16_384
+#: Posterior probabilities of levels in judging an epoch; images of long lattices have many.
+MOST_VALIDATION_LEVELS = 10**8
 #: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
 ADAMW_RATE = 0.15
 
@@ -475,7 +477,7 @@ def train(
         If training diverges before any epoch was good.
     """
     n_points = objective.layout.n_points
-    fixed = _validation_batches(valid_rows, plan, generator, n_points)
+    fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
     iterator = NoisyRowIterator(
         train_rows, plan.batch_size, plan.n_batches, plan.density, generator, n_points
     )
@@ -532,14 +534,15 @@ def mean_bound(objective: DenoisingObjective, batches: Batches) -> float:
 
 
 def _validation_batches(
-    rows: RowDataset, plan: TrainingPlan, generator: Generator, n_points: int
+    rows: RowDataset, plan: TrainingPlan, generator: Generator, layout: Layout
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
-    most = MOST_VALIDATION_NUMBERS // (len(rows) * n_points)
-    most = min(most, ENOUGH_NOISY_ROWS // len(rows))
+    most = MOST_VALIDATION_NUMBERS // (len(rows) * layout.n_points)
+    enough = min(ENOUGH_NOISY_ROWS, MOST_VALIDATION_LEVELS // max(layout.n_level_points, 1))
+    most = min(most, enough // len(rows))
     n_noises = int(np.clip(most, 1, plan.n_validation_noises))
     n_total = len(rows) * n_noises
-    source = NoisyRowIterator(rows, 1, 1, plan.density, generator, n_points)
+    source = NoisyRowIterator(rows, 1, 1, plan.density, generator, layout.n_points)
     repeated = rows.rows.repeat_interleave(n_noises, dim=0)
     batch, target = source.batch(repeated)
     share = torch.from_numpy(rows.weight / rows.weight.mean()).float()

@@ -7,10 +7,12 @@ from scipy import stats
 
 from sk_itdiffusion.channel import add_noise, noise_from_data
 from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion.denoisers.levels import changed_posterior
 from sk_itdiffusion.latent_class import fit_latent_class, smoothed_marginals
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.likelihood import IntegrationRule, information_gap
 from sk_itdiffusion.path import PathRule, path_log_probability
+from sk_itdiffusion.posteriors import DensePosterior, StreamedPosterior, is_long
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -408,3 +410,58 @@ def test_splits_of_discrete_rows_share_states_but_no_copies():
 def test_bad_parameters_of_references_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build(Layout(0, [Variable(2, np.array([-1.0, 1.0])), Variable(3)]))
+
+
+def long_block_and_prior(dtype):
+    rng = np.random.default_rng(0)
+    variables = [
+        Variable(k, lattice_values(k, rng.uniform(10, 30), rng.uniform(5, 15))) for k in (256, 90)
+    ]
+    block = Layout(0, variables).to(dtype).blocks
+    priors = [torch.from_numpy(rng.dirichlet(np.ones(k))).log().to(dtype) for k in (256, 90)]
+    return block, priors
+
+
+def test_streamed_posteriors_are_the_dense_ones_with_their_gradients():
+    blocks, priors = long_block_and_prior(torch.float64)
+    rng = np.random.default_rng(1)
+    for block in blocks:
+        log_prior = torch.full((block.n_variables, block.n_levels), -torch.inf).double()
+        for row, j in zip(log_prior, block.columns, strict=True):
+            row[: len(priors[j])] = priors[j]
+        assert is_long(block)
+        logsnr = torch.from_numpy(rng.uniform(-3, 9, size=20))
+        z = torch.from_numpy(rng.normal(size=(20, block.n_variables)))
+        start = StreamedPosterior.unchanged(block, log_prior, z, logsnr)
+        c = torch.from_numpy(rng.normal(size=(20, block.n_variables, 3))).requires_grad_()
+        streamed = start.changed(c)
+        dense = DensePosterior(block, streamed.dense())
+        torch.testing.assert_close(streamed.mean(), dense.mean(), rtol=1e-9, atol=1e-9)
+        codes = torch.from_numpy(rng.integers(0, 90, size=(20, block.n_variables)))
+        gain = streamed.log_probability(codes) - start.log_probability(codes)
+        expected = dense.log_probability(codes) - DensePosterior(
+            block, start.dense()
+        ).log_probability(codes)
+        torch.testing.assert_close(gain, expected, rtol=1e-9, atol=1e-9)
+        slopes = [
+            torch.autograd.grad((0.3 * value.sin()).sum(), c, retain_graph=True)[0]
+            for value in (streamed.mean(), dense.mean(), gain, expected)
+        ]
+        torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(slopes[2], slopes[3], rtol=1e-6, atol=1e-9)
+
+
+def test_networks_leave_rare_levels_to_the_reference():
+    """A level without rows keeps its posterior; the others share what it leaves."""
+    rng = np.random.default_rng(0)
+    reference = torch.from_numpy(rng.dirichlet(np.ones(4), size=(6, 3))).log()
+    change = torch.from_numpy(rng.normal(size=(6, 3, 4)))
+    rare = torch.tensor([[False] * 4, [False, True, False, True], [True] * 4])
+    changed = changed_posterior(reference, change, rare)
+    torch.testing.assert_close(changed.exp().sum(2), torch.ones(6, 3, dtype=torch.float64))
+    torch.testing.assert_close(changed[:, 0], (reference + change)[:, 0].log_softmax(1))
+    torch.testing.assert_close(changed[:, 2], reference[:, 2])
+    torch.testing.assert_close(changed[:, 1, [1, 3]], reference[:, 1, [1, 3]])
+    common = [0, 2]
+    ratio = changed[:, 1, common] - reference[:, 1, common] - change[:, 1, common]
+    torch.testing.assert_close(ratio[:, 0], ratio[:, 1])

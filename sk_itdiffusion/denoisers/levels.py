@@ -26,6 +26,13 @@ from torch import Tensor, nn
 
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.layout import LatticeBlock, Layout, OneHotBlock
+from sk_itdiffusion.posteriors import (
+    DEGREE,
+    DensePosterior,
+    LevelPosterior,
+    StreamedPosterior,
+    scaled_levels,
+)
 from sk_itdiffusion.references.discrete import (
     DiscreteReference,
     IndependentReference,
@@ -34,8 +41,6 @@ from sk_itdiffusion.references.discrete import (
 
 __all__ = ["LevelDenoiser", "LevelPrediction", "n_level_outputs"]
 
-#: Degree of the polynomial by which the network changes the log-posterior of ordered levels.
-DEGREE = 3
 #: Training rows below which an unordered level keeps the posterior of the reference.
 LEAST_ROWS_FOR_A_LEVEL = 5
 #: Levels from which on an ordered variable has sines and cosines of its posterior mean.
@@ -50,14 +55,14 @@ class LevelPrediction:
     ----------
     reference_noise, correction : Tensor of shape (B, d)
         Noise predicted by the reference, and what the model adds to it.
-    reference_posterior, posterior : list of Tensor of shape (B, m, K)
-        Log-posteriors of the levels for each block.
+    reference, model : list of LevelPosterior
+        Posteriors of the levels for each block.
     """
 
     reference_noise: Tensor
     correction: Tensor
-    reference_posterior: list[Tensor]
-    posterior: list[Tensor]
+    reference: list[LevelPosterior]
+    model: list[LevelPosterior]
 
 
 def is_periodic(block: LatticeBlock | OneHotBlock) -> bool:
@@ -122,27 +127,31 @@ class LevelDenoiser(nn.Module):
             rare = None if counts is None else rare_levels(block, counts)
             self.register_buffer(f"rare_{number}", rare)
 
-    def inputs(self, z: Tensor, posteriors: list[Tensor]) -> Tensor:
+    def inputs(self, z: Tensor, posteriors: Sequence[LevelPosterior]) -> Tensor:
         """Return the network's inputs, periodic ones first."""
         periodic, plain = [z[:, : self.layout.n_continuous]], list[Tensor]()
-        for block, posterior in zip(self.layout.blocks, posteriors, strict=True):
-            mean = block.mean(posterior.exp())
-            (periodic if is_periodic(block) else plain).append(mean)
+        for posterior in posteriors:
+            (periodic if is_periodic(posterior.block) else plain).append(posterior.mean())
         return torch.cat(periodic + plain, dim=1)
 
-    def level_logits(self, outputs: Tensor, number: int) -> Tensor:
-        """Return the change of the log-posterior for one block, (B, m, K)."""
+    def changed(self, posterior: LevelPosterior, outputs: Tensor, number: int) -> LevelPosterior:
+        """Return a block's posterior changed by the network's outputs."""
         block = self.layout.blocks[number]
         if isinstance(block, OneHotBlock):
-            return outputs[:, block.gather_index]
-        powers = getattr(self, f"powers_{number}")
-        coefficients = outputs.reshape(len(outputs), block.n_variables, -1)
-        return torch.einsum("bmp,mpk->bmk", coefficients, powers)
+            change = outputs[:, block.gather_index]
+        else:
+            coefficients = outputs.reshape(len(outputs), block.n_variables, -1)
+            if isinstance(posterior, StreamedPosterior):
+                return posterior.changed(coefficients)
+            powers = getattr(self, f"powers_{number}")
+            change = torch.einsum("bmp,mpk->bmk", coefficients, powers)
+        log_p = changed_posterior(posterior.dense(), change, getattr(self, f"rare_{number}"))
+        return DensePosterior(block, log_p)
 
     def predict(self, z: Tensor, logsnr: Tensor) -> LevelPrediction:
         """Return what reference and model say of points z (B, d)."""
-        continuous, reference = self.reference.continuous_noise_and_posterior(z, logsnr)
-        means = reference if self.independent is None else self.independent.log_posterior(z, logsnr)
+        continuous, reference = self.reference.posteriors(z, logsnr)
+        means = reference if self.independent is None else self.independent.posteriors(z, logsnr)[1]
         features = self.embedding(logsnr)
         outputs = self.backbone(self.inputs(z, means), logsnr)
         n_continuous = self.layout.n_continuous
@@ -151,16 +160,13 @@ class LevelDenoiser(nn.Module):
         correction = [scale[:, None] * outputs[:, :n_continuous]]
         outputs = torch.exp(features @ self.level_gain)[:, None] * outputs[:, n_continuous:]
         sizes = [n_outputs_of(block) for block in self.layout.blocks]
-        posterior = []
+        model = []
         for number, part in enumerate(outputs.split(sizes, dim=1)):
-            block = self.layout.blocks[number]
-            change = self.level_logits(part, number)
-            changed = changed_posterior(reference[number], change, getattr(self, f"rare_{number}"))
-            posterior.append(changed)
-            shift = block.mean(changed.exp() - reference[number].exp())
+            model.append(self.changed(reference[number], part, number))
+            shift = model[-1].mean_less(reference[number])
             correction.append(-torch.exp(0.5 * logsnr)[:, None] * shift)
-        noise = noise_of_posteriors(self.layout, z, logsnr, continuous, reference)
-        return LevelPrediction(noise, torch.cat(correction, dim=1), reference, posterior)
+        noise = noise_of_posteriors(z, logsnr, continuous, reference)
+        return LevelPrediction(noise, torch.cat(correction, dim=1), reference, model)
 
     def parts(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reference's prediction of the noise and the network's correction to it."""
@@ -174,12 +180,12 @@ class LevelDenoiser(nn.Module):
         baseline = prediction.reference_noise[:, :n_continuous]
         correction = prediction.correction[:, :n_continuous]
         gain = 0.5 * (correction * (2.0 * (eps[:, :n_continuous] - baseline) - correction)).sum(1)
-        pairs = zip(prediction.posterior, prediction.reference_posterior, strict=True)
         # Near the size of the bound's own weight, so that both kinds of columns count alike.
         weight = 2.0 * torch.sigmoid(logsnr)
-        for block, (posterior, reference) in zip(self.layout.blocks, pairs, strict=True):
-            codes = block.codes(rows, n_continuous)[:, :, None]
-            gain = gain + weight * (posterior - reference).gather(2, codes).sum((1, 2))
+        for model, reference in zip(prediction.model, prediction.reference, strict=True):
+            codes = model.block.codes(rows, n_continuous)
+            surplus = model.log_probability(codes) - reference.log_probability(codes)
+            gain = gain + weight * surplus.sum(1)
         return gain
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
@@ -189,7 +195,7 @@ class LevelDenoiser(nn.Module):
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
         """Return log p(level | z) for each block, each of shape (B, m, K)."""
-        return self.predict(z, logsnr).posterior
+        return [posterior.dense() for posterior in self.predict(z, logsnr).model]
 
 
 def rare_levels(
@@ -220,7 +226,6 @@ def changed_posterior(reference: Tensor, change: Tensor, rare: Tensor | None) ->
 
 def level_powers(block: LatticeBlock) -> Tensor:
     """Return powers 1 to 3 of the levels scaled to [-1, 1], shape (m, degree, K)."""
-    top = block.allowed.sum(1, keepdim=True) - 1
-    level = torch.arange(block.n_levels).clamp(max=top) / top * 2.0 - 1.0
+    level = scaled_levels(block)
     exponents = torch.arange(1, min(DEGREE, block.n_levels - 1) + 1)
     return (level[:, None, :] ** exponents[:, None]).float()

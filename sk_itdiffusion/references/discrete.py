@@ -11,6 +11,7 @@ mixed tables, of any continuous reference.  `LatentClassReference` is a mixture 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_from_data
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.layout import LatticeBlock, Layout
+from sk_itdiffusion.posteriors import DensePosterior, LevelPosterior, StreamedPosterior, is_long
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
@@ -44,18 +46,15 @@ class DiscreteReference(Reference):
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
         """Return log p(level | z) for each block of the layout, each of shape (B, m, K)."""
-        return self.continuous_noise_and_posterior(z, logsnr)[1]
+        return [posterior.dense() for posterior in self.posteriors(z, logsnr)[1]]
 
-    def continuous_noise_and_posterior(
-        self, z: Tensor, logsnr: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the predicted noise of the continuous columns, and `log_posterior`."""
-        raise NotImplementedError
+    @abstractmethod
+    def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
+        """Return the predicted noise of the continuous columns, and a posterior for each block."""
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
-        continuous, posteriors = self.continuous_noise_and_posterior(z, logsnr)
-        return noise_of_posteriors(self.layout, z, logsnr, continuous, posteriors)
+        return noise_of_posteriors(z, logsnr, *self.posteriors(z, logsnr))
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
         """Discrete columns are not standardised."""
@@ -67,13 +66,12 @@ class DiscreteReference(Reference):
 
 
 def noise_of_posteriors(
-    layout: Layout, z: Tensor, logsnr: Tensor, continuous: Tensor, posteriors: Sequence[Tensor]
+    z: Tensor, logsnr: Tensor, continuous: Tensor, posteriors: Sequence[LevelPosterior]
 ) -> Tensor:
-    """Return the predicted noise (B, d) that belongs to log-posteriors of the levels."""
+    """Return the predicted noise (B, d) that belongs to posteriors of the levels."""
     parts = [continuous]
-    for block, posterior in zip(layout.blocks, posteriors, strict=True):
-        estimate = block.mean(posterior.exp())
-        parts.append(noise_from_data(z[:, block.coordinates], estimate, logsnr))
+    for posterior in posteriors:
+        parts.append(noise_from_data(z[:, posterior.block.coordinates], posterior.mean(), logsnr))
     return torch.cat(parts, dim=1)
 
 
@@ -155,15 +153,17 @@ class IndependentReference(DiscreteReference):
             total = total + log_prior.gather(1, codes.T).T.sum(1)
         return total
 
-    def continuous_noise_and_posterior(
-        self, z: Tensor, logsnr: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the predicted noise of the continuous columns, and the log-posteriors."""
-        posteriors = [
-            (log_prior + block.log_likelihood(z[:, block.coordinates], logsnr)).log_softmax(2)
-            for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True)
-        ]
-        return self.continuous_noise(z, logsnr), posteriors
+    def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
+        """Return the predicted noise of the continuous columns, and a posterior for each block."""
+        found: list[LevelPosterior] = []
+        for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
+            part = z[:, block.coordinates]
+            if isinstance(block, LatticeBlock) and is_long(block):
+                found.append(StreamedPosterior.unchanged(block, log_prior, part, logsnr))
+            else:
+                joint = log_prior + block.log_likelihood(part, logsnr)
+                found.append(DensePosterior(block, joint.log_softmax(2)))
+        return self.continuous_noise(z, logsnr), found
 
     def continuous_noise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise of the continuous columns, (B, n_continuous)."""
@@ -277,10 +277,8 @@ class LatentClassReference(DiscreteReference):
             )
         return joint.logsumexp(1)
 
-    def continuous_noise_and_posterior(
-        self, z: Tensor, logsnr: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the predicted noise of the continuous columns, and the log-posteriors."""
+    def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
+        """Return the predicted noise of the continuous columns, and a posterior for each block."""
         joint = self.log_weights.to(z.dtype).expand(len(z), -1)
         scaled = None
         if self.continuous is not None:
@@ -295,13 +293,18 @@ class LatentClassReference(DiscreteReference):
             joint = joint + by_class.log().sum(0)
             evidence.append((likelihood, by_class))
         posterior = joint.softmax(1)
-        levels = [
+        levels: list[LevelPosterior] = [
             # The tiny number keeps the logarithm finite where float underflows.
-            (likelihood * torch.bmm(posterior / by_class, table.transpose(1, 2)))
-            .transpose(0, 1)
-            .add(torch.finfo(z.dtype).tiny)
-            .log()
-            for (likelihood, by_class), table in zip(evidence, self.tables, strict=True)
+            DensePosterior(
+                block,
+                (likelihood * torch.bmm(posterior / by_class, table.transpose(1, 2)))
+                .transpose(0, 1)
+                .add(torch.finfo(z.dtype).tiny)
+                .log(),
+            )
+            for block, (likelihood, by_class), table in zip(
+                self.layout.blocks, evidence, self.tables, strict=True
+            )
         ]
         if self.continuous is None or scaled is None:
             return z[:, :0], levels

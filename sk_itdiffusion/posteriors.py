@@ -1,0 +1,190 @@
+r"""Posteriors of the levels of a block of variables, given noisy points.
+
+A `DensePosterior` holds the log-probability of each level.  For long lattices, such as pixels of
+256 levels, that is a few hundred numbers for each number of a batch; a `StreamedPosterior` passes
+over the levels in slices and keeps sums only.  With the log-posterior a polynomial
+:math:`\sum_j c_j t^j` of the level :math:`t` beside fixed terms, the derivatives of the logarithm
+of the normaliser and of the mean are moments,
+
+.. math:: \frac{\partial \log Z}{\partial c_j} = E[t^j], \qquad
+    \frac{\partial E[t]}{\partial c_j} = E[t^{j+1}] - E[t]\, E[t^j],
+
+so that the backward pass needs no second pass over the levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sk_itdiffusion.layout import LatticeBlock, OneHotBlock
+
+__all__ = ["DensePosterior", "LevelPosterior", "StreamedPosterior", "is_long", "scaled_levels"]
+
+#: Levels of a lattice up to which posteriors are held level by level.
+MOST_DENSE_LEVELS = 32
+#: Levels in one slice.
+SLICE = 16
+#: Degree of the polynomials.
+DEGREE = 3
+
+
+def is_long(block: LatticeBlock | OneHotBlock) -> bool:
+    """Return whether the block's posteriors are streamed where they can be."""
+    return isinstance(block, LatticeBlock) and block.n_levels > MOST_DENSE_LEVELS
+
+
+def scaled_levels(block: LatticeBlock) -> Tensor:
+    """Return the levels scaled to [-1, 1], shape (m, K); padded ones are at 1."""
+    top = block.allowed.sum(1, keepdim=True) - 1
+    levels = torch.arange(block.n_levels, device=top.device)
+    return levels.clamp(max=top).to(block.values.dtype) / top * 2.0 - 1.0
+
+
+@dataclass(frozen=True)
+class DensePosterior:
+    """Log-probabilities of all levels.
+
+    Attributes
+    ----------
+    block : LatticeBlock or OneHotBlock
+        The variables.
+    log_p : Tensor of shape (B, m, K)
+        Log-probabilities; minus infinity (or a very negative number) for padded levels.
+    """
+
+    block: LatticeBlock | OneHotBlock
+    log_p: Tensor
+
+    def mean(self) -> Tensor:
+        """Return the mean point, (B, n_points)."""
+        return self.block.mean(self.log_p.exp())
+
+    def mean_less(self, other: LevelPosterior) -> Tensor:
+        """Return the difference of two mean points, (B, n_points), without cancellation."""
+        return self.block.mean(self.log_p.exp() - other.dense().exp())
+
+    def log_probability(self, codes: Tensor) -> Tensor:
+        """Return the log-probabilities of codes (B, m), up to a constant in the levels."""
+        return self.log_p.gather(2, codes[:, :, None])[:, :, 0]
+
+    def dense(self) -> Tensor:
+        """Return the log-probabilities of all levels, (B, m, K)."""
+        return self.log_p
+
+
+@dataclass(frozen=True)
+class StreamedPosterior:
+    """Posterior of a long lattice under independent priors, changed by a polynomial.
+
+    Attributes
+    ----------
+    block : LatticeBlock
+        The variables.
+    log_prior : Tensor of shape (m, K)
+        Log-probabilities before anything is seen.
+    z : Tensor of shape (B, m)
+        Noisy points.
+    logsnr : Tensor of shape (B,)
+        Their log-SNRs.
+    coefficients : Tensor of shape (B, m, 3)
+        Coefficients of the polynomial in the level scaled to [-1, 1].
+    """
+
+    block: LatticeBlock
+    log_prior: Tensor
+    z: Tensor
+    logsnr: Tensor
+    coefficients: Tensor
+
+    @classmethod
+    def unchanged(
+        cls, block: LatticeBlock, log_prior: Tensor, z: Tensor, logsnr: Tensor
+    ) -> StreamedPosterior:
+        """Return the posterior without a polynomial."""
+        return cls(block, log_prior, z, logsnr, z.new_zeros(*z.shape, DEGREE))
+
+    def changed(self, coefficients: Tensor) -> StreamedPosterior:
+        """Return the posterior with another polynomial, (B, m, 3)."""
+        return StreamedPosterior(self.block, self.log_prior, self.z, self.logsnr, coefficients)
+
+    def logits(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return unnormalised log-probabilities and scaled levels of a slice of the levels."""
+        t = scaled_levels(self.block).to(self.z)[:, first:last]
+        values = self.block.values[:, first:last]
+        noise = self.block.standardized(self.z, self.logsnr, values)
+        c1, c2, c3 = self.coefficients[:, :, None, :].unbind(3)
+        return self.log_prior[:, first:last] - 0.5 * noise.square() + t * (
+            c1 + t * (c2 + t * c3)
+        ), t
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return log of the normaliser and the mean of the scaled level, both (B, m)."""
+        log_z, mean = _StreamedMoments.apply(self.coefficients, self)
+        return log_z, mean
+
+    def mean(self) -> Tensor:
+        """Return the mean point, (B, m)."""
+        bottom, top = self.ends()
+        return 0.5 * (bottom + top) + 0.5 * (top - bottom) * self.moments()[1]
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return the points of the first and the last level of each variable."""
+        # Padded levels are at the last point.
+        return self.block.values[:, 0], self.block.values[:, -1]
+
+    def mean_less(self, other: LevelPosterior) -> Tensor:
+        """Return the difference of two mean points, (B, m)."""
+        return self.mean() - other.mean()
+
+    def log_probability(self, codes: Tensor) -> Tensor:
+        """Return the log-probabilities of codes (B, m), up to a constant in the levels.
+
+        The constant is what the prior and the channel contribute at the code.
+        """
+        t = scaled_levels(self.block).to(self.z).gather(1, codes.T).T
+        c1, c2, c3 = self.coefficients.unbind(2)
+        return t * (c1 + t * (c2 + t * c3)) - self.moments()[0]
+
+    def dense(self) -> Tensor:
+        """Return the log-probabilities of all levels, (B, m, K)."""
+        return self.logits(0, self.block.n_levels)[0].log_softmax(2)
+
+
+LevelPosterior = DensePosterior | StreamedPosterior
+
+
+class _StreamedMoments(torch.autograd.Function):
+    """Logarithm of the normaliser and mean of the scaled level, by one pass over slices."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, posterior: StreamedPosterior) -> tuple[Tensor, ...]:
+        """Return log Z and E[t], both (B, m)."""
+        highest = torch.full_like(posterior.z, -torch.inf)
+        sums = [torch.zeros_like(posterior.z) for _ in range(DEGREE + 2)]
+        for first in range(0, posterior.block.n_levels, SLICE):
+            logits, t = posterior.logits(first, first + SLICE)
+            above = torch.maximum(highest, logits.amax(2))
+            rescale = (highest - above).exp()
+            weight = (logits - above[:, :, None]).exp()
+            for power in range(DEGREE + 2):
+                sums[power] = sums[power] * rescale + weight.sum(2)
+                weight = weight * t
+            highest = above
+        moments = [total / sums[0] for total in sums[1:]]
+        ctx.save_for_backward(*moments)
+        return highest + sums[0].log(), moments[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient with respect to the coefficients."""
+        for_log_z, for_mean = gradients
+        moments = ctx.saved_tensors
+        parts = [
+            for_log_z * moments[j] + for_mean * (moments[j + 1] - moments[0] * moments[j])
+            for j in range(DEGREE)
+        ]
+        return torch.stack(parts, dim=2), None
