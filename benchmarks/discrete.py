@@ -14,7 +14,6 @@ many distinct rows were scored. Finished records in the output file are not comp
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from typing import Any
 
