@@ -347,7 +347,9 @@ def fit_references(
     asked = set() if settings.experts == "auto" else set(settings.experts)
 
     def wanted(name: str) -> bool:
-        return judged and (settings.reference in ("auto", name) or name in asked)
+        return judged and (
+            settings.reference in ("auto", name) or settings.preconditioner == name or name in asked
+        )
 
     continuous = _continuous_references(split, step, settings, random_state, stop, wanted)
     layout = split.space.layout
@@ -436,8 +438,17 @@ def choose_control(
 
 def choose_preconditioner(references: dict[str, Reference], settings: FitSettings) -> str:
     """Return the name of the reference that the network corrects."""
-    asked = settings.preconditioner
-    return asked if asked in references else plain_reference(references)
+    asked, plain = settings.preconditioner, plain_reference(references)
+    if asked in references:
+        return asked
+    if asked != "independent":
+        warnings.warn(
+            f"preconditioner={asked!r} is not better than {plain!r} on the validation rows, or "
+            "these columns do not allow it; the latter is used.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return plain
 
 
 def model_range(

@@ -15,6 +15,7 @@ of Kong et al. 2023, whose transitions are normal.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def path_log_probability(
         Its estimated variance; NaN with one path.
     """
     n_rows = max(1, budget // rule.n_paths)
-    local = layout.to(device=device, dtype=dtype) if dtype != torch.float64 else layout
+    local = copy.deepcopy(layout).to(device=device, dtype=dtype)
     total, variance = np.empty(len(rows)), np.empty(len(rows))
 
     def score_block(start: int) -> None:
