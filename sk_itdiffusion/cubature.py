@@ -160,8 +160,8 @@ class NoiseRule:
         """Return the rule for discrete columns: one direction unless another number is given.
 
         The errors of levels are no polynomials of the noise: opposite noise brings nothing but for
-        continuous columns beside them (then ``mirrored``), and more log-SNRs bring more than more
-        directions.
+        continuous columns beside them and for fine lattices (then ``mirrored``), and more log-SNRs
+        bring more than more directions.
         """
         most = 1 if n_directions is None else n_directions
         return cls(n_features, min(n_features, most), False, seed, mirrored=mirrored)

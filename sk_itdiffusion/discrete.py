@@ -104,7 +104,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Draws in each stratum, at least 2, from whose differences the standard errors follow; with
         ``likelihood="path"`` the number of paths, at least 1.
     n_directions : int or None, default=None
-        Orthogonal noise vectors in a draw, at least 1; None is 1.
+        Orthogonal noise vectors in a draw, at least 1 (each with both signs where a column has 8
+        ordered levels or more); None is 1.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False

@@ -37,6 +37,8 @@ Array = NDArray[np.float64]
 
 #: Length of the one-hot vectors, which makes the distance of two levels that of -1 and 1.
 ONE_HOT_LENGTH = math.sqrt(2.0)
+#: Levels from which on a lattice is treated much like a continuous column.
+FINE_LATTICE = 8
 #: Most that the levels of a lattice are apart: as far as those of a binary variable.
 WIDEST_SPACING = 2.0
 
@@ -245,6 +247,12 @@ class Layout(nn.Module):
     def n_columns(self) -> int:
         """Columns of the rows."""
         return self.n_continuous + len(self.variables)
+
+    @property
+    def is_nearly_continuous(self) -> bool:
+        """Whether there are continuous columns, or lattices fine enough to be much like them."""
+        lattices = [block for block in self.blocks if isinstance(block, LatticeBlock)]
+        return self.n_continuous > 0 or any(b.n_levels >= FINE_LATTICE for b in lattices)
 
     @property
     def n_level_points(self) -> int:

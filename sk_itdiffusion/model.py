@@ -130,8 +130,13 @@ class TableModel:
 
     @property
     def precision(self) -> torch.dtype:
-        """Precision of references and integrals; Apple's devices have no float64."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
+        """Precision of the references' denoisers; Apple's devices have no float64.
+
+        For levels alone single precision changes a log-probability by less than 1e-4 nats, far
+        less than the noise of its integration, and is up to twice as fast.
+        """
+        single = self.device.type == "mps" or self.space.is_discrete
+        return torch.float32 if single else torch.float64
 
     def experts(self) -> dict[str, Denoiser]:
         """Return all denoisers by name, on the device, in the space of the mapped columns."""
@@ -334,7 +339,7 @@ def scoring_noise(space: TableSpace, seed: int, n_directions: int | None) -> Noi
     n_points = space.layout.n_points
     if not space.layout.variables:
         return NoiseRule.for_scoring(n_points, seed, n_directions)
-    mirrored = not space.is_discrete
+    mirrored = space.layout.is_nearly_continuous
     return NoiseRule.for_levels(n_points, seed, n_directions, mirrored=mirrored)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.layout import LatticeBlock, Layout, OneHotBlock
+from sk_itdiffusion.layout import FINE_LATTICE, LatticeBlock, Layout, OneHotBlock
 from sk_itdiffusion.posteriors import (
     DEGREE,
     DensePosterior,
@@ -43,8 +43,6 @@ __all__ = ["LevelDenoiser", "LevelPrediction", "n_level_outputs"]
 
 #: Training rows below which an unordered level keeps the posterior of the reference.
 LEAST_ROWS_FOR_A_LEVEL = 5
-#: Levels from which on an ordered variable has sines and cosines of its posterior mean.
-LEVELS_FOR_PERIODIC_INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class LevelPrediction:
 
 def is_periodic(block: LatticeBlock | OneHotBlock) -> bool:
     """Return whether the block's posterior means enter with sines and cosines."""
-    return isinstance(block, LatticeBlock) and block.n_levels >= LEVELS_FOR_PERIODIC_INPUTS
+    return isinstance(block, LatticeBlock) and block.n_levels >= FINE_LATTICE
 
 
 def n_outputs_of(block: LatticeBlock | OneHotBlock) -> int:
