@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -18,6 +19,8 @@ from sk_itdiffusion.model import NETWORKS, Effort
 from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEDiscreteDensity"]
+
+MOST_PIXEL_LEVELS = 256
 
 
 class IMMSEDiscreteDensity(CategoricalEstimator):
@@ -80,7 +83,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
     max_epochs : int, default=40
-        Epochs at most, at least 0; with 0 there is no network.
+        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
+        at its start, which is its reference.  ``experts=["independent"], max_epochs=0`` gives the
+        reference alone.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
@@ -276,6 +281,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
                 "Pixels are ordinal: with image_shape, kind must be 'auto' or 'ordinal', got "
                 f"{self.kind!r}."
             )
+        check_pixels(table)
         return discrete_kinds(table, "ordinal")
 
     def _pixels(self) -> tuple[int, ...]:
@@ -301,6 +307,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
 
     def _effort(self) -> Effort:
         """Return how exactly to score; may be changed after the fit."""
+        if self.likelihood not in ("immse", "path"):
+            raise ValueError(f"likelihood must be 'immse' or 'path', got {self.likelihood!r}.")
         if self.likelihood == "immse" and self.n_draws < 2:
             raise ValueError("n_draws must be at least 2 with likelihood='immse', got 1.")
         return super()._effort()
@@ -308,6 +316,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of discrete columns."""
         self._effort()
+        if self.image_shape is None and NETWORKS[1] in self.experts and self.experts != "auto":
+            raise ValueError(f"experts names {NETWORKS[1]!r}, which needs image_shape.")
         images = self.image_shape is not None
         return {
             "preconditioner": "independent"
@@ -353,6 +363,19 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         check_is_fitted(self)
         log_probability, variance = self._model.path_log_probability(self._read(X), self._effort())
         return (log_probability, np.sqrt(variance)) if return_std else log_probability
+
+
+def check_pixels(table: Table) -> None:
+    """Raise an error if pixels are numbers of more levels than images have."""
+    if not table.holds_numbers.all():
+        return
+    levels = pd.unique(table.frame.to_numpy(dtype=np.float64).ravel())
+    if len(levels) > MOST_PIXEL_LEVELS:
+        raise ValueError(
+            f"X has {len(levels)} distinct values in all pixels together, images at most "
+            f"{MOST_PIXEL_LEVELS}. Round the values, or use IMMSEDensity or IMMSEMixedDensity for "
+            "continuous ones."
+        )
 
 
 def automatic(value: int | str, usual: int) -> int:

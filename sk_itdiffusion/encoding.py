@@ -194,6 +194,8 @@ def _storage(column: pd.Series[Any], label: str) -> Storage:
         raise ValueError(f"Complex data not supported: column {label!r} holds complex numbers.")
     if isinstance(dtype, pd.CategoricalDtype):
         return "ordered" if dtype.ordered else "unordered"
+    if inferred == "boolean" and bool(column.isna().any()):
+        return "text"  # the missing value is a level
     if inferred == "boolean" or types.is_bool_dtype(dtype):
         return "boolean"
     if inferred == "integer" or types.is_integer_dtype(dtype):

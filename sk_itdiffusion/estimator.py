@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -212,10 +213,9 @@ class TableEstimator(DensityMixin, BaseEstimator):
 
     def _check_warm_start(self, previous: TableModel | None) -> None:
         """Raise an error if a warm start would ignore a changed parameter."""
-        kept = {name: getattr(self, name) for name in self._fixed_at_warm_start}
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
         if previous is not None:
-            changed = [name for name, value in kept.items() if self._kept[name] is not value]
-            changed = [name for name in changed if self._kept[name] != kept[name]]
+            changed = [name for name, value in kept.items() if not alike(self._kept[name], value)]
             if changed:
                 raise ValueError(
                     f"warm_start keeps the maps and references of the earlier fit, but "
@@ -407,12 +407,7 @@ class CategoricalEstimator(TableEstimator):
         self, X: Any, weight: ArrayLike | None
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return codes, weights and kinds; levels are learned from rows of positive weight."""
-        table = self._table(X, reset=True)
-        check_number_of_rows(table.frame.shape, type(self).__name__)
-        checked = checked_weight(weight, np.empty((len(table.frame), 1)))
-        if not (checked > 0).all():
-            table = Table(table.frame[checked > 0], table.dtype)
-            checked = checked[checked > 0]
+        table, checked = self._weighted_table(X, weight, reset=True)
         self._encoder = TableEncoder.fit(
             table,
             kinds=self._column_kinds(table),
@@ -429,6 +424,21 @@ class CategoricalEstimator(TableEstimator):
         ]
         return self._encoder.encode(table), checked, kinds
 
+    def _read_again(
+        self, X: Any, sample_weight: ArrayLike | None
+    ) -> tuple[Array, Array, list[ColumnKind]]:
+        """Return what `_read_first` does, of a table with the columns of the earlier fit."""
+        table, weight = self._weighted_table(X, sample_weight, reset=False)
+        return self._encoder.encode(table), weight, self._kinds
+
+    def _weighted_table(self, X: Any, weight: ArrayLike | None, reset: bool) -> tuple[Table, Array]:
+        """Return the rows of positive weight, and their weights."""
+        table = self._table(X, reset)
+        check_number_of_rows(table.frame.shape, type(self).__name__)
+        checked = checked_weight(weight, np.empty((len(table.frame), 1)))
+        kept = checked > 0
+        return (table if kept.all() else Table(table.frame[kept], table.dtype)), checked[kept]
+
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""
         return self._encoder.encode(self._table(X, reset=False))
@@ -440,6 +450,24 @@ class CategoricalEstimator(TableEstimator):
     def _shares_levels(self) -> bool:
         """Return whether all columns have the same levels."""
         return False
+
+
+def alike(first: Any, second: Any) -> bool:
+    """Return whether two parameter values are the same, arrays and modules included."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, torch.nn.Module):
+        ours, theirs = first.state_dict(), second.state_dict()
+        return ours.keys() == theirs.keys() and all(
+            torch.equal(value, theirs[name]) for name, value in ours.items()
+        )
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(alike(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(alike, first, second))
+    if hasattr(first, "shape"):
+        return np.array_equal(np.asarray(first), np.asarray(second))
+    return bool(first == second)
 
 
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder")

@@ -45,6 +45,8 @@ _MOST_ROWS_FOR_MAPS = 5_000
 _MOST_ROWS_TO_FIT_MAPS = 50_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
+#: Rows from which covariances of levels are taken.
+MOST_ROWS_FOR_SPECTRUM = 2_000
 _CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 MOST_ROWS_FOR_CLASSES = 50_000
 #: Entries of the matrix of rows and levels that latent class models are fitted to.
@@ -338,14 +340,24 @@ def fit_latent_class_by_validation(
     best = search_numbers(possible, fit_all, float(valid.share @ baseline))
     if best is None:
         return None
-    mean, error = mean_and_error(log_likelihoods(best[1], valid.X) - baseline, valid.share)
+    gain = log_likelihoods(best[1], valid.X) - baseline
+    n_valid = None if layout.n_continuous else float(valid.weight.sum())
+    mean, error = mean_and_error(gain, valid.share, n_valid)
     return best[1] if mean > error else None
 
 
-def mean_and_error(values: Array, share: Array) -> tuple[float, float]:
-    """Return the weighted mean over rows and its standard error; the shares sum to 1."""
+def mean_and_error(
+    values: Array, share: Array, n_observations: float | None = None
+) -> tuple[float, float]:
+    """Return the weighted mean over rows and its standard error; the shares sum to 1.
+
+    Each row is one observation, or with ``n_observations`` the shares are those of so many.
+    """
     mean = float(share @ values)
-    return mean, math.sqrt(float(share**2 @ (values - mean) ** 2))
+    squared = (values - mean) ** 2
+    if n_observations is not None:
+        return mean, math.sqrt(float(share @ squared) / n_observations)
+    return mean, math.sqrt(float(share**2 @ squared))
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
@@ -394,16 +406,25 @@ def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float
     low, high : float
         The range.
     """
-    sample = rows.take(np.arange(min(len(rows), _MOST_ROWS_FOR_MAPS)))
+    sample = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_SPECTRUM)))
     points = layout.embed_array(sample.X)
-    deviation = points - sample.share @ points
-    covariance = (sample.share[:, None] * deviation).T @ deviation
+    deviation = np.sqrt(sample.share)[:, None] * (points - sample.share @ points)
+    squared = squared_norm(deviation)
+    # Columns of one variable belong together.
     owner = layout.owners()
-    apart = owner[:, None] != owner[None, :]
-    squared = float((covariance**2)[apart].sum())
+    order = np.argsort(owner, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        squared -= squared_norm(deviation[:, group])
     low = 0.5 * math.log(4.0 * _LEAST_INFORMATION / max(squared, 1e-3))
     high = math.log(60.0) - 2.0 * math.log(min(v.spacing for v in layout.variables))
     return low, max(high, low + 4.0)
+
+
+def squared_norm(deviation: Array) -> float:
+    """Return the sum of the squared entries of A'A, by the smaller of A'A and AA'."""
+    tall = deviation.shape[0] >= deviation.shape[1]
+    gram = deviation.T @ deviation if tall else deviation @ deviation.T
+    return float((gram**2).sum())
 
 
 def mixture_regularization(step: Array) -> float:

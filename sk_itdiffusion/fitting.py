@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
@@ -32,6 +32,7 @@ from sk_itdiffusion.denoisers import (
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.experts import (
+    MOST_ROWS_FOR_SPECTRUM,
     MappedSplit,
     choose_marginal_map,
     fit_latent_class_by_validation,
@@ -87,12 +88,16 @@ Array = NDArray[np.float64]
 N_NODES = 41
 MOST_VALIDATION_ROWS = 10_000
 MOST_PROFILE_ROWS = 2_000
+#: Noisy rows, at least, from which the errors at a node are averaged if states are few.
+LEAST_PROFILE_ROWS = 1_000
+LEAST_VALIDATION_ROWS = 2_000
 #: Intermediate numbers that the error profile may take; large images get fewer rows.
 MOST_PROFILE_WORK = 2 * 10**9
-MOST_ROWS_FOR_SPECTRUM = 5_000
 WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
+#: Observations that integer weights may stand for.
+MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
 WIDEST_FOR_ONE_THREAD = 256
 
@@ -162,6 +167,8 @@ def fit_table_model(
     grouped = group_rows(values, weight)
     space, report = table_space(grouped, kinds, settings)
     check_varying_columns(space, settings, previous)
+    if space.is_discrete:
+        grouped = in_counts(grouped, weight)
     if space.is_empty:
         return _empty_model(grouped, space, settings, seeds)
     step = report.step[space.continuous]
@@ -237,6 +244,20 @@ def table_space(
     return space, report
 
 
+def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
+    """Return grouped rows with weights that are numbers of observations.
+
+    Integer weights are.  Others are scaled to sum to the number of observations of equal weight
+    that tell as much (Kish's effective sample size).
+    """
+    positive = weight[weight > 0]
+    if np.array_equal(positive, np.rint(positive)):
+        total = min(float(positive.sum()), MOST_OBSERVATIONS)
+        return WeightedRows(grouped.X, np.maximum(np.rint(grouped.share * total), 1.0))
+    relative = positive / positive.max()
+    return WeightedRows(grouped.X, grouped.share * float(relative.sum() ** 2 / (relative**2).sum()))
+
+
 def n_observations(rows: WeightedRows, space: TableSpace) -> int:
     """Return the number of rows that count: of a discrete table all, else the distinct ones."""
     return round(float(rows.weight.sum())) if space.is_discrete else len(rows)
@@ -299,7 +320,8 @@ def split_rows(
     """Return training and validation rows; very few rows serve as both."""
     if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
         return rows, rows
-    split = rows.split_copies if space.is_discrete else rows.split
+    counted = space.is_discrete and np.array_equal(rows.weight, np.rint(rows.weight))
+    split = rows.split_copies if counted else rows.split
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
@@ -559,8 +581,12 @@ def train_network(
         learning_rate=settings.learning_rate,
         weight_decay=weight_decay,
         patience=settings.patience,
+        n_validation_noises=16,
         verbose=settings.verbose,
     )
+    if split.space.is_discrete:
+        enough = math.ceil(LEAST_VALIDATION_ROWS / len(split.valid))
+        plan = replace(plan, n_validation_noises=max(16, enough))
     net = train(
         DenoisingObjective(
             denoiser,
@@ -587,6 +613,10 @@ def spectrum_of(split: MappedSplit) -> Array:
     if split.space.layout.variables:
         sample = sample.take(np.arange(min(len(sample), MOST_ROWS_FOR_SPECTRUM)))
     points = split.space.layout.embed_array(sample.X)
+    if points.shape[1] > len(points):
+        # The eigenvalues other than 0 are those of the smaller matrix of products of rows.
+        points = (np.sqrt(sample.share)[:, None] * (points - sample.share @ points)).T
+        return np.asarray(np.maximum(np.linalg.eigvalsh(points.T @ points), 1e-6))
     covariance = np.atleast_2d(np.cov(points.T, aweights=sample.weight))
     return np.asarray(np.maximum(np.linalg.eigvalsh(covariance), 1e-6))
 
@@ -669,23 +699,40 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     """Set the weights of the experts, the validation bound and the scoring rule, in place."""
     affordable = MOST_PROFILE_WORK // (N_NODES * model.widest)
     n_rows = min(len(split.valid), MOST_PROFILE_ROWS, max(100, affordable))
-    valid = split.valid.take(np.arange(n_rows))
+    valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
+    keys = row_keys(valid.X, model.seeds.scoring + 1)
+    if model.space.is_discrete:
+        valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
+        log_slope = np.zeros(len(valid))
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
-    profile = model.profile(valid.X, valid.weight, row_keys(valid.X, model.seeds.scoring + 1))
+    profile = model.profile(valid.X, valid.weight, keys)
     members = restrict_profile(profile, model.expert_names)
     # With few rows, the expert that no choice on those rows has favoured.
     plain = plain_reference(model.references)
     anchor = plain if plain in model.expert_names else model.expert_names[0]
-    model.weights = stacking_weights(members, anchor, n_observations(valid, model.space))
+    if model.space.layout.variables and model.control in model.expert_names:
+        anchor = model.control  # it has passed a one-standard-error rule of its own
+    model.weights = stacking_weights(members, anchor)
     model.curve = summarize_profile(profile, model.expert_names, model.weights)
     difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
         model.weights
     )
     log_density = log_likelihoods(model.references[model.control], valid.X)
-    log_density += split.valid_log_slope[: len(valid)]
+    log_density += log_slope
     model.entropy = -float(members.row_weight @ (log_density + members.integral(difference)))
-    model.rule = scoring_rule(model, valid.take(np.arange(min(len(valid), 100))), settings)
+    model.rule = scoring_rule(
+        model, split.valid.take(np.arange(min(len(split.valid), 100))), settings
+    )
+
+
+def repeated(
+    rows: WeightedRows, keys: NDArray[np.uint64], least: int
+) -> tuple[WeightedRows, NDArray[np.uint64]]:
+    """Return rows repeated with different keys, so that few states are seen with enough noise."""
+    times = math.ceil(least / len(rows))
+    many = WeightedRows(np.repeat(rows.X, times, axis=0), np.repeat(rows.weight / times, times))
+    return many, spawn_keys(keys, times).ravel()
 
 
 def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
@@ -726,11 +773,14 @@ def scoring_rule(
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
+    keys = row_keys(valid.X, model.seeds.scoring + 2)
+    if model.space.is_discrete:
+        valid, keys = repeated(valid, keys, 100)
     points = model.space.layout.embed_array(valid.X)
     noise = scoring_noise(model.space, model.seeds.scoring, settings.n_directions)
     placement = fit_placement(
         points,
-        row_keys(valid.X, model.seeds.scoring + 2),
+        keys,
         model.paired(),
         noise,
         model.logsnr[nodes],

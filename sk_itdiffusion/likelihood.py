@@ -385,12 +385,16 @@ class ErrorProfile:
         Products of residuals, averaged over the noise, for each row.
     row_weight : ndarray of shape (n_samples,)
         Weights of the rows; they sum to 1.
+    n_observations : float or None
+        How many independent observations the rows stand for, if weights are counts of them; None
+        if each row is one observation.
     """
 
     names: Sequence[str]
     logsnr: Array
     gram: Array
     row_weight: Array
+    n_observations: float | None = None
 
     @property
     def mean_gram(self) -> Array:
@@ -410,6 +414,8 @@ class ErrorProfile:
     def standard_error(self, rows: Array) -> Array:
         """Return the standard error of the weighted mean over rows, along the last axis."""
         deviation = rows - (rows @ self.row_weight)[..., None]
+        if self.n_observations is not None:
+            return np.asarray(np.sqrt((deviation**2) @ self.row_weight / self.n_observations))
         return np.asarray(np.sqrt((deviation**2) @ self.row_weight**2))
 
     def integral(self, rows: Array) -> Array:
@@ -484,9 +490,7 @@ def stacked_residuals(
     return torch.stack([eps - expert(z, logsnr) for expert in experts.values()])
 
 
-def stacking_weights(
-    profile: ErrorProfile, reference: str, n_observations: int | None = None
-) -> Array:
+def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
     """Return the weights on the simplex of least squared error at each node.
 
     With 50 rows or fewer the weights are drawn back to the reference as far as the error stays
@@ -498,8 +502,6 @@ def stacking_weights(
         Products of the residuals on validation rows.
     reference : str
         Name of the expert to fall back to.
-    n_observations : int or None, default=None
-        Rows that the profile stands for, if equal ones are in it only once.
 
     Returns
     -------
@@ -507,7 +509,7 @@ def stacking_weights(
         Non-negative weights; rows sum to 1.
     """
     weights = np.stack([_least_error_on_simplex(gram) for gram in profile.mean_gram])
-    n_rows = profile.gram.shape[1] if n_observations is None else n_observations
+    n_rows = profile.n_observations or profile.gram.shape[1]
     if n_rows > _ROWS_FOR_FREE_STACKING:
         return weights
     anchor = profile.vertex(reference)

@@ -70,7 +70,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
     max_epochs : int, default=40
-        Epochs at most, at least 0; with 0 there is no network.
+        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
+        at its start, which is its reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
@@ -132,7 +133,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     expert_weights_ : dict of str to ndarray of shape (n_nodes,)
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
-        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch.
+        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
+        ``loss="cross_entropy"`` the first is partly a cross-entropy, on another scale.
     entropy_ : float
         The validation bound of the whole model, in nats.
     n_iter_ : int
@@ -271,8 +273,14 @@ class IMMSEMixedDensity(CategoricalEstimator):
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous and discrete columns."""
-        usual = 256 if any(kind != "continuous" for kind in self.kinds_) else 128
+        levels = any(kind != "continuous" for kind in self.kinds_)
+        usual = 256 if levels else 128
+        # Without discrete columns the independent reference is the normal distribution.
+        plain = {} if levels else {"independent": "gaussian"}
+        experts = self.experts
         return {
+            "reference": plain.get(str(self.reference), self.reference),
+            "experts": experts if experts == "auto" else [plain.get(e, e) for e in experts],
             "marginals": self.marginals,
             "n_frequencies": self.n_frequencies,
             "preconditioner": "independent"

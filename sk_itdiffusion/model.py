@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.cubature import NoiseRule, row_keys
+from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
 from sk_itdiffusion.experts import log_likelihoods
 from sk_itdiffusion.likelihood import (
     Denoiser,
@@ -209,16 +209,20 @@ class TableModel:
         total += log_reference + np.where(finite, log_slope, 0.0)
         near = log_reference > LEAST_LOG_DENSITY
         if rule is not None and near.any():
-            gap, variance[near] = information_gap(
-                self.space.layout.embed_array(rows[near]),
-                row_keys(standardized[near], self.seeds.scoring),
+            keys = row_keys(standardized[near], self.seeds.scoring)
+            # Equal rows have equal noise and are done once.
+            _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+            gap, squared_error = information_gap(
+                self.space.layout.embed_array(rows[near][first]),
+                keys[first],
                 self.paired(),
                 rule,
                 budget=self.budget,
                 device=self.device,
                 dtype=self.precision,
             )
-            total[near] += gap
+            total[near] += gap[group]
+            variance[near] = squared_error[group]
         return total, variance
 
     def path_log_probability(
@@ -235,7 +239,7 @@ class TableModel:
         if rule is None:
             return log_likelihoods(self.references[self.control], rows), np.zeros(len(values))
         strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
-        levels = np.append(rule.placement.quantile(strata), self.logsnr[-1])
+        levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
         independent = self.references["independent"]
         assert isinstance(independent, IndependentReference)
         return path_log_probability(
@@ -250,6 +254,19 @@ class TableModel:
             budget=self.budget,
             device=self.device,
             dtype=self.precision,
+        )
+
+    @property
+    def path_placement(self) -> PiecewiseDensity:
+        """Density of the log-SNRs of a path, which begins at the independent columns.
+
+        It is highest where the model's errors differ most from those of independent columns,
+        whatever the control variate is.
+        """
+        assert self.curve is not None
+        gap = np.maximum(self.curve.references["independent"] - self.curve.model, 0.0)
+        return PiecewiseDensity.from_profile(
+            self.logsnr, np.sqrt(0.5 * (gap[1:] + gap[:-1])), floor=0.2
         )
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
@@ -286,7 +303,8 @@ class TableModel:
         clean = torch.from_numpy(layout.embed_array(rows))
         noise = torch.from_numpy(random_state.standard_normal(clean.shape))
         if self.rule is None:
-            return self.space.values(rows)
+            # Through the points, so that a level reserved for unknown ones is never drawn.
+            return self.space.values(layout.nearest_rows(clean, self.space.n_known).numpy())
         level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
         start = add_noise(clean, noise, level).to(self.device, self.precision)
         path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
@@ -321,7 +339,7 @@ class TableModel:
             noise = NoiseRule.for_levels(n_points, seed=1)
         else:
             noise = NoiseRule(n_points, min(n_points, 2), central=False, seed=1)
-        return error_profile(
+        profile = error_profile(
             points,
             weight,
             keys,
@@ -332,6 +350,8 @@ class TableModel:
             device=self.device,
             dtype=self.precision,
         )
+        # Equal rows of discrete columns are different observations.
+        return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
 
 
 def scoring_noise(space: TableSpace, seed: int, n_directions: int | None) -> NoiseRule:

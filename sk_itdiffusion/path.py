@@ -140,7 +140,7 @@ def path_terms(
     codes = [block.codes(x, 0) for block in layout.blocks]
     belief = [p.to(points).expand(len(x), -1, -1) for p in prior]
     y = torch.zeros_like(points)
-    snr, total = 0.0, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    snr, total = 0.0, torch.zeros(len(x), dtype=torch.float64)
     for step, level in enumerate(rule.logsnr):
         rise = math.exp(level) - snr
         snr = math.exp(level)
@@ -150,10 +150,10 @@ def path_terms(
         for block, log_belief, code in zip(layout.blocks, belief, codes, strict=True):
             fit = block.increment_log_likelihood(increment[:, block.coordinates], rise)
             own = fit.gather(2, code[:, :, None])
-            total += (log_belief + fit - own).logsumexp(2).sum(1)
+            total += (log_belief + fit - own).logsumexp(2).sum(1).cpu().double()
         y = y + increment
         logsnr = torch.full((len(x),), float(level), dtype=points.dtype, device=x.device)
         belief = list(posterior(y * signal_scale(logsnr)[:, None] / snr, logsnr))
     for log_belief, code in zip(belief, codes, strict=True):
-        total += log_belief.gather(2, code[:, :, None]).sum((1, 2))
-    return np.asarray(total.double().cpu().numpy())
+        total += log_belief.gather(2, code[:, :, None]).sum((1, 2)).cpu().double()
+    return np.asarray(total.numpy())

@@ -15,6 +15,7 @@ so that the backward pass needs no second pass over the levels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,6 +122,7 @@ class StreamedPosterior:
             c1 + t * (c2 + t * c3)
         ), t
 
+    @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return log of the normaliser and the mean of the scaled level, both (B, m)."""
         log_z, mean = _StreamedMoments.apply(self.coefficients, self)
@@ -129,7 +131,7 @@ class StreamedPosterior:
     def mean(self) -> Tensor:
         """Return the mean point, (B, m)."""
         bottom, top = self.ends()
-        return 0.5 * (bottom + top) + 0.5 * (top - bottom) * self.moments()[1]
+        return 0.5 * (bottom + top) + 0.5 * (top - bottom) * self.moments[1]
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """Return the points of the first and the last level of each variable."""
@@ -147,7 +149,7 @@ class StreamedPosterior:
         """
         t = scaled_levels(self.block).to(self.z).gather(1, codes.T).T
         c1, c2, c3 = self.coefficients.unbind(2)
-        return t * (c1 + t * (c2 + t * c3)) - self.moments()[0]
+        return t * (c1 + t * (c2 + t * c3)) - self.moments[0]
 
     def dense(self) -> Tensor:
         """Return the log-probabilities of all levels, (B, m, K)."""

@@ -67,7 +67,7 @@ class WeightedRows:
     def split_copies(
         self, fraction: float, most: int, seed: int
     ) -> tuple[WeightedRows, WeightedRows]:
-        """Return rows for training and for validation, a row of weight 2 being two rows.
+        """Return rows for training and for validation; weights are counts of equal rows.
 
         Equal rows of discrete columns are different observations; if all of them were on one side
         the validation rows would be states that training has never seen.
@@ -77,15 +77,14 @@ class WeightedRows:
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        counts = np.ceil(self.weight - 1e-9).astype(np.int64)
+        counts = self.weight.astype(np.int64)
         n_rows = int(counts.sum())
         n_valid = int(np.clip(round(fraction * n_rows), _LEAST_VALIDATION_ROWS, most))
         if n_rows - n_valid < _LEAST_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
-        unit = self.weight / counts
-        train = WeightedRows(self.X, (counts - drawn) * unit)
-        valid = WeightedRows(self.X, drawn * unit)
+        train = WeightedRows(self.X, (counts - drawn).astype(np.float64))
+        valid = WeightedRows(self.X, drawn.astype(np.float64))
         return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
 
 

@@ -163,15 +163,19 @@ class NoisyRowIterator:
         return self.n_batches
 
     def _next_indices(self) -> Tensor:
+        if 8 * len(self.rows) < self.batch_size:
+            return self._systematic(self.batch_size)
         while len(self._queue) < self.batch_size:
-            n = len(self.rows)
-            offset = torch.rand((), generator=self.generator, dtype=torch.float64)
-            marks = (torch.arange(n, dtype=torch.float64) + offset) / n
-            taken = torch.searchsorted(self._share, marks).clamp(max=n - 1)
-            order = torch.randperm(n, generator=self.generator)
-            self._queue = torch.cat([self._queue, taken[order]])
+            self._queue = torch.cat([self._queue, self._systematic(len(self.rows))])
         indices, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
         return indices
+
+    def _systematic(self, n: int) -> Tensor:
+        """Return n rows in proportion to their weights, shuffled."""
+        offset = torch.rand((), generator=self.generator, dtype=torch.float64)
+        marks = (torch.arange(n, dtype=torch.float64) + offset) / n
+        taken = torch.searchsorted(self._share, marks).clamp(max=len(self.rows) - 1)
+        return taken[torch.randperm(n, generator=self.generator)]
 
     def draw_logsnr(self, n: int) -> tuple[Tensor, Tensor]:
         """Return stratified log-SNRs and their importance weights, in random order."""
@@ -548,7 +552,7 @@ def _validation_batches(
     share = torch.from_numpy(rows.weight / rows.weight.mean()).float()
     share = share.repeat_interleave(n_noises).to(repeated.device)
     batch["importance"] = batch["importance"] * share
-    size = 4096
+    size = int(np.clip(2**24 // max(layout.n_level_points, 1), 64, 4096))
     return [
         ({key: value[i : i + size] for key, value in batch.items()}, target[i : i + size])
         for i in range(0, n_total, size)

@@ -89,7 +89,7 @@ def test_probabilities_of_all_states_sum_to_nearly_one(X, states, truth, kind, l
 
 def test_network_alone_learns_more_than_its_reference(X, states, truth):
     levels = [np.arange(k) for k in SIZES]
-    settings = SMALL | {"max_epochs": 12, "n_strata": 64, "n_draws": 8}
+    settings = SMALL | {"max_epochs": 15, "dropout": 0.0, "n_strata": 64, "n_draws": 8}
     alone = IMMSEDiscreteDensity(
         experts=["network"], reference="independent", categories=levels, **settings
     ).fit(X)
@@ -186,9 +186,8 @@ def test_order_of_rows_and_repetition_are_weights_and_nothing_else(X):
     est = IMMSEDiscreteDensity(**TINY)
     plain = clone(est).fit(few).score_samples(distinct)
     weighted = clone(est).fit(distinct, sample_weight=counts).score_samples(distinct)
-    scaled = clone(est).fit(distinct, sample_weight=0.25 * counts).score_samples(distinct)
     shuffled = clone(est).fit(few[::-1]).score_samples(distinct)
-    for other in (weighted, scaled, shuffled):
+    for other in (weighted, shuffled):
         np.testing.assert_array_equal(other, plain)
     with_zero = np.vstack([distinct, [[1, 2, 3]]])
     padded = clone(est).fit(with_zero, sample_weight=np.append(counts, 0.0))
@@ -269,7 +268,7 @@ def test_unknown_levels_are_an_error_or_have_a_level_of_their_own(X):
     everything = np.array([[levels[j][k] for j, k in enumerate(row)] for row in grid], dtype=object)
     log_p, std = floor.score_samples(everything, return_std=True)
     total, error = corrected_sum(log_p, std)
-    assert total < 1.0 + 3 * error
+    assert 0.7 < total < 1.0 + 3 * error
     assert not (floor.sample(300) == "?").any()
 
 
@@ -383,7 +382,7 @@ def test_warm_start_goes_on_and_refuses_other_levels(X):
     first = est.net_
     est.fit(X[:500])
     assert est.net_ is not first
-    with pytest.raises(ValueError, match=r"handle_unknown changed|handle_unknown"):
+    with pytest.raises(ValueError, match="handle_unknown changed"):
         est.set_params(handle_unknown="floor").fit(X[:500])
     with pytest.raises(ValueError, match="features"):
         est.set_params(handle_unknown="error").fit(X[:500, :2])
@@ -437,6 +436,84 @@ def test_interrupted_fit_leaves_nothing(X, monkeypatch):
         est.fit(X)
     with pytest.raises(NotFittedError):
         est.score_samples(X)
+
+
+def test_few_states_with_many_rows_are_modelled_all_the_same():
+    """Three states of 500 rows: all their copies count, whatever the least frequent one has."""
+    first = np.random.default_rng(0).integers(0, 3, size=500)
+    X = np.column_stack([first, first == 2])
+    est = IMMSEDiscreteDensity(**SMALL | {"n_draws": 16}).fit(X)
+    assert est.n_iter_ > 0
+    log_p, std = est.score_samples(np.array([[0, 0], [1, 0], [2, 1]]), return_std=True)
+    share = np.bincount(first) / 500
+    assert np.abs(log_p - np.log(share)).max() < 0.15 + 3 * std.max()
+    assert est.score_samples([[2, 0]])[0] < -4.0
+
+
+def test_a_table_repeated_has_as_many_more_observations():
+    X = np.random.default_rng(0).integers(0, 3, size=(30, 2))
+    few = IMMSEDiscreteDensity(**TINY).fit(X)
+    many = IMMSEDiscreteDensity(**TINY).fit(np.repeat(X, 10, axis=0))
+    assert few.n_iter_ == 0
+    assert many.n_iter_ > 0
+    weighted = IMMSEDiscreteDensity(**TINY).fit(X, sample_weight=np.full(30, 10.0))
+    np.testing.assert_array_equal(weighted.score_samples(X), many.score_samples(X))
+
+
+@pytest.mark.parametrize("heavy", [1e10, 1e25, 1e-8, 1e-25])
+def test_extreme_weights_do_not_break_the_split(X, heavy):
+    weight = np.ones(200)
+    weight[7] = heavy
+    est = IMMSEDiscreteDensity(**TINY).fit(X[:200], sample_weight=weight)
+    assert np.isfinite(est.score_samples(X[:200])).all()
+
+
+def test_fractional_weights_count_by_their_effective_number(X):
+    """A tiny weight must not make thousands of observations of the others."""
+    weight = np.ones(30)
+    weight[0] = 1e-3
+    est = IMMSEDiscreteDensity(**TINY).fit(X[:30], sample_weight=weight)
+    assert est.n_iter_ == 0  # fewer than 40 observations: the independent reference
+    plain = IMMSEDiscreteDensity(**TINY).fit(X[1:30])
+    difference = est.score_samples(X[1:30]) - plain.score_samples(X[1:30])
+    assert np.abs(difference).max() < 0.1
+
+
+def test_reserved_levels_are_never_drawn_whatever_the_model():
+    X = np.random.default_rng(0).integers(0, 4, size=(25, 2))
+    for rows in (X, np.ones((60, 2), dtype=int)):
+        est = IMMSEDiscreteDensity(handle_unknown="floor", **TINY).fit(rows)
+        assert np.isin(est.sample(400, random_state=0), rows).all()
+
+
+def test_paths_follow_the_model_with_a_latent_class_control(X, states, truth):
+    est = IMMSEDiscreteDensity(reference="latent_class", **SMALL).fit(X)
+    exact = est.set_params(n_draws=16).score_samples(states)
+    paths = est.set_params(likelihood="path", n_draws=100).score_samples(states)
+    p = truth.ravel()
+    assert abs(p @ paths - p @ exact) < 0.15
+
+
+def test_warm_start_with_arrays_and_other_rare_levels(X):
+    levels = [np.arange(k) for k in SIZES]
+    est = IMMSEDiscreteDensity(
+        warm_start=True, kind=np.array(["nominal"] * 3), categories=levels, **TINY
+    )
+    common = X[X[:, 2] != 3]
+    est.fit(common[:400])
+    est.set_params(categories=[np.arange(k) for k in SIZES])
+    est.fit(X[:800])
+    with pytest.raises(ValueError, match="categories changed"):
+        est.set_params(categories=[np.arange(5)] * 3).fit(X[:800])
+
+
+def test_pixels_of_too_many_levels_are_an_error():
+    with pytest.raises(ValueError, match="at most 256"):
+        IMMSEDiscreteDensity(image_shape=(6, 6), **TINY).fit(
+            np.random.default_rng(0).random((60, 36))
+        )
+    with pytest.raises(ValueError, match="dense_network"):
+        IMMSEDiscreteDensity(experts=["dense_network"], **TINY).fit(np.eye(4, dtype=int))
 
 
 def test_rare_levels_stay_as_likely_as_the_reference_says(mixed_table):

@@ -123,7 +123,8 @@ class LevelDenoiser(nn.Module):
             if isinstance(block, LatticeBlock):
                 self.register_buffer(f"powers_{number}", level_powers(block))
             rare = None if counts is None else rare_levels(block, counts)
-            self.register_buffer(f"rare_{number}", rare)
+            # Not in the state: a warm start may have other rare levels.
+            self.register_buffer(f"rare_{number}", rare, persistent=False)
 
     def inputs(self, z: Tensor, posteriors: Sequence[LevelPosterior]) -> Tensor:
         """Return the network's inputs, periodic ones first."""
