@@ -45,6 +45,7 @@ _MOST_ROWS_FOR_MAPS = 5_000
 _MOST_ROWS_TO_FIT_MAPS = 50_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
+_EM_STEPS_FOR_SEARCH = 40
 #: Rows from which covariances of levels are taken.
 MOST_ROWS_FOR_SPECTRUM = 2_000
 _CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -312,17 +313,20 @@ def fit_latent_class_by_validation(
         The model.
     """
     layout, valid = independent.layout, split.valid
-    most = int(np.clip(_MOST_INDICATORS // layout.n_level_points, 1000, MOST_ROWS_FOR_CLASSES))
+    width = layout.n_level_points + layout.n_continuous * (layout.n_continuous + 1) // 2
+    most = int(np.clip(_MOST_INDICATORS // width, 1000, MOST_ROWS_FOR_CLASSES))
     rows = split.train.take(np.arange(min(len(split.train), most)))
+    few = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_MIXTURES)))
     baseline = log_likelihoods(independent, valid.X)
 
-    def fit(job: tuple[int, int]) -> tuple[float, LatentClassReference]:
+    def fit(job: tuple[int, int], last: bool = False) -> tuple[float, LatentClassReference]:
         reference = fit_latent_class(
-            rows,
+            rows if last else few,
             layout,
             job[0],
             np.random.RandomState(job[1]),
             regularization=regularization,
+            max_iter=_MOST_EM_STEPS if last else _EM_STEPS_FOR_SEARCH,
             stopped=lambda: stop is not None and stop.is_set(),
         )
         return float(valid.share @ log_likelihoods(reference, valid.X)), reference
@@ -340,10 +344,14 @@ def fit_latent_class_by_validation(
     best = search_numbers(possible, fit_all, float(valid.share @ baseline))
     if best is None:
         return None
-    gain = log_likelihoods(best[1], valid.X) - baseline
+    # The search is brief; its winner is fitted once more, to all rows and to the end.
+    with single_blas_thread():
+        final = fit((best[2], int(random_state.randint(2**31 - 1))), last=True)
+    chosen = final[1] if final[0] > best[0] else best[1]
+    gain = log_likelihoods(chosen, valid.X) - baseline
     n_valid = None if layout.n_continuous else float(valid.weight.sum())
     mean, error = mean_and_error(gain, valid.share, n_valid)
-    return best[1] if mean > error else None
+    return chosen if mean > error else None
 
 
 def mean_and_error(

@@ -167,6 +167,7 @@ def fit_table_model(
     grouped = group_rows(values, weight)
     space, report = table_space(grouped, kinds, settings)
     check_varying_columns(space, settings, previous)
+    warn_about_columns(report, space.constant, settings.feature_names)
     if space.is_discrete:
         grouped = in_counts(grouped, weight)
     if space.is_empty:
@@ -226,7 +227,6 @@ def table_space(
     varying = WeightedRows(np.ascontiguousarray(grouped.X[:, continuous]), grouped.weight)
     standardizer = Standardizer.fit(varying.X, varying.weight)
     report = _full_report(inspect_columns(varying, standardizer.scale), continuous, len(kinds))
-    warn_about_columns(report, is_continuous & ~varies, settings.feature_names)
     discrete = np.flatnonzero([kind.n_levels > 1 for kind in kinds])
     coded = WeightedRows(np.hstack([varying.X, grouped.X[:, discrete]]), grouped.weight)
     modelled = [kind for kind in kinds if kind.n_levels > 1]
@@ -292,16 +292,17 @@ def _full_report(report: ColumnReport, chosen: NDArray[np.intp], n_columns: int)
 
 
 def warn_about_columns(
-    report: ColumnReport, constant: NDArray[np.bool_], names: Sequence[str] | None
+    report: ColumnReport, constants: NDArray[np.intp], names: Sequence[str] | None
 ) -> None:
     """Warn about continuous columns for which no density exists."""
+    constant = np.isin(np.arange(len(report.tied)), constants)
     if constant.any():
         warnings.warn(
             f"Column(s) {column_labels(constant, names)} are constant and have no density; "
             f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
             "standard deviation. Leave them out to avoid this.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
     if report.tied.any():
         warnings.warn(
@@ -310,7 +311,7 @@ def warn_about_columns(
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
             "IMMSEMixedDensity), or add uniform noise of the size of their step.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
 

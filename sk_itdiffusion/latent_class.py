@@ -56,10 +56,11 @@ class _Classes:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """The rows: indicators of their levels (n, L), continuous columns, shares."""
+    """The rows: indicators of their levels (n, L), continuous columns, their products, shares."""
 
     indicators: NDArray[np.float32] | sparse.csr_array
     continuous: Array
+    products: Array
     share: Array
     n_rows: float
     marginal: Array
@@ -79,11 +80,13 @@ class _Evidence:
         shape = (len(hits), int(sizes.sum()))
         indicators = sparse.csr_array((entries, hits.ravel(), bounds), shape=shape)
         continuous = rows.X[:, : layout.n_continuous]
+        pairs = np.triu_indices(layout.n_continuous)
         deviation = continuous - rows.share @ continuous
         pooled = (rows.share[:, None] * deviation).T @ deviation
         return cls(
             indicators.toarray() if math.prod(shape) <= MOST_DENSE_ENTRIES else indicators,
             continuous,
+            continuous[:, pairs[0]] * continuous[:, pairs[1]],
             rows.share,
             float(rows.weight.sum()),
             np.concatenate(marginals),
@@ -170,10 +173,16 @@ def _log_joint(evidence: _Evidence, classes: _Classes) -> Array:
     """Return log of weight times probability of each row in each class, (n, n_classes)."""
     by_level = evidence.indicators @ classes.log_level.T.astype(np.float32)
     joint = by_level.astype(np.float64) + classes.log_weight
-    for c in range(len(classes.log_weight) if evidence.continuous.shape[1] else 0):
-        root = np.linalg.cholesky(classes.covariance[c])
-        white = np.linalg.solve(root, (evidence.continuous - classes.mean[c]).T)
-        joint[:, c] -= 0.5 * (white**2).sum(axis=0) + np.log(np.diag(root)).sum()
+    n_continuous = evidence.continuous.shape[1]
+    if n_continuous:
+        # The quadratic forms of all classes at once, as products of matrices.
+        precision = np.linalg.inv(classes.covariance)
+        linear = np.einsum("cij,cj->ci", precision, classes.mean)
+        pairs = np.triu_indices(n_continuous)
+        quadratic = np.where(pairs[0] == pairs[1], -0.5, -1.0) * precision[:, pairs[0], pairs[1]]
+        constant = 0.5 * (linear * classes.mean).sum(axis=1)
+        constant += 0.5 * np.linalg.slogdet(classes.covariance)[1]
+        joint += evidence.continuous @ linear.T + evidence.products @ quadratic.T - constant
     return joint
 
 
@@ -183,18 +192,23 @@ def _maximize(evidence: _Evidence, posterior: Array) -> _Classes:
     size = weighted.sum(axis=0)
     counts = (evidence.indicators.T @ weighted.astype(np.float32)).T.astype(np.float64)
     level = (counts + PRIOR_ROWS * evidence.marginal) / (size + PRIOR_ROWS)[:, None]
-    n_continuous = evidence.continuous.shape[1]
-    mean = np.empty((len(size), n_continuous))
-    covariance = np.empty((len(size), n_continuous, n_continuous))
-    prior = PRIOR_ROWS + n_continuous
-    for c in range(len(size) if n_continuous else 0):
-        mean[c] = weighted[:, c] @ evidence.continuous / max(size[c], 1e-12)
-        deviation = evidence.continuous - mean[c]
-        scatter = (weighted[:, c, None] * deviation).T @ deviation
-        covariance[c] = (scatter + prior * evidence.pooled) / (size[c] + prior)
-        covariance[c] += evidence.regularization * np.eye(n_continuous)
+    mean, covariance = _normal_parameters(evidence, weighted, size)
     log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
     return _Classes(log_weight, np.log(level), mean, covariance)
+
+
+def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tuple[Array, Array]:
+    """Return means and covariances of the classes, the latter drawn to the common one."""
+    n_continuous = evidence.continuous.shape[1]
+    pairs = np.triu_indices(n_continuous)
+    mean = (weighted.T @ evidence.continuous) / np.maximum(size, 1e-12)[:, None]
+    scatter = np.empty((len(size), n_continuous, n_continuous))
+    scatter[:, pairs[0], pairs[1]] = weighted.T @ evidence.products
+    scatter[:, pairs[1], pairs[0]] = scatter[:, pairs[0], pairs[1]]
+    scatter -= size[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    prior = PRIOR_ROWS + n_continuous
+    covariance = (scatter + prior * evidence.pooled) / (size + prior)[:, None, None]
+    return mean, covariance + evidence.regularization * np.eye(n_continuous)
 
 
 def _reference(layout: Layout, classes: _Classes) -> LatentClassReference:
