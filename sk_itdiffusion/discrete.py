@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
-from sk_itdiffusion.estimator import CategoricalEstimator
+from sk_itdiffusion.estimator import Array, CategoricalEstimator
 from sk_itdiffusion.model import NETWORKS, Effort
 from sk_itdiffusion.schedules import Schedule
 
@@ -319,50 +318,18 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         if self.image_shape is None and NETWORKS[1] in self.experts and self.experts != "auto":
             raise ValueError(f"experts names {NETWORKS[1]!r}, which needs image_shape.")
         images = self.image_shape is not None
-        return {
-            "preconditioner": "independent"
-            if self.preconditioner == "auto"
-            else self.preconditioner,
-            "loss": self.loss,
+        return super()._specific_settings() | {
             "image_shape": self._pixels() if images else None,
             "hidden_size": automatic(self.hidden_size, 64 if images else 256),
             "n_blocks": automatic(self.n_blocks, 3 if images else 2),
             "batch_size": automatic(self.batch_size, 128 if images else 512),
         }
 
-    def score_samples(
-        self, X: ArrayLike, return_std: bool = False
-    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the log-probability of each row.
-
-        Parameters
-        ----------
-        X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
-        return_std : bool, default=False
-            Whether to return standard errors too.
-
-        Returns
-        -------
-        log_probability : ndarray of shape (n_samples,)
-            Log-probabilities in nats; see the notes of the class for their bounds.  A row's value
-            does not depend on the other rows.
-        std : ndarray of shape (n_samples,)
-            Standard errors of the numerical integration, in nats (NaN for a single noise path).
-            Only if ``return_std``.
-
-        Raises
-        ------
-        NotFittedError
-            If the estimator is not fitted.
-        ValueError
-            If X holds missing numbers, its columns are not those of `fit`, or a level is unknown.
-        """
-        if self.likelihood == "immse":
-            return super().score_samples(X, return_std)
-        check_is_fitted(self)
-        log_probability, variance = self._model.path_log_probability(self._read(X), self._effort())
-        return (log_probability, np.sqrt(variance)) if return_std else log_probability
+    def _log_density(self, values: Array) -> tuple[Array, Array]:
+        """Return log-probabilities and their variances, by the integral or by paths."""
+        if self.likelihood == "path":
+            return self._model.path_log_probability(values, self._effort())
+        return super()._log_density(values)
 
 
 def check_pixels(table: Table) -> None:

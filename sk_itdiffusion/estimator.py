@@ -292,7 +292,8 @@ class TableEstimator(DensityMixin, BaseEstimator):
             Log-densities in nats, with respect to the units of continuous columns, and to counts
             for discrete ones.  A row's value does not depend on the other rows.
         std : ndarray of shape (n_samples,)
-            Standard errors of the numerical integration, in nats.  Only if ``return_std``.
+            Standard errors of the numerical integration, in nats (NaN where there is a single
+            noise path).  Only if ``return_std``.
 
         Raises
         ------
@@ -302,8 +303,12 @@ class TableEstimator(DensityMixin, BaseEstimator):
             If X is not finite, its columns are not those of `fit`, or a level is unknown.
         """
         check_is_fitted(self)
-        log_density, variance = self._model.log_density(self._read(X), self._effort())
+        log_density, variance = self._log_density(self._read(X))
         return (log_density, np.sqrt(variance)) if return_std else log_density
+
+    def _log_density(self, values: Array) -> tuple[Array, Array]:
+        """Return log-densities of numbers and codes, and their variances."""
+        return self._model.log_density(values, self._effort())
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Return the mean log-density of rows.
@@ -376,6 +381,8 @@ class CategoricalEstimator(TableEstimator):
 
     categories: Any
     handle_unknown: str
+    preconditioner: str
+    loss: str
     _encoder: TableEncoder
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TableEstimator._parameter_constraints,
@@ -446,6 +453,14 @@ class CategoricalEstimator(TableEstimator):
     def _write(self, values: Array) -> Any:
         """Return a table with the fitted levels."""
         return self._encoder.decode(values)
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of discrete columns."""
+        asked = self.preconditioner
+        return {
+            "preconditioner": "independent" if asked == "auto" else asked,
+            "loss": self.loss,
+        }
 
     def _shares_levels(self) -> bool:
         """Return whether all columns have the same levels."""

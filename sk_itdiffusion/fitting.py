@@ -321,8 +321,12 @@ def split_rows(
     """Return training and validation rows; very few rows serve as both."""
     if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
         return rows, rows
-    counted = space.is_discrete and np.array_equal(rows.weight, np.rint(rows.weight))
-    split = rows.split_copies if counted else rows.split
+    split = rows.split
+    if space.is_discrete:
+        counts = np.maximum(np.rint(rows.weight), 1.0)
+        # Fractional weights of few states are as good as counts; rows of many are kept whole.
+        if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
+            split = WeightedRows(rows.X, counts).split_copies
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
@@ -519,8 +523,8 @@ def build_network(
     layout = model.space.layout
     embedding = LogSNREmbedding(float(model.logsnr[0]), float(model.logsnr[-1]))
     reference = copy.deepcopy(model.references[model.preconditioner]).float()
-    convolutional = settings.image_shape is not None and name == NETWORKS[0]
-    if convolutional and settings.image_shape is not None:
+    beside = settings.image_shape is not None and name != NETWORKS[0]
+    if settings.image_shape is not None and not beside:
         n_outputs = n_level_outputs(layout) // len(layout.variables)
         backbone: torch.nn.Module = ConvolutionalNetwork(
             settings.image_shape,
@@ -532,7 +536,6 @@ def build_network(
             generator=generator,
         )
     else:
-        beside = settings.image_shape is not None
         backbone = ResidualMLP(
             layout.n_points,
             embedding,
@@ -573,6 +576,8 @@ def train_network(
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
+    # Few states, each of many rows, are seen with more noise.
+    repetitions = LEAST_VALIDATION_ROWS / len(split.valid) if split.space.is_discrete else 0.0
     plan = TrainingPlan(
         density=settings.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.schedule.adaptive,
@@ -582,12 +587,9 @@ def train_network(
         learning_rate=settings.learning_rate,
         weight_decay=weight_decay,
         patience=settings.patience,
-        n_validation_noises=16,
+        n_validation_noises=max(16, math.ceil(repetitions)),
         verbose=settings.verbose,
     )
-    if split.space.is_discrete:
-        enough = math.ceil(LEAST_VALIDATION_ROWS / len(split.valid))
-        plan = replace(plan, n_validation_noises=max(16, enough))
     net = train(
         DenoisingObjective(
             denoiser,

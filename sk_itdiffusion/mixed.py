@@ -278,15 +278,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
         # Without discrete columns the independent reference is the normal distribution.
         plain = {} if levels else {"independent": "gaussian"}
         experts = self.experts
-        return {
+        return super()._specific_settings() | {
             "reference": plain.get(str(self.reference), self.reference),
             "experts": experts if experts == "auto" else [plain.get(e, e) for e in experts],
             "marginals": self.marginals,
             "n_frequencies": self.n_frequencies,
-            "preconditioner": "independent"
-            if self.preconditioner == "auto"
-            else self.preconditioner,
-            "loss": self.loss,
             "hidden_size": usual if self.hidden_size == "auto" else self.hidden_size,
         }
 

@@ -132,7 +132,7 @@ class TableModel:
     def precision(self) -> torch.dtype:
         """Precision of the references' denoisers; Apple's devices have no float64.
 
-        For levels alone single precision changes a log-probability by less than 1e-4 nats, far
+        For levels alone single precision changes a log-probability by less than 1e-3 nats, far
         less than the noise of its integration, and is up to twice as fast.
         """
         single = self.device.type == "mps" or self.space.is_discrete

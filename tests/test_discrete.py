@@ -479,6 +479,17 @@ def test_fractional_weights_count_by_their_effective_number(X):
     assert np.abs(difference).max() < 0.1
 
 
+def test_fractional_weights_of_few_states_are_split_like_counts(X):
+    weight = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
+    few = X[:, :2]
+    est = IMMSEDiscreteDensity(**SMALL | {"n_draws": 8}).fit(few, sample_weight=weight)
+    states = np.array(list(np.ndindex(2, 3)))
+    share = np.bincount(3 * few[:, 0] + few[:, 1], weights=weight) / weight.sum()
+    log_p, std = est.score_samples(states, return_std=True)
+    assert est.n_iter_ > 0
+    assert share @ (np.log(share) - log_p) < 0.1 + 3 * np.sqrt(share**2 @ std**2)
+
+
 def test_reserved_levels_are_never_drawn_whatever_the_model():
     X = np.random.default_rng(0).integers(0, 4, size=(25, 2))
     for rows in (X, np.ones((60, 2), dtype=int)):
