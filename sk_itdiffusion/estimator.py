@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -31,25 +32,184 @@ from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
-from sk_itdiffusion.space import ColumnKind
+from sk_itdiffusion.space import ColumnKind, TableSpace
 
-__all__ = ["CategoricalEstimator", "TableEstimator", "resolve_device"]
+__all__ = ["CategoricalEstimator", "DensityEstimator", "TableEstimator", "resolve_device"]
 
 Array = NDArray[np.float64]
 
 
-class TableEstimator(DensityMixin, BaseEstimator):
+class DensityEstimator(DensityMixin, BaseEstimator):
+    """Base class of all density estimators: what a fitted one does with rows."""
+
+    _model: TableModel
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_strata": [Interval(Integral, 2, None, closed="left")],
+        "n_draws": [Interval(Integral, 2, None, closed="left")],
+        "n_directions": [None, Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    # Declared for the type checker; subclasses set them.
+    n_strata: int
+    n_draws: int
+    n_directions: int | None
+    random_state: int | np.random.RandomState | None
+    n_features_in_: int
+
+    @abstractmethod
+    def _read(self, X: Any) -> Array:
+        """Return numbers and codes of a table like the one fitted."""
+
+    def _write(self, values: Array) -> Any:
+        """Return the table of numbers and codes."""
+        return values
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    def _effort(self) -> Effort:
+        """Return how exactly to score; may be changed after the fit."""
+        for name in ("n_strata", "n_draws", "n_directions"):
+            validate_parameter_constraints(
+                {name: self._parameter_constraints[name]},
+                {name: getattr(self, name)},
+                type(self).__name__,
+            )
+        return Effort(self.n_strata, self.n_draws, self.n_directions)
+
+    def score_samples(self, X: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
+        """Return the log-density, or log-probability, of each row.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        return_std : bool, default=False
+            Whether to return standard errors too.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            Log-densities in nats, with respect to the units of continuous columns, and to counts
+            for discrete ones.  A row's value does not depend on the other rows.
+        std : ndarray of shape (n_samples,)
+            Standard errors of the numerical integration, in nats (NaN where there is a single
+            noise path).  Only if ``return_std``.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If X is not finite, its columns are not those of `fit`, or a level is unknown.
+        """
+        check_is_fitted(self)
+        log_density, variance = self._log_density(self._read(X))
+        return (log_density, np.sqrt(variance)) if return_std else log_density
+
+    def _log_density(self, values: Array) -> tuple[Array, Array]:
+        """Return log-densities of numbers and codes, and their variances."""
+        return self._model.log_density(values, self._effort())
+
+    def score(self, X: ArrayLike, y: object = None) -> float:
+        """Return the mean log-density of rows.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        float
+            Mean log-density in nats per row; higher is better.
+        """
+        return float(np.mean(self.score_samples(X)))
+
+    def bits_per_dim(self, X: ArrayLike) -> float:
+        """Return the mean negative log-density of rows in bits per column.
+
+        It is ``-score(X) / (n_features_in_ * log(2))``.  Of probabilities (discrete columns, or
+        ``dequantize``) this is the number of bits that a code needs for a column, such as a pixel.
+        Of densities it depends on the units: divided by 127.5, 8-bit pixels have log2(127.5) =
+        6.99 bits less than they have as integers.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        float
+            Bits per column; lower is better.
+        """
+        return -self.score(X) / (self.n_features_in_ * math.log(2.0))
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> Any:
+        """Draw random rows from the model.
+
+        Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
+        probability flow of the stacked denoiser.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Rows to draw, at least 1.
+        random_state : int, RandomState or None, default=None
+            Seed; None takes the estimator's ``random_state``.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_samples, n_features)
+            Random rows, in the units and levels of X; a data frame if `fit` had one and columns
+            may be discrete.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
+        seed = self.random_state if random_state is None else random_state
+        values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
+        return self._write(values)
+
+    def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:
+        """Return mean squared errors of the model and its references against the log-SNR.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features), default=None
+            Rows.  None gives the curve on the validation rows of `fit`.
+
+        Returns
+        -------
+        MSECurve
+            Errors with standard errors at each node of the log-SNR.
+        """
+        check_is_fitted(self)
+        if self._model.curve is None:
+            raise ValueError("There is no error curve: all rows of the fit were equal.")
+        if X is None:
+            return self._model.curve
+        return self._model.mse_curve(self._read(X))
+
+
+class TableEstimator(DensityEstimator):
     """Base class of the density estimators for tables.
 
     Subclasses store the parameters, read tables into numbers and codes, and write samples back.
     """
 
-    _model: TableModel
     _kept: dict[str, Any]
     _experts: ClassVar[tuple[str, ...]]
     #: Parameters that a warm start must not change.
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **DensityEstimator._parameter_constraints,
         "experts": [StrOptions({"auto"}), list, tuple],
         "schedule": [StrOptions(set(SCHEDULES)), Schedule],
         "hidden_size": [Interval(Integral, 1, None, closed="left")],
@@ -63,14 +223,10 @@ class TableEstimator(DensityMixin, BaseEstimator):
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "n_strata": [Interval(Integral, 2, None, closed="left")],
-        "n_draws": [Interval(Integral, 2, None, closed="left")],
-        "n_directions": [None, Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "warm_start": ["boolean"],
         "callbacks": [None, list, tuple],
         "verbose": ["verbose"],
-        "random_state": ["random_state"],
     }
 
     # Declared for the type checker; subclasses set them.
@@ -88,28 +244,16 @@ class TableEstimator(DensityMixin, BaseEstimator):
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int
-    n_strata: int
-    n_draws: int
-    n_directions: int | None
     device: str
     warm_start: bool
     callbacks: Sequence[Any] | None
     verbose: int
-    random_state: int | np.random.RandomState | None
 
     @abstractmethod
     def _read_first(
         self, X: Any, weight: ArrayLike | None
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return numbers and codes, weights and kinds of the columns of a table to be fitted."""
-
-    @abstractmethod
-    def _read(self, X: Any) -> Array:
-        """Return numbers and codes of a table like the one fitted."""
-
-    def _write(self, values: Array) -> Any:
-        """Return the table of numbers and codes."""
-        return values
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return settings that only some estimators have."""
@@ -144,9 +288,6 @@ class TableEstimator(DensityMixin, BaseEstimator):
         super().set_params(**params)
         return self
 
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_model")
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the density to rows.
@@ -173,6 +314,12 @@ class TableEstimator(DensityMixin, BaseEstimator):
         FloatingPointError
             If training diverges before any epoch was good.
         """
+        return self._fit(X, sample_weight)
+
+    def _fit(
+        self, X: Any, sample_weight: ArrayLike | None, space: TableSpace | None = None
+    ) -> Self:
+        """Fit, in the space of another model if one is given."""
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
         if previous is None:
             self._forget_fit()
@@ -182,7 +329,9 @@ class TableEstimator(DensityMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         settings = self._settings()
         self._check_warm_start(previous)
-        self._model = fit_table_model(values, weight, kinds, settings, random_state, previous)
+        self._model = fit_table_model(
+            values, weight, kinds, settings, random_state, previous, space
+        )
         self._kinds = kinds
         self.schedule_ = settings.schedule
         self._publish()
@@ -195,16 +344,6 @@ class TableEstimator(DensityMixin, BaseEstimator):
         values = self._read(X)
         check_number_of_rows(values.shape, type(self).__name__)
         return values, checked_weight(sample_weight, values), self._kinds
-
-    def _effort(self) -> Effort:
-        """Return how exactly to score; may be changed after the fit."""
-        for name in ("n_strata", "n_draws", "n_directions"):
-            validate_parameter_constraints(
-                {name: self._parameter_constraints[name]},
-                {name: getattr(self, name)},
-                type(self).__name__,
-            )
-        return Effort(self.n_strata, self.n_draws, self.n_directions)
 
     def _forget_fit(self) -> None:
         """Remove the fitted state, so that an interrupted fit leaves none."""
@@ -275,105 +414,6 @@ class TableEstimator(DensityMixin, BaseEstimator):
         self.history_ = model.history
         self.entropy_ = model.entropy
         self.n_iter_ = len(model.history)
-
-    def score_samples(self, X: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
-        """Return the log-density, or log-probability, of each row.
-
-        Parameters
-        ----------
-        X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
-        return_std : bool, default=False
-            Whether to return standard errors too.
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,)
-            Log-densities in nats, with respect to the units of continuous columns, and to counts
-            for discrete ones.  A row's value does not depend on the other rows.
-        std : ndarray of shape (n_samples,)
-            Standard errors of the numerical integration, in nats (NaN where there is a single
-            noise path).  Only if ``return_std``.
-
-        Raises
-        ------
-        NotFittedError
-            If the estimator is not fitted.
-        ValueError
-            If X is not finite, its columns are not those of `fit`, or a level is unknown.
-        """
-        check_is_fitted(self)
-        log_density, variance = self._log_density(self._read(X))
-        return (log_density, np.sqrt(variance)) if return_std else log_density
-
-    def _log_density(self, values: Array) -> tuple[Array, Array]:
-        """Return log-densities of numbers and codes, and their variances."""
-        return self._model.log_density(values, self._effort())
-
-    def score(self, X: ArrayLike, y: object = None) -> float:
-        """Return the mean log-density of rows.
-
-        Parameters
-        ----------
-        X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        float
-            Mean log-density in nats per row; higher is better.
-        """
-        return float(np.mean(self.score_samples(X)))
-
-    def sample(
-        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
-    ) -> Any:
-        """Draw random rows from the model.
-
-        Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
-        probability flow of the stacked denoiser.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            Rows to draw, at least 1.
-        random_state : int, RandomState or None, default=None
-            Seed; None takes the estimator's ``random_state``.
-
-        Returns
-        -------
-        ndarray or DataFrame of shape (n_samples, n_features)
-            Random rows, in the units and levels of X; a data frame if `fit` had one and columns
-            may be discrete.
-        """
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
-        seed = self.random_state if random_state is None else random_state
-        values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
-        return self._write(values)
-
-    def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:
-        """Return mean squared errors of the model and its references against the log-SNR.
-
-        Parameters
-        ----------
-        X : array-like or data frame of shape (n_samples, n_features), default=None
-            Rows.  None gives the curve on the validation rows of `fit`.
-
-        Returns
-        -------
-        MSECurve
-            Errors with standard errors at each node of the log-SNR.
-        """
-        check_is_fitted(self)
-        if self._model.curve is None:
-            raise ValueError("There is no error curve: all rows of the fit were equal.")
-        if X is None:
-            return self._model.curve
-        return self._model.mse_curve(self._read(X))
 
 
 class CategoricalEstimator(TableEstimator):

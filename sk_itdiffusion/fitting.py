@@ -100,6 +100,7 @@ LEAST_ROWS_TO_SPLIT = 40
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
 WIDEST_FOR_ONE_THREAD = 256
+MOST_PIXELS_FOR_ONE_THREAD = 256
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def fit_table_model(
     settings: FitSettings,
     random_state: np.random.RandomState,
     previous: TableModel | None = None,
+    given_space: TableSpace | None = None,
 ) -> TableModel:
     """Return a model fitted to rows.
 
@@ -157,6 +159,8 @@ def fit_table_model(
         Source of all randomness.
     previous : TableModel or None, default=None
         Model whose maps and references are kept and whose network is trained further.
+    given_space : TableSpace or None, default=None
+        Space of other models with the same columns, if they shall be combined.
 
     Returns
     -------
@@ -166,6 +170,8 @@ def fit_table_model(
     seeds = Seeds.draw(random_state) if previous is None else previous.seeds
     grouped = group_rows(values, weight)
     space, report = table_space(grouped, kinds, settings)
+    if given_space is not None:
+        space = given_space
     check_varying_columns(space, settings, previous)
     warn_about_columns(report, space.constant, settings.feature_names)
     if space.is_discrete:
@@ -205,11 +211,11 @@ def fit_table_model(
         device=settings.device,
         n_fits=1 if previous is None else previous.n_fits + 1,
     )
-    small = settings.device.type == "cpu" and settings.hidden_size <= WIDEST_FOR_ONE_THREAD
     for name in networks_to_train(settings, n_observations(rows, space)):
         # Built and trained in the worker, which no torch mode of the calling thread reaches.
         model.nets[name] = run_interruptibly(
-            partial(train_network, name, model, split, settings, previous), limited=small
+            partial(train_network, name, model, split, settings, previous),
+            limited=trains_in_one_thread(name, settings),
         )
     if model.nets:
         model.history = bound_history(next(iter(model.nets.values())))
@@ -354,6 +360,8 @@ def _map_columns(
     seed: int,
 ) -> MappedSplit:
     """Return the rows behind the chosen marginal map."""
+    if space.is_mapped:
+        return MappedSplit.behind(space, train_rows, valid_rows)
     kinds = marginal_kinds(settings.marginals)
     if isinstance(settings.reference, Reference) or valid_rows is train_rows:
         kinds = kinds[:1]
@@ -503,6 +511,17 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
         return []
     possible = NETWORKS if settings.image_shape is not None else NETWORKS[:1]
     return [name for name in possible if by_default or name in settings.experts]
+
+
+def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
+    """Return whether a network is so small that more threads would not train it faster."""
+    large_images = (
+        settings.image_shape is not None
+        and name == NETWORKS[0]
+        and math.prod(settings.image_shape) > MOST_PIXELS_FOR_ONE_THREAD
+    )
+    small = settings.hidden_size <= WIDEST_FOR_ONE_THREAD and not large_images
+    return settings.device.type == "cpu" and small
 
 
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:

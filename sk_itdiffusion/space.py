@@ -102,6 +102,8 @@ class TableSpace:
         Where the columns are in the points of the denoisers.
     n_known : sequence of int
         Codes of known levels of each discrete column.
+    is_mapped : bool
+        Whether the marginal map is the final one, fitted or given.
     """
 
     n_columns: int
@@ -113,6 +115,7 @@ class TableSpace:
     marginal_map: MarginalMap
     layout: Layout
     n_known: Sequence[int] = ()
+    is_mapped: bool = False
 
     @property
     def is_discrete(self) -> bool:
@@ -138,7 +141,7 @@ class TableSpace:
 
     def behind(self, marginal_map: MarginalMap) -> TableSpace:
         """Return the space with another map of the continuous columns."""
-        return replace(self, marginal_map=marginal_map)
+        return replace(self, marginal_map=marginal_map, is_mapped=True)
 
     def values(self, rows: Array) -> Array:
         """Return the table's values of rows."""

@@ -40,8 +40,10 @@ Array = NDArray[np.float64]
 Network = PreconditionedDenoiser | LevelDenoiser
 Batches = list[tuple[dict[str, Tensor], Tensor]]
 
-#: Numbers in the noisy validation rows, to bound their memory.
-MOST_VALIDATION_NUMBERS = 2**24
+#: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
+MOST_VALIDATION_NUMBERS = 2**21
+#: Rows that judge an epoch in any case.
+LEAST_VALIDATION_ROWS = 1_000
 #: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
 ENOUGH_NOISY_ROWS = 16_384
 #: Posterior probabilities of levels in judging an epoch; images of long lattices have many.
@@ -109,6 +111,10 @@ class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.rows[index], torch.zeros(())
+
+    def first(self, n: int) -> RowDataset:
+        """Return the first n rows, on the same device."""
+        return RowDataset(self.rows[:n].cpu().numpy(), self.weight[:n], self.rows.device)
 
 
 class NoisyRowIterator:
@@ -541,6 +547,8 @@ def _validation_batches(
     rows: RowDataset, plan: TrainingPlan, generator: Generator, layout: Layout
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
+    # The order of rows is random in all but name, so the first ones are a fair sample.
+    rows = rows.first(max(LEAST_VALIDATION_ROWS, MOST_VALIDATION_NUMBERS // layout.n_points))
     most = MOST_VALIDATION_NUMBERS // (len(rows) * layout.n_points)
     enough = min(ENOUGH_NOISY_ROWS, MOST_VALIDATION_LEVELS // max(layout.n_level_points, 1))
     most = min(most, enough // len(rows))
