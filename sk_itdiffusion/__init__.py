@@ -7,6 +7,15 @@ log-densities from the least-squares errors of a denoiser, by the I-MMSE relatio
 from sk_itdiffusion._version import __version__
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion.ensemble import IMMSEEnsemble
 from sk_itdiffusion.mixed import IMMSEMixedDensity
+from sk_itdiffusion.pretrained import PretrainedDenoiser
 
-__all__ = ["IMMSEDensity", "IMMSEDiscreteDensity", "IMMSEMixedDensity", "__version__"]
+__all__ = [
+    "IMMSEDensity",
+    "IMMSEDiscreteDensity",
+    "IMMSEEnsemble",
+    "IMMSEMixedDensity",
+    "PretrainedDenoiser",
+    "__version__",
+]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
-from sk_itdiffusion.estimator import TableEstimator, checked_weight
+from sk_itdiffusion.estimator import (
+    TableEstimator,
+    automatic,
+    checked_weight,
+    flattened_images,
+)
 from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.space import ColumnKind
+from sk_itdiffusion.streams import RowStream, is_dataset, read_rows
 
 __all__ = ["IMMSEDensity"]
 
@@ -51,10 +61,27 @@ class IMMSEDensity(TableEstimator):
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"``, or an object of
         `sk_itdiffusion.schedules` whose parameters can be searched (``schedule__loc``).
-    hidden_size : int, default=128
-        Units in the network's hidden layers, at least 1.
-    n_blocks : int, default=2
-        Residual blocks, at least 1.
+    image_shape : tuple of int or None, default=None
+        Channels, height and width (or height and width) if columns are pixels, in this order; X may
+        also be an array of images.  The network is then `diffusers.UNet2DModel`, which the extra
+        ``sk_itdiffusion[images]`` installs, all pixels are standardised alike, and the normal
+        reference has a covariance shrunk to its diagonal, or one of low rank.
+    denoiser : nn.Module or None, default=None
+        Network to use instead: a `PretrainedDenoiser`, or a module called as
+        ``denoiser(z, logsnr)`` with standardised noisy rows (B, d) and log-SNRs (B,) that returns
+        the noise.  A copy is trained; with ``max_epochs=0`` it is evaluated as it is.
+    dequantize : bool, float or array-like of shape (n_features,), default=False
+        Whether columns are integers or other multiples of a step, and densities stand for
+        probabilities.  Columns get uniform noise of the width of their step, centred at zero, and
+        `score_samples` returns the mean over the noise of the log-density, plus the logarithm of
+        the steps' product: a lower bound on the log-probability.  True finds the steps; a column
+        that is on no lattice gets no noise.
+    hidden_size : int or "auto", default="auto"
+        Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
+        multiple of 8) at full resolution for images.
+    n_blocks : int or "auto", default="auto"
+        Residual blocks (for images: at each resolution), at least 1; ``"auto"`` is 2, and 1 for
+        images.
     n_frequencies : int, default=4
         Frequencies of the sines and cosines of each column, at least 0.
     dropout : float or "auto", default="auto"
@@ -68,11 +95,17 @@ class IMMSEDensity(TableEstimator):
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
         epochs, so the time of an epoch does not depend on the number of rows.  ``"auto"`` is 100,
         and less for fewer than 5000 rows.
-    batch_size : int, default=512
-        Noisy rows in a step, at least 1.
-    learning_rate : float, default=0.02
+    batch_size : int or "auto", default="auto"
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 64 for images.
+    num_workers : int, default=0
+        Processes that read the items of a torch dataset, at least 0; 0 reads them in this one.
+    micro_batch_size : int or None, default=None
+        Rows whose gradients are taken at a time and summed to that of the batch, at least 1; it
+        bounds the memory of training.
+    learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It follows a cosine to zero.
+        times it.  It follows a cosine to zero.  ``"auto"`` is 0.02, for images 0.007, and for a
+        given denoiser 0.001.
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves.
     validation_fraction : float, default=0.1
@@ -161,12 +194,22 @@ class IMMSEDensity(TableEstimator):
     True
     """
 
+    _stream: RowStream | None
     _experts: ClassVar[tuple[str, ...]] = ("network", "gaussian", "gaussian_mixture", "reference")
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts", "marginals")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TableEstimator._parameter_constraints,
         "reference": [StrOptions({"auto", "gaussian", "gaussian_mixture"}), Reference],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
+        "image_shape": [tuple, list, None],
+        "denoiser": [torch.nn.Module, None],
+        "dequantize": ["boolean", Interval(Real, 0, None, closed="neither"), "array-like"],
+        "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "num_workers": [Interval(Integral, 0, None, closed="left")],
+        "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "n_frequencies": [Interval(Integral, 0, None, closed="left")],
     }
 
@@ -177,15 +220,20 @@ class IMMSEDensity(TableEstimator):
         experts: str | Sequence[str] = "auto",
         marginals: str = "auto",
         schedule: str | Schedule = "adaptive",
-        hidden_size: int = 128,
-        n_blocks: int = 2,
+        image_shape: tuple[int, ...] | None = None,
+        denoiser: torch.nn.Module | None = None,
+        dequantize: bool | float | ArrayLike = False,
+        hidden_size: int | str = "auto",
+        n_blocks: int | str = "auto",
         n_frequencies: int = 4,
         dropout: float | str = "auto",
         weight_decay: float | str = "auto",
         max_epochs: int = 40,
         steps_per_epoch: int | str = "auto",
-        batch_size: int = 512,
-        learning_rate: float = 0.02,
+        batch_size: int | str = "auto",
+        num_workers: int = 0,
+        micro_batch_size: int | None = None,
+        learning_rate: float | str = "auto",
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
@@ -202,6 +250,9 @@ class IMMSEDensity(TableEstimator):
         self.experts = experts
         self.marginals = marginals
         self.schedule = schedule
+        self.image_shape = image_shape
+        self.denoiser = denoiser
+        self.dequantize = dequantize
         self.hidden_size = hidden_size
         self.n_blocks = n_blocks
         self.n_frequencies = n_frequencies
@@ -210,6 +261,8 @@ class IMMSEDensity(TableEstimator):
         self.max_epochs = max_epochs
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.micro_batch_size = micro_batch_size
         self.learning_rate = learning_rate
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -227,28 +280,125 @@ class IMMSEDensity(TableEstimator):
         self, X: ArrayLike, weight: ArrayLike | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
+        self._stream = None
+        if is_dataset(X):
+            if weight is not None:
+                raise ValueError("sample_weight must be None if X is a dataset.")
+            random_state = check_random_state(self.random_state)
+            X, self._stream = RowStream.beyond_memory(X, self.num_workers, random_state)
         rows = self._validated(X, reset=True, ensure_min_samples=2)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
 
     def _read(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return validated rows with the columns of the fit."""
-        return self._validated(X, reset=False, ensure_min_samples=1)
+        if is_dataset(X):
+            X = read_rows(X)
+        rows = self._validated(X, reset=False, ensure_min_samples=1)
+        if self._model.dequantizer is not None:
+            self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
+        return rows
 
     def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
+        shape = self._images()
+        if shape is not None:
+            X = flattened_images(X, shape)
         rows = validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
         )
+        if reset and shape is not None and math.prod(shape) != rows.shape[1]:
+            raise ValueError(
+                f"image_shape={tuple(shape)!r} has {math.prod(shape)} pixels, X has "
+                f"{rows.shape[1]} columns."
+            )
         return np.asarray(rows, dtype=np.float64)
+
+    def _images(self) -> tuple[int, ...] | None:
+        """Return the checked shape of the images, (channels, height, width), if there are any."""
+        given = getattr(self.denoiser, "image_shape", None)
+        if self.image_shape is None:
+            return given
+        shape = checked_image_shape(self.image_shape)
+        if given is not None and shape != tuple(given):
+            raise ValueError(
+                f"image_shape={tuple(self.image_shape)!r} is not that of the denoiser, {given!r}."
+            )
+        return shape
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous columns."""
         check_reference_object(self.reference, self.marginals, self.n_features_in_)
-        return {"marginals": self.marginals, "n_frequencies": self.n_frequencies}
+        images = self._images()
+        if (images is not None or self.denoiser is not None) and self.marginals not in (
+            "auto",
+            "standard",
+        ):
+            raise ValueError(
+                "Images and denoisers of your own need marginals='auto' or 'standard', got "
+                f"{self.marginals!r}."
+            )
+        unet = images is not None and self.denoiser is None
+        if unet and self.hidden_size != "auto" and int(self.hidden_size) % 8:
+            raise ValueError(
+                f"With image_shape, hidden_size must be a multiple of 8, got {self.hidden_size!r}."
+            )
+        usual_rate = 0.02 if images is None else 0.007
+        if self.denoiser is not None:
+            usual_rate = 0.001
+        # Held only until the fit, so that an estimator does not keep the data.
+        stream, self._stream = getattr(self, "_stream", None), None
+        return {
+            "marginals": self.marginals if self.denoiser is None else "standard",
+            "n_frequencies": self.n_frequencies,
+            "image_shape": images,
+            "denoiser": as_pretrained(self.denoiser),
+            "dequantize": self._dequantization(),
+            "hidden_size": automatic(self.hidden_size, 32 if unet else 128),
+            "n_blocks": automatic(self.n_blocks, 1 if unet else 2),
+            "batch_size": automatic(self.batch_size, 512 if images is None else 64),
+            "micro_batch_size": self.micro_batch_size,
+            "stream": stream,
+            "learning_rate": float(
+                usual_rate if self.learning_rate == "auto" else self.learning_rate
+            ),
+        }
+
+    def _dequantization(self) -> bool | NDArray[np.float64]:
+        """Return whether to dequantise, or the steps."""
+        if isinstance(self.dequantize, bool | np.bool_):
+            return bool(self.dequantize)
+        step = np.asarray(self.dequantize, dtype=np.float64)
+        fits = step.ndim == 0 or step.shape == (self.n_features_in_,)
+        if not fits or not np.isfinite(step).all() or (step < 0).any() or not (step > 0).any():
+            raise ValueError(
+                "dequantize must be a bool, a positive step, or a step for each of the "
+                f"{self.n_features_in_} columns (0 for none), got {self.dequantize!r}."
+            )
+        return step
 
     def _publish(self) -> None:
         """Set the public fitted attributes from the model."""
         super()._publish()
         self.marginals_ = self._model.space.marginal_map.kind
+
+
+def checked_image_shape(image_shape: Any) -> tuple[int, ...]:
+    """Return channels, height and width, or raise an error that names the parameter."""
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(
+        isinstance(size, Integral) and int(size) >= 1 for size in shape
+    ):
+        raise ValueError(
+            "image_shape must be (height, width) or (channels, height, width), got "
+            f"{image_shape!r}."
+        )
+    return (1, *shape)[-3:]
+
+
+def as_pretrained(denoiser: torch.nn.Module | None) -> PretrainedDenoiser | None:
+    """Return the denoiser with its noise schedule; a plain module is called with the log-SNR."""
+    if denoiser is None or isinstance(denoiser, PretrainedDenoiser):
+        return denoiser
+    return PretrainedDenoiser(denoiser, noise_schedule=LogSNRNoise(), data_range=None)
 
 
 def check_reference_object(reference: str | Reference, marginals: str, n_features: int) -> None:

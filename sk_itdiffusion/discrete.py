@@ -13,7 +13,12 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
-from sk_itdiffusion.estimator import Array, CategoricalEstimator
+from sk_itdiffusion.estimator import (
+    Array,
+    CategoricalEstimator,
+    automatic,
+    flattened_images,
+)
 from sk_itdiffusion.model import NETWORKS, Effort
 from sk_itdiffusion.schedules import Schedule
 
@@ -319,6 +324,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
             raise ValueError(f"experts names {NETWORKS[1]!r}, which needs image_shape.")
         images = self.image_shape is not None
         return super()._specific_settings() | {
+            "is_discrete": True,
             "image_shape": self._pixels() if images else None,
             "hidden_size": automatic(self.hidden_size, 64 if images else 256),
             "n_blocks": automatic(self.n_blocks, 3 if images else 2),
@@ -343,15 +349,3 @@ def check_pixels(table: Table) -> None:
             f"{MOST_PIXEL_LEVELS}. Round the values, or use IMMSEDensity or IMMSEMixedDensity for "
             "continuous ones."
         )
-
-
-def automatic(value: int | str, usual: int) -> int:
-    """Return the value, or the usual one for "auto"."""
-    return usual if value == "auto" else int(value)
-
-
-def flattened_images(X: Any, shape: tuple[int, ...]) -> Any:
-    """Return images of the given trailing shape as rows; anything else as it is."""
-    if getattr(X, "ndim", 2) > 2 and tuple(X.shape[1:]) == shape:
-        return np.asarray(X).reshape(len(X), -1)
-    return X

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -34,7 +34,14 @@ from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
 
-__all__ = ["CategoricalEstimator", "DensityEstimator", "TableEstimator", "resolve_device"]
+__all__ = [
+    "CategoricalEstimator",
+    "DensityEstimator",
+    "TableEstimator",
+    "automatic",
+    "flattened_images",
+    "resolve_device",
+]
 
 Array = NDArray[np.float64]
 
@@ -240,7 +247,7 @@ class TableEstimator(DensityEstimator):
     max_epochs: int
     steps_per_epoch: int | str
     batch_size: int | str
-    learning_rate: float
+    learning_rate: float | str
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int
@@ -317,15 +324,24 @@ class TableEstimator(DensityEstimator):
         return self._fit(X, sample_weight)
 
     def _fit(
-        self, X: Any, sample_weight: ArrayLike | None, space: TableSpace | None = None
+        self,
+        X: Any,
+        sample_weight: ArrayLike | None,
+        space: TableSpace | None = None,
+        chosen: Callable[[Array, Array], tuple[Array, Array]] | None = None,
     ) -> Self:
-        """Fit, in the space of another model if one is given."""
+        """Fit, in the space of another model if one is given, to chosen rows of those read.
+
+        ``chosen`` takes the numbers and codes and their weights, and returns those to fit to.
+        """
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
         if previous is None:
             self._forget_fit()
             values, weight, kinds = self._read_first(X, sample_weight)
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
+        if chosen is not None:
+            values, weight = chosen(values, weight)
         random_state = check_random_state(self.random_state)
         settings = self._settings()
         self._check_warm_start(previous)
@@ -556,3 +572,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def automatic(value: int | str, usual: int) -> int:
+    """Return the value, or the usual one for "auto"."""
+    return usual if value == "auto" else int(value)
+
+
+def flattened_images(X: Any, shape: tuple[int, ...]) -> Any:
+    """Return images of the given trailing shape as rows; anything else as it is."""
+    if getattr(X, "ndim", 2) > 2 and without_ones(X.shape[1:]) == without_ones(shape):
+        return np.asarray(X).reshape(len(X), -1)
+    return X
+
+
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without axes of length 1, such as a single channel."""
+    return tuple(size for size in shape if size != 1)

@@ -22,19 +22,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion.cubature import PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
     PreconditionedDenoiser,
+    ReferencedDenoiser,
     ResidualMLP,
+    UNetBackbone,
 )
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.experts import (
     MOST_ROWS_FOR_SPECTRUM,
     MappedSplit,
     choose_marginal_map,
+    fit_gaussian_by_validation,
     fit_latent_class_by_validation,
     fit_mixture_by_validation,
     level_logsnr_range,
@@ -51,16 +55,18 @@ from sk_itdiffusion.likelihood import (
     fit_placement,
     stacking_weights,
 )
-from sk_itdiffusion.marginals import MarginalMap, Standardizer
+from sk_itdiffusion.marginals import AffineMap, MarginalMap, Standardizer
 from sk_itdiffusion.model import (
     NETWORKS,
     Seeds,
     TableModel,
     network_denoiser,
+    profile_noise,
     scoring_noise,
     summarize_profile,
 )
 from sk_itdiffusion.parallel import run_interruptibly
+from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.rows import (
@@ -73,6 +79,7 @@ from sk_itdiffusion.rows import (
 )
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_layout
+from sk_itdiffusion.streams import RowStream, StreamedRows
 from sk_itdiffusion.training import (
     DenoisingObjective,
     Network,
@@ -100,6 +107,10 @@ LEAST_ROWS_TO_SPLIT = 40
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
 WIDEST_FOR_ONE_THREAD = 256
+#: Steps of dequantisation that the noise at the highest log-SNR is finer than.
+FINENESS_OF_DEQUANTIZATION = 10.0
+#: Rows from which the importance density is refitted; images are dear.
+ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 MOST_PIXELS_FOR_ONE_THREAD = 256
 
 
@@ -129,9 +140,20 @@ class FitSettings:
     callbacks: Sequence[Any] = ()
     verbose: int = 0
     feature_names: Sequence[str] | None = None
+    is_discrete: bool = False
     preconditioner: str = "independent"
     loss: str = "mse"
     image_shape: tuple[int, ...] | None = None
+    denoiser: PretrainedDenoiser | None = None
+    dequantize: bool | Array = False
+    micro_batch_size: int | None = None
+    stream: RowStream | None = None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the network takes images of continuous pixels."""
+        given = self.denoiser is not None and self.denoiser.image_shape is not None
+        return given or (self.image_shape is not None and not self.is_discrete)
 
 
 def fit_table_model(
@@ -169,16 +191,22 @@ def fit_table_model(
     """
     seeds = Seeds.draw(random_state) if previous is None else previous.seeds
     grouped = group_rows(values, weight)
+    dequantizer = make_dequantizer(grouped, settings, seeds, previous)
+    if dequantizer is not None:
+        grouped = WeightedRows(dequantizer.noisy(grouped.X), grouped.weight)
     space, report = table_space(grouped, kinds, settings)
     if given_space is not None:
         space = given_space
     check_varying_columns(space, settings, previous)
-    warn_about_columns(report, space.constant, settings.feature_names)
+    constants = space.constant if dequantizer is None else space.constant[:0]
+    warn_about_columns(report, constants, settings.feature_names)
     if space.is_discrete:
         grouped = in_counts(grouped, weight)
     if space.is_empty:
         return _empty_model(grouped, space, settings, seeds)
     step = report.step[space.continuous]
+    if dequantizer is not None:
+        step = noise_steps(dequantizer, space)
     if previous is not None:
         rows = WeightedRows(previous.space.standardized(grouped.X), grouped.weight)
         split = MappedSplit.behind(
@@ -210,6 +238,8 @@ def fit_table_model(
         seeds=seeds,
         device=settings.device,
         n_fits=1 if previous is None else previous.n_fits + 1,
+        dequantizer=dequantizer,
+        has_images=settings.has_images,
     )
     for name in networks_to_train(settings, n_observations(rows, space)):
         # Built and trained in the worker, which no torch mode of the calling thread reaches.
@@ -227,6 +257,8 @@ def table_space(
     grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings
 ) -> tuple[TableSpace, ColumnReport]:
     """Return the space of a table, without marginal maps, and what its columns are like."""
+    if settings.has_images or has_given_units(settings):
+        return image_space(grouped, settings)
     is_continuous = np.array([kind.n_levels == 0 for kind in kinds], dtype=bool)
     varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
     continuous = np.flatnonzero(is_continuous & varies)
@@ -248,6 +280,57 @@ def table_space(
         n_known=[kind.n_known for kind in modelled],
     )
     return space, report
+
+
+def noise_steps(dequantizer: Dequantizer, space: TableSpace) -> Array:
+    """Return the steps that the log-SNR must resolve: some of the finest noise, in all columns."""
+    step = dequantizer.step[space.continuous] / space.standardizer.scale
+    finest = step[step > 0].min(initial=1.0)
+    return np.where(step > 0, finest / FINENESS_OF_DEQUANTIZATION, 0.0)
+
+
+def has_given_units(settings: FitSettings) -> bool:
+    """Return whether a denoiser says which values are -1 and 1 for it."""
+    return settings.denoiser is not None and settings.denoiser.data_range is not None
+
+
+def image_space(grouped: WeightedRows, settings: FitSettings) -> tuple[TableSpace, ColumnReport]:
+    """Return a space in which all columns, varying or not, have one center and one scale."""
+    n_columns = grouped.X.shape[1]
+    if settings.denoiser is not None and settings.denoiser.data_range is not None:
+        low, high = settings.denoiser.data_range
+        center, scale = 0.5 * (low + high), 0.5 * (high - low)
+    else:
+        center = float(grouped.share @ grouped.X.mean(axis=1))
+        scale = math.sqrt(float(grouped.share @ ((grouped.X - center) ** 2).mean(axis=1))) or 1.0
+    standardizer = Standardizer(np.full(n_columns, center), np.full(n_columns, scale))
+    space = TableSpace(
+        n_columns=n_columns,
+        continuous=np.arange(n_columns),
+        discrete=np.arange(0),
+        constant=np.arange(0),
+        constant_values=grouped.X[0].copy(),
+        standardizer=standardizer,
+        marginal_map=MarginalMap("standard", (AffineMap(),) * n_columns),
+        layout=make_layout([], grouped, n_columns, False),
+        is_mapped=True,
+    )
+    return space, inspect_columns(grouped, standardizer.scale)
+
+
+def make_dequantizer(
+    grouped: WeightedRows, settings: FitSettings, seeds: Seeds, previous: TableModel | None
+) -> Dequantizer | None:
+    """Return what adds noise to the rows, None if nothing does."""
+    if settings.dequantize is False:
+        return None
+    if previous is not None and previous.dequantizer is not None:
+        previous.dequantizer.check(grouped.X, settings.feature_names)
+        return previous.dequantizer
+    step = None if settings.dequantize is True else settings.dequantize
+    found = Dequantizer.fit(grouped.X, step, settings.has_images, seeds.scoring + 3)
+    found.check(grouped.X, settings.feature_names)
+    return found
 
 
 def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
@@ -418,6 +501,8 @@ def _continuous_references(
         return {}
     train = split.continuous_train
     X = resample_rows(train, max(len(train), 100_000), random_state)
+    if settings.has_images:
+        return {"gaussian": fit_gaussian_by_validation(X, split.continuous_valid, random_state)}
     references: dict[str, Reference] = {"gaussian": GaussianReference.fit(X)}
     standardizer = split.space.standardizer
     if isinstance(settings.reference, Reference):
@@ -506,10 +591,13 @@ def model_range(
 
 def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     """Return the names of the networks; an untrained one adds nothing to its reference."""
-    by_default = settings.experts == "auto" and settings.max_epochs > 0
+    trained = settings.max_epochs > 0 or settings.denoiser is not None
+    by_default = settings.experts == "auto" and trained
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return []
-    possible = NETWORKS if settings.image_shape is not None else NETWORKS[:1]
+    possible = (
+        NETWORKS if settings.image_shape is not None and settings.is_discrete else NETWORKS[:1]
+    )
     return [name for name in possible if by_default or name in settings.experts]
 
 
@@ -527,7 +615,8 @@ def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
     """Return the preconditioner's mean negative log-likelihood of the validation rows."""
     mapped = log_likelihoods(model.references[model.preconditioner], split.valid.X)
-    return -float(split.valid.share @ (mapped + split.valid_log_slope))
+    mean = float(split.valid.share @ (mapped + split.valid_log_slope))
+    return -mean - model.constant_term
 
 
 def build_network(
@@ -537,11 +626,26 @@ def build_network(
     settings: FitSettings,
     dropout: float,
     generator: Generator,
-) -> PreconditionedDenoiser | LevelDenoiser:
-    """Return an untrained network that corrects the preconditioner."""
+) -> Network:
+    """Return a network that corrects the preconditioner: untrained, or a copy of the one given."""
     layout = model.space.layout
     embedding = LogSNREmbedding(float(model.logsnr[0]), float(model.logsnr[-1]))
     reference = copy.deepcopy(model.references[model.preconditioner]).float()
+    if settings.denoiser is not None:
+        given = copy.deepcopy(settings.denoiser).requires_grad_(True).float()
+        return ReferencedDenoiser(given, reference)
+    if settings.has_images:
+        assert settings.image_shape is not None
+        unet = UNetBackbone(
+            settings.image_shape,
+            float(model.logsnr[0]),
+            float(model.logsnr[-1]),
+            width=settings.hidden_size,
+            n_blocks=settings.n_blocks,
+            dropout=dropout,
+            generator=generator,
+        )
+        return PreconditionedDenoiser(unet, reference, embedding)
     beside = settings.image_shape is not None and name != NETWORKS[0]
     if settings.image_shape is not None and not beside:
         n_outputs = n_level_outputs(layout) // len(layout.variables)
@@ -608,6 +712,7 @@ def train_network(
         patience=settings.patience,
         n_validation_noises=max(16, math.ceil(repetitions)),
         verbose=settings.verbose,
+        micro_batch_size=settings.micro_batch_size,
     )
     net = train(
         DenoisingObjective(
@@ -616,7 +721,7 @@ def train_network(
             offset=cross_entropy_in_data_units(model, split),
             loss=settings.loss,
         ),
-        RowDataset(split.train.X, split.train.weight, settings.device),
+        training_rows(model, split, settings),
         RowDataset(split.valid.X, split.valid.weight, settings.device),
         plan,
         generator,
@@ -627,6 +732,30 @@ def train_network(
     )
     net.forget_training()
     return net
+
+
+def training_rows(
+    model: TableModel, split: MappedSplit, settings: FitSettings
+) -> RowDataset | StreamedRows:
+    """Return the rows to train on; the noise of dequantisation is new in each step if it can be."""
+    dequantizer, space, device = model.dequantizer, split.space, settings.device
+
+    def mapped(values: Array) -> Array:
+        return space.rows(space.standardized(values))[0]
+
+    if settings.stream is not None and dequantizer is None:
+        return StreamedRows(settings.stream, mapped, device)
+    if settings.stream is not None and space.marginal_map.kind != "standard":
+        assert dequantizer is not None
+        noisy = dequantizer.noisy
+        return StreamedRows(settings.stream, lambda values: mapped(noisy(values)), device)
+    if dequantizer is None or space.marginal_map.kind != "standard":
+        return RowDataset(split.train.X, split.train.weight, device)
+    width = dequantizer.step[space.continuous] / space.standardizer.scale
+    if settings.stream is not None:
+        return StreamedRows(settings.stream, mapped, device, torch.from_numpy(np.float32(width)))
+    lattice = dequantizer.rounded(space.values(split.train.X))
+    return RowDataset(mapped(lattice), split.train.weight, device, width)
 
 
 def spectrum_of(split: MappedSplit) -> Array:
@@ -672,10 +801,11 @@ def _adapter(
     model: TableModel, split: MappedSplit, base: PiecewiseDensity
 ) -> Callable[[Network], PiecewiseDensity]:
     """Return a function that refits the importance density to the validation gap."""
-    few = split.valid.take(np.arange(min(len(split.valid), 256)))
+    most = IMAGES_TO_ADAPT if model.has_images else ROWS_TO_ADAPT
+    few = split.valid.take(np.arange(min(len(split.valid), most)))
     keys = row_keys(few.X, 1)
     points = split.space.layout.embed_array(few.X)
-    noise = NoiseRule(points.shape[1], min(points.shape[1], 2), central=False, seed=2)
+    noise = replace(profile_noise(points.shape[1], model.has_images), seed=2)
     plain = model.preconditioner
 
     def adapt(network: Network) -> PiecewiseDensity:
@@ -742,7 +872,8 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     )
     log_density = log_likelihoods(model.references[model.control], valid.X)
     log_density += log_slope
-    model.entropy = -float(members.row_weight @ (log_density + members.integral(difference)))
+    mean = float(members.row_weight @ (log_density + members.integral(difference)))
+    model.entropy = -mean - model.constant_term
     model.rule = scoring_rule(
         model, split.valid.take(np.arange(min(len(split.valid), 100))), settings
     )
@@ -799,7 +930,7 @@ def scoring_rule(
     if model.space.is_discrete:
         valid, keys = repeated(valid, keys, 100)
     points = model.space.layout.embed_array(valid.X)
-    noise = scoring_noise(model.space, model.seeds.scoring, settings.n_directions)
+    noise = scoring_noise(model.space, model.seeds.scoring, settings.n_directions, model.has_images)
     placement = fit_placement(
         points,
         keys,

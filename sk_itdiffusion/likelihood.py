@@ -55,6 +55,8 @@ Array = NDArray[np.float64]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 #: Returns the noise predicted by the reference and by the model.
 PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Returns the points (n, s, r, d) of rows (n, c) for the keys (n, s, r) of their draws.
+PointsOfDraws = Callable[[Array, Keys], Array]
 
 _ROWS_FOR_FREE_STACKING = 50
 _BLOCKS_IN_A_JOB = 16
@@ -94,6 +96,11 @@ class IntegrationRule:
         fitting = [s for s in range(1, self.n_strata + 1) if self.n_strata % s == 0]
         return 1, max([s for s in fitting if s * per_stratum <= budget], default=1)
 
+    def draw_keys(self, keys: Keys, first: int, n_strata: int) -> Keys:
+        """Return the keys of the draws, (n, n_strata, n_draws)."""
+        drawn = spawn_keys(keys, n_strata * self.n_draws, first * self.n_draws)
+        return drawn.reshape(len(keys), n_strata, self.n_draws)
+
     def draw(self, keys: Keys, first: int, n_strata: int) -> tuple[Array, Array, Array]:
         """Return log-SNRs, noise and coefficients of some consecutive strata.
 
@@ -114,7 +121,7 @@ class IntegrationRule:
             Factors with which integrands are summed to the integral.
         """
         shape = (len(keys), n_strata, self.n_draws)
-        drawn = spawn_keys(keys, n_strata * self.n_draws, first * self.n_draws).ravel()
+        drawn = self.draw_keys(keys, first, n_strata).ravel()
         stratum = first + np.arange(n_strata)[None, :, None]
         within = np.arange(self.n_draws) + hash_uniform(drawn, 3).reshape(shape)
         position = (stratum + within / self.n_draws) / self.n_strata
@@ -134,6 +141,7 @@ def information_gap(
     budget: int = 4096,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float64,
+    points: PointsOfDraws | None = None,
 ) -> tuple[Array, Array]:
     """Return half the integral of the difference of squared errors, for each row.
 
@@ -157,6 +165,9 @@ def information_gap(
         Where to evaluate.
     dtype : torch.dtype, default=torch.float64
         Precision of the tensors given to the denoisers.
+    points : callable or None, default=None
+        Returns the points of rows in each draw, if they differ from draw to draw; the rows are then
+        in any space.
 
     Returns
     -------
@@ -174,7 +185,9 @@ def information_gap(
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
         row_keys = np.pad(keys[start:stop], (0, padding))
         parts = [
-            _strata_contributions(rows, row_keys, denoisers, rule, first, n_strata, device, dtype)
+            _strata_contributions(
+                rows, row_keys, denoisers, rule, first, n_strata, device, dtype, points
+            )
             for first in range(0, rule.n_strata, n_strata)
         ]
         drawn = np.concatenate(parts, axis=1)[: stop - start]
@@ -198,15 +211,20 @@ def _strata_contributions(
     n_strata: int,
     device: torch.device | str,
     dtype: torch.dtype,
+    points: PointsOfDraws | None,
 ) -> Array:
     """Return the contribution of each draw to the integral, (n, n_strata, n_draws)."""
     logsnr, eps, coefficient = rule.draw(keys, first, n_strata)
     shape = coefficient.shape
     repeated = np.broadcast_to(logsnr[..., None], shape)
-    x = np.broadcast_to(rows[:, None, None, None, :], eps.shape)
+    if points is None:
+        drawn_points = rows[:, None, None, :]
+    else:
+        drawn_points = points(rows, rule.draw_keys(keys, first, n_strata))
+    x = np.broadcast_to(drawn_points[..., None, :], eps.shape)
     difference = paired_difference(
-        _tensor(x.reshape(-1, rows.shape[1]), device, dtype),
-        _tensor(eps.reshape(-1, rows.shape[1]), device, dtype),
+        _tensor(x.reshape(-1, eps.shape[-1]), device, dtype),
+        _tensor(eps.reshape(-1, eps.shape[-1]), device, dtype),
         _tensor(repeated.reshape(-1), device, dtype),
         denoisers,
     )

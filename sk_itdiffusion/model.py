@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.experts import log_likelihoods
 from sk_itdiffusion.likelihood import (
     Denoiser,
@@ -34,7 +35,14 @@ from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.sampling import probability_flow
 from sk_itdiffusion.space import TableSpace
 
-__all__ = ["NETWORKS", "Effort", "TableModel", "scoring_noise", "summarize_profile"]
+__all__ = [
+    "NETWORKS",
+    "Effort",
+    "TableModel",
+    "profile_noise",
+    "scoring_noise",
+    "summarize_profile",
+]
 
 Array = NDArray[np.float64]
 
@@ -44,8 +52,15 @@ NETWORKS = ("network", "dense_network")
 LARGEST_NETWORK_INPUT = 1e6
 #: Log-density of the reference below which the network adds nothing that float64 resolves.
 LEAST_LOG_DENSITY = -1e12
-#: Rows whose errors are held in memory at a time.
-ROWS_IN_A_PROFILE = 5_000
+#: Numbers in the rows whose errors are held in memory at a time.
+NUMBERS_IN_A_PROFILE = 2**22
+MOST_ROWS_IN_A_PROFILE = 5_000
+#: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
+NUMBERS_IN_A_PASS = 2**22
+#: Noise draws over which the reference's log-density of a dequantised row is averaged.
+DEQUANTIZATIONS = 16
+#: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
+WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,10 @@ class TableModel:
         Bounds of each epoch.
     curve : MSECurve or None
         Errors on the validation rows.
+    dequantizer : Dequantizer or None
+        Noise that is added to the rows before all else.
+    has_images : bool
+        Whether the network is one of images.
     """
 
     space: TableSpace
@@ -125,6 +144,8 @@ class TableModel:
     entropy: float = math.nan
     history: list[dict[str, float]] = field(default_factory=list)
     curve: MSECurve | None = None
+    dequantizer: Dequantizer | None = None
+    has_images: bool = False
 
     # -- denoisers ---------------------------------------------------------------------------
 
@@ -137,6 +158,11 @@ class TableModel:
         """
         single = self.device.type == "mps" or self.space.is_discrete
         return torch.float32 if single else torch.float64
+
+    @property
+    def network_names(self) -> Collection[str]:
+        """Names of the experts that are no analytic references."""
+        return NETWORKS
 
     def experts(self) -> dict[str, Denoiser]:
         """Return all denoisers by name, on the device, in the space of the mapped columns."""
@@ -169,7 +195,8 @@ class TableModel:
     def widest(self) -> int:
         """Numbers that the widest step of one evaluation makes."""
         widest = max(reference.n_intermediate for reference in self.references.values())
-        return max(widest, 9 * self.space.layout.n_points, 256)
+        factor = WIDTH_OF_IMAGES if self.has_images else WIDTH_OF_TABLES
+        return max(widest, factor * self.space.layout.n_points, 256)
 
     @property
     def budget(self) -> int:
@@ -179,7 +206,7 @@ class TableModel:
         results, one number for each component and feature, no longer fit; GPUs want large ones.
         """
         widest = self.widest
-        cached = 2**18 if self.device.type == "cpu" else 2**24
+        cached = 2**18 if self.device.type == "cpu" else 2**27
         # Enough to be worth a pass, but a bounded number of intermediate results.
         least = int(np.clip(16 * cached // widest, 1, 64))
         return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
@@ -190,40 +217,100 @@ class TableModel:
         """Return the rule of the fit, with another number of draws if an effort is given."""
         if self.rule is None or effort is None:
             return self.rule
-        noise = scoring_noise(self.space, self.rule.noise.seed, effort.n_directions)
+        noise = scoring_noise(
+            self.space, self.rule.noise.seed, effort.n_directions, self.has_images
+        )
         return replace(self.rule, noise=noise, n_strata=effort.n_strata, n_draws=effort.n_draws)
 
     def log_density(self, values: Array, effort: Effort | None = None) -> tuple[Array, Array]:
         """Return log-densities in nats, in the units of the data, and their variances."""
+        total, variance = np.empty(len(values)), np.empty(len(values))
+        n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
+        for start in range(0, len(values), n_rows):
+            part = slice(start, start + n_rows)
+            total[part], variance[part] = self._log_density(values[part], effort)
+        return total, variance
+
+    def _log_density(self, values: Array, effort: Effort | None) -> tuple[Array, Array]:
+        """Return what `log_density` does, of rows that are held in memory several times."""
         rule = self.scoring_rule(effort)
-        total, variance = self.space.constant_log_density(values), np.zeros(len(values))
+        total = self.space.constant_log_density(values) + self.constant_term
+        variance = np.zeros(len(values))
         if self.space.is_empty:
             return total, variance
         # Rows so far out that a square overflows have the log-density minus infinity.
         with np.errstate(over="ignore"):
-            standardized = self.space.standardized(values)
-            rows, log_slope = self.space.rows(standardized)
-        finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
-        log_reference = np.full(len(values), -np.inf)
-        log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
-        total += log_reference + np.where(finite, log_slope, 0.0)
-        near = log_reference > LEAST_LOG_DENSITY
+            keys = row_keys(self.space.standardized(values), self.seeds.scoring)
+            log_reference, variance, near = self._reference_terms(values, keys)
+        total += log_reference
         if rule is not None and near.any():
-            keys = row_keys(standardized[near], self.seeds.scoring)
             # Equal rows have equal noise and are done once.
-            _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+            _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
+            noisy = self.dequantizer is not None
             gap, squared_error = information_gap(
-                self.space.layout.embed_array(rows[near][first]),
-                keys[first],
+                values[near][first] if noisy else self.points(values[near][first]),
+                keys[near][first],
                 self.paired(),
                 rule,
                 budget=self.budget,
                 device=self.device,
                 dtype=self.precision,
+                points=self.dequantized_points if noisy else None,
             )
             total[near] += gap[group]
-            variance[near] = squared_error[group]
+            variance[near] += squared_error[group]
         return total, variance
+
+    @property
+    def constant_term(self) -> float:
+        """What all log-densities have in common beside the maps' slopes.
+
+        Columns without variation are certain if rows have probabilities, which dequantised ones
+        have.
+        """
+        if self.dequantizer is None:
+            return self.space.greatest_constant_log_density()
+        return self.dequantizer.log_volume
+
+    def points(self, values: Array) -> Array:
+        """Return the points of rows in the space of the denoisers."""
+        return self.space.layout.embed_array(self.space.rows(self.space.standardized(values))[0])
+
+    def dequantized_points(self, values: Array, keys: Keys) -> Array:
+        """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
+        assert self.dequantizer is not None
+        repeated = np.repeat(values, keys[0].size, axis=0)
+        noisy = repeated + self.dequantizer.offsets(keys.ravel())
+        return self.points(noisy).reshape(*keys.shape, -1)
+
+    def _reference_terms(self, values: Array, keys: Keys) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the control's log-density, its variance, and which rows it does not rule out.
+
+        Of dequantised rows it is the mean over their noise.
+        """
+        if self.dequantizer is None:
+            log_reference, near = self._log_reference(values)
+            return log_reference, np.zeros(len(values)), near
+        drawn = spawn_keys(keys, DEQUANTIZATIONS, first=2**20)
+        draws = [
+            self._log_reference(values + self.dequantizer.offsets(drawn[:, number]))
+            for number in range(DEQUANTIZATIONS)
+        ]
+        near = np.all([draw[1] for draw in draws], axis=0)
+        logs = np.where(near, np.stack([draw[0] for draw in draws]), -np.inf)
+        variance = np.zeros(len(values))
+        variance[near] = logs[:, near].var(axis=0, ddof=1) / DEQUANTIZATIONS
+        return logs.mean(axis=0), variance, near
+
+    def _log_reference(self, values: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """Return the control's log-density in the units of the data, and if it is far from 0."""
+        rows, log_slope = self.space.rows(self.space.standardized(values))
+        finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
+        log_reference = np.full(len(values), -np.inf)
+        log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
+        near = log_reference > LEAST_LOG_DENSITY
+        log_reference[finite] += log_slope[finite]
+        return log_reference, near
 
     def path_log_probability(
         self, values: Array, effort: Effort | None = None
@@ -315,19 +402,24 @@ class TableModel:
             self.device,
         )
         points = torch.cat(blocks).double().cpu()
-        return self.space.values(layout.nearest_rows(points, self.space.n_known).numpy())
+        values = self.space.values(layout.nearest_rows(points, self.space.n_known).numpy())
+        return values if self.dequantizer is None else self.dequantizer.rounded(values)
 
     def mse_curve(self, values: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""
-        standardized = self.space.standardized(values)
-        mapped, _ = self.space.rows(standardized)
-        keys = row_keys(standardized)
         curves, counts = [], []
-        for start in range(0, len(values), ROWS_IN_A_PROFILE):
-            part = slice(start, start + ROWS_IN_A_PROFILE)
-            rows = mapped[part]
-            profile = self.profile(rows, np.ones(len(rows)), keys[part])
-            curves.append(summarize_profile(profile, self.expert_names, self.weights))
+        affordable = NUMBERS_IN_A_PROFILE // max(1, values.shape[1])
+        n_rows = int(np.clip(affordable, 1, MOST_ROWS_IN_A_PROFILE))
+        for start in range(0, len(values), n_rows):
+            part = values[start : start + n_rows]
+            keys = row_keys(self.space.standardized(part))
+            if self.dequantizer is not None:
+                part = self.dequantizer.noisy(part)
+            rows, _ = self.space.rows(self.space.standardized(part))
+            profile = self.profile(rows, np.ones(len(rows)), keys)
+            curves.append(
+                summarize_profile(profile, self.expert_names, self.weights, self.network_names)
+            )
             counts.append(len(rows))
         return MSECurve.pooled(curves, counts)
 
@@ -338,7 +430,7 @@ class TableModel:
         if self.space.is_discrete:
             noise = NoiseRule.for_levels(n_points, seed=1)
         else:
-            noise = NoiseRule(n_points, min(n_points, 2), central=False, seed=1)
+            noise = profile_noise(n_points, self.has_images)
         profile = error_profile(
             points,
             weight,
@@ -354,13 +446,22 @@ class TableModel:
         return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
 
 
-def scoring_noise(space: TableSpace, seed: int, n_directions: int | None) -> NoiseRule:
+def scoring_noise(
+    space: TableSpace, seed: int, n_directions: int | None, has_images: bool = False
+) -> NoiseRule:
     """Return the noise rule that suits the kinds of the columns."""
     n_points = space.layout.n_points
+    if has_images:
+        n_directions = 1 if n_directions is None else n_directions
     if not space.layout.variables:
         return NoiseRule.for_scoring(n_points, seed, n_directions)
     mirrored = space.layout.is_nearly_continuous
     return NoiseRule.for_levels(n_points, seed, n_directions, mirrored=mirrored)
+
+
+def profile_noise(n_points: int, has_images: bool) -> NoiseRule:
+    """Return the noise rule of error profiles of continuous columns; images get less of it."""
+    return NoiseRule(n_points, 1 if has_images else min(n_points, 2), central=False, seed=1)
 
 
 def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) -> Reference:
@@ -396,7 +497,10 @@ def network_posterior(module: torch.nn.Module) -> Callable[[Tensor, Tensor], lis
 
 
 def summarize_profile(
-    profile: ErrorProfile, expert_names: Sequence[str], weights: Array
+    profile: ErrorProfile,
+    expert_names: Sequence[str],
+    weights: Array,
+    networks: Collection[str] = NETWORKS,
 ) -> MSECurve:
     """Return the means and standard errors of a profile, and the experts' weights."""
     names = list(profile.names)
@@ -411,9 +515,9 @@ def summarize_profile(
         logsnr=profile.logsnr,
         model=stacked @ profile.row_weight,
         model_stderr=profile.standard_error(stacked),
-        references={name: means[name] for name in names if name not in NETWORKS},
-        references_stderr={name: errors[name] for name in names if name not in NETWORKS},
-        networks={name: means[name] for name in names if name in NETWORKS},
-        networks_stderr={name: errors[name] for name in names if name in NETWORKS},
+        references={name: means[name] for name in names if name not in networks},
+        references_stderr={name: errors[name] for name in names if name not in networks},
+        networks={name: means[name] for name in names if name in networks},
+        networks_stderr={name: errors[name] for name in names if name in networks},
         weights={name: spread[:, names.index(name)] for name in names},
     )

@@ -154,15 +154,19 @@ class TableSpace:
         return table
 
     def constant_log_density(self, values: Array) -> Array:
-        """Return the narrow normal densities of the continuous columns without variation."""
-        if not len(self.constant):
-            return np.zeros(len(values))
+        """Return narrow normal log-densities of columns without variation, less their maximum."""
         center = self.constant_values[self.constant]
-        width = CONSTANT_WIDTH * np.where(center == 0.0, 1.0, np.abs(center))
         # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-        deviation = np.ascontiguousarray((values[:, self.constant] - center) / width)
-        return np.asarray(
-            -0.5 * (deviation**2).sum(axis=1)
-            - np.log(width).sum()
-            - 0.5 * math.log(2 * math.pi) * len(self.constant)
+        deviation = np.ascontiguousarray(
+            (values[:, self.constant] - center) / self._constant_width()
         )
+        return np.asarray(-0.5 * (deviation**2).sum(axis=1))
+
+    def greatest_constant_log_density(self) -> float:
+        """Return the maximum of the normal log-densities of columns without variation."""
+        width = self._constant_width()
+        return float(-np.log(width).sum() - 0.5 * math.log(2 * math.pi) * len(width))
+
+    def _constant_width(self) -> Array:
+        center = self.constant_values[self.constant]
+        return np.asarray(CONSTANT_WIDTH * np.where(center == 0.0, 1.0, np.abs(center)))

@@ -22,8 +22,13 @@ from torch import Generator, Tensor, nn
 
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import PiecewiseDensity
-from sk_itdiffusion.denoisers import LevelDenoiser, PreconditionedDenoiser
+from sk_itdiffusion.denoisers import (
+    LevelDenoiser,
+    PreconditionedDenoiser,
+    ReferencedDenoiser,
+)
 from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.streams import StreamedRows
 
 __all__ = [
     "DenoisingObjective",
@@ -37,7 +42,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-Network = PreconditionedDenoiser | LevelDenoiser
+Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
 Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
@@ -76,7 +81,10 @@ class MuonAdamW(torch.optim.Optimizer):
             learned[bool(group.get("hidden", False))].extend(members)
         hidden, rest = learned[True], learned[False]
         self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=ADAMW_RATE * lr, weight_decay=0.0, betas=(0.9, 0.98))
+            # A denoiser that is only evaluated may have no parameters at all.
+            torch.optim.AdamW(
+                [{"params": rest}], lr=ADAMW_RATE * lr, weight_decay=0.0, betas=(0.9, 0.98)
+            )
         ]
         if hidden:
             self._parts.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay))
@@ -92,6 +100,16 @@ class MuonAdamW(torch.optim.Optimizer):
             part.step()
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of both parts."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of both parts over."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
     def clear_state(self) -> None:
         """Forget the moments, which are as large as the parameters."""
         self.state.clear()
@@ -100,9 +118,24 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Rows and their weights, in memory."""
+    """Rows and their weights, in memory.
 
-    def __init__(self, X: Array, weight: Array, device: torch.device) -> None:
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Rows.
+    weight : ndarray of shape (n,)
+        Positive weights.
+    device : torch.device
+        Where to hold them.
+    width : ndarray of shape (d,) or None, default=None
+        Width of the uniform noise that rows get anew in each batch.
+    """
+
+    def __init__(
+        self, X: Array, weight: Array, device: torch.device, width: Array | None = None
+    ) -> None:
+        self.width = None if width is None else torch.from_numpy(np.float32(width))
         self.rows = torch.from_numpy(np.array(X, dtype=np.float32)).to(device)
         self.weight = np.asarray(weight, dtype=np.float64)
 
@@ -150,6 +183,7 @@ class NoisyRowIterator:
         n_points: int,
     ) -> None:
         self.rows = dataset.rows
+        self.width = dataset.width
         self.n_points = n_points
         self.batch_size = batch_size
         self.n_batches = n_batches
@@ -201,12 +235,40 @@ class NoisyRowIterator:
         shape = (len(rows), self.n_points)
         eps = torch.randn(shape, generator=self.generator, dtype=rows.dtype)
         noise = {"eps": eps, "logsnr": logsnr, "importance": importance}
+        if self.width is not None:
+            uniform = torch.rand(rows.shape, generator=self.generator, dtype=rows.dtype) - 0.5
+            rows = rows + (uniform * self.width).to(rows.device)
         batch = {"x": rows} | {key: value.to(rows.device) for key, value in noise.items()}
         return batch, torch.zeros(len(rows), device=rows.device)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for _ in range(self.n_batches):
             yield self.batch(self.rows[self._next_indices().to(self.rows.device)])
+
+
+class StreamedRowIterator(NoisyRowIterator):
+    """Noisy batches of rows that a data loader reads; see `NoisyRowIterator`."""
+
+    def __init__(
+        self,
+        source: StreamedRows,
+        batch_size: int,
+        n_batches: int,
+        density: PiecewiseDensity,
+        generator: Generator,
+        n_points: int,
+    ) -> None:
+        self.width = source.width
+        self.n_points = n_points
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.generator = generator
+        self.source = source.batches(batch_size, generator)
+        self.set_density(density)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for _ in range(self.n_batches):
+            yield self.batch(next(self.source))
 
 
 class FixedNoiseIterator:
@@ -298,6 +360,7 @@ class TrainingControl(Callback):
     def __init__(
         self,
         n_steps: int,
+        n_epochs: int,
         patience: int | None,
         *,
         n_warmup: int = 50,
@@ -307,6 +370,7 @@ class TrainingControl(Callback):
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
     ) -> None:
         self.n_steps = n_steps
+        self.n_epochs = n_epochs
         self.patience = patience
         self.n_warmup = n_warmup
         self.clip = clip
@@ -323,6 +387,20 @@ class TrainingControl(Callback):
         self.cooling_from: tuple[int, int, float] | None = None
         self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
         self.note_best(net, self.initial_bound)
+
+    def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
+        """Go on where a checkpoint ended, if a callback has loaded one."""
+        n_done = len(net.history) - 1
+        if n_done == 0 or self.step > 0:
+            return
+        if n_done >= self.n_epochs:
+            net.history.pop()
+            raise StopTraining
+        self.step = n_done * self.n_steps // self.n_epochs
+        net.module_.n_updates = self.step
+        bounds = [row.get("valid_loss", math.inf) for row in net.history[:-1]]
+        self.best_epoch = int(np.argmin(bounds)) + 1
+        self.note_best(net, min(bounds))
 
     def rate_factor(self) -> float:
         """Return the factor of the learning rate at the present step."""
@@ -378,6 +456,8 @@ class TrainingControl(Callback):
             self.best_epoch = epoch
         if self.on_epoch is not None:
             self.on_epoch(net, epoch)
+        if epoch >= self.n_epochs:
+            raise StopTraining
         if self.cooling_from is not None:
             if self.step - self.cooling_from[0] >= self.cooling_from[1]:
                 raise StopTraining
@@ -420,11 +500,14 @@ class TrainingPlan:
     weight_decay: float
     patience: int | None
     n_validation_noises: int = 16
+    micro_batch_size: int | None = None
     verbose: int = 0
 
 
 class _Net(skorch.NeuralNet):
     """skorch's net, with callbacks' requests to stop kept apart from the user's interrupts."""
+
+    micro_batch_size: int | None = None
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call a method of all callbacks; skorch's way to stop is a KeyboardInterrupt."""
@@ -434,6 +517,22 @@ class _Net(skorch.NeuralNet):
             if method_name != "on_epoch_end":
                 raise
             raise StopTraining from stop
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take the gradient of a batch, in parts if the batch would not fit into memory."""
+        size = self.micro_batch_size
+        n_rows = len(batch[1])
+        if size is None or n_rows <= size:
+            return super().train_step_single(batch, **fit_params)
+        self._set_training(True)
+        total = torch.zeros((), device=batch[1].device)
+        for start in range(0, n_rows, size):
+            part = {key: value[start : start + size] for key, value in batch[0].items()}
+            output = self.infer(part, **fit_params)
+            loss = output.sum() / n_rows
+            loss.backward()
+            total += loss.detach()
+        return {"loss": total, "y_pred": output.detach()}
 
     def forget_training(self) -> None:
         """Drop what only training needs: moments, best weights, the data of the iterators."""
@@ -445,7 +544,7 @@ class _Net(skorch.NeuralNet):
 
 def train(
     objective: DenoisingObjective,
-    train_rows: RowDataset,
+    train_rows: RowDataset | StreamedRows,
     valid_rows: RowDataset,
     plan: TrainingPlan,
     generator: Generator,
@@ -461,8 +560,10 @@ def train(
     ----------
     objective : DenoisingObjective
         Module to train, in place.
-    train_rows, valid_rows : RowDataset
-        Rows to train on and to judge by.
+    train_rows : RowDataset or StreamedRows
+        Rows to train on.
+    valid_rows : RowDataset
+        Rows to judge by.
     plan : TrainingPlan
         Sizes and rates.
     generator : torch.Generator
@@ -486,11 +587,15 @@ def train(
     FloatingPointError
         If training diverges before any epoch was good.
     """
+    if plan.max_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
+        raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
-    iterator = NoisyRowIterator(
-        train_rows, plan.batch_size, plan.n_batches, plan.density, generator, n_points
-    )
+    sizes = (plan.batch_size, plan.n_batches, plan.density, generator, n_points)
+    if isinstance(train_rows, StreamedRows):
+        iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes)
+    else:
+        iterator = NoisyRowIterator(train_rows, *sizes)
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
         if adapt is not None and plan.adaptive and epoch in (2, 6, 14):
@@ -498,6 +603,7 @@ def train(
 
     control = TrainingControl(
         plan.max_epochs * plan.n_batches,
+        plan.max_epochs,
         plan.patience,
         n_warmup=min(50, max(1, plan.n_batches // 2)),
         on_epoch=on_epoch,
@@ -523,15 +629,17 @@ def train(
         verbose=plan.verbose,
         device=device,
     )
+    net.micro_batch_size = plan.micro_batch_size
     net.initialize()
     if plan.max_epochs == 0:
         return net
-    net.notify("on_train_begin", X=train_rows, y=None)
+    # The iterators hold the rows; skorch only asks whether there are as many targets.
+    net.notify("on_train_begin", X=valid_rows, y=None)
     with contextlib.suppress(StopTraining):
-        net.fit_loop(train_rows, epochs=plan.max_epochs)
+        net.fit_loop(valid_rows, epochs=plan.max_epochs)
     control.restore_best(net)
     net.module_.eval()
-    net.notify("on_train_end", X=train_rows, y=None)
+    net.notify("on_train_end", X=valid_rows, y=None)
     return net
 
 

@@ -3,7 +3,12 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEDiscreteDensity,
+    IMMSEEnsemble,
+    IMMSEMixedDensity,
+)
 
 QUICK = {
     "hidden_size": 16,
@@ -15,6 +20,15 @@ QUICK = {
     "random_state": 0,
 }
 ESTIMATORS = (IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity)
+ENSEMBLE = IMMSEEnsemble(
+    [
+        ("wide", IMMSEDensity(**QUICK)),
+        ("narrow", IMMSEDensity(**QUICK | {"hidden_size": 8})),
+    ],
+    random_state=0,
+)
+DETECTORS = [
+]
 
 
 # One of the checks shuffles with the global generator of numpy.
@@ -22,8 +36,8 @@ pytestmark = pytest.mark.changes_global_state
 
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
-@pytest.mark.filterwarnings("ignore:Column")
-@parametrize_with_checks([estimator(**QUICK) for estimator in ESTIMATORS])
+@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
+@parametrize_with_checks([*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, *DETECTORS])
 def test_common_checks(estimator, check):
     check(estimator)
 

@@ -3,6 +3,14 @@
 from sk_itdiffusion.denoisers.convolutional import ConvolutionalNetwork
 from sk_itdiffusion.denoisers.levels import LevelDenoiser
 from sk_itdiffusion.denoisers.mlp import ResidualMLP
-from sk_itdiffusion.denoisers.precondition import PreconditionedDenoiser
+from sk_itdiffusion.denoisers.precondition import PreconditionedDenoiser, ReferencedDenoiser
+from sk_itdiffusion.denoisers.unet import UNetBackbone
 
-__all__ = ["ConvolutionalNetwork", "LevelDenoiser", "PreconditionedDenoiser", "ResidualMLP"]
+__all__ = [
+    "ConvolutionalNetwork",
+    "LevelDenoiser",
+    "PreconditionedDenoiser",
+    "ReferencedDenoiser",
+    "ResidualMLP",
+    "UNetBackbone",
+]

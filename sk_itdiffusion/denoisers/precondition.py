@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sk_itdiffusion.references.base import Reference
 
-__all__ = ["LogSNREmbedding", "PreconditionedDenoiser"]
+__all__ = ["LogSNREmbedding", "PreconditionedDenoiser", "ReferencedDenoiser"]
 
 
 class LogSNREmbedding(nn.Module):
@@ -69,3 +69,29 @@ class PreconditionedDenoiser(nn.Module):
         """Return the predicted noise, shape (B, d)."""
         baseline, correction = self.parts(z, logsnr)
         return baseline + correction
+
+
+class ReferencedDenoiser(nn.Module):
+    """A denoiser that predicts the noise by itself, beside a reference that it is compared with.
+
+    Parameters
+    ----------
+    denoiser : nn.Module
+        Called as ``denoiser(z, logsnr)`` with shapes (B, d) and (B,); returns the noise (B, d).
+    reference : Reference
+        Analytic reference on the same d features.
+    """
+
+    def __init__(self, denoiser: nn.Module, reference: Reference) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.reference = reference
+
+    def parts(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reference's prediction of the noise and the denoiser's difference to it."""
+        baseline = self.reference.denoise(z, logsnr)
+        return baseline, self.denoiser(z, logsnr) - baseline
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise, shape (B, d)."""
+        return self.denoiser(z, logsnr)

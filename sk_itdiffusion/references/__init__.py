@@ -3,6 +3,7 @@
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "GaussianReference",
     "IndependentReference",
     "LatentClassReference",
+    "LowRankGaussianReference",
     "Reference",
 ]

@@ -1,0 +1,152 @@
+r"""A Gaussian of many columns whose covariance is of low rank but for equal variances.
+
+With :math:`\Sigma = U\, \mathrm{diag}(\lambda - \lambda_0)\, U^T + \lambda_0 I` and orthonormal
+columns of U (probabilistic principal components, Tipping and Bishop 1999) the optimal denoiser
+needs only products with U.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.references.base import Reference, as_float_tensor
+from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR
+
+__all__ = ["LowRankGaussianReference"]
+
+
+class LowRankGaussianReference(Reference):
+    """Normal distribution with k principal directions and one variance in all others.
+
+    Parameters
+    ----------
+    mean : array-like of shape (n_features,)
+        Mean.
+    basis : array-like of shape (n_features, k)
+        Orthonormal columns.
+    variances : array-like of shape (k,)
+        Positive variances along them.
+    residual : float
+        Positive variance along all other directions.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a value is not finite, or a variance is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.references import LowRankGaussianReference
+    >>> reference = LowRankGaussianReference([0.0, 0.0], [[1.0], [0.0]], [4.0], 1.0)
+    >>> round(reference.log_prob(torch.zeros(1, 2, dtype=torch.float64)).item(), 4)
+    -2.531
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    residual: Tensor
+
+    def __init__(
+        self, mean: ArrayLike, basis: ArrayLike, variances: ArrayLike, residual: float
+    ) -> None:
+        super().__init__()
+        center = as_float_tensor(mean, 1, "mean")
+        directions = as_float_tensor(basis, 2, "basis")
+        along = as_float_tensor(variances, 1, "variances")
+        if directions.shape != (len(center), len(along)):
+            raise ValueError(
+                f"basis must have shape {(len(center), len(along))} to match mean and variances, "
+                f"got {tuple(directions.shape)}."
+            )
+        if not residual > 0 or bool((along <= 0).any()):
+            raise ValueError("variances and residual must be positive.")
+        self.n_features = len(center)
+        self.register_buffer("mean", center)
+        self.register_buffer("basis", directions)
+        self.register_buffer("variances", along)
+        self.register_buffer("residual", torch.tensor(float(residual), dtype=torch.float64))
+
+    @classmethod
+    def fit(
+        cls, X: NDArray[np.float64], rank: int, random_state: np.random.RandomState
+    ) -> LowRankGaussianReference:
+        """Return the probabilistic principal components of rows.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, n_features)
+            Rows.
+        rank : int
+            Number of directions, less than rows and columns.
+        random_state : RandomState
+            Source of the randomised decomposition.
+
+        Returns
+        -------
+        LowRankGaussianReference
+            The fitted distribution.
+        """
+        pca = PCA(rank, random_state=random_state).fit(X)
+        residual = max(float(pca.noise_variance_), VARIANCE_FLOOR)
+        along = np.maximum(pca.explained_variance_, residual)
+        return cls(pca.mean_, pca.components_.T, along, residual)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density in nats; see `Reference.log_prob`."""
+        deviation = x - self.mean
+        projected = deviation @ self.basis
+        squared = (projected.square() * (1.0 / self.variances - 1.0 / self.residual)).sum(1)
+        squared = squared + deviation.square().sum(1) / self.residual
+        n_others = self.n_features - len(self.variances)
+        log_determinant = self.variances.log().sum() + n_others * self.residual.log()
+        return -0.5 * (squared + log_determinant + self.n_features * math.log(2 * math.pi))
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
+        signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
+        deviation = z - signal * self.mean
+        plain = 1.0 / (signal.square() * self.residual + noise.square())
+        along = 1.0 / (signal.square() * self.variances + noise.square())
+        change = ((along - plain) * (deviation @ self.basis)) @ self.basis.T
+        return noise * (plain * deviation + change)
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
+        """Return random points, shape (n_samples, n_features)."""
+        basis, along = self.basis.cpu().numpy(), self.variances.cpu().numpy()
+        residual = float(self.residual)
+        white = random_state.standard_normal((n_samples, self.n_features))
+        directions = random_state.standard_normal((n_samples, len(along)))
+        spread = directions * np.sqrt(along - residual)
+        points = self.mean.cpu().numpy() + math.sqrt(residual) * white + spread @ basis.T
+        return np.asarray(points)
+
+    def standardized(self, center: ArrayLike, scale: ArrayLike) -> LowRankGaussianReference:
+        """Return the distribution of ``(x - center) / scale``, for one scale of all columns."""
+        width = np.unique(np.asarray(scale, dtype=np.float64))
+        if len(width) != 1:
+            raise ValueError("A low-rank reference needs one scale for all columns.")
+        return LowRankGaussianReference(
+            (self.mean.cpu().numpy() - np.asarray(center, dtype=np.float64)) / width[0],
+            self.basis,
+            self.variances.cpu().numpy() / width[0] ** 2,
+            float(self.residual) / width[0] ** 2,
+        )
+
+    @property
+    def n_intermediate(self) -> int:
+        """Numbers that the widest step of one evaluation makes."""
+        return self.n_features + len(self.variances)
+
+    def variance_range(self) -> tuple[float, float]:
+        """Return the least and greatest variance along any principal direction."""
+        residual = float(self.residual)
+        return residual, max(residual, float(self.variances.max()))

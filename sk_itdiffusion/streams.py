@@ -1,0 +1,215 @@
+"""Rows from torch datasets and image folders, read when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+__all__ = ["ImageFolder", "RowStream", "StreamedRows", "is_dataset", "read_rows"]
+
+Array = NDArray[np.float64]
+
+#: Numbers in the rows of a dataset that are held in memory; of more only a sample is.
+NUMBERS_IN_MEMORY = 2**26
+ROWS_IN_A_READ = 256
+
+
+def is_dataset(X: Any) -> TypeGuard[Dataset[Any]]:
+    """Return whether X is a torch dataset, whose items are rows, images or (image, label) pairs."""
+    return isinstance(X, Dataset)
+
+
+def row_of(item: Any) -> NDArray[Any]:
+    """Return an item of a dataset as one row; what follows the image in a tuple is left out."""
+    first = item[0] if isinstance(item, tuple | list) else item
+    array = first.numpy() if isinstance(first, Tensor) else np.asarray(first)
+    return array.reshape(-1)
+
+
+def read_rows(dataset: Dataset[Any], indices: Sequence[int] | None = None) -> Array:
+    """Return items of a dataset, all by default, as rows of a float64 array.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With `__len__` and `__getitem__`.
+    indices : sequence of int or None, default=None
+        The items.
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+        Rows.
+
+    Raises
+    ------
+    ValueError
+        If items have different sizes; the message names the first that differs.
+    """
+    if indices is None:
+        indices = range(len(dataset))  # type: ignore[arg-type]
+    rows = [row_of(dataset[int(index)]) for index in indices]
+    for index, row in zip(indices, rows, strict=True):
+        if row.shape != rows[0].shape:
+            raise ValueError(
+                f"X is a dataset whose items differ in size: item {indices[0]} has "
+                f"{rows[0].size} numbers, item {index} has {row.size}. Resize them first."
+            )
+    return np.stack(rows).astype(np.float64) if rows else np.empty((0, 0))
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """Items of a dataset that are read while a network is trained on them.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        The dataset.
+    indices : ndarray of int
+        The items.
+    num_workers : int
+        Processes that read them; with 0 the training process does.
+    """
+
+    dataset: Dataset[Any]
+    indices: NDArray[np.intp]
+    num_workers: int
+
+    @classmethod
+    def beyond_memory(
+        cls, dataset: Dataset[Any], num_workers: int, random_state: np.random.RandomState
+    ) -> tuple[Array, RowStream | None]:
+        """Return a random sample of rows that fits into memory, and the others as a stream.
+
+        The stream is None if all rows fit.
+        """
+        n_rows = len(dataset)  # type: ignore[arg-type]
+        if n_rows == 0:
+            raise ValueError("X is a dataset without items.")
+        affordable = max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, row_of(dataset[0]).size))
+        if n_rows <= affordable:
+            return read_rows(dataset), None
+        order = random_state.permutation(n_rows)
+        sample = np.sort(order[:affordable])
+        return read_rows(dataset, sample.tolist()), cls(
+            dataset, np.sort(order[affordable:]), num_workers
+        )
+
+    def batches(
+        self, batch_size: int, prepare: Callable[[Array], Array], generator: Generator
+    ) -> Iterator[Tensor]:
+        """Return endless shuffled batches of float32 rows (B, d)."""
+
+        def collate(items: list[Any]) -> Tensor:
+            rows = np.stack([row_of(item) for item in items]).astype(np.float64)
+            return torch.from_numpy(prepare(rows).astype(np.float32))
+
+        loader: DataLoader[Any] = DataLoader(
+            Subset(self.dataset, self.indices.tolist()),
+            batch_size=min(batch_size, len(self.indices)),
+            shuffle=True,
+            drop_last=True,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            generator=generator,
+        )
+        while True:
+            yield from loader
+
+
+@dataclass(frozen=True)
+class StreamedRows:
+    """Rows to train on that come from a stream.
+
+    Attributes
+    ----------
+    stream : RowStream
+        The stream.
+    prepare : callable
+        Maps values of the table (n, c) to rows of the model (n, d).
+    device : torch.device
+        Where the batches go.
+    width : Tensor of shape (d,) or None
+        Width of the uniform noise that rows get anew in each batch.
+    """
+
+    stream: RowStream
+    prepare: Callable[[Array], Array]
+    device: torch.device
+    width: Tensor | None = None
+
+    def batches(self, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+        """Return endless batches of rows on the device."""
+        for rows in self.stream.batches(batch_size, self.prepare, generator):
+            yield rows.to(self.device)
+
+
+class ImageFolder(Dataset[NDArray[np.uint8]]):
+    """The images of a folder, in the order of their names, as 8-bit arrays.
+
+    Needs Pillow, which the extra ``sk_itdiffusion[images]`` installs.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder; subfolders are searched too.
+    image_shape : tuple of int
+        Channels (1 or 3), height and width of all images.
+    extensions : sequence of str, default=(".png", ".jpg", ".jpeg", ".bmp", ".webp")
+        Endings of the names, in small letters.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder or no image in it, or image_shape is no shape of images; when an
+        item is read, if the image has another size.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.streams import ImageFolder
+    >>> images = ImageFolder("photos", (3, 32, 32))  # doctest: +SKIP
+    >>> IMMSEDensity(image_shape=(3, 32, 32), dequantize=True).fit(images)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        image_shape: tuple[int, int, int],
+        extensions: Sequence[str] = (".png", ".jpg", ".jpeg", ".bmp", ".webp"),
+    ) -> None:
+        if len(image_shape) != 3 or image_shape[0] not in (1, 3):
+            raise ValueError(
+                "image_shape must be (channels, height, width) with 1 or 3 channels, got "
+                f"{image_shape!r}."
+            )
+        self.image_shape = tuple(image_shape)
+        self.paths = sorted(
+            path for path in Path(folder).rglob("*") if path.suffix.lower() in extensions
+        )
+        if not self.paths:
+            raise ValueError(f"folder {str(folder)!r} holds no images ending in {extensions}.")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            pixels = np.asarray(image.convert("L" if self.image_shape[0] == 1 else "RGB"))
+        channels_first = np.atleast_3d(pixels).transpose(2, 0, 1)
+        if channels_first.shape != self.image_shape:
+            raise ValueError(
+                f"The image {str(self.paths[index])!r} has shape {channels_first.shape}, not "
+                f"{self.image_shape}. Resize it first."
+            )
+        return np.ascontiguousarray(channels_first)
