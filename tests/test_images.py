@@ -13,6 +13,7 @@ import sk_itdiffusion.model
 import sk_itdiffusion.streams
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion.cubature import row_keys
+from sk_itdiffusion.denoisers import UNetBackbone
 from sk_itdiffusion.references import GaussianReference, LowRankGaussianReference
 from sk_itdiffusion.streams import ImageFolder, RowStream
 
@@ -211,6 +212,24 @@ def test_flat_and_shaped_images_score_alike_in_any_batch(image_density):
     flat = image_density.score_samples(X.reshape(40, -1))
     np.testing.assert_array_equal(shaped, flat)
     np.testing.assert_array_equal(shaped[7:9], image_density.score_samples(X[7:9]))
+
+
+def test_dropout_draws_from_the_networks_own_generator():
+    pytest.importorskip("diffusers", reason="needs the extra [images]")
+    points, level = torch.ones(4, 36), torch.zeros(4)
+
+    def outputs():
+        source = torch.Generator().manual_seed(3)
+        network = UNetBackbone((1, 6, 6), -5.0, 5.0, width=8, dropout=0.5, generator=source)
+        torch.nn.init.ones_(network.network.conv_out.weight)
+        return network.train()(points, level), network.eval()(points, level)
+
+    before = torch.get_rng_state()
+    dropped, kept = outputs()
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(outputs()[0], dropped)
+    assert (dropped[0] - dropped[1]).abs().max() > 1e-3  # equal images, other masks
+    assert torch.equal(kept[0], kept[1])
 
 
 def test_wrong_image_shapes_are_errors():
