@@ -352,6 +352,8 @@ class PretrainedDenoiser(nn.Module):
         check_folder(path_or_id)
         where = str(path_or_id)
         config = diffusers.UNet2DModel.load_config(where, subfolder="unet")
+        # Otherwise diffusers recommends another package, and does the same.
+        options.setdefault("low_cpu_mem_usage", False)
         network = getattr(diffusers, config["_class_name"]).from_pretrained(
             where, subfolder="unet", **options
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +20,7 @@ class LocalDropout(nn.Module):
         super().__init__()
         self.rate = rate
         self.generator = generator
+        self.on_device: dict[torch.device, Generator] = {}
 
     def forward(self, h: Tensor) -> Tensor:
         """Return ``h`` with random entries zeroed in training, unchanged in evaluation."""
@@ -26,8 +28,22 @@ class LocalDropout(nn.Module):
             return h
         keep = 1.0 - self.rate
         # Comparing uniform numbers is cheaper than drawing Bernoulli ones on a CPU.
-        uniform = torch.rand(h.shape, generator=self.generator, dtype=h.dtype).to(h.device)
+        source = self.generator_on(h.device)
+        uniform = torch.rand(h.shape, generator=source, dtype=h.dtype, device=h.device)
         return h * (uniform < keep) / keep
+
+    def generator_on(self, device: torch.device) -> Generator:
+        """Return the generator, or one of another device that was seeded by it."""
+        if device.type == "cpu":
+            return self.generator
+        if device not in self.on_device:
+            seed = int(torch.randint(2**62, (), generator=self.generator))
+            self.on_device[device] = Generator(device).manual_seed(seed)
+        return self.on_device[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without generators of devices, which copies may not have."""
+        return self.__dict__ | {"on_device": {}}
 
 
 def linear(n_in: int, n_out: int, generator: Generator, zero: bool = False) -> nn.Linear:

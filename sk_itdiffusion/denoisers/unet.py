@@ -76,7 +76,6 @@ class UNetBackbone(nn.Module):
         source = torch.Generator().manual_seed(0) if generator is None else generator
         initialize(self.network, source)
         replace_dropout(self.network, source)
-        self.network.to(memory_format=torch.channels_last)
         with torch.no_grad():
             self.network.conv_out.weight.zero_()
 
@@ -84,7 +83,8 @@ class UNetBackbone(nn.Module):
         """Return (B, d) for flat images z (B, d) and logsnr (B,)."""
         images = z.reshape(-1, *self.image_shape)
         images = nn.functional.pad(images, (0, self.padding[0], 0, self.padding[1]))
-        images = images.contiguous(memory_format=torch.channels_last)
+        if z.device.type == "cuda":  # on a CPU it is slower
+            images = images.contiguous(memory_format=torch.channels_last)
         time = N_TIMES * (self.high - logsnr) / (self.high - self.low)
         with half_precision(z.device, True):
             output = first_output(self.network(images, time))
