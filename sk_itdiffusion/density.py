@@ -196,7 +196,14 @@ class IMMSEDensity(TableEstimator):
 
     _stream: RowStream | None
     _experts: ClassVar[tuple[str, ...]] = ("network", "gaussian", "gaussian_mixture", "reference")
-    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts", "marginals")
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "experts",
+        "marginals",
+        "dequantize",
+        "denoiser",
+        "image_shape",
+    )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TableEstimator._parameter_constraints,
         "reference": [StrOptions({"auto", "gaussian", "gaussian_mixture"}), Reference],
@@ -285,14 +292,27 @@ class IMMSEDensity(TableEstimator):
             if weight is not None:
                 raise ValueError("sample_weight must be None if X is a dataset.")
             random_state = check_random_state(self.random_state)
-            X, self._stream = RowStream.beyond_memory(X, self.num_workers, random_state)
+            X, self._stream = RowStream.beyond_memory(
+                X, self.num_workers, random_state, self._images()
+            )
         rows = self._validated(X, reset=True, ensure_min_samples=2)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
+
+    def _read_again(
+        self, X: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
+        """Return what `_read_first` does, of rows with the columns of the earlier fit."""
+        if is_dataset(X):
+            raise ValueError(
+                "warm_start needs rows in an array, X is a dataset; give the fitted network as "
+                "denoiser, or set warm_start=False."
+            )
+        return super()._read_again(X, sample_weight)
 
     def _read(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return validated rows with the columns of the fit."""
         if is_dataset(X):
-            X = read_rows(X)
+            X = read_rows(X, shape=self._images())
         rows = self._validated(X, reset=False, ensure_min_samples=1)
         if self._model.dequantizer is not None:
             self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))

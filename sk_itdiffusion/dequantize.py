@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 
 #: Share of a step by which a value may be off the lattice, for rounding.
 TOLERANCE = 0.01
+ROWS_IN_A_CHECK = 1_000
 #: Rows of images from which the common step of all pixels is found.
 ROWS_FOR_STEP = 1_000
 
@@ -74,11 +75,9 @@ class Dequantizer:
         if step is not None:
             steps = np.array(np.broadcast_to(np.asarray(step, dtype=np.float64), X.shape[1]))
         elif shared:
-            values = np.unique(X[:ROWS_FOR_STEP])
-            steps = np.full(X.shape[1], lattice_step(values) if len(values) > 1 else 0.0)
+            steps = np.full(X.shape[1], refined_step(np.unique(X[:ROWS_FOR_STEP])))
         else:
-            columns = [np.unique(column) for column in X.T]
-            steps = np.array([lattice_step(c) if len(c) > 1 else 0.0 for c in columns])
+            steps = np.array([refined_step(np.unique(column)) for column in X.T])
         if not steps.any():
             raise ValueError(
                 "dequantize=True finds no column whose values are multiples of a common step; set "
@@ -87,10 +86,10 @@ class Dequantizer:
         origin = np.full(X.shape[1], X[:ROWS_FOR_STEP].min()) if shared else X.min(axis=0)
         return cls(steps, origin, seed)
 
-    @property
-    def log_volume(self) -> float:
-        """Logarithm of the volume of a lattice cell."""
-        return float(np.log(self.step[self.step > 0]).sum())
+    def log_volume(self, columns: NDArray[np.intp]) -> float:
+        """Return the logarithm of the volume of a lattice cell of some columns."""
+        step = self.step[columns]
+        return float(np.log(step[step > 0]).sum())
 
     def offsets(self, keys: Keys) -> Array:
         """Return noise of shape (n, d) for keys of shape (n,)."""
@@ -116,12 +115,25 @@ class Dequantizer:
 
     def check(self, X: Array, names: Sequence[str] | None) -> None:
         """Raise an error that names the columns with values off the lattice."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            off = np.abs(X - self.rounded(X)) > TOLERANCE * self.step
-        wrong = np.asarray((off & (self.step > 0)).any(axis=0))
+        wrong = np.zeros(X.shape[1], dtype=bool)
+        for start in range(0, len(X), ROWS_IN_A_CHECK):
+            part = X[start : start + ROWS_IN_A_CHECK]
+            with np.errstate(invalid="ignore", over="ignore"):
+                off = np.abs(part - self.rounded(part)) > TOLERANCE * self.step
+            wrong |= (off & (self.step > 0)).any(axis=0)
         if wrong.any():
             raise ValueError(
                 f"Column(s) {column_labels(wrong, names)} have values that are not on the lattice "
                 "of the fitted rows, so they have no probability; round them, or fit with "
                 "dequantize=False, or set dequantize to a finer step."
             )
+
+
+def refined_step(values: Array) -> float:
+    """Return the lattice step of sorted, distinct values, from their whole width; 0 if none."""
+    step = lattice_step(values) if len(values) > 1 else 0.0
+    if step == 0.0:
+        return 0.0
+    # The smallest gap alone carries its rounding error to the far end of the lattice.
+    n_steps = np.rint(np.diff(values) / step).sum()
+    return float((values[-1] - values[0]) / n_steps)

@@ -476,7 +476,7 @@ def fit_ensemble_model(
     }
     model.control = max(log_density, key=lambda name: float(share @ log_density[name]))
     set_weights(model, profile, settings.rule)
-    baseline = float(share @ (log_density[model.control] + rows.log_slope))
+    baseline = float(share @ (log_density[model.control] + rows.log_slope)) + model.constant_term
     entropies = {
         name: validation_bound(profile, model.control, baseline, profile.vertex(name))
         for name in model.expert_names

@@ -529,6 +529,8 @@ def alike(first: Any, second: Any) -> bool:
         return False
     if isinstance(first, torch.nn.Module):
         ours, theirs = first.state_dict(), second.state_dict()
+        if getattr(first, "settings", None) != getattr(second, "settings", None):
+            return False
         return ours.keys() == theirs.keys() and all(
             torch.equal(value, theirs[name]) for name, value in ours.items()
         )

@@ -197,7 +197,7 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
 
 
 def fit_gaussian_by_validation(
-    X: Array, valid: WeightedRows, random_state: np.random.RandomState
+    X: Array, valid: WeightedRows | None, random_state: np.random.RandomState
 ) -> Reference:
     """Return a Gaussian of images: the covariance shrunk to its diagonal as validation rows ask.
 
@@ -208,8 +208,8 @@ def fit_gaussian_by_validation(
     ----------
     X : ndarray of shape (n_samples, n_features)
         Training rows.
-    valid : WeightedRows
-        Validation rows.
+    valid : WeightedRows or None
+        Validation rows; without them the columns are taken as independent.
     random_state : RandomState
         Source of the decomposition of large images.
 
@@ -226,9 +226,15 @@ def fit_gaussian_by_validation(
     covariance = np.atleast_2d(np.cov(X.T, bias=True))
     diagonal = np.diag(np.diag(covariance))
 
+    def shrunk(shrinkage: float) -> Reference:
+        mixed = (1.0 - shrinkage) * covariance + shrinkage * diagonal
+        return GaussianReference(mean, floor_eigenvalues(mixed))
+
+    if valid is None:
+        return shrunk(1.0)
+
     def scored(shrinkage: float) -> tuple[float, Reference]:
-        shrunk = (1.0 - shrinkage) * covariance + shrinkage * diagonal
-        reference = GaussianReference(mean, floor_eigenvalues(shrunk))
+        reference = shrunk(shrinkage)
         return float(valid.share @ log_likelihoods(reference, valid.X)), reference
 
     best = scored(_SHRINKAGES[0])

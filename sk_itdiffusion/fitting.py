@@ -32,6 +32,7 @@ from sk_itdiffusion.denoisers import (
     UNetBackbone,
 )
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
+from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.experts import (
@@ -203,7 +204,7 @@ def fit_table_model(
     if space.is_discrete:
         grouped = in_counts(grouped, weight)
     if space.is_empty:
-        return _empty_model(grouped, space, settings, seeds)
+        return _empty_model(grouped, space, settings, seeds, dequantizer)
     step = report.step[space.continuous]
     if dequantizer is not None:
         step = noise_steps(dequantizer, space)
@@ -398,7 +399,7 @@ def warn_about_columns(
             f"Column(s) {column_labels(report.tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
-            "IMMSEMixedDensity), or add uniform noise of the size of their step.",
+            "IMMSEMixedDensity), or set dequantize=True.",
             UserWarning,
             stacklevel=5,
         )
@@ -469,7 +470,7 @@ def fit_references(
             settings.reference in ("auto", name) or settings.preconditioner == name or name in asked
         )
 
-    continuous = _continuous_references(split, step, settings, random_state, stop, wanted)
+    continuous = _continuous_references(split, step, settings, random_state, stop, wanted, judged)
     layout = split.space.layout
     if not layout.variables:
         return continuous
@@ -495,6 +496,7 @@ def _continuous_references(
     random_state: np.random.RandomState,
     stop: threading.Event,
     wanted: Callable[[str], bool],
+    judged: bool,
 ) -> dict[str, Reference]:
     """Return the references of the continuous columns."""
     if not split.n_continuous:
@@ -502,8 +504,11 @@ def _continuous_references(
     train = split.continuous_train
     X = resample_rows(train, max(len(train), 100_000), random_state)
     if settings.has_images:
-        return {"gaussian": fit_gaussian_by_validation(X, split.continuous_valid, random_state)}
-    references: dict[str, Reference] = {"gaussian": GaussianReference.fit(X)}
+        valid = split.continuous_valid if judged else None
+        gaussian = fit_gaussian_by_validation(X, valid, random_state)
+    else:
+        gaussian = GaussianReference.fit(X)
+    references: dict[str, Reference] = {"gaussian": gaussian}
     standardizer = split.space.standardizer
     if isinstance(settings.reference, Reference):
         references["reference"] = settings.reference.standardized(
@@ -513,7 +518,7 @@ def _continuous_references(
         raise ValueError(
             "experts names 'reference', which needs a Reference object as the parameter reference."
         )
-    if wanted("gaussian_mixture"):
+    if wanted("gaussian_mixture") and not settings.has_images:
         mixture = fit_mixture_by_validation(
             train, split.continuous_valid, mixture_regularization(step), random_state, stop
         )
@@ -632,7 +637,10 @@ def build_network(
     embedding = LogSNREmbedding(float(model.logsnr[0]), float(model.logsnr[-1]))
     reference = copy.deepcopy(model.references[model.preconditioner]).float()
     if settings.denoiser is not None:
-        given = copy.deepcopy(settings.denoiser).requires_grad_(True).float()
+        given = copy.deepcopy(settings.denoiser).float()
+        if not any(parameter.requires_grad for parameter in given.parameters()):
+            given.requires_grad_(True)
+        replace_dropout(given, generator)
         return ReferencedDenoiser(given, reference)
     if settings.has_images:
         assert settings.image_shape is not None
@@ -695,6 +703,8 @@ def train_network(
     )
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
     n_rows = n_observations(split.train, split.space)
+    if settings.stream is not None:
+        n_rows += len(settings.stream.indices)
     dropout, weight_decay = regularization_for(n_rows, bool(split.space.layout.variables), settings)
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
@@ -743,19 +753,25 @@ def training_rows(
     def mapped(values: Array) -> Array:
         return space.rows(space.standardized(values))[0]
 
-    if settings.stream is not None and dequantizer is None:
-        return StreamedRows(settings.stream, mapped, device)
-    if settings.stream is not None and space.marginal_map.kind != "standard":
-        assert dequantizer is not None
-        noisy = dequantizer.noisy
-        return StreamedRows(settings.stream, lambda values: mapped(noisy(values)), device)
-    if dequantizer is None or space.marginal_map.kind != "standard":
-        return RowDataset(split.train.X, split.train.weight, device)
-    width = dequantizer.step[space.continuous] / space.standardizer.scale
-    if settings.stream is not None:
-        return StreamedRows(settings.stream, mapped, device, torch.from_numpy(np.float32(width)))
-    lattice = dequantizer.rounded(space.values(split.train.X))
-    return RowDataset(mapped(lattice), split.train.weight, device, width)
+    def prepared(values: Array) -> Array:
+        if values.shape[1] != space.n_columns or not np.isfinite(values).all():
+            raise ValueError(
+                f"X is a dataset with items that are not {space.n_columns} finite numbers."
+            )
+        if dequantizer is not None:
+            dequantizer.check(values, settings.feature_names)
+        return mapped(values if fresh or dequantizer is None else dequantizer.noisy(values))
+
+    # Behind other maps the width of a cell varies, so there each row has one noise for good.
+    fresh = dequantizer is not None and space.marginal_map.kind == "standard"
+    rows, width = split.train.X, None
+    if dequantizer is not None and fresh:
+        rows = mapped(dequantizer.rounded(space.values(rows)))
+        width = dequantizer.step[space.continuous] / space.standardizer.scale
+    memory = RowDataset(rows, split.train.weight, device, width)
+    if settings.stream is None:
+        return memory
+    return StreamedRows(settings.stream, prepared, memory)
 
 
 def spectrum_of(split: MappedSplit) -> Array:
@@ -945,9 +961,16 @@ def scoring_rule(
 
 
 def _empty_model(
-    grouped: WeightedRows, space: TableSpace, settings: FitSettings, seeds: Seeds
+    grouped: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seeds: Seeds,
+    dequantizer: Dequantizer | None,
 ) -> TableModel:
     """Return the model of rows without columns that vary."""
+    if dequantizer is not None:
+        lattice = dequantizer.rounded(space.constant_values[None])[0]
+        space = replace(space, constant_values=lattice)
     model = TableModel(
         space=space,
         references={},
@@ -960,6 +983,7 @@ def _empty_model(
         rule=None,
         seeds=seeds,
         device=settings.device,
+        dequantizer=dequantizer,
     )
-    model.entropy = -float(model.log_density(grouped.X[:1])[0][0])
+    model.entropy = -float(model.log_density(space.constant_values[None])[0][0])
     return model

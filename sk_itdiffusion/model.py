@@ -270,7 +270,7 @@ class TableModel:
         """
         if self.dequantizer is None:
             return self.space.greatest_constant_log_density()
-        return self.dequantizer.log_volume
+        return self.dequantizer.log_volume(self.space.continuous)
 
     def points(self, values: Array) -> Array:
         """Return the points of rows in the space of the denoisers."""
@@ -297,10 +297,11 @@ class TableModel:
             for number in range(DEQUANTIZATIONS)
         ]
         near = np.all([draw[1] for draw in draws], axis=0)
-        logs = np.where(near, np.stack([draw[0] for draw in draws]), -np.inf)
+        # Each row's draws are contiguous, so that they are summed in one order.
+        logs = np.column_stack([draw[0] for draw in draws])
         variance = np.zeros(len(values))
-        variance[near] = logs[:, near].var(axis=0, ddof=1) / DEQUANTIZATIONS
-        return logs.mean(axis=0), variance, near
+        variance[near] = logs[near].var(axis=1, ddof=1) / DEQUANTIZATIONS
+        return logs.mean(axis=1), variance, near
 
     def _log_reference(self, values: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Return the control's log-density in the units of the data, and if it is far from 0."""
@@ -391,7 +392,7 @@ class TableModel:
         noise = torch.from_numpy(random_state.standard_normal(clean.shape))
         if self.rule is None:
             # Through the points, so that a level reserved for unknown ones is never drawn.
-            return self.space.values(layout.nearest_rows(clean, self.space.n_known).numpy())
+            return self._values(clean)
         level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
         start = add_noise(clean, noise, level).to(self.device, self.precision)
         path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
@@ -402,7 +403,12 @@ class TableModel:
             self.device,
         )
         points = torch.cat(blocks).double().cpu()
-        values = self.space.values(layout.nearest_rows(points, self.space.n_known).numpy())
+        return self._values(points)
+
+    def _values(self, points: Tensor) -> Array:
+        """Return the table's values of points, on the lattices of its columns."""
+        rows = self.space.layout.nearest_rows(points, self.space.n_known)
+        values = self.space.values(rows.numpy())
         return values if self.dequantizer is None else self.dequantizer.rounded(values)
 
     def mse_curve(self, values: Array) -> MSECurve:

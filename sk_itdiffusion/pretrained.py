@@ -39,6 +39,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+#: Subfolders of a pipeline, and the file that each has.
+PARTS = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 #: Keeps the log-SNR of tables that end at no signal at all finite.
 _LEAST_SIGNAL = 1e-9
@@ -329,8 +331,8 @@ class PretrainedDenoiser(nn.Module):
         ----------
         path_or_id : str or Path
             Folder with the subfolders ``unet`` and ``scheduler``, as `save_pretrained` of a
-            pipeline makes, or the identifier of a model on the Hugging Face hub, which is then
-            downloaded.
+            pipeline makes (or with both parts' files in itself), or the identifier of a model on
+            the Hugging Face hub, which is then downloaded.
         data_range : tuple of float or None, default=(-1.0, 1.0)
             See `PretrainedDenoiser`.
         continuous_time : bool, default=True
@@ -351,13 +353,18 @@ class PretrainedDenoiser(nn.Module):
         diffusers = import_diffusers()
         check_folder(path_or_id)
         where = str(path_or_id)
-        config = diffusers.UNet2DModel.load_config(where, subfolder="unet")
+        unet, scheduler = subfolders(where)
+        try:
+            config = diffusers.UNet2DModel.load_config(where, subfolder=unet)
+        except OSError:
+            unet = scheduler = None  # the early models of the hub
+            config = diffusers.UNet2DModel.load_config(where)
         # Otherwise diffusers recommends another package, and does the same.
         options.setdefault("low_cpu_mem_usage", False)
         network = getattr(diffusers, config["_class_name"]).from_pretrained(
-            where, subfolder="unet", **options
+            where, subfolder=unet, **options
         )
-        schedule, prediction_type = read_scheduler(where, continuous_time)
+        schedule, prediction_type = read_scheduler(where, scheduler, continuous_time)
         size = config.get("sample_size")
         if size is None:
             raise ValueError(f"The network in {where!r} does not say its sample_size.")
@@ -369,6 +376,19 @@ class PretrainedDenoiser(nn.Module):
             image_shape=(config["in_channels"], *sizes),
             data_range=data_range,
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the denoiser is beside its network, for comparisons."""
+        schedule = {
+            key: np.asarray(value).tolist() for key, value in vars(self.noise_schedule).items()
+        }
+        return {
+            "noise_schedule": (type(self.noise_schedule).__name__, schedule),
+            "prediction_type": self.prediction_type,
+            "image_shape": self.image_shape,
+            "data_range": self.data_range,
+        }
 
     @property
     def n_features(self) -> int | None:
@@ -409,8 +429,11 @@ class PretrainedDenoiser(nn.Module):
 
 
 def half_precision(device: torch.device, allowed: bool) -> torch.autocast:
-    """Return a context with bfloat16 products where an accelerator has units for them."""
-    enabled = allowed and device.type == "cuda"
+    """Return a context with bfloat16 products in training, where an accelerator has them.
+
+    Scores are taken in single precision: at a high log-SNR bfloat16 rounds the noise away.
+    """
+    enabled = allowed and device.type == "cuda" and torch.is_grad_enabled()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -453,7 +476,11 @@ def check_folder(path_or_id: str | Path) -> None:
     if not folder.exists() and (isinstance(path_or_id, Path) or folder.is_absolute()):
         raise ValueError(f"There is no folder {str(path_or_id)!r}.")
     if folder.is_dir():
-        missing = [part for part in ("unet", "scheduler") if not (folder / part).is_dir()]
+        missing = [
+            part
+            for part, file in PARTS.items()
+            if not (folder / part).is_dir() and not (folder / file).is_file()
+        ]
         if missing:
             raise ValueError(
                 f"The folder {str(path_or_id)!r} has no subfolder(s) {missing}; save the network "
@@ -461,11 +488,24 @@ def check_folder(path_or_id: str | Path) -> None:
             )
 
 
-def read_scheduler(where: str, continuous_time: bool) -> tuple[NoiseSchedule, str]:
+def subfolders(where: str) -> list[str | None]:
+    """Return the subfolders of network and scheduler; None for files in the folder itself.
+
+    Of identifiers on the hub only the usual layout can be told without asking it.
+    """
+    folder = Path(where)
+    return [part if (folder / part).is_dir() or not folder.is_dir() else None for part in PARTS]
+
+
+def read_scheduler(
+    where: str, subfolder: str | None, continuous_time: bool
+) -> tuple[NoiseSchedule, str]:
     """Return the noise schedule and the prediction type of a saved scheduler."""
     diffusers = import_diffusers()
-    config = diffusers.DDPMScheduler.load_config(where, subfolder="scheduler")
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    config = diffusers.DDPMScheduler.load_config(where, subfolder=subfolder)
+    # Early files name the class of DDPM otherwise.
+    kind = getattr(diffusers, config["_class_name"], diffusers.DDPMScheduler)
+    scheduler = kind.from_config(config)
     prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
     if hasattr(scheduler, "alphas_cumprod"):
         table = scheduler.alphas_cumprod.double().numpy()

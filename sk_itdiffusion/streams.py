@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-__all__ = ["ImageFolder", "RowStream", "StreamedRows", "is_dataset", "read_rows"]
+__all__ = ["ImageFolder", "RowDataset", "RowStream", "StreamedRows", "is_dataset", "read_rows"]
 
 Array = NDArray[np.float64]
 
@@ -27,14 +28,42 @@ def is_dataset(X: Any) -> TypeGuard[Dataset[Any]]:
     return isinstance(X, Dataset)
 
 
-def row_of(item: Any) -> NDArray[Any]:
-    """Return an item of a dataset as one row; what follows the image in a tuple is left out."""
+def row_of(item: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
+    """Return an item of a dataset as one row; what follows the image in a tuple is left out.
+
+    Parameters
+    ----------
+    item : array-like, Tensor or tuple
+        The item.
+    shape : sequence of int or None, default=None
+        Shape that items of more than one axis must have, but for axes of length 1.
+
+    Returns
+    -------
+    ndarray of shape (d,)
+        The row.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another one.
+    """
     first = item[0] if isinstance(item, tuple | list) else item
     array = first.numpy() if isinstance(first, Tensor) else np.asarray(first)
+    found = [size for size in array.shape if size != 1]
+    if shape is not None and array.ndim > 1 and found != [size for size in shape if size != 1]:
+        raise ValueError(
+            f"X is a dataset with items of shape {array.shape}, not {tuple(shape)}. Put channels "
+            "first, and resize images before."
+        )
     return array.reshape(-1)
 
 
-def read_rows(dataset: Dataset[Any], indices: Sequence[int] | None = None) -> Array:
+def read_rows(
+    dataset: Dataset[Any],
+    indices: Sequence[int] | None = None,
+    shape: Sequence[int] | None = None,
+) -> Array:
     """Return items of a dataset, all by default, as rows of a float64 array.
 
     Parameters
@@ -43,6 +72,8 @@ def read_rows(dataset: Dataset[Any], indices: Sequence[int] | None = None) -> Ar
         With `__len__` and `__getitem__`.
     indices : sequence of int or None, default=None
         The items.
+    shape : sequence of int or None, default=None
+        Shape of images; see `row_of`.
 
     Returns
     -------
@@ -56,7 +87,7 @@ def read_rows(dataset: Dataset[Any], indices: Sequence[int] | None = None) -> Ar
     """
     if indices is None:
         indices = range(len(dataset))  # type: ignore[arg-type]
-    rows = [row_of(dataset[int(index)]) for index in indices]
+    rows = [row_of(dataset[int(index)], shape) for index in indices]
     for index, row in zip(indices, rows, strict=True):
         if row.shape != rows[0].shape:
             raise ValueError(
@@ -64,6 +95,39 @@ def read_rows(dataset: Dataset[Any], indices: Sequence[int] | None = None) -> Ar
                 f"{rows[0].size} numbers, item {index} has {row.size}. Resize them first."
             )
     return np.stack(rows).astype(np.float64) if rows else np.empty((0, 0))
+
+
+class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Rows and their weights, in memory.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Rows.
+    weight : ndarray of shape (n,)
+        Positive weights.
+    device : torch.device
+        Where to hold them.
+    width : ndarray of shape (d,) or None, default=None
+        Width of the uniform noise that rows get anew in each batch.
+    """
+
+    def __init__(
+        self, X: Array, weight: Array, device: torch.device, width: Array | None = None
+    ) -> None:
+        self.width = None if width is None else torch.from_numpy(np.float32(width))
+        self.rows = torch.from_numpy(np.array(X, dtype=np.float32)).to(device)
+        self.weight = np.asarray(weight, dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.rows[index], torch.zeros(())
+
+    def first(self, n: int) -> RowDataset:
+        """Return the first n rows, on the same device."""
+        return RowDataset(self.rows[:n].cpu().numpy(), self.weight[:n], self.rows.device)
 
 
 @dataclass(frozen=True)
@@ -78,79 +142,90 @@ class RowStream:
         The items.
     num_workers : int
         Processes that read them; with 0 the training process does.
+    shape : tuple of int or None
+        Shape of images; see `row_of`.
     """
 
     dataset: Dataset[Any]
     indices: NDArray[np.intp]
     num_workers: int
+    shape: tuple[int, ...] | None = None
 
     @classmethod
     def beyond_memory(
-        cls, dataset: Dataset[Any], num_workers: int, random_state: np.random.RandomState
+        cls,
+        dataset: Dataset[Any],
+        num_workers: int,
+        random_state: np.random.RandomState,
+        shape: tuple[int, ...] | None = None,
     ) -> tuple[Array, RowStream | None]:
         """Return a random sample of rows that fits into memory, and the others as a stream.
 
         The stream is None if all rows fit.
         """
-        n_rows = len(dataset)  # type: ignore[arg-type]
+        if not hasattr(dataset, "__len__"):
+            raise ValueError("X is a dataset without a length; only those with one can be fitted.")
+        n_rows = len(dataset)
         if n_rows == 0:
             raise ValueError("X is a dataset without items.")
         affordable = max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, row_of(dataset[0]).size))
         if n_rows <= affordable:
-            return read_rows(dataset), None
+            return read_rows(dataset, shape=shape), None
         order = random_state.permutation(n_rows)
         sample = np.sort(order[:affordable])
-        return read_rows(dataset, sample.tolist()), cls(
-            dataset, np.sort(order[affordable:]), num_workers
+        return read_rows(dataset, sample.tolist(), shape), cls(
+            dataset, np.sort(order[affordable:]), num_workers, shape
         )
 
-    def batches(
-        self, batch_size: int, prepare: Callable[[Array], Array], generator: Generator
-    ) -> Iterator[Tensor]:
-        """Return endless shuffled batches of float32 rows (B, d)."""
-
-        def collate(items: list[Any]) -> Tensor:
-            rows = np.stack([row_of(item) for item in items]).astype(np.float64)
-            return torch.from_numpy(prepare(rows).astype(np.float32))
-
+    def batches(self, batch_size: int, generator: Generator) -> Iterator[Array]:
+        """Return endless shuffled batches of rows (B, d)."""
         loader: DataLoader[Any] = DataLoader(
             Subset(self.dataset, self.indices.tolist()),
             batch_size=min(batch_size, len(self.indices)),
             shuffle=True,
             drop_last=True,
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=partial(stacked, shape=self.shape),
             generator=generator,
         )
         while True:
             yield from loader
 
 
+def stacked(items: list[Any], shape: tuple[int, ...] | None) -> Array:
+    """Return items of a dataset as rows; a function of the module, for workers of any kind."""
+    return np.stack([row_of(item, shape) for item in items]).astype(np.float64)
+
+
 @dataclass(frozen=True)
 class StreamedRows:
-    """Rows to train on that come from a stream.
+    """Rows to train on, of which some are in memory and the others come from a stream.
 
     Attributes
     ----------
     stream : RowStream
         The stream.
     prepare : callable
-        Maps values of the table (n, c) to rows of the model (n, d).
-    device : torch.device
-        Where the batches go.
-    width : Tensor of shape (d,) or None
-        Width of the uniform noise that rows get anew in each batch.
+        Checks values of the table (n, c) and maps them to rows of the model (n, d).
+    memory : RowDataset
+        The rows in memory.
     """
 
     stream: RowStream
     prepare: Callable[[Array], Array]
-    device: torch.device
-    width: Tensor | None = None
+    memory: RowDataset
+
+    @property
+    def share_in_memory(self) -> float:
+        """Share of the rows that are in memory."""
+        return len(self.memory) / (len(self.memory) + len(self.stream.indices))
 
     def batches(self, batch_size: int, generator: Generator) -> Iterator[Tensor]:
-        """Return endless batches of rows on the device."""
-        for rows in self.stream.batches(batch_size, self.prepare, generator):
-            yield rows.to(self.device)
+        """Return endless batches of the stream's rows on the device of those in memory."""
+        for values in self.stream.batches(batch_size, generator):
+            yield torch.from_numpy(self.prepare(values).astype(np.float32)).to(
+                self.memory.rows.device
+            )
 
 
 class ImageFolder(Dataset[NDArray[np.uint8]]):

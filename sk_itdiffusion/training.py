@@ -28,7 +28,7 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
 )
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.streams import StreamedRows
+from sk_itdiffusion.streams import RowDataset, StreamedRows
 
 __all__ = [
     "DenoisingObjective",
@@ -47,12 +47,15 @@ Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
 MOST_VALIDATION_NUMBERS = 2**21
+NUMBERS_IN_A_VALIDATION_BATCH = 2**19
 #: Rows that judge an epoch in any case.
 LEAST_VALIDATION_ROWS = 1_000
 #: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
 ENOUGH_NOISY_ROWS = 16_384
 #: Posterior probabilities of levels in judging an epoch; images of long lattices have many.
 MOST_VALIDATION_LEVELS = 10**8
+#: Epochs after which the importance density is refitted.
+ADAPTATION_EPOCHS = (2, 6, 14)
 #: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
 ADAMW_RATE = 0.15
 
@@ -71,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
     lr : float, default=0.02
         Learning rate of Muon; AdamW's is 0.15 times that.
     weight_decay : float, default=0.0
-        Decoupled weight decay of the hidden matrices.
+        Decoupled weight decay of the hidden matrices; without any, of all matrices and kernels.
     """
 
     def __init__(self, params: Any, lr: float = 0.02, weight_decay: float = 0.0) -> None:
@@ -83,7 +86,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self._parts: list[torch.optim.Optimizer] = [
             # A denoiser that is only evaluated may have no parameters at all.
             torch.optim.AdamW(
-                [{"params": rest}], lr=ADAMW_RATE * lr, weight_decay=0.0, betas=(0.9, 0.98)
+                decayed_groups(rest, 0.0 if hidden else weight_decay),
+                lr=ADAMW_RATE * lr,
+                betas=(0.9, 0.98),
             )
         ]
         if hidden:
@@ -117,37 +122,12 @@ class MuonAdamW(torch.optim.Optimizer):
             part.state.clear()
 
 
-class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Rows and their weights, in memory.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-        Rows.
-    weight : ndarray of shape (n,)
-        Positive weights.
-    device : torch.device
-        Where to hold them.
-    width : ndarray of shape (d,) or None, default=None
-        Width of the uniform noise that rows get anew in each batch.
-    """
-
-    def __init__(
-        self, X: Array, weight: Array, device: torch.device, width: Array | None = None
-    ) -> None:
-        self.width = None if width is None else torch.from_numpy(np.float32(width))
-        self.rows = torch.from_numpy(np.array(X, dtype=np.float32)).to(device)
-        self.weight = np.asarray(weight, dtype=np.float64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.rows[index], torch.zeros(())
-
-    def first(self, n: int) -> RowDataset:
-        """Return the first n rows, on the same device."""
-        return RowDataset(self.rows[:n].cpu().numpy(), self.weight[:n], self.rows.device)
+def decayed_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters in two groups: matrices and kernels that decay, and the others."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 class NoisyRowIterator:
@@ -247,28 +227,20 @@ class NoisyRowIterator:
 
 
 class StreamedRowIterator(NoisyRowIterator):
-    """Noisy batches of rows that a data loader reads; see `NoisyRowIterator`."""
+    """Noisy batches of rows from memory and from a data loader; see `NoisyRowIterator`."""
 
-    def __init__(
-        self,
-        source: StreamedRows,
-        batch_size: int,
-        n_batches: int,
-        density: PiecewiseDensity,
-        generator: Generator,
-        n_points: int,
-    ) -> None:
-        self.width = source.width
-        self.n_points = n_points
-        self.batch_size = batch_size
-        self.n_batches = n_batches
-        self.generator = generator
-        self.source = source.batches(batch_size, generator)
-        self.set_density(density)
+    def __init__(self, source: StreamedRows, *arguments: Any) -> None:
+        super().__init__(source.memory, *arguments)
+        self.share_in_memory = source.share_in_memory
+        self.stream = source.batches(self.batch_size, self.generator)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for _ in range(self.n_batches):
-            yield self.batch(next(self.source))
+            streamed = next(self.stream)
+            held = self.rows[self._next_indices().to(self.rows.device)]
+            drawn = torch.rand(len(streamed), generator=self.generator) < self.share_in_memory
+            drawn = drawn.to(streamed.device)[:, None]
+            yield self.batch(torch.where(drawn, held[: len(streamed)], streamed))
 
 
 class FixedNoiseIterator:
@@ -329,6 +301,10 @@ class DenoisingObjective(nn.Module):
         torch._foreach_lerp_(
             list(self.averaged.parameters()), list(self.denoiser.parameters()), 1.0 - decay
         )
+        # Running statistics are averages already.
+        for average, current in zip(self.averaged.buffers(), self.denoiser.buffers(), strict=True):
+            if average is not current:
+                average.copy_(current)
 
     def forward(self, x: Tensor, eps: Tensor, logsnr: Tensor, importance: Tensor) -> Tensor:
         """Return the bound in nats, shape (B,), without cancellation against the reference."""
@@ -398,9 +374,11 @@ class TrainingControl(Callback):
             raise StopTraining
         self.step = n_done * self.n_steps // self.n_epochs
         net.module_.n_updates = self.step
-        bounds = [row.get("valid_loss", math.inf) for row in net.history[:-1]]
-        self.best_epoch = int(np.argmin(bounds)) + 1
-        self.note_best(net, min(bounds))
+        # The weights are those of the checkpoint, whichever epoch was the best.
+        self.best_epoch = n_done
+        self.note_best(net, net.history[-2].get("valid_loss", math.inf))
+        if self.on_epoch is not None:
+            self.on_epoch(net, ADAPTATION_EPOCHS[0])
 
     def rate_factor(self) -> float:
         """Return the factor of the learning rate at the present step."""
@@ -598,7 +576,7 @@ def train(
         iterator = NoisyRowIterator(train_rows, *sizes)
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
-        if adapt is not None and plan.adaptive and epoch in (2, 6, 14):
+        if adapt is not None and plan.adaptive and epoch in ADAPTATION_EPOCHS:
             iterator.set_density(adapt(net.module_.averaged))
 
     control = TrainingControl(
@@ -669,6 +647,8 @@ def _validation_batches(
     share = share.repeat_interleave(n_noises).to(repeated.device)
     batch["importance"] = batch["importance"] * share
     size = int(np.clip(2**24 // max(layout.n_level_points, 1), 64, 4096))
+    size = min(size, max(16, NUMBERS_IN_A_VALIDATION_BATCH // layout.n_points))
+    size = min(size, plan.micro_batch_size or size)
     return [
         ({key: value[i : i + size] for key, value in batch.items()}, target[i : i + size])
         for i in range(0, n_total, size)

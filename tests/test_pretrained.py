@@ -16,6 +16,7 @@ from sk_itdiffusion.pretrained import (
     SigmaNoise,
 )
 from sk_itdiffusion.references import GaussianReference
+from sk_itdiffusion.training import MuonAdamW
 
 MEAN, COVARIANCE = [0.5, -1.0], [[1.0, 0.6], [0.6, 0.8]]
 TIMES = (0, 10, 333, 999)
@@ -170,7 +171,6 @@ def test_fine_tuning_trains_a_copy_and_helps():
     )
     after = module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not module.training or module.bias.requires_grad
     truth = -0.5 * (X[400:] ** 2).sum(axis=1) - math.log(2 * math.pi)
     loss_before = truth.mean() - plain.score(X[400:])
     loss_after = truth.mean() - tuned.score(X[400:])
@@ -178,6 +178,60 @@ def test_fine_tuning_trains_a_copy_and_helps():
     width = float(np.ptp(plain.logsnr_))
     assert loss_before == pytest.approx(0.25 * width, rel=0.1)
     assert loss_after < 0.1 * loss_before
+
+
+class Dropping(torch.nn.Module):
+    """A network with dropout, a frozen weight and running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(2, 8),
+            torch.nn.BatchNorm1d(8),
+            torch.nn.Dropout(0.5),
+            torch.nn.Linear(8, 2),
+        )
+        for number, parameter in enumerate(self.layers.parameters()):
+            torch.nn.init.constant_(parameter, 0.1 + 0.01 * number)
+
+    def forward(self, z, logsnr):
+        return torch.sigmoid(-logsnr).sqrt()[:, None] * z * self.frozen + 0.01 * self.layers(z)
+
+
+@pytest.mark.changes_global_state  # building the module draws numbers
+def test_copies_keep_frozen_weights_and_statistics_and_draw_for_themselves():
+    X = np.random.RandomState(0).standard_normal((200, 2)) + 3.0
+    settings = {"denoiser": Dropping(), "max_epochs": 2, "steps_per_epoch": 5, "random_state": 0}
+    before = torch.get_rng_state()
+    fits = [IMMSEDensity(**settings).fit(X) for _ in range(2)]
+    assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_array_equal(*[fit.score_samples(X) for fit in fits])
+    module = fits[0].net_.module_.denoiser.denoiser.module
+    assert torch.equal(module.frozen, torch.ones(2))
+    averaged = fits[0].net_.module_.averaged.denoiser.module
+    assert torch.equal(averaged.layers[1].running_mean, module.layers[1].running_mean)
+
+
+def test_weight_decay_reaches_all_matrices_if_none_is_hidden():
+    weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = MuonAdamW([{"params": [weight, bias]}], lr=0.1, weight_decay=2.0)
+    weight.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
+    optimizer.step()
+    # AdamW's decoupled decay: a factor of 1 - rate * decay.
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), 1.0 - 0.15 * 0.1 * 2.0))
+    torch.testing.assert_close(bias.detach(), torch.ones(2))
+
+
+@pytest.mark.changes_global_state
+def test_warm_starts_take_no_other_denoiser():
+    X = np.random.RandomState(0).standard_normal((100, 2))
+    module = Dropping()
+    first = PretrainedDenoiser(module, noise_schedule="logsnr", data_range=(-1.0, 1.0))
+    second = PretrainedDenoiser(module, noise_schedule="logsnr", data_range=(-2.0, 2.0))
+    density = IMMSEDensity(denoiser=first, max_epochs=0, warm_start=True, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="denoiser changed"):
+        density.set_params(denoiser=second).fit(X)
 
 
 @pytest.fixture(scope="module")
@@ -244,11 +298,38 @@ def test_learned_variances_are_left_out(diffusers, tmp_path):
 
 
 def test_edm_schedulers_are_read(diffusers, tmp_path):
-    small_unet(diffusers).save_pretrained(tmp_path / "unet")
+    unet = small_unet(diffusers)
+    unet.save_pretrained(tmp_path / "unet")
     diffusers.EDMEulerScheduler(sigma_data=0.4).save_pretrained(tmp_path / "scheduler")
     denoiser = PretrainedDenoiser.from_diffusers(tmp_path)
     assert isinstance(denoiser.noise_schedule, EDMNoise)
-    assert denoiser.noise_schedule.sigma_data == 0.4
+    scheduler = diffusers.EDMEulerScheduler(sigma_data=0.4)
+    generator = torch.Generator().manual_seed(0)
+    for sigma in torch.tensor([0.05, 0.7, 9.0]):
+        noisy = torch.randn(2, 1, 8, 8, generator=generator) * sigma
+        with torch.no_grad():
+            output = unet(
+                scheduler.precondition_inputs(noisy, sigma),
+                scheduler.precondition_noise(sigma),
+            ).sample
+            own = scheduler.precondition_outputs(noisy, output, sigma)
+            level = (-2.0 * sigma.log()).expand(2)
+            signal = torch.sigmoid(level).sqrt()[:, None]
+            ours = denoiser(signal * noisy.flatten(1), level)
+        expected = ((noisy - own) / sigma).flatten(1)
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_files_may_be_in_the_folder_itself(diffusers, tmp_path):
+    unet = small_unet(diffusers)
+    unet.save_pretrained(tmp_path)
+    diffusers.DDPMScheduler().save_pretrained(tmp_path)
+    z, level = torch.zeros(1, 64), torch.zeros(1)
+    denoiser = PretrainedDenoiser.from_diffusers(tmp_path)
+    with torch.no_grad():
+        time = denoiser.noise_schedule.time(level)
+        expected = unet(z.reshape(1, 1, 8, 8), time).sample.flatten(1)
+        torch.testing.assert_close(denoiser(z, level), expected)
 
 
 def test_incomplete_folders_are_errors(diffusers, tmp_path):

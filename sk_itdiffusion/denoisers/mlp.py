@@ -29,7 +29,8 @@ class LocalDropout(nn.Module):
         keep = 1.0 - self.rate
         # Comparing uniform numbers is cheaper than drawing Bernoulli ones on a CPU.
         source = self.generator_on(h.device)
-        uniform = torch.rand(h.shape, generator=source, dtype=h.dtype, device=h.device)
+        # In single precision, where half precision would round the rate.
+        uniform = torch.rand(h.shape, generator=source, dtype=torch.float32, device=h.device)
         return h * (uniform < keep) / keep
 
     def generator_on(self, device: torch.device) -> Generator:
@@ -44,6 +45,14 @@ class LocalDropout(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without generators of devices, which copies may not have."""
         return self.__dict__ | {"on_device": {}}
+
+
+def replace_dropout(network: nn.Module, generator: Generator) -> None:
+    """Let all dropout draw from a generator of its own, in place."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, LocalDropout(child.p, generator))
 
 
 def linear(n_in: int, n_out: int, generator: Generator, zero: bool = False) -> nn.Linear:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion.denoisers.mlp import LocalDropout
+from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.pretrained import first_output, half_precision, import_diffusers
 
 __all__ = ["UNetBackbone", "unet_channels"]
@@ -114,11 +114,3 @@ def initialize(network: nn.Module, generator: Generator) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
         if own.get("bias") is not None:
             own["bias"].zero_()
-
-
-def replace_dropout(network: nn.Module, generator: Generator) -> None:
-    """Let all dropout draw from a generator of its own, in place."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout):
-                setattr(module, name, LocalDropout(child.p, generator))

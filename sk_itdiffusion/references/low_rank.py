@@ -96,7 +96,9 @@ class LowRankGaussianReference(Reference):
             The fitted distribution.
         """
         pca = PCA(rank, random_state=random_state).fit(X)
-        residual = max(float(pca.noise_variance_), VARIANCE_FLOOR)
+        # Over all other directions: pca.noise_variance_ is that of those which the rows span.
+        left = X.var(axis=0, ddof=1).sum() - pca.explained_variance_.sum()
+        residual = max(float(left) / (X.shape[1] - rank), VARIANCE_FLOOR)
         along = np.maximum(pca.explained_variance_, residual)
         return cls(pca.mean_, pca.components_.T, along, residual)
 
