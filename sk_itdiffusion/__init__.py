@@ -9,6 +9,7 @@ from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.ensemble import IMMSEEnsemble
 from sk_itdiffusion.mixed import IMMSEMixedDensity
+from sk_itdiffusion.outlier import IMMSEOutlierDetector
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "IMMSEDiscreteDensity",
     "IMMSEEnsemble",
     "IMMSEMixedDensity",
+    "IMMSEOutlierDetector",
     "PretrainedDenoiser",
     "__version__",
 ]

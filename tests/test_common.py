@@ -8,6 +8,7 @@ from sk_itdiffusion import (
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
     IMMSEMixedDensity,
+    IMMSEOutlierDetector,
 )
 
 QUICK = {
@@ -28,6 +29,8 @@ ENSEMBLE = IMMSEEnsemble(
     random_state=0,
 )
 DETECTORS = [
+    IMMSEOutlierDetector(IMMSEDensity(**QUICK, marginals="standard"), trim=0.0, random_state=0),
+    IMMSEOutlierDetector(contamination=0.1, random_state=0),
 ]
 
 
@@ -43,7 +46,7 @@ def test_common_checks(estimator, check):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Column")
-@parametrize_with_checks([estimator() for estimator in ESTIMATORS])
+@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
+@parametrize_with_checks([*(estimator() for estimator in ESTIMATORS), IMMSEOutlierDetector()])
 def test_common_checks_with_defaults(estimator, check):
     check(estimator)

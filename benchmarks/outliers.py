@@ -1,0 +1,263 @@
+"""Compare outlier detectors by the protocol of ADBench, and measure their false alarms.
+
+    python benchmarks/outliers.py --data-dir DATA --output results/outliers.jsonl
+    python benchmarks/outliers.py --data-dir DATA --false-alarms --seeds 0 1 2 3 4 5 6 7 8 9
+
+DATA/adbench holds .npz files of ADBench (keys X, and y with 1 for anomalies), DATA/reference the
+published AUROC of the DTE paper (Livernoche et al. 2024), dte_auroc_semi.csv and
+dte_auroc_unsup.csv, whose columns are printed beside the measured ones if the files are there.
+
+Protocols: "semi" trains on the first half of the normal rows in file order and tests on all other
+rows; "unsup" trains and tests on all rows. Columns are standardised by the training rows. All
+methods have their default parameters on all sets; the labels are for the evaluation only.
+
+False alarms: normal rows are split at random (the seeds) into 70% for training and 30% for tests;
+the share of rejected test rows is compared with the nominal rate, with the standard error of the
+mean over the splits, that of one split being alpha (1 - alpha) (1 / n_calibration + 1 / n_test).
+Finished records in the output file are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from results import Record, ResultsFile, format_markdown
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
+from threadpoolctl import threadpool_limits
+
+from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
+
+Array = NDArray[np.float64]
+
+PUBLISHED = ("KNN", "DTE-NP", "DTE-C", "DDPM")
+PROTOCOLS = ("semi", "unsup")
+FALSE_ALARM_RATES = (0.01, 0.05, 0.1)
+FALSE_ALARM_SETS = ("annthyroid", "pendigits", "thyroid", "vowels", "wilt")
+
+
+class NearestNeighborDistance:
+    """Distance to the fifth neighbour; in the unsupervised protocol a row is its own first."""
+
+    def fit(self, X: Array) -> NearestNeighborDistance:
+        """Keep the rows."""
+        self.neighbors_ = NearestNeighbors(n_neighbors=5).fit(X)
+        return self
+
+    def score_samples(self, X: Array) -> Array:
+        """Return negative distances."""
+        return -self.neighbors_.kneighbors(X)[0][:, -1]
+
+
+def make_mixture(seed: int) -> GaussianMixture:
+    """Return a mixture of as many components as the rows of the smallest sets allow."""
+    return GaussianMixture(20, reg_covar=1e-3, random_state=seed)
+
+
+METHODS: dict[str, Callable[[int], Any]] = {
+    "immse": lambda seed: IMMSEOutlierDetector(random_state=seed),
+    "immse_network": lambda seed: IMMSEOutlierDetector(
+        IMMSEDensity(marginals="standard", max_epochs=10), random_state=seed
+    ),
+    "knn": lambda seed: NearestNeighborDistance(),
+    "lof": lambda seed: LocalOutlierFactor(novelty=True),
+    "isolation_forest": lambda seed: IsolationForest(random_state=seed),
+    "one_class_svm": lambda seed: OneClassSVM(),
+    "gaussian_mixture": make_mixture,
+}
+
+
+def find_sets(data_dir: Path) -> dict[str, Path]:
+    """Return the files of the sets by their names in lower case."""
+    files = sorted(
+        (data_dir / "adbench").glob("*.npz"), key=lambda path: int(path.stem.split("_")[0])
+    )
+    return {path.stem.split("_", 1)[1].lower(): path for path in files}
+
+
+def load(path: Path) -> tuple[Array, NDArray[np.bool_]]:
+    """Return rows, and which of them are anomalies."""
+    with np.load(path, allow_pickle=False) as file:
+        return file["X"].astype(np.float64), file["y"].astype(bool)
+
+
+def split(X: Array, y: NDArray[np.bool_], protocol: str) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return training rows, test rows and the test rows' labels, standardised."""
+    train, test = X, X
+    if protocol == "semi":
+        normal = np.flatnonzero(~y)
+        first = normal[: len(normal) // 2]
+        others = np.setdiff1d(np.arange(len(X)), first)
+        train, test, y = X[first], X[others], y[others]
+    scaler = StandardScaler().fit(train)
+    return scaler.transform(train), scaler.transform(test), y
+
+
+def measure(detector: Any, train: Array, test: Array, y: NDArray[np.bool_]) -> Record:
+    """Return AUROC and average precision in percent, and the times."""
+    start = time.perf_counter()
+    detector.fit(train)
+    fitted = time.perf_counter()
+    score = -detector.score_samples(test)
+    return {
+        "auroc": 100.0 * roc_auc_score(y, score),
+        "average_precision": 100.0 * average_precision_score(y, score),
+        "fit_seconds": fitted - start,
+        "score_seconds": time.perf_counter() - fitted,
+        "n_train": len(train),
+        "n_test": len(test),
+    }
+
+
+def compare(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]:
+    """Measure every combination that the results file lacks; return the records of all."""
+    sets = find_sets(arguments.data_dir)
+    names = arguments.datasets or list(sets)
+    records = []
+    for protocol in arguments.protocols:
+        for name in names:
+            for method in arguments.methods:
+                for seed in arguments.seeds:
+                    setting = f"{protocol}, quick" if arguments.quick else protocol
+                    key = {"dataset": name, "seed": seed, "method": method, "setting": setting}
+                    record = results.find(**key)
+                    if record is None:
+                        X, y = load(sets[name])
+                        if arguments.quick:
+                            few = slice(None, None, max(1, len(X) // 400))
+                            X, y = X[few], y[few]
+                        parts = split(X, y, protocol)
+                        record = results.add({**key, **measure(METHODS[method](seed), *parts)})
+                        print_progress(record)
+                    records.append(record)
+    return records
+
+
+def print_progress(record: Record) -> None:
+    """Print one line for a finished record."""
+    print(
+        f"{record['dataset']:14} {record['setting']:6} {record['method']:18} "
+        f"AUROC {record['auroc']:6.2f}  AP {record['average_precision']:6.2f}  "
+        f"fit {record['fit_seconds']:.1f} s  score {record['score_seconds']:.1f} s",
+        flush=True,
+    )
+
+
+def print_comparison(records: list[Record], data_dir: Path) -> None:
+    """Print a table of the AUROC and one of the average precision for each protocol."""
+    for setting in dict.fromkeys(record["setting"] for record in records):
+        chosen = pd.DataFrame([record for record in records if record["setting"] == setting])
+        for value in ("auroc", "average_precision"):
+            table = chosen.groupby(["dataset", "method"], sort=False)[value].mean().unstack()
+            if value == "auroc":
+                table = table.join(published(data_dir, setting.split(",")[0]))
+            print(f"\n{setting}: {value}, percent\n\n{with_means(table)}")
+
+
+def published(data_dir: Path, protocol: str) -> pd.DataFrame:
+    """Return the published AUROC by set, or an empty table."""
+    path = data_dir / "reference" / f"dte_auroc_{protocol}.csv"
+    if not path.exists():
+        return pd.DataFrame()
+    return pd.read_csv(path, index_col=0)[list(PUBLISHED)].add_suffix(" (published)")
+
+
+def with_means(table: pd.DataFrame) -> str:
+    """Return a Markdown table with the means over the sets as the last row."""
+    table.loc["mean"] = table.mean()
+    body = [[str(name), *(f"{value:.2f}" for value in row)] for name, row in table.iterrows()]
+    return format_markdown(["set", *map(str, table.columns)], body)
+
+
+# --- False alarms ---------------------------------------------------------------------------
+
+
+def false_alarms(X: Array, y: NDArray[np.bool_], seed: int, quick: bool) -> Record:
+    """Return the shares of normal test rows that are rejected at each rate, of one split."""
+    normal = X[~y][:600] if quick else X[~y]
+    train, test = train_test_split(normal, test_size=0.3, random_state=seed)
+    detector = IMMSEOutlierDetector(random_state=seed).fit(train)
+    p_values = detector.p_values(test)
+    record: Record = {
+        f"rejected_{rate}": float((p_values <= rate).mean()) for rate in FALSE_ALARM_RATES
+    }
+    return {**record, "n_calibration": len(detector.calibration_scores_), "n_test": len(test)}
+
+
+def measure_false_alarms(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]:
+    """Measure the splits that the results file lacks; return the records of all."""
+    sets = find_sets(arguments.data_dir)
+    setting = "false alarms, quick" if arguments.quick else "false alarms"
+    records = []
+    for name in arguments.datasets or FALSE_ALARM_SETS:
+        for seed in arguments.seeds:
+            key = {"dataset": name, "seed": seed, "method": "immse", "setting": setting}
+            record = results.find(**key)
+            if record is None:
+                X, y = load(sets[name])
+                record = results.add({**key, **false_alarms(X, y, seed, arguments.quick)})
+                print(f"{name} split {seed} done", flush=True)
+            records.append(record)
+    return records
+
+
+def print_false_alarms(records: list[Record]) -> None:
+    """Print nominal and measured rates, and their difference in standard errors."""
+    body = []
+    for name, group in pd.DataFrame(records).groupby("dataset", sort=False):
+        for rate in FALSE_ALARM_RATES:
+            variance = rate * (1 - rate) * (1 / group["n_calibration"] + 1 / group["n_test"])
+            error = float(np.sqrt(variance.sum())) / len(group)
+            mean = group[f"rejected_{rate}"].mean()
+            cells = [f"{100 * rate:.0f}", f"{100 * mean:.2f}", f"{100 * error:.2f}"]
+            body.append([str(name), *cells, f"{(mean - rate) / error:+.1f}"])
+    header = ["set", "nominal %", "rejected %", "standard error %", "in standard errors"]
+    print("\n" + format_markdown(header, body))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    usual = [name for name in METHODS if name != "immse_network"]
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--datasets", nargs="+", help="names of sets in lower case; default: all")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=usual)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", help="file of finished records, one JSON object per line")
+    parser.add_argument("--false-alarms", action="store_true", help="measure these instead")
+    parser.add_argument("--threads", type=int, help="threads of torch and of linear algebra")
+    parser.add_argument("--quick", action="store_true", help="few rows, as a test")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the comparison that the command line asks for."""
+    arguments = parse_arguments()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    results = ResultsFile(arguments.output)
+    with threadpool_limits(limits=arguments.threads):
+        if arguments.false_alarms:
+            print_false_alarms(measure_false_alarms(arguments, results))
+        else:
+            print_comparison(compare(arguments, results), arguments.data_dir)
+
+
+if __name__ == "__main__":
+    main()

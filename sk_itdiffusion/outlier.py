@@ -1,0 +1,517 @@
+"""Outlier and novelty detection by density, with a calibrated rate of false alarms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from sk_itdiffusion.density import IMMSEDensity
+from sk_itdiffusion.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion.encoding import Table, read_table
+from sk_itdiffusion.estimator import DensityEstimator
+from sk_itdiffusion.mixed import IMMSEMixedDensity
+from sk_itdiffusion.model import Effort
+from sk_itdiffusion.outlier_score import FlooredModel
+
+__all__ = ["IMMSEOutlierDetector"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Rows = Array | NDArray[Any] | pd.DataFrame
+
+#: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
+AUTOMATIC_FLOOR = 7.0
+#: Rows from which calibration rows are spared; with fewer, folds take turns.
+LEAST_ROWS_TO_SPARE = 1_000
+MOST_CALIBRATION_ROWS = 5_000
+N_FOLDS = 5
+#: Distinct rows that a fit needs for choosing anything by validation.
+LEAST_ROWS_TO_TRIM = 50
+#: What the estimators say about columns without a density, and about ties among it.
+COLUMN_WARNINGS = r"Column\(s\) "
+TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
+#: Least score, so that differences of scores are finite.
+LEAST_SCORE = -1e300
+
+
+class IMMSEOutlierDetector(OutlierMixin, BaseEstimator):
+    r"""Outlier and novelty detection by log-densities with a noise floor.
+
+    The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,
+    under models that are smoothed by as much noise: with the relation of [1]_ cut at :math:`a_1`,
+
+    .. math:: S_m(x) = E_{z \mid x, a_1}\left[\log q_{a_1}(z)\right] + \frac12
+        \int_{-\infty}^{a_1} da\; E_\epsilon\left[ \|\epsilon - \hat\epsilon_q(z, a)\|^2
+        - \|\epsilon - \hat\epsilon_m(z, a)\|^2 \right]
+        = E_{z \mid x, a_1}\left[\log p_{m, a_1}(z)\right].
+
+    Ties, integers and duplicates, which have no density, then do no harm.  Averaged over the
+    models m = 1, ..., M of different smoothness that the density estimator holds (a normal
+    distribution, a mixture of them, the stack with the network if there is one),
+    :math:`S(x) = \frac1M \sum_m S_m(x)`.  The threshold comes from rows that steered nothing, so
+    that new inliers are rejected at a rate that is known.
+
+    Parameters
+    ----------
+    estimator : density estimator or None, default=None
+        Any of the library's density estimators; it is cloned.  None chooses by the columns
+        `IMMSEDensity` for numbers, `IMMSEDiscreteDensity` for categories, `IMMSEMixedDensity` for
+        both, with ``max_epochs=0``, which trains no network, and ``marginals="standard"``, since
+        a map that makes tails normal hides outliers.  Numbers, integers too, are continuous then;
+        texts, booleans, objects and categoricals are not.
+    contamination : "auto" or float, default="auto"
+        Float in (0, 0.5]: the share of the training rows that are called outliers.  ``"auto"``:
+        the threshold is that of ``false_alarm_rate`` on held-out rows.
+    false_alarm_rate : float, default=0.05
+        Rate in (0, 1) at which new rows from the distribution of the training rows are rejected;
+        only for ``contamination="auto"``.
+    noise_floor : "auto", None, float or array-like of float, default="auto"
+        Log-SNR :math:`a_1` of the noise, relative to standardised and mapped columns; the noise
+        has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03 standard deviations).
+        Several: the mean of the scores.  None: no noise.
+    average : bool, default=True
+        Whether the score is averaged over the models that the estimator holds, or is that of its
+        stack alone.
+    trim : float, default=0.1
+        Share in [0, 0.5] of the training rows that a first fit without a network finds least
+        likely and the final fit leaves out, so that outliers among the training rows are not
+        learned.
+    calibration_fraction : float, default=0.2
+        Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
+        threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
+        further fits.
+    random_state : int, RandomState or None, default=None
+        Seed of the held-out rows and of the estimator.
+
+    Attributes
+    ----------
+    estimator_ : density estimator
+        The fitted density.
+    offset_ : float
+        Threshold: ``decision_function`` is ``score_samples`` minus it.
+    calibration_scores_ : ndarray of shape (n_calibration,)
+        Sorted scores of the held-out rows; only for ``contamination="auto"``.
+    noise_floor_ : ndarray of shape (n_floors,) or None
+        Log-SNRs of the floors.
+    members_ : list of str
+        Names of the models whose log-densities are averaged; ``"model"`` is the stack.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, if X had string names.
+
+    See Also
+    --------
+    sklearn.ensemble.IsolationForest : Outlier detection by random splits.
+    sklearn.neighbors.LocalOutlierFactor : Outlier detection by local densities.
+
+    Notes
+    -----
+    With held-out rows the p-values are those of split conformal prediction [2]_: for new rows that
+    are exchangeable with the training rows, ``P(p <= alpha) <= alpha``, whatever the density.
+    With folds they are approximate.  If training rows are contaminated, the held-out ones are
+    too, and the rate is that among rows of the mixture: fewer inliers are rejected.
+
+    Rows that were trained on score a little higher than new ones, so that fewer of them are
+    rejected.  There are no sample weights.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+    .. [2] V. Vovk, A. Gammerman, G. Shafer. "Algorithmic Learning in a Random World". Springer,
+       2005.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEOutlierDetector
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> detector = IMMSEOutlierDetector(contamination=0.05, random_state=0).fit(X)
+    >>> detector.predict([[0.0, 0.0], [6.0, 6.0]])
+    array([ 1, -1])
+    >>> detector.explain([[0.0, 6.0]]).idxmin(axis=1).item()
+    'x1'
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [DensityEstimator, None],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
+        "noise_floor": [StrOptions({"auto"}), Real, "array-like", None],
+        "average": ["boolean"],
+        "trim": [Interval(Real, 0, 0.5, closed="both")],
+        "calibration_fraction": [Interval(Real, 0, 0.5, closed="right")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        estimator: DensityEstimator | None = None,
+        *,
+        contamination: str | float = "auto",
+        false_alarm_rate: float = 0.05,
+        noise_floor: str | float | ArrayLike | None = "auto",
+        average: bool = True,
+        trim: float = 0.1,
+        calibration_fraction: float = 0.2,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.contamination = contamination
+        self.false_alarm_rate = false_alarm_rate
+        self.noise_floor = noise_floor
+        self.average = average
+        self.trim = trim
+        self.calibration_fraction = calibration_fraction
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags: texts and categories are accepted where the estimator accepts them."""
+        tags = super().__sklearn_tags__()
+        given = self.estimator is None or self.estimator.__sklearn_tags__().input_tags.categorical
+        tags.input_tags.categorical = given
+        tags.input_tags.string = given
+        return tags
+
+    # -- fit -----------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density and the threshold.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows; at least 2.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        IMMSEOutlierDetector
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            If the estimator does not take X, or a parameter is out of its range.
+        """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        rows = self._checked_rows(X, reset=True)
+        self.noise_floor_ = checked_floors(self.noise_floor)
+        random_state = check_random_state(self.random_state)
+        split_seed, fit_seed = (int(seed) for seed in random_state.randint(2**31 - 1, size=2))
+        order = np.random.default_rng(split_seed).permutation(len(rows))
+        template = default_estimator(rows) if self.estimator is None else self.estimator
+        if self.contamination != "auto":
+            self._fit_density(template, rows, fit_seed)
+            scores = self._scores(rows)
+            # As in scikit-learn: exactly the share of the training rows, but for equal scores.
+            self.offset_ = float(np.percentile(scores, 100.0 * float(self.contamination)))
+            return self
+        if len(rows) >= LEAST_ROWS_TO_SPARE:
+            n_spared = min(round(self.calibration_fraction * len(rows)), MOST_CALIBRATION_ROWS)
+            self._fit_density(template, take(rows, np.sort(order[n_spared:])), fit_seed)
+            scores = self._scores(take(rows, order[:n_spared]))
+        else:
+            scores = self._fold_scores(template, rows, order, fit_seed)
+            self._fit_density(template, rows, fit_seed)
+        self.calibration_scores_ = np.sort(scores)
+        self.offset_ = threshold(self.calibration_scores_, self.false_alarm_rate)
+        return self
+
+    def _fold_scores(
+        self, template: DensityEstimator, rows: Rows, order: Index, seed: int
+    ) -> Array:
+        """Return the score of each row under a density fitted without it."""
+        scores = np.empty(len(rows))
+        for fold in np.array_split(order, min(N_FOLDS, len(rows) // 2)):
+            others = np.setdiff1d(order, fold)
+            if len(others) < 2:  # two or three rows are too few to hold any out
+                others = np.arange(len(rows))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+                self._fit_density(template, take(rows, others), seed)
+            scores[fold] = self._scores(take(rows, fold))
+        return scores
+
+    def _fit_density(self, template: DensityEstimator, rows: Rows, seed: int) -> None:
+        """Fit the density to the rows that are left of trimming."""
+        kept = self._trimmed(template, rows, seed)
+        self.estimator_ = fitted(template, kept, seed, quiet=self.noise_floor_ is not None)
+        self._floored = self._with_floor(self.estimator_, kept)
+        self.members_ = list(self._floored.members)
+
+    def _trimmed(self, template: DensityEstimator, rows: Rows, seed: int) -> Rows:
+        """Return the rows without those that a quick fit finds least likely."""
+        n_trimmed = round(self.trim * len(rows))
+        if n_trimmed == 0 or len(rows) < LEAST_ROWS_TO_TRIM:
+            return rows
+        epochs = [name for name in template.get_params() if f"__{name}".endswith("__max_epochs")]
+        first = clone(template).set_params(**dict.fromkeys(epochs, 0))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+            first = fitted(first, rows, seed, quiet=False)
+        model = first._model
+        floored = FlooredModel(model, self._floors)
+        if not model.space.is_empty:
+            # The likeliest reference alone, which is quick.
+            floored = FlooredModel(model, self._floors, (floored.control,))
+        scores = score_rows(first, floored, rows)
+        # Rows as bad as the last trimmed one stay: no order among equal ones.
+        return take(rows, np.flatnonzero(scores >= np.sort(scores)[n_trimmed]))
+
+    @property
+    def _floors(self) -> Array:
+        """Log-SNRs of the floors; infinite for none."""
+        return np.array([np.inf]) if self.noise_floor_ is None else self.noise_floor_
+
+    def _with_floor(self, estimator: DensityEstimator, rows: Rows) -> FlooredModel:
+        """Return the fitted model with the floors."""
+        build = FlooredModel.averaged if self.average else FlooredModel
+        floored = build(estimator._model, self._floors)
+        return floored.with_placement(estimator._read(rows), effort_of(estimator))
+
+    # -- scores --------------------------------------------------------------------------------
+
+    def _checked_rows(self, X: Any, reset: bool) -> Rows:
+        """Return a data frame or an array, its columns noted or compared with those of `fit`."""
+        if hasattr(X, "columns"):
+            frame = read_table(X).frame
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            self._check_size(frame.shape, reset)
+            return frame
+        shape = getattr(self.estimator, "image_shape", None)
+        if shape is not None and getattr(X, "ndim", 2) > 2:
+            X = np.asarray(X).reshape(len(X), -1)
+        table = read_table(X)
+        kept = table.frame.to_numpy() if table.holds_numbers.all() else X
+        dtype = np.float64 if self._takes_numbers(table) else None
+        rows = validate_data(
+            self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
+        )
+        self._check_size(rows.shape, reset)
+        return np.asarray(rows)
+
+    def _takes_numbers(self, table: Table) -> bool:
+        """Return whether the columns of an array are all continuous."""
+        if self.estimator is not None:
+            return isinstance(self.estimator, IMMSEDensity)
+        return all(storage in ("integer", "float") for storage in table.storages)
+
+    def _check_size(self, shape: tuple[int, ...], reset: bool) -> None:
+        if reset:
+            check_array(
+                np.broadcast_to(0.0, shape), ensure_min_samples=2, estimator=type(self).__name__
+            )
+
+    def _scores(self, rows: Rows) -> Array:
+        return score_rows(self.estimator_, self._floored, rows)
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Return the log-density with the noise floor; higher is more normal.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Scores in nats, with respect to the units of continuous columns and to counts for
+            discrete ones.  A row's score does not depend on the other rows.
+        """
+        check_is_fitted(self)
+        return self._scores(self._checked_rows(X, reset=False))
+
+    def decision_function(self, X: ArrayLike) -> Array:
+        """Return the score minus the threshold; negative for outliers.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Scores above the threshold, in nats.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.intp]:
+        """Return 1 for inliers and -1 for outliers.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            1 where the decision function is at least 0, else -1.
+        """
+        return np.where(self.decision_function(X) < 0.0, -1, 1)
+
+    def p_values(self, X: ArrayLike) -> Array:
+        """Return conformal p-values: how likely inliers score as low.
+
+        With n held-out rows, of which k score no higher than the row, it is (k + 1) / (n + 1).
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            P-values in (0, 1]; small for outliers.
+
+        Raises
+        ------
+        ValueError
+            If `contamination` was a number, so that no rows were held out.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "calibration_scores_"):
+            raise ValueError(
+                "p_values needs held-out rows, which contamination='auto' keeps and "
+                f"contamination={self.contamination!r} does not."
+            )
+        below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")
+        return np.asarray((below + 1.0) / (len(self.calibration_scores_) + 1.0))
+
+    def explain(self, X: ArrayLike) -> pd.DataFrame:
+        r"""Return the contribution of each column to the rows' scores.
+
+        With independent columns as the reference q, both terms of the score are sums over
+        columns, and that of column i is
+
+        .. math:: E\left[\log q_{i, a_1}(z_i)\right] + \frac12 \int_{-\infty}^{a_1} da\; E_\epsilon
+            \left[ (\epsilon_i - \hat\epsilon_{q, i})^2 - (\epsilon_i - \hat\epsilon_i)^2 \right]:
+
+        how likely the entry is by itself, and what the other columns tell about it.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_features)
+            Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
+            its score, up to the numerical error of the integral: q is not the reference that
+            `score_samples` uses.
+        """
+        check_is_fitted(self)
+        rows = self._checked_rows(X, reset=False)
+        values = self.estimator_._read(rows)
+        parts = self._floored.contributions(values, effort_of(self.estimator_))
+        names = getattr(self, "feature_names_in_", None)
+        columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
+        index = rows.index if isinstance(rows, pd.DataFrame) else None
+        return pd.DataFrame(parts, columns=columns, index=index)
+
+
+def take(rows: Rows, index: Index) -> Rows:
+    """Return some of the rows."""
+    return rows.iloc[index] if isinstance(rows, pd.DataFrame) else rows[index]
+
+
+def checked_floors(noise_floor: Any) -> Array | None:
+    """Return the log-SNRs of the floors, or raise an error that names the parameter."""
+    if noise_floor is None:
+        return None
+    if isinstance(noise_floor, str):
+        return np.array([AUTOMATIC_FLOOR])
+    floors = np.sort(np.atleast_1d(np.asarray(noise_floor, dtype=np.float64)))
+    if floors.ndim != 1 or not len(floors) or not np.isfinite(floors).all():
+        raise ValueError(
+            f"noise_floor must be 'auto', None, or one or several finite numbers, got "
+            f"{noise_floor!r}."
+        )
+    return floors
+
+
+def threshold(calibration_scores: Array, false_alarm_rate: float) -> float:
+    """Return the score below which rows are rejected at a rate of at most the one asked for.
+
+    Of n sorted held-out scores it is number floor(rate * (n + 1)), below which the score of a
+    new row is with that probability divided by n + 1; the lowest if that number is 0.
+    """
+    n = len(calibration_scores)
+    number = math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12))
+    if number < 1:
+        warnings.warn(
+            f"false_alarm_rate={false_alarm_rate:g} needs at least "
+            f"{math.ceil(1.0 / false_alarm_rate) - 1} held-out rows, and there are {n}; the "
+            f"threshold is the lowest held-out score, for a rate of {1.0 / (n + 1):.2g}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return float(calibration_scores[max(number, 1) - 1])
+
+
+def default_estimator(rows: Rows) -> DensityEstimator:
+    """Return the density estimator for the kinds of the columns, without a network."""
+    table = read_table(rows)
+    numbers = [j for j, kept in enumerate(table.storages) if kept in ("integer", "float")]
+    if len(numbers) == table.n_columns:
+        return IMMSEDensity(marginals="standard", max_epochs=0)
+    if not numbers:
+        return IMMSEDiscreteDensity(max_epochs=0, handle_unknown="floor")
+    ordered = [j for j, kept in enumerate(table.storages) if kept == "ordered"]
+    nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered)
+    return IMMSEMixedDensity(
+        categorical_features=mask(nominal, table.n_columns),
+        ordinal_features=mask(ordered, table.n_columns),
+        handle_unknown="floor",
+        marginals="standard",
+        max_epochs=0,
+    )
+
+
+def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
+    """Return a mask of the chosen columns."""
+    return np.isin(np.arange(n_columns), chosen)
+
+
+def fitted(template: DensityEstimator, rows: Rows, seed: int, quiet: bool) -> DensityEstimator:
+    """Return a clone fitted to rows; with a noise floor ties need no warning."""
+    estimator = clone(template).set_params(random_state=seed)
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
+        return estimator.fit(rows)
+
+
+def effort_of(estimator: DensityEstimator) -> Effort:
+    """Return how exactly the estimator scores."""
+    return estimator._effort()
+
+
+def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:
+    """Return finite scores of rows, in nats."""
+    values = estimator._read(rows)
+    if floored.is_plain:
+        scores = estimator._log_density(values)[0]
+    else:
+        scores = floored.log_density(values, effort_of(estimator))
+    return np.maximum(scores, LEAST_SCORE)

@@ -1,0 +1,440 @@
+"""Laws of the outlier detector: noise floors, contributions, calibration, trimming."""
+
+import math
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from sklearn.base import clone
+
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEDiscreteDensity,
+    IMMSEMixedDensity,
+    IMMSEOutlierDetector,
+)
+from sk_itdiffusion.layout import Layout, Variable, lattice_values
+from sk_itdiffusion.model import Effort
+from sk_itdiffusion.outlier import threshold
+from sk_itdiffusion.outlier_score import MODEL, FlooredModel, column_variances, smoothed_log_prob
+from sk_itdiffusion.references import (
+    GaussianMixtureReference,
+    GaussianReference,
+    IndependentReference,
+    LatentClassReference,
+    LowRankGaussianReference,
+    Reference,
+)
+
+EFFORT = Effort(32, 2, None)
+MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
+
+
+def plain_density(**parameters):
+    """Return a density estimator that is fitted at once: a normal distribution."""
+    settings = {"reference": "gaussian", "experts": ["gaussian"], "marginals": "standard"}
+    return IMMSEDensity(**settings, max_epochs=0, **parameters)
+
+
+def make_detector(estimator=None, **parameters):
+    """Return a detector with a seed, so that no global generator is used."""
+    return IMMSEOutlierDetector(estimator, **({"random_state": 0} | parameters))
+
+
+def quick_network(**parameters):
+    settings = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 2, "steps_per_epoch": 10}
+    return IMMSEDensity(**settings, n_strata=8, **parameters)
+
+
+def gaussian_rows(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, 3)) @ MIXING.T
+
+
+def two_blobs(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 2)) * 0.4 + np.sign(rng.normal(size=(n, 1)))
+
+
+def mixed_table(n, seed=0):
+    rng = np.random.default_rng(seed)
+    colour = rng.choice(["red", "green", "blue"], size=n, p=[0.5, 0.3, 0.2])
+    return pd.DataFrame(
+        {
+            "colour": pd.Categorical(colour),
+            "size": rng.normal(2.0 * (colour == "red")),
+            "ripe": rng.random(n) < np.where(colour == "red", 0.9, 0.2),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return make_detector(plain_density(), random_state=0).fit(gaussian_rows(1200))
+
+
+# -- smoothed references ---------------------------------------------------------------------
+
+
+def references():
+    layout = Layout(1, [Variable(3), Variable(4, lattice_values(4, 1.5, 1.0))])
+    normal = GaussianReference([0.3], [[1.2]])
+    marginals = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.3, 0.4]]
+    classes = [np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.full((2, 4), 0.25)]
+    components = GaussianMixtureReference([0.5, 0.5], [[-1.0], [2.0]], [[[0.3]], [[0.6]]])
+    return [
+        IndependentReference(layout, marginals, normal),
+        LatentClassReference(layout, [0.4, 0.6], classes, components),
+    ]
+
+
+ROWS = torch.tensor([[0.2, 0.0, 3.0], [-1.0, 2.0, 1.0]], dtype=torch.float64)
+
+
+def test_smoothed_mixture_is_the_convolution_with_the_noise():
+    mixture = GaussianMixtureReference([0.3, 0.7], [[-1.0], [1.0]], [[[0.04]], [[0.5]]])
+    grid = np.linspace(-12.0, 12.0, 20_001)
+    density = mixture.log_prob(torch.from_numpy(grid[:, None])).exp().numpy()
+    x, eps, logsnr = np.array([0.4, -2.0]), np.array([0.7, -1.1]), 1.3
+    noisy = x + math.exp(-logsnr / 2) * eps
+    kernel = stats.norm.pdf(noisy[:, None], grid, math.exp(-logsnr / 2))
+    expected = np.log(np.trapezoid(kernel * density, grid, axis=1))
+    x, eps = (torch.from_numpy(values[:, None]) for values in (x, eps))
+    assert np.allclose(smoothed_log_prob(mixture, x, eps, logsnr), expected, atol=1e-8)
+
+
+def test_smoothed_independent_columns_obey_bayes():
+    """p(z) / p(z | x) is the prior over the posterior of the levels that there are."""
+    reference = references()[0]
+    eps = torch.from_numpy(np.random.default_rng(0).normal(size=(2, reference.n_features)))
+    level = torch.full((2,), 0.7, dtype=torch.float64)
+    z = level.sigmoid().sqrt()[:, None] * reference.layout.embed(ROWS)
+    z = z + (-level).sigmoid().sqrt()[:, None] * eps
+    continuous = smoothed_log_prob(reference.continuous, ROWS[:, :1], eps[:, :1], 0.7)
+    expected = continuous.clone()
+    posteriors = reference.log_posterior(z, level)
+    for block, prior, posterior in zip(
+        reference.layout.blocks, reference.log_priors, posteriors, strict=True
+    ):
+        codes = block.codes(ROWS, 1)
+        expected += prior.gather(1, codes.T).T.sum(1)
+        expected -= posterior.gather(2, codes[:, :, None])[:, :, 0].sum(1)
+    assert torch.allclose(smoothed_log_prob(reference, ROWS, eps, 0.7), expected)
+
+
+def test_one_latent_class_is_independent_columns():
+    independent = references()[0]
+    classes = LatentClassReference(
+        independent.layout,
+        [1.0],
+        [[p] for p in independent.marginals()],
+        GaussianMixtureReference([1.0], [[0.3]], [[[1.2]]]),
+    )
+    eps = torch.from_numpy(np.random.default_rng(1).normal(size=(2, independent.n_features)))
+    for logsnr in (-1.0, 2.0, math.inf):
+        ours = smoothed_log_prob(classes, ROWS, eps, logsnr)
+        assert torch.allclose(ours, smoothed_log_prob(independent, ROWS, eps, logsnr))
+
+
+@pytest.mark.parametrize("reference", references(), ids=lambda r: type(r).__name__)
+def test_smoothed_density_becomes_the_density_as_noise_vanishes(reference):
+    eps = torch.from_numpy(np.random.default_rng(2).normal(size=(2, reference.n_features)))
+    found = smoothed_log_prob(reference, ROWS, eps, 25.0)
+    assert torch.allclose(found, reference.log_prob(ROWS), atol=1e-4)
+
+
+def test_low_rank_and_full_covariances_are_smoothed_alike():
+    basis = np.linalg.qr(np.random.default_rng(3).normal(size=(4, 2)))[0]
+    covariance = basis @ np.diag([2.0, 1.0]) @ basis.T + 0.5 * np.eye(4)
+    low = LowRankGaussianReference(np.arange(4.0), basis, [2.5, 1.5], 0.5)
+    full = GaussianReference(np.arange(4.0), covariance)
+    x, eps = torch.from_numpy(np.random.default_rng(4).normal(size=(2, 5, 4)))
+    assert torch.allclose(smoothed_log_prob(low, x, eps, 0.3), smoothed_log_prob(full, x, eps, 0.3))
+    assert np.allclose(column_variances(low), np.diag(covariance))
+
+
+def test_unknown_reference_cannot_be_smoothed():
+    class Other(GaussianReference):
+        pass
+
+    class Unknown(Reference):
+        log_prob = denoise = sample = standardized = variance_range = None
+
+    eps = torch.zeros(1, 1, dtype=torch.float64)
+    assert smoothed_log_prob(Other([0.0], [[1.0]]), eps, eps, 0.0).isfinite()
+    with pytest.raises(TypeError, match="Unknown"):
+        smoothed_log_prob(Unknown(), eps, eps, 0.0)
+
+
+# -- the score -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_floor", [0.0, 3.0, [1.0, 4.0]])
+def test_score_of_a_normal_distribution_is_exact(noise_floor):
+    """E log N(x + e; m, S + v I) = log N(x; m, S + v I) - v/2 trace (S + v I)^-1."""
+    X = gaussian_rows(2000)
+    found = make_detector(
+        plain_density(n_strata=64), noise_floor=noise_floor, trim=0.0, contamination=0.1
+    ).fit(X)
+    reference, scale = found.estimator_.reference_, X.std(axis=0)
+    rows = (X[:50] - X.mean(axis=0)) / scale
+    expected = np.zeros(50)
+    for floor in np.atleast_1d(noise_floor):
+        variance = math.exp(-floor)
+        smoothed = reference.covariance.numpy() + variance * np.eye(3)
+        expected += stats.multivariate_normal.logpdf(rows, reference.mean.numpy(), smoothed)
+        expected -= 0.5 * variance * np.trace(np.linalg.inv(smoothed))
+    expected = expected / np.size(noise_floor) - np.log(scale).sum()
+    # The degree-3 rule with as many directions as columns is exact for quadratic functions.
+    assert np.allclose(found.score_samples(X[:50]), expected, atol=1e-8)
+
+
+def test_score_does_not_depend_on_the_control_variate():
+    """The same mixture through its own smoothed density, and through the integral."""
+    X = two_blobs(400)
+    model = IMMSEDensity(
+        experts=["gaussian_mixture"],
+        reference="gaussian_mixture",
+        marginals="standard",
+        max_epochs=0,
+        random_state=0,
+    ).fit(X)
+    exact = FlooredModel(model._model, np.array([1.5]), ("gaussian_mixture",))
+    other = clone(model).set_params(reference="gaussian").fit(X)
+    integral = FlooredModel(other._model, np.array([1.5]))
+    assert model._model.rule is None
+    assert other._model.control == "gaussian"
+    # The mixtures are fitted with equal seeds.
+    draws = [integral.log_density(X[:100], Effort(n, 2, None)) for n in (24, 32, 40)]
+    difference = np.mean(draws, axis=0) - exact.log_density(X[:100], Effort(64, 8, None))
+    error = np.std(draws, axis=0, ddof=1).mean() + 0.01
+    assert abs(difference.mean()) < 4 * error / math.sqrt(100) + 0.01
+    assert difference.std() < 4 * error
+
+
+def test_without_floor_and_average_the_score_is_the_log_density():
+    X = two_blobs(300)
+    found = make_detector(
+        quick_network(), noise_floor=None, average=False, trim=0.0, contamination=0.1
+    ).fit(X)
+    assert found.members_ == [MODEL]
+    assert np.array_equal(found.score_samples(X), found.estimator_.score_samples(X))
+
+
+def test_average_is_the_mean_of_the_members():
+    X = two_blobs(300)
+    model = quick_network(random_state=0).fit(X)._model
+    mean = FlooredModel.averaged(model, np.array([2.0]))
+    assert MODEL in mean.members
+    parts = [FlooredModel(model, mean.floors, (name,)) for name in mean.members]
+    expected = np.mean([part.log_density(X[:20], EFFORT) for part in parts], axis=0)
+    assert np.allclose(mean.log_density(X[:20], EFFORT), expected, atol=1e-9)
+
+
+def test_score_depends_on_the_row_alone(detector):
+    X = gaussian_rows(30, seed=5)
+    scores = detector.score_samples(X)
+    order = np.random.default_rng(0).permutation(30)
+    assert np.array_equal(detector.score_samples(X[order]), scores[order])
+    assert np.array_equal([detector.score_samples(X[[i]])[0] for i in range(5)], scores[:5])
+    repeated = detector.score_samples(np.repeat(X[:4], 3, axis=0))
+    assert np.array_equal(repeated, np.repeat(scores[:4], 3))
+
+
+def test_fits_and_pickles_are_reproducible():
+    X = two_blobs(120)
+    first, second = (
+        make_detector(quick_network(), contamination=0.1, random_state=3).fit(X) for _ in range(2)
+    )
+    scores = first.decision_function(X)
+    assert np.array_equal(scores, second.decision_function(X))
+    assert np.array_equal(scores, pickle.loads(pickle.dumps(first)).decision_function(X))
+
+
+def test_units_shift_all_scores_alike():
+    X = np.round(gaussian_rows(300), 1)  # with ties
+    settings = {"contamination": 0.1, "random_state": 0}
+    first = make_detector(plain_density(), **settings).fit(X)
+    second = make_detector(plain_density(), **settings).fit(X * [1.0, 4.0, 0.5])
+    shift = second.score_samples(X * [1.0, 4.0, 0.5]) - first.score_samples(X)
+    assert np.allclose(shift, -math.log(2.0), atol=1e-9)
+
+
+def test_far_rows_have_finite_scores(detector):
+    scores = detector.score_samples(np.array([[1e200, 0.0, 0.0], [1e9, 0.0, 0.0], [0, 0, 0]]))
+    assert np.isfinite(scores).all()
+    assert scores[0] < scores[1] < scores[2]
+
+
+# -- contributions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_floor", [None, 3.0, [2.0, 6.0]])
+@pytest.mark.parametrize("kind", ["continuous", "mixed", "discrete"])
+def test_contributions_sum_to_the_score(kind, noise_floor):
+    quick = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 1, "steps_per_epoch": 5}
+    table = mixed_table(200)
+    X, estimator = {
+        "continuous": (gaussian_rows(300), quick_network(marginals="yeo_johnson")),
+        "mixed": (table, IMMSEMixedDensity(**quick, n_strata=32)),
+        "discrete": (table[["colour", "ripe"]], IMMSEDiscreteDensity(**quick, n_strata=32)),
+    }[kind]
+    found = make_detector(
+        estimator, noise_floor=noise_floor, contamination=0.1, trim=0.0, random_state=0
+    ).fit(X)
+    parts, total = found.explain(X[:60]), None
+    values = found.estimator_._read(X[:60])
+    total = found._floored.explained_log_density(values, found.estimator_._effort())
+    sums = parts.to_numpy().sum(axis=1)
+    assert np.abs(sums - total).max() < 1e-6
+    # And to the score with the other control variate, up to the integrations' errors: draws in
+    # disjoint streams are independent, so that twice the effort has half the variance.
+    twice = Effort(2 * found.estimator_.n_strata, 2, None)
+    again = found._floored.explained_log_density(values, twice)
+    error = np.std(again - total) + 0.02
+    assert np.std(sums - found.score_samples(X[:60])) < 4 * error
+    n_distinct = len(np.unique(values[:60], axis=0))  # equal rows share their errors
+    bias = abs(np.mean(sums - found.score_samples(X[:60])))
+    assert bias < 4 * error / math.sqrt(n_distinct) + 0.02
+
+
+def test_contributions_of_independent_columns_are_their_own_log_densities():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(4000, 2)) * [1.0, 3.0]
+    found = make_detector(plain_density(), noise_floor=None, trim=0.0).fit(X)
+    parts = found.explain(X[:50]).to_numpy()
+    expected = stats.norm.logpdf(X[:50], X.mean(axis=0), X.std(axis=0))
+    # The sample correlation is about 1/sqrt(4000).
+    assert np.abs(parts - expected).max() < 0.2
+
+
+def test_contributions_name_the_column_that_is_odd():
+    X = pd.DataFrame(gaussian_rows(1000), columns=["a", "b", "c"])
+    found = make_detector(plain_density(), random_state=0).fit(X)
+    rows = X.iloc[:20].copy()
+    rows["c"] += 15.0
+    parts = found.explain(rows)
+    assert list(parts.columns) == ["a", "b", "c"]
+    assert parts.index.equals(rows.index)
+    assert (parts.idxmin(axis=1) == "c").all()
+
+
+def test_constant_columns_are_explained_too():
+    X = np.column_stack([gaussian_rows(300), np.full(300, 2.0)])
+    with pytest.warns(UserWarning, match="constant"):
+        found = make_detector(plain_density(), contamination=0.1, trim=0.0).fit(X)
+    rows = X[:2].copy()
+    rows[1, 3] = 2.1
+    parts = found.explain(rows).to_numpy()
+    assert parts[1].argmin() == 3
+    assert np.allclose(parts.sum(axis=1), found.score_samples(rows), rtol=1e-3, atol=0.5)
+
+
+# -- threshold and p-values ------------------------------------------------------------------
+
+
+def test_exactly_the_contamination_is_rejected():
+    X = two_blobs(200)
+    for contamination in (0.05, 0.5):
+        found = make_detector(plain_density(), contamination=contamination)
+        assert (found.fit_predict(X) == -1).mean() == contamination
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.25])
+def test_threshold_rejects_new_scores_at_the_rate(rate):
+    """A new score is below number k of n sorted ones with probability k / (n + 1)."""
+    n, repetitions = 119, 20_000
+    scores = np.random.default_rng(0).normal(size=(repetitions, n + 1))
+    rejected = [new < threshold(np.sort(old), rate) for *old, new in scores]
+    exact = math.floor(rate * (n + 1)) / (n + 1)
+    error = math.sqrt(exact * (1 - exact) / repetitions)
+    assert exact <= rate
+    assert abs(np.mean(rejected) - exact) < 4 * error
+
+
+def test_too_few_rows_for_the_rate_are_noticed():
+    with pytest.warns(UserWarning, match="false_alarm_rate"):
+        assert threshold(np.array([-3.0, -1.0, 0.0]), 0.05) == -3.0
+
+
+def test_predictions_are_p_values_at_the_rate(detector):
+    X = np.vstack([gaussian_rows(500, seed=7), 3.0 * gaussian_rows(500, seed=8)])
+    rejected = detector.p_values(X) <= detector.false_alarm_rate
+    assert np.array_equal(rejected, detector.predict(X) == -1)
+    assert np.array_equal(rejected, detector.decision_function(X) < 0)
+
+
+@pytest.mark.parametrize("n", [300, 3000], ids=["folds", "split"])
+def test_false_alarms_of_new_rows_are_as_frequent_as_promised(n):
+    rates, variance = [], 0.0
+    for seed in range(4):
+        found = make_detector(plain_density(), false_alarm_rate=0.1, trim=0.0, random_state=seed)
+        found.fit(gaussian_rows(n, seed=10 + seed))
+        rates.append((found.predict(gaussian_rows(2000, seed=20 + seed)) == -1).mean())
+        variance += 0.09 * (1 / len(found.calibration_scores_) + 1 / 2000)
+    assert abs(np.mean(rates) - 0.1) < 4 * math.sqrt(variance) / 4
+
+
+def test_p_values_need_held_out_rows():
+    found = make_detector(plain_density(), contamination=0.1).fit(gaussian_rows(100))
+    with pytest.raises(ValueError, match="contamination"):
+        found.p_values(gaussian_rows(3))
+
+
+# -- contaminated rows, kinds of tables, errors ----------------------------------------------
+
+
+def test_trimming_keeps_outliers_from_being_learned():
+    rng = np.random.default_rng(0)
+    X = np.vstack([gaussian_rows(940), rng.normal(size=(60, 3)) * 0.3 + [4.0, -4.0, 4.0]])
+    gaps = []
+    for trim in (0.0, 0.1):
+        found = make_detector(plain_density(), trim=trim, contamination=0.06).fit(X)
+        scores = found.score_samples(X)
+        gaps.append(np.median(scores[:940]) - np.median(scores[940:]))
+    assert gaps[1] > 2 * gaps[0]
+    assert (found.predict(X[940:]) == -1).mean() > 0.95
+
+
+def test_kinds_of_columns_choose_the_estimator():
+    table = mixed_table(80)
+    integers = pd.DataFrame({"n": np.arange(80) % 7, "x": np.linspace(0.0, 1.0, 80) ** 2})
+    settings = {"contamination": 0.1, "random_state": 0}
+    for X, kind in [
+        (table, IMMSEMixedDensity),
+        (table[["colour", "ripe"]], IMMSEDiscreteDensity),
+        (integers, IMMSEDensity),
+        (np.arange(160).reshape(80, 2) % 17, IMMSEDensity),
+    ]:
+        found = make_detector(**settings).fit(X)
+        assert isinstance(found.estimator_, kind)
+        assert np.isfinite(found.score_samples(X)).all()
+
+
+def test_unlikely_combinations_and_unknown_levels_score_low():
+    X = mixed_table(600)
+    found = make_detector(random_state=0, contamination=0.05).fit(X)
+    odd = pd.DataFrame({"colour": ["red", "blue", "pink"], "size": [2.0, 6.0, 0.0], "ripe": True})
+    usual, far, unknown = found.score_samples(odd)
+    assert usual > far + 3.0
+    assert usual > unknown + 2.0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"noise_floor": [1.0, np.nan]}, "noise_floor"),
+        ({"noise_floor": "low"}, "noise_floor"),
+        ({"noise_floor": []}, "noise_floor"),
+        ({"contamination": 0.7}, "contamination"),
+        ({"false_alarm_rate": 0.0}, "false_alarm_rate"),
+        ({"trim": 0.8}, "trim"),
+        ({"calibration_fraction": 0.0}, "calibration_fraction"),
+        ({"estimator": "gaussian"}, "estimator"),
+    ],
+)
+def test_errors_name_the_parameter(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        make_detector(**({"estimator": plain_density()} | parameters)).fit(gaussian_rows(100))
