@@ -48,6 +48,7 @@ Batches = list[tuple[dict[str, Tensor], Tensor]]
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
 MOST_VALIDATION_NUMBERS = 2**21
 NUMBERS_IN_A_VALIDATION_BATCH = 2**19
+SHARE_OF_UNIFORM_VALIDATION = 0.3
 #: Rows that judge an epoch in any case.
 LEAST_VALIDATION_ROWS = 1_000
 #: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
@@ -640,12 +641,17 @@ def _validation_batches(
     most = min(most, enough // len(rows))
     n_noises = int(np.clip(most, 1, plan.n_validation_noises))
     n_total = len(rows) * n_noises
-    source = NoisyRowIterator(rows, 1, 1, plan.density, generator, layout.n_points)
+    # Where the schedule hardly samples, weights would be so large that few rows decide.
+    uniform = np.diff(plan.density.edges) / np.ptp(plan.density.edges)
+    share = SHARE_OF_UNIFORM_VALIDATION
+    mass = (1.0 - share) * plan.density.mass + share * uniform
+    density = PiecewiseDensity(plan.density.edges, mass)
+    source = NoisyRowIterator(rows, 1, 1, density, generator, layout.n_points)
     repeated = rows.rows.repeat_interleave(n_noises, dim=0)
     batch, target = source.batch(repeated)
-    share = torch.from_numpy(rows.weight / rows.weight.mean()).float()
-    share = share.repeat_interleave(n_noises).to(repeated.device)
-    batch["importance"] = batch["importance"] * share
+    weight = torch.from_numpy(rows.weight / rows.weight.mean()).float()
+    weight = weight.repeat_interleave(n_noises).to(repeated.device)
+    batch["importance"] = batch["importance"] * weight
     size = int(np.clip(2**24 // max(layout.n_level_points, 1), 64, 4096))
     size = min(size, max(16, NUMBERS_IN_A_VALIDATION_BATCH // layout.n_points))
     size = min(size, plan.micro_batch_size or size)
