@@ -10,6 +10,7 @@ from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.ensemble import IMMSEEnsemble
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier import IMMSEOutlierDetector
+from sk_itdiffusion.persistence import load
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "IMMSEOutlierDetector",
     "PretrainedDenoiser",
     "__version__",
+    "load",
 ]

@@ -30,6 +30,7 @@ from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
 from sk_itdiffusion.fitting import FitSettings, fit_table_model
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
+from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
@@ -46,7 +47,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-class DensityEstimator(DensityMixin, BaseEstimator):
+class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
     """Base class of all density estimators: what a fitted one does with rows."""
 
     _model: TableModel

@@ -23,6 +23,7 @@ from sk_itdiffusion.estimator import DensityEstimator
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.model import Effort
 from sk_itdiffusion.outlier_score import FlooredModel
+from sk_itdiffusion.persistence import SaveMixin
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -45,7 +46,7 @@ TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
 LEAST_SCORE = -1e300
 
 
-class IMMSEOutlierDetector(OutlierMixin, BaseEstimator):
+class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
     r"""Outlier and novelty detection by log-densities with a noise floor.
 
     The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,

@@ -30,7 +30,7 @@ def run_python(code):
 
 
 def test_base_dependencies_are_exactly_the_allowed_ones():
-    allowed = {"scikit-learn", "torch", "skorch", "numpy", "pandas", "joblib"}
+    allowed = {"scikit-learn", "torch", "skorch", "numpy", "pandas", "joblib", "safetensors"}
     assert {name_of(r) for r in PROJECT["dependencies"]} == allowed
 
 

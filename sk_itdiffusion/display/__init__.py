@@ -1,0 +1,24 @@
+"""Pictures of fitted densities, in the style of scikit-learn's Display classes.
+
+Each display is made from arrays, or by its ``from_estimator`` from a fitted estimator; ``plot``
+draws it on given axes or in a new figure and returns the display, whose artists are attributes.
+matplotlib is imported when something is drawn; it comes with ``pip install
+"sk_itdiffusion[plot]"``.  Colours are told apart by colour-blind eyes, and styles of lines,
+markers and hatches without any colour.
+"""
+
+from sk_itdiffusion.display.bounds import BoundHistoryDisplay
+from sk_itdiffusion.display.contours import DensityContourDisplay
+from sk_itdiffusion.display.curves import MSECurveDisplay
+from sk_itdiffusion.display.explanation import OutlierExplanationDisplay
+from sk_itdiffusion.display.pairs import SamplePairDisplay
+from sk_itdiffusion.display.stacks import EnsembleWeightsDisplay
+
+__all__ = [
+    "BoundHistoryDisplay",
+    "DensityContourDisplay",
+    "EnsembleWeightsDisplay",
+    "MSECurveDisplay",
+    "OutlierExplanationDisplay",
+    "SamplePairDisplay",
+]

@@ -1,0 +1,425 @@
+"""Samples beside data, for each pair of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sk_itdiffusion.display.contours import (
+    check_number_of_columns,
+    column_names,
+    position,
+    spread_rows,
+)
+from sk_itdiffusion.display.style import (
+    BLUE,
+    VERMILION,
+    Array,
+    check_has,
+    check_matplotlib,
+    merged,
+    without_box,
+)
+from sk_itdiffusion.encoding import Table, read_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["SamplePairDisplay"]
+
+MOST_COLUMNS = 12
+USUAL_COLUMNS = 5
+USUAL_ROWS = 300
+N_BINS = 24
+MOST_INTEGERS = 30  # range up to which integers have a bin each
+LONGEST_NAME = 12  # characters of a level that are written at a tick
+MOST_LEVELS_NAMED = 6
+SIDE = 0.22  # by how much points of data and samples at one level are moved apart, and spread
+DATA_LOOKS = {
+    "marker": "o",
+    "color": BLUE,
+    "markersize": 3.5,
+    "markeredgewidth": 0.0,
+    "alpha": 0.6,
+    "label": "data",
+}
+SAMPLE_LOOKS = {
+    "marker": "x",
+    "color": VERMILION,
+    "markersize": 3.0,
+    "markeredgewidth": 0.7,
+    "alpha": 0.6,
+    "label": "samples",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one column is drawn.
+
+    Attributes
+    ----------
+    data, samples : ndarray
+        Positions of the entries, beside their values if these are levels or few integers.
+    edges : ndarray
+        Edges of the histogram's bins.
+    levels : list of str or None
+        Names of the levels, at 0, 1, ...; None if the entries are numbers.
+    """
+
+    data: Array
+    samples: Array
+    edges: Array
+    levels: list[str] | None
+
+
+class SamplePairDisplay:
+    """Samples of a model beside data: a scatter plot for each pair of columns, and histograms.
+
+    Columns may be numbers or levels.  At one level, or at one of few integers, points of the data
+    stand to the left and samples to the right, so that they do not cover each other.  Where a model
+    is good, the two clouds look alike in each panel, and so do the two histograms on the diagonal.
+
+    It is recommended to use `from_estimator`.  All parameters are stored as attributes.
+
+    Parameters
+    ----------
+    data, samples : array-like or data frame of shape (n_rows, n_columns)
+        Rows, and rows of the same columns drawn from a model; at least 2 columns and 12 at most.
+    labels : sequence of str or None, default=None
+        Names of the columns; None takes those of the data frame, or x0, x1, ...
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes or None
+        The axes whose place the panels take; None if an array of axes was given.
+    axes_ : ndarray of shape (n_columns, n_columns)
+        Axes of the panels; None above the diagonal.
+    figure_ : matplotlib Figure
+        Figure with the panels.
+    data_points_, sample_points_ : ndarray of shape (n_columns, n_columns)
+        Line2D of the points of each panel below the diagonal; None elsewhere.
+    histograms_ : list of (StepPatch, StepPatch)
+        Shares of the bins of data and samples for each column.
+    legend_ : matplotlib Legend
+        The legend.
+
+    See Also
+    --------
+    DensityContourDisplay : The density itself, over two columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion.display import SamplePairDisplay
+    >>> rng = np.random.default_rng(0)
+    >>> display = SamplePairDisplay(
+    ...     data=rng.normal(size=(50, 2)), samples=rng.normal(size=(60, 2)), labels=["a", "b"]
+    ... )
+    >>> display.plot().axes_.shape
+    (2, 2)
+    """
+
+    def __init__(self, *, data: Any, samples: Any, labels: Sequence[str] | None = None) -> None:
+        ours, theirs = read_table(data), read_table(samples)
+        if ours.n_columns != theirs.n_columns:
+            raise ValueError(f"data has {ours.n_columns} columns, samples have {theirs.n_columns}.")
+        if not 2 <= ours.n_columns <= MOST_COLUMNS:
+            raise ValueError(
+                f"A pair plot needs 2 to {MOST_COLUMNS} columns, got {ours.n_columns}. Choose "
+                "some by the parameter columns of from_estimator."
+            )
+        self.data, self.samples = ours.frame, theirs.frame
+        self.labels = [str(x) for x in (column_names(ours) if labels is None else labels)]
+        if len(self.labels) != ours.n_columns:
+            raise ValueError(
+                f"labels must have one entry for each of the {ours.n_columns} columns, got "
+                f"{len(self.labels)}."
+            )
+        numbers = ours.holds_numbers & theirs.holds_numbers
+        self._axes = [
+            axis_of(ours, theirs, j, is_number=bool(numbers[j])) for j in range(ours.n_columns)
+        ]
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        data_kw: Mapping[str, Any] | None = None,
+        samples_kw: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Draw the panels.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, array-like of Axes or None, default=None
+            Axes that the panels take the place of, or an array of axes of shape (n_columns,
+            n_columns) to draw on; None makes a new figure.
+        data_kw : dict or None, default=None
+            Settings of the points of the data, for `matplotlib.axes.Axes.plot`.
+        samples_kw : dict or None, default=None
+            Settings of the points of the samples.
+
+        Returns
+        -------
+        SamplePairDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If an array of axes has another shape.
+        """
+        check_matplotlib(f"{type(self).__name__}.plot")
+        n = len(self._axes)
+        self._place(ax, n)
+        data, samples = merged(DATA_LOOKS, data_kw), merged(SAMPLE_LOOKS, samples_kw)
+        self.histograms_: list[tuple[Any, Any]] = []
+        self.data_points_ = np.full((n, n), None, dtype=object)
+        self.sample_points_ = np.full((n, n), None, dtype=object)
+        for i in range(n):
+            self._draw_histogram(self.axes_[i, i], self._axes[i])
+            for j in range(i):
+                panel, points = self.axes_[i, j], (self._axes[j], self._axes[i])
+                (self.data_points_[i, j],) = panel.plot(
+                    *(axis.data for axis in points), linestyle="", **data
+                )
+                (self.sample_points_[i, j],) = panel.plot(
+                    *(axis.samples for axis in points), linestyle="", **samples
+                )
+        self._label(n)
+        self._draw_legend(n)
+        return self
+
+    def _place(self, ax: Any, n: int) -> None:
+        """Set the axes of the panels."""
+        import matplotlib.pyplot as plt
+
+        self.axes_ = np.full((n, n), None, dtype=object)
+        self.ax_: Axes | None = None
+        if ax is not None and not hasattr(ax, "get_subplotspec"):
+            given = np.asarray(ax, dtype=object)
+            if given.shape != (n, n):
+                raise ValueError(f"ax must be an array of shape {(n, n)}, got {given.shape}.")
+            for i, j in zip(*np.triu_indices(n, 1), strict=True):
+                given[i, j].set_axis_off()
+            lower = np.tril_indices(n)
+            self.axes_[lower] = given[lower]
+            self.figure_ = given[0, 0].figure
+            return
+        if ax is None:
+            side = min(1.6 + 1.5 * n, 14.0)
+            _, ax = plt.subplots(figsize=(side, side), layout="constrained")
+        ax.set_axis_off()
+        self.ax_, self.figure_ = ax, ax.figure
+        grid = grid_within(ax, n)
+        for i, j in zip(*np.tril_indices(n), strict=True):
+            self.axes_[i, j] = self.figure_.add_subplot(grid[i, j])
+
+    def _draw_histogram(self, panel: Axes, axis: Axis) -> None:
+        """Draw the shares of data and samples in bins."""
+        both = (axis.data, BLUE, "-", True), (axis.samples, VERMILION, "--", False)
+        drawn = []
+        for values, color, linestyle, fill in both:
+            counts = np.histogram(values, bins=axis.edges)[0]
+            looks: dict[str, Any] = {"linewidth": 1.4, "linestyle": linestyle, "edgecolor": color}
+            looks |= {"facecolor": color, "alpha": 0.35} if fill else {"facecolor": "none"}
+            drawn.append(panel.stairs(counts / max(len(values), 1), axis.edges, fill=fill, **looks))
+        self.histograms_.append((drawn[0], drawn[1]))
+        panel.set_yticks([])
+        panel.set_ylim(bottom=0.0)
+
+    def _label(self, n: int) -> None:
+        """Label the outer axes, and give the panels of a column one range."""
+        for i, j in zip(*np.tril_indices(n), strict=True):
+            panel = self.axes_[i, j]
+            without_box(panel)
+            set_ticks(panel.xaxis, self._axes[j].levels)
+            panel.set_xlim(*limits(self._axes[j]))
+            if i != j:
+                set_ticks(panel.yaxis, self._axes[i].levels)
+                panel.set_ylim(*limits(self._axes[i]))
+            if i == n - 1:
+                panel.set_xlabel(self.labels[j])
+                if self._axes[j].levels is not None:
+                    panel.tick_params(axis="x", rotation=45)
+            else:
+                panel.tick_params(labelbottom=False)
+            if j == 0:
+                panel.set_ylabel(self.labels[i] if i > 0 else "share of rows")
+            elif j > 0:
+                panel.tick_params(labelleft=False)
+            if i == j:
+                panel.set_title(self.labels[i], fontsize="small")
+
+    def _draw_legend(self, n: int) -> None:
+        handles = [self.data_points_[n - 1, 0], self.sample_points_[n - 1, 0]]
+        self.legend_ = self.axes_[0, 0].legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(1.05, 1.0),
+            borderaxespad=0.0,
+            frameon=False,
+            markerscale=2.0,
+        )
+        self.legend_.set_in_layout(False)  # it is where there are no panels
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        columns: Sequence[int | str] | None = None,
+        n_rows: int = USUAL_ROWS,
+        random_state: int | np.random.RandomState | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Draw samples of a fitted density estimator beside rows.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted estimator with `sample`.
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows, of the columns that the estimator was fitted to.
+        columns : sequence of int or str or None, default=None
+            Numbers or names of the columns to draw, 2 to 12; None takes the first five.
+        n_rows : int, default=300
+            Rows to draw at most, evenly spread over X, and as many samples; at least 1.
+        random_state : int, RandomState or None, default=None
+            Seed of the samples; None takes the estimator's.
+        ax : matplotlib Axes, array-like of Axes or None, default=None
+            Axes to draw on; None makes a new figure.
+        **kwargs : dict
+            Further arguments of `plot`.
+
+        Returns
+        -------
+        SamplePairDisplay
+            The drawn display.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            If it has no `sample`.
+        ValueError
+            If X has other columns than those of the fit, or an argument is not as described.
+        """
+        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_has(estimator, "sample", "a density estimator")
+        table = read_table(X)
+        check_number_of_columns(estimator, table)
+        if not isinstance(n_rows, Integral) or n_rows < 1:
+            raise ValueError(f"n_rows must be at least 1, got {n_rows!r}.")
+        if columns is None:
+            columns = range(min(table.n_columns, USUAL_COLUMNS))
+        chosen = [position(table, column, "columns") for column in columns]
+        shown = spread_rows(len(table.frame), n_rows)
+        drawn = estimator.sample(len(shown), random_state=random_state)
+        samples = read_table(drawn[0] if isinstance(drawn, tuple) else drawn)
+        names = column_names(table)
+        return cls(
+            data=table.frame.iloc[shown, chosen],
+            samples=samples.frame.iloc[:, chosen],
+            labels=[names[j] for j in chosen],
+        ).plot(ax, **kwargs)
+
+
+def grid_within(ax: Axes, n: int) -> Any:
+    """Return a grid of n times n panels in the place of axes."""
+    from matplotlib.gridspec import GridSpec
+
+    place = ax.get_subplotspec()
+    if place is not None:
+        return place.subgridspec(n, n)
+    box = ax.get_position()
+    return GridSpec(n, n, ax.figure, left=box.x0, right=box.x1, bottom=box.y0, top=box.y1)  # type: ignore[arg-type]
+
+
+# -- columns ---------------------------------------------------------------------------------
+
+
+def axis_of(ours: Table, theirs: Table, j: int, *, is_number: bool) -> Axis:
+    """Return how a column of data and samples is drawn."""
+    columns = ours.column(j), theirs.column(j)
+    if is_number:
+        data, samples = (column.to_numpy(dtype=np.float64) for column in columns)
+        edges = bin_edges(data, samples)
+        if np.ptp(edges[:2]) == 1.0 and all(map(is_whole, (data, samples))):
+            data, samples = spread(data, -SIDE), spread(samples, SIDE)
+        return Axis(data, samples, edges, None)
+    levels = levels_of(*columns)
+    codes = [pd.Index(levels).get_indexer(pd.Index(text_of(column))) for column in columns]
+    edges = np.arange(len(levels) + 1, dtype=np.float64) - 0.5
+    return Axis(spread(codes[0], -SIDE), spread(codes[1], SIDE), edges, levels)
+
+
+def bin_edges(data: Array, samples: Array) -> Array:
+    """Return edges of bins: one for each integer if these are few, else equal ones."""
+    both = np.concatenate([data, samples])
+    low, high = float(both.min()), float(both.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("Numbers in data and samples must be finite.")
+    if high - low < MOST_INTEGERS and is_whole(data):
+        return np.arange(np.floor(low), np.ceil(high) + 2.0, dtype=np.float64) - 0.5
+    return np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
+
+
+def is_whole(values: Array) -> bool:
+    """Return whether all numbers are integers."""
+    return bool(np.array_equal(values, values.round()))
+
+
+def levels_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
+    """Return all levels of two columns as texts: in the order of the categories, else sorted."""
+    found = {*text_of(data), *text_of(samples)}
+    if isinstance(data.dtype, pd.CategoricalDtype):
+        ordered = [str(level) for level in data.dtype.categories]
+        return [level for level in ordered if level in found] + sorted(found - set(ordered))
+    return sorted(found)
+
+
+def text_of(column: pd.Series[Any]) -> list[str]:
+    """Return the entries of a column as texts."""
+    return [
+        "missing" if missing else str(x) for x, missing in zip(column, column.isna(), strict=True)
+    ]
+
+
+def spread(codes: Array | NDArray[np.intp], side: float) -> Array:
+    """Return positions beside the codes, spread evenly so that points do not cover each other."""
+    golden = 0.5 * (np.sqrt(5.0) - 1.0)
+    share = (np.arange(len(codes)) * golden) % 1.0
+    return np.asarray(codes + side + 0.8 * abs(side) * (2.0 * share - 1.0))
+
+
+def limits(axis: Axis) -> tuple[float, float]:
+    """Return the range of a column with a margin."""
+    low, high = axis.edges[[0, -1]]
+    margin = 0.0 if axis.levels is not None else 0.04 * (high - low)
+    return float(low - margin), float(high + margin)
+
+
+def set_ticks(axis: Any, levels: Sequence[str] | None) -> None:
+    """Set the ticks of a matplotlib axis: the levels if they are few, else a few numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    if levels is None:
+        axis.set_major_locator(MaxNLocator(3))
+    elif len(levels) <= MOST_LEVELS_NAMED:
+        names = [x if len(x) <= LONGEST_NAME else x[: LONGEST_NAME - 1] + "…" for x in levels]
+        axis.set_ticks(np.arange(len(levels)), names)
+    else:
+        axis.set_ticks([])

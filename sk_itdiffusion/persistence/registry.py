@@ -1,0 +1,332 @@
+"""The classes whose objects are in saved estimators, and how each becomes fields, and back.
+
+A new estimator, reference, schedule or network is added to `registry` with a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch
+
+from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity
+from sk_itdiffusion.denoisers import (
+    ConvolutionalNetwork,
+    LevelDenoiser,
+    PreconditionedDenoiser,
+    ReferencedDenoiser,
+    ResidualMLP,
+    UNetBackbone,
+)
+from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.density import IMMSEDensity
+from sk_itdiffusion.dequantize import Dequantizer
+from sk_itdiffusion.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion.encoding import Column, TableEncoder
+from sk_itdiffusion.ensemble import EnsembleModel, IMMSEEnsemble, Transport
+from sk_itdiffusion.estimator import TableEstimator
+from sk_itdiffusion.layout import Layout, Variable
+from sk_itdiffusion.likelihood import IntegrationRule, MSECurve
+from sk_itdiffusion.marginals import (
+    AffineMap,
+    MarginalMap,
+    QuantileMap,
+    Standardizer,
+    Tail,
+    YeoJohnsonMap,
+)
+from sk_itdiffusion.mixed import IMMSEMixedDensity
+from sk_itdiffusion.model import Seeds, TableModel
+from sk_itdiffusion.outlier import IMMSEOutlierDetector
+from sk_itdiffusion.outlier_score import FlooredModel
+from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node, Registry
+from sk_itdiffusion.persistence.kinds import KINDS
+from sk_itdiffusion.persistence.modules import (
+    ModuleCodec,
+    NetCodec,
+    PretrainedCodec,
+    ReferencedCodec,
+    attributes_of,
+    bare_codec,
+    convolutional_arguments,
+    level_arguments,
+    mlp_arguments,
+    unet_arguments,
+)
+from sk_itdiffusion.pretrained import (
+    DiscreteTimeNoise,
+    EDMNoise,
+    LogSNRNoise,
+    PretrainedDenoiser,
+    SigmaNoise,
+)
+from sk_itdiffusion.references import (
+    GaussianMixtureReference,
+    GaussianReference,
+    IndependentReference,
+    LatentClassReference,
+    LowRankGaussianReference,
+)
+from sk_itdiffusion.schedules import SCHEDULES
+from sk_itdiffusion.space import ColumnKind, TableSpace
+from sk_itdiffusion.training import _Net
+
+__all__ = ["registry"]
+
+
+class DataclassCodec(Codec):
+    """Objects that are their fields."""
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return the fields of an object."""
+        names = [each.name for each in dataclasses.fields(value)]
+        return encoder.fields({name: getattr(value, name) for name in names})
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the object with the fields."""
+        return self.cls(**decoder.fields(fields))
+
+
+class ModelCodec(DataclassCodec):
+    """Fitted models, which may come to another device."""
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return the fields of a model."""
+        encoder.device = str(value.device)
+        return super().encode(value, encoder)
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the model, on the device asked for."""
+        return self.cls(**decoder.fields(fields) | {"device": decoder.device})
+
+
+class ArgumentsCodec(Codec):
+    """Objects that are the arguments they are made with, which are attributes of the same names."""
+
+    def __init__(self, cls: type, *names: str) -> None:
+        super().__init__(cls)
+        self.names = names
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return the arguments."""
+        return encoder.fields({name: getattr(value, name) for name in self.names})
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the object with the arguments."""
+        return self.cls(**decoder.fields(fields))
+
+
+# -- estimators --------------------------------------------------------------------------------
+
+
+class EstimatorCodec(Codec):
+    """Estimators: parameters, and the attributes of a fit.
+
+    Parameters
+    ----------
+    cls : type
+        The class.
+    attributes : sequence of str
+        Attributes to store, those of them that there are.
+    finish : callable or None, default=None
+        Sets, in a fitted estimator, the attributes that follow from these.
+    """
+
+    def __init__(
+        self,
+        cls: type[BaseEstimator],
+        attributes: Sequence[str],
+        finish: Callable[[Any], None] | None = None,
+    ) -> None:
+        super().__init__(cls)
+        self.attributes = attributes
+        self.finish = finish
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return parameters and attributes."""
+        params = encode_parameters(value.get_params(deep=False), encoder)
+        held = {name: vars(value)[name] for name in self.attributes if name in vars(value)}
+        node = {"params": params, "attributes": encoder.fields(held)}
+        if "_kept" in vars(value):  # a frozen estimator has the attributes of another
+            with encoder.at("_kept"):
+                node["kept"] = encode_parameters(value._kept, encoder)
+        return node
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the estimator."""
+        estimator = self.cls(**decoder.fields(fields["params"]))
+        attributes = decoder.fields(fields["attributes"])
+        unknown = attributes.keys() - set(self.attributes)
+        if unknown:
+            raise ValueError(f"a {self.name} has no attributes {sorted(unknown)}")
+        for name, value in attributes.items():
+            setattr(estimator, name, value)
+        if "kept" in fields:
+            estimator._kept = decoder.fields(fields["kept"])
+        if attributes and self.finish is not None:
+            self.finish(estimator)
+        return estimator
+
+
+def encode_parameters(params: Mapping[str, Any], encoder: Encoder) -> Node:
+    """Return parameters by name."""
+    nodes = {}
+    for name, value in params.items():
+        with encoder.at(name):
+            nodes[name] = encode_parameter(name, value, encoder)
+    return nodes
+
+
+def encode_parameter(name: str, value: Any, encoder: Encoder) -> Any:
+    """Return the value of a parameter; what cannot be stored, or not without its code, is not."""
+    if name == "callbacks" or isinstance(value, np.random.RandomState):
+        return None
+    if name == "denoiser" and value is not None:
+        return encoder.given(value)
+    if name != "estimators":
+        return encoder.encode(value)
+    members = []
+    for member in value:
+        with encoder.member(member[0]), encoder.at(member[0]):
+            members.append(encoder.encode(member))
+    return members
+
+
+def finish_table(estimator: TableEstimator) -> None:
+    """Set the attributes that follow from the model and the encoder."""
+    encoder = getattr(estimator, "_encoder", None)
+    if encoder is not None:
+        estimator.categories_ = [column.levels for column in encoder.columns]
+        estimator.kinds_ = [column.kind for column in encoder.columns]
+    if isinstance(estimator, IMMSEDensity):
+        estimator._stream = None
+    estimator._publish()
+
+
+def finish_ensemble(ensemble: IMMSEEnsemble) -> None:
+    """Set the attributes that follow from the model and the members."""
+    model = ensemble._model
+    assert isinstance(model, EnsembleModel)
+    members = zip(model.members, ensemble.estimators_, strict=True)
+    ensemble.named_estimators_ = Bunch(**dict(members))
+    ensemble.logsnr_ = model.logsnr
+    ensemble.member_weights_ = {
+        name: model.weights[:, number] for number, name in enumerate(model.expert_names)
+    }
+    ensemble.entropy_ = model.entropy
+
+
+COLUMNS = ("n_features_in_", "feature_names_in_")
+#: The encoder comes before all that names levels, so that arrays have its names.
+TABLE = (*COLUMNS, "_encoder", "_model", "_kinds", "schedule_")
+ENSEMBLE = (
+    *COLUMNS,
+    "_encoder",
+    "_image_shape",
+    "estimators_",
+    "_model",
+    "member_entropies_",
+)
+DETECTOR = (
+    *COLUMNS,
+    "estimator_",
+    "offset_",
+    "calibration_scores_",
+    "noise_floor_",
+    "members_",
+    "_floored",
+)
+
+
+@functools.cache
+def registry() -> Registry:
+    """Return all that may be stored."""
+    return Registry(
+        KINDS,
+        [
+            # Estimators.
+            EstimatorCodec(IMMSEDensity, TABLE, finish_table),
+            EstimatorCodec(IMMSEDiscreteDensity, TABLE, finish_table),
+            EstimatorCodec(IMMSEMixedDensity, TABLE, finish_table),
+            EstimatorCodec(IMMSEEnsemble, ENSEMBLE, finish_ensemble),
+            EstimatorCodec(IMMSEOutlierDetector, DETECTOR),
+            EstimatorCodec(FrozenEstimator, ()),
+            # Schedules.
+            *(ArgumentsCodec(cls, *cls().get_params()) for cls in SCHEDULES.values()),
+            # Models and their parts.
+            ModelCodec(TableModel),
+            ModelCodec(EnsembleModel),
+            *map(
+                DataclassCodec,
+                [
+                    AffineMap,
+                    Column,
+                    ColumnKind,
+                    Dequantizer,
+                    FlooredModel,
+                    IntegrationRule,
+                    MarginalMap,
+                    MSECurve,
+                    NoiseRule,
+                    PiecewiseDensity,
+                    QuantileMap,
+                    Seeds,
+                    Standardizer,
+                    TableEncoder,
+                    TableSpace,
+                    Tail,
+                    Transport,
+                    Variable,
+                    YeoJohnsonMap,
+                ],
+            ),
+            NetCodec(_Net, "Net"),
+            # References.
+            bare_codec(GaussianReference, ["n_features"], ["mean", "variances", "basis"]),
+            bare_codec(
+                LowRankGaussianReference,
+                ["n_features"],
+                ["mean", "basis", "variances", "residual"],
+            ),
+            bare_codec(
+                GaussianMixtureReference,
+                ["n_features"],
+                ["log_weights", "means", "variances", "basis"],
+            ),
+            bare_codec(
+                IndependentReference, ["layout", "continuous", "n_features"], ["log_prior_#"]
+            ),
+            bare_codec(
+                LatentClassReference,
+                ["layout", "continuous", "n_features"],
+                ["log_weights", "table_#"],
+            ),
+            # Networks.
+            ModuleCodec(Layout, attributes_of("n_continuous", "variables"), Layout),
+            bare_codec(
+                LogSNREmbedding, ["spacing", "middle", "half_width", "n_features"], ["centers"]
+            ),
+            ModuleCodec(ResidualMLP, mlp_arguments, ResidualMLP),
+            ModuleCodec(ConvolutionalNetwork, convolutional_arguments, ConvolutionalNetwork),
+            ModuleCodec(UNetBackbone, unet_arguments, UNetBackbone),
+            ModuleCodec(
+                PreconditionedDenoiser,
+                attributes_of("backbone", "reference", "embedding"),
+                PreconditionedDenoiser,
+            ),
+            ModuleCodec(LevelDenoiser, level_arguments, LevelDenoiser),
+            # Networks of the user's own.
+            ReferencedCodec(ReferencedDenoiser),
+            PretrainedCodec(PretrainedDenoiser),
+            ArgumentsCodec(LogSNRNoise),
+            ArgumentsCodec(SigmaNoise),
+            ArgumentsCodec(EDMNoise, "sigma_data"),
+            ArgumentsCodec(DiscreteTimeNoise, "alphas_cumprod", "continuous_time"),
+        ],
+    )
