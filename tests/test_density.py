@@ -213,7 +213,9 @@ def test_weight_is_repetition(X):
 
 
 @pytest.mark.filterwarnings("ignore:Column")
-@pytest.mark.parametrize("factor", [1 / 300, 0.7, 1e300])
+@pytest.mark.parametrize(
+    "factor", [1 / 300, *(pytest.param(f, marks=pytest.mark.slow) for f in (0.7, 1e300))]
+)
 def test_common_factor_of_the_weights_is_nothing(X, factor):
     rows = np.column_stack([X[:300], np.random.default_rng(0).poisson(3.0, 300)])
     weight = np.random.default_rng(1).integers(1, 4, size=300).astype(float)
@@ -233,6 +235,7 @@ def test_powers_of_two_move_the_density_by_the_jacobian_exactly(X, marginals):
     )
 
 
+@pytest.mark.slow
 def test_other_factors_move_a_refit_within_the_spread_of_seeds(X, fitted):
     factors = np.array([0.37, 1234.5])
     scaled = clone(fitted).fit(X * factors)
@@ -431,7 +434,9 @@ def test_ties_warn_only_where_they_matter(X):
         IMMSEDensity(**TINY).fit(np.round(X[:500], 2))
 
 
-@pytest.mark.parametrize("n_rows", [20, 30, 60, 100])
+@pytest.mark.parametrize(
+    "n_rows", [20, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 100))]
+)
 @pytest.mark.parametrize("n_features", [1, 3])
 def test_few_rows_are_not_worse_than_a_gaussian(n_rows, n_features):
     """Choices on a handful of validation rows must not cost much, whatever the seed."""
@@ -460,6 +465,7 @@ def test_points_beyond_all_data_are_scored_without_nan(X, fitted, size):
 # -- scikit-learn ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grid_search_over_schedules(X):
     grid = {"schedule": ["logistic", "uniform", LogisticSchedule(loc=2.0)]}
     search = GridSearchCV(IMMSEDensity(**TINY), grid, cv=2).fit(X[:300])
@@ -492,6 +498,7 @@ def test_cross_validation(X):
     assert (scores > baseline).all()
 
 
+@pytest.mark.slow
 def test_grid_search_on_a_real_table_in_two_processes():
     table = load_breast_cancer(as_frame=True).data.iloc[:, :6]
     grid = {"schedule": ["adaptive", "logistic", "uniform"]}
@@ -676,6 +683,7 @@ def test_divergence_falls_back_to_the_best_state_or_raises(X):
         IMMSEDensity(callbacks=[Poison(1)], **SMALL).fit(X)
 
 
+@pytest.mark.slow
 def test_schedules_reach_the_same_optimum(X):
     scores = [
         IMMSEDensity(**SMALL | {"schedule": schedule}).fit(X).score(X)

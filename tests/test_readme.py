@@ -31,7 +31,7 @@ def test_first_two_commands_set_up_the_main_job_and_the_tests():
     for command in (main_job, tests):
         assert command.startswith("python -m venv .venv && . .venv/bin/activate && ")
     assert main_job.rstrip().endswith("python examples/quickstart.py")
-    assert tests.rstrip().endswith("&& pytest -n 2 --dist loadfile")
+    assert tests.rstrip().endswith("&& pytest -n 2 --dist worksteal")
     assert README.index(main_job) < README.index("```python")
 
 

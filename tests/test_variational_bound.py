@@ -171,8 +171,8 @@ def test_strata_cover_all_steps(n, n_strata):
 def test_a_stratified_choice_of_steps_has_the_mean_of_all_steps():
     chain = ddpm_chain(200)
     variances = fixed_variances(chain, "posterior")
-    _, some = bound_of_gaussian(chain, variances, n=4000, n_strata=10)
-    _, every = bound_of_gaussian(chain, variances, n=4000)
+    _, some = bound_of_gaussian(chain, variances, n=1500, n_strata=10)
+    _, every = bound_of_gaussian(chain, variances, n=1500)
     difference = some.transitions - every.transitions
     assert abs(z_score(difference, 0.0)) < 4
     assert abs(z_score(some.transitions, expected_terms(chain, variances)[1])) < 4
