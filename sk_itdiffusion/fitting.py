@@ -66,7 +66,7 @@ from sk_itdiffusion.model import (
     scoring_noise,
     summarize_profile,
 )
-from sk_itdiffusion.parallel import run_interruptibly
+from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
@@ -242,12 +242,9 @@ def fit_table_model(
         dequantizer=dequantizer,
         has_images=settings.has_images,
     )
-    for name in networks_to_train(settings, n_observations(rows, space)):
-        # Built and trained in the worker, which no torch mode of the calling thread reaches.
-        model.nets[name] = run_interruptibly(
-            partial(train_network, name, model, split, settings, previous),
-            limited=trains_in_one_thread(name, settings),
-        )
+    model.nets = train_networks(
+        networks_to_train(settings, n_observations(rows, space)), model, split, settings, previous
+    )
     if model.nets:
         model.history = bound_history(next(iter(model.nets.values())))
     finish_stacking(model, split, settings)
@@ -604,6 +601,25 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
         NETWORKS if settings.image_shape is not None and settings.is_discrete else NETWORKS[:1]
     )
     return [name for name in possible if by_default or name in settings.experts]
+
+
+def train_networks(
+    names: Sequence[str],
+    model: TableModel,
+    split: MappedSplit,
+    settings: FitSettings,
+    previous: TableModel | None,
+) -> dict[str, skorch.NeuralNet]:
+    """Return the trained nets, built and trained in workers.
+
+    No torch mode of the calling thread reaches those.  Networks that one thread trains are trained
+    at the same time, unless callbacks, which they would share, could be in each other's way.
+    """
+    jobs = {name: partial(train_network, name, model, split, settings, previous) for name in names}
+    limited = {name: trains_in_one_thread(name, settings) for name in names}
+    if len(names) > 1 and all(limited.values()) and not settings.callbacks:
+        return dict(zip(names, run_all_interruptibly(list(jobs.values())), strict=True))
+    return {name: run_interruptibly(job, limited=limited[name]) for name, job in jobs.items()}
 
 
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:

@@ -14,8 +14,8 @@ threads of numpy and scipy, as in scikit-learn's own estimators; the last user r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-__all__ = ["map_in_workers", "run_interruptibly", "single_blas_thread"]
+__all__ = ["map_in_workers", "run_all_interruptibly", "run_interruptibly", "single_blas_thread"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -136,11 +136,22 @@ def run_interruptibly(
     KeyboardInterrupt
         If the user interrupts; the worker has ended then.
     """
+    return run_all_interruptibly([function], limited)[0]
+
+
+def run_all_interruptibly(
+    functions: Sequence[Callable[[threading.Event], Result]], limited: bool = True
+) -> list[Result]:
+    """Return the results of functions that run at the same time; see `run_interruptibly`.
+
+    If one of them fails the others are stopped.
+    """
     stop = threading.Event()
-    with worker_pool(1, limited) as pool:
-        future = pool.submit(function, stop)
+    with worker_pool(len(functions), limited) as pool:
+        futures = [pool.submit(function, stop) for function in functions]
         try:
-            return future.result()
+            wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in futures]
         except BaseException:
             stop.set()
             raise

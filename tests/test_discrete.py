@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Callback
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -548,3 +549,12 @@ def test_more_draws_after_the_fit_lower_the_error(fitted, states):
     assert np.abs((many - few) / np.hypot(std, less)).max() < 6.0
     with pytest.raises(ValueError, match="n_strata"):
         est.set_params(n_strata=0).score_samples(states)
+
+
+def test_networks_trained_at_the_same_time_are_those_trained_in_turn():
+    X = load_digits().data[:200]
+    settings = {**TINY, "image_shape": (8, 8), "random_state": 0}
+    together = IMMSEDiscreteDensity(**settings).fit(X)
+    in_turn = IMMSEDiscreteDensity(callbacks=[Callback()], **settings).fit(X)
+    assert list(together.nets_) == list(in_turn.nets_) == ["network", "dense_network"]
+    np.testing.assert_array_equal(together.score_samples(X[:20]), in_turn.score_samples(X[:20]))
