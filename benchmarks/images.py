@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from results import Record, ResultsFile, format_markdown
 from sklearn.datasets import load_digits
 from torch.utils.flop_counter import FlopCounterMode
+from variational_bound import load_images, with_channels
 
 from sk_itdiffusion import IMMSEDensity
 
@@ -41,20 +42,10 @@ COLUMNS = {
 }
 
 
-def load_images(path: str | None) -> tuple[Images, Images]:
-    """Return training and test images, (n, channels, height, width)."""
-    if path is None:
-        digits = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-        return channels_first(digits[:1500]), channels_first(digits[1500:])
-    with np.load(path, allow_pickle=False) as data:
-        return channels_first(data["X_train"]), channels_first(data["X_test"])
-
-
-def channels_first(X: Images) -> Images:
-    """Return images as (n, channels, height, width)."""
-    if X.ndim == 3:
-        return X[:, None]
-    return X if X.shape[1] in (1, 3) else np.ascontiguousarray(X.transpose(0, 3, 1, 2))
+def digits() -> tuple[Images, Images]:
+    """Return scikit-learn's digits in 8 bits, (n, 1, 8, 8)."""
+    images = with_channels(np.rint(load_digits().images * (255 / 16)).astype(np.uint8))
+    return images[:1500], images[1500:]
 
 
 def matrix_flops(device: torch.device) -> float:
@@ -154,9 +145,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run what the command line asks for."""
     arguments = parse_arguments()
-    X_train, X_test = load_images(arguments.data)
-    X_test = X_test[: 20 if arguments.quick else arguments.max_test_rows]
-    X_train = X_train[:200] if arguments.quick else X_train
+    n_train, n_test = (200, 20) if arguments.quick else (None, arguments.max_test_rows)
+    if arguments.data is None:
+        X_train, X_test = digits()
+    else:
+        X_train, X_test = load_images(arguments.data, n_train, n_test)
+    X_train, X_test = X_train[:n_train], X_test[:n_test]
     results = ResultsFile(arguments.output)
     name = "digits" if arguments.data is None else Path(arguments.data).stem
     setting = (

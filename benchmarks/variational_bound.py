@@ -344,10 +344,13 @@ def load_images(path: Path, n_train: int | None, n_test: int) -> tuple[Array, Ar
 
 
 def with_channels(images: Array) -> Array:
-    """Return images as (n, channels, height, width), with one channel where there is no axis."""
+    """Return images, with their channels last, first or without any, as (n, channels, h, w)."""
     if images.ndim not in (3, 4):
         raise ValueError(f"Images must be of 2 or 3 dimensions, got {images.shape[1:]}.")
-    return images[:, None] if images.ndim == 3 else images
+    if images.ndim == 3:
+        return images[:, None]
+    is_first = images.shape[1] in (1, 3)
+    return images if is_first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def dequantised(images: Array, seed: int) -> Array:

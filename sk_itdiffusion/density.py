@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from sklearn.utils.validation import validate_data
 from sk_itdiffusion.estimator import (
     TableEstimator,
     automatic,
+    checked_image_shape,
     checked_weight,
     flattened_images,
 )
@@ -325,11 +325,8 @@ class IMMSEDensity(TableEstimator):
         rows = validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
         )
-        if reset and shape is not None and math.prod(shape) != rows.shape[1]:
-            raise ValueError(
-                f"image_shape={tuple(shape)!r} has {math.prod(shape)} pixels, X has "
-                f"{rows.shape[1]} columns."
-            )
+        if reset and shape is not None:
+            checked_image_shape(shape, rows.shape[1])
         return np.asarray(rows, dtype=np.float64)
 
     def _images(self) -> tuple[int, ...] | None:
@@ -337,7 +334,7 @@ class IMMSEDensity(TableEstimator):
         given = getattr(self.denoiser, "image_shape", None)
         if self.image_shape is None:
             return given
-        shape = checked_image_shape(self.image_shape)
+        shape = (1, *checked_image_shape(self.image_shape))[-3:]
         if given is not None and shape != tuple(given):
             raise ValueError(
                 f"image_shape={tuple(self.image_shape)!r} is not that of the denoiser, {given!r}."
@@ -399,19 +396,6 @@ class IMMSEDensity(TableEstimator):
         """Set the public fitted attributes from the model."""
         super()._publish()
         self.marginals_ = self._model.space.marginal_map.kind
-
-
-def checked_image_shape(image_shape: Any) -> tuple[int, ...]:
-    """Return channels, height and width, or raise an error that names the parameter."""
-    shape = tuple(image_shape)
-    if len(shape) not in (2, 3) or not all(
-        isinstance(size, Integral) and int(size) >= 1 for size in shape
-    ):
-        raise ValueError(
-            "image_shape must be (height, width) or (channels, height, width), got "
-            f"{image_shape!r}."
-        )
-    return (1, *shape)[-3:]
 
 
 def as_pretrained(denoiser: torch.nn.Module | None) -> PretrainedDenoiser | None:

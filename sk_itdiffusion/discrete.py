@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from sk_itdiffusion.estimator import (
     Array,
     CategoricalEstimator,
     automatic,
+    checked_image_shape,
     flattened_images,
 )
 from sk_itdiffusion.model import NETWORKS, Effort
@@ -275,11 +275,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     def _column_kinds(self, table: Table) -> list[Kind]:
         if self.image_shape is None:
             return discrete_kinds(table, self.kind)
-        if math.prod(self._pixels()) != table.n_columns:
-            raise ValueError(
-                f"image_shape={self.image_shape!r} has {math.prod(self._pixels())} pixels, X has "
-                f"{table.n_columns} columns."
-            )
+        checked_image_shape(self.image_shape, table.n_columns)
         if not isinstance(self.kind, str) or self.kind == "nominal":
             raise ValueError(
                 "Pixels are ordinal: with image_shape, kind must be 'auto' or 'ordinal', got "
@@ -288,25 +284,13 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         check_pixels(table)
         return discrete_kinds(table, "ordinal")
 
-    def _pixels(self) -> tuple[int, ...]:
-        """Return the checked shape of the images."""
-        shape = tuple(self.image_shape or ())
-        if len(shape) not in (2, 3) or not all(
-            isinstance(size, Integral) and size >= 1 for size in shape
-        ):
-            raise ValueError(
-                "image_shape must be (height, width) or (channels, height, width), got "
-                f"{self.image_shape!r}."
-            )
-        return shape
-
     def _shares_levels(self) -> bool:
         return self.image_shape is not None
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Return the table; images of the right shape become rows."""
         if self.image_shape is not None:
-            X = flattened_images(X, self._pixels())
+            X = flattened_images(X, checked_image_shape(self.image_shape))
         return super()._table(X, reset)
 
     def _effort(self) -> Effort:
@@ -325,7 +309,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         images = self.image_shape is not None
         return super()._specific_settings() | {
             "is_discrete": True,
-            "image_shape": self._pixels() if images else None,
+            "image_shape": checked_image_shape(self.image_shape) if images else None,
             "hidden_size": automatic(self.hidden_size, 64 if images else 256),
             "n_blocks": automatic(self.n_blocks, 3 if images else 2),
             "batch_size": automatic(self.batch_size, 128 if images else 512),

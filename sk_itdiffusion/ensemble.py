@@ -53,12 +53,11 @@ from sk_itdiffusion.estimator import (
 from sk_itdiffusion.experts import MappedSplit, log_likelihoods
 from sk_itdiffusion.fitting import (
     LEAST_PROFILE_ROWS,
-    MOST_PROFILE_ROWS,
-    MOST_PROFILE_WORK,
     N_NODES,
     FitSettings,
+    expert_of_few_rows,
     in_counts,
-    plain_reference,
+    n_profile_rows,
     repeated,
     restrict_profile,
     scoring_rule,
@@ -481,8 +480,7 @@ def fit_ensemble_model(
         name: validation_bound(profile, model.control, baseline, profile.vertex(name))
         for name in model.expert_names
     }
-    stack = np.zeros((len(profile.logsnr), len(profile.names)))
-    stack[:, [list(profile.names).index(name) for name in model.expert_names]] = model.weights
+    stack = profile.spread(model.expert_names, model.weights)
     model.entropy = validation_bound(profile, model.control, baseline, stack)
     model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
     if model.sole is None:
@@ -527,9 +525,7 @@ class BoundRows:
 
 def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
-    affordable = MOST_PROFILE_WORK // (N_NODES * model.widest)
-    n_rows = min(len(valid), MOST_PROFILE_ROWS, max(100, affordable))
-    first = valid.take(np.arange(n_rows))
+    first = valid.take(np.arange(n_profile_rows(model, len(valid))))
     values = first.X if model.dequantizer is None else model.dequantizer.noisy(first.X)
     rows = WeightedRows(model.space.standardized(values), first.weight)
     split = MappedSplit.behind(model.space, rows, rows)
@@ -550,15 +546,6 @@ def set_weights(model: EnsembleModel, profile: ErrorProfile, rule: str) -> None:
     sole = model.members[names[0]]
     model.sole, model.rule, model.seeds = names[0], sole.rule, sole.seeds
     model.control = model.reference_names[names[0]][sole.control]
-
-
-def expert_of_few_rows(model: EnsembleModel) -> str:
-    """Return the expert to which few validation rows draw the weights back.
-
-    It is the one that no choice on those rows has favoured, or with levels the control variate.
-    """
-    plain = model.control if model.space.layout.variables else plain_reference(model.references)
-    return plain if plain in model.expert_names else model.expert_names[0]
 
 
 def validation_bound(profile: ErrorProfile, control: str, baseline: float, weights: Array) -> float:
@@ -865,11 +852,6 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self.entropy_, self.member_entropies_ = model.entropy, entropies
         self._model = model
 
-    def _forget_fit(self) -> None:
-        """Remove the fitted state, so that an interrupted fit leaves none."""
-        for name in [n for n in vars(self) if n.endswith("_") or n in ("_model", "_encoder")]:
-            delattr(self, name)
-
     def _checked_members(self) -> tuple[dict[str, TableEstimator], set[str]]:
         """Return the members that are not dropped, and the names of those that are fitted."""
         given = self.estimators
@@ -929,8 +911,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         """Return images as rows; anything else as it is."""
         if self._image_shape is None:
             return X
-        shape = tuple(self._image_shape)
-        return flattened_images(flattened_images(X, shape), (1, *shape)[-3:])
+        return flattened_images(X, tuple(self._image_shape))
 
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""

@@ -34,12 +34,14 @@ from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
+from sk_itdiffusion.streams import without_ones
 
 __all__ = [
     "CategoricalEstimator",
     "DensityEstimator",
     "TableEstimator",
     "automatic",
+    "checked_image_shape",
     "flattened_images",
     "resolve_device",
 ]
@@ -75,6 +77,11 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")
+
+    def _forget_fit(self) -> None:
+        """Remove the fitted state, so that an interrupted fit leaves none."""
+        for name in [name for name in vars(self) if name.endswith("_") or name in _PRIVATE_STATE]:
+            delattr(self, name)
 
     def _effort(self) -> Effort:
         """Return how exactly to score; may be changed after the fit."""
@@ -362,11 +369,6 @@ class TableEstimator(DensityEstimator):
         check_number_of_rows(values.shape, type(self).__name__)
         return values, checked_weight(sample_weight, values), self._kinds
 
-    def _forget_fit(self) -> None:
-        """Remove the fitted state, so that an interrupted fit leaves none."""
-        for name in [name for name in vars(self) if name.endswith("_") or name in _PRIVATE_STATE]:
-            delattr(self, name)
-
     def _check_warm_start(self, previous: TableModel | None) -> None:
         """Raise an error if a warm start would ignore a changed parameter."""
         kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
@@ -589,6 +591,21 @@ def flattened_images(X: Any, shape: tuple[int, ...]) -> Any:
     return X
 
 
-def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape without axes of length 1, such as a single channel."""
-    return tuple(size for size in shape if size != 1)
+def checked_image_shape(image_shape: Any, n_columns: int | None = None) -> tuple[int, ...]:
+    """Return the parameter as a tuple, or raise an error that names it.
+
+    With the number of columns of a table it is also compared with that of the pixels.
+    """
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(
+        isinstance(size, Integral) and int(size) >= 1 for size in shape
+    ):
+        raise ValueError(
+            "image_shape must be (height, width) or (channels, height, width), got "
+            f"{image_shape!r}."
+        )
+    if n_columns is not None and math.prod(shape) != n_columns:
+        raise ValueError(
+            f"image_shape={image_shape!r} has {math.prod(shape)} pixels, X has {n_columns} columns."
+        )
+    return shape

@@ -881,8 +881,7 @@ def bound_history(net: skorch.NeuralNet) -> list[dict[str, float]]:
 
 def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings) -> None:
     """Set the weights of the experts, the validation bound and the scoring rule, in place."""
-    affordable = MOST_PROFILE_WORK // (N_NODES * model.widest)
-    n_rows = min(len(split.valid), MOST_PROFILE_ROWS, max(100, affordable))
+    n_rows = n_profile_rows(model, len(split.valid))
     valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
     keys = row_keys(valid.X, model.seeds.scoring + 1)
     if model.space.is_discrete:
@@ -892,12 +891,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     model.expert_names = chosen_experts(settings, list(experts), model.control)
     profile = model.profile(valid.X, valid.weight, keys)
     members = restrict_profile(profile, model.expert_names)
-    # With few rows, the expert that no choice on those rows has favoured.
-    plain = plain_reference(model.references)
-    anchor = plain if plain in model.expert_names else model.expert_names[0]
-    if model.space.layout.variables and model.control in model.expert_names:
-        anchor = model.control  # it has passed a one-standard-error rule of its own
-    model.weights = stacking_weights(members, anchor)
+    model.weights = stacking_weights(members, expert_of_few_rows(model))
     model.curve = summarize_profile(profile, model.expert_names, model.weights)
     difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
         model.weights
@@ -909,6 +903,24 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     model.rule = scoring_rule(
         model, split.valid.take(np.arange(min(len(split.valid), 100))), settings
     )
+
+
+def n_profile_rows(model: TableModel, n_rows: int) -> int:
+    """Return how many of the validation rows the error profile can afford."""
+    affordable = MOST_PROFILE_WORK // (N_NODES * model.widest)
+    return min(n_rows, MOST_PROFILE_ROWS, max(100, affordable))
+
+
+def expert_of_few_rows(model: TableModel) -> str:
+    """Return the expert to which few validation rows draw the weights back.
+
+    It is the one that no choice on those rows has favoured, or with levels the control variate,
+    which has passed a one-standard-error rule of its own.
+    """
+    if model.space.layout.variables and model.control in model.expert_names:
+        return model.control
+    plain = plain_reference(model.references)
+    return plain if plain in model.expert_names else model.expert_names[0]
 
 
 def repeated(

@@ -429,6 +429,12 @@ class ErrorProfile:
         weights[:, list(self.names).index(name)] = 1.0
         return weights
 
+    def spread(self, names: Sequence[str], weights: Array) -> Array:
+        """Return weights (n_nodes, m) of some experts as weights of all, 0 for the others."""
+        spread = np.zeros((len(self.logsnr), len(self.names)))
+        spread[:, [list(self.names).index(name) for name in names]] = weights
+        return spread
+
     def standard_error(self, rows: Array) -> Array:
         """Return the standard error of the weighted mean over rows, along the last axis."""
         deviation = rows - (rows @ self.row_weight)[..., None]

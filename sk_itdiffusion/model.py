@@ -240,22 +240,28 @@ class TableModel:
             return total, variance
         # Rows so far out that a square overflows have the log-density minus infinity.
         with np.errstate(over="ignore"):
-            keys = row_keys(self.space.standardized(values), self.seeds.scoring)
-            log_reference, variance, near = self._reference_terms(values, keys)
+            standardized = self.space.standardized(values)
+            keys = row_keys(standardized, self.seeds.scoring)
+            if self.dequantizer is None:
+                rows, log_reference, near = self._log_reference(standardized)
+                points = None
+            else:
+                rows, points = values, self.dequantized_points
+                log_reference, variance, near = self._mean_log_reference(values, keys)
         total += log_reference
         if rule is not None and near.any():
             # Equal rows have equal noise and are done once.
             _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
-            noisy = self.dequantizer is not None
+            seen = rows[near][first]
             gap, squared_error = information_gap(
-                values[near][first] if noisy else self.points(values[near][first]),
+                self.space.layout.embed_array(seen) if points is None else seen,
                 keys[near][first],
                 self.paired(),
                 rule,
                 budget=self.budget,
                 device=self.device,
                 dtype=self.precision,
-                points=self.dequantized_points if noisy else None,
+                points=points,
             )
             total[near] += gap[group]
             variance[near] += squared_error[group]
@@ -272,28 +278,24 @@ class TableModel:
             return self.space.greatest_constant_log_density()
         return self.dequantizer.log_volume(self.space.continuous)
 
-    def points(self, values: Array) -> Array:
-        """Return the points of rows in the space of the denoisers."""
-        return self.space.layout.embed_array(self.space.rows(self.space.standardized(values))[0])
-
     def dequantized_points(self, values: Array, keys: Keys) -> Array:
         """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
         assert self.dequantizer is not None
         repeated = np.repeat(values, keys[0].size, axis=0)
         noisy = repeated + self.dequantizer.offsets(keys.ravel())
-        return self.points(noisy).reshape(*keys.shape, -1)
+        rows, _ = self.space.rows(self.space.standardized(noisy))
+        return self.space.layout.embed_array(rows).reshape(*keys.shape, -1)
 
-    def _reference_terms(self, values: Array, keys: Keys) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Return the control's log-density, its variance, and which rows it does not rule out.
-
-        Of dequantised rows it is the mean over their noise.
-        """
-        if self.dequantizer is None:
-            log_reference, near = self._log_reference(values)
-            return log_reference, np.zeros(len(values)), near
+    def _mean_log_reference(
+        self, values: Array, keys: Keys
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the mean over the noise of what `_log_reference` gives, and its variance."""
+        assert self.dequantizer is not None
         drawn = spawn_keys(keys, DEQUANTIZATIONS, first=2**20)
         draws = [
-            self._log_reference(values + self.dequantizer.offsets(drawn[:, number]))
+            self._log_reference(
+                self.space.standardized(values + self.dequantizer.offsets(drawn[:, number]))
+            )[1:]
             for number in range(DEQUANTIZATIONS)
         ]
         near = np.all([draw[1] for draw in draws], axis=0)
@@ -303,15 +305,18 @@ class TableModel:
         variance[near] = logs[near].var(axis=1, ddof=1) / DEQUANTIZATIONS
         return logs.mean(axis=1), variance, near
 
-    def _log_reference(self, values: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """Return the control's log-density in the units of the data, and if it is far from 0."""
-        rows, log_slope = self.space.rows(self.space.standardized(values))
+    def _log_reference(self, standardized: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the model's rows, the control's log-density, and which rows it does not rule out.
+
+        The log-density is in the units of the data.
+        """
+        rows, log_slope = self.space.rows(standardized)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
-        log_reference = np.full(len(values), -np.inf)
+        log_reference = np.full(len(rows), -np.inf)
         log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
         near = log_reference > LEAST_LOG_DENSITY
         log_reference[finite] += log_slope[finite]
-        return log_reference, near
+        return rows, log_reference, near
 
     def path_log_probability(
         self, values: Array, effort: Effort | None = None
@@ -510,9 +515,7 @@ def summarize_profile(
 ) -> MSECurve:
     """Return the means and standard errors of a profile, and the experts' weights."""
     names = list(profile.names)
-    spread = np.zeros((len(profile.logsnr), len(names)))
-    for column, name in enumerate(expert_names):
-        spread[:, names.index(name)] = weights[:, column]
+    spread = profile.spread(expert_names, weights)
     stacked = profile.row_errors(spread)
     rows = {name: profile.row_errors(profile.vertex(name)) for name in names}
     means = {name: value @ profile.row_weight for name, value in rows.items()}

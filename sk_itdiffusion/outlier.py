@@ -14,14 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.encoding import Table, read_table
-from sk_itdiffusion.estimator import DensityEstimator
+from sk_itdiffusion.estimator import (
+    DensityEstimator,
+    check_number_of_rows,
+    flattened_images,
+)
 from sk_itdiffusion.mixed import IMMSEMixedDensity
-from sk_itdiffusion.model import Effort
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 
@@ -284,7 +287,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         """Return the fitted model with the floors."""
         build = FlooredModel.averaged if self.average else FlooredModel
         floored = build(estimator._model, self._floors)
-        return floored.with_placement(estimator._read(rows), effort_of(estimator))
+        return floored.with_placement(estimator._read(rows), estimator._effort())
 
     # -- scores --------------------------------------------------------------------------------
 
@@ -293,18 +296,20 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         if hasattr(X, "columns"):
             frame = read_table(X).frame
             validate_data(self, X, reset=reset, skip_check_array=True)
-            self._check_size(frame.shape, reset)
+            if reset:
+                check_number_of_rows(frame.shape, type(self).__name__)
             return frame
         shape = getattr(self.estimator, "image_shape", None)
-        if shape is not None and getattr(X, "ndim", 2) > 2:
-            X = np.asarray(X).reshape(len(X), -1)
+        if shape is not None:
+            X = flattened_images(X, tuple(shape))
         table = read_table(X)
         kept = table.frame.to_numpy() if table.holds_numbers.all() else X
         dtype = np.float64 if self._takes_numbers(table) else None
         rows = validate_data(
             self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
         )
-        self._check_size(rows.shape, reset)
+        if reset:
+            check_number_of_rows(rows.shape, type(self).__name__)
         return np.asarray(rows)
 
     def _takes_numbers(self, table: Table) -> bool:
@@ -312,12 +317,6 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         if self.estimator is not None:
             return isinstance(self.estimator, IMMSEDensity)
         return all(storage in ("integer", "float") for storage in table.storages)
-
-    def _check_size(self, shape: tuple[int, ...], reset: bool) -> None:
-        if reset:
-            check_array(
-                np.broadcast_to(0.0, shape), ensure_min_samples=2, estimator=type(self).__name__
-            )
 
     def _scores(self, rows: Rows) -> Array:
         return score_rows(self.estimator_, self._floored, rows)
@@ -424,7 +423,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
-        parts = self._floored.contributions(values, effort_of(self.estimator_))
+        parts = self._floored.contributions(values, self.estimator_._effort())
         names = getattr(self, "feature_names_in_", None)
         columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
         index = rows.index if isinstance(rows, pd.DataFrame) else None
@@ -503,16 +502,11 @@ def fitted(template: DensityEstimator, rows: Rows, seed: int, quiet: bool) -> De
         return estimator.fit(rows)
 
 
-def effort_of(estimator: DensityEstimator) -> Effort:
-    """Return how exactly the estimator scores."""
-    return estimator._effort()
-
-
 def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:
     """Return finite scores of rows, in nats."""
     values = estimator._read(rows)
     if floored.is_plain:
         scores = estimator._log_density(values)[0]
     else:
-        scores = floored.log_density(values, effort_of(estimator))
+        scores = floored.log_density(values, estimator._effort())
     return np.maximum(scores, LEAST_SCORE)

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-__all__ = ["ImageFolder", "RowDataset", "RowStream", "StreamedRows", "is_dataset", "read_rows"]
+__all__ = [
+    "ImageFolder",
+    "RowDataset",
+    "RowStream",
+    "StreamedRows",
+    "is_dataset",
+    "read_rows",
+    "without_ones",
+]
 
 Array = NDArray[np.float64]
 
@@ -26,6 +34,11 @@ ROWS_IN_A_READ = 256
 def is_dataset(X: Any) -> TypeGuard[Dataset[Any]]:
     """Return whether X is a torch dataset, whose items are rows, images or (image, label) pairs."""
     return isinstance(X, Dataset)
+
+
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without axes of length 1, such as a single channel."""
+    return tuple(size for size in shape if size != 1)
 
 
 def row_of(item: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
@@ -50,8 +63,7 @@ def row_of(item: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
     """
     first = item[0] if isinstance(item, tuple | list) else item
     array = first.numpy() if isinstance(first, Tensor) else np.asarray(first)
-    found = [size for size in array.shape if size != 1]
-    if shape is not None and array.ndim > 1 and found != [size for size in shape if size != 1]:
+    if shape is not None and array.ndim > 1 and without_ones(array.shape) != without_ones(shape):
         raise ValueError(
             f"X is a dataset with items of shape {array.shape}, not {tuple(shape)}. Put channels "
             "first, and resize images before."
@@ -127,6 +139,8 @@ class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def first(self, n: int) -> RowDataset:
         """Return the first n rows, on the same device."""
+        if n >= len(self):
+            return self
         return RowDataset(self.rows[:n].cpu().numpy(), self.weight[:n], self.rows.device)
 
 
