@@ -58,6 +58,8 @@ from variational_bound import (
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, GREY = "#56B4E9", "#D55E00", "#777777"
 FITTED = "variational bound, fitted variances"
+#: Channels of the networks trained here, at each resolution.
+WIDTHS = (16, 32, 64)
 LEVELS = scaled_pixels(np.arange(256)).ravel()
 
 
@@ -196,15 +198,15 @@ def train_ddpm(images, widths, plan, seed, device, folder):
 
 
 def denoiser_folders(args, images, plan):
-    """Return the folders given, or those of two networks of different size that are trained."""
+    """Return the folders given, or those of two networks, trained for different times."""
     if args.denoiser:
         return args.denoiser
-    sizes = {"ddpm": ((16, 32, 64), 1.0), "ddpm_small": ((8, 16, 32), 0.6)}
-    folders = [args.networks / name for name in sizes]
-    for seed, (folder, (widths, share)) in enumerate(zip(folders, sizes.values(), strict=True)):
+    shares = {"ddpm": 1.0, "ddpm_short": 0.6}
+    folders = [args.networks / name for name in shares]
+    for seed, (folder, share) in enumerate(zip(folders, shares.values(), strict=True)):
         if not folder.exists():
-            smaller = replace(plan, n_steps=max(1, round(share * plan.n_steps)))
-            train_ddpm(images.train, widths, smaller, seed, args.device, folder)
+            shorter = replace(plan, n_steps=max(1, round(share * plan.n_steps)))
+            train_ddpm(images.train, WIDTHS, shorter, seed, args.device, folder)
     return folders
 
 
