@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sk_itdiffusion.denoisers.mlp import LocalDropout, linear
+from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 
 __all__ = ["ConvolutionalNetwork"]
@@ -29,7 +30,7 @@ class ConvolutionalBlock(nn.Module):
         with torch.no_grad():
             self.kernel.bias.zero_()
             self.kernel.weight.normal_(0.0, 1.0 / kernel, generator=generator)
-        self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = RMSNorm()
         self.condition = linear(n_condition, 2 * width, generator, zero=True)
         self.expand = linear(width, 2 * width, generator)
         self.contract = linear(2 * width, width, generator)
@@ -93,7 +94,7 @@ class ConvolutionalNetwork(nn.Module):
             ConvolutionalBlock(width, embedding.n_features, kernel, dropout, source)
             for _ in range(n_blocks)
         )
-        self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = RMSNorm()
         self.outlet = linear(width, area * n_outputs, source, zero=True)
 
     def to_patches(self, pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 
 __all__ = ["ResidualMLP"]
@@ -27,11 +28,11 @@ class LocalDropout(nn.Module):
         if not self.training or self.rate == 0.0:
             return h
         keep = 1.0 - self.rate
-        # Comparing uniform numbers is cheaper than drawing Bernoulli ones on a CPU.
+        # Comparing uniform numbers, in place, is cheaper than drawing Bernoulli ones on a CPU.
         source = self.generator_on(h.device)
         # In single precision, where half precision would round the rate.
         uniform = torch.rand(h.shape, generator=source, dtype=torch.float32, device=h.device)
-        return h * (uniform < keep) / keep
+        return h * uniform.lt_(keep).div_(keep).to(h.dtype)
 
     def generator_on(self, device: torch.device) -> Generator:
         """Return the generator, or one of another device that was seeded by it."""
@@ -90,7 +91,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, n_condition: int, dropout: float, generator: Generator) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = RMSNorm()
         self.condition = linear(n_condition, 2 * width, generator, zero=True)
         self.expand = linear(width, width, generator)
         self.contract = linear(width, width, generator)
@@ -152,7 +153,7 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList(
             ResidualBlock(width, n_condition, dropout, source) for _ in range(n_blocks)
         )
-        self.norm = nn.RMSNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = RMSNorm()
         n_results = n_features if n_outputs is None else n_outputs
         self.outlet = linear(width, n_results, source, zero=True)
 
