@@ -2,6 +2,7 @@
 
     python benchmarks/outliers.py --data-dir DATA --output results/outliers.jsonl
     python benchmarks/outliers.py --data-dir DATA --false-alarms --seeds 0 1 2 3 4 5 6 7 8 9
+    python benchmarks/outliers.py --speed
 
 DATA/adbench holds .npz files of ADBench (keys X, and y with 1 for anomalies), DATA/reference the
 published AUROC of the DTE paper (Livernoche et al. 2024), dte_auroc_semi.csv and
@@ -14,7 +15,10 @@ methods have their default parameters on all sets; the labels are for the evalua
 False alarms: normal rows are split at random (the seeds) into 70% for training and 30% for tests;
 the share of rejected test rows is compared with the nominal rate, with the standard error of the
 mean over the splits, that of one split being alpha (1 - alpha) (1 / n_calibration + 1 / n_test).
-Finished records in the output file are not computed again.
+
+Speed: the default detector is fitted to and scores 5000 and 50,000 rows of 20 columns, the twonorm
+density with an outlier in a hundred rows. Finished records in the output file are not computed
+again.
 """
 
 from __future__ import annotations
@@ -40,12 +44,14 @@ from sklearn.svm import OneClassSVM
 from threadpoolctl import threadpool_limits
 
 from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
+from sk_itdiffusion.datasets import load_density
 
 Array = NDArray[np.float64]
 
 PUBLISHED = ("KNN", "DTE-NP", "DTE-C", "DDPM")
 PROTOCOLS = ("semi", "unsup")
 FALSE_ALARM_RATES = (0.01, 0.05, 0.1)
+SIZES_FOR_SPEED = (5_000, 50_000)
 FALSE_ALARM_SETS = ("annthyroid", "pendigits", "thyroid", "vowels", "wilt")
 
 
@@ -228,22 +234,53 @@ def print_false_alarms(records: list[Record]) -> None:
     print("\n" + format_markdown(header, body))
 
 
+# --- Speed ----------------------------------------------------------------------------------
+
+
+def rows_with_outliers(n_rows: int, seed: int) -> tuple[Array, NDArray[np.bool_]]:
+    """Return rows of twonorm, a hundredth of them outliers of three times the spread."""
+    X = load_density("twonorm").sample(n_rows, random_state=seed)
+    is_outlier = np.arange(n_rows) % 100 == 0
+    X[is_outlier] *= 3.0
+    return X, is_outlier
+
+
+def measure_speed(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]:
+    """Measure the sizes that the results file lacks; return the records of all."""
+    records = []
+    for n_rows in SIZES_FOR_SPEED:
+        n_used = n_rows // 50 if arguments.quick else n_rows
+        for seed in arguments.seeds:
+            key = {"dataset": f"{n_used} x 20", "seed": seed, "method": "immse", "setting": "speed"}
+            record = results.find(**key)
+            if record is None:
+                X, y = rows_with_outliers(n_used, seed)
+                record = results.add({**key, **measure(METHODS["immse"](seed), X, X, y)})
+                print_progress(record)
+            records.append(record)
+    return records
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     usual = [name for name in METHODS if name != "immse_network"]
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data sets")
     parser.add_argument("--datasets", nargs="+", help="names of sets in lower case; default: all")
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=usual)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", help="file of finished records, one JSON object per line")
     parser.add_argument("--false-alarms", action="store_true", help="measure these instead")
+    parser.add_argument("--speed", action="store_true", help="measure this instead")
     parser.add_argument("--threads", type=int, help="threads of torch and of linear algebra")
     parser.add_argument("--quick", action="store_true", help="few rows, as a test")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.data_dir is None and not arguments.speed:
+        parser.error("--data-dir is needed, except with --speed")
+    return arguments
 
 
 def main() -> None:
@@ -253,7 +290,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     results = ResultsFile(arguments.output)
     with threadpool_limits(limits=arguments.threads):
-        if arguments.false_alarms:
+        if arguments.speed:
+            measure_speed(arguments, results)
+        elif arguments.false_alarms:
             print_false_alarms(measure_false_alarms(arguments, results))
         else:
             print_comparison(compare(arguments, results), arguments.data_dir)
