@@ -12,8 +12,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from peers import make_peer
 from processes import MeasurementError, call_in_fresh_process, peak_megabytes
 from results import ArrayFolder
@@ -31,6 +30,8 @@ from tabular_data import (
 from throughput import linear_products, with_backward
 
 from sk_itdiffusion.datasets import load_density
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def rounded_rows(n=400, seed=0):
@@ -134,12 +135,8 @@ def test_calls_that_take_too_long_are_stopped():
 
 
 def test_peak_memory_of_a_process_is_its_own():
-    # 2^25 bytes, touched, on top of what this process had before; then of one without torch.
-    before = peak_megabytes()
-    np.ones(2**22)
-    here = peak_megabytes()
-    assert here >= before > 100.0
-    assert call_in_fresh_process(peak_megabytes) < 0.7 * here
+    # This process has loaded torch, the other one only Python's own modules.
+    assert 2.0 < call_in_fresh_process(peak_megabytes) < 0.5 * peak_megabytes()
 
 
 def test_failed_sizes_are_recorded_with_the_reason():
@@ -232,6 +229,10 @@ def run_script(name, *arguments):
     return finished.stdout
 
 
+def likelihoods_of(printed):
+    return printed.partition("Mean log-likelihood")[2].partition("Costs")[0]
+
+
 @pytest.mark.slow
 def test_tabular_script_measures_once_and_prints_its_tables(data_dir, tmp_path):
     pytest.importorskip("zuko")
@@ -245,9 +246,7 @@ def test_tabular_script_measures_once_and_prints_its_tables(data_dir, tmp_path):
     assert "| twonorm |" in printed
     again = run_script("tabular.py", *arguments, "--again", "kernel_density")
     assert len(output.read_text().splitlines()) == len(records) + 2
-    lines = again.splitlines()
-    likelihoods = [i for i, line in enumerate(lines) if line.startswith("Mean log-likelihood")][0]
-    assert lines[likelihoods:][:6] == printed.splitlines()[likelihoods:][:6]
+    assert likelihoods_of(again) == likelihoods_of(printed)
 
 
 @pytest.mark.slow
