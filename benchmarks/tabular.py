@@ -283,11 +283,13 @@ def format_costs(records: list[Record]) -> str:
         chosen = [record for record in records if record["dataset"] == dataset]
         medians = {value: pivot_medians(chosen, value)[dataset] for value, _, _ in COSTS}
         sizes = [f"{chosen[0]['n_train'] + chosen[0]['n_valid']}", f"{chosen[0]['n_columns']}"]
-        for method in medians["fit_seconds"]:
+        seconds = medians["fit_seconds"]
+        for method in seconds:
             cells = [format(medians[value][method], style) for value, _, style in COSTS]
-            body.append([dataset, method, *sizes, *cells])
-    titles = [title for _, title, _ in COSTS]
-    return format_markdown(["table", "method", "rows to fit", "columns", *titles], body)
+            ratio = f"{seconds[method] / seconds[FLOW]:.2f}" if FLOW in seconds else ""
+            body.append([dataset, method, *sizes, *cells, ratio])
+    titles = ["rows to fit", "columns", *(title for _, title, _ in COSTS), f"fit / {FLOW}"]
+    return format_markdown(["table", "method", *titles], body)
 
 
 def print_comparison(records: list[Record], rows: Rows) -> None:
