@@ -276,6 +276,16 @@ def mean_lead(rows: Rows, peers: dict[str, str | None]) -> str:
     return f"{statistics.mean(known):+.3f}" if known else ""
 
 
+def lines_of_truth(rows: Rows) -> str:
+    """Return a line for each table whose true density was scored, with the difference to it."""
+    known = [(name, paired_difference(rows, name, TRUTH)) for name in TABLES_WITH_TRUTH]
+    return "".join(
+        f"\n{name}, {LIBRARY} to the true density: {with_error(lead)}\n"
+        for name, lead in known
+        if lead is not None
+    )
+
+
 def format_costs(records: list[Record]) -> str:
     """Return a Markdown table of times and memory, a row for each table and method."""
     body = []
@@ -298,7 +308,7 @@ def print_comparison(records: list[Record], rows: Rows) -> None:
     print(
         f"\nMean log-likelihood of the test rows, nats per row in standard units; medians of "
         f"{seeds} seed(s); differences are those of {LIBRARY} to the peers on the same rows\n\n"
-        f"{format_likelihoods(records, rows)}\n\n"
+        f"{format_likelihoods(records, rows)}\n{lines_of_truth(rows)}\n"
         f"Costs; medians of {seeds} seed(s)\n\n{format_costs(records)}\n\n"
         f"{describe_runs(records)}"
     )

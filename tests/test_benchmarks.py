@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
+from torch.nn.utils import skip_init
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from peers import make_peer
@@ -189,7 +190,9 @@ def test_products_are_those_of_the_linear_layers():
     class Denoiser(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = torch.nn.Sequential(torch.nn.Linear(2, 7), torch.nn.Linear(7, 2))
+            # Not initialised, which would draw from torch's generator.
+            layers = [skip_init(torch.nn.Linear, *size) for size in ((2, 7), (7, 2))]
+            self.layers = torch.nn.Sequential(*layers)
 
         def forward(self, z, logsnr):
             return self.layers(z)
