@@ -105,8 +105,8 @@ class GaussianMixturePeer(Peer):
 
     The number of components has the least Bayesian information criterion on all rows
     (``criterion="bic"``) or the greatest likelihood of the validation rows
-    (``criterion="validation"``, which also tries more than 64). The search ends when ``patience``
-    numbers in a row bring nothing.
+    (``criterion="validation"``, which also tries more than 64, from one start each instead of
+    ``n_init``). The search ends when ``patience`` numbers in a row bring nothing.
     """
 
     n_components: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
@@ -119,7 +119,7 @@ class GaussianMixturePeer(Peer):
         self.patience = patience
         self.name = "gaussian_mixture" if criterion == "bic" else "gaussian_mixture_validation"
         if criterion == "validation":
-            self.n_components = (*self.n_components, 96, 128)
+            self.n_components = (*self.n_components, 96, 128, 192, 256)
 
     def _fit(self, X_train: Array, X_valid: Array, seed: int) -> None:
         if self.criterion == "bic":
@@ -137,7 +137,8 @@ class GaussianMixturePeer(Peer):
         for n_components in self.n_components:
             if n_components > len(X) or n_worse == self.patience:
                 break
-            mixture = GaussianMixture(n_components, n_init=self.n_init, random_state=seed)
+            n_init = self.n_init if n_components <= 64 else 1
+            mixture = GaussianMixture(n_components, n_init=n_init, random_state=seed)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 mixture.fit(X)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,13 @@ import numpy as np
 from analytic import LIBRARY, make_method
 from numpy.typing import NDArray
 from peers import PEERS
-from processes import call_in_fresh_process, import_late_modules, peak_megabytes, use_threads
+from processes import (
+    MeasurementError,
+    call_in_fresh_process,
+    import_late_modules,
+    peak_megabytes,
+    use_threads,
+)
 from results import (
     ArrayFolder,
     Record,
@@ -161,36 +168,44 @@ def standard_error(values: NDArray[Any]) -> float:
     return float(np.std(values, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
 
 
-def applies(method: str, dataset: str) -> bool:
-    """Whether there is something to measure."""
-    return method != TRUTH or dataset in TABLES_WITH_TRUTH
+def planned(arguments: argparse.Namespace) -> list[Measurement]:
+    """Return all measurements that the command line asks for."""
+    return [
+        Measurement(
+            dataset,
+            method,
+            seed,
+            arguments.data_dir,
+            arguments.keep_copies,
+            arguments.quick,
+            arguments.threads,
+        )
+        for dataset in arguments.datasets
+        for seed in arguments.seeds
+        for method in arguments.methods
+        if method != TRUTH or dataset in TABLES_WITH_TRUTH
+    ]
 
 
-def compare(arguments: argparse.Namespace) -> tuple[list[Record], Rows]:
-    """Measure what the results file lacks; return the records and the rows' log-likelihoods."""
+def compare(arguments: argparse.Namespace) -> tuple[list[Record], Rows, list[str]]:
+    """Measure what the results file lacks.
+
+    Returns the records, the log-likelihoods of the rows, and descriptions of what failed, which
+    does not end the comparison.
+    """
     results, folder = ResultsFile(arguments.output), ArrayFolder(arguments.output)
-    records, rows = [], {}
-    for dataset in arguments.datasets:
-        for seed in arguments.seeds:
-            for method in arguments.methods:
-                if not applies(method, dataset):
-                    continue
-                measurement = Measurement(
-                    dataset,
-                    method,
-                    seed,
-                    arguments.data_dir,
-                    arguments.keep_copies,
-                    arguments.quick,
-                    arguments.threads,
-                )
-                record, log_density = measure_once(
-                    measurement, results, folder, method in arguments.again
-                )
-                print_progress(record)
-                records.append(record)
-                rows[dataset, seed, method] = log_density
-    return records, rows
+    records, rows, failures = [], {}, []
+    for each in planned(arguments):
+        try:
+            record, values = measure_once(each, results, folder, each.method in arguments.again)
+        except MeasurementError as error:
+            failures.append(f"{each.dataset}, {each.method}, seed {each.seed} failed: {error}")
+            print(failures[-1], flush=True)
+            continue
+        print_progress(record)
+        records.append(record)
+        rows[each.dataset, each.seed, each.method] = values
+    return records, rows, failures
 
 
 def measure_once(
@@ -340,7 +355,10 @@ def main() -> None:
     """Run the comparison that the command line asks for."""
     arguments = parse_arguments()
     with use_threads(arguments.threads):
-        print_comparison(*compare(arguments))
+        records, rows, failures = compare(arguments)
+    print_comparison(records, rows)
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 if __name__ == "__main__":
