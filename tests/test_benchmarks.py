@@ -227,7 +227,7 @@ def test_tables_are_read_with_their_continuous_columns(data_dir):
 
 def run_script(name, *arguments):
     command = [sys.executable, str(BENCHMARKS / name), "--quick", "--threads", "1", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
