@@ -63,6 +63,11 @@ class LibraryMethod:
         """Fit to all rows."""
         estimator = IMMSEDensity(random_state=seed, **self.parameters)
         self.estimator_ = estimator.fit(np.concatenate([X_train, X_valid]))
+        self.details_ = {
+            "n_epochs": self.estimator_.n_iter_,
+            "marginals": self.estimator_.marginals_,
+            "references": list(self.estimator_.references_),
+        }
         return self
 
     def score_samples(self, X: Array) -> Array:

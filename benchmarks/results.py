@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Record = dict[str, Any]
 
@@ -51,6 +54,42 @@ class ResultsFile:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         return record
+
+
+class ArrayFolder:
+    """Arrays that belong to records, a .npy file in single precision for each.
+
+    Parameters
+    ----------
+    results : str, Path or None
+        File of the records; the folder beside it is named after it, with ``_rows`` at the end.
+        With None, arrays are kept in memory only.
+    """
+
+    def __init__(self, results: str | Path | None) -> None:
+        path = None if results is None else Path(results)
+        self.folder = None if path is None else path.with_name(f"{path.stem}_rows")
+        self._kept: dict[str, NDArray[np.float32]] = {}
+
+    def find(self, **key: Any) -> NDArray[np.float32] | None:
+        """Return the array of the record with these key fields, or None."""
+        name = self._file_name(key)
+        if name not in self._kept and self.folder is not None and (self.folder / name).exists():
+            self._kept[name] = np.load(self.folder / name, allow_pickle=False)
+        return self._kept.get(name)
+
+    def add(self, array: NDArray[Any], **key: Any) -> None:
+        """Keep an array, in the place of an earlier one; add it before its record."""
+        name = self._file_name(key)
+        self._kept[name] = np.asarray(array, dtype=np.float32)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(self.folder / name, self._kept[name], allow_pickle=False)
+
+    @staticmethod
+    def _file_name(key: Record) -> str:
+        parts = [re.sub(r"[^\w.-]+", "-", str(key.get(field))) for field in KEY_FIELDS]
+        return "__".join(parts) + ".npy"
 
 
 def read_json_lines(path: Path) -> list[Record]:
@@ -93,6 +132,16 @@ def describe_versions() -> Record:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def describe_runs(records: Iterable[Record]) -> str:
+    """Return one line for each machine, with versions, on which some of the records were made."""
+    lines = dict.fromkeys(
+        "{processor}, {cores} cores, {torch_threads} threads of torch; ".format(**record["machine"])
+        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        for record in records
+    )
+    return "\n".join(lines)
 
 
 def pivot_medians(
