@@ -67,7 +67,8 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
     models m = 1, ..., M of different smoothness that the density estimator holds (a normal
     distribution, a mixture of them, the stack with the network if there is one),
     :math:`S(x) = \frac1M \sum_m S_m(x)`.  The threshold comes from rows that steered nothing, so
-    that new inliers are rejected at a rate that is known.
+    that new inliers are rejected at a rate that is known; with fewer than 1000 rows folds take
+    turns in this, and the rate is known approximately.
 
     Parameters
     ----------
@@ -95,7 +96,8 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
     trim : float, default=0.1
         Share in [0, 0.5] of at least 50 training rows that a first fit without a network finds
         least likely and the final fit leaves out, so that outliers among the training rows are
-        not learned.  Nothing of fewer rows is left out.
+        not learned.  Nothing of fewer rows is left out, and for each column that would be constant
+        the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -286,7 +288,9 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
             floored = FlooredModel(model, self._floors, (floored.control,))
         scores = score_rows(first, floored, rows)
         # Rows as bad as the last trimmed one stay: no order among equal ones.
-        return take(rows, np.flatnonzero(scores >= np.sort(scores)[n_trimmed]))
+        kept = scores >= np.sort(scores)[n_trimmed]
+        kept[varying_again(first._read(rows), scores, kept)] = True
+        return take(rows, np.flatnonzero(kept))
 
     @property
     def _floors(self) -> Array:
@@ -529,6 +533,18 @@ def with_floor_levels(template: DensityEstimator) -> DensityEstimator:
     if any(isinstance(value, FrozenEstimator) for value in template.get_params().values()):
         return template
     return with_parameter(template, "handle_unknown", "floor")
+
+
+def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
+    """Return, for each column that is constant among the rows kept, the likeliest other row.
+
+    Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
+    """
+    usual = values[np.flatnonzero(kept)[0]]
+    is_constant = (values[kept] == usual).all(axis=0)
+    differs = values[:, is_constant] != usual[is_constant]
+    differs = differs[:, differs.any(axis=0)]
+    return np.where(differs, scores[:, None], -np.inf).argmax(axis=0)
 
 
 def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:

@@ -264,6 +264,19 @@ def test_units_shift_all_scores_alike():
     assert np.allclose(shift, -math.log(2.0), atol=1e-9)
 
 
+def test_rare_values_do_not_depend_on_units_and_hide_no_outliers():
+    """Trimming leaves no column constant, whose width would be an arbitrary one."""
+    X = np.column_stack([gaussian_rows(300), np.arange(300) % 100 == 0])
+    rows = np.array([[0.0, 0.0, 0.0, 1.0], [30.0, 0.0, 0.0, 0.0]])
+    units = np.array([1.0, 1.0, 1.0, 64.0])
+    first, second = (
+        make_detector(plain_density(), contamination=0.1).fit(X * unit).score_samples(rows * unit)
+        for unit in (1.0, units)
+    )
+    assert np.allclose(second - first, -math.log(64.0), atol=1e-9)
+    assert first[0] > first[1] + 100.0
+
+
 def test_far_rows_have_finite_scores(detector):
     scores = detector.score_samples(np.array([[1e200, 0.0, 0.0], [1e9, 0.0, 0.0], [0, 0, 0]]))
     assert np.isfinite(scores).all()
