@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -36,11 +37,13 @@ Rows = Array | NDArray[Any] | pd.DataFrame
 
 #: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
 AUTOMATIC_FLOOR = 7.0
+#: The variance of more noise than this overflows in products.
+LEAST_FLOOR = -200.0
 #: Rows from which calibration rows are spared; with fewer, folds take turns.
 LEAST_ROWS_TO_SPARE = 1_000
 MOST_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
-#: Distinct rows that a fit needs for choosing anything by validation.
+#: Rows below which none is left out: a fit to so few chooses nothing by validation.
 LEAST_ROWS_TO_TRIM = 50
 #: What the estimators say about columns without a density, and about ties among it.
 COLUMN_WARNINGS = r"Column\(s\) "
@@ -64,7 +67,8 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
     models m = 1, ..., M of different smoothness that the density estimator holds (a normal
     distribution, a mixture of them, the stack with the network if there is one),
     :math:`S(x) = \frac1M \sum_m S_m(x)`.  The threshold comes from rows that steered nothing, so
-    that new inliers are rejected at a rate that is known.
+    that new inliers are rejected at a rate that is known; with fewer than 1000 rows folds take
+    turns in this, and the rate is known approximately.
 
     Parameters
     ----------
@@ -73,7 +77,9 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         `IMMSEDensity` for numbers, `IMMSEDiscreteDensity` for categories, `IMMSEMixedDensity` for
         both, with ``max_epochs=0``, which trains no network, and ``marginals="standard"``, since
         a map that makes tails normal hides outliers.  Numbers, integers too, are continuous then;
-        texts, booleans, objects and categoricals are not.
+        texts, booleans, objects and categoricals are not.  Levels that it was not fitted to are
+        no error but unlikely (``handle_unknown="floor"``, unless there are frozen members), since
+        rows that are left out or held out may be the only ones with a level.
     contamination : "auto" or float, default="auto"
         Float in (0, 0.5]: the share of the training rows that are called outliers.  ``"auto"``:
         the threshold is that of ``false_alarm_rate`` on held-out rows.
@@ -83,14 +89,15 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
     noise_floor : "auto", None, float or array-like of float, default="auto"
         Log-SNR :math:`a_1` of the noise, relative to standardised and mapped columns; the noise
         has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03 standard deviations).
-        Several: the mean of the scores.  None: no noise.
+        Several: the mean of the scores.  None: no noise.  At least -200.
     average : bool, default=True
         Whether the score is averaged over the models that the estimator holds, or is that of its
         stack alone.
     trim : float, default=0.1
-        Share in [0, 0.5] of the training rows that a first fit without a network finds least
-        likely and the final fit leaves out, so that outliers among the training rows are not
-        learned.
+        Share in [0, 0.5] of at least 50 training rows that a first fit without a network finds
+        least likely and the final fit leaves out, so that outliers among the training rows are
+        not learned.  Nothing of fewer rows is left out, and for each column that would be constant
+        the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -189,6 +196,10 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         tags.input_tags.string = given
         return tags
 
+    def __sklearn_is_fitted__(self) -> bool:
+        # The threshold comes last: an interrupted fit leaves none.
+        return hasattr(self, "offset_")
+
     # -- fit -----------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=False)
@@ -219,7 +230,8 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         split_seed, fit_seed = (int(seed) for seed in random_state.randint(2**31 - 1, size=2))
         order = np.random.default_rng(split_seed).permutation(len(rows))
-        template = default_estimator(rows) if self.estimator is None else self.estimator
+        template = self.estimator
+        template = default_estimator(rows) if template is None else with_floor_levels(template)
         if self.contamination != "auto":
             self._fit_density(template, rows, fit_seed)
             scores = self._scores(rows)
@@ -228,6 +240,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
             return self
         if len(rows) >= LEAST_ROWS_TO_SPARE:
             n_spared = min(round(self.calibration_fraction * len(rows)), MOST_CALIBRATION_ROWS)
+            n_spared = max(n_spared, 1)
             self._fit_density(template, take(rows, np.sort(order[n_spared:])), fit_seed)
             scores = self._scores(take(rows, order[:n_spared]))
         else:
@@ -264,8 +277,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         n_trimmed = round(self.trim * len(rows))
         if n_trimmed == 0 or len(rows) < LEAST_ROWS_TO_TRIM:
             return rows
-        epochs = [name for name in template.get_params() if f"__{name}".endswith("__max_epochs")]
-        first = clone(template).set_params(**dict.fromkeys(epochs, 0))
+        first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
             first = fitted(first, rows, seed, quiet=False)
@@ -276,7 +288,9 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
             floored = FlooredModel(model, self._floors, (floored.control,))
         scores = score_rows(first, floored, rows)
         # Rows as bad as the last trimmed one stay: no order among equal ones.
-        return take(rows, np.flatnonzero(scores >= np.sort(scores)[n_trimmed]))
+        kept = scores >= np.sort(scores)[n_trimmed]
+        kept[varying_again(first._read(rows), scores, kept)] = True
+        return take(rows, np.flatnonzero(kept))
 
     @property
     def _floors(self) -> Array:
@@ -299,24 +313,19 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
             if reset:
                 check_number_of_rows(frame.shape, type(self).__name__)
             return frame
-        shape = getattr(self.estimator, "image_shape", None)
+        estimator = self.estimator if reset else self.estimator_
+        shape = None if estimator is None else image_shape_of(estimator)
         if shape is not None:
-            X = flattened_images(X, tuple(shape))
+            X = flattened_images(X, shape)
         table = read_table(X)
         kept = table.frame.to_numpy() if table.holds_numbers.all() else X
-        dtype = np.float64 if self._takes_numbers(table) else None
+        dtype = np.float64 if takes_numbers(estimator, table) else None
         rows = validate_data(
             self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
         )
         if reset:
             check_number_of_rows(rows.shape, type(self).__name__)
         return np.asarray(rows)
-
-    def _takes_numbers(self, table: Table) -> bool:
-        """Return whether the columns of an array are all continuous."""
-        if self.estimator is not None:
-            return isinstance(self.estimator, IMMSEDensity)
-        return all(storage in ("integer", "float") for storage in table.storages)
 
     def _scores(self, rows: Rows) -> Array:
         return score_rows(self.estimator_, self._floored, rows)
@@ -386,13 +395,13 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `contamination` was a number, so that no rows were held out.
+            If `contamination` was a number in `fit`, so that no rows were held out.
         """
         check_is_fitted(self)
         if not hasattr(self, "calibration_scores_"):
             raise ValueError(
-                "p_values needs held-out rows, which contamination='auto' keeps and "
-                f"contamination={self.contamination!r} does not."
+                "p_values needs held-out rows, which a fit with contamination='auto' keeps, and "
+                "this one had a number."
             )
         below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")
         return np.asarray((below + 1.0) / (len(self.calibration_scores_) + 1.0))
@@ -424,10 +433,27 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
         parts = self._floored.contributions(values, self.estimator_._effort())
+        # Columns so far out that they have no density share the least score.
+        far = np.isneginf(parts)
+        parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
         names = getattr(self, "feature_names_in_", None)
         columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
         index = rows.index if isinstance(rows, pd.DataFrame) else None
         return pd.DataFrame(parts, columns=columns, index=index)
+
+
+def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:
+    """Return the shape of the images that an estimator or its members take, or None."""
+    parts = [estimator, *estimator.get_params().values()]
+    shapes = [getattr(part, "image_shape", None) for part in parts]
+    return next((tuple(shape) for shape in shapes if shape is not None), None)
+
+
+def takes_numbers(estimator: DensityEstimator | None, table: Table) -> bool:
+    """Return whether the columns of an array are all continuous."""
+    if estimator is not None:
+        return isinstance(estimator, IMMSEDensity)
+    return all(storage in ("integer", "float") for storage in table.storages)
 
 
 def take(rows: Rows, index: Index) -> Rows:
@@ -442,10 +468,11 @@ def checked_floors(noise_floor: Any) -> Array | None:
     if isinstance(noise_floor, str):
         return np.array([AUTOMATIC_FLOOR])
     floors = np.sort(np.atleast_1d(np.asarray(noise_floor, dtype=np.float64)))
-    if floors.ndim != 1 or not len(floors) or not np.isfinite(floors).all():
+    is_valid = np.isfinite(floors) & (floors >= LEAST_FLOOR)
+    if floors.ndim != 1 or not len(floors) or not is_valid.all():
         raise ValueError(
-            f"noise_floor must be 'auto', None, or one or several finite numbers, got "
-            f"{noise_floor!r}."
+            f"noise_floor must be 'auto', None, or one or several finite numbers of at least "
+            f"{LEAST_FLOOR:g}, got {noise_floor!r}."
         )
     return floors
 
@@ -457,14 +484,14 @@ def threshold(calibration_scores: Array, false_alarm_rate: float) -> float:
     new row is with that probability divided by n + 1; the lowest if that number is 0.
     """
     n = len(calibration_scores)
-    number = math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12))
+    number = min(math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12)), n)
     if number < 1:
         warnings.warn(
             f"false_alarm_rate={false_alarm_rate:g} needs at least "
             f"{math.ceil(1.0 / false_alarm_rate) - 1} held-out rows, and there are {n}; the "
             f"threshold is the lowest held-out score, for a rate of {1.0 / (n + 1):.2g}.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # threshold, fit, and what scikit-learn wraps it in
         )
     return float(calibration_scores[max(number, 1) - 1])
 
@@ -475,10 +502,12 @@ def default_estimator(rows: Rows) -> DensityEstimator:
     numbers = [j for j, kept in enumerate(table.storages) if kept in ("integer", "float")]
     if len(numbers) == table.n_columns:
         return IMMSEDensity(marginals="standard", max_epochs=0)
-    if not numbers:
+    # Dates and times are neither; the mixed density says what to do about them.
+    other = [j for j, kept in enumerate(table.storages) if kept == "other"]
+    if not numbers and not other:
         return IMMSEDiscreteDensity(max_epochs=0, handle_unknown="floor")
     ordered = [j for j, kept in enumerate(table.storages) if kept == "ordered"]
-    nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered)
+    nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered + other)
     return IMMSEMixedDensity(
         categorical_features=mask(nominal, table.n_columns),
         ordinal_features=mask(ordered, table.n_columns),
@@ -486,6 +515,36 @@ def default_estimator(rows: Rows) -> DensityEstimator:
         marginals="standard",
         max_epochs=0,
     )
+
+
+def with_parameter(template: DensityEstimator, name: str, value: Any) -> DensityEstimator:
+    """Return a clone with another value of a parameter, its own and that of its members."""
+    names = [known for known in template.get_params() if f"__{known}".endswith(f"__{name}")]
+    changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, value))
+    return changed
+
+
+def with_floor_levels(template: DensityEstimator) -> DensityEstimator:
+    """Return a clone that scores levels unknown to it.
+
+    Rows that are trimmed or held out may be the only ones with a level.  Frozen members keep
+    their levels, and those beside them must have the same.
+    """
+    if any(isinstance(value, FrozenEstimator) for value in template.get_params().values()):
+        return template
+    return with_parameter(template, "handle_unknown", "floor")
+
+
+def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
+    """Return, for each column that is constant among the rows kept, the likeliest other row.
+
+    Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
+    """
+    usual = values[np.flatnonzero(kept)[0]]
+    is_constant = (values[kept] == usual).all(axis=0)
+    differs = values[:, is_constant] != usual[is_constant]
+    differs = differs[:, differs.any(axis=0)]
+    return np.where(differs, scores[:, None], -np.inf).argmax(axis=0)
 
 
 def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:

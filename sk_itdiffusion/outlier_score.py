@@ -62,6 +62,8 @@ Array = NDArray[np.float64]
 
 #: Rows whose errors place the strata of the explanation.
 ROWS_FOR_PLACEMENT = 100
+#: In mapped units; squares of numbers farther out overflow.
+FARTHEST = 1e100
 #: In nats; information about other columns below the least log-SNR of an explanation.
 LEAST_INFORMATION = 0.001
 #: Name of the fitted model among the members.
@@ -127,6 +129,13 @@ def can_be_smoothed(reference: Reference) -> bool:
         LowRankGaussianReference,
     )
     return isinstance(reference, known)
+
+
+def is_plain_reference(reference: Reference) -> bool:
+    """Return whether the reference is a normal distribution, independent levels, or both."""
+    if isinstance(reference, IndependentReference):
+        return reference.continuous is None or is_plain_reference(reference.continuous)
+    return isinstance(reference, GaussianReference | LowRankGaussianReference)
 
 
 def smoothed_low_rank(
@@ -295,9 +304,15 @@ class FlooredModel:
     def control(self) -> str:
         """Name of the control variate: the model's own, or the normal one if it is unknown."""
         own = self.model.control
-        if can_be_smoothed(self.model.references[own]):
-            return own
-        return "independent" if "independent" in self.model.references else "gaussian"
+        return own if can_be_smoothed(self.model.references[own]) else self.plain
+
+    @property
+    def plain(self) -> str:
+        """Name of the normal distribution, or of that times independent levels.
+
+        Ensembles may call it otherwise than their members do.
+        """
+        return next(name for name, r in self.model.references.items() if is_plain_reference(r))
 
     @classmethod
     def averaged(cls, model: TableModel, floors: Array) -> FlooredModel:
@@ -313,10 +328,8 @@ class FlooredModel:
 
     def independent(self) -> GaussianReference | IndependentReference:
         """Return the reference of independent columns: normal ones and marginals of levels."""
-        known = self.model.references.get("independent")
-        plain = self.model.references.get("gaussian")
-        if isinstance(known, IndependentReference):
-            plain = known.continuous
+        known = self.model.references[self.plain]
+        plain = known.continuous if isinstance(known, IndependentReference) else known
         diagonal = None
         if isinstance(plain, GaussianReference | LowRankGaussianReference):
             diagonal = GaussianReference(plain.mean, np.diag(column_variances(plain)))
@@ -480,12 +493,8 @@ class FlooredModel:
 
     def _least_logsnr(self) -> float:
         """Return the log-SNR below which columns tell nearly nothing about each other."""
-        references = self.model.references
-        continuous = references.get("gaussian")
-        if "independent" in references:
-            known = references["independent"]
-            assert isinstance(known, IndependentReference)
-            continuous = known.continuous
+        known = self.model.references[self.plain]
+        continuous = known.continuous if isinstance(known, IndependentReference) else known
         if not isinstance(continuous, GaussianReference):
             return float(self.model.logsnr[0])
         covariance = continuous.covariance.numpy()
@@ -540,18 +549,22 @@ class FlooredModel:
         return total
 
     def contributions(self, values: Array, effort: Effort) -> Array:
-        """Return each column's part of `explained_log_density`, (n_samples, n_columns)."""
+        """Return each column's part of `explained_log_density`, (n_samples, n_columns).
+
+        Minus infinity for entries so far out that they cannot be standardised.
+        """
         space = self.model.space
         parts = np.zeros((len(values), space.n_columns))
         parts[:, space.constant] = constant_parts(self.model, values)
         if space.is_empty:
             return parts
         rows = _MappedRows.of(self.model, values)
+        columns = np.concatenate([space.continuous, space.discrete])
+        parts[:, columns] = np.where(rows.is_near, 0.0, -np.inf)
         parts[:, space.continuous] += slope_parts(self.model, values)
         chosen = np.flatnonzero(rows.finite)
         if not len(chosen):
             return parts
-        columns = np.concatenate([space.continuous, space.discrete])
         first, group = rows.distinct(chosen)
         distinct = chosen[first]
         found = self._floored_columns(rows, distinct, effort)
@@ -630,9 +643,14 @@ class _MappedRows:
         with np.errstate(over="ignore"):
             standardized = model.space.standardized(values)
             mapped, log_slope = model.space.rows(standardized)
-        finite = (np.abs(mapped) < 1e100).all(axis=1) & np.isfinite(log_slope)
+        finite = (np.abs(mapped) < FARTHEST).all(axis=1) & np.isfinite(log_slope)
         keys = row_keys(standardized, model.seeds.scoring)
         return cls(mapped, np.where(finite, log_slope, 0.0), keys, finite)
+
+    @property
+    def is_near(self) -> NDArray[np.bool_]:
+        """Whether an entry is near enough for a density, (n, n_continuous + m)."""
+        return np.asarray(np.abs(self.mapped) < FARTHEST)
 
     def distinct(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return one row of each group of equal ones, and the rows' groups."""
@@ -682,13 +700,15 @@ def discrete_log_marginals(reference: IndependentReference, rows: Tensor) -> Ten
 def slope_parts(model: TableModel, values: Array) -> Array:
     """Return the log-derivative of the map of each continuous column, (n, n_continuous)."""
     space = model.space
-    standardized = space.standardized(values)
+    with np.errstate(over="ignore"):
+        standardized = space.standardized(values)
     parts = np.empty((len(values), len(space.continuous)))
     for j in range(len(space.continuous)):
         column = np.ascontiguousarray(standardized[:, j])
         slope = np.zeros(len(values))
         if space.marginal_map.columns:
-            slope = space.marginal_map.columns[j].forward(column)[1]
+            with np.errstate(over="ignore"):
+                slope = space.marginal_map.columns[j].forward(column)[1]
         parts[:, j] = slope - math.log(space.standardizer.scale[j])
     return np.where(np.isfinite(parts), parts, 0.0)
 
@@ -698,6 +718,8 @@ def constant_parts(model: TableModel, values: Array) -> Array:
     space = model.space
     center = space.constant_values[space.constant]
     width = CONSTANT_WIDTH * np.where(center == 0.0, 1.0, np.abs(center))
-    # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-    deviation = np.ascontiguousarray((values[:, space.constant] - center) / width)
-    return np.asarray(-0.5 * deviation**2 - np.log(width) - 0.5 * math.log(2 * math.pi))
+    with np.errstate(over="ignore"):
+        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+        deviation = np.ascontiguousarray((values[:, space.constant] - center) / width)
+        square = deviation**2
+    return np.asarray(-0.5 * square - np.log(width) - 0.5 * math.log(2 * math.pi))

@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
+    IMMSEEnsemble,
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
@@ -262,10 +264,54 @@ def test_units_shift_all_scores_alike():
     assert np.allclose(shift, -math.log(2.0), atol=1e-9)
 
 
+def test_rare_values_do_not_depend_on_units_and_hide_no_outliers():
+    """Trimming leaves no column constant, whose width would be an arbitrary one."""
+    X = np.column_stack([gaussian_rows(300), np.arange(300) % 100 == 0])
+    rows = np.array([[0.0, 0.0, 0.0, 1.0], [30.0, 0.0, 0.0, 0.0]])
+    units = np.array([1.0, 1.0, 1.0, 64.0])
+    first, second = (
+        make_detector(plain_density(), contamination=0.1).fit(X * unit).score_samples(rows * unit)
+        for unit in (1.0, units)
+    )
+    assert np.allclose(second - first, -math.log(64.0), atol=1e-9)
+    assert first[0] > first[1] + 100.0
+
+
 def test_far_rows_have_finite_scores(detector):
     scores = detector.score_samples(np.array([[1e200, 0.0, 0.0], [1e9, 0.0, 0.0], [0, 0, 0]]))
     assert np.isfinite(scores).all()
     assert scores[0] < scores[1] < scores[2]
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_names_of_members_do_not_matter(kind):
+    """Not even if they are names that members give to their references."""
+    X, member = gaussian_rows(60), plain_density()
+    if kind == "discrete":
+        X = mixed_table(60)[["colour", "ripe"]]
+        member = IMMSEDiscreteDensity(reference="independent", max_epochs=0)
+    found = [
+        make_detector(
+            IMMSEEnsemble([(name, member), ("other", member)]), contamination=0.1, trim=0.0
+        ).fit(X)
+        for name in ("first", "gaussian" if kind == "continuous" else "independent")
+    ]
+    first, second = found
+    assert np.array_equal(first.score_samples(X), second.score_samples(X))
+    assert np.array_equal(first.explain(X), second.explain(X))
+
+
+@pytest.mark.parametrize("in_ensemble", [False, True])
+def test_images_score_as_their_rows_of_pixels(in_ensemble):
+    pixels = np.random.default_rng(0).integers(0, 3, size=(60, 2, 2))
+    estimator = IMMSEDiscreteDensity(image_shape=(2, 2), reference="independent", max_epochs=0)
+    if in_ensemble:
+        estimator = IMMSEEnsemble([("only", estimator)])
+    images, rows = (
+        make_detector(estimator, contamination=0.1).fit(X).score_samples(X)
+        for X in (pixels, pixels.reshape(60, 4))
+    )
+    assert np.array_equal(images, rows)
 
 
 # -- contributions ---------------------------------------------------------------------------
@@ -332,6 +378,20 @@ def test_constant_columns_are_explained_too():
     assert np.allclose(parts.sum(axis=1), found.score_samples(rows), rtol=1e-3, atol=0.5)
 
 
+def test_contributions_of_far_rows_sum_to_the_score_and_name_the_column():
+    X = np.column_stack([gaussian_rows(60), np.full(60, 2.0)])
+    with pytest.warns(UserWarning, match="constant"):
+        found = make_detector(plain_density(), contamination=0.1, trim=0.0).fit(X)
+    rows = np.tile([0.0, 0.0, 0.0, 2.0], (5, 1))
+    for row, column in enumerate((0, 2, 3)):
+        rows[row, column] = 1e200
+    rows[3, [1, 2]] = 1e308
+    rows[4, 3] = -1e308
+    parts = found.explain(rows)
+    assert np.array_equal(parts.sum(axis=1), found.score_samples(rows))
+    assert list(parts.idxmin(axis=1)) == ["x0", "x2", "x3", "x1", "x3"]
+
+
 # -- threshold and p-values ------------------------------------------------------------------
 
 
@@ -352,6 +412,17 @@ def test_threshold_rejects_new_scores_at_the_rate(rate):
     error = math.sqrt(exact * (1 - exact) / repetitions)
     assert exact <= rate
     assert abs(np.mean(rejected) - exact) < 4 * error
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3, 0.7, 1.0 - 1e-15])
+@pytest.mark.parametrize("n_values", [1, 4, 1000], ids=["equal", "ties", "few ties"])
+def test_threshold_agrees_with_the_p_values_of_tied_scores(rate, n_values):
+    rng = np.random.default_rng(n_values)
+    for n in (19, 29, 99):
+        held_out = np.sort(rng.integers(0, n_values, size=n).astype(float))
+        new = np.arange(-1.0, n_values + 1.0)
+        p_values = ((held_out <= new[:, None]).sum(axis=1) + 1) / (n + 1)
+        assert np.array_equal(new < threshold(held_out, rate), p_values <= rate)
 
 
 def test_too_few_rows_for_the_rate_are_noticed():
@@ -377,8 +448,28 @@ def test_false_alarms_of_new_rows_are_as_frequent_as_promised(n):
     assert abs(np.mean(rates) - 0.1) < 4 * math.sqrt(variance) / 4
 
 
+def test_at_least_one_row_is_held_out():
+    found = make_detector(plain_density(), trim=0.0, calibration_fraction=1e-9)
+    with pytest.warns(UserWarning, match="there are 1"):
+        found.fit(gaussian_rows(1000))
+    assert len(found.calibration_scores_) == 1
+
+
+def test_interrupted_fit_leaves_none(monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    found = make_detector(plain_density(), false_alarm_rate=0.2).fit(gaussian_rows(60))
+    monkeypatch.setattr("sk_itdiffusion.outlier.threshold", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        found.fit(gaussian_rows(60))
+    with pytest.raises(NotFittedError):
+        found.score_samples(gaussian_rows(3))
+
+
 def test_p_values_need_held_out_rows():
     found = make_detector(plain_density(), contamination=0.1).fit(gaussian_rows(100))
+    found.set_params(contamination="auto")  # which takes effect at the next fit
     with pytest.raises(ValueError, match="contamination"):
         found.p_values(gaussian_rows(3))
 
@@ -422,12 +513,38 @@ def test_unlikely_combinations_and_unknown_levels_score_low():
     assert usual > unknown + 2.0
 
 
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+@pytest.mark.parametrize("kind", ["mixed", "discrete"])
+def test_levels_of_left_out_rows_are_unlikely_and_no_error(kind, contamination):
+    X = mixed_table(60)
+    X["colour"] = X["colour"].astype(object)
+    X.loc[7, "colour"] = "pink"
+    estimator = IMMSEMixedDensity(reference="independent", marginals="standard", max_epochs=0)
+    if kind == "discrete":
+        X = X[["colour", "ripe"]]
+        estimator = IMMSEDiscreteDensity(reference="independent", max_epochs=0)
+    found = make_detector(estimator, contamination=contamination).fit(X)
+    new = pd.concat([X.iloc[[7]]] * 3, ignore_index=True)
+    new["colour"] = ["red", "pink", "violet"]
+    usual, rare, unknown = found.score_samples(new)
+    assert usual > rare + 1.0
+    assert usual > unknown + 1.0
+
+
+def test_dates_are_neither_numbers_nor_categories():
+    X = pd.DataFrame({"day": pd.date_range("2020-01-01", periods=50)})
+    for table in (X, X.assign(size=np.arange(50.0)), X.assign(colour="red")):
+        with pytest.raises(ValueError, match="day"):
+            make_detector(contamination=0.1).fit(table)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"noise_floor": [1.0, np.nan]}, "noise_floor"),
         ({"noise_floor": "low"}, "noise_floor"),
         ({"noise_floor": []}, "noise_floor"),
+        ({"noise_floor": -1000.0}, "noise_floor"),
         ({"contamination": 0.7}, "contamination"),
         ({"false_alarm_rate": 0.0}, "false_alarm_rate"),
         ({"trim": 0.8}, "trim"),
