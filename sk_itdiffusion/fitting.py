@@ -597,10 +597,18 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     by_default = settings.experts == "auto" and trained
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return []
-    possible = (
-        NETWORKS if settings.image_shape is not None and settings.is_discrete else NETWORKS[:1]
-    )
-    return [name for name in possible if by_default or name in settings.experts]
+    shape = settings.image_shape if settings.is_discrete else None
+    possible = NETWORKS[:1] if shape is None else NETWORKS
+    # Among many pixels a fully connected network finds little that a convolutional one does not.
+    automatic = possible if shape is None or not is_large(shape) else NETWORKS[:1]
+    if by_default:
+        return list(automatic)
+    return [name for name in possible if name in settings.experts]
+
+
+def is_large(image_shape: tuple[int, ...]) -> bool:
+    """Return whether images have so many pixels that one thread is slow."""
+    return math.prod(image_shape) > MOST_PIXELS_FOR_ONE_THREAD
 
 
 def train_networks(
@@ -624,11 +632,8 @@ def train_networks(
 
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
     """Return whether a network is so small that more threads would not train it faster."""
-    large_images = (
-        settings.image_shape is not None
-        and name == NETWORKS[0]
-        and math.prod(settings.image_shape) > MOST_PIXELS_FOR_ONE_THREAD
-    )
+    shape = settings.image_shape
+    large_images = shape is not None and name == NETWORKS[0] and is_large(shape)
     small = settings.hidden_size <= WIDEST_FOR_ONE_THREAD and not large_images
     return settings.device.type == "cpu" and small
 

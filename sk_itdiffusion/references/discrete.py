@@ -289,10 +289,11 @@ class LatentClassReference(DiscreteReference):
             likelihood = block.log_likelihood(z[:, block.coordinates], logsnr)
             likelihood = likelihood.masked_fill(~block.allowed, -torch.inf)
             likelihood = (likelihood - likelihood.amax(2, keepdim=True)).exp().transpose(0, 1)
+            likelihood = without_denormals(likelihood)
             by_class = torch.bmm(likelihood, table)  # (m, B, C)
             joint = joint + by_class.log().sum(0)
             evidence.append((likelihood, by_class))
-        posterior = joint.softmax(1)
+        posterior = without_denormals(joint.softmax(1))
         levels: list[LevelPosterior] = [
             # The tiny number keeps the logarithm finite where float underflows.
             DensePosterior(
@@ -327,6 +328,14 @@ class LatentClassReference(DiscreteReference):
     def extra_repr(self) -> str:
         """Return what `repr` shows."""
         return f"n_classes={self.n_classes}, n_variables={len(self.layout.variables)}"
+
+
+def without_denormals(values: Tensor) -> Tensor:
+    """Return non-negative numbers, those below the normal range as 0.
+
+    Products with such numbers, which far classes have, take many times longer.
+    """
+    return torch.where(values < torch.finfo(values.dtype).tiny, 0.0, values)
 
 
 def checked_probabilities(values: ArrayLike, n_levels: int, name: str) -> Array:
