@@ -100,9 +100,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
     warm_start : bool, default=False
         Whether `fit` continues from the network, the maps and the references of the earlier fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.
+        Further skorch callbacks for the training.  (Those of scikit-learn, from its version 1.9
+        on, are set by `set_callbacks`.)
     verbose : int, default=0
-        0 is silent, 1 prints the bounds of each epoch.
+        0 is silent; with 1 or more, `fit` shows a progress bar with the bounds of the epochs, in
+        nats per row, and so do scoring and sampling if they take more than a few seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
 
