@@ -320,12 +320,18 @@ class AnalyticDensity(ABC):
     Parameters
     ----------
     n_features : int
-        Number of columns of a row.
+        Number of columns of a row, at least 1.
 
     Attributes
     ----------
     n_features : int
         Number of columns of a row.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.datasets import AnalyticDensity, load_density
+    >>> isinstance(load_density("banana"), AnalyticDensity)
+    True
     """
 
     def __init__(self, n_features: int) -> None:
@@ -337,7 +343,7 @@ class AnalyticDensity(ABC):
         Parameters
         ----------
         n_samples : int, default=1
-            Number of rows.
+            Number of rows, at least 1.
         random_state : int, RandomState instance or None, default=None
             Source of randomness.
 

@@ -586,8 +586,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Whether the members' analytic references are experts too, equal ones once.
     prefit : bool, default=False
         Whether all members are fitted.  Then `fit` finds the weights only, from all rows that it
-        is given, which must not be those that the members were fitted to.  (`sklearn.base.clone`,
-        as in searches, forgets such fits but not those of frozen members.)
+        is given, which must not be those that the members were fitted to.  `sklearn.base.clone`,
+        as in searches, forgets such fits but not those of frozen members.
     validation_fraction : float, default=0.1
         Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
         weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if
@@ -600,8 +600,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     n_directions : int or None, default=None
         Noise directions in a draw, at least 1; None takes the most of the members.
     verbose : int, default=0
-        0 is silent; with 1 or more, `fit` shows one progress bar for all members, whatever their
-        own ``verbose`` is, and so do scoring and sampling if they take more than a few seconds.
+        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,
+        whatever their own ``verbose`` is, and so do scoring and sampling if they take more than a
+        few seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, of the noise in scoring, and of the members whose ``random_state`` is
         None.

@@ -86,9 +86,9 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
         Rate in (0, 1) at which new rows from the distribution of the training rows are rejected;
         only for ``contamination="auto"``.
     noise_floor : "auto", None, float or array-like of float, default="auto"
-        Log-SNR :math:`a_1` of the noise, relative to standardised and mapped columns; the noise
-        has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03 standard deviations).
-        Several: the mean of the scores.  None: no noise.
+        Finite log-SNR :math:`a_1` of the noise, relative to standardised and mapped columns; the
+        noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03 standard
+        deviations).  Several: the mean of the scores.  None: no noise.
     average : bool, default=True
         Whether the score is averaged over the models that the estimator holds, or is that of its
         stack alone.
@@ -101,8 +101,9 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
         further fits.
     verbose : int, default=0
-        0 is silent; with 1 or more, `fit` shows one progress bar for all of its fits, whatever
-        ``verbose`` the estimator has, and so does scoring if it takes more than a few seconds.
+        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all of its
+        fits, whatever ``verbose`` the estimator has, and so does scoring if it takes more than a
+        few seconds.
     random_state : int, RandomState or None, default=None
         Seed of the held-out rows and of the estimator.
 
