@@ -902,7 +902,8 @@ def _decode(values: Array, column: Column, dtype: Any) -> pd.Series[Any]:
             f"{column.label!r}."
         )
     levels = pd.Series(column.levels, dtype=dtype)
-    return levels.take(codes.astype(np.intp)).reset_index(drop=True)
+    decoded: pd.Series[Any] = levels.take(codes.astype(np.intp)).reset_index(drop=True)
+    return decoded
 
 
 def _decode_continuous(values: Array, dtype: Any) -> pd.Series[Any]:

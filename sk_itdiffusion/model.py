@@ -496,7 +496,8 @@ def network_denoiser(module: torch.nn.Module) -> Denoiser:
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
         bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
-        return module(bounded.float(), logsnr.float()).to(z.dtype)
+        noise: Tensor = module(bounded.float(), logsnr.float())
+        return noise.to(z.dtype)
 
     return denoise
 

@@ -541,11 +541,12 @@ def fitted(
     template: DensityEstimator, rows: Rows, seed: int, quiet: bool, tasks: FitTasks
 ) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
-    estimator = clone(template).set_params(random_state=seed)
+    estimator: DensityEstimator = clone(template).set_params(random_state=seed)
     with warnings.catch_warnings(), tasks.subfit("fit", estimator):
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
-        return estimator.fit(rows)
+        estimator.fit(rows)
+    return estimator
 
 
 def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:

@@ -352,7 +352,7 @@ class FlooredModel:
             cannot be standardised.
         """
         model = self.model
-        total = constant_parts(model, values).sum(axis=1)
+        total: Array = constant_parts(model, values).sum(axis=1)
         if model.space.is_empty:
             return total
         rows = _MappedRows.of(model, values)
@@ -533,7 +533,7 @@ class FlooredModel:
 
         It differs from `log_density` by the error of the integration only.
         """
-        total = constant_parts(self.model, values).sum(axis=1)
+        total: Array = constant_parts(self.model, values).sum(axis=1)
         if self.model.space.is_empty:
             return total
         rows = _MappedRows.of(self.model, values)

@@ -608,7 +608,8 @@ class _Net(skorch.NeuralNet):
         size = self.micro_batch_size
         n_rows = len(batch[1])
         if size is None or n_rows <= size:
-            return super().train_step_single(batch, **fit_params)
+            step: dict[str, Any] = super().train_step_single(batch, **fit_params)
+            return step
         self._set_training(True)
         total = torch.zeros((), device=batch[1].device)
         for start in range(0, n_rows, size):

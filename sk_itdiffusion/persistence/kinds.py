@@ -207,12 +207,13 @@ def encode_series(series: pd.Series[Any], encoder: Encoder) -> Node:
 
 def decode_series(node: Node, decoder: Decoder) -> pd.Series[Any]:
     """Return a column of labels."""
-    return pd.Series(
+    series: pd.Series[Any] = pd.Series(
         object_array(decoder.decode(node["items"])),
         index=decoder.decode(node["index"]),
         dtype=decoder.decode(node["dtype"]),
         name=decoder.decode(node["label"]),
     )
+    return series
 
 
 def encode_timestamp(value: pd.Timestamp, encoder: Encoder) -> Node:

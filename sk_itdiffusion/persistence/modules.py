@@ -327,7 +327,7 @@ def predictions(network: ReferencedDenoiser) -> Tensor:
     options = {"device": place, "dtype": torch.float32}
     points = torch.linspace(-1.5, 1.5, 2 * n_features, **options).reshape(2, n_features)
     with torch.random.fork_rng(devices=[]):
-        noise = network.denoiser(points, torch.tensor(PROBE_LOGSNRS, **options))
+        noise: Tensor = network.denoiser(points, torch.tensor(PROBE_LOGSNRS, **options))
     return noise.float().cpu()
 
 

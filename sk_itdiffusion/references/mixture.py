@@ -12,6 +12,7 @@ optimal denoiser is the average of the components' linear ones under the posteri
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -104,12 +105,13 @@ class GaussianMixtureReference(Reference):
         """
         n_components, n_features = mixture.means_.shape
         eye = np.eye(n_features)
-        covariances = {
+        in_full: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
             "full": lambda c: c,
             "tied": lambda c: np.broadcast_to(c, (n_components, n_features, n_features)),
             "diag": lambda c: c[:, None, :] * eye,
             "spherical": lambda c: c[:, None, None] * eye,
-        }[mixture.covariance_type](mixture.covariances_)
+        }
+        covariances = in_full[mixture.covariance_type](mixture.covariances_)
         used = mixture.weights_ > 0
         return cls(
             mixture.weights_[used],
