@@ -602,7 +602,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device that a parameter value names, or raise an error that names it."""
     if device != "auto":
         try:
-            return torch.empty(0, device=device).device
+            found = torch.empty(0, device=device).device
+            if found.type == "meta":
+                raise AssertionError("it holds no numbers")
+            return found
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "

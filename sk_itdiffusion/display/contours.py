@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sk_itdiffusion.display.marginal import GridMarginal, averaged_conditionals
+from sk_itdiffusion.display.marginal import averaged_conditionals
 from sk_itdiffusion.display.style import (
     BLACK,
     Array,
@@ -333,24 +333,20 @@ class DensityContourDisplay:
         values = [table.column(j).to_numpy(dtype=np.float64) for j in pair]
         xx0, xx1 = np.meshgrid(*(axis(v, grid_resolution, margin) for v in values))
         names = column_names(table)
-        shown: dict[str, Any] = {"xx0": xx0, "xx1": xx1}
         if averages:
             rows = spread_rows(len(values[0]), n_averaged)
-            found = marginal_on_grid(estimator, table, pair, (xx0, xx1), rows)
-            found.warn_if_coarse(stacklevel=2)
-            shown |= {"log_density": found.log_density, "log_density_std": found.std}
-            shown["n_averaged"] = len(rows)
+            shown = marginal_on_grid(estimator, table, pair, (xx0, xx1), rows)
         else:
             at = fixed_values(table, pair, fixed or {})
-            grid = cut(table, pair, (xx0, xx1), at)
-            shown["log_density"] = np.asarray(estimator.score_samples(grid)).reshape(xx0.shape)
-            shown["fixed"] = {names[j]: value for j, value in at.items()}
+            scores = estimator.score_samples(cut(table, pair, (xx0, xx1), at))
+            fixed_by_name = {names[j]: value for j, value in at.items()}
+            shown = {"log_density": np.reshape(scores, xx0.shape), "fixed": fixed_by_name}
         if n_points is None:
             n_points = USUAL_POINTS if averages or table.n_columns == 2 else 0
         drawn = spread_rows(len(values[0]), n_points)
         points = np.column_stack(values)[drawn] if n_points else None
-        labels = {"xlabel": names[pair[0]], "ylabel": names[pair[1]]}
-        return cls(**shown, **labels, points=points).plot(ax, **kwargs)
+        shown |= {"points": points, "xlabel": names[pair[0]], "ylabel": names[pair[1]]}
+        return cls(xx0=xx0, xx1=xx1, **shown).plot(ax, **kwargs)
 
 
 # -- columns ---------------------------------------------------------------------------------
@@ -417,8 +413,7 @@ def check_marginal(marginal: Any, n_averaged: Any, fixed: Any, table: Table) -> 
         return False
     if fixed:
         raise ValueError("fixed and marginal exclude each other: the other columns are either.")
-    n_rows = min(n_averaged, len(table.frame)) if isinstance(n_averaged, Integral) else 0
-    if n_rows < 2:
+    if not isinstance(n_averaged, Integral) or min(int(n_averaged), len(table.frame)) < 2:
         raise ValueError(
             f"n_averaged must be an integer of at least 2, and X have as many rows, got "
             f"{n_averaged!r} and {len(table.frame)} rows."
@@ -483,8 +478,8 @@ def marginal_on_grid(
     pair: Sequence[int],
     grid: tuple[Array, Array],
     rows: NDArray[np.intp],
-) -> GridMarginal:
-    """Return the marginal of two columns, averaged over the other columns of rows."""
+) -> dict[str, Any]:
+    """Return what a display tells of the marginal, averaged over the other columns of rows."""
     n = grid[0].size
     rows_in_a_call = max(1, ROWS_IN_A_CALL // n)
     parts = []
@@ -497,7 +492,10 @@ def marginal_on_grid(
         }
         scores = np.asarray(estimator.score_samples(grid_table(table, pair, grid, others)))
         parts.append(scores.reshape(len(chosen), *grid[0].shape))
-    return averaged_conditionals(np.concatenate(parts), *grid)
+    found = averaged_conditionals(np.concatenate(parts), *grid)
+    found.warn_if_coarse(stacklevel=4)
+    std = found.std
+    return {"log_density": found.log_density, "log_density_std": std, "n_averaged": len(rows)}
 
 
 def fixed_column(column: pd.Series[Any], value: Any, n: int) -> pd.Series[Any]:
