@@ -4,6 +4,8 @@ Implements X. Kong, R. Brekelmans, G. Ver Steeg, "Information-Theoretic Diffusio
 log-densities from the least-squares errors of a denoiser, by the I-MMSE relation.
 """
 
+import logging
+
 from sk_itdiffusion._version import __version__
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
@@ -23,3 +25,6 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+# Nothing is printed unless the user asks for it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

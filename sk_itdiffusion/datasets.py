@@ -148,7 +148,7 @@ def make_two_moons(
     (5, 2)
     """
     X, _ = make_moons(n_samples, noise=noise, random_state=random_state)
-    return X
+    return np.asarray(X)
 
 
 def make_square(n_samples: int = 1000, *, random_state: RandomState = None) -> FloatArray:
@@ -175,7 +175,8 @@ def make_square(n_samples: int = 1000, *, random_state: RandomState = None) -> F
     >>> bool(abs(X).max() <= 1.0)
     True
     """
-    return check_random_state(random_state).uniform(-1.0, 1.0, size=(n_samples, 2))
+    rng = check_random_state(random_state)
+    return np.asarray(rng.uniform(-1.0, 1.0, size=(n_samples, 2)))
 
 
 def make_circle_of_discs(n_samples: int = 1000, *, random_state: RandomState = None) -> FloatArray:
@@ -210,7 +211,8 @@ def make_circle_of_discs(n_samples: int = 1000, *, random_state: RandomState = N
     centres = nodes / np.maximum(np.linalg.norm(nodes, axis=1, keepdims=True), 1.0)
     angle = rng.uniform(0.0, 2.0 * np.pi, size=n_samples)
     radius = rng.uniform(0.0, 0.03, size=n_samples)
-    return centres + radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+    offsets = radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+    return np.asarray(centres + offsets)
 
 
 def make_two_circles(
@@ -244,7 +246,7 @@ def make_two_circles(
     (5, 2)
     """
     X, _ = make_circles(n_samples, noise=noise, factor=0.5, random_state=random_state)
-    return X
+    return np.asarray(X)
 
 
 def load_dino() -> FloatArray:
@@ -308,7 +310,7 @@ def make_dino(
     rng = check_random_state(random_state)
     points = load_dino()
     chosen = points[rng.randint(len(points), size=n_samples)]
-    return chosen + jitter * rng.standard_normal((n_samples, 2))
+    return np.asarray(chosen + jitter * rng.standard_normal((n_samples, 2)))
 
 
 # --- Densities with a known logarithm -------------------------------------------------------
@@ -320,12 +322,18 @@ class AnalyticDensity(ABC):
     Parameters
     ----------
     n_features : int
-        Number of columns of a row.
+        Number of columns of a row, at least 1.
 
     Attributes
     ----------
     n_features : int
         Number of columns of a row.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.datasets import AnalyticDensity, load_density
+    >>> isinstance(load_density("banana"), AnalyticDensity)
+    True
     """
 
     def __init__(self, n_features: int) -> None:
@@ -337,7 +345,7 @@ class AnalyticDensity(ABC):
         Parameters
         ----------
         n_samples : int, default=1
-            Number of rows.
+            Number of rows, at least 1.
         random_state : int, RandomState instance or None, default=None
             Source of randomness.
 
@@ -425,7 +433,7 @@ class GaussianMixtureDensity(AnalyticDensity):
         for k, (mean, factor) in enumerate(zip(self.means, self._cholesky, strict=True)):
             rows = component == k
             X[rows] = mean + X[rows] @ factor.T
-        return X
+        return np.asarray(X)
 
     def _log_prob(self, X: FloatArray) -> FloatArray:
         joint = np.column_stack(
@@ -436,7 +444,7 @@ class GaussianMixtureDensity(AnalyticDensity):
                 )
             ]
         )
-        return logsumexp(joint, axis=1)
+        return np.asarray(logsumexp(joint, axis=1))
 
 
 class BananaDensity(AnalyticDensity):
@@ -473,7 +481,8 @@ class BananaDensity(AnalyticDensity):
 
     def _log_prob(self, X: FloatArray) -> FloatArray:
         residual = (X[:, 1] - X[:, 0] ** 2) / self.noise
-        return -0.5 * (X[:, 0] ** 2 + residual**2) - np.log(self.noise) - _LOG_2PI
+        quadratic = X[:, 0] ** 2 + residual**2
+        return np.asarray(-0.5 * quadratic - np.log(self.noise) - _LOG_2PI)
 
 
 class StudentTDensity(AnalyticDensity):
@@ -514,7 +523,8 @@ class StudentTDensity(AnalyticDensity):
     def _log_prob(self, X: FloatArray) -> FloatArray:
         nu, d = self.degrees_of_freedom, self.n_features
         log_normaliser = gammaln((nu + d) / 2) - gammaln(nu / 2) - d / 2 * np.log(nu * np.pi)
-        return log_normaliser - (nu + d) / 2 * np.log1p((X**2).sum(axis=1) / nu)
+        quadratic = (X**2).sum(axis=1)
+        return np.asarray(log_normaliser - (nu + d) / 2 * np.log1p(quadratic / nu))
 
 
 class LogNormalCauchyDensity(AnalyticDensity):
@@ -545,7 +555,7 @@ class LogNormalCauchyDensity(AnalyticDensity):
         log_x = np.log(np.where(positive, X[:, 0], 1.0))
         log_normal = np.where(positive, -0.5 * (log_x**2 + _LOG_2PI) - log_x, -np.inf)
         cauchy = -np.log(np.pi) - np.log1p(X[:, 1] ** 2)
-        return log_normal + cauchy
+        return np.asarray(log_normal + cauchy)
 
 
 def load_density(name: str) -> AnalyticDensity:
@@ -639,7 +649,8 @@ def _gaussian_log_prob(deviation: FloatArray, cholesky: FloatArray) -> FloatArra
     """Log-density of deviations (n, d) from the mean, given the covariance's Cholesky factor."""
     whitened = solve_triangular(cholesky, deviation.T, lower=True)
     log_determinant = np.log(np.diag(cholesky)).sum()
-    return -0.5 * (whitened**2).sum(axis=0) - log_determinant - 0.5 * len(cholesky) * _LOG_2PI
+    quadratic = -0.5 * (whitened**2).sum(axis=0)
+    return np.asarray(quadratic - log_determinant - 0.5 * len(cholesky) * _LOG_2PI)
 
 
 def _check_mixture(weights: FloatArray, means: FloatArray, covariances: FloatArray) -> None:

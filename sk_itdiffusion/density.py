@@ -74,8 +74,9 @@ class IMMSEDensity(TableEstimator):
         Whether columns are integers or other multiples of a step, and densities stand for
         probabilities.  Columns get uniform noise of the width of their step, centred at zero, and
         `score_samples` returns the mean over the noise of the log-density, plus the logarithm of
-        the steps' product: a lower bound on the log-probability.  True finds the steps; a column
-        that is on no lattice gets no noise.
+        the steps' product: a lower bound on the log-probability.  True finds the steps, and a
+        column that is on no lattice gets no noise; a number is the positive step of all columns,
+        and of an array those that are 0 stand for no noise.
     hidden_size : int or "auto", default="auto"
         Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
         multiple of 8) at full resolution for images.
@@ -129,9 +130,12 @@ class IMMSEDensity(TableEstimator):
     warm_start : bool, default=False
         Whether `fit` continues from the network, the maps and the references of the earlier fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.
+        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
+        are set by `set_callbacks`.
     verbose : int, default=0
-        0 is silent, 1 prints the bounds of each epoch.
+        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
+        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
 

@@ -77,7 +77,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         probability that sums to 1 over all rows; its logarithm is too low on average, and with
         ``n_draws=1`` a variational bound.
     schedule : str or Schedule, default="adaptive"
-        Importance density of the log-SNR in training; see `IMMSEDensity`.
+        Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
+        ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
+        `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
         Units (or channels) of the network's hidden layers, at least 1; ``"auto"`` is 256, and 64
         for images.
@@ -121,9 +123,12 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     warm_start : bool, default=False
         Whether `fit` continues from the network, the levels and the references of the earlier fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.
+        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
+        are set by `set_callbacks`.
     verbose : int, default=0
-        0 is silent, 1 prints the bounds of each epoch.
+        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
+        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
 

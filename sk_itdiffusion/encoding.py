@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,11 @@ __all__ = ["Column", "Table", "TableEncoder", "discrete_kinds", "mixed_kinds", "
 Array = NDArray[np.float64]
 Labels = NDArray[np.object_]
 Kind = Literal["continuous", "ordinal", "nominal"]
+# pandas' classes take type arguments in the eyes of type checkers only.
+if TYPE_CHECKING:
+    Names = pd.Index[Any]
+else:
+    Names = pd.Index
 Storage = Literal["boolean", "integer", "float", "unordered", "ordered", "text", "other"]
 
 _MOST_FILLED_LEVELS = 256
@@ -664,7 +669,7 @@ class TableEncoder:
     """
 
     columns: tuple[Column, ...]
-    names: pd.Index[Any] | None
+    names: Names | None
     dtypes: tuple[Any, ...]
     array_dtype: np.dtype[Any] | None
     holds_numbers: NDArray[np.bool_]
@@ -902,7 +907,8 @@ def _decode(values: Array, column: Column, dtype: Any) -> pd.Series[Any]:
             f"{column.label!r}."
         )
     levels = pd.Series(column.levels, dtype=dtype)
-    return levels.take(codes.astype(np.intp)).reset_index(drop=True)
+    decoded: pd.Series[Any] = levels.take(codes.astype(np.intp)).reset_index(drop=True)
+    return decoded
 
 
 def _decode_continuous(values: Array, dtype: Any) -> pd.Series[Any]:

@@ -40,6 +40,7 @@ from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from sk_itdiffusion.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import row_keys
 from sk_itdiffusion.dequantize import Dequantizer
@@ -66,6 +67,7 @@ from sk_itdiffusion.fitting import (
 )
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
 from sk_itdiffusion.model import Effort, Seeds, TableModel, scoring_noise, summarize_profile
+from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.space import ColumnKind, TableSpace
@@ -584,8 +586,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Whether the members' analytic references are experts too, equal ones once.
     prefit : bool, default=False
         Whether all members are fitted.  Then `fit` finds the weights only, from all rows that it
-        is given, which must not be those that the members were fitted to.  (`sklearn.base.clone`,
-        as in searches, forgets such fits but not those of frozen members.)
+        is given, which must not be those that the members were fitted to.  `sklearn.base.clone`,
+        as in searches, forgets such fits but not those of frozen members.
     validation_fraction : float, default=0.1
         Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
         weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if
@@ -597,6 +599,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Draws in each stratum, at least 2; None takes the most of the members.
     n_directions : int or None, default=None
         Noise directions in a draw, at least 1; None takes the most of the members.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,
+        whatever their own ``verbose`` is, and so do scoring and sampling if they take more than a
+        few seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, of the noise in scoring, and of the members whose ``random_state`` is
         None.
@@ -673,6 +679,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         "n_strata": [None, Interval(Integral, 2, None, closed="left")],
         "n_draws": [None, Interval(Integral, 2, None, closed="left")],
         "n_directions": [None, Interval(Integral, 1, None, closed="left")],
+        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
@@ -693,6 +700,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         n_strata: int | None = None,
         n_draws: int | None = None,
         n_directions: int | None = None,
+        verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimators = estimators
@@ -703,6 +711,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self.n_strata = n_strata
         self.n_draws = n_draws
         self.n_directions = n_directions
+        self.verbose = verbose
         self.random_state = random_state
 
     # -- parameters --------------------------------------------------------------------------
@@ -802,9 +811,17 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         rows, space = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
         train, valid = held_out(rows, space, settings, seeds) if needs_fit else (rows, rows)
-        for name in needs_fit:
-            fit_member(name, members[name], order[0], first, X, sample_weight, train)
-        self._combine(members, order[0], valid, settings, seeds)
+        n_stretches = len(needs_fit) + 1
+        tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
+        with progress_bar(type(self).__name__, self.verbose):
+            for number, name in enumerate(needs_fit):
+                place = number / n_stretches, (number + 1) / n_stretches
+                title = f"{name} ({number + 1}/{len(needs_fit)})"
+                with stretch_of_progress(*place, title), tasks.subfit(f"fit {name}", members[name]):
+                    fit_member(name, members[name], order[0], first, X, sample_weight, train)
+            with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
+                self._combine(members, order[0], valid, settings, seeds)
+        tasks.end()
         return self
 
     def _combine(
@@ -1070,7 +1087,7 @@ def fit_member(
         # A Reference object is in the units of X, of which standardisation is known.
         is_plain = space.marginal_map.kind == "standard"
         space = space if is_plain and isinstance(member.reference, Reference) else None
-    member._fit(X, sample_weight, space, training_rows)
+    with_callbacks(type(member)._fit)(member, X, sample_weight, space, training_rows)
 
 
 def grouped_rows(

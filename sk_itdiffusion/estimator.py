@@ -6,6 +6,8 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -26,11 +28,18 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
-from sk_itdiffusion.fitting import FitSettings, fit_table_model
+from sk_itdiffusion.fitting import (
+    LEAST_ROWS_TO_SPLIT,
+    FitSettings,
+    fit_table_model,
+    networks_to_train,
+)
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.persistence import SaveMixin
+from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
@@ -43,13 +52,14 @@ __all__ = [
     "automatic",
     "checked_image_shape",
     "flattened_images",
+    "long_call",
     "resolve_device",
 ]
 
 Array = NDArray[np.float64]
 
 
-class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
+class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstimator):
     """Base class of all density estimators: what a fitted one does with rows."""
 
     _model: TableModel
@@ -57,6 +67,7 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
         "n_strata": [Interval(Integral, 2, None, closed="left")],
         "n_draws": [Interval(Integral, 2, None, closed="left")],
         "n_directions": [None, Interval(Integral, 1, None, closed="left")],
+        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
@@ -64,6 +75,7 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
     n_strata: int
     n_draws: int
     n_directions: int | None
+    verbose: int
     random_state: int | np.random.RandomState | None
     n_features_in_: int
 
@@ -120,7 +132,9 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
             If X is not finite, its columns are not those of `fit`, or a level is unknown.
         """
         check_is_fitted(self)
-        log_density, variance = self._log_density(self._read(X))
+        values = self._read(X)
+        with long_call(self, "score_samples"):
+            log_density, variance = self._log_density(values)
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
     def _log_density(self, values: Array) -> tuple[Array, Array]:
@@ -189,7 +203,8 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
         seed = self.random_state if random_state is None else random_state
-        values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
+        with long_call(self, "sample"):
+            values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
         return self._write(values)
 
     def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:
@@ -210,7 +225,9 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
             raise ValueError("There is no error curve: all rows of the fit were equal.")
         if X is None:
             return self._model.curve
-        return self._model.mse_curve(self._read(X))
+        values = self._read(X)
+        with long_call(self, "mse_curve"):
+            return self._model.mse_curve(values)
 
 
 class TableEstimator(DensityEstimator):
@@ -241,7 +258,6 @@ class TableEstimator(DensityEstimator):
         "device": [str, torch.device],
         "warm_start": ["boolean"],
         "callbacks": [None, list, tuple],
-        "verbose": ["verbose"],
     }
 
     # Declared for the type checker; subclasses set them.
@@ -262,7 +278,6 @@ class TableEstimator(DensityEstimator):
     device: str
     warm_start: bool
     callbacks: Sequence[Any] | None
-    verbose: int
 
     @abstractmethod
     def _read_first(
@@ -329,7 +344,7 @@ class TableEstimator(DensityEstimator):
         FloatingPointError
             If training diverges before any epoch was good.
         """
-        return self._fit(X, sample_weight)
+        return self._fit(X, sample_weight, y=y)
 
     def _fit(
         self,
@@ -337,6 +352,7 @@ class TableEstimator(DensityEstimator):
         sample_weight: ArrayLike | None,
         space: TableSpace | None = None,
         chosen: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        y: object = None,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
@@ -353,12 +369,17 @@ class TableEstimator(DensityEstimator):
         random_state = check_random_state(self.random_state)
         settings = self._settings()
         self._check_warm_start(previous)
-        self._model = fit_table_model(
-            values, weight, kinds, settings, random_state, previous, space
-        )
         self._kinds = kinds
         self.schedule_ = settings.schedule
+        n_networks = len(networks_to_train(settings, LEAST_ROWS_TO_SPLIT))
+        tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
+        settings = replace(settings, tasks=tasks, attributes_of=self._attributes_of)
+        with progress_bar(type(self).__name__, self.verbose):
+            self._model = fit_table_model(
+                values, weight, kinds, settings, random_state, previous, space
+            )
         self._publish()
+        tasks.end()
         return self
 
     def _read_again(
@@ -418,6 +439,13 @@ class TableEstimator(DensityEstimator):
             "feature_names": getattr(self, "feature_names_in_", None),
         }
         return FitSettings(**(settings | self._specific_settings()))
+
+    def _attributes_of(self, model: TableModel) -> dict[str, Any]:
+        """Return the attributes that the estimator has with a model."""
+        fitted = copy.copy(self)
+        fitted._model = model
+        fitted._publish()
+        return dict(vars(fitted))
 
     def _publish(self) -> None:
         """Set the public fitted attributes from the model."""
@@ -546,6 +574,12 @@ def alike(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
+    """Show a bar during a call of a method of a verbose estimator, if it takes long."""
+    title = f"{type(estimator).__name__}.{name}"
+    return progress_bar(title, estimator.verbose, delay=SECONDS_UNTIL_A_BAR)
+
+
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder")
 
 
@@ -568,7 +602,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device that a parameter value names, or raise an error that names it."""
     if device != "auto":
         try:
-            return torch.empty(0, device=device).device
+            found = torch.empty(0, device=device).device
+            if found.type == "meta":
+                raise AssertionError("it holds no numbers")
+            return found
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "

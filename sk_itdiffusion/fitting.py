@@ -8,11 +8,12 @@ validation errors.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
+from sk_itdiffusion.callbacks import FitTasks
 from sk_itdiffusion.cubature import PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
@@ -68,6 +70,7 @@ from sk_itdiffusion.model import (
 )
 from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
+from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.rows import (
@@ -86,10 +89,13 @@ from sk_itdiffusion.training import (
     Network,
     RowDataset,
     TrainingPlan,
+    TrainingReport,
     train,
 )
 
 __all__ = ["FitSettings", "fit_table_model"]
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -113,6 +119,8 @@ FINENESS_OF_DEQUANTIZATION = 10.0
 #: Rows from which the importance density is refitted; images are dear.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 MOST_PIXELS_FOR_ONE_THREAD = 256
+#: Share of a progress bar that is for the training; the rest is for the weights of the experts.
+SHARE_OF_TRAINING = 0.95
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,9 @@ class FitSettings:
     dequantize: bool | Array = False
     micro_batch_size: int | None = None
     stream: RowStream | None = None
+    tasks: FitTasks = field(default_factory=FitTasks)
+    #: Returns the attributes of an estimator that has a model.
+    attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
 
     @property
     def has_images(self) -> bool:
@@ -218,6 +229,7 @@ def fit_table_model(
     else:
         rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
         train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
+        current_progress().show(0.0, "references")
         split, references = run_interruptibly(
             lambda stop: _fit_analytic_side(
                 space, train_rows, valid_rows, step, settings, seeds.mixtures, stop
@@ -247,7 +259,18 @@ def fit_table_model(
     )
     if model.nets:
         model.history = bound_history(next(iter(model.nets.values())))
-    finish_stacking(model, split, settings)
+    with stretch_of_progress(SHARE_OF_TRAINING if model.nets else 0.0, 1.0):
+        finish_stacking(model, split, settings)
+    logger.info(
+        "fitted to %d rows: control variate %r of %s, %r maps, log-SNRs from %.2f to %.2f, "
+        "validation bound %.4f nats per row",
+        len(rows),
+        model.control,
+        sorted(model.references),
+        model.space.marginal_map.kind,
+        *model.logsnr[[0, -1]],
+        model.entropy,
+    )
     return model
 
 
@@ -623,11 +646,41 @@ def train_networks(
     No torch mode of the calling thread reaches those.  Networks that one thread trains are trained
     at the same time, unless callbacks, which they would share, could be in each other's way.
     """
-    jobs = {name: partial(train_network, name, model, split, settings, previous) for name in names}
+    strands = current_progress().stretch(0.0, SHARE_OF_TRAINING).strands(len(names))
+    nets: dict[str, skorch.NeuralNet] = {}
+
+    def attributes_now(name: str, net: skorch.NeuralNet) -> dict[str, Any]:
+        """Return the attributes of the estimator if its fit ended with the nets that there are."""
+        assert settings.attributes_of is not None
+        found = nets | {name: net}
+        so_far = replace(model, nets=found, history=bound_history(next(iter(found.values()))))
+        experts = settings.experts
+        if experts != "auto":  # no warning that some are not trained yet
+            experts = [expert for expert in experts if expert in so_far.experts()]
+        finish_stacking(so_far, split, replace(settings, experts=experts))
+        return settings.attributes_of(so_far)
+
+    jobs = {
+        name: partial(
+            train_network,
+            name,
+            model,
+            split,
+            settings,
+            previous,
+            TrainingReport(
+                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1
+            ),
+        )
+        for name, strand in zip(names, strands, strict=True)
+    }
     limited = {name: trains_in_one_thread(name, settings) for name in names}
-    if len(names) > 1 and all(limited.values()) and not settings.callbacks:
+    has_callbacks = bool(settings.callbacks) or settings.tasks.are_watched
+    if len(names) > 1 and all(limited.values()) and not has_callbacks:
         return dict(zip(names, run_all_interruptibly(list(jobs.values())), strict=True))
-    return {name: run_interruptibly(job, limited=limited[name]) for name, job in jobs.items()}
+    for name, job in jobs.items():
+        nets[name] = run_interruptibly(job, limited=limited[name])
+    return nets
 
 
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
@@ -715,6 +768,7 @@ def train_network(
     split: MappedSplit,
     settings: FitSettings,
     previous: TableModel | None,
+    report: TrainingReport,
     stop: threading.Event,
 ) -> skorch.NeuralNet:
     """Return the trained skorch net."""
@@ -760,6 +814,7 @@ def train_network(
         callbacks=list(settings.callbacks),
         device=settings.device,
         interrupted=stop,
+        report=report,
     )
     net.forget_training()
     return net

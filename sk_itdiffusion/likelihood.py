@@ -39,6 +39,7 @@ from sk_itdiffusion.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.progress import current_progress
 
 __all__ = [
     "ErrorProfile",
@@ -198,7 +199,8 @@ def information_gap(
         for start in range(first, min(first + _BLOCKS_IN_A_JOB * n_rows, len(X)), n_rows):
             score_block(start)
 
-    map_in_workers(score_blocks, range(0, len(X), _BLOCKS_IN_A_JOB * n_rows), device)
+    jobs = range(0, len(X), _BLOCKS_IN_A_JOB * n_rows)
+    map_in_workers(score_blocks, jobs, device, current_progress())
     return gap, variance
 
 
@@ -502,7 +504,7 @@ def error_profile(
             gram[rows] = products.cpu().numpy()
         return gram
 
-    grams = map_in_workers(gram_at, range(len(logsnr)), device)
+    grams = map_in_workers(gram_at, range(len(logsnr)), device, current_progress())
     return ErrorProfile(tuple(experts), logsnr, np.stack(grams), row_weight / row_weight.sum())
 
 

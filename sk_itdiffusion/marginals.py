@@ -171,7 +171,7 @@ def _positive_slopes(knots: Array, values: Array) -> Array:
     """
     secants = np.diff(values) / np.diff(knots)
     least = np.minimum(np.append(secants, np.inf), np.insert(secants, 0, np.inf))
-    return np.maximum(PchipInterpolator(knots, values)(knots, nu=1), 0.2 * least)
+    return np.asarray(np.maximum(PchipInterpolator(knots, values)(knots, nu=1), 0.2 * least))
 
 
 @dataclass(frozen=True)

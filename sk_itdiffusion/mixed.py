@@ -57,7 +57,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
         ones it is the squared error.
     schedule : str or Schedule, default="adaptive"
-        Importance density of the log-SNR in training; see `IMMSEDensity`.
+        Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
+        ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
+        `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
         Units of the network's hidden layers, at least 1; ``"auto"`` is 256, and 128 without
         discrete columns.
@@ -100,9 +102,12 @@ class IMMSEMixedDensity(CategoricalEstimator):
     warm_start : bool, default=False
         Whether `fit` continues from the network, the maps and the references of the earlier fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.
+        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
+        are set by `set_callbacks`.
     verbose : int, default=0
-        0 is silent, 1 prints the bounds of each epoch.
+        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
+        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
 

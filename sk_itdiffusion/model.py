@@ -30,6 +30,7 @@ from sk_itdiffusion.likelihood import (
 )
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.path import PathRule, path_log_probability
+from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.sampling import probability_flow
@@ -227,8 +228,10 @@ class TableModel:
         total, variance = np.empty(len(values)), np.empty(len(values))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
         for start in range(0, len(values), n_rows):
-            part = slice(start, start + n_rows)
-            total[part], variance[part] = self._log_density(values[part], effort)
+            stop = min(start + n_rows, len(values))
+            part = slice(start, stop)
+            with stretch_of_progress(start / len(values), stop / len(values)):
+                total[part], variance[part] = self._log_density(values[part], effort)
         return total, variance
 
     def _log_density(self, values: Array, effort: Effort | None) -> tuple[Array, Array]:
@@ -406,6 +409,7 @@ class TableModel:
             lambda block: probability_flow(stack, block, path),
             start.split(4 * self.budget),
             self.device,
+            current_progress(),
         )
         points = torch.cat(blocks).double().cpu()
         return self._values(points)
@@ -427,7 +431,8 @@ class TableModel:
             if self.dequantizer is not None:
                 part = self.dequantizer.noisy(part)
             rows, _ = self.space.rows(self.space.standardized(part))
-            profile = self.profile(rows, np.ones(len(rows)), keys)
+            with stretch_of_progress(start / len(values), (start + len(rows)) / len(values)):
+                profile = self.profile(rows, np.ones(len(rows)), keys)
             curves.append(
                 summarize_profile(profile, self.expert_names, self.weights, self.network_names)
             )
@@ -491,7 +496,8 @@ def network_denoiser(module: torch.nn.Module) -> Denoiser:
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
         bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
-        return module(bounded.float(), logsnr.float()).to(z.dtype)
+        noise: Tensor = module(bounded.float(), logsnr.float())
+        return noise.to(z.dtype)
 
     return denoise
 

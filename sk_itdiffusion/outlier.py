@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.encoding import Table, read_table
@@ -24,10 +25,12 @@ from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
     flattened_images,
+    long_call,
 )
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
+from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -50,9 +53,11 @@ COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
 #: Least score, so that differences of scores are finite.
 LEAST_SCORE = -1e300
+#: Shares of a progress bar at which the fits after trimming begin and end; then rows are scored.
+FIT_BEGINS, FIT_ENDS = 0.2, 0.9
 
 
-class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
+class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEstimator):
     r"""Outlier and novelty detection by log-densities with a noise floor.
 
     The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,
@@ -87,9 +92,9 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         Rate in (0, 1) at which new rows from the distribution of the training rows are rejected;
         only for ``contamination="auto"``.
     noise_floor : "auto", None, float or array-like of float, default="auto"
-        Log-SNR :math:`a_1` of the noise, relative to standardised and mapped columns; the noise
-        has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03 standard deviations).
-        Several: the mean of the scores.  None: no noise.  At least -200.
+        Finite log-SNR :math:`a_1` of the noise, at least -200, relative to standardised and mapped
+        columns; the noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03
+        standard deviations).  Several: the mean of the scores.  None: no noise.
     average : bool, default=True
         Whether the score is averaged over the models that the estimator holds, or is that of its
         stack alone.
@@ -102,6 +107,10 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
         further fits.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all of its
+        fits, whatever ``verbose`` the estimator has, and so does scoring if it takes more than a
+        few seconds.
     random_state : int, RandomState or None, default=None
         Seed of the held-out rows and of the estimator.
 
@@ -164,6 +173,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         "average": ["boolean"],
         "trim": [Interval(Real, 0, 0.5, closed="both")],
         "calibration_fraction": [Interval(Real, 0, 0.5, closed="right")],
+        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
@@ -177,6 +187,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         average: bool = True,
         trim: float = 0.1,
         calibration_fraction: float = 0.2,
+        verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
@@ -186,6 +197,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         self.average = average
         self.trim = trim
         self.calibration_fraction = calibration_fraction
+        self.verbose = verbose
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
@@ -232,47 +244,76 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         order = np.random.default_rng(split_seed).permutation(len(rows))
         template = self.estimator
         template = default_estimator(rows) if template is None else with_floor_levels(template)
-        if self.contamination != "auto":
-            self._fit_density(template, rows, fit_seed)
-            scores = self._scores(rows)
+        # Each fit may come after one that trims its rows.
+        tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y)
+        with progress_bar(type(self).__name__, self.verbose):
+            scores = self._fit_and_score_others(template, rows, order, fit_seed, tasks)
+        if self.contamination == "auto":
+            self.calibration_scores_ = np.sort(scores)
+            self.offset_ = threshold(self.calibration_scores_, self.false_alarm_rate)
+        else:
             # As in scikit-learn: exactly the share of the training rows, but for equal scores.
             self.offset_ = float(np.percentile(scores, 100.0 * float(self.contamination)))
-            return self
+        tasks.end()
+        return self
+
+    def _fit_and_score_others(
+        self, template: DensityEstimator, rows: Rows, order: Index, seed: int, tasks: FitTasks
+    ) -> Array:
+        """Fit the density, and return the scores that the threshold comes from."""
+        if self.contamination != "auto":
+            return self._fit_and_score(template, rows, rows, seed, tasks)
         if len(rows) >= LEAST_ROWS_TO_SPARE:
             n_spared = min(round(self.calibration_fraction * len(rows)), MOST_CALIBRATION_ROWS)
             n_spared = max(n_spared, 1)
-            self._fit_density(template, take(rows, np.sort(order[n_spared:])), fit_seed)
-            scores = self._scores(take(rows, order[:n_spared]))
-        else:
-            scores = self._fold_scores(template, rows, order, fit_seed)
-            self._fit_density(template, rows, fit_seed)
-        self.calibration_scores_ = np.sort(scores)
-        self.offset_ = threshold(self.calibration_scores_, self.false_alarm_rate)
-        return self
+            kept, spared = take(rows, np.sort(order[n_spared:])), take(rows, order[:n_spared])
+            return self._fit_and_score(template, kept, spared, seed, tasks)
+        scores = self._fold_scores(template, rows, order, seed, tasks)
+        with stretch_of_progress(N_FOLDS / (N_FOLDS + 1), 1.0, "all rows"):
+            self._fit_density(template, rows, seed, tasks)
+        return scores
 
     def _fold_scores(
-        self, template: DensityEstimator, rows: Rows, order: Index, seed: int
+        self, template: DensityEstimator, rows: Rows, order: Index, seed: int, tasks: FitTasks
     ) -> Array:
         """Return the score of each row under a density fitted without it."""
         scores = np.empty(len(rows))
-        for fold in np.array_split(order, min(N_FOLDS, len(rows) // 2)):
+        folds = np.array_split(order, min(N_FOLDS, len(rows) // 2))
+        for number, fold in enumerate(folds):
             others = np.setdiff1d(order, fold)
             if len(others) < 2:  # two or three rows are too few to hold any out
                 others = np.arange(len(rows))
+            place = number / (N_FOLDS + 1), (number + 1) / (N_FOLDS + 1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
-                self._fit_density(template, take(rows, others), seed)
-            scores[fold] = self._scores(take(rows, fold))
+                with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
+                    scores[fold] = self._fit_and_score(
+                        template, take(rows, others), take(rows, fold), seed, tasks
+                    )
         return scores
 
-    def _fit_density(self, template: DensityEstimator, rows: Rows, seed: int) -> None:
+    def _fit_and_score(
+        self, template: DensityEstimator, rows: Rows, others: Rows, seed: int, tasks: FitTasks
+    ) -> Array:
+        """Fit the density to rows and return the scores of others."""
+        with stretch_of_progress(0.0, FIT_ENDS):
+            self._fit_density(template, rows, seed, tasks)
+        with stretch_of_progress(FIT_ENDS, 1.0):
+            return self._scores(others)
+
+    def _fit_density(
+        self, template: DensityEstimator, rows: Rows, seed: int, tasks: FitTasks
+    ) -> None:
         """Fit the density to the rows that are left of trimming."""
-        kept = self._trimmed(template, rows, seed)
-        self.estimator_ = fitted(template, kept, seed, quiet=self.noise_floor_ is not None)
+        with stretch_of_progress(0.0, FIT_BEGINS):
+            kept = self._trimmed(template, rows, seed, tasks)
+        with stretch_of_progress(FIT_BEGINS, 1.0):
+            quiet = self.noise_floor_ is not None
+            self.estimator_ = fitted(template, kept, seed, quiet, tasks)
         self._floored = self._with_floor(self.estimator_, kept)
         self.members_ = list(self._floored.members)
 
-    def _trimmed(self, template: DensityEstimator, rows: Rows, seed: int) -> Rows:
+    def _trimmed(self, template: DensityEstimator, rows: Rows, seed: int, tasks: FitTasks) -> Rows:
         """Return the rows without those that a quick fit finds least likely."""
         n_trimmed = round(self.trim * len(rows))
         if n_trimmed == 0 or len(rows) < LEAST_ROWS_TO_TRIM:
@@ -280,7 +321,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
-            first = fitted(first, rows, seed, quiet=False)
+            first = fitted(first, rows, seed, quiet=False, tasks=tasks)
         model = first._model
         floored = FlooredModel(model, self._floors)
         if not model.space.is_empty:
@@ -345,7 +386,9 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
             discrete ones.  A row's score does not depend on the other rows.
         """
         check_is_fitted(self)
-        return self._scores(self._checked_rows(X, reset=False))
+        rows = self._checked_rows(X, reset=False)
+        with long_call(self, "score_samples"):
+            return self._scores(rows)
 
     def decision_function(self, X: ArrayLike) -> Array:
         """Return the score minus the threshold; negative for outliers.
@@ -432,7 +475,8 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
-        parts = self._floored.contributions(values, self.estimator_._effort())
+        with long_call(self, "explain"):
+            parts = self._floored.contributions(values, self.estimator_._effort())
         # Columns so far out that they have no density share the least score.
         far = np.isneginf(parts)
         parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
@@ -544,7 +588,7 @@ def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Inde
     is_constant = (values[kept] == usual).all(axis=0)
     differs = values[:, is_constant] != usual[is_constant]
     differs = differs[:, differs.any(axis=0)]
-    return np.where(differs, scores[:, None], -np.inf).argmax(axis=0)
+    return np.asarray(np.where(differs, scores[:, None], -np.inf).argmax(axis=0))
 
 
 def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
@@ -552,13 +596,16 @@ def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
     return np.isin(np.arange(n_columns), chosen)
 
 
-def fitted(template: DensityEstimator, rows: Rows, seed: int, quiet: bool) -> DensityEstimator:
+def fitted(
+    template: DensityEstimator, rows: Rows, seed: int, quiet: bool, tasks: FitTasks
+) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
-    estimator = clone(template).set_params(random_state=seed)
-    with warnings.catch_warnings():
+    estimator: DensityEstimator = clone(template).set_params(random_state=seed)
+    with warnings.catch_warnings(), tasks.subfit("fit", estimator):
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
-        return estimator.fit(rows)
+        estimator.fit(rows)
+    return estimator
 
 
 def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:

@@ -46,6 +46,7 @@ from sk_itdiffusion.likelihood import (
 )
 from sk_itdiffusion.model import LEAST_LOG_DENSITY, Effort, TableModel, on_device, scoring_noise
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -64,6 +65,8 @@ Array = NDArray[np.float64]
 ROWS_FOR_PLACEMENT = 100
 #: In mapped units; squares of numbers farther out overflow.
 FARTHEST = 1e100
+#: Share of a progress bar that is for the references' part of a score, if a network has another.
+SHARE_OF_REFERENCES = 0.1
 #: In nats; information about other columns below the least log-SNR of an explanation.
 LEAST_INFORMATION = 0.001
 #: Name of the fitted model among the members.
@@ -362,7 +365,7 @@ class FlooredModel:
             cannot be standardised.
         """
         model = self.model
-        total = constant_parts(model, values).sum(axis=1)
+        total: Array = constant_parts(model, values).sum(axis=1)
         if model.space.is_empty:
             return total
         rows = _MappedRows.of(model, values)
@@ -380,17 +383,22 @@ class FlooredModel:
     ) -> Array:
         """Return the mean of the members' log-densities of chosen rows, in the mapped space."""
         names = [self.control if name == MODEL else name for name in self.members]
-        smoothed = {
-            name: self._floored_reference(self.model.references[name], rows, chosen, effort)
-            for name in dict.fromkeys(names)
-        }
-        total = np.mean([smoothed[name] for name in names], axis=0)
         rule = self._rule(self.model.scoring_rule(effort)) if MODEL in self.members else None
+        share = 1.0 if rule is None else SHARE_OF_REFERENCES
+        distinct = list(dict.fromkeys(names))
+        smoothed = {}
+        for number, name in enumerate(distinct):
+            reference = self.model.references[name]
+            ends = share * number / len(distinct), share * (number + 1) / len(distinct)
+            with stretch_of_progress(*ends):
+                smoothed[name] = self._floored_reference(reference, rows, chosen, effort)
+        total = np.mean([smoothed[name] for name in names], axis=0)
         near = smoothed.get(self.control, np.empty(0)) > LEAST_LOG_DENSITY
         if rule is not None and near.any():
             experts = self.model.experts()
             paired = self.model.stack(experts).paired_with(experts[self.control])
-            total[near] += self._gap(rows, chosen[near], paired, rule) / len(names)
+            with stretch_of_progress(share, 1.0):
+                total[near] += self._gap(rows, chosen[near], paired, rule) / len(names)
         return np.asarray(total)
 
     def _noise(self, effort: Effort) -> NoiseRule:
@@ -465,7 +473,7 @@ class FlooredModel:
                 total = total + (found * coefficient[:, :, None]).sum(axis=1)
             return np.asarray(total / len(self.floors))
 
-        blocks = map_in_workers(block, range(0, len(chosen), n_rows), "cpu")
+        blocks = map_in_workers(block, range(0, len(chosen), n_rows), "cpu", current_progress())
         return np.concatenate(blocks)[: len(chosen)]
 
     # -- contributions -----------------------------------------------------------------------
@@ -534,7 +542,7 @@ class FlooredModel:
 
         It differs from `log_density` by the error of the integration only.
         """
-        total = constant_parts(self.model, values).sum(axis=1)
+        total: Array = constant_parts(self.model, values).sum(axis=1)
         if self.model.space.is_empty:
             return total
         rows = _MappedRows.of(self.model, values)
@@ -623,7 +631,8 @@ class FlooredModel:
                     total[:, column] += weighted[:, coordinate]
             return total
 
-        blocks = map_in_workers(one_block, range(0, len(points), n_rows), model.device)
+        starts = range(0, len(points), n_rows)
+        blocks = map_in_workers(one_block, starts, model.device, current_progress())
         return np.concatenate(blocks)[: len(points)]
 
 

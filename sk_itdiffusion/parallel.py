@@ -23,6 +23,8 @@ from typing import TypeVar
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from sk_itdiffusion.progress import Progress
+
 __all__ = ["map_in_workers", "run_all_interruptibly", "run_interruptibly", "single_blas_thread"]
 
 Item = TypeVar("Item")
@@ -89,7 +91,10 @@ single_blas_thread = _SingleBlasThread()
 
 
 def map_in_workers(
-    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | str
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    device: torch.device | str,
+    progress: Progress | None = None,
 ) -> list[Result]:
     """Return the function's results for items, computed by workers on a CPU.
 
@@ -101,6 +106,8 @@ def map_in_workers(
         Arguments.
     device : torch.device or str
         On other devices than the CPU the items are done one after the other.
+    progress : Progress or None, default=None
+        Shows how many items are done.
 
     Returns
     -------
@@ -109,9 +116,25 @@ def map_in_workers(
     """
     todo = list(items)
     if torch.device(device).type != "cpu":
-        return [function(item) for item in todo]
+        return _collected((function(item) for item in todo), len(todo), progress)
     with worker_pool(max(1, min(_available(), len(todo)))) as pool:
-        return list(pool.map(function, todo))
+        futures = [pool.submit(function, item) for item in todo]
+        try:
+            return _collected((future.result() for future in futures), len(todo), progress)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _collected(results: Iterable[Result], n: int, progress: Progress | None) -> list[Result]:
+    """Return results as they come, and show how many there are."""
+    collected: list[Result] = []
+    for result in results:
+        collected.append(result)
+        if progress is not None:
+            progress.show(len(collected) / n)
+    return collected
 
 
 def run_interruptibly(

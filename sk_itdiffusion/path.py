@@ -30,6 +30,7 @@ from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import Keys, NoiseRule, spawn_keys
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.progress import current_progress
 
 __all__ = ["PathRule", "path_log_probability"]
 
@@ -114,7 +115,7 @@ def path_log_probability(
         total[start:stop] = logsumexp(kept, axis=1) - math.log(rule.n_paths)
         variance[start:stop] = variance_of_log_mean(kept)
 
-    map_in_workers(score_block, range(0, len(rows), n_rows), device)
+    map_in_workers(score_block, range(0, len(rows), n_rows), device, current_progress())
     return total, variance
 
 

@@ -125,7 +125,7 @@ class StreamedPosterior:
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return log of the normaliser and the mean of the scaled level, both (B, m)."""
-        log_z, mean = _StreamedMoments.apply(self.coefficients, self)
+        log_z, mean = _StreamedMoments.apply(self.coefficients, self)  # type: ignore[no-untyped-call]
         return log_z, mean
 
     def mean(self) -> Tensor:

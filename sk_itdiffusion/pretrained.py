@@ -48,11 +48,21 @@ _LARGEST_BETA = 0.999
 
 
 class NoiseSchedule(ABC):
-    """How a network's time and input follow from the log-SNR."""
+    """How a network's time and input follow from the log-SNR.
+
+    A schedule of one's own defines `network_input`.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.pretrained import NoiseSchedule
+    >>> class ReversedLogSNR(NoiseSchedule):
+    ...     def network_input(self, z, logsnr):
+    ...         return z, -logsnr
+    """
 
     @abstractmethod
     def network_input(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the network is called with: points (B, d) and times (B,).
+        """Return what the network is called with.
 
         Parameters
         ----------
@@ -60,10 +70,34 @@ class NoiseSchedule(ABC):
             Noisy points ``sqrt(sigmoid(logsnr)) x + sqrt(sigmoid(-logsnr)) eps``.
         logsnr : Tensor of shape (B,)
             Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        points : Tensor of shape (B, d)
+            The points, in the scale of the network.
+        time : Tensor of shape (B,)
+            The network's time.
         """
 
     def noise(self, output: Tensor, z: Tensor, logsnr: Tensor, prediction_type: str) -> Tensor:
-        """Return the predicted noise (B, d) from the network's output (B, d)."""
+        """Return the noise that a network predicts.
+
+        Parameters
+        ----------
+        output : Tensor of shape (B, d)
+            What the network returned.
+        z : Tensor of shape (B, d)
+            Noisy points.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+        prediction_type : {"epsilon", "sample", "v_prediction"}
+            What the network predicts.
+
+        Returns
+        -------
+        Tensor of shape (B, d)
+            The predicted noise.
+        """
         if prediction_type == "epsilon":
             return output
         if prediction_type == "sample":
@@ -129,7 +163,20 @@ class DiscreteTimeNoise(NoiseSchedule):
 
     @classmethod
     def from_betas(cls, betas: ArrayLike, continuous_time: bool = True) -> DiscreteTimeNoise:
-        """Return the schedule of given noise variances of the steps."""
+        """Return the schedule of given noise variances of the steps.
+
+        Parameters
+        ----------
+        betas : array-like of shape (n_steps,)
+            Variances, in (0, 1).
+        continuous_time : bool, default=True
+            Whether the network takes times between steps.
+
+        Returns
+        -------
+        DiscreteTimeNoise
+            The schedule.
+        """
         steps = 1.0 - np.asarray(betas, dtype=np.float64)
         return cls(np.cumprod(steps), continuous_time)
 
@@ -137,12 +184,40 @@ class DiscreteTimeNoise(NoiseSchedule):
     def ddpm_linear(
         cls, n_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> DiscreteTimeNoise:
-        """Return the schedule of Ho et al. (2020), linear in the variance of the steps."""
+        """Return the schedule of Ho et al. (2020), linear in the variance of the steps.
+
+        Parameters
+        ----------
+        n_steps : int, default=1000
+            Number of steps, at least 2.
+        beta_start : float, default=1e-4
+            Variance of the first step, in (0, 1).
+        beta_end : float, default=0.02
+            Variance of the last step, in (0, 1).
+
+        Returns
+        -------
+        DiscreteTimeNoise
+            The schedule.
+        """
         return cls.from_betas(np.linspace(beta_start, beta_end, n_steps))
 
     @classmethod
     def cosine(cls, n_steps: int = 1000, offset: float = 0.008) -> DiscreteTimeNoise:
-        """Return the schedule of Nichol and Dhariwal (2021, equation 17)."""
+        """Return the schedule of Nichol and Dhariwal (2021, equation 17).
+
+        Parameters
+        ----------
+        n_steps : int, default=1000
+            Number of steps, at least 2.
+        offset : float, default=0.008
+            Keeps the variances of the first steps from being too small; at least 0.
+
+        Returns
+        -------
+        DiscreteTimeNoise
+            The schedule.
+        """
         time = np.arange(n_steps + 1) / n_steps
         signal = np.cos((time + offset) / (1.0 + offset) * math.pi / 2.0) ** 2
         return cls.from_betas(np.minimum(1.0 - signal[1:] / signal[:-1], _LARGEST_BETA))
@@ -153,12 +228,34 @@ class DiscreteTimeNoise(NoiseSchedule):
         return len(self.alphas_cumprod)
 
     def logsnr(self, time: ArrayLike) -> Array:
-        """Return the log-SNR of time steps, which may lie between those of the table."""
+        """Return the log-SNR of time steps, which may lie between those of the table.
+
+        Parameters
+        ----------
+        time : array-like
+            Times in [0, n_steps - 1].
+
+        Returns
+        -------
+        ndarray
+            Log signal-to-noise ratios, in the shape of the times.
+        """
         steps = np.arange(self.n_steps, dtype=np.float64)
         return np.asarray(np.interp(np.asarray(time, dtype=np.float64), steps, self._logsnr))
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """Return the times (B,) of log-SNRs (B,)."""
+        """Return the times of log-SNRs.
+
+        Parameters
+        ----------
+        logsnr : Tensor of shape (B,)
+            Log signal-to-noise ratios.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Times in [0, n_steps - 1]; whole numbers unless time is continuous.
+        """
         # In float64 and on the CPU, where interpolation is exact enough to hit whole steps.
         level = logsnr.detach().cpu().double().numpy()
         steps = np.arange(self.n_steps - 1, -1, -1, dtype=np.float64)
@@ -204,6 +301,14 @@ class EDMNoise(NoiseSchedule):
     ----------
     sigma_data : float, default=0.5
         Standard deviation of the data, positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.pretrained import EDMNoise
+    >>> points, time = EDMNoise(sigma_data=1.0).network_input(torch.ones(1, 2), torch.zeros(1))
+    >>> points.tolist(), time.item()
+    ([[1.0, 1.0]], -0.0)
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
@@ -218,7 +323,7 @@ class EDMNoise(NoiseSchedule):
         return scale[:, None] * z, -0.125 * logsnr
 
     def noise(self, output: Tensor, z: Tensor, logsnr: Tensor, prediction_type: str) -> Tensor:
-        """Return the predicted noise (B, d) from the network's output (B, d)."""
+        """Return the predicted noise; see `NoiseSchedule.noise`."""
         if prediction_type == "sample":
             return super().noise(output, z, logsnr, prediction_type)
         sigma = torch.exp(-0.5 * logsnr)[:, None]

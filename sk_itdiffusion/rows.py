@@ -139,7 +139,8 @@ def in_units_of_the_least(weight: Array) -> Array:
     """
     relative = weight / weight.min()
     counts = np.rint(relative)
-    return counts if np.allclose(relative, counts, rtol=1e-9, atol=0.0) else relative
+    is_close = np.allclose(relative, counts, rtol=1e-9, atol=0.0)
+    return np.asarray(counts if is_close else relative)
 
 
 def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:

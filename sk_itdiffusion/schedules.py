@@ -48,7 +48,16 @@ def check_number(name: str, value: object, positive: bool = False) -> None:
 
 
 class Schedule(BaseEstimator):
-    """Base class of the schedules: a distribution of the log-SNR on a given range."""
+    """Base class of the schedules: a distribution of the log-SNR on a given range.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import Schedule, UniformSchedule
+    >>> isinstance(UniformSchedule(), Schedule)
+    True
+    >>> UniformSchedule().density(-4.0, 4.0, spectrum=[1.0]).edges[[0, -1]]
+    array([-4.,  4.])
+    """
 
     #: Whether the density is fitted again, during training, to the measured gap.
     adaptive = False
@@ -63,7 +72,7 @@ class Schedule(BaseEstimator):
         Parameters
         ----------
         low, high : float
-            Range of the log-SNR.
+            Range of the log-SNR; low is less than high.
         spectrum : ndarray of shape (n_features,)
             Eigenvalues of the covariance of the data.
 
@@ -86,8 +95,9 @@ class LogisticSchedule(Schedule):
     Parameters
     ----------
     loc : float or None, default=None
-        Location.  None takes it from the data: minus the mean logarithm of the covariance's
-        eigenvalues, where a Gaussian's information is gained (Kong et al. 2023), plus 1.
+        Location, any finite number.  None takes it from the data: minus the mean logarithm of the
+        covariance's eigenvalues, where a Gaussian's information is gained (Kong et al. 2023),
+        plus 1.
     scale : float or None, default=None
         Scale, positive.  None takes it from the data by matching moments,
         ``sqrt(1 + 3 / pi**2 * var(log(eigenvalues)))``, times 1.7.
@@ -125,17 +135,32 @@ class AdaptiveSchedule(LogisticSchedule):
     Parameters
     ----------
     loc, scale : float or None, default=None
-        Parameters of the logistic density; see `LogisticSchedule`.
+        Location, any finite number, and positive scale of the logistic density; see
+        `LogisticSchedule`.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import AdaptiveSchedule
+    >>> AdaptiveSchedule(loc=1.0).adaptive
+    True
     """
 
     adaptive = True
 
 
 class UniformSchedule(Schedule):
-    """Uniform distribution of the log-SNR over the whole range."""
+    """Uniform distribution of the log-SNR over the whole range.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import UniformSchedule
+    >>> density = UniformSchedule().density(-4.0, 4.0, spectrum=[1.0])
+    >>> float(density.density([0.0])[0])
+    0.125
+    """
 
     def _cdf(self, logsnr: Array, spectrum: Array) -> Array:
-        return logsnr - logsnr[0]
+        return np.asarray(logsnr - logsnr[0])
 
 
 class TruncatedNormalSchedule(Schedule):
@@ -144,9 +169,16 @@ class TruncatedNormalSchedule(Schedule):
     Parameters
     ----------
     loc : float, default=2.0
-        Mean before truncation.
+        Mean before truncation, any finite number.
     scale : float, default=4.0
         Standard deviation before truncation, positive.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import TruncatedNormalSchedule
+    >>> density = TruncatedNormalSchedule(loc=1.0, scale=0.5).density(-4.0, 6.0, [1.0])
+    >>> bool(density.density([1.0])[0] > density.density([2.0])[0])
+    True
     """
 
     def __init__(self, loc: float = 2.0, scale: float = 4.0) -> None:
@@ -164,6 +196,13 @@ class DDPMLinearSchedule(Schedule):
 
     The variances of the steps rise linearly from 1e-4 to 0.02 over 1000 steps
     (Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import DDPMLinearSchedule
+    >>> density = DDPMLinearSchedule().density(-10.0, 9.0, spectrum=[1.0])
+    >>> bool(density.density([-5.0])[0] > density.density([5.0])[0])
+    True
     """
 
     def _cdf(self, logsnr: Array, spectrum: Array) -> Array:
@@ -177,6 +216,13 @@ class CosineSchedule(Schedule):
 
     The SNR at time t in (0, 1) is ``cot(pi t / 2)**2`` (Nichol, Dhariwal, "Improved Denoising
     Diffusion Probabilistic Models", ICML 2021).
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import CosineSchedule
+    >>> density = CosineSchedule().density(-6.0, 6.0, spectrum=[1.0])
+    >>> round(float(density.density([0.0])[0] / density.density([4.0])[0]), 2)
+    3.53
     """
 
     def _cdf(self, logsnr: Array, spectrum: Array) -> Array:
@@ -194,7 +240,29 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def resolve_schedule(schedule: Any) -> Schedule:
-    """Return the schedule of a name, or the schedule itself."""
+    """Return the schedule of a name, or the schedule itself.
+
+    Parameters
+    ----------
+    schedule : str or Schedule
+        A key of `SCHEDULES`, or an object.
+
+    Returns
+    -------
+    Schedule
+        The object.
+
+    Raises
+    ------
+    ValueError
+        If there is no such schedule.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.schedules import resolve_schedule
+    >>> resolve_schedule("logistic")
+    LogisticSchedule()
+    """
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, str) and schedule in SCHEDULES:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from torch import Generator, Tensor, nn
 
+from sk_itdiffusion.callbacks import FitTasks
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import PiecewiseDensity
 from sk_itdiffusion.denoisers import (
@@ -28,6 +30,7 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
 )
 from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.progress import Progress
 from sk_itdiffusion.streams import RowDataset, StreamedRows
 
 __all__ = [
@@ -38,8 +41,11 @@ __all__ = [
     "StopTraining",
     "TrainingControl",
     "TrainingPlan",
+    "TrainingReport",
     "train",
 ]
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
@@ -326,6 +332,79 @@ class MeanCriterion(nn.Module):
         return output.mean()
 
 
+@dataclass
+class TrainingReport:
+    """Tells of the epochs of a network: on a bar, in the log, to scikit-learn's callbacks.
+
+    Attributes
+    ----------
+    name : str
+        Name of the network.
+    progress : Progress
+        Where the training is shown.
+    tasks : FitTasks
+        The epochs as tasks of a fit.
+    attributes_now : callable or None
+        Returns the attributes that the estimator would have if the fit of the net, whose best
+        weights are restored, had ended now.
+    is_only : bool
+        Whether no other network is trained, so that its name says nothing.
+    """
+
+    name: str = "network"
+    progress: Progress = field(default_factory=Progress)
+    tasks: FitTasks = field(default_factory=FitTasks)
+    attributes_now: Callable[[skorch.NeuralNet], dict[str, Any]] | None = None
+    is_only: bool = True
+
+    def epoch(self, number: int, n_epochs: int) -> str:
+        """Return the name of an epoch."""
+        return f"{'' if self.is_only else f'{self.name}, '}epoch {number}/{n_epochs}"
+
+    def epoch_begins(self, number: int, n_epochs: int) -> None:
+        """Tell that an epoch begins."""
+        if number == 1:
+            self.progress.restart()
+            self.progress.show(0.0, self.epoch(number, n_epochs))
+        self.tasks.begin_task(self.epoch(number, n_epochs))
+
+    def epoch_ends(self, control: TrainingControl, net: skorch.NeuralNet) -> bool:
+        """Tell of the bounds of an epoch, and return whether a callback asks to end."""
+        row = net.history[-1]
+        bounds = row["train_loss"], row.get("valid_loss", math.nan)
+        name = self.epoch(row["epoch"], control.n_epochs)
+        self.progress.show(
+            control.share_done, f"{name}, train {bounds[0]:.3f}, valid {bounds[1]:.3f}"
+        )
+        logger.debug(
+            "%s of %s: training bound %.4f, validation bound %.4f nats per row",
+            name,
+            self.name,
+            *bounds,
+        )
+
+        def attributes() -> dict[str, Any] | None:
+            if self.attributes_now is None:
+                return None
+            return self.attributes_now(control.best_net(net))
+
+        return self.tasks.end_task(attributes)
+
+    def ends(self, control: TrainingControl, net: skorch.NeuralNet) -> None:
+        """Tell that the training has ended."""
+        self.tasks.end_task()
+        self.progress.show(1.0)
+        logger.info(
+            "%s trained for %d of at most %d epochs; best validation bound %.4f nats per row, of "
+            "epoch %d",
+            self.name,
+            len(net.history),
+            control.n_epochs,
+            control.best,
+            control.best_epoch,
+        )
+
+
 class TrainingControl(Callback):
     """Learning rate, gradient clipping, weight averaging, early stopping, best state.
 
@@ -345,6 +424,7 @@ class TrainingControl(Callback):
         interrupted: threading.Event | None = None,
         initial_bound: float = math.inf,
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
+        report: TrainingReport | None = None,
     ) -> None:
         self.n_steps = n_steps
         self.n_epochs = n_epochs
@@ -354,10 +434,12 @@ class TrainingControl(Callback):
         self.initial_bound = initial_bound
         self.interrupted = interrupted
         self.on_epoch = on_epoch
+        self.report = TrainingReport() if report is None else report
 
     def on_train_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Note the base rates."""
         self.step = 0
+        self.has_ended = False
         self.best = math.inf
         self.best_state: dict[str, Tensor] | None = None
         self.best_epoch = 0
@@ -368,8 +450,11 @@ class TrainingControl(Callback):
     def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Go on where a checkpoint ended, if a callback has loaded one."""
         n_done = len(net.history) - 1
-        if n_done == 0 or self.step > 0:
-            return
+        if n_done > 0 and self.step == 0:
+            self._resume(net, n_done)
+        self.report.epoch_begins(n_done + 1, self.n_epochs)
+
+    def _resume(self, net: skorch.NeuralNet, n_done: int) -> None:
         if n_done >= self.n_epochs:
             net.history.pop()
             raise StopTraining
@@ -380,6 +465,14 @@ class TrainingControl(Callback):
         self.note_best(net, net.history[-2].get("valid_loss", math.inf))
         if self.on_epoch is not None:
             self.on_epoch(net, ADAPTATION_EPOCHS[0])
+
+    @property
+    def share_done(self) -> float:
+        """Share of the steps to be taken, as far as they are known, that are done."""
+        if self.cooling_from is None:
+            return self.step / self.n_steps
+        start, length, _ = self.cooling_from
+        return min(1.0, self.step / (start + length))
 
     def rate_factor(self) -> float:
         """Return the factor of the learning rate at the present step."""
@@ -410,6 +503,7 @@ class TrainingControl(Callback):
         if training:
             self.step += 1
             net.module_.update_average()
+            self.report.progress.show(self.share_done)
 
     def note_best(self, net: skorch.NeuralNet, bound: float) -> None:
         """Keep a copy of the averaged weights as the best so far."""
@@ -424,22 +518,28 @@ class TrainingControl(Callback):
         net.module_.averaged.load_state_dict(self.best_state)
         net.module_.denoiser.load_state_dict(self.best_state)
 
+    def best_net(self, net: skorch.NeuralNet) -> skorch.NeuralNet:
+        """Return a copy of a net in training, with the best weights so far."""
+        best = object.__new__(type(net))
+        vars(best).update(vars(net) | {"module_": copy.deepcopy(net.module_).eval()})
+        self.restore_best(best)
+        return best
+
     def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
-        """Judge the epoch by its validation bound."""
+        """Judge the epoch by its validation bound, and whether it is the last one."""
         epoch = len(net.history)
         bound = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
         if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
             self._handle_divergence(net)
+            return
         if bound < self.best:
             self.note_best(net, bound)
             self.best_epoch = epoch
         if self.on_epoch is not None:
             self.on_epoch(net, epoch)
-        if epoch >= self.n_epochs:
-            raise StopTraining
+        self.has_ended = self.report.epoch_ends(self, net) or epoch >= self.n_epochs
         if self.cooling_from is not None:
-            if self.step - self.cooling_from[0] >= self.cooling_from[1]:
-                raise StopTraining
+            self.has_ended |= self.step - self.cooling_from[0] >= self.cooling_from[1]
         elif self.patience is not None and epoch - self.best_epoch >= self.patience:
             height = self.rate_factor()
             self.restore_best(net)
@@ -450,6 +550,7 @@ class TrainingControl(Callback):
         self.best_state = None
         self.on_epoch = None
         self.interrupted = None
+        self.report = TrainingReport()
 
     def _handle_divergence(self, net: skorch.NeuralNet) -> None:
         if self.best_epoch == 0:
@@ -463,7 +564,7 @@ class TrainingControl(Callback):
             ConvergenceWarning,
             stacklevel=2,
         )
-        raise StopTraining
+        self.has_ended = True
 
 
 @dataclass(frozen=True)
@@ -489,20 +590,26 @@ class _Net(skorch.NeuralNet):
     micro_batch_size: int | None = None
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
-        """Call a method of all callbacks; skorch's way to stop is a KeyboardInterrupt."""
+        """Call a method of all callbacks; skorch's way to stop is a KeyboardInterrupt.
+
+        The last epoch ends for all callbacks, whichever of them ends the training.
+        """
         try:
             super().notify(method_name, **cb_kwargs)
         except KeyboardInterrupt as stop:
             if method_name != "on_epoch_end":
                 raise
             raise StopTraining from stop
+        if method_name == "on_epoch_end" and dict(self.callbacks_)["control"].has_ended:
+            raise StopTraining
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take the gradient of a batch, in parts if the batch would not fit into memory."""
         size = self.micro_batch_size
         n_rows = len(batch[1])
         if size is None or n_rows <= size:
-            return super().train_step_single(batch, **fit_params)
+            step: dict[str, Any] = super().train_step_single(batch, **fit_params)
+            return step
         self._set_training(True)
         total = torch.zeros((), device=batch[1].device)
         for start in range(0, n_rows, size):
@@ -532,6 +639,7 @@ def train(
     callbacks: list[Any] | None = None,
     device: torch.device | str = "cpu",
     interrupted: threading.Event | None = None,
+    report: TrainingReport | None = None,
 ) -> skorch.NeuralNet:
     """Train the objective's denoiser and return the skorch net with the best weights.
 
@@ -555,6 +663,8 @@ def train(
         Device of the network.
     interrupted : threading.Event or None, default=None
         Ends the training by a KeyboardInterrupt once it is set.
+    report : TrainingReport or None, default=None
+        Is told of the epochs.
 
     Returns
     -------
@@ -588,6 +698,7 @@ def train(
         on_epoch=on_epoch,
         interrupted=interrupted,
         initial_bound=mean_bound(objective.to(device), fixed),
+        report=report,
     )
     net = _Net(
         objective,
@@ -604,7 +715,8 @@ def train(
         iterator_valid=lambda *_, **__: FixedNoiseIterator(fixed),
         train_split=predefined_split(valid_rows),
         callbacks=[("control", control), *(callbacks or [])],
-        **({} if plan.verbose else {"callbacks__print_log": None}),
+        # The bar shows what this callback would print; others may print if it is verbose.
+        callbacks__print_log=None,
         verbose=plan.verbose,
         device=device,
     )
@@ -618,6 +730,7 @@ def train(
         net.fit_loop(valid_rows, epochs=plan.max_epochs)
     control.restore_best(net)
     net.module_.eval()
+    control.report.ends(control, net)
     net.notify("on_train_end", X=valid_rows, y=None)
     return net
 

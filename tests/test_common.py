@@ -1,6 +1,8 @@
 """scikit-learn's common checks, with no expected failures."""
 
+import numpy as np
 import pytest
+from sklearn import clone, config_context
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_itdiffusion import (
@@ -48,6 +50,24 @@ pytestmark = pytest.mark.changes_global_state
 @parametrize_with_checks([*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, *DETECTORS])
 def test_common_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
+@pytest.mark.parametrize(
+    "estimator",
+    [*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, DETECTORS[1]],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_estimators_are_shown_as_html(estimator):
+    X = np.random.default_rng(0).integers(0, 3, size=(60, 2))
+    unfitted, fitted = clone(estimator), clone(estimator).fit(X)
+    with config_context(display="diagram"):
+        for shown, state in ((unfitted, "Not fitted"), (fitted, "Fitted")):
+            page = shown._repr_html_()
+            assert type(estimator).__name__ in page
+            assert f"<span>{state}</span>" in page
+            assert "text/html" in shown._repr_mimebundle_()
+    assert "n_features_in_" not in vars(unfitted)
 
 
 @pytest.mark.slow

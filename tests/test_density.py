@@ -692,13 +692,6 @@ def test_schedules_reach_the_same_optimum(X):
     assert np.ptp(scores) < 0.1
 
 
-def test_verbose_prints_and_silence_is_the_default(X, capsys):
-    IMMSEDensity(**TINY).fit(X)
-    assert capsys.readouterr().out == ""
-    IMMSEDensity(**TINY | {"verbose": 1}).fit(X)
-    assert "epoch" in capsys.readouterr().out
-
-
 # -- samples ---------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.interpolate import RegularGridInterpolator
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
@@ -28,6 +29,7 @@ from sk_itdiffusion.display import (
     OutlierExplanationDisplay,
     SamplePairDisplay,
 )
+from sk_itdiffusion.display.marginal import averaged_conditionals
 from sk_itdiffusion.display.style import expert_styles
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -519,9 +521,137 @@ def test_points_are_rows_and_only_where_they_belong(plane, density):
     assert cut.points_ is None
 
 
+class ExactGaussian(BaseEstimator):
+    """An estimator whose density and marginals are known."""
+
+    def __init__(self, covariance):
+        self.covariance = covariance
+
+    def fit(self, X):
+        self.n_features_in_ = np.shape(X)[1]
+        return self
+
+    def score_samples(self, X):
+        return stats.multivariate_normal.logpdf(X, cov=self.covariance)
+
+    def marginal(self, display, pair):
+        points = np.stack([display.xx0, display.xx1], axis=-1)
+        return stats.multivariate_normal.logpdf(points, cov=self.covariance[np.ix_(pair, pair)])
+
+
+CORRELATED = np.array(
+    [[1.0, 0.6, 0.0, 0.3], [0.6, 2.0, -0.4, 0.0], [0, -0.4, 1, 0], [0.3, 0, 0, 1]]
+)
+
+
+def exact_gaussian(covariance, n=4000):
+    X = np.random.default_rng(0).multivariate_normal(np.zeros(len(covariance)), covariance, n)
+    return ExactGaussian(covariance).fit(X), X
+
+
+@pytest.mark.parametrize("pair", [[0, 1], [3, 1]])
+def test_marginal_of_a_normal_distribution_is_normal(pair):
+    estimator, X = exact_gaussian(CORRELATED)
+    display = DensityContourDisplay.from_estimator(
+        estimator, X, columns=pair, marginal=True, n_averaged=400, grid_resolution=24
+    )
+    exact = estimator.marginal(display, pair)
+    near = exact > exact.max() - 4.0
+    deviation = (display.log_density - exact)[near]
+    # Neighbouring points share their error, so that it may be beyond its standard error on all.
+    assert np.sqrt(np.mean((deviation / display.log_density_std[near]) ** 2)) < 2.5
+    assert np.abs(deviation).max() < 0.3
+
+
+def test_standard_errors_of_marginals_are_those_of_repetitions():
+    xx0, xx1 = np.meshgrid(np.linspace(-4, 4, 12), np.linspace(-6, 6, 12))
+    pair = np.stack([xx0, xx1], axis=-1)
+    exact = stats.multivariate_normal.logpdf(pair, cov=CORRELATED[:2, :2])
+    near = exact > exact.max() - 3.0
+    squares = []
+    for others in exact_gaussian(CORRELATED)[1][:, 2:].reshape(80, 50, 2):
+        repeated = np.broadcast_to(others[:, None, None], (50, 12, 12, 2))
+        points = np.concatenate([np.broadcast_to(pair, (50, 12, 12, 2)), repeated], axis=-1)
+        found = averaged_conditionals(
+            stats.multivariate_normal.logpdf(points, cov=CORRELATED), xx0, xx1
+        )
+        squares.append(np.mean(((found.log_density - exact)[near] / found.std[near]) ** 2))
+    # Were the points of a grid one, the relative standard error would be 0.16; it is less.
+    assert np.mean(squares) == pytest.approx(1.0, abs=0.4)
+
+
+def test_marginal_of_independent_columns_has_no_error_and_sums_to_one():
+    estimator, X = exact_gaussian(np.diag([1.0, 2.0, 0.5]))
+    display = DensityContourDisplay.from_estimator(estimator, X, marginal=True, n_averaged=3)
+    assert display.xx0.shape == (30, 30)
+    np.testing.assert_allclose(display.log_density_std, 0.0, atol=1e-7)
+    density = np.exp(display.log_density)
+    integral = np.trapezoid(np.trapezoid(density, display.xx0[0], axis=1), display.xx1[:, 0])
+    assert integral == pytest.approx(1.0, abs=1e-12)
+    # The grid reaches beyond 4000 rows, so that less than a thousandth is outside.
+    np.testing.assert_allclose(display.log_density, estimator.marginal(display, [0, 1]), atol=1e-3)
+    assert display.ax_.get_title() == "averaged over the other columns of 3 rows"
+    assert len(display.points_.get_offsets()) == 300
+
+
+def test_marginal_of_two_columns_is_their_density(plane):
+    X = rows()[:, :2]
+    quick = {"grid_resolution": 4}
+    marginal = DensityContourDisplay.from_estimator(plane, X, marginal=True, **quick)
+    cut = DensityContourDisplay.from_estimator(plane, X, **quick)
+    np.testing.assert_array_equal(marginal.log_density, cut.log_density)
+    assert marginal.n_averaged is marginal.log_density_std is None
+
+
+def test_levels_are_averaged_out():
+    """Of a mixed table: the mixture of the densities given the level, by the level's shares."""
+
+    class TwoShifts(ExactGaussian):
+        def score_samples(self, X):
+            shifted = X[["x", "y"]].to_numpy() - 2.0 * (X["level"] == "b").to_numpy()[:, None]
+            return stats.multivariate_normal.logpdf(shifted, cov=np.eye(2)) + np.log(0.25)
+
+    rng = np.random.default_rng(0)
+    level = pd.Categorical(np.repeat(["a", "b"], [60, 20]))
+    frame = pd.DataFrame(rng.normal(size=(80, 2)), columns=["x", "y"]).assign(level=level)
+    frame.loc[:1, ["x", "y"]] = [[-5.0, -5.0], [7.0, 7.0]]
+    estimator = TwoShifts(None).fit(frame)
+    display = DensityContourDisplay.from_estimator(
+        estimator, frame, columns=["x", "y"], marginal=True, n_averaged=80, margin=0.0
+    )
+    points = np.stack([display.xx0, display.xx1], axis=-1)
+    exact = 0.75 * stats.multivariate_normal.pdf(points, cov=np.eye(2))
+    exact += 0.25 * stats.multivariate_normal.pdf(points - 2.0, cov=np.eye(2))
+    near = exact > 1e-6
+    np.testing.assert_allclose(display.log_density[near], np.log(exact)[near], atol=1e-3)
+
+
+def test_coarse_grids_of_marginals_are_noticed():
+    estimator, X = exact_gaussian(np.array([[1.0, 0.0, 0.999], [0.0, 1.0, 0.0], [0.999, 0.0, 1.0]]))
+    with pytest.warns(
+        UserWarning, match=r"too coarse .* wrong by about \d+%. Raise grid_resolution"
+    ):
+        DensityContourDisplay.from_estimator(estimator, X, marginal=True, grid_resolution=8)
+
+
+def test_marginal_needs_density_on_the_grid():
+    class Nowhere(ExactGaussian):
+        def score_samples(self, X):
+            return np.full(len(X), -np.inf)
+
+    X = rows()
+    with pytest.raises(ValueError, match="The density is 0 on the whole grid"):
+        DensityContourDisplay.from_estimator(
+            Nowhere(None).fit(X), X, marginal=True, grid_resolution=3
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"marginal": True, "fixed": {2: 0.0}}, "fixed and marginal exclude each other"),
+        ({"marginal": True, "n_averaged": 1}, "n_averaged must be"),
+        ({"marginal": True, "n_averaged": 2.5}, "n_averaged must be"),
         ({"columns": [0]}, "two columns"),
         ({"columns": [1, 1]}, "two different columns"),
         ({"columns": [0, 3]}, "X has 3 columns"),

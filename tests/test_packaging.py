@@ -30,7 +30,8 @@ def run_python(code):
 
 
 def test_base_dependencies_are_exactly_the_allowed_ones():
-    allowed = {"scikit-learn", "torch", "skorch", "numpy", "pandas", "joblib", "safetensors"}
+    numbers = {"numpy", "pandas", "scikit-learn", "skorch", "torch"}
+    allowed = numbers | {"joblib", "safetensors", "tqdm"}
     assert {name_of(r) for r in PROJECT["dependencies"]} == allowed
 
 

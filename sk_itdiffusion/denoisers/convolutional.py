@@ -40,7 +40,7 @@ class ConvolutionalBlock(nn.Module):
         """Return ``h`` (B, width, height, columns) plus the block's update."""
         scale, shift = self.condition(condition)[:, None, None, :].chunk(2, dim=3)
         mixed = self.norm(self.kernel(h).permute(0, 2, 3, 1)) * (1.0 + scale) + shift
-        update = self.contract(self.dropout(nn.functional.silu(self.expand(mixed))))
+        update: Tensor = self.contract(self.dropout(nn.functional.silu(self.expand(mixed))))
         return h + update.permute(0, 3, 1, 2)
 
 

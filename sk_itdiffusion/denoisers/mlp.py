@@ -58,7 +58,7 @@ def replace_dropout(network: nn.Module, generator: Generator) -> None:
 
 def linear(n_in: int, n_out: int, generator: Generator, zero: bool = False) -> nn.Linear:
     """Return a linear layer initialised from a local generator (or at zero)."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     with torch.no_grad():
         layer.bias.zero_()
         if zero:
@@ -101,7 +101,8 @@ class ResidualBlock(nn.Module):
         """Return ``h`` plus the block's update."""
         scale, shift = self.condition(condition).chunk(2, dim=1)
         update = self.expand(self.norm(h) * (1.0 + scale) + shift)
-        return h + self.contract(self.dropout(nn.functional.silu(update)))
+        change: Tensor = self.contract(self.dropout(nn.functional.silu(update)))
+        return h + change
 
 
 class ResidualMLP(nn.Module):
@@ -164,4 +165,5 @@ class ResidualMLP(nn.Module):
         h = self.inlet(torch.cat([features, z[:, self.n_periodic :]], dim=1))
         for block in self.blocks:
             h = block(h, condition)
-        return self.outlet(self.norm(h))
+        outputs: Tensor = self.outlet(self.norm(h))
+        return outputs

@@ -21,7 +21,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
         """Return h, of any shape, with the mean square of its last axis made 1."""
-        squares = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square()
+        squares: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square()
         factor = (squares / h.shape[-1] + EPSILON).rsqrt()
         normed = h * factor
         ctx.save_for_backward(normed, factor)
@@ -32,7 +32,7 @@ class _Normalize(torch.autograd.Function):
         """Return the gradient with respect to h."""
         normed, factor = ctx.saved_tensors
         (gradient,) = gradients
-        along = torch.linalg.vecdot(gradient, normed).unsqueeze(-1) / normed.shape[-1]
+        along: Tensor = torch.linalg.vecdot(gradient, normed).unsqueeze(-1) / normed.shape[-1]
         return torch.addcmul(gradient, normed, along, value=-1.0).mul_(factor)
 
 
@@ -41,5 +41,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return h with the mean square of its last axis made 1."""
-        normed: Tensor = _Normalize.apply(h)
+        normed: Tensor = _Normalize.apply(h)  # type: ignore[no-untyped-call]
         return normed

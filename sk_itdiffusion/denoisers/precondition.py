@@ -94,4 +94,5 @@ class ReferencedDenoiser(nn.Module):
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise, shape (B, d)."""
-        return self.denoiser(z, logsnr)
+        noise: Tensor = self.denoiser(z, logsnr)
+        return noise

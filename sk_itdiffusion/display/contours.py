@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from sk_itdiffusion.display.marginal import averaged_conditionals
 from sk_itdiffusion.display.style import (
     BLACK,
     Array,
@@ -30,13 +31,16 @@ PLOT_METHODS = ("contourf", "contour", "pcolormesh")
 N_LEVELS, N_LINES = 20, 10  # filled and empty contours over the depth
 MOST_NAMED = 4  # columns of which the title tells where they are fixed
 USUAL_POINTS = 300
+USUAL_RESOLUTION, USUAL_RESOLUTION_OF_MARGINALS = 60, 30
+ROWS_IN_A_CALL = 2**17
 
 
 class DensityContourDisplay:
-    """Contours of the log-density over two columns, the other columns being fixed.
+    r"""Contours of the log-density over two columns, the others being fixed or averaged out.
 
-    With other columns this is a cut through the density of all columns: up to a constant the
-    conditional log-density of the two given the others.
+    With other columns fixed this is a cut through the density of all columns: up to a constant the
+    conditional log-density of the two given the others.  With other columns averaged out it is the
+    marginal log-density of the two, with an error that is estimated.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -52,6 +56,10 @@ class DensityContourDisplay:
         Names of the two columns.
     fixed : dict of str to object or None, default=None
         Values of the other columns.
+    log_density_std : array-like of shape (n_rows, n_columns) or None, default=None
+        Standard errors of marginal log-densities, in nats.
+    n_averaged : int or None, default=None
+        Number of rows over whose other columns was averaged, at least 2; None if they are fixed.
 
     Attributes
     ----------
@@ -71,6 +79,21 @@ class DensityContourDisplay:
     SamplePairDisplay : Samples of the density beside the rows, for more columns.
     sklearn.inspection.DecisionBoundaryDisplay : Decision functions over two columns.
 
+    Notes
+    -----
+    The marginal density of two columns a is the mean of their conditional densities given the
+    other columns b, :math:`p(a) = E_b[p(a \mid b)]`.  The mean is over b of rows of X, evenly
+    spread over it, and each conditional density is the density of all columns divided by its
+    integral over the grid.  Its errors are
+
+    - that of a finite number of rows, whose estimate is ``log_density_std``; it falls with the root
+      of their number, is small if the two columns depend little on the others, and large where only
+      few of the rows have density;
+    - that of the integrals over the grid, of which a warning is given from 5% on; what is beyond
+      the grid counts as 0;
+    - and where the other columns of X are not distributed as in the model, the display shows the
+      model's two columns given those of X.
+
     Examples
     --------
     >>> import numpy as np
@@ -83,6 +106,11 @@ class DensityContourDisplay:
     ... )
     >>> display.log_density.shape, display.fixed
     ((8, 8), {'x1': 0.5})
+    >>> marginal = DensityContourDisplay.from_estimator(
+    ...     density, X, columns=[0, 2], marginal=True, n_averaged=50, grid_resolution=20
+    ... )
+    >>> bool(marginal.log_density_std.max() < 1.0)
+    True
     """
 
     def __init__(
@@ -95,6 +123,8 @@ class DensityContourDisplay:
         xlabel: str = "",
         ylabel: str = "",
         fixed: Mapping[str, Any] | None = None,
+        log_density_std: ArrayLike | None = None,
+        n_averaged: int | None = None,
     ) -> None:
         self.xx0, self.xx1, self.log_density = (
             np.asarray(values, dtype=np.float64) for values in (xx0, xx1, log_density)
@@ -110,6 +140,15 @@ class DensityContourDisplay:
             raise ValueError(f"points must have two columns, got the shape {self.points.shape}.")
         self.xlabel, self.ylabel = xlabel, ylabel
         self.fixed = dict(fixed or {})
+        self.log_density_std = (
+            None if log_density_std is None else np.asarray(log_density_std, dtype=np.float64)
+        )
+        if self.log_density_std is not None and self.log_density_std.shape != self.xx0.shape:
+            raise ValueError(
+                f"log_density_std must have the shape of log_density, got "
+                f"{self.log_density_std.shape}."
+            )
+        self.n_averaged = n_averaged
 
     def plot(
         self,
@@ -167,7 +206,7 @@ class DensityContourDisplay:
         self._draw_points(ax, points_kw)
         self.colorbar_ = self._draw_colorbar(ax) if colorbar else None
         ax.set(xlabel=self.xlabel, ylabel=self.ylabel)
-        if self.fixed:
+        if self.fixed or self.n_averaged:
             ax.set_title(self._title(), fontsize="small")
         self.ax_, self.figure_ = ax, ax.figure
         return self
@@ -204,7 +243,9 @@ class DensityContourDisplay:
         ax.legend(loc="upper right", fontsize="small")
 
     def _title(self) -> str:
-        """Return where the other columns are fixed."""
+        """Return where the other columns are fixed, or over what they are averaged."""
+        if self.n_averaged:
+            return f"averaged over the other columns of {self.n_averaged} rows"
         named = [
             f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
             for name, value in list(self.fixed.items())[:MOST_NAMED]
@@ -223,7 +264,9 @@ class DensityContourDisplay:
         *,
         columns: Sequence[int | str] = (0, 1),
         fixed: Mapping[int | str, Any] | None = None,
-        grid_resolution: int = 60,
+        marginal: bool = False,
+        n_averaged: int = 100,
+        grid_resolution: int | None = None,
         margin: float = 0.1,
         n_points: int | None = None,
         ax: Axes | None = None,
@@ -244,13 +287,20 @@ class DensityContourDisplay:
         fixed : dict of int or str to object or None, default=None
             Values of other columns by number or name.  The rest is fixed at the median of X (the
             lower one, which occurs), or at the most frequent value if it is no number.
-        grid_resolution : int, default=60
-            Points of the grid along each axis, at least 2.
+        marginal : bool, default=False
+            Whether the other columns are averaged out instead of fixed.  Then
+            ``n_averaged * grid_resolution**2`` rows are scored.
+        n_averaged : int, default=100
+            Number of rows of X, at least 2, over whose other columns a marginal is averaged; fewer
+            if X has fewer.
+        grid_resolution : int or None, default=None
+            Points of the grid along each axis, at least 2.  None is 60, and 30 for marginals of
+            more than two columns.
         margin : float, default=0.1
             How far the grid reaches beyond the rows, as a share of their range; at least 0.
         n_points : int or None, default=None
-            Number of rows to draw as points, at least 0.  None draws 300 if there are only two
-            columns and none otherwise, since rows lie off the cut.
+            Number of rows to draw as points, at least 0.  None draws 300, and none if other columns
+            are fixed, since rows lie off the cut.
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
@@ -276,25 +326,27 @@ class DensityContourDisplay:
         table = read_table(X)
         check_number_of_columns(estimator, table)
         pair = two_continuous(estimator, table, columns)
+        averages = check_marginal(marginal, n_averaged, fixed, table)
+        if grid_resolution is None:
+            grid_resolution = USUAL_RESOLUTION_OF_MARGINALS if averages else USUAL_RESOLUTION
         check_grid(grid_resolution, margin)
         values = [table.column(j).to_numpy(dtype=np.float64) for j in pair]
         xx0, xx1 = np.meshgrid(*(axis(v, grid_resolution, margin) for v in values))
-        at = fixed_values(table, pair, fixed or {})
-        grid = cut(table, pair, (xx0, xx1), at)
-        log_density = np.asarray(estimator.score_samples(grid)).reshape(xx0.shape)
         names = column_names(table)
+        if averages:
+            rows = spread_rows(len(values[0]), n_averaged)
+            shown = marginal_on_grid(estimator, table, pair, (xx0, xx1), rows)
+        else:
+            at = fixed_values(table, pair, fixed or {})
+            scores = estimator.score_samples(cut(table, pair, (xx0, xx1), at))
+            fixed_by_name = {names[j]: value for j, value in at.items()}
+            shown = {"log_density": np.reshape(scores, xx0.shape), "fixed": fixed_by_name}
         if n_points is None:
-            n_points = USUAL_POINTS if table.n_columns == 2 else 0
-        shown = spread_rows(len(values[0]), n_points)
-        return cls(
-            xx0=xx0,
-            xx1=xx1,
-            log_density=log_density,
-            points=np.column_stack(values)[shown] if n_points else None,
-            xlabel=names[pair[0]],
-            ylabel=names[pair[1]],
-            fixed={names[j]: value for j, value in at.items()},
-        ).plot(ax, **kwargs)
+            n_points = USUAL_POINTS if averages or table.n_columns == 2 else 0
+        drawn = spread_rows(len(values[0]), n_points)
+        points = np.column_stack(values)[drawn] if n_points else None
+        shown |= {"points": points, "xlabel": names[pair[0]], "ylabel": names[pair[1]]}
+        return cls(xx0=xx0, xx1=xx1, **shown).plot(ax, **kwargs)
 
 
 # -- columns ---------------------------------------------------------------------------------
@@ -355,6 +407,20 @@ def check_grid(grid_resolution: Any, margin: Any) -> None:
         raise ValueError(f"margin must be a number of at least 0, got {margin!r}.")
 
 
+def check_marginal(marginal: Any, n_averaged: Any, fixed: Any, table: Table) -> bool:
+    """Return whether other columns are averaged out, or raise an error if they cannot be."""
+    if not marginal:
+        return False
+    if fixed:
+        raise ValueError("fixed and marginal exclude each other: the other columns are either.")
+    if not isinstance(n_averaged, Integral) or min(int(n_averaged), len(table.frame)) < 2:
+        raise ValueError(
+            f"n_averaged must be an integer of at least 2, and X have as many rows, got "
+            f"{n_averaged!r} and {len(table.frame)} rows."
+        )
+    return table.n_columns > 2
+
+
 def axis(values: Array, n: int, margin: float) -> Array:
     """Return n equidistant numbers over the range of the values and a margin."""
     low, high = float(np.min(values)), float(np.max(values))
@@ -383,17 +449,53 @@ def typical(table: Table, j: int) -> Any:
 
 def cut(table: Table, pair: Sequence[int], grid: tuple[Array, Array], at: Mapping[int, Any]) -> Any:
     """Return the rows of a grid as a table like the given one."""
-    drawn = dict(zip(pair, (axis.ravel() for axis in grid), strict=True))
     n = grid[0].size
-    columns = [
-        pd.Series(drawn[j]) if j in drawn else fixed_column(table.column(j), at[j], n)
-        for j in range(table.n_columns)
-    ]
+    others = {j: fixed_column(table.column(j), value, n) for j, value in at.items()}
+    return grid_table(table, pair, grid, others)
+
+
+def grid_table(
+    table: Table,
+    pair: Sequence[int],
+    grid: tuple[Array, Array],
+    others: Mapping[int, pd.Series[Any]],
+) -> Any:
+    """Return a table like the given one: the grid in two columns, repeated, and other columns."""
+    n_rows = len(next(iter(others.values()))) if others else grid[0].size
+    times = n_rows // grid[0].size
+    drawn = {j: pd.Series(np.tile(part.ravel(), times)) for j, part in zip(pair, grid, strict=True)}
+    columns = [drawn[j] if j in drawn else others[j] for j in range(table.n_columns)]
     frame = pd.concat(columns, axis=1)
     frame.columns = table.frame.columns
     if table.dtype is None:
         return frame
     return frame.to_numpy(dtype=object if table.dtype.kind in "OUS" else np.float64)
+
+
+def marginal_on_grid(
+    estimator: Any,
+    table: Table,
+    pair: Sequence[int],
+    grid: tuple[Array, Array],
+    rows: NDArray[np.intp],
+) -> dict[str, Any]:
+    """Return what a display tells of the marginal, averaged over the other columns of rows."""
+    n = grid[0].size
+    rows_in_a_call = max(1, ROWS_IN_A_CALL // n)
+    parts = []
+    for start in range(0, len(rows), rows_in_a_call):
+        chosen = rows[start : start + rows_in_a_call]
+        others = {
+            j: table.column(j).iloc[np.repeat(chosen, n)].reset_index(drop=True)
+            for j in range(table.n_columns)
+            if j not in pair
+        }
+        scores = np.asarray(estimator.score_samples(grid_table(table, pair, grid, others)))
+        parts.append(scores.reshape(len(chosen), *grid[0].shape))
+    found = averaged_conditionals(np.concatenate(parts), *grid)
+    found.warn_if_coarse(stacklevel=4)
+    std = found.std
+    return {"log_density": found.log_density, "log_density_std": std, "n_averaged": len(rows)}
 
 
 def fixed_column(column: pd.Series[Any], value: Any, n: int) -> pd.Series[Any]:

@@ -290,21 +290,33 @@ class Decoder:
         """Return named values."""
         return {name: self.decode(node) for name, node in nodes.items()}
 
-    def stored(self, node: Node, make: Callable[[NDArray[Any]], Any]) -> Any:
-        """Return what is made of an array and the order of its axes, once for equal nodes."""
-        order = node.get("order")
-        key = (make, node["name"], None if order is None else tuple(order))
+    def stored(self, node: Node, kind: str, make: Callable[[NDArray[Any]], Any], *how: str) -> Any:
+        """Return what is made of an array and the order of its axes, once for equal nodes.
+
+        Whatever the order, what is made of an array is made once, so that a small file does not
+        fill the memory with copies.
+        """
+        name, order = node["name"], node.get("order")
+        made = self._once((kind, name, *how), lambda: make(self.arrays[name]))
+        if order is None:
+            return made
+
+        def turned() -> Any:
+            inverse = [order.index(axis) for axis in range(len(order))]
+            is_array = isinstance(made, np.ndarray)
+            return made.transpose(inverse) if is_array else made.permute(inverse)
+
+        return self._once((kind, name, *how, tuple(order)), turned)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
-            made = make(self.arrays[node["name"]])
-            if order is not None:
-                inverse = [order.index(axis) for axis in range(len(order))]
-                made = (
-                    made.transpose(inverse)
-                    if isinstance(made, np.ndarray)
-                    else made.permute(inverse)
-                )
-            self._made[key] = made
+            self._made[key] = make()
         return self._made[key]
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers there are in all arrays."""
+        return sum(array.size for array in self.arrays.values())
 
     def _object(self, number: int) -> Any:
         if number in self._made:

@@ -124,7 +124,10 @@ def load(
     ------
     ValueError
         If the file is none that ``save`` wrote, is truncated or altered, was written by a newer
-        version of the library, or does not fit to the device or the denoiser.
+        version of the library, does not fit to the device or the denoiser, or if its parts do not
+        fit together, which the score of one row tells.
+    ImportError
+        If the estimator needs a package that is not installed, such as diffusers.
     OSError
         If the file cannot be read.
 
@@ -149,17 +152,9 @@ def load(
     config, arrays = read_checked(path)
     try:
         return decoded_estimator(config, arrays, device, denoiser)
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # whatever nonsense may cause
         raise ValueError(f"Cannot load {name_of(path)}: {reason_of(error)}.") from error
 
 
@@ -207,10 +202,8 @@ def decoded_estimator(
     denoiser: torch.nn.Module | Mapping[str, torch.nn.Module] | None,
 ) -> Any:
     """Return the estimator of a file's content."""
-    from sk_itdiffusion.persistence.registry import (  # they import this module
-        EstimatorCodec,
-        registry,
-    )
+    from sk_itdiffusion.persistence.checks import rehearse  # they import this module
+    from sk_itdiffusion.persistence.registry import EstimatorCodec, registry
 
     number = config["estimator"]["number"]
     codec: EstimatorCodec | Any = registry().codecs.get(config["objects"][number]["class"])
@@ -219,7 +212,9 @@ def decoded_estimator(
     given = given_modules(config["modules"], denoiser)
     target = chosen_device(config["device"], device)
     decoder = Decoder(registry(), arrays, config["objects"], given, target)
-    return decoder.decode(config["estimator"])
+    estimator = decoder.decode(config["estimator"])
+    rehearse(estimator)
+    return estimator
 
 
 def given_modules(

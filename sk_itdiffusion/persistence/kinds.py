@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +28,10 @@ NAMED_DTYPES = re.compile(
     r"|[a-z0-9_\[\], ()]+\[pyarrow\]",
     re.IGNORECASE,
 )
+#: Bytes of one item of an array of texts, and of all of its items, that are read and written.
+MOST_BYTES_OF_AN_ITEM, MOST_BYTES_OF_ITEMS = 2**20, 2**28
+#: Length of ranges, which files hold in a few bytes.
+LONGEST_RANGE = 10**8
 
 
 def encode_dict(value: dict[Any, Any], encoder: Encoder) -> Node:
@@ -47,14 +50,18 @@ def decode_dict(node: Node, decoder: Decoder) -> dict[Any, Any]:
 
 def is_simple(dtype: np.dtype[Any]) -> bool:
     """Return whether arrays of a numpy dtype can be stored."""
-    return SIMPLE_DTYPE.fullmatch(dtype.str) is not None
+    is_known = SIMPLE_DTYPE.fullmatch(dtype.str) is not None
+    return is_known and dtype.itemsize <= MOST_BYTES_OF_AN_ITEM
 
 
 def simple_dtype(text: str) -> np.dtype[Any]:
     """Return the simple numpy dtype of a text."""
     if not isinstance(text, str) or not SIMPLE_DTYPE.fullmatch(text):
         raise ValueError(f"{text!r} is no simple dtype")
-    return np.dtype(text)
+    dtype = np.dtype(text)
+    if dtype.itemsize > MOST_BYTES_OF_AN_ITEM:
+        raise ValueError(f"items of the dtype {text!r} are too large")
+    return dtype
 
 
 def encode_array(array: NDArray[Any], encoder: Encoder) -> Node:
@@ -64,6 +71,8 @@ def encode_array(array: NDArray[Any], encoder: Encoder) -> Node:
         raise encoder.refusal(f"is an array of {dtype}")
     node: Node = {"dtype": dtype.str}
     if dtype.kind in LISTED:
+        if array.nbytes > MOST_BYTES_OF_ITEMS:
+            raise encoder.refusal(f"is an array of {array.nbytes} bytes of texts or objects")
         return node | {"shape": list(array.shape), "items": encoder.items(array.ravel().tolist())}
     encoder.keep(array)
     key = ("array", array.ctypes.data, dtype.str, array.shape, array.strides)
@@ -76,14 +85,22 @@ def decode_array(node: Node, decoder: Decoder) -> NDArray[Any]:
     """Return an array."""
     dtype = simple_dtype(node["dtype"])
     if dtype.kind in LISTED:
-        listed = np.empty(math.prod(node["shape"]), dtype=dtype)
-        for number, item in enumerate(node["items"]):
+        items = node["items"]
+        if len(items) * dtype.itemsize > MOST_BYTES_OF_ITEMS:
+            raise ValueError(f"an array of {len(items)} items of {dtype} is too large")
+        listed = np.empty(len(items), dtype=dtype)
+        for number, item in enumerate(items):
             listed[number] = decoder.decode(item)
         return listed.reshape(node["shape"])
-    numbers: NDArray[Any] = decoder.stored(node, np.array)
-    if dtype.kind in TIMES:
-        return numbers.view(dtype.newbyteorder("=")).astype(dtype, copy=False)
-    return numbers.astype(dtype, copy=False)
+
+    def as_saved(numbers: NDArray[Any]) -> NDArray[Any]:
+        native = dtype.newbyteorder("=")
+        if numbers.dtype != (np.int64 if dtype.kind in TIMES else native):
+            raise ValueError(f"the array {node['name']!r} has not the dtype {dtype}")
+        return np.array(numbers.view(native), dtype=dtype)
+
+    array: NDArray[Any] = decoder.stored(node, "array", as_saved, dtype.str)
+    return array
 
 
 def encode_tensor(tensor: torch.Tensor, encoder: Encoder) -> Node:
@@ -96,9 +113,18 @@ def encode_tensor(tensor: torch.Tensor, encoder: Encoder) -> Node:
     return encoder.store(tensor.detach().cpu().numpy(), tensor.stride(), key)
 
 
-def copied_tensor(array: NDArray[Any]) -> torch.Tensor:
+def decode_tensor(node: Node, decoder: Decoder) -> torch.Tensor:
     """Return a tensor with memory of its own, aligned as torch aligns it."""
-    return torch.tensor(array)
+    tensor: torch.Tensor = decoder.stored(node, "tensor", torch.tensor)
+    return tensor
+
+
+def checked_range(start: int, stop: int, step: int) -> range:
+    """Return a range that is not so long that what goes through it never ends."""
+    found = range(start, stop, step)
+    if abs(stop - start) > LONGEST_RANGE * abs(step):
+        raise ValueError(f"{found} is too long")
+    return found
 
 
 def encode_scalar(value: np.generic, encoder: Encoder) -> Node:
@@ -180,8 +206,7 @@ def decode_index(node: Node, decoder: Decoder) -> Any:
         )
     name = decoder.decode(node["label"])
     if "range" in node:
-        start, stop, step = node["range"]
-        return pd.RangeIndex(start, stop, step, name=name)
+        return pd.RangeIndex(checked_range(*node["range"]), name=name)
     items = object_array(decoder.decode(node["items"]))
     index = pd.Index(items, dtype=object, tupleize_cols=False, name=name)
     return index.astype(decoder.decode(node["dtype"]))
@@ -207,12 +232,13 @@ def encode_series(series: pd.Series[Any], encoder: Encoder) -> Node:
 
 def decode_series(node: Node, decoder: Decoder) -> pd.Series[Any]:
     """Return a column of labels."""
-    return pd.Series(
+    series: pd.Series[Any] = pd.Series(
         object_array(decoder.decode(node["items"])),
         index=decoder.decode(node["index"]),
         dtype=decoder.decode(node["dtype"]),
         name=decoder.decode(node["label"]),
     )
+    return series
 
 
 def encode_timestamp(value: pd.Timestamp, encoder: Encoder) -> Node:
@@ -258,14 +284,14 @@ KINDS: list[Kind] = [
         "range",
         (range,),
         lambda v, _: {"ends": [v.start, v.stop, v.step]},
-        lambda n, _: range(*n["ends"]),
+        lambda n, _: checked_range(*n["ends"]),
     ),
     Kind("array", (np.ndarray,), encode_array, decode_array),
     Kind(
         "tensor",
         (torch.Tensor, torch.nn.Parameter),
         encode_tensor,
-        lambda n, d: d.stored(n, copied_tensor),
+        decode_tensor,
     ),
     Kind("scalar", (np.generic,), encode_scalar, decode_scalar, derived=True),
     Kind("dtype", (np.dtype, ExtensionDtype), encode_dtype, decode_dtype, derived=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from sk_itdiffusion.denoisers import (
     ResidualMLP,
     UNetBackbone,
 )
+from sk_itdiffusion.denoisers.convolutional import patch_size
+from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.density import as_pretrained
+from sk_itdiffusion.layout import Variable
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node
 from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
 from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, _Net
@@ -35,6 +38,10 @@ __all__ = [
     "convolutional_arguments",
     "level_arguments",
     "mlp_arguments",
+    "numbers_of_convolutions",
+    "numbers_of_layout",
+    "numbers_of_mlp",
+    "numbers_of_unet",
     "unet_arguments",
 ]
 
@@ -54,6 +61,8 @@ class ModuleCodec(Codec):
         Returns what a module is made with, by name; submodules of registered classes among it.
     build : callable
         Makes a module of that, with any numbers (None for tensors of unknown shape).
+    least_numbers : callable or None, default=None
+        Returns, from the arguments, how many numbers a module has at least.
     """
 
     def __init__(
@@ -61,10 +70,12 @@ class ModuleCodec(Codec):
         cls: type[nn.Module],
         arguments: Callable[[Any], dict[str, Any]],
         build: Callable[..., nn.Module],
+        least_numbers: Callable[..., int] | None = None,
     ) -> None:
         super().__init__(cls)
         self.arguments = arguments
         self.build = build
+        self.least_numbers = least_numbers
 
     def encode(self, value: nn.Module, encoder: Encoder) -> Node:
         """Return arguments and tensors."""
@@ -76,9 +87,9 @@ class ModuleCodec(Codec):
         tensors = decoder.fields(fields["tensors"])
         nodes = {name: node for name, node in fields.items() if name != "tensors"}
         arguments = decoder.fields(nodes)
-        # Before anything large is built.
-        if arguments.get("n_blocks", 0) > len(tensors):
-            raise ValueError(f"a {self.name} has more blocks than tensors")
+        # Before anything is built that is larger than the file.
+        if self.least_numbers and self.least_numbers(**arguments) > decoder.n_numbers:
+            raise ValueError(f"a {self.name} has more numbers than the file")
         module = self.build(**arguments)
         owners = own_tensors(module, decoder)
         if owners.keys() != tensors.keys():
@@ -159,6 +170,72 @@ def bare_codec(cls: type[nn.Module], attributes: Sequence[str], buffers: Sequenc
         return bare(cls, names, **{name: values[name] for name in attributes})
 
     return ModuleCodec(cls, arguments, build)
+
+
+def numbers_of_layout(n_continuous: int, variables: Sequence[Variable]) -> int:
+    """Return how many numbers the references of a layout have at least."""
+    sizes = [check_size(variable.n_levels, least=2) for variable in variables]
+    for variable in variables:
+        if variable.values is not None and variable.values.shape != (variable.n_levels,):
+            raise ValueError("a variable has other levels than values")
+    return check_size(n_continuous) + sum(sizes)
+
+
+def numbers_of_mlp(
+    n_features: int,
+    embedding: LogSNREmbedding,
+    *,
+    width: int,
+    n_frequencies: int,
+    n_periodic: int,
+    n_outputs: int,
+    n_blocks: int,
+    dropout: float,
+) -> int:
+    """Return how many weights a fully connected network has at least."""
+    sizes = (n_features, n_frequencies, n_periodic, n_outputs, n_blocks)
+    n_features, n_frequencies, n_periodic, n_outputs, n_blocks = map(check_size, sizes)
+    n_inputs = n_features + 2 * n_frequencies * n_periodic
+    n_condition = 2 * check_size(embedding.n_features)
+    return check_size(width) * (n_inputs + n_blocks * (2 * width + n_condition) + n_outputs)
+
+
+def numbers_of_convolutions(
+    image_shape: tuple[int, ...],
+    n_outputs: int,
+    embedding: LogSNREmbedding,
+    *,
+    width: int,
+    n_blocks: int,
+    dropout: float,
+) -> int:
+    """Return how many weights a convolutional network has at least."""
+    channels, height, columns = (check_size(size, least=1) for size in image_shape)
+    area = channels * patch_size(height, columns) ** 2
+    n_condition = 2 * check_size(embedding.n_features)
+    in_blocks = check_size(n_blocks) * (4 * width + n_condition)
+    return check_size(width) * (area * (1 + check_size(n_outputs)) + in_blocks)
+
+
+def numbers_of_unet(
+    image_shape: tuple[int, ...],
+    low: float,
+    high: float,
+    *,
+    width: int,
+    n_blocks: int,
+    dropout: float,
+) -> int:
+    """Return how many weights a U-Net has at least: those of its widest blocks."""
+    channels = check_size(image_shape[0], least=1)
+    return check_size(width) * (9 * channels + check_size(n_blocks) * 9 * width)
+
+
+def check_size(size: int, least: int = 0) -> int:
+    """Return a size that a file tells, or raise an error if it is none."""
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < least:
+        raise ValueError(f"{size!r} is no size")
+    return int(size)
 
 
 def mlp_arguments(network: ResidualMLP) -> dict[str, Any]:
@@ -327,7 +404,7 @@ def predictions(network: ReferencedDenoiser) -> Tensor:
     options = {"device": place, "dtype": torch.float32}
     points = torch.linspace(-1.5, 1.5, 2 * n_features, **options).reshape(2, n_features)
     with torch.random.fork_rng(devices=[]):
-        noise = network.denoiser(points, torch.tensor(PROBE_LOGSNRS, **options))
+        noise: Tensor = network.denoiser(points, torch.tensor(PROBE_LOGSNRS, **options))
     return noise.float().cpu()
 
 

@@ -45,6 +45,7 @@ from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.model import Seeds, TableModel
 from sk_itdiffusion.outlier import IMMSEOutlierDetector
 from sk_itdiffusion.outlier_score import FlooredModel
+from sk_itdiffusion.persistence.checks import check_fields
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node, Registry
 from sk_itdiffusion.persistence.kinds import KINDS
 from sk_itdiffusion.persistence.modules import (
@@ -57,6 +58,10 @@ from sk_itdiffusion.persistence.modules import (
     convolutional_arguments,
     level_arguments,
     mlp_arguments,
+    numbers_of_convolutions,
+    numbers_of_layout,
+    numbers_of_mlp,
+    numbers_of_unet,
     unet_arguments,
 )
 from sk_itdiffusion.pretrained import (
@@ -89,8 +94,10 @@ class DataclassCodec(Codec):
         return encoder.fields({name: getattr(value, name) for name in names})
 
     def decode(self, fields: Node, decoder: Decoder) -> Any:
-        """Return the object with the fields."""
-        return self.cls(**decoder.fields(fields))
+        """Return the object with the fields, if they are of the declared types."""
+        value = self.cls(**decoder.fields(fields))
+        check_fields(value)
+        return value
 
 
 class ModelCodec(DataclassCodec):
@@ -103,7 +110,9 @@ class ModelCodec(DataclassCodec):
 
     def decode(self, fields: Node, decoder: Decoder) -> Any:
         """Return the model, on the device asked for."""
-        return self.cls(**decoder.fields(fields) | {"device": decoder.device})
+        model = self.cls(**decoder.fields(fields) | {"device": decoder.device})
+        check_fields(model)
+        return model
 
 
 class ArgumentsCodec(Codec):
@@ -308,13 +317,20 @@ def registry() -> Registry:
                 ["log_weights", "table_#"],
             ),
             # Networks.
-            ModuleCodec(Layout, attributes_of("n_continuous", "variables"), Layout),
+            ModuleCodec(
+                Layout, attributes_of("n_continuous", "variables"), Layout, numbers_of_layout
+            ),
             bare_codec(
                 LogSNREmbedding, ["spacing", "middle", "half_width", "n_features"], ["centers"]
             ),
-            ModuleCodec(ResidualMLP, mlp_arguments, ResidualMLP),
-            ModuleCodec(ConvolutionalNetwork, convolutional_arguments, ConvolutionalNetwork),
-            ModuleCodec(UNetBackbone, unet_arguments, UNetBackbone),
+            ModuleCodec(ResidualMLP, mlp_arguments, ResidualMLP, numbers_of_mlp),
+            ModuleCodec(
+                ConvolutionalNetwork,
+                convolutional_arguments,
+                ConvolutionalNetwork,
+                numbers_of_convolutions,
+            ),
+            ModuleCodec(UNetBackbone, unet_arguments, UNetBackbone, numbers_of_unet),
             ModuleCodec(
                 PreconditionedDenoiser,
                 attributes_of("backbone", "reference", "embedding"),

@@ -18,13 +18,48 @@ class Reference(nn.Module, ABC):
     A reference plays three roles in the estimators: it preconditions the network, which then
     learns only what the reference lacks; it is the control variate of the likelihood integral;
     and it is an expert among which the estimator chooses at each log-SNR.
+
+    Attributes
+    ----------
+    n_features : int
+        Dimension d of the points.
+
+    See Also
+    --------
+    GaussianReference : Normal distribution.
+    GaussianMixtureReference : Mixture of normal distributions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.references import GaussianReference, Reference
+    >>> reference = GaussianReference([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
+    >>> isinstance(reference, Reference)
+    True
+    >>> z = torch.ones(1, 2, dtype=torch.float64)
+    >>> reference.denoise(z, torch.zeros(1, dtype=torch.float64)).tolist()
+    [[0.7071, 0.7071]]
     """
 
     n_features: int
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log-density in nats, shape ``(B,)``, of points of shape ``(B, d)``."""
+        """Return the log-density of points.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, d)
+            Points; with discrete columns rows, whose entries there are codes of levels.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats; log-probabilities where all columns are discrete.
+        """
 
     @abstractmethod
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
@@ -45,11 +80,37 @@ class Reference(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
-        """Return random points, shape (n_samples, n_features)."""
+        """Return random points.
+
+        Parameters
+        ----------
+        n_samples : int
+            How many, at least 1.
+        random_state : RandomState
+            Source of the randomness.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Independent points; with discrete columns rows with codes.
+        """
 
     @abstractmethod
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
-        """Return the distribution of ``(x - center) / scale`` for x of this distribution."""
+        """Return the distribution of ``(x - center) / scale`` for x of this distribution.
+
+        Parameters
+        ----------
+        center : array-like of shape (n_features,)
+            What is subtracted.
+        scale : array-like of shape (n_features,)
+            Positive numbers to divide by.
+
+        Returns
+        -------
+        Reference
+            The distribution on the other scale.
+        """
 
     @property
     def n_intermediate(self) -> int:
@@ -58,10 +119,29 @@ class Reference(nn.Module, ABC):
 
     @abstractmethod
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance along any principal direction."""
+        """Return the least and greatest variance along any principal direction.
+
+        Returns
+        -------
+        tuple of (float, float)
+            The two variances.
+        """
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return :meth:`denoise`; a reference is a denoiser like any other."""
+        """Return the predicted noise; a reference is a denoiser like any other.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        Tensor of shape (B, d)
+            What `denoise` returns.
+        """
         return self.denoise(z, logsnr)
 
 

@@ -45,23 +45,51 @@ class DiscreteReference(Reference):
         return self.layout.n_continuous
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
-        """Return log p(level | z) for each block of the layout, each of shape (B, m, K)."""
+        """Return the log-probabilities of the levels of noisy rows.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations of the points.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        list of Tensor of shape (B, m, K)
+            Log-probabilities given z, for the m variables of each block of the layout.
+        """
         return [posterior.dense() for posterior in self.posteriors(z, logsnr)[1]]
 
     @abstractmethod
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
-        """Return the predicted noise of the continuous columns, and a posterior for each block."""
+        """Return what is known of clean rows given noisy ones.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations of the points.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        noise : Tensor of shape (B, n_continuous)
+            Predicted noise of the continuous columns.
+        levels : list of LevelPosterior
+            Probabilities of the levels, for each block of the layout.
+        """
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
         return noise_of_posteriors(z, logsnr, *self.posteriors(z, logsnr))
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
-        """Discrete columns are not standardised."""
+        """Raise an error, since levels are not standardised; see `Reference.standardized`."""
         raise NotImplementedError
 
     def variance_range(self) -> tuple[float, float]:
-        """Discrete columns have no principal directions; see `logsnr_range` of the experts."""
+        """Raise an error, since levels have no variance; see `Reference.variance_range`."""
         raise NotImplementedError
 
 
@@ -136,7 +164,13 @@ class IndependentReference(DiscreteReference):
         return [getattr(self, f"log_prior_{b}") for b in range(len(self.layout.blocks))]
 
     def marginals(self) -> list[Array]:
-        """Return the probabilities of the levels of each discrete variable."""
+        """Return the probabilities of the levels.
+
+        Returns
+        -------
+        list of ndarray of shape (n_levels,)
+            Probabilities of each discrete variable's levels.
+        """
         found: dict[int, Array] = {}
         for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
             for j, row in zip(block.columns, log_prior.exp().cpu().numpy(), strict=True):
@@ -144,7 +178,7 @@ class IndependentReference(DiscreteReference):
         return [found[j] for j in range(len(found))]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log-probability (times density) of rows, (B,)."""
+        """Return log-probability (times density) of rows, (B,); see `Reference.log_prob`."""
         total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         if self.continuous is not None:
             total = total + self.continuous.log_prob(x[:, : self.n_continuous])
@@ -154,7 +188,7 @@ class IndependentReference(DiscreteReference):
         return total
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
-        """Return the predicted noise of the continuous columns, and a posterior for each block."""
+        """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         found: list[LevelPosterior] = []
         for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
             part = z[:, block.coordinates]
@@ -166,12 +200,25 @@ class IndependentReference(DiscreteReference):
         return self.continuous_noise(z, logsnr), found
 
     def continuous_noise(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the predicted noise of the continuous columns, (B, n_continuous)."""
+        """Return the predicted noise of the continuous columns.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations of the points.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        Tensor of shape (B, n_continuous)
+            The predicted noise.
+        """
         part = z[:, : self.n_continuous]
         return part if self.continuous is None else self.continuous.denoise(part, logsnr)
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
-        """Return random rows, shape (n_samples, n_columns)."""
+        """Return random rows, shape (n_samples, n_columns); see `Reference.sample`."""
         columns = [
             random_state.choice(len(p), size=n_samples, p=p / p.sum()) for p in self.marginals()
         ]
@@ -182,7 +229,13 @@ class IndependentReference(DiscreteReference):
         return rows
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows."""
+        """Return what `repr` shows.
+
+        Returns
+        -------
+        str
+            The sizes.
+        """
         return f"n_variables={len(self.layout.variables)}"
 
 
@@ -264,7 +317,7 @@ class LatentClassReference(DiscreteReference):
         return inner + self.n_classes * len(self.layout.variables) + self.layout.n_level_points
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log-probability (times density) of rows, (B,)."""
+        """Return log-probability (times density) of rows, (B,); see `Reference.log_prob`."""
         joint = self.log_weights.to(x.dtype).expand(len(x), -1)
         if self.continuous is not None:
             density = self.continuous.component_log_prob(x[:, : self.n_continuous])
@@ -278,7 +331,7 @@ class LatentClassReference(DiscreteReference):
         return joint.logsumexp(1)
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
-        """Return the predicted noise of the continuous columns, and a posterior for each block."""
+        """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         joint = self.log_weights.to(z.dtype).expand(len(z), -1)
         scaled = None
         if self.continuous is not None:
@@ -312,7 +365,7 @@ class LatentClassReference(DiscreteReference):
         return self.continuous.average_noise(posterior, scaled), levels
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
-        """Return random rows, shape (n_samples, n_columns)."""
+        """Return random rows, shape (n_samples, n_columns); see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
         chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
         rows = np.empty((n_samples, self.layout.n_columns))
@@ -326,7 +379,13 @@ class LatentClassReference(DiscreteReference):
         return rows
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows."""
+        """Return what `repr` shows.
+
+        Returns
+        -------
+        str
+            The sizes.
+        """
         return f"n_classes={self.n_classes}, n_variables={len(self.layout.variables)}"
 
 

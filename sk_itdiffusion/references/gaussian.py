@@ -109,23 +109,29 @@ class GaussianReference(Reference):
         return shrunk @ self.basis.T
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
-        """Return random points, shape (n_samples, n_features)."""
+        """Return random points; see `Reference.sample`."""
         white = random_state.standard_normal((n_samples, self.n_features))
         root = (self.basis * self.variances.sqrt()).cpu().numpy()
         return np.asarray(self.mean.cpu().numpy() + white @ root.T)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianReference:
-        """Return the distribution of ``(x - center) / scale``."""
+        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariance = self.covariance.cpu().numpy() / np.outer(width, width)
         return GaussianReference((self.mean.cpu().numpy() - shift) / width, covariance)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest eigenvalue of the covariance."""
+        """Return the covariance's least and greatest eigenvalue; see `Reference.variance_range`."""
         return float(self.variances.min()), float(self.variances.max())
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows."""
+        """Return what `repr` shows.
+
+        Returns
+        -------
+        str
+            The sizes.
+        """
         return f"n_features={self.n_features}"
 
 

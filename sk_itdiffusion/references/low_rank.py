@@ -122,7 +122,7 @@ class LowRankGaussianReference(Reference):
         return noise * (plain * deviation + change)
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
-        """Return random points, shape (n_samples, n_features)."""
+        """Return random points; see `Reference.sample`."""
         basis, along = self.basis.cpu().numpy(), self.variances.cpu().numpy()
         residual = float(self.residual)
         white = random_state.standard_normal((n_samples, self.n_features))
@@ -132,7 +132,15 @@ class LowRankGaussianReference(Reference):
         return np.asarray(points)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> LowRankGaussianReference:
-        """Return the distribution of ``(x - center) / scale``, for one scale of all columns."""
+        """Return the distribution of ``(x - center) / scale``, for one scale of all columns.
+
+        See `Reference.standardized`.
+
+        Raises
+        ------
+        ValueError
+            If the columns have different scales.
+        """
         width = np.unique(np.asarray(scale, dtype=np.float64))
         if len(width) != 1:
             raise ValueError("A low-rank reference needs one scale for all columns.")
@@ -149,6 +157,6 @@ class LowRankGaussianReference(Reference):
         return self.n_features + len(self.variances)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance along any principal direction."""
+        """Return the least and greatest variance; see `Reference.variance_range`."""
         residual = float(self.residual)
         return residual, max(residual, float(self.variances.max()))

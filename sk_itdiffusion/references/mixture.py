@@ -12,6 +12,7 @@ optimal denoiser is the average of the components' linear ones under the posteri
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -104,12 +105,13 @@ class GaussianMixtureReference(Reference):
         """
         n_components, n_features = mixture.means_.shape
         eye = np.eye(n_features)
-        covariances = {
+        in_full: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
             "full": lambda c: c,
             "tied": lambda c: np.broadcast_to(c, (n_components, n_features, n_features)),
             "diag": lambda c: c[:, None, :] * eye,
             "spherical": lambda c: c[:, None, None] * eye,
-        }[mixture.covariance_type](mixture.covariances_)
+        }
+        covariances = in_full[mixture.covariance_type](mixture.covariances_)
         used = mixture.weights_ > 0
         return cls(
             mixture.weights_[used],
@@ -151,7 +153,22 @@ class GaussianMixtureReference(Reference):
         return self.average_noise(log_joint.softmax(1), scaled)
 
     def noisy_components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log w_k p_k(z), (B, K), and the noise in each eigenbasis, (B, K, d)."""
+        """Return the components' log-densities of noisy points, and the noise that they predict.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        log_joint : Tensor of shape (B, K)
+            Logarithm of weight times density, in nats.
+        scaled : Tensor of shape (B, K, d)
+            Predicted noise in the eigenbasis of each component.
+        """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
         projected = self._project(z, signal)
         spread = signal.square()[:, :, None] * self.variances + noise.square()[:, :, None]
@@ -159,17 +176,41 @@ class GaussianMixtureReference(Reference):
         return self._component_log_density(projected, spread), scaled
 
     def average_noise(self, posterior: Tensor, scaled: Tensor) -> Tensor:
-        """Return the components' noise averaged under their posterior, (B, d)."""
+        """Return the components' predictions of the noise, averaged.
+
+        Parameters
+        ----------
+        posterior : Tensor of shape (B, K)
+            Probabilities of the components.
+        scaled : Tensor of shape (B, K, d)
+            Predicted noise in the eigenbasis of each component.
+
+        Returns
+        -------
+        Tensor of shape (B, d)
+            The predicted noise.
+        """
         weighted = posterior[:, :, None] * scaled
         back = self.basis.permute(0, 2, 1).reshape(-1, self.n_features)
         return weighted.flatten(1) @ back
 
     def component_log_prob(self, x: Tensor) -> Tensor:
-        """Return log w_k p_k(x), shape (B, K)."""
+        """Return the components' log-densities of points.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, d)
+            Points.
+
+        Returns
+        -------
+        Tensor of shape (B, K)
+            Logarithm of weight times density, in nats.
+        """
         return self._component_log_density(self._project(x), self.variances)
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
-        """Return random points, shape (n_samples, n_features)."""
+        """Return random points; see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
         chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
         return self.sample_components(chosen, random_state)
@@ -177,14 +218,27 @@ class GaussianMixtureReference(Reference):
     def sample_components(
         self, chosen: NDArray[np.intp], random_state: np.random.RandomState
     ) -> NDArray[np.float64]:
-        """Return one random point of each of the chosen components."""
+        """Return one random point of each of the chosen components.
+
+        Parameters
+        ----------
+        chosen : ndarray of shape (n_samples,)
+            Numbers of components, from 0 on.
+        random_state : RandomState
+            Source of the randomness.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            The points.
+        """
         roots = (self.basis * self.variances.sqrt()[:, None, :]).cpu().numpy()
         white = random_state.standard_normal((len(chosen), self.n_features))
         spread = np.einsum("nde,ne->nd", roots[chosen], white)
         return np.asarray(self.means.cpu().numpy()[chosen] + spread)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianMixtureReference:
-        """Return the distribution of ``(x - center) / scale``."""
+        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariances = torch.einsum("kde,ke,kfe->kdf", self.basis, self.variances, self.basis)
         return GaussianMixtureReference(
@@ -194,7 +248,10 @@ class GaussianMixtureReference(Reference):
         )
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the least eigenvalue of a component and the greatest of the whole covariance."""
+        """Return a component's least variance and the greatest one of the whole covariance.
+
+        See `Reference.variance_range`.
+        """
         weights = self.log_weights.exp()
         spread = torch.einsum("k,kde,ke,kfe->df", weights, self.basis, self.variances, self.basis)
         offset = self.means - weights @ self.means
@@ -202,7 +259,13 @@ class GaussianMixtureReference(Reference):
         return float(self.variances.min()), float(torch.linalg.eigvalsh(total).max())
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows."""
+        """Return what `repr` shows.
+
+        Returns
+        -------
+        str
+            The sizes.
+        """
         return f"n_components={self.n_components}, n_features={self.n_features}"
 
 
