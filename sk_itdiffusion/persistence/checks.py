@@ -26,7 +26,8 @@ LEAST_EFFORT = Effort(n_strata=2, n_draws=2, n_directions=1)
 
 def check_fields(value: Any) -> None:
     """Raise an error if a field of a dataclass object is not of the type that it is declared as."""
-    for name, hint in field_types(type(value)).items():
+    cls: Any = type(value)
+    for name, hint in field_types(cls).items():
         if not is_of_type(getattr(value, name), hint):
             raise TypeError(f"{type(value).__name__}.{name} is not of the type {hint}")
 
