@@ -107,7 +107,8 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
         -------
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats, with respect to the units of continuous columns, and to counts
-            for discrete ones.  A row's value does not depend on the other rows.
+            for discrete ones.  A row's value does not depend on the other rows.  It is minus
+            infinity for rows so far from all others that the square of their distance is no number.
         std : ndarray of shape (n_samples,)
             Standard errors of the numerical integration, in nats (NaN where there is a single
             noise path).  Only if ``return_std``.
@@ -118,6 +119,9 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
             If the estimator is not fitted.
         ValueError
             If X is not finite, its columns are not those of `fit`, or a level is unknown.
+        MemoryError
+            If there is too little memory, even at an eighth of the usual number of evaluations at
+            a time, which is tried once and warns.
         """
         check_is_fitted(self)
         log_density, variance = self._log_density(self._read(X))
@@ -328,6 +332,9 @@ class TableEstimator(DensityEstimator):
             a weight is negative, or a parameter is out of its range.
         FloatingPointError
             If training diverges before any epoch was good.
+        MemoryError
+            If there is too little memory, even for an eighth of the rows at a time, which is tried
+            once and warns.
         """
         return self._fit(X, sample_weight)
 

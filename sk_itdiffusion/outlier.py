@@ -36,6 +36,8 @@ Rows = Array | NDArray[Any] | pd.DataFrame
 
 #: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
 AUTOMATIC_FLOOR = 7.0
+#: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
+MOST_EXTREME_FLOOR = 100.0
 #: Rows from which calibration rows are spared; with fewer, folds take turns.
 LEAST_ROWS_TO_SPARE = 1_000
 MOST_CALIBRATION_ROWS = 5_000
@@ -188,6 +190,9 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         tags.input_tags.categorical = given
         tags.input_tags.string = given
         return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "offset_")
 
     # -- fit -----------------------------------------------------------------------------------
 
@@ -442,10 +447,10 @@ def checked_floors(noise_floor: Any) -> Array | None:
     if isinstance(noise_floor, str):
         return np.array([AUTOMATIC_FLOOR])
     floors = np.sort(np.atleast_1d(np.asarray(noise_floor, dtype=np.float64)))
-    if floors.ndim != 1 or not len(floors) or not np.isfinite(floors).all():
+    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MOST_EXTREME_FLOOR).all():
         raise ValueError(
-            f"noise_floor must be 'auto', None, or one or several finite numbers, got "
-            f"{noise_floor!r}."
+            "noise_floor must be 'auto', None, or one or several log-SNRs from "
+            f"{-MOST_EXTREME_FLOOR:g} to {MOST_EXTREME_FLOOR:g}, got {noise_floor!r}."
         )
     return floors
 

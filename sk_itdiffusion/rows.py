@@ -199,7 +199,8 @@ def inspect_columns(rows: WeightedRows, scale: Array) -> ColumnReport:
     for j in np.flatnonzero(varies):
         values, group = np.unique(rows.X[:, j], return_inverse=True)
         share = np.bincount(group.ravel(), weights=rows.weight).max() / rows.weight.sum()
-        step[j] = lattice_step(values) / scale[j]
+        exponent = -np.frexp(scale[j])[1]  # of units in which no difference overflows
+        step[j] = lattice_step(np.ldexp(values, exponent)) / np.ldexp(scale[j], exponent)
         tied[j] = share > _TIED_SHARE or step[j] > _COARSE_STEP
     return ColumnReport(varies, tied, step)
 
@@ -210,9 +211,11 @@ def lattice_step(values: Array) -> float:
     step = float(gaps.min())
     if step <= 0.0 or len(gaps) < 2:
         return step if len(gaps) == 1 else 0.0
-    multiples = gaps / step
-    on_lattice = np.abs(multiples - np.rint(multiples)).max() < 0.01
-    return step if on_lattice and multiples.max() < 1e6 else 0.0
+    with np.errstate(over="ignore"):
+        multiples = gaps / step
+    if not multiples.max() < 1e6:
+        return 0.0
+    return step if np.abs(multiples - np.rint(multiples)).max() < 0.01 else 0.0
 
 
 def column_labels(chosen: NDArray[np.bool_], names: Sequence[str] | None) -> str:
