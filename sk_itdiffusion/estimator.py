@@ -43,6 +43,7 @@ __all__ = [
     "automatic",
     "checked_image_shape",
     "flattened_images",
+    "numbers_in",
     "resolve_device",
 ]
 
@@ -553,6 +554,9 @@ def alike(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+#: Orders of magnitude between weights, of which the square is a number.
+MOST_EXTREME_WEIGHTS = 100
+
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder")
 
 
@@ -566,8 +570,15 @@ def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     weight = _check_sample_weight(
         sample_weight, rows, dtype=np.float64, ensure_non_negative=True, ensure_same_device=False
     )
-    if not weight.sum() > 0:
+    positive = weight[weight > 0]
+    if not len(positive):
         raise ValueError("sample_weight must have at least one positive weight.")
+    if math.log10(positive.max()) - math.log10(positive.min()) > MOST_EXTREME_WEIGHTS:
+        raise ValueError(
+            f"sample_weight must not have weights more than 1e{MOST_EXTREME_WEIGHTS} times others, "
+            f"got {positive.min():g} and {positive.max():g}. Give rows that count for nothing "
+            "weight 0."
+        )
     return np.asarray(weight)
 
 
@@ -589,6 +600,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def automatic(value: int | str, usual: int) -> int:
     """Return the value, or the usual one for "auto"."""
     return usual if value == "auto" else int(value)
+
+
+def numbers_in(value: Any) -> Array:
+    """Return a parameter value as an array of numbers, NaN if it is none."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
 
 
 def flattened_images(X: Any, shape: tuple[int, ...]) -> Any:

@@ -52,7 +52,6 @@ def retry_with_less_memory(function: Callable[Parameters, Result]) -> Callable[P
         The same function, which warns (UserWarning) when it has to try again, and raises a
         MemoryError if that fails too.
     """
-
     usual = inspect.signature(function).parameters["budget"].default
 
     @functools.wraps(function)

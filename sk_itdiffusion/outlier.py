@@ -23,6 +23,7 @@ from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
     flattened_images,
+    numbers_in,
 )
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
@@ -446,7 +447,7 @@ def checked_floors(noise_floor: Any) -> Array | None:
         return None
     if isinstance(noise_floor, str):
         return np.array([AUTOMATIC_FLOOR])
-    floors = np.sort(np.atleast_1d(np.asarray(noise_floor, dtype=np.float64)))
+    floors = np.sort(np.atleast_1d(numbers_in(noise_floor)))
     if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MOST_EXTREME_FLOOR).all():
         raise ValueError(
             "noise_floor must be 'auto', None, or one or several log-SNRs from "

@@ -128,7 +128,8 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     distinct = X[first]
     if not np.array_equal(distinct[group], X):  # two rows with one hash
         distinct, group = np.unique(X, axis=0, return_inverse=True)
-    total = np.bincount(group.ravel(), weights=weight / weight.max()).astype(np.float64)
+    # Repetitions are integers before they are summed, so that their sums are exact.
+    total = np.bincount(group.ravel(), weights=in_units_of_the_least(weight)).astype(np.float64)
     return WeightedRows(distinct, in_units_of_the_least(total))
 
 

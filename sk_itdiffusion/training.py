@@ -455,8 +455,8 @@ class TrainingControl(Callback):
     def _handle_divergence(self, net: skorch.NeuralNet) -> None:
         if self.best_epoch == 0:
             raise FloatingPointError(
-                "Training diverged in its first epoch: the loss is not finite. Lower "
-                "learning_rate, or check the data for values far from all others."
+                f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
+                "not finite. Lower learning_rate, or check the data for values far from all others."
             )
         warnings.warn(
             f"Training diverged in epoch {len(net.history)}: the loss is not finite. The best "
