@@ -298,15 +298,15 @@ def check_scores(density, case):
 def check_order_and_repetition(case, make, scores):
     """Check that rows in another order, repeated instead of weighted, give the same fit."""
     index, weight = case.used, case.weight
-    has_fractions = weight is not None and not np.array_equal(weight, np.rint(weight))
-    if weight is not None and not has_fractions and weight.max() < 10:
+    are_counts = weight is None or (weight.max() < 10 and np.array_equal(weight, np.rint(weight)))
+    if weight is not None and are_counts:
         index, weight = np.repeat(index, weight[index].astype(int)), None
         if len(index) < 2:
             return
     index = np.random.default_rng(0).permutation(index)
     again = case.fit(make(), index, None if weight is None else weight[index])
     # Sums of fractions depend on their order by rounding.
-    tolerance = 1e-6 if has_fractions else 0.0
+    tolerance = 0.0 if are_counts else 1e-6
     np.testing.assert_allclose(
         again.score_samples(case.rows(case.used)), scores, rtol=tolerance, atol=tolerance
     )
@@ -328,7 +328,7 @@ def check_curve_and_samples(density):
         assert np.isfinite(errors).all()
 
 
-@law(few=12, many=600)
+@law(few=12, many=300)
 def test_density(case):
     density = fitted_or_refused(case, IMMSEDensity(**case.parameters))
     if density is None:
@@ -350,7 +350,7 @@ def moderate_cases(draw):
     return Case(X, parameters=draw(DENSITY_PARAMETERS))
 
 
-@law(few=4, many=150)
+@law(few=4, many=100)
 def test_density_in_other_units_has_their_jacobian(case):
     """Exactly, if units differ by powers of two."""
     exponents = np.array([-700, 3, 500])[: case.X.shape[1]]
@@ -366,7 +366,7 @@ def test_density_in_other_units_has_their_jacobian(case):
         np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-9)
 
 
-@law(few=4, many=150)
+@law(few=4, many=100)
 def test_far_rows_score_below_all_others(case):
     density = fitted_or_refused(case, IMMSEDensity(**case.parameters))
     if density is None:
@@ -437,7 +437,7 @@ def check_unknown_levels(density, case):
         assert np.isfinite(density.score_samples(rows)).all()
 
 
-@law(few=10, many=500)
+@law(few=10, many=250)
 def test_discrete_density(case):
     density = fitted_or_refused(case, IMMSEDiscreteDensity(**case.parameters))
     if density is None:
@@ -452,7 +452,7 @@ def test_discrete_density(case):
     assert np.isfinite(density.score_samples(drawn)).all()
 
 
-@law(few=3, many=120)
+@law(few=3, many=80)
 def test_probabilities_sum_to_at_most_one(case):
     density = fitted_or_refused(case, IMMSEDiscreteDensity(**case.parameters))
     if density is None:
@@ -468,7 +468,7 @@ def test_probabilities_sum_to_at_most_one(case):
     assert most < 1.05 + 10.0 * error
 
 
-@law(few=8, many=400)
+@law(few=8, many=200)
 def test_mixed_density(case):
     density = fitted_or_refused(case, IMMSEMixedDensity(**case.parameters))
     if density is None:
@@ -503,7 +503,7 @@ def ensemble_cases(draw):
     })  # fmt: skip
 
 
-@law(few=4, many=150)
+@law(few=4, many=80)
 def test_ensemble(case):
     ensemble = IMMSEEnsemble(**case.parameters)
     try:
@@ -535,7 +535,7 @@ def detector_cases(draw):
     return Case(X, parameters={"random_state": 0} | parameters)
 
 
-@law(few=8, many=300)
+@law(few=8, many=150)
 def test_outlier_detector(case):
     detector = case.fit(IMMSEOutlierDetector(**case.parameters))
     scores = detector.score_samples(case.X)
