@@ -19,6 +19,7 @@ from sk_itdiffusion.estimator import (
     checked_image_shape,
     checked_weight,
     flattened_images,
+    numbers_in,
 )
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
@@ -387,7 +388,7 @@ class IMMSEDensity(TableEstimator):
         """Return whether to dequantise, or the steps."""
         if isinstance(self.dequantize, bool | np.bool_):
             return bool(self.dequantize)
-        step = np.asarray(self.dequantize, dtype=np.float64)
+        step = numbers_in(self.dequantize)
         fits = step.ndim == 0 or step.shape == (self.n_features_in_,)
         if not fits or not np.isfinite(step).all() or (step < 0).any() or not (step > 0).any():
             raise ValueError(

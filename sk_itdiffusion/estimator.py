@@ -53,6 +53,7 @@ __all__ = [
     "checked_image_shape",
     "flattened_images",
     "long_call",
+    "numbers_in",
     "resolve_device",
 ]
 
@@ -119,7 +120,8 @@ class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstima
         -------
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats, with respect to the units of continuous columns, and to counts
-            for discrete ones.  A row's value does not depend on the other rows.
+            for discrete ones.  A row's value does not depend on the other rows.  It is minus
+            infinity for rows so far from all others that the square of their distance is no number.
         std : ndarray of shape (n_samples,)
             Standard errors of the numerical integration, in nats (NaN where there is a single
             noise path).  Only if ``return_std``.
@@ -130,6 +132,9 @@ class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstima
             If the estimator is not fitted.
         ValueError
             If X is not finite, its columns are not those of `fit`, or a level is unknown.
+        MemoryError
+            If there is too little memory, even at an eighth of the usual number of evaluations at
+            a time, which is tried once and warns.
         """
         check_is_fitted(self)
         values = self._read(X)
@@ -343,6 +348,9 @@ class TableEstimator(DensityEstimator):
             a weight is negative, or a parameter is out of its range.
         FloatingPointError
             If training diverges before any epoch was good.
+        MemoryError
+            If there is too little memory, even for an eighth of the rows at a time, which is tried
+            once and warns.
         """
         return self._fit(X, sample_weight, y=y)
 
@@ -580,6 +588,9 @@ def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
     return progress_bar(title, estimator.verbose, delay=SECONDS_UNTIL_A_BAR)
 
 
+#: Orders of magnitude between weights, of which the square is a number.
+MOST_EXTREME_WEIGHTS = 100
+
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder")
 
 
@@ -593,8 +604,15 @@ def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     weight = _check_sample_weight(
         sample_weight, rows, dtype=np.float64, ensure_non_negative=True, ensure_same_device=False
     )
-    if not weight.sum() > 0:
+    positive = weight[weight > 0]
+    if not len(positive):
         raise ValueError("sample_weight must have at least one positive weight.")
+    if math.log10(positive.max()) - math.log10(positive.min()) > MOST_EXTREME_WEIGHTS:
+        raise ValueError(
+            f"sample_weight must not have weights more than 1e{MOST_EXTREME_WEIGHTS} times others, "
+            f"got {positive.min():g} and {positive.max():g}. Give rows that count for nothing "
+            "weight 0."
+        )
     return np.asarray(weight)
 
 
@@ -619,6 +637,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def automatic(value: int | str, usual: int) -> int:
     """Return the value, or the usual one for "auto"."""
     return usual if value == "auto" else int(value)
+
+
+def numbers_in(value: Any) -> Array:
+    """Return a parameter value as an array of numbers, NaN if it is none."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
 
 
 def flattened_images(X: Any, shape: tuple[int, ...]) -> Any:

@@ -38,6 +38,7 @@ from sk_itdiffusion.cubature import (
     hash_uniform,
     spawn_keys,
 )
+from sk_itdiffusion.memory import retry_with_less_memory
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.progress import current_progress
 
@@ -133,6 +134,7 @@ class IntegrationRule:
         return logsnr, eps.reshape(*shape, *eps.shape[1:]), coefficient
 
 
+@retry_with_less_memory
 def information_gap(
     X: Array,
     keys: Keys,
@@ -248,6 +250,7 @@ def paired_difference(x: Tensor, eps: Tensor, logsnr: Tensor, denoisers: PairedD
     return ((model - reference) * (2.0 * eps - reference - model)).sum(1)
 
 
+@retry_with_less_memory
 def fit_placement(
     X: Array,
     keys: Keys,
@@ -449,6 +452,7 @@ class ErrorProfile:
         return np.asarray(0.5 * np.trapezoid(rows, self.logsnr, axis=0))
 
 
+@retry_with_less_memory
 def error_profile(
     X: Array,
     row_weight: Array,

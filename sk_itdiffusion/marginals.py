@@ -266,14 +266,19 @@ class Standardizer:
         share = weight / weight.sum()
         center = share @ scaled
         deviation = np.sqrt(share @ (scaled - center) ** 2)
-        scale = np.ldexp(deviation, exponent)
-        varies = (X.min(axis=0) < X.max(axis=0)) & (scale > 0) & np.isfinite(scale)
+        varies = X.min(axis=0) < X.max(axis=0)
+        # The deviation of the least numbers that there are may be less than any number.
+        scale = np.maximum(np.ldexp(deviation, exponent), np.nextafter(0.0, 1.0))
         center = np.where(varies, np.ldexp(center, exponent), X[0])
         return cls(center, np.where(varies, scale, 1.0))
 
     def transform(self, X: Array) -> Array:
         """Return standardised rows."""
-        return np.ascontiguousarray((X - self.center) / self.scale)
+        # In units of a power of two near the scale, which are exact, as neither the difference of
+        # large numbers nor that of the least ones is otherwise.
+        exponent = -np.frexp(self.scale)[1]
+        difference = np.ldexp(X, exponent) - np.ldexp(self.center, exponent)
+        return np.ascontiguousarray(difference / np.ldexp(self.scale, exponent))
 
     def inverse(self, U: Array) -> Array:
         """Return rows in the units of the data."""

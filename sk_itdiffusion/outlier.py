@@ -26,6 +26,7 @@ from sk_itdiffusion.estimator import (
     check_number_of_rows,
     flattened_images,
     long_call,
+    numbers_in,
 )
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
@@ -40,8 +41,8 @@ Rows = Array | NDArray[Any] | pd.DataFrame
 
 #: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
 AUTOMATIC_FLOOR = 7.0
-#: The variance of more noise than this overflows in products.
-LEAST_FLOOR = -200.0
+#: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
+MOST_EXTREME_FLOOR = 100.0
 #: Rows from which calibration rows are spared; with fewer, folds take turns.
 LEAST_ROWS_TO_SPARE = 1_000
 MOST_CALIBRATION_ROWS = 5_000
@@ -92,7 +93,7 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
         Rate in (0, 1) at which new rows from the distribution of the training rows are rejected;
         only for ``contamination="auto"``.
     noise_floor : "auto", None, float or array-like of float, default="auto"
-        Finite log-SNR :math:`a_1` of the noise, at least -200, relative to standardised and mapped
+        Log-SNR :math:`a_1` of the noise, from -100 to 100, relative to standardised and mapped
         columns; the noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03
         standard deviations).  Several: the mean of the scores.  None: no noise.
     average : bool, default=True
@@ -511,12 +512,11 @@ def checked_floors(noise_floor: Any) -> Array | None:
         return None
     if isinstance(noise_floor, str):
         return np.array([AUTOMATIC_FLOOR])
-    floors = np.sort(np.atleast_1d(np.asarray(noise_floor, dtype=np.float64)))
-    is_valid = np.isfinite(floors) & (floors >= LEAST_FLOOR)
-    if floors.ndim != 1 or not len(floors) or not is_valid.all():
+    floors = np.sort(np.atleast_1d(numbers_in(noise_floor)))
+    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MOST_EXTREME_FLOOR).all():
         raise ValueError(
-            f"noise_floor must be 'auto', None, or one or several finite numbers of at least "
-            f"{LEAST_FLOOR:g}, got {noise_floor!r}."
+            "noise_floor must be 'auto', None, or one or several log-SNRs from "
+            f"{-MOST_EXTREME_FLOOR:g} to {MOST_EXTREME_FLOOR:g}, got {noise_floor!r}."
         )
     return floors
 

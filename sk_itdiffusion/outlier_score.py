@@ -55,7 +55,6 @@ from sk_itdiffusion.references import (
     LowRankGaussianReference,
     Reference,
 )
-from sk_itdiffusion.space import CONSTANT_WIDTH
 
 __all__ = ["FlooredModel", "smoothed_log_prob"]
 
@@ -724,11 +723,6 @@ def slope_parts(model: TableModel, values: Array) -> Array:
 
 def constant_parts(model: TableModel, values: Array) -> Array:
     """Return the log-density of each continuous column without variation, (n, n_constant)."""
-    space = model.space
-    center = space.constant_values[space.constant]
-    width = CONSTANT_WIDTH * np.where(center == 0.0, 1.0, np.abs(center))
-    with np.errstate(over="ignore"):
-        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-        deviation = np.ascontiguousarray((values[:, space.constant] - center) / width)
-        square = deviation**2
-    return np.asarray(-0.5 * square - np.log(width) - 0.5 * math.log(2 * math.pi))
+    squared, width = model.space.squared_constant_deviations(values), model.space.constant_width()
+    # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+    return np.ascontiguousarray(-0.5 * squared - np.log(width) - 0.5 * math.log(2 * math.pi))

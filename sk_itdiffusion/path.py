@@ -29,6 +29,7 @@ from torch import Tensor
 from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import Keys, NoiseRule, spawn_keys
 from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.memory import retry_with_less_memory
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.progress import current_progress
 
@@ -58,6 +59,7 @@ class PathRule:
     n_paths: int
 
 
+@retry_with_less_memory
 @torch.no_grad()
 def path_log_probability(
     rows: Array,

@@ -453,7 +453,8 @@ class PretrainedDenoiser(nn.Module):
         Raises
         ------
         ValueError
-            If the folder has not both parts, or the scheduler is of an unknown kind.
+            If the folder has not both parts, names a class that is no network or no scheduler of
+            diffusers, or the scheduler is of an unknown kind.
         """
         diffusers = import_diffusers()
         check_folder(path_or_id)
@@ -466,9 +467,8 @@ class PretrainedDenoiser(nn.Module):
             config = diffusers.UNet2DModel.load_config(where)
         # Otherwise diffusers recommends another package, and does the same.
         options.setdefault("low_cpu_mem_usage", False)
-        network = getattr(diffusers, config["_class_name"]).from_pretrained(
-            where, subfolder=unet, **options
-        )
+        kind = named_class(config["_class_name"], diffusers.ModelMixin, where)
+        network = kind.from_pretrained(where, subfolder=unet, **options)
         schedule, prediction_type = read_scheduler(where, scheduler, continuous_time)
         size = config.get("sample_size")
         if size is None:
@@ -575,6 +575,17 @@ def import_diffusers() -> Any:
     return diffusers
 
 
+def named_class(name: str, base: type, where: str) -> Any:
+    """Return the class of diffusers that a configuration names, which must be of some kind.
+
+    Others, such as pipelines, may execute what they read.
+    """
+    found = getattr(import_diffusers(), name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{where!r} names {name!r}, which is no {base.__name__} of diffusers.")
+    return found
+
+
 def check_folder(path_or_id: str | Path) -> None:
     """Raise an error if a local folder lacks a part; anything else is taken for an identifier."""
     folder = Path(path_or_id)
@@ -609,8 +620,8 @@ def read_scheduler(
     diffusers = import_diffusers()
     config = diffusers.DDPMScheduler.load_config(where, subfolder=subfolder)
     # Early files name the class of DDPM otherwise.
-    kind = getattr(diffusers, config["_class_name"], diffusers.DDPMScheduler)
-    scheduler = kind.from_config(config)
+    name = config["_class_name"] if hasattr(diffusers, config["_class_name"]) else "DDPMScheduler"
+    scheduler = named_class(name, diffusers.SchedulerMixin, where).from_config(config)
     prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
     if hasattr(scheduler, "alphas_cumprod"):
         table = scheduler.alphas_cumprod.double().numpy()

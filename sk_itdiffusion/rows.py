@@ -128,7 +128,8 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     distinct = X[first]
     if not np.array_equal(distinct[group], X):  # two rows with one hash
         distinct, group = np.unique(X, axis=0, return_inverse=True)
-    total = np.bincount(group.ravel(), weights=weight / weight.max()).astype(np.float64)
+    # Repetitions are integers before they are summed, so that their sums are exact.
+    total = np.bincount(group.ravel(), weights=in_units_of_the_least(weight)).astype(np.float64)
     return WeightedRows(distinct, in_units_of_the_least(total))
 
 
@@ -200,7 +201,8 @@ def inspect_columns(rows: WeightedRows, scale: Array) -> ColumnReport:
     for j in np.flatnonzero(varies):
         values, group = np.unique(rows.X[:, j], return_inverse=True)
         share = np.bincount(group.ravel(), weights=rows.weight).max() / rows.weight.sum()
-        step[j] = lattice_step(values) / scale[j]
+        exponent = -np.frexp(scale[j])[1]  # of units in which no difference overflows
+        step[j] = lattice_step(np.ldexp(values, exponent)) / np.ldexp(scale[j], exponent)
         tied[j] = share > _TIED_SHARE or step[j] > _COARSE_STEP
     return ColumnReport(varies, tied, step)
 
@@ -211,9 +213,11 @@ def lattice_step(values: Array) -> float:
     step = float(gaps.min())
     if step <= 0.0 or len(gaps) < 2:
         return step if len(gaps) == 1 else 0.0
-    multiples = gaps / step
-    on_lattice = np.abs(multiples - np.rint(multiples)).max() < 0.01
-    return step if on_lattice and multiples.max() < 1e6 else 0.0
+    with np.errstate(over="ignore"):
+        multiples = gaps / step
+    if not multiples.max() < 1e6:
+        return 0.0
+    return step if np.abs(multiples - np.rint(multiples)).max() < 0.01 else 0.0
 
 
 def column_labels(chosen: NDArray[np.bool_], names: Sequence[str] | None) -> str:

@@ -20,6 +20,8 @@ Index = NDArray[np.intp]
 
 #: Width, relative to its value (or 1), that a continuous column without variation is given.
 CONSTANT_WIDTH = 1e-3
+#: Size below which a constant counts as 0, since a share of it would be no number.
+LEAST_CONSTANT = 1e-300
 
 
 @dataclass(frozen=True)
@@ -155,18 +157,23 @@ class TableSpace:
 
     def constant_log_density(self, values: Array) -> Array:
         """Return narrow normal log-densities of columns without variation, less their maximum."""
-        center = self.constant_values[self.constant]
         # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-        deviation = np.ascontiguousarray(
-            (values[:, self.constant] - center) / self._constant_width()
-        )
-        return np.asarray(-0.5 * (deviation**2).sum(axis=1))
+        squares = np.ascontiguousarray(-0.5 * self.squared_constant_deviations(values))
+        return np.asarray(squares.sum(axis=1))
+
+    def squared_constant_deviations(self, values: Array) -> Array:
+        """Return squared deviations of columns without variation, in their widths."""
+        # Rows so far out that a square overflows have the log-density minus infinity.
+        with np.errstate(over="ignore"):
+            deviation = values[:, self.constant] - self.constant_values[self.constant]
+            return np.asarray((deviation / self.constant_width()) ** 2)
 
     def greatest_constant_log_density(self) -> float:
         """Return the maximum of the normal log-densities of columns without variation."""
-        width = self._constant_width()
+        width = self.constant_width()
         return float(-np.log(width).sum() - 0.5 * math.log(2 * math.pi) * len(width))
 
-    def _constant_width(self) -> Array:
-        center = self.constant_values[self.constant]
-        return np.asarray(CONSTANT_WIDTH * np.where(center == 0.0, 1.0, np.abs(center)))
+    def constant_width(self) -> Array:
+        """Return the widths of the normal densities of columns without variation."""
+        size = np.abs(self.constant_values[self.constant])
+        return np.asarray(CONSTANT_WIDTH * np.where(size < LEAST_CONSTANT, 1.0, size))

@@ -30,6 +30,7 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
 )
 from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.memory import LESS, is_out_of_memory, release_memory
 from sk_itdiffusion.progress import Progress
 from sk_itdiffusion.streams import RowDataset, StreamedRows
 
@@ -555,8 +556,8 @@ class TrainingControl(Callback):
     def _handle_divergence(self, net: skorch.NeuralNet) -> None:
         if self.best_epoch == 0:
             raise FloatingPointError(
-                "Training diverged in its first epoch: the loss is not finite. Lower "
-                "learning_rate, or check the data for values far from all others."
+                f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
+                "not finite. Lower learning_rate, or check the data for values far from all others."
             )
         warnings.warn(
             f"Training diverged in epoch {len(net.history)}: the loss is not finite. The best "
@@ -588,6 +589,8 @@ class _Net(skorch.NeuralNet):
     """skorch's net, with callbacks' requests to stop kept apart from the user's interrupts."""
 
     micro_batch_size: int | None = None
+    #: Whether memory was not enough for parts of the size asked for.
+    has_smaller_parts: bool = False
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call a method of all callbacks; skorch's way to stop is a KeyboardInterrupt.
@@ -604,6 +607,36 @@ class _Net(skorch.NeuralNet):
             raise StopTraining
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take the gradient of a batch, in smaller parts from where memory is not enough."""
+        try:
+            return self._train_step_in_parts(batch, **fit_params)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Outside of the handler, whose traceback would keep the tensors of the first attempt.
+        self._use_smaller_parts(len(batch[1]), reason)
+        return self.train_step_single(batch, **fit_params)
+
+    def _use_smaller_parts(self, n_rows: int, reason: str) -> None:
+        """Let batches be taken in parts of an eighth, once; then raise an error."""
+        size = min(n_rows, self.micro_batch_size or n_rows)
+        if self.has_smaller_parts:
+            raise MemoryError(
+                f"There is too little memory to train on {size} rows at a time ({reason}). Lower "
+                "micro_batch_size, batch_size or hidden_size, or use another device."
+            )
+        release_memory()
+        self._zero_grad_optimizer()
+        self.has_smaller_parts, self.micro_batch_size = True, max(1, size // LESS)
+        warnings.warn(
+            f"There was too little memory to train on {size} rows at a time; going on with "
+            f"{self.micro_batch_size}, as micro_batch_size={self.micro_batch_size} does.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _train_step_in_parts(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take the gradient of a batch, in parts if the batch would not fit into memory."""
         size = self.micro_batch_size
         n_rows = len(batch[1])

@@ -40,6 +40,12 @@ def _cuda_rng():
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
 
+def _matmul_precision():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 warns of its own function
+        return torch.get_float32_matmul_precision()
+
+
 def _set_filters(saved):
     warnings.filters[:] = saved
     getattr(warnings, "_filters_mutated", lambda: None)()  # empties the cache of decisions
@@ -59,7 +65,7 @@ GLOBAL_STATE = {
         torch.use_deterministic_algorithms,
     ),
     "torch float32 matmul precision": (
-        torch.get_float32_matmul_precision,
+        _matmul_precision,
         torch.set_float32_matmul_precision,
     ),
     "numpy error handling": (np.geterr, lambda saved: np.seterr(**saved)),

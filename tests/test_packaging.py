@@ -42,6 +42,15 @@ def test_every_dependency_has_a_lower_bound():
     assert not unbounded
 
 
+def test_oldest_tested_versions_are_the_lower_bounds():
+    text = (ROOT / "constraints" / "minimum.txt").read_text(encoding="utf-8")
+    pinned = dict(line.split("==") for line in text.split() if "==" in line)
+    optional = PROJECT["optional-dependencies"]
+    for requirement in [*PROJECT["dependencies"], *optional["plot"], *optional["images"]]:
+        bound = requirement.split(">=")[1]
+        assert f"{pinned[name_of(requirement)]}.".startswith(f"{bound}."), requirement
+
+
 def test_installed_versions_satisfy_the_declared_bounds():
     packaging = pytest.importorskip("packaging.requirements")
     for text in PROJECT["dependencies"]:

@@ -14,6 +14,7 @@ classes (`sk_itdiffusion.persistence.registry`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -281,6 +282,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either there as a whole, or as it was before."""
     target = os.path.realpath(os.fspath(path))
     folder = os.path.dirname(target)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(errno.EINVAL, "Cannot save: it is no file", target)
     temporary = os.path.join(folder, f".sk_itdiffusion-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -292,9 +292,17 @@ def fit_gaussian_mixture(
     regularization: float = VARIANCE_FLOOR,
     max_iter: int = 100,
 ) -> GaussianMixtureReference:
-    """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's)."""
+    """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's).
+
+    It has no more components than there are distinct rows, of which there are few where a few rows
+    have nearly all the weight.
+    """
+    n_distinct = len(np.unique(X, axis=0))
     mixture = _QuietMixture(
-        n_components, reg_covar=regularization, max_iter=max_iter, random_state=random_state
+        min(n_components, n_distinct),
+        reg_covar=regularization,
+        max_iter=max_iter,
+        random_state=random_state,
     )
     # The matrices are far too small for several threads, which would wait for each other, up to
     # ten times longer in all; scikit-learn limits them likewise in its own estimators.
