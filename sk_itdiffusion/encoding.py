@@ -21,7 +21,15 @@ from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion.rows import column_labels, in_units_of_the_least
 
-__all__ = ["Column", "Table", "TableEncoder", "discrete_kinds", "mixed_kinds", "read_table"]
+__all__ = [
+    "Column",
+    "Table",
+    "TableEncoder",
+    "check_levels_are_known",
+    "discrete_kinds",
+    "mixed_kinds",
+    "read_table",
+]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.object_]
@@ -592,6 +600,32 @@ def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels |
         return given[j]
     dtype = table.column(j).dtype
     return np.asarray(dtype.categories, object) if isinstance(dtype, pd.CategoricalDtype) else None
+
+
+def check_levels_are_known(table: Table, kinds: Sequence[Kind], categories: Any) -> None:
+    """Raise a ValueError if levels of a discrete column would be those that its values have.
+
+    Parameters
+    ----------
+    table : Table
+        Table.
+    kinds : sequence of {"continuous", "ordinal", "nominal"}
+        Kind of each column.
+    categories : "auto", sequence or dict
+        Levels of columns; see `TableEncoder.fit`.
+    """
+    given = _given_levels(table, kinds, categories)
+    unknown = np.array(
+        [
+            kind != "continuous" and _fixed_levels(table, j, given) is None
+            for j, kind in enumerate(kinds)
+        ]
+    )
+    if unknown.any():
+        raise ValueError(
+            f"partial_fit has to know all levels in advance: set categories for column(s) "
+            f"{column_labels(unknown, table.labels)}, or give them a categorical dtype."
+        )
 
 
 def _learn_levels(

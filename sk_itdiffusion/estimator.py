@@ -6,6 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -26,15 +27,24 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
+from sk_itdiffusion.blocks import blocks_of, is_dask, parts_of, sample
+from sk_itdiffusion.distributed import Processes, current_processes
+from sk_itdiffusion.encoding import (
+    Kind,
+    Table,
+    TableEncoder,
+    check_levels_are_known,
+    read_table,
+)
 from sk_itdiffusion.fitting import FitSettings, fit_table_model
+from sk_itdiffusion.incremental import IncrementalFit
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
-from sk_itdiffusion.streams import without_ones
+from sk_itdiffusion.streams import Stream, without_ones
 
 __all__ = [
     "CategoricalEstimator",
@@ -120,7 +130,8 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
             If X is not finite, its columns are not those of `fit`, or a level is unknown.
         """
         check_is_fitted(self)
-        log_density, variance = self._log_density(self._read(X))
+        scored = [self._log_density(self._read(part)) for part in parts_of(X)]
+        log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
     def _log_density(self, values: Array) -> tuple[Array, Array]:
@@ -210,7 +221,12 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
             raise ValueError("There is no error curve: all rows of the fit were equal.")
         if X is None:
             return self._model.curve
-        return self._model.mse_curve(self._read(X))
+        curves, counts = [], []
+        for part in parts_of(X):
+            values = self._read(part)
+            curves.append(self._model.mse_curve(values))
+            counts.append(len(values))
+        return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
 class TableEstimator(DensityEstimator):
@@ -220,6 +236,7 @@ class TableEstimator(DensityEstimator):
     """
 
     _kept: dict[str, Any]
+    _increments: IncrementalFit
     _experts: ClassVar[tuple[str, ...]]
     #: Parameters that a warm start must not change.
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts")
@@ -342,16 +359,23 @@ class TableEstimator(DensityEstimator):
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to.
         """
+        # Several processes need one seed.
+        random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
+        stream = None
         if previous is None:
             self._forget_fit()
+        elif hasattr(self, "_increments"):
+            del self._increments
+        if chosen is None:
+            X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
+        if previous is None:
             values, weight, kinds = self._read_first(X, sample_weight)
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
         if chosen is not None:
             values, weight = chosen(values, weight)
-        random_state = check_random_state(self.random_state)
-        settings = self._settings()
+        settings = shared(replace(self._settings(), stream=stream), current_processes())
         self._check_warm_start(previous)
         self._model = fit_table_model(
             values, weight, kinds, settings, random_state, previous, space
@@ -360,6 +384,86 @@ class TableEstimator(DensityEstimator):
         self.schedule_ = settings.schedule
         self._publish()
         return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density to more rows, those of a stream.
+
+        The first rows, at least 1000 and 10 for each column, fix the standardisation of the
+        columns and the levels; before there are so many the density is that of the reference.
+        Then each call takes one pass through its rows, the reference keeps the mean and the
+        covariance of all rows so far, and the weights of the experts are found anew, which takes
+        about a second: rows in chunks of 10,000 and more cost least.  Rows may come again, and on
+        long streams need not.  Rows for validation are chosen by a hash of their values, at most
+        10,000; see `sk_itdiffusion.incremental`.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
+            need ``categories``, or a categorical dtype.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the estimator was fitted by `fit`, a parameter asks for what streams do not have,
+            X is not what `fit` takes, its columns are not those of the first call, or one varies
+            that did not in the first rows.
+        FloatingPointError
+            If training diverges.
+
+        Notes
+        -----
+        ``reference`` and ``experts`` know no mixtures here, ``marginals="auto"`` is standardisation
+        only, ``dropout`` and ``weight_decay`` are 0 unless given, and ``max_epochs``,
+        ``steps_per_epoch``, ``early_stopping`` and ``callbacks`` are of no account (but with
+        ``max_epochs=0`` there is no network).
+        """
+        if hasattr(self, "_model") and not hasattr(self, "_increments"):
+            raise ValueError(
+                "partial_fit goes on from earlier calls of partial_fit, and this estimator was "
+                "fitted in another way or loaded; begin with a clone of it."
+            )
+        for part in parts_of(X):
+            self._learn(part)
+        return self
+
+    def _learn(self, X: Any) -> None:
+        """Fit to the rows of a chunk too."""
+        if hasattr(self, "_increments"):
+            values = self._read(X)
+        else:
+            self._forget_fit()
+            values, self._kinds = self._read_first_of_stream(X)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._increments = IncrementalFit(self._kinds, seed)
+        settings = self._settings()
+        self._model = self._increments.learn(values, settings)
+        self._check_warm_start(None)
+        self.schedule_ = settings.schedule
+        self._publish()
+
+    def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
+        """Return the numbers and codes of the first chunk, and the kinds of its columns."""
+        values, _, kinds = self._read_first(X, None)
+        return values, kinds
+
+    def _held_in_memory(
+        self, X: Any, weight: ArrayLike | None, random_state: np.random.RandomState
+    ) -> tuple[Any, ArrayLike | None, Stream | None]:
+        """Return the rows to hold in memory, their weights, and the other rows if there are any."""
+        if not is_dask(X):
+            return X, weight, None
+        blocks = blocks_of(X, weight)
+        assert blocks is not None
+        return sample(blocks, self._read, random_state)
 
     def _read_again(
         self, X: Any, sample_weight: ArrayLike | None
@@ -497,6 +601,12 @@ class CategoricalEstimator(TableEstimator):
         table, weight = self._weighted_table(X, sample_weight, reset=False)
         return self._encoder.encode(table), weight, self._kinds
 
+    def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
+        """Return the codes of the first chunk and the kinds of its columns; levels are given."""
+        table = self._table(X, reset=True)
+        check_levels_are_known(table, self._column_kinds(table), self.categories)
+        return super()._read_first_of_stream(X)
+
     def _weighted_table(self, X: Any, weight: ArrayLike | None, reset: bool) -> tuple[Table, Array]:
         """Return the rows of positive weight, and their weights."""
         table = self._table(X, reset)
@@ -546,12 +656,24 @@ def alike(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-_PRIVATE_STATE = ("_model", "_kinds", "_encoder")
+_PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_increments")
 
 
 def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
     """Raise scikit-learn's error if there are fewer than 2 rows."""
     check_array(np.broadcast_to(0.0, shape), ensure_min_samples=2, estimator=name)
+
+
+def shared(settings: FitSettings, processes: Processes) -> FitSettings:
+    """Return the settings of one of several processes, or raise an error if they do not share."""
+    if settings.batch_size % processes.size:
+        raise ValueError(
+            f"batch_size={settings.batch_size} must be a multiple of the number of processes that "
+            f"share a batch, {processes.size}."
+        )
+    verbose = settings.verbose if processes.rank == 0 else 0
+    device = processes.placed(settings.device)
+    return replace(settings, processes=processes, verbose=verbose, device=device)
 
 
 def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
