@@ -25,7 +25,6 @@ from typing import Any
 
 import joblib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from results import describe_machine, format_markdown
 from sklearn.model_selection import GridSearchCV

@@ -361,10 +361,10 @@ def sample(
     """
     if blocks.n_rows == 0:
         raise ValueError("X is a Dask collection without rows.")
-    share = 1.0
+    selection = Selection(1.0, seed=0)
     if not fits_into_memory(blocks.n_rows, blocks.n_columns):
         share = rows_in_sample(blocks.n_columns) / blocks.n_rows
-    selection = Selection(share, int(random_state.randint(2**31 - 1)))
+        selection = Selection(share, int(random_state.randint(2**31 - 1)))
     function = partial(checked_sample, selection=selection, numbers_only=numbers_only)
     rows = joined([part for part in blocks.map(function) if len(part)])
     if weight is not None:

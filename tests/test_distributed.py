@@ -99,11 +99,12 @@ def test_two_processes_fit_as_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would need two GPUs")
 def test_accelerate_launches_the_example(tmp_path):
     pytest.importorskip("accelerate", reason="needs the extra [distributed]")
     example = os.path.join(os.path.dirname(__file__), "..", "examples", "distributed_fit.py")
     subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1",
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
          "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
          example, "--quick", "--output", str(tmp_path)],
         check=True,

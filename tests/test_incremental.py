@@ -19,6 +19,7 @@ TINY = {
     "hidden_size": 16,
     "n_blocks": 1,
     "batch_size": 128,
+    "max_epochs": 2,
     "n_strata": 4,
     "random_state": 0,
 }
@@ -143,7 +144,11 @@ def test_few_rows_have_the_density_of_the_reference(X):
     density = IMMSEDensity(**TINY).partial_fit(X[:300]).partial_fit(X[300:600])
     assert density.net_ is None
     alone = IMMSEDensity(
-        experts=["gaussian"], reference="gaussian", marginals="standard", max_epochs=0
+        experts=["gaussian"],
+        reference="gaussian",
+        marginals="standard",
+        max_epochs=0,
+        random_state=0,
     )
     expected = alone.fit(X[:600]).score_samples(X[:50])
     # The rows for validation differ: the mean of 540 rows has an error of 0.04 deviations.
@@ -194,11 +199,12 @@ def test_mixed_streams_know_their_levels_in_advance():
     typed = table.assign(colour=table["colour"].astype(pd.CategoricalDtype(["blue", "red"])))
     scores = []
     for density, frame in ((given, table), (IMMSEMixedDensity(**TINY), typed)):
-        for _ in range(3):
+        for _ in range(2):
             density.partial_fit(frame[:1500]).partial_fit(frame[1500:])
         scores.append(density.score_samples(frame[:100]))
     np.testing.assert_array_equal(scores[0], scores[1])
-    assert given.score(table) > IMMSEMixedDensity(max_epochs=0).fit(table[:999]).score(table) - 0.1
+    # Of independent columns the mean is -2.70 nats, of the true density -2.11.
+    assert -2.5 < given.score(table) < -2.05
     unknown = pd.DataFrame({"colour": ["green"], "size": [0.0]})
     with pytest.raises(ValueError, match="green"):
         given.partial_fit(unknown)
@@ -222,7 +228,9 @@ def test_what_streams_do_not_have_is_refused_by_name(X, parameters, message):
 
 def test_preconditioners_that_streams_do_not_have_are_refused():
     codes = np.zeros((50, 2), dtype=int)
-    density = IMMSEDiscreteDensity(categories=[range(2)] * 2, preconditioner="latent_class")
+    density = IMMSEDiscreteDensity(
+        categories=[range(2)] * 2, preconditioner="latent_class", random_state=0
+    )
     with pytest.raises(ValueError, match="preconditioner"):
         density.partial_fit(codes)
 
