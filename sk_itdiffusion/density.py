@@ -308,8 +308,6 @@ class IMMSEDensity(TableEstimator):
 
     def _read(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return validated rows with the columns of the fit."""
-        if is_dataset(X):
-            X = read_rows(X, shape=self._images())
         rows = self._validated(X, reset=False, ensure_min_samples=1)
         if self._model.dequantizer is not None:
             self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
@@ -317,7 +315,9 @@ class IMMSEDensity(TableEstimator):
 
     def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
         shape = self._images()
-        if shape is not None:
+        if is_dataset(X):
+            X = read_rows(X, shape=shape)
+        elif shape is not None:
             X = flattened_images(X, shape)
         rows = validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples

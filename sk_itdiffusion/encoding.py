@@ -25,7 +25,7 @@ __all__ = [
     "Column",
     "Table",
     "TableEncoder",
-    "check_levels_are_known",
+    "columns_of_learned_levels",
     "discrete_kinds",
     "mixed_kinds",
     "read_table",
@@ -602,8 +602,10 @@ def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels |
     return np.asarray(dtype.categories, object) if isinstance(dtype, pd.CategoricalDtype) else None
 
 
-def check_levels_are_known(table: Table, kinds: Sequence[Kind], categories: Any) -> None:
-    """Raise a ValueError if levels of a discrete column would be those that its values have.
+def columns_of_learned_levels(
+    table: Table, kinds: Sequence[Kind], categories: Any
+) -> NDArray[np.bool_]:
+    """Return which discrete columns have the levels that occur, since none are given.
 
     Parameters
     ----------
@@ -613,19 +615,19 @@ def check_levels_are_known(table: Table, kinds: Sequence[Kind], categories: Any)
         Kind of each column.
     categories : "auto", sequence or dict
         Levels of columns; see `TableEncoder.fit`.
+
+    Returns
+    -------
+    ndarray of shape (n_columns,), bool
+        The columns.
     """
     given = _given_levels(table, kinds, categories)
-    unknown = np.array(
+    return np.array(
         [
             kind != "continuous" and _fixed_levels(table, j, given) is None
             for j, kind in enumerate(kinds)
         ]
     )
-    if unknown.any():
-        raise ValueError(
-            f"partial_fit has to know all levels in advance: set categories for column(s) "
-            f"{column_labels(unknown, table.labels)}, or give them a categorical dtype."
-        )
 
 
 def _learn_levels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ from sk_itdiffusion.encoding import (
     Kind,
     Table,
     TableEncoder,
-    check_levels_are_known,
+    columns_of_learned_levels,
     read_table,
 )
 from sk_itdiffusion.fitting import FitSettings, fit_table_model
@@ -42,6 +43,7 @@ from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.references import Reference
+from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.streams import Stream, without_ones
@@ -109,7 +111,7 @@ class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
+            Rows.  Arrays on disk, torch datasets and Dask collections are read in parts.
         return_std : bool, default=False
             Whether to return standard errors too.
 
@@ -327,11 +329,13 @@ class TableEstimator(DensityEstimator):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.
+            Rows; at least 2.  Collections of Dask may be larger than memory, and for
+            `IMMSEDensity` arrays on disk (`numpy.memmap`) and torch datasets too.
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.
+            Non-negative weights; a weight of 2 is the same as having the row twice.  Neither
+            Dask collections nor datasets have weights.
 
         Returns
         -------
@@ -345,6 +349,16 @@ class TableEstimator(DensityEstimator):
             a weight is negative, or a parameter is out of its range.
         FloatingPointError
             If training diverges before any epoch was good.
+
+        Notes
+        -----
+        Of more than 4 million rows, or 67 million numbers, a random sample of up to a million rows
+        is held in memory: maps, references and validation are those of the sample, and the other
+        rows are read in random order while the network is trained.  Equal rows are then no longer
+        found, so that a weight is the same as repetition on average only.  Tables of
+        `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
+        Dask collections they need ``categories``, or a categorical dtype, for levels that the
+        sample may lack.
         """
         return self._fit(X, sample_weight)
 
@@ -401,7 +415,8 @@ class TableEstimator(DensityEstimator):
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
             Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
-            need ``categories``, or a categorical dtype.
+            have the levels of ``categories`` or of a categorical dtype, else those of the first
+            call, with a warning.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -413,9 +428,9 @@ class TableEstimator(DensityEstimator):
         Raises
         ------
         ValueError
-            If the estimator was fitted by `fit`, a parameter asks for what streams do not have,
-            X is not what `fit` takes, its columns are not those of the first call, or one varies
-            that did not in the first rows.
+            If a parameter asks for what streams do not have, X is not what `fit` takes, its
+            columns are not those of the first call, one varies that did not in the first rows, or
+            a level is unknown.
         FloatingPointError
             If training diverges.
 
@@ -427,9 +442,11 @@ class TableEstimator(DensityEstimator):
         ``max_epochs=0`` there is no network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
-            raise ValueError(
-                "partial_fit goes on from earlier calls of partial_fit, and this estimator was "
-                "fitted in another way or loaded; begin with a clone of it."
+            warnings.warn(
+                "partial_fit begins anew: it goes on from its own earlier calls only, not from "
+                "fit or a file.",
+                UserWarning,
+                stacklevel=3,
             )
         for part in parts_of(X):
             self._learn(part)
@@ -602,9 +619,17 @@ class CategoricalEstimator(TableEstimator):
         return self._encoder.encode(table), weight, self._kinds
 
     def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
-        """Return the codes of the first chunk and the kinds of its columns; levels are given."""
+        """Return the codes of the first chunk and the kinds of its columns."""
         table = self._table(X, reset=True)
-        check_levels_are_known(table, self._column_kinds(table), self.categories)
+        learned = columns_of_learned_levels(table, self._column_kinds(table), self.categories)
+        if learned.any():
+            warnings.warn(
+                f"partial_fit knows only the levels of the first rows of column(s) "
+                f"{column_labels(learned, table.labels)}; set categories, or give a categorical "
+                "dtype.",
+                UserWarning,
+                stacklevel=4,
+            )
         return super()._read_first_of_stream(X)
 
     def _weighted_table(self, X: Any, weight: ArrayLike | None, reset: bool) -> tuple[Table, Array]:

@@ -23,6 +23,8 @@ TINY = {
     "batch_size": 64,
     "n_strata": 4,
     "marginals": "standard",
+    "reference": "gaussian",
+    "experts": ["network", "gaussian"],
     "random_state": 0,
 }
 
@@ -114,7 +116,7 @@ def test_rows_that_are_not_in_the_sample_are_trained_on(X, tmp_path):
 
 
 def test_streaming_loses_little(X, monkeypatch):
-    settings = TINY | {"hidden_size": 32, "max_epochs": 6, "steps_per_epoch": 40}
+    settings = TINY | {"hidden_size": 32, "max_epochs": 4, "steps_per_epoch": 40}
     whole = IMMSEDensity(**settings).fit(X[:1500])
     monkeypatch.setattr(sk_itdiffusion.streams, "NUMBERS_IN_MEMORY", 1500)
     streamed = IMMSEDensity(**settings).fit(X[:1500])
@@ -170,6 +172,12 @@ def test_scores_of_parts_are_those_of_the_whole(X, fitted, monkeypatch, tmp_path
         np.testing.assert_allclose(fitted.mse_curve(table).model, curves[name], rtol=1e-6)
     with pytest.raises(ValueError, match="X has 3 features"):
         fitted.score_samples(np.zeros((500, 3), dtype=np.float32))
+
+
+def test_streams_of_datasets_are_those_of_arrays(X):
+    from_items = IMMSEDensity(**TINY).partial_fit(Items(X[:300]))
+    from_array = IMMSEDensity(**TINY).partial_fit(X[:300])
+    np.testing.assert_array_equal(from_items.score_samples(X[:9]), from_array.score_samples(X[:9]))
 
 
 def test_scores_of_parts_of_codes_are_those_of_the_whole(monkeypatch):

@@ -23,6 +23,8 @@ TINY = {
     "batch_size": 64,
     "n_strata": 4,
     "marginals": "standard",
+    "reference": "gaussian",
+    "experts": ["network", "gaussian"],
     "random_state": 0,
 }
 
@@ -111,7 +113,7 @@ def test_mixed_tables_come_from_parquet(X, tmp_path):
     for number, part in enumerate(np.array_split(np.arange(len(X)), 4)):
         table.iloc[part].to_parquet(tmp_path / f"{number}.parquet")
     read = dd.read_parquet(tmp_path)
-    settings = {name: TINY[name] for name in TINY if name != "marginals"}
+    settings = TINY | {"reference": "independent", "experts": ["network", "independent"]}
     density = IMMSEMixedDensity(**settings).fit(read)
     whole = density.score_samples(table)
     np.testing.assert_array_equal(density.score_samples(read), whole)
