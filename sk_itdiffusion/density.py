@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
+from sk_itdiffusion.blocks import blocks_of, sample
 from sk_itdiffusion.estimator import (
     TableEstimator,
     automatic,
@@ -26,7 +26,7 @@ from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.space import ColumnKind
-from sk_itdiffusion.streams import RowStream, is_dataset, read_rows
+from sk_itdiffusion.streams import RowStream, Stream, is_dataset, read_rows
 
 __all__ = ["IMMSEDensity"]
 
@@ -199,7 +199,6 @@ class IMMSEDensity(TableEstimator):
     True
     """
 
-    _stream: RowStream | None
     _experts: ClassVar[tuple[str, ...]] = ("network", "gaussian", "gaussian_mixture", "reference")
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
@@ -288,36 +287,32 @@ class IMMSEDensity(TableEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
+    def _held_in_memory(
+        self, X: Any, weight: ArrayLike | None, random_state: np.random.RandomState
+    ) -> tuple[Any, ArrayLike | None, Stream | None]:
+        """Return the rows to hold in memory, their weights, and the other rows if there are any."""
+        images = self._images()
+        if not is_dataset(X):
+            X = X if images is None else flattened_images(X, images)
+            blocks = blocks_of(X, weight)
+            if blocks is None:
+                return X, weight, None
+            weights = None if weight is None else checked_weight(weight, X)
+            return sample(blocks, as_numbers, random_state, weight=weights, numbers_only=True)
+        if weight is not None:
+            raise ValueError("sample_weight must be None if X is a dataset.")
+        rows, stream = RowStream.beyond_memory(X, self.num_workers, random_state, images)
+        return rows, None, stream
+
     def _read_first(
         self, X: ArrayLike, weight: ArrayLike | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
-        self._stream = None
-        if is_dataset(X):
-            if weight is not None:
-                raise ValueError("sample_weight must be None if X is a dataset.")
-            random_state = check_random_state(self.random_state)
-            X, self._stream = RowStream.beyond_memory(
-                X, self.num_workers, random_state, self._images()
-            )
         rows = self._validated(X, reset=True, ensure_min_samples=2)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
 
-    def _read_again(
-        self, X: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
-        """Return what `_read_first` does, of rows with the columns of the earlier fit."""
-        if is_dataset(X):
-            raise ValueError(
-                "warm_start needs rows in an array, X is a dataset; give the fitted network as "
-                "denoiser, or set warm_start=False."
-            )
-        return super()._read_again(X, sample_weight)
-
     def _read(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return validated rows with the columns of the fit."""
-        if is_dataset(X):
-            X = read_rows(X, shape=self._images())
         rows = self._validated(X, reset=False, ensure_min_samples=1)
         if self._model.dequantizer is not None:
             self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
@@ -325,7 +320,9 @@ class IMMSEDensity(TableEstimator):
 
     def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
         shape = self._images()
-        if shape is not None:
+        if is_dataset(X):
+            X = read_rows(X, shape=shape)
+        elif shape is not None:
             X = flattened_images(X, shape)
         rows = validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
@@ -366,8 +363,6 @@ class IMMSEDensity(TableEstimator):
         usual_rate = 0.02 if images is None else 0.007
         if self.denoiser is not None:
             usual_rate = 0.001
-        # Held only until the fit, so that an estimator does not keep the data.
-        stream, self._stream = getattr(self, "_stream", None), None
         return {
             "marginals": self.marginals if self.denoiser is None else "standard",
             "n_frequencies": self.n_frequencies,
@@ -378,7 +373,6 @@ class IMMSEDensity(TableEstimator):
             "n_blocks": automatic(self.n_blocks, 1 if unet else 2),
             "batch_size": automatic(self.batch_size, 512 if images is None else 64),
             "micro_batch_size": self.micro_batch_size,
-            "stream": stream,
             "learning_rate": float(
                 usual_rate if self.learning_rate == "auto" else self.learning_rate
             ),
@@ -401,6 +395,11 @@ class IMMSEDensity(TableEstimator):
         """Set the public fitted attributes from the model."""
         super()._publish()
         self.marginals_ = self._model.space.marginal_map.kind
+
+
+def as_numbers(X: Any) -> NDArray[np.float64]:
+    """Return the numbers of rows that have been checked."""
+    return np.asarray(X, dtype=np.float64)
 
 
 def as_pretrained(denoiser: torch.nn.Module | None) -> PretrainedDenoiser | None:

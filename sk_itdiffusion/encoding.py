@@ -21,7 +21,15 @@ from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion.rows import column_labels, in_units_of_the_least
 
-__all__ = ["Column", "Table", "TableEncoder", "discrete_kinds", "mixed_kinds", "read_table"]
+__all__ = [
+    "Column",
+    "Table",
+    "TableEncoder",
+    "columns_of_learned_levels",
+    "discrete_kinds",
+    "mixed_kinds",
+    "read_table",
+]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.object_]
@@ -597,6 +605,34 @@ def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels |
         return given[j]
     dtype = table.column(j).dtype
     return np.asarray(dtype.categories, object) if isinstance(dtype, pd.CategoricalDtype) else None
+
+
+def columns_of_learned_levels(
+    table: Table, kinds: Sequence[Kind], categories: Any
+) -> NDArray[np.bool_]:
+    """Return which discrete columns have the levels that occur, since none are given.
+
+    Parameters
+    ----------
+    table : Table
+        Table.
+    kinds : sequence of {"continuous", "ordinal", "nominal"}
+        Kind of each column.
+    categories : "auto", sequence or dict
+        Levels of columns; see `TableEncoder.fit`.
+
+    Returns
+    -------
+    ndarray of shape (n_columns,), bool
+        The columns.
+    """
+    given = _given_levels(table, kinds, categories)
+    return np.array(
+        [
+            kind != "continuous" and _fixed_levels(table, j, given) is None
+            for j, kind in enumerate(kinds)
+        ]
+    )
 
 
 def _learn_levels(

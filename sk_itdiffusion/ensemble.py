@@ -40,6 +40,7 @@ from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from sk_itdiffusion.blocks import in_memory
 from sk_itdiffusion.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import row_keys
@@ -803,7 +804,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             members, key=lambda name: (name not in fitted, not fixes_space(members[name]))
         )
         first = members[order[0]]
-        X = self._note_columns(X, first)
+        X = self._note_columns(in_memory(X), first)
         self._check_columns(members, fitted, X)
         read = first._read_again if order[0] in fitted else first._read_first
         values, weight, kinds = read(X, sample_weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -28,22 +29,32 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sk_itdiffusion.blocks import blocks_of, is_dask, parts_of, sample
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
-from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
+from sk_itdiffusion.distributed import Processes, current_processes
+from sk_itdiffusion.encoding import (
+    Kind,
+    Table,
+    TableEncoder,
+    columns_of_learned_levels,
+    read_table,
+)
 from sk_itdiffusion.fitting import (
     LEAST_ROWS_TO_SPLIT,
     FitSettings,
     fit_table_model,
     networks_to_train,
 )
+from sk_itdiffusion.incremental import IncrementalFit
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
 from sk_itdiffusion.references import Reference
+from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
-from sk_itdiffusion.streams import without_ones
+from sk_itdiffusion.streams import Stream, without_ones
 
 __all__ = [
     "CategoricalEstimator",
@@ -112,7 +123,7 @@ class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstima
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
+            Rows.  Arrays on disk, torch datasets and Dask collections are read in parts.
         return_std : bool, default=False
             Whether to return standard errors too.
 
@@ -137,9 +148,9 @@ class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstima
             a time, which is tried once and warns.
         """
         check_is_fitted(self)
-        values = self._read(X)
         with long_call(self, "score_samples"):
-            log_density, variance = self._log_density(values)
+            scored = [self._log_density(self._read(part)) for part in parts_of(X)]
+        log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
     def _log_density(self, values: Array) -> tuple[Array, Array]:
@@ -230,9 +241,13 @@ class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstima
             raise ValueError("There is no error curve: all rows of the fit were equal.")
         if X is None:
             return self._model.curve
-        values = self._read(X)
+        curves, counts = [], []
         with long_call(self, "mse_curve"):
-            return self._model.mse_curve(values)
+            for part in parts_of(X):
+                values = self._read(part)
+                curves.append(self._model.mse_curve(values))
+                counts.append(len(values))
+        return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
 class TableEstimator(DensityEstimator):
@@ -242,6 +257,7 @@ class TableEstimator(DensityEstimator):
     """
 
     _kept: dict[str, Any]
+    _increments: IncrementalFit
     _experts: ClassVar[tuple[str, ...]]
     #: Parameters that a warm start must not change.
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts")
@@ -330,11 +346,13 @@ class TableEstimator(DensityEstimator):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.
+            Rows; at least 2.  Collections of Dask may be larger than memory, and for
+            `IMMSEDensity` arrays on disk (`numpy.memmap`) and torch datasets too.
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.
+            Non-negative weights; a weight of 2 is the same as having the row twice.  Neither
+            Dask collections nor datasets have weights.
 
         Returns
         -------
@@ -351,6 +369,16 @@ class TableEstimator(DensityEstimator):
         MemoryError
             If there is too little memory, even for an eighth of the rows at a time, which is tried
             once and warns.
+
+        Notes
+        -----
+        Of more than 4 million rows, or 67 million numbers, a random sample of up to a million rows
+        is held in memory: maps, references and validation are those of the sample, and the other
+        rows are read in random order while the network is trained.  Equal rows are then no longer
+        found, so that a weight is the same as repetition on average only.  Tables of
+        `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
+        Dask collections they need ``categories``, or a categorical dtype, for levels that the
+        sample may lack.
         """
         return self._fit(X, sample_weight, y=y)
 
@@ -366,16 +394,23 @@ class TableEstimator(DensityEstimator):
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to.
         """
+        # Several processes need one seed.
+        random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
+        stream = None
         if previous is None:
             self._forget_fit()
+        elif hasattr(self, "_increments"):
+            del self._increments
+        if chosen is None:
+            X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
+        if previous is None:
             values, weight, kinds = self._read_first(X, sample_weight)
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
         if chosen is not None:
             values, weight = chosen(values, weight)
-        random_state = check_random_state(self.random_state)
-        settings = self._settings()
+        settings = shared(replace(self._settings(), stream=stream), current_processes())
         self._check_warm_start(previous)
         self._kinds = kinds
         self.schedule_ = settings.schedule
@@ -389,6 +424,89 @@ class TableEstimator(DensityEstimator):
         self._publish()
         tasks.end()
         return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density to more rows, those of a stream.
+
+        The first rows, at least 1000 and 10 for each column, fix the standardisation of the
+        columns and the levels; before there are so many the density is that of the reference.
+        Then each call takes one pass through its rows, the reference keeps the mean and the
+        covariance of all rows so far, and the weights of the experts are found anew, which takes
+        about a second: rows in chunks of 10,000 and more cost least.  Rows may come again, and on
+        long streams need not.  Rows for validation are chosen by a hash of their values, at most
+        10,000; see `sk_itdiffusion.incremental`.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
+            have the levels of ``categories`` or of a categorical dtype, else those of the first
+            call, with a warning.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter asks for what streams do not have, X is not what `fit` takes, its
+            columns are not those of the first call, one varies that did not in the first rows, or
+            a level is unknown.
+        FloatingPointError
+            If training diverges.
+
+        Notes
+        -----
+        ``reference`` and ``experts`` know no mixtures here, ``marginals="auto"`` is standardisation
+        only, ``dropout`` and ``weight_decay`` are 0 unless given, and ``max_epochs``,
+        ``steps_per_epoch``, ``early_stopping`` and ``callbacks`` are of no account (but with
+        ``max_epochs=0`` there is no network).
+        """
+        if hasattr(self, "_model") and not hasattr(self, "_increments"):
+            warnings.warn(
+                "partial_fit begins anew: it goes on from its own earlier calls only, not from "
+                "fit or a file.",
+                UserWarning,
+                stacklevel=3,
+            )
+        for part in parts_of(X):
+            self._learn(part)
+        return self
+
+    def _learn(self, X: Any) -> None:
+        """Fit to the rows of a chunk too."""
+        if hasattr(self, "_increments"):
+            values = self._read(X)
+        else:
+            self._forget_fit()
+            values, self._kinds = self._read_first_of_stream(X)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._increments = IncrementalFit(self._kinds, seed)
+        settings = self._settings()
+        self._model = self._increments.learn(values, settings)
+        self._check_warm_start(None)
+        self.schedule_ = settings.schedule
+        self._publish()
+
+    def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
+        """Return the numbers and codes of the first chunk, and the kinds of its columns."""
+        values, _, kinds = self._read_first(X, None)
+        return values, kinds
+
+    def _held_in_memory(
+        self, X: Any, weight: ArrayLike | None, random_state: np.random.RandomState
+    ) -> tuple[Any, ArrayLike | None, Stream | None]:
+        """Return the rows to hold in memory, their weights, and the other rows if there are any."""
+        if not is_dask(X):
+            return X, weight, None
+        blocks = blocks_of(X, weight)
+        assert blocks is not None
+        return sample(blocks, self._read, random_state)
 
     def _read_again(
         self, X: Any, sample_weight: ArrayLike | None
@@ -533,6 +651,20 @@ class CategoricalEstimator(TableEstimator):
         table, weight = self._weighted_table(X, sample_weight, reset=False)
         return self._encoder.encode(table), weight, self._kinds
 
+    def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
+        """Return the codes of the first chunk and the kinds of its columns."""
+        table = self._table(X, reset=True)
+        learned = columns_of_learned_levels(table, self._column_kinds(table), self.categories)
+        if learned.any():
+            warnings.warn(
+                f"partial_fit knows only the levels of the first rows of column(s) "
+                f"{column_labels(learned, table.labels)}; set categories, or give a categorical "
+                "dtype.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return super()._read_first_of_stream(X)
+
     def _weighted_table(self, X: Any, weight: ArrayLike | None, reset: bool) -> tuple[Table, Array]:
         """Return the rows of positive weight, and their weights."""
         table = self._table(X, reset)
@@ -591,12 +723,24 @@ def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
 #: Orders of magnitude between weights, of which the square is a number.
 MOST_EXTREME_WEIGHTS = 100
 
-_PRIVATE_STATE = ("_model", "_kinds", "_encoder")
+_PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_increments")
 
 
 def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
     """Raise scikit-learn's error if there are fewer than 2 rows."""
     check_array(np.broadcast_to(0.0, shape), ensure_min_samples=2, estimator=name)
+
+
+def shared(settings: FitSettings, processes: Processes) -> FitSettings:
+    """Return the settings of one of several processes, or raise an error if they do not share."""
+    if settings.batch_size % processes.size:
+        raise ValueError(
+            f"batch_size={settings.batch_size} must be a multiple of the number of processes that "
+            f"share a batch, {processes.size}."
+        )
+    verbose = settings.verbose if processes.rank == 0 else 0
+    device = processes.placed(settings.device)
+    return replace(settings, processes=processes, verbose=verbose, device=device)
 
 
 def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:

@@ -37,6 +37,7 @@ from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.dequantize import Dequantizer
+from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.experts import (
     MOST_ROWS_FOR_SPECTRUM,
     MappedSplit,
@@ -83,7 +84,7 @@ from sk_itdiffusion.rows import (
 )
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_layout
-from sk_itdiffusion.streams import RowStream, StreamedRows
+from sk_itdiffusion.streams import Stream, StreamedRows
 from sk_itdiffusion.training import (
     DenoisingObjective,
     Network,
@@ -156,7 +157,8 @@ class FitSettings:
     denoiser: PretrainedDenoiser | None = None
     dequantize: bool | Array = False
     micro_batch_size: int | None = None
-    stream: RowStream | None = None
+    stream: Stream | None = None
+    processes: Processes = ALONE
     tasks: FitTasks = field(default_factory=FitTasks)
     #: Returns the attributes of an estimator that has a model.
     attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
@@ -230,10 +232,8 @@ def fit_table_model(
         rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
         train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
         current_progress().show(0.0, "references")
-        split, references = run_interruptibly(
-            lambda stop: _fit_analytic_side(
-                space, train_rows, valid_rows, step, settings, seeds.mixtures, stop
-            )
+        split, references = fit_analytic_side(
+            space, train_rows, valid_rows, step, settings, seeds.mixtures
         )
         control = choose_control(references, split.valid, settings)
         preconditioner = choose_preconditioner(references, settings)
@@ -440,19 +440,30 @@ def split_rows(
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
-def _fit_analytic_side(
+def fit_analytic_side(
     space: TableSpace,
     train_rows: WeightedRows,
     valid_rows: WeightedRows,
     step: Array,
     settings: FitSettings,
     seed: int,
-    stop: threading.Event,
 ) -> tuple[MappedSplit, dict[str, Reference]]:
-    """Return the mapped rows and the references."""
-    split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
-    judged = valid_rows is not train_rows
-    return split, fit_references(split, step, settings, seed, stop, judged)
+    """Return the mapped rows and the references; the first of several processes finds them."""
+
+    def mapped_and_fitted(stop: threading.Event) -> tuple[MappedSplit, dict[str, Reference]]:
+        split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
+        judged = valid_rows is not train_rows
+        return split, fit_references(split, step, settings, seed, stop, judged)
+
+    if settings.processes.size == 1:
+        return run_interruptibly(mapped_and_fitted)
+
+    def space_and_references() -> tuple[TableSpace, dict[str, Reference]]:
+        split, references = run_interruptibly(mapped_and_fitted)
+        return split.space, references
+
+    space, references = settings.processes.from_first(space_and_references)
+    return MappedSplit.behind(space, train_rows, valid_rows), references
 
 
 def _map_columns(
@@ -644,7 +655,8 @@ def train_networks(
     """Return the trained nets, built and trained in workers.
 
     No torch mode of the calling thread reaches those.  Networks that one thread trains are trained
-    at the same time, unless callbacks, which they would share, could be in each other's way.
+    at the same time, unless callbacks, which they would share, could be in each other's way, or
+    other processes take part.
     """
     strands = current_progress().stretch(0.0, SHARE_OF_TRAINING).strands(len(names))
     nets: dict[str, skorch.NeuralNet] = {}
@@ -675,8 +687,9 @@ def train_networks(
         for name, strand in zip(names, strands, strict=True)
     }
     limited = {name: trains_in_one_thread(name, settings) for name in names}
-    has_callbacks = bool(settings.callbacks) or settings.tasks.are_watched
-    if len(names) > 1 and all(limited.values()) and not has_callbacks:
+    is_watched = bool(settings.callbacks) or settings.tasks.are_watched
+    alone = settings.processes.size == 1 and not is_watched
+    if len(names) > 1 and all(limited.values()) and alone:
         return dict(zip(names, run_all_interruptibly(list(jobs.values())), strict=True))
     for name, job in jobs.items():
         nets[name] = run_interruptibly(job, limited=limited[name])
@@ -779,7 +792,7 @@ def train_network(
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
     n_rows = n_observations(split.train, split.space)
     if settings.stream is not None:
-        n_rows += len(settings.stream.indices)
+        n_rows += len(settings.stream)
     dropout, weight_decay = regularization_for(n_rows, bool(split.space.layout.variables), settings)
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
@@ -798,6 +811,7 @@ def train_network(
         n_validation_noises=max(16, math.ceil(repetitions)),
         verbose=settings.verbose,
         micro_batch_size=settings.micro_batch_size,
+        processes=settings.processes,
     )
     net = train(
         DenoisingObjective(
@@ -810,7 +824,7 @@ def train_network(
         RowDataset(split.valid.X, split.valid.weight, settings.device),
         plan,
         generator,
-        adapt=_adapter(model, split, plan.density),
+        adapt=density_adapter(model, split, plan.density, settings.processes),
         callbacks=list(settings.callbacks),
         device=settings.device,
         interrupted=stop,
@@ -831,9 +845,7 @@ def training_rows(
 
     def prepared(values: Array) -> Array:
         if values.shape[1] != space.n_columns or not np.isfinite(values).all():
-            raise ValueError(
-                f"X is a dataset with items that are not {space.n_columns} finite numbers."
-            )
+            raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
         if dequantizer is not None:
             dequantizer.check(values, settings.feature_names)
         return mapped(values if fresh or dequantizer is None else dequantizer.noisy(values))
@@ -844,10 +856,17 @@ def training_rows(
     if dequantizer is not None and fresh:
         rows = mapped(dequantizer.rounded(space.values(rows)))
         width = dequantizer.step[space.continuous] / space.standardizer.scale
-    memory = RowDataset(rows, split.train.weight, device, width)
     if settings.stream is None:
-        return memory
-    return StreamedRows(settings.stream, prepared, memory)
+        return RowDataset(rows, split.train.weight, device, width)
+    # The stream's rows, which take the places of these, have no weights.
+    alike = resample_rows(
+        WeightedRows(rows, split.train.weight),
+        2 * len(rows),
+        np.random.RandomState(model.seeds.network),
+    )
+    return StreamedRows(
+        settings.stream, prepared, RowDataset(alike, np.ones(len(alike)), device, width)
+    )
 
 
 def spectrum_of(split: MappedSplit) -> Array:
@@ -889,8 +908,8 @@ def epoch_length(n_rows: int) -> int:
     return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
 
 
-def _adapter(
-    model: TableModel, split: MappedSplit, base: PiecewiseDensity
+def density_adapter(
+    model: TableModel, split: MappedSplit, base: PiecewiseDensity, processes: Processes
 ) -> Callable[[Network], PiecewiseDensity]:
     """Return a function that refits the importance density to the validation gap."""
     most = IMAGES_TO_ADAPT if model.has_images else ROWS_TO_ADAPT
@@ -923,7 +942,7 @@ def _adapter(
         )
         return PiecewiseDensity(base.edges, 0.5 * base.mass + 0.5 * measured.mass)
 
-    return adapt
+    return lambda network: processes.from_first(lambda: adapt(network))
 
 
 def bound_history(net: skorch.NeuralNet) -> list[dict[str, float]]:

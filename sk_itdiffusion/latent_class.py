@@ -17,7 +17,7 @@ from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.rows import WeightedRows
 
-__all__ = ["fit_latent_class", "level_counts", "smoothed_marginals"]
+__all__ = ["fit_latent_class", "level_counts", "smoothed_frequencies", "smoothed_marginals"]
 
 Array = NDArray[np.float64]
 
@@ -38,10 +38,13 @@ def level_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
 
 
 def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
-    """Return the relative frequencies of the levels, with half an observation added to each."""
-    return [
-        (counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in level_counts(rows, layout)
-    ]
+    """Return the smoothed frequencies of the levels of each discrete variable."""
+    return [smoothed_frequencies(counts) for counts in level_counts(rows, layout)]
+
+
+def smoothed_frequencies(counts: Array) -> Array:
+    """Return the relative frequencies of levels, with half an observation added to each."""
+    return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))
 
 
 @dataclass

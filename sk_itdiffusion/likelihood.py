@@ -60,6 +60,8 @@ PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 #: Returns the points (n, s, r, d) of rows (n, c) for the keys (n, s, r) of their draws.
 PointsOfDraws = Callable[[Array, Keys], Array]
 
+#: Evaluations in a forward pass are a multiple of this.
+EVALUATIONS_IN_A_TILE = 32
 _ROWS_FOR_FREE_STACKING = 50
 _BLOCKS_IN_A_JOB = 16
 
@@ -227,13 +229,23 @@ def _strata_contributions(
         drawn_points = points(rows, rule.draw_keys(keys, first, n_strata))
     x = np.broadcast_to(drawn_points[..., None, :], eps.shape)
     difference = paired_difference(
-        _tensor(x.reshape(-1, eps.shape[-1]), device, dtype),
-        _tensor(eps.reshape(-1, eps.shape[-1]), device, dtype),
-        _tensor(repeated.reshape(-1), device, dtype),
+        _tensor(in_whole_tiles(x.reshape(-1, eps.shape[-1])), device, dtype),
+        _tensor(in_whole_tiles(eps.reshape(-1, eps.shape[-1])), device, dtype),
+        _tensor(in_whole_tiles(repeated.reshape(-1)), device, dtype),
         denoisers,
-    )
+    )[: coefficient.size]
     integrand = 0.5 * difference.cpu().numpy().reshape(shape)
     return np.asarray((integrand * coefficient).sum(axis=-1))
+
+
+def in_whole_tiles(values: Array) -> Array:
+    """Return values with zeros at the end, so that their number is a multiple of 32.
+
+    Products of matrices treat rows that are left over from their tiles in another way, so that the
+    last bits of a row would depend on its place.
+    """
+    missing = -len(values) % EVALUATIONS_IN_A_TILE
+    return np.pad(values, ((0, missing), *((0, 0),) * (values.ndim - 1))) if missing else values
 
 
 def _tensor(values: Array, device: torch.device | str, dtype: torch.dtype) -> Tensor:

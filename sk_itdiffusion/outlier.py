@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
@@ -238,7 +239,7 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
-        rows = self._checked_rows(X, reset=True)
+        rows = self._checked_rows(in_memory(X), reset=True)
         self.noise_floor_ = checked_floors(self.noise_floor)
         random_state = check_random_state(self.random_state)
         split_seed, fit_seed = (int(seed) for seed in random_state.randint(2**31 - 1, size=2))
@@ -387,9 +388,9 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
             discrete ones.  A row's score does not depend on the other rows.
         """
         check_is_fitted(self)
-        rows = self._checked_rows(X, reset=False)
         with long_call(self, "score_samples"):
-            return self._scores(rows)
+            parts = [self._scores(self._checked_rows(part, False)) for part in parts_of(X)]
+        return np.concatenate(parts)
 
     def decision_function(self, X: ArrayLike) -> Array:
         """Return the score minus the threshold; negative for outliers.

@@ -39,24 +39,56 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _Callers:
+    """Counts the threads, other than workers, that have work done here: they share the cores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.number = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Count the calling thread, unless it is a worker, whose caller is counted."""
+        counted = not hasattr(_this_thread, "threads")
+        with self._lock:
+            self.number += counted
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.number -= counted
+
+
+_callers = _Callers()
+
+
+def _threads() -> int:
+    """Return how many threads the calling thread could use if no one else called."""
+    return int(getattr(_this_thread, "threads", torch.get_num_threads()))
+
+
 def _available() -> int:
     """Return how many workers the calling thread may start."""
-    return int(getattr(_this_thread, "available", torch.get_num_threads()))
+    return max(1, _threads() // max(1, _callers.number))
 
 
-def _limit_this_thread(available: int) -> None:
-    """Give the calling thread one OpenMP thread; OpenMP keeps this number for each thread."""
+def _limit_this_thread(threads: int, n_openmp: int | None) -> None:
+    """Give the calling thread a number of OpenMP threads; OpenMP keeps it for each thread."""
     torch.get_num_threads()  # sets the thread's number to the default, once, if not done here
-    _controller().limit(limits=1, user_api="openmp")
-    _this_thread.available = available
+    if n_openmp is not None:
+        _controller().limit(limits=n_openmp, user_api="openmp")
+    _this_thread.threads = threads
 
 
 def worker_pool(n_workers: int, limited: bool = True) -> ThreadPoolExecutor:
-    """Return an executor whose workers use one OpenMP thread each (or the default number)."""
-    if not limited:
-        return ThreadPoolExecutor(n_workers)
-    share = max(1, _available() // n_workers)
-    return ThreadPoolExecutor(n_workers, initializer=_limit_this_thread, initargs=(share,))
+    """Return an executor whose workers use one OpenMP thread each.
+
+    Those that are not limited use the default number of threads, or their share of it if other
+    threads call too.
+    """
+    share = max(1, _threads() // n_workers)
+    n_openmp = 1 if limited else (_available() if _callers.number > 1 else None)
+    return ThreadPoolExecutor(n_workers, initializer=_limit_this_thread, initargs=(share, n_openmp))
 
 
 class _SingleBlasThread:
@@ -117,7 +149,7 @@ def map_in_workers(
     todo = list(items)
     if torch.device(device).type != "cpu":
         return _collected((function(item) for item in todo), len(todo), progress)
-    with worker_pool(max(1, min(_available(), len(todo)))) as pool:
+    with _callers(), worker_pool(max(1, min(_available(), len(todo)))) as pool:
         futures = [pool.submit(function, item) for item in todo]
         try:
             return _collected((future.result() for future in futures), len(todo), progress)
@@ -170,7 +202,7 @@ def run_all_interruptibly(
     If one of them fails the others are stopped.
     """
     stop = threading.Event()
-    with worker_pool(len(functions), limited) as pool:
+    with _callers(), worker_pool(len(functions), limited) as pool:
         futures = [pool.submit(function, stop) for function in functions]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

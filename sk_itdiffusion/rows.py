@@ -14,6 +14,7 @@ __all__ = ["ColumnReport", "WeightedRows", "group_rows", "inspect_columns", "res
 
 Array = NDArray[np.float64]
 
+_ROWS_IN_A_PART = 2**16
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
@@ -117,17 +118,19 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
         Distinct rows; the least weight is 1.
     """
     kept = weight > 0
-    X, weight = X[kept] + 0.0, weight[kept]
-    exponent = np.frexp(np.abs(X).max(axis=0))[1]
-    scaled = np.ldexp(X, -exponent)
-    low = scaled.min(axis=0)
-    width = scaled.max(axis=0) - low
-    varies = width > 0  # columns without variation must not change the order
-    keys = row_keys((scaled[:, varies] - low[varies]) / width[varies])
+    X, weight = (X if kept.all() else X[kept]) + 0.0, weight[kept]
+    low, high = X.min(axis=0), X.max(axis=0)
+    exponent = np.frexp(np.maximum(np.abs(low), np.abs(high)))[1]
+    low, high = np.ldexp(low, -exponent), np.ldexp(high, -exponent)
+    varies = high > low  # columns without variation must not change the order
+    # A part after the other, so that the rows are copied no more than they have to be.
+    parts = [slice(i, i + _ROWS_IN_A_PART) for i in range(0, len(X), _ROWS_IN_A_PART)]
+    scaled = (np.ldexp(X[part][:, varies], -exponent[varies]) for part in parts)
+    keys = np.concatenate([row_keys((s - low[varies]) / (high - low)[varies]) for s in scaled])
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     distinct = X[first]
-    if not np.array_equal(distinct[group], X):  # two rows with one hash
-        distinct, group = np.unique(X, axis=0, return_inverse=True)
+    if not all(np.array_equal(distinct[group[part]], X[part]) for part in parts):
+        distinct, group = np.unique(X, axis=0, return_inverse=True)  # two rows with one hash
     # Repetitions are integers before they are summed, so that their sums are exact.
     total = np.bincount(group.ravel(), weights=in_units_of_the_least(weight)).astype(np.float64)
     return WeightedRows(distinct, in_units_of_the_least(total))

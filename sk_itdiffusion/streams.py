@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -18,17 +18,32 @@ __all__ = [
     "ImageFolder",
     "RowDataset",
     "RowStream",
+    "Stream",
     "StreamedRows",
+    "affordable_rows",
     "is_dataset",
     "read_rows",
+    "rows_in_sample",
     "without_ones",
 ]
 
 Array = NDArray[np.float64]
 
-#: Numbers in the rows of a dataset that are held in memory; of more only a sample is.
+#: Numbers in the rows of a table that are held in memory; of more only a sample is.
 NUMBERS_IN_MEMORY = 2**26
+#: Rows in that sample at most: maps, references and validation need no more.
+MOST_ROWS_IN_A_SAMPLE = 2**20
 ROWS_IN_A_READ = 256
+
+
+def affordable_rows(n_columns: int) -> int:
+    """Return how many rows are held in memory."""
+    return max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, n_columns))
+
+
+def rows_in_sample(n_columns: int) -> int:
+    """Return how many rows are held in memory if there are too many to hold all."""
+    return min(affordable_rows(n_columns), MOST_ROWS_IN_A_SAMPLE)
 
 
 def is_dataset(X: Any) -> TypeGuard[Dataset[Any]]:
@@ -182,16 +197,19 @@ class RowStream:
         n_rows = len(dataset)
         if n_rows == 0:
             raise ValueError("X is a dataset without items.")
-        affordable = max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, row_of(dataset[0]).size))
-        if n_rows <= affordable:
+        n_columns = row_of(dataset[0]).size
+        if n_rows <= affordable_rows(n_columns):
             return read_rows(dataset, shape=shape), None
         order = random_state.permutation(n_rows)
-        sample = np.sort(order[:affordable])
-        return read_rows(dataset, sample.tolist(), shape), cls(
-            dataset, np.sort(order[affordable:]), num_workers, shape
+        n_held = rows_in_sample(n_columns)
+        return read_rows(dataset, np.sort(order[:n_held]).tolist(), shape), cls(
+            dataset, np.sort(order[n_held:]), num_workers, shape
         )
 
-    def batches(self, batch_size: int, generator: Generator) -> Iterator[Array]:
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def chunks(self, batch_size: int, generator: Generator) -> Iterator[Array]:
         """Return endless shuffled batches of rows (B, d)."""
         loader: DataLoader[Any] = DataLoader(
             Subset(self.dataset, self.indices.tolist()),
@@ -211,32 +229,39 @@ def stacked(items: list[Any], shape: tuple[int, ...] | None) -> Array:
     return np.stack([row_of(item, shape) for item in items]).astype(np.float64)
 
 
+class Stream(Protocol):
+    """Rows that are read while a network is trained."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def chunks(self, batch_size: int, generator: Generator) -> Iterator[Array]:
+        """Return endless chunks of rows in random order, of the size of batches or any other."""
+        ...
+
+
 @dataclass(frozen=True)
 class StreamedRows:
     """Rows to train on, of which some are in memory and the others come from a stream.
 
     Attributes
     ----------
-    stream : RowStream
+    stream : RowStream or BlockStream
         The stream.
     prepare : callable
         Checks values of the table (n, c) and maps them to rows of the model (n, d).
     memory : RowDataset
-        The rows in memory.
+        The rows in memory, of equal weight.
     """
 
-    stream: RowStream
+    stream: Stream
     prepare: Callable[[Array], Array]
     memory: RowDataset
 
-    @property
-    def share_in_memory(self) -> float:
-        """Share of the rows that are in memory."""
-        return len(self.memory) / (len(self.memory) + len(self.stream.indices))
-
-    def batches(self, batch_size: int, generator: Generator) -> Iterator[Tensor]:
-        """Return endless batches of the stream's rows on the device of those in memory."""
-        for values in self.stream.batches(batch_size, generator):
+    def chunks(self, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+        """Return endless chunks of the stream's rows on the device of those in memory."""
+        for values in self.stream.chunks(batch_size, generator):
             yield torch.from_numpy(self.prepare(values).astype(np.float32)).to(
                 self.memory.rows.device
             )

@@ -29,6 +29,8 @@ from sk_itdiffusion.denoisers import (
     PreconditionedDenoiser,
     ReferencedDenoiser,
 )
+from sk_itdiffusion.denoisers.mlp import share_dropout
+from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.memory import LESS, is_out_of_memory, release_memory
 from sk_itdiffusion.progress import Progress
@@ -123,11 +125,27 @@ class MuonAdamW(torch.optim.Optimizer):
             part.load_state_dict(state)
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_parts": self._parts}
+
     def clear_state(self) -> None:
         """Forget the moments, which are as large as the parameters."""
         self.state.clear()
         for part in self._parts:
             part.state.clear()
+
+
+def optimizer_settings(learning_rate: float, weight_decay: float) -> dict[str, Any]:
+    """Return how skorch is told of the optimiser."""
+    return {
+        "optimizer": MuonAdamW,
+        "lr": learning_rate,
+        "optimizer__weight_decay": weight_decay,
+        "optimizer__param_groups": [
+            ("denoiser.*.expand.weight", {"hidden": True}),
+            ("denoiser.*.contract.weight", {"hidden": True}),
+        ],
+    }
 
 
 def decayed_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -159,6 +177,8 @@ class NoisyRowIterator:
         Source of all randomness.
     n_points : int
         Dimension of the noise.
+    share : slice, default=slice(None)
+        The part of each batch that is made; the others are those of other processes.
     """
 
     def __init__(
@@ -169,8 +189,10 @@ class NoisyRowIterator:
         density: PiecewiseDensity,
         generator: Generator,
         n_points: int,
+        share: slice = slice(None),
     ) -> None:
         self.rows = dataset.rows
+        self.share = share
         self.width = dataset.width
         self.n_points = n_points
         self.batch_size = batch_size
@@ -218,7 +240,7 @@ class NoisyRowIterator:
         return logsnr.float(), (1.0 / self._heights[cell]).float()
 
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return rows with noise, in the form that skorch passes to the module."""
+        """Return this process's share of rows with noise, in the form that skorch passes on."""
         logsnr, importance = self.draw_logsnr(len(rows))
         shape = (len(rows), self.n_points)
         eps = torch.randn(shape, generator=self.generator, dtype=rows.dtype)
@@ -226,8 +248,10 @@ class NoisyRowIterator:
         if self.width is not None:
             uniform = torch.rand(rows.shape, generator=self.generator, dtype=rows.dtype) - 0.5
             rows = rows + (uniform * self.width).to(rows.device)
-        batch = {"x": rows} | {key: value.to(rows.device) for key, value in noise.items()}
-        return batch, torch.zeros(len(rows), device=rows.device)
+        batch = {
+            key: value[self.share].to(rows.device) for key, value in ({"x": rows} | noise).items()
+        }
+        return batch, torch.zeros(len(batch["x"]), device=rows.device)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for _ in range(self.n_batches):
@@ -235,20 +259,39 @@ class NoisyRowIterator:
 
 
 class StreamedRowIterator(NoisyRowIterator):
-    """Noisy batches of rows from memory and from a data loader; see `NoisyRowIterator`."""
+    """Noisy batches of rows in memory, of which each then gives its place to one of a stream.
+
+    So the order of the stream matters little: its rows are mixed with those of long before.
+    """
 
     def __init__(self, source: StreamedRows, *arguments: Any) -> None:
         super().__init__(source.memory, *arguments)
-        self.share_in_memory = source.share_in_memory
-        self.stream = source.batches(self.batch_size, self.generator)
+        self._chunks = source.chunks(self.batch_size, self.generator)
+        self._streamed = self.rows[:0]
+        while len(self.rows) < self.batch_size:
+            self.rows = torch.cat([self.rows, next(self._chunks)])
+
+    def _next_indices(self) -> Tensor:
+        """Return places in memory, none of them twice."""
+        if len(self._queue) < self.batch_size:
+            self._queue = torch.randperm(len(self.rows), generator=self.generator)
+        indices, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
+        return indices
+
+    def _next_streamed(self) -> Tensor:
+        """Return as many rows of the stream as are in a batch."""
+        while len(self._streamed) < self.batch_size:
+            self._streamed = torch.cat([self._streamed, next(self._chunks)])
+        rows = self._streamed[: self.batch_size]
+        self._streamed = self._streamed[self.batch_size :]
+        return rows
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for _ in range(self.n_batches):
-            streamed = next(self.stream)
-            held = self.rows[self._next_indices().to(self.rows.device)]
-            drawn = torch.rand(len(streamed), generator=self.generator) < self.share_in_memory
-            drawn = drawn.to(streamed.device)[:, None]
-            yield self.batch(torch.where(drawn, held[: len(streamed)], streamed))
+            places = self._next_indices().to(self.rows.device)
+            rows = self.rows[places]
+            self.rows[places] = self._next_streamed()
+            yield self.batch(rows)
 
 
 class FixedNoiseIterator:
@@ -426,6 +469,7 @@ class TrainingControl(Callback):
         initial_bound: float = math.inf,
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
         report: TrainingReport | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.n_steps = n_steps
         self.n_epochs = n_epochs
@@ -436,6 +480,7 @@ class TrainingControl(Callback):
         self.interrupted = interrupted
         self.on_epoch = on_epoch
         self.report = TrainingReport() if report is None else report
+        self.processes = processes
 
     def on_train_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Note the base rates."""
@@ -493,8 +538,9 @@ class TrainingControl(Callback):
                 group["lr"] = factor * rate
 
     def on_grad_computed(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
-        """Clip the gradient's norm."""
+        """Average the gradient over the processes, and clip its norm."""
         if training:
+            self.processes.average_gradients(net.module_.denoiser.parameters())
             nn.utils.clip_grad_norm_(net.module_.denoiser.parameters(), self.clip)
 
     def on_batch_end(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
@@ -528,6 +574,7 @@ class TrainingControl(Callback):
 
     def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Judge the epoch by its validation bound, and whether it is the last one."""
+        self._average_losses(net)
         epoch = len(net.history)
         bound = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
         if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
@@ -545,6 +592,16 @@ class TrainingControl(Callback):
             height = self.rate_factor()
             self.restore_best(net)
             self.cooling_from = (self.step, max(1, self.step // 4), height)
+
+    def _average_losses(self, net: skorch.NeuralNet) -> None:
+        """Replace the losses of the epoch by their means over the rows of all processes."""
+        if self.processes.size == 1:
+            return
+        row = net.history[-1]
+        for part in ("train", "valid"):
+            n_rows = sum(batch.get(f"{part}_batch_size", 0) for batch in row["batches"])
+            mean = self.processes.mean(row[f"{part}_loss"], n_rows, net.device)
+            net.history.record(f"{part}_loss", mean)
 
     def forget(self) -> None:
         """Drop the copy of the best weights and the link to the data."""
@@ -583,6 +640,7 @@ class TrainingPlan:
     n_validation_noises: int = 16
     micro_batch_size: int | None = None
     verbose: int = 0
+    processes: Processes = ALONE
 
 
 class _Net(skorch.NeuralNet):
@@ -658,6 +716,7 @@ class _Net(skorch.NeuralNet):
         self.optimizer_.clear_state()
         self.iterator_train = self.iterator_valid = torch.utils.data.DataLoader
         self.train_split = None
+        share_dropout(self.module_, None)
         dict(self.callbacks_)["control"].forget()
 
 
@@ -713,7 +772,10 @@ def train(
         raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
-    sizes = (plan.batch_size, plan.n_batches, plan.density, generator, n_points)
+    share = plan.processes.share(plan.batch_size)
+    if plan.processes.size > 1:
+        share_dropout(objective, (share, plan.batch_size))
+    sizes = (plan.batch_size, plan.n_batches, plan.density, generator, n_points, share)
     if isinstance(train_rows, StreamedRows):
         iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes)
     else:
@@ -730,19 +792,14 @@ def train(
         n_warmup=min(50, max(1, plan.n_batches // 2)),
         on_epoch=on_epoch,
         interrupted=interrupted,
-        initial_bound=mean_bound(objective.to(device), fixed),
+        initial_bound=mean_bound(objective.to(device), fixed, plan.processes),
         report=report,
+        processes=plan.processes,
     )
     net = _Net(
         objective,
         criterion=MeanCriterion,
-        optimizer=MuonAdamW,
-        lr=plan.learning_rate,
-        optimizer__weight_decay=plan.weight_decay,
-        optimizer__param_groups=[
-            ("denoiser.*.expand.weight", {"hidden": True}),
-            ("denoiser.*.contract.weight", {"hidden": True}),
-        ],
+        **optimizer_settings(plan.learning_rate, plan.weight_decay),
         max_epochs=plan.max_epochs,
         iterator_train=lambda *_, **__: iterator,
         iterator_valid=lambda *_, **__: FixedNoiseIterator(fixed),
@@ -769,11 +826,14 @@ def train(
 
 
 @torch.no_grad()
-def mean_bound(objective: DenoisingObjective, batches: Batches) -> float:
-    """Return the averaged network's bound on validation batches, in nats."""
+def mean_bound(
+    objective: DenoisingObjective, batches: Batches, processes: Processes = ALONE
+) -> float:
+    """Return the averaged network's bound on the validation batches of all processes, in nats."""
     objective.eval()
     total = sum(float(objective(**batch).sum()) for batch, _ in batches)
-    return total / sum(len(target) for _, target in batches)
+    n_rows = sum(len(target) for _, target in batches)
+    return processes.mean(total / n_rows, n_rows, batches[0][1].device)
 
 
 def _validation_batches(
@@ -792,16 +852,17 @@ def _validation_batches(
     share = SHARE_OF_UNIFORM_VALIDATION
     mass = (1.0 - share) * plan.density.mass + share * uniform
     density = PiecewiseDensity(plan.density.edges, mass)
-    source = NoisyRowIterator(rows, 1, 1, density, generator, layout.n_points)
+    mine = plan.processes.share(n_total)
+    source = NoisyRowIterator(rows, 1, 1, density, generator, layout.n_points, mine)
     repeated = rows.rows.repeat_interleave(n_noises, dim=0)
     batch, target = source.batch(repeated)
     weight = torch.from_numpy(rows.weight / rows.weight.mean()).float()
-    weight = weight.repeat_interleave(n_noises).to(repeated.device)
+    weight = weight.repeat_interleave(n_noises)[mine].to(repeated.device)
     batch["importance"] = batch["importance"] * weight
     size = int(np.clip(2**24 // max(layout.n_level_points, 1), 64, 4096))
     size = min(size, max(16, NUMBERS_IN_A_VALIDATION_BATCH // layout.n_points))
     size = min(size, plan.micro_batch_size or size)
     return [
         ({key: value[i : i + size] for key, value in batch.items()}, target[i : i + size])
-        for i in range(0, n_total, size)
+        for i in range(0, len(target), size)
     ]

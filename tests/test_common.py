@@ -46,7 +46,7 @@ pytestmark = pytest.mark.changes_global_state
 
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
-@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
+@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
 @parametrize_with_checks([*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, *DETECTORS])
 def test_common_checks(estimator, check):
     check(estimator)
@@ -71,7 +71,7 @@ def test_estimators_are_shown_as_html(estimator):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
+@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
 @parametrize_with_checks([*(estimator() for estimator in ESTIMATORS), IMMSEOutlierDetector()])
 def test_common_checks_with_defaults(estimator, check):
     check(estimator)

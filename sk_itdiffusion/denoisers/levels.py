@@ -122,6 +122,11 @@ class LevelDenoiser(nn.Module):
         for number, block in enumerate(self.layout.blocks):
             if isinstance(block, LatticeBlock):
                 self.register_buffer(f"powers_{number}", level_powers(block))
+        self.mark_rare_levels(counts)
+
+    def mark_rare_levels(self, counts: Sequence[NDArray[np.float64]] | None) -> None:
+        """Let levels of few training rows keep the reference's posterior."""
+        for number, block in enumerate(self.layout.blocks):
             rare = None if counts is None else rare_levels(block, counts)
             # Not in the state: a warm start may have other rare levels.
             self.register_buffer(f"rare_{number}", rare, persistent=False)

@@ -15,7 +15,13 @@ __all__ = ["ResidualMLP"]
 
 
 class LocalDropout(nn.Module):
-    """Dropout whose randomness comes from a generator of its own, not from the global one."""
+    """Dropout whose randomness comes from a generator of its own, not from the global one.
+
+    If several processes share a batch each draws for all rows, and takes what is of its own.
+    """
+
+    #: The rows of the batch that are here, and how many rows there are in all processes.
+    place: tuple[slice, int] | None = None
 
     def __init__(self, rate: float, generator: Generator) -> None:
         super().__init__()
@@ -30,9 +36,13 @@ class LocalDropout(nn.Module):
         keep = 1.0 - self.rate
         # Comparing uniform numbers, in place, is cheaper than drawing Bernoulli ones on a CPU.
         source = self.generator_on(h.device)
+        rows, n_rows = slice(None), len(h)
+        if self.place is not None and len(h) == self.place[0].stop - self.place[0].start:
+            rows, n_rows = self.place
+        shape = (n_rows, *h.shape[1:])
         # In single precision, where half precision would round the rate.
-        uniform = torch.rand(h.shape, generator=source, dtype=torch.float32, device=h.device)
-        return h * uniform.lt_(keep).div_(keep).to(h.dtype)
+        uniform = torch.rand(shape, generator=source, dtype=torch.float32, device=h.device)
+        return h * uniform[rows].lt_(keep).div_(keep).to(h.dtype)
 
     def generator_on(self, device: torch.device) -> Generator:
         """Return the generator, or one of another device that was seeded by it."""
@@ -54,6 +64,13 @@ def replace_dropout(network: nn.Module, generator: Generator) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
                 setattr(module, name, LocalDropout(child.p, generator))
+
+
+def share_dropout(network: nn.Module, place: tuple[slice, int] | None) -> None:
+    """Tell all dropout of a network which rows of how many are here, in place."""
+    for module in network.modules():
+        if isinstance(module, LocalDropout):
+            module.place = place
 
 
 def linear(n_in: int, n_out: int, generator: Generator, zero: bool = False) -> nn.Linear:

@@ -94,6 +94,10 @@ class SaveMixin:
         check_is_fitted(self)
         write_atomically(path, encoded_file(self))
 
+    def __dask_tokenize__(self) -> str:
+        """Return what tells the content from any other, by which Dask names its results."""
+        return hashlib.sha256(encoded_file(self)).hexdigest()
+
 
 def load(
     path: Path,

@@ -213,8 +213,6 @@ def finish_table(estimator: TableEstimator) -> None:
     if encoder is not None:
         estimator.categories_ = [column.levels for column in encoder.columns]
         estimator.kinds_ = [column.kind for column in encoder.columns]
-    if isinstance(estimator, IMMSEDensity):
-        estimator._stream = None
     estimator._publish()
 
 

@@ -1,0 +1,259 @@
+"""Fitting to streams by `partial_fit`."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+import sk_itdiffusion
+import sk_itdiffusion.incremental
+from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
+from sk_itdiffusion.cubature import hash_uniform, row_keys
+from sk_itdiffusion.datasets import load_density
+from sk_itdiffusion.incremental import Reservoir, RunningMoments
+
+TINY = {
+    "hidden_size": 16,
+    "n_blocks": 1,
+    "batch_size": 128,
+    "max_epochs": 2,
+    "n_strata": 4,
+    "random_state": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def banana():
+    return load_density("banana")
+
+
+@pytest.fixture(scope="module", name="X")
+def rows_of_banana(banana):
+    return banana.sample(4000, random_state=0)
+
+
+def learned(X, n_chunks, estimator=None):
+    """Return an estimator that has been given rows in chunks of unequal size."""
+    estimator = IMMSEDensity(**TINY) if estimator is None else estimator
+    for chunk in np.array_split(X, n_chunks):
+        estimator.partial_fit(chunk)
+    return estimator
+
+
+@pytest.fixture(scope="module")
+def streamed(X):
+    return learned(X, 3)
+
+
+# -- what is kept of the rows so far ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 997), (500, 500), (0, 1000)])
+def test_running_moments_are_those_of_all_rows(sizes):
+    X = np.random.default_rng(0).normal(size=(1000, 3)) @ np.triu(np.ones((3, 3))) + 1e4
+    moments = RunningMoments.of_none(3)
+    for part in np.split(X, np.cumsum(sizes)[:-1]):
+        moments.update(part)
+    # The rounding of numbers near 1e4 is 2e-12, times the root of their number.
+    np.testing.assert_allclose(moments.mean, X.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(moments.scatter / 1000, np.cov(X.T, bias=True), atol=1e-9)
+
+
+def test_reservoir_keeps_the_rows_of_least_hash():
+    rows = np.arange(1000.0)[:, None]
+    position = hash_uniform(row_keys(rows), 0)
+    reservoir = Reservoir(0.3, 40, False, np.empty((0, 1)), np.empty(0))
+    trained = [
+        reservoir.exchange(rows[part], np.zeros(part.stop - part.start), position[part])
+        for part in (slice(0, 100), slice(100, 400), slice(400, 1000))
+    ]
+    least = np.sort(np.argsort(position)[:40])
+    np.testing.assert_array_equal(np.sort(reservoir.rows[:, 0]), least)
+    # All others, and only those, have been trained on, each once.
+    trained = np.sort(np.concatenate(trained)[:, 0])
+    np.testing.assert_array_equal(trained, np.setdiff1d(np.arange(1000), least))
+    again = reservoir.exchange(rows, np.zeros(1000), position)
+    assert len(reservoir.rows) == 40
+    assert not np.isin(again, reservoir.rows).any()
+
+
+def test_reference_is_that_of_the_rows_that_are_not_for_validation(X, streamed):
+    space, reservoir = streamed._model.space, streamed._increments.reservoir
+    mapped = space.rows(space.standardized(X))[0]
+    held_out = np.isin(mapped[:, 0], reservoir.rows[:, 0])
+    assert 300 < held_out.sum() == len(reservoir.rows) < 500
+    train = mapped[~held_out]
+    gaussian = streamed.references_["gaussian"]
+    np.testing.assert_allclose(gaussian.mean, train.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(gaussian.covariance, np.cov(train.T, bias=True), atol=1e-12)
+
+
+def test_validation_rows_do_not_depend_on_the_chunks(X, streamed):
+    other = learned(X, 2, clone(streamed).set_params(max_epochs=0))
+    ours, theirs = (e._model.space.values(e._increments.reservoir.rows) for e in (streamed, other))
+    np.testing.assert_allclose(np.sort(ours, axis=0), np.sort(theirs, axis=0), rtol=1e-12)
+    # Rows that come again stay on their side.
+    other.partial_fit(X[:2000])
+    assert len(other._increments.reservoir.rows) == len(ours)
+
+
+def test_each_training_row_is_in_one_step(X, streamed):
+    increments = streamed._increments
+    n_train = len(X) - len(increments.reservoir.rows)
+    n_steps = increments.networks["network"].n_steps
+    assert n_steps * TINY["batch_size"] + len(increments.pending) == n_train
+
+
+# -- the result is an estimator like any other -----------------------------------------------------
+
+
+def test_streams_are_learned(banana, X, streamed):
+    test = banana.sample(1000, random_state=1)
+    gaussian = IMMSEDensity(experts=["gaussian"], reference="gaussian", marginals="standard")
+    baseline = gaussian.set_params(random_state=0).fit(X).score(test)
+    longer = learned(np.tile(X, (6, 1)), 6, clone(streamed).set_params(hidden_size=32))
+    assert longer.score(test) > baseline + 0.2  # the whole gap is 1.2 nats
+    bounds = [row["valid_bound"] for row in longer.history_]
+    assert bounds[-1] < bounds[0] - 0.2
+    excess = longer.score_samples(test) - banana.log_prob(test)
+    assert excess.mean() < 3 * excess.std() / np.sqrt(len(test))
+
+
+def test_streams_go_on_from_a_pickle(X, streamed):
+    resumed = pickle.loads(pickle.dumps(streamed))
+    direct = pickle.loads(pickle.dumps(resumed)).partial_fit(X[:600])
+    np.testing.assert_array_equal(
+        resumed.partial_fit(X[:600]).score_samples(X[:9]), direct.score_samples(X[:9])
+    )
+    assert not np.array_equal(direct.score_samples(X[:9]), streamed.score_samples(X[:9]))
+
+
+def test_streamed_estimators_are_saved(X, streamed, tmp_path):
+    streamed.save(tmp_path / "density.safetensors")
+    loaded = sk_itdiffusion.load(tmp_path / "density.safetensors")
+    np.testing.assert_array_equal(loaded.score_samples(X[:9]), streamed.score_samples(X[:9]))
+    assert loaded.sample(3, random_state=0).shape == (3, 2)
+    with pytest.warns(UserWarning, match="partial_fit begins anew"):
+        loaded.partial_fit(X[:100])
+    assert loaded.net_ is None
+
+
+def test_few_rows_have_the_density_of_the_reference(X):
+    density = IMMSEDensity(**TINY).partial_fit(X[:300]).partial_fit(X[300:600])
+    assert density.net_ is None
+    alone = IMMSEDensity(
+        experts=["gaussian"],
+        reference="gaussian",
+        marginals="standard",
+        max_epochs=0,
+        random_state=0,
+    )
+    expected = alone.fit(X[:600]).score_samples(X[:50])
+    # The rows for validation differ: the mean of 540 rows has an error of 0.04 deviations.
+    np.testing.assert_allclose(density.score_samples(X[:50]), expected, atol=0.7)
+    assert density.partial_fit(X[600:1100]).net_ is not None
+    with pytest.warns(UserWarning, match="partial_fit begins anew"):
+        density.fit(X[:60]).partial_fit(X[:60])
+
+
+def test_maps_of_columns_are_those_of_the_first_rows():
+    X = np.random.default_rng(0).lognormal(size=(2500, 2))
+    density = IMMSEDensity(marginals="quantile", max_epochs=0, random_state=0)
+    density.partial_fit(X[:1200])
+    first = density._model.space
+    density.partial_fit(X[1200:])
+    assert density._model.space is first
+    assert density.marginals_ == "quantile"
+    exact = -np.log(X).sum(1) - 0.5 * (np.log(X) ** 2).sum(1) - np.log(2 * np.pi)
+    assert abs((density.score_samples(X) - exact).mean()) < 0.05
+
+
+# -- discrete and mixed columns --------------------------------------------------------------------
+
+
+def test_levels_are_learned_from_streams():
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 3, size=6000)
+    X = np.column_stack([first, (first + (rng.random(6000) < 0.1)) % 3])
+    settings = TINY | {"hidden_size": 32}
+    density = IMMSEDiscreteDensity(categories=[range(3)] * 2, kind="nominal", **settings)
+    learned(X, 4, density)
+    counts = density._increments.counts[0]
+    assert counts.sum() == len(X) - len(density._increments.reservoir.rows)
+    entropy = np.log(3) - 0.9 * np.log(0.9) - 0.1 * np.log(0.1)
+    assert density.score(X[:1000]) > -2 * np.log(3) + 0.3
+    assert density.entropy_ > entropy - 0.1
+    assert density.score_samples([[0, 2]])[0] < density.score_samples([[0, 0]])[0] - 0.5
+
+
+def test_mixed_streams_know_their_levels_in_advance():
+    rng = np.random.default_rng(0)
+    colour = rng.choice(["red", "blue"], size=3000)
+    table = pd.DataFrame({"colour": colour, "size": rng.normal(3.0 * (colour == "red"))})
+    with pytest.warns(UserWarning, match="levels of the first rows of column\\(s\\) 'colour'"):
+        IMMSEMixedDensity(**TINY).partial_fit(table[:50])
+    given = IMMSEMixedDensity(categories={"colour": ["blue", "red"]}, **TINY)
+    typed = table.assign(colour=table["colour"].astype(pd.CategoricalDtype(["blue", "red"])))
+    scores = []
+    for density, frame in ((given, table), (IMMSEMixedDensity(**TINY), typed)):
+        for _ in range(2):
+            density.partial_fit(frame[:1500]).partial_fit(frame[1500:])
+        scores.append(density.score_samples(frame[:100]))
+    np.testing.assert_array_equal(scores[0], scores[1])
+    # Of independent columns the mean is -2.70 nats, of the true density -2.11.
+    assert -2.5 < given.score(table) < -2.05
+    unknown = pd.DataFrame({"colour": ["green"], "size": [0.0]})
+    with pytest.raises(ValueError, match="green"):
+        given.partial_fit(unknown)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"reference": "gaussian_mixture"}, "reference must be 'auto'"),
+        ({"experts": ["network", "gaussian_mixture"]}, r"experts names \['gaussian_mixture'\]"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_what_streams_do_not_have_is_refused_by_name(X, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        IMMSEDensity(**TINY | parameters).partial_fit(X)
+
+
+def test_preconditioners_that_streams_do_not_have_are_refused():
+    codes = np.zeros((50, 2), dtype=int)
+    density = IMMSEDiscreteDensity(
+        categories=[range(2)] * 2, preconditioner="latent_class", random_state=0
+    )
+    with pytest.raises(ValueError, match="preconditioner"):
+        density.partial_fit(codes)
+
+
+def test_columns_that_begin_to_vary_are_refused_by_name(X):
+    table = pd.DataFrame(X[:1300], columns=["a", "b"]).assign(c=1.0)
+    density = IMMSEDensity(max_epochs=0, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        density.partial_fit(table)
+    with pytest.raises(ValueError, match="'c' were constant in the first rows"):
+        density.partial_fit(table.assign(c=X[:1300, 0]))
+    with pytest.raises(ValueError, match="feature names"):
+        density.partial_fit(table[["a", "c", "b"]])
+    assert np.isfinite(density.score_samples(table[:5])).all()
+
+
+def test_divergence_leaves_the_weights_of_before(X, streamed):
+    diverging = pickle.loads(pickle.dumps(streamed))
+    for group in range(len(diverging._increments.networks["network"].rates)):
+        diverging._increments.networks["network"].rates[group] = np.inf
+    before = diverging.score_samples(X[:9])
+    with pytest.raises(FloatingPointError, match="Lower learning_rate"):
+        diverging.partial_fit(X[:1000])
+    # Its reference has moved on, by a third of the rows.
+    np.testing.assert_allclose(diverging.score_samples(X[:9]), before, atol=0.5)
