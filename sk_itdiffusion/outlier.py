@@ -112,7 +112,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         Names of the models whose log-densities are averaged; ``"model"`` is the stack.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
 
     See Also
