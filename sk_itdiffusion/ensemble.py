@@ -584,8 +584,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Whether the members' analytic references are experts too, equal ones once.
     prefit : bool, default=False
         Whether all members are fitted.  Then `fit` finds the weights only, from all rows that it
-        is given, which must not be those that the members were fitted to.  (`sklearn.base.clone`,
-        as in searches, forgets such fits but not those of frozen members.)
+        is given, which must not be those that the members were fitted to.  `sklearn.base.clone`,
+        as in searches, forgets such fits but not those of frozen members.
     validation_fraction : float, default=0.1
         Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
         weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if

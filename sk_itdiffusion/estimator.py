@@ -26,6 +26,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
 from sk_itdiffusion.fitting import FitSettings, fit_table_model
 from sk_itdiffusion.likelihood import MSECurve
@@ -49,7 +50,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-class DensityEstimator(SaveMixin, DensityMixin, BaseEstimator):
+class DensityEstimator(SaveMixin, DocumentationLinkMixin, DensityMixin, BaseEstimator):
     """Base class of all density estimators: what a fitted one does with rows."""
 
     _model: TableModel

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import Table, read_table
 from sk_itdiffusion.estimator import (
     DensityEstimator,
@@ -49,7 +50,7 @@ TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
 LEAST_SCORE = -1e300
 
 
-class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
+class IMMSEOutlierDetector(SaveMixin, DocumentationLinkMixin, OutlierMixin, BaseEstimator):
     r"""Outlier and novelty detection by log-densities with a noise floor.
 
     The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,

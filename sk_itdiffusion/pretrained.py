@@ -60,10 +60,34 @@ class NoiseSchedule(ABC):
             Noisy points ``sqrt(sigmoid(logsnr)) x + sqrt(sigmoid(-logsnr)) eps``.
         logsnr : Tensor of shape (B,)
             Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        points : Tensor of shape (B, d)
+            What the network takes for its points.
+        time : Tensor of shape (B,)
+            What the network takes for its time.
         """
 
     def noise(self, output: Tensor, z: Tensor, logsnr: Tensor, prediction_type: str) -> Tensor:
-        """Return the predicted noise (B, d) from the network's output (B, d)."""
+        """Return the predicted noise from the network's output.
+
+        Parameters
+        ----------
+        output : Tensor of shape (B, d)
+            What the network returned.
+        z : Tensor of shape (B, d)
+            The noisy points.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+        prediction_type : {"epsilon", "sample", "v_prediction"}
+            What the output predicts.
+
+        Returns
+        -------
+        Tensor of shape (B, d)
+            The noise.
+        """
         if prediction_type == "epsilon":
             return output
         if prediction_type == "sample":
@@ -129,7 +153,20 @@ class DiscreteTimeNoise(NoiseSchedule):
 
     @classmethod
     def from_betas(cls, betas: ArrayLike, continuous_time: bool = True) -> DiscreteTimeNoise:
-        """Return the schedule of given noise variances of the steps."""
+        """Return the schedule of given noise variances of the steps.
+
+        Parameters
+        ----------
+        betas : array-like of shape (n_steps,)
+            Variances of the noise that each step adds, in (0, 1).
+        continuous_time : bool, default=True
+            Whether the network takes times between steps; otherwise they are rounded.
+
+        Returns
+        -------
+        DiscreteTimeNoise
+            The schedule.
+        """
         steps = 1.0 - np.asarray(betas, dtype=np.float64)
         return cls(np.cumprod(steps), continuous_time)
 
@@ -137,12 +174,38 @@ class DiscreteTimeNoise(NoiseSchedule):
     def ddpm_linear(
         cls, n_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> DiscreteTimeNoise:
-        """Return the schedule of Ho et al. (2020), linear in the variance of the steps."""
+        """Return the schedule of Ho et al. (2020), linear in the variance of the steps.
+
+        Parameters
+        ----------
+        n_steps : int, default=1000
+            Number of steps, at least 2.
+        beta_start, beta_end : float, default=1e-4, 0.02
+            Variances of the first and the last step, in (0, 1).
+
+        Returns
+        -------
+        DiscreteTimeNoise
+            The schedule.
+        """
         return cls.from_betas(np.linspace(beta_start, beta_end, n_steps))
 
     @classmethod
     def cosine(cls, n_steps: int = 1000, offset: float = 0.008) -> DiscreteTimeNoise:
-        """Return the schedule of Nichol and Dhariwal (2021, equation 17)."""
+        """Return the schedule of Nichol and Dhariwal (2021, equation 17).
+
+        Parameters
+        ----------
+        n_steps : int, default=1000
+            Number of steps, at least 2.
+        offset : float, default=0.008
+            Shift that keeps the first steps from being too small, positive.
+
+        Returns
+        -------
+        DiscreteTimeNoise
+            The schedule.
+        """
         time = np.arange(n_steps + 1) / n_steps
         signal = np.cos((time + offset) / (1.0 + offset) * math.pi / 2.0) ** 2
         return cls.from_betas(np.minimum(1.0 - signal[1:] / signal[:-1], _LARGEST_BETA))
@@ -153,12 +216,34 @@ class DiscreteTimeNoise(NoiseSchedule):
         return len(self.alphas_cumprod)
 
     def logsnr(self, time: ArrayLike) -> Array:
-        """Return the log-SNR of time steps, which may lie between those of the table."""
+        """Return the log-SNR of time steps, which may lie between those of the table.
+
+        Parameters
+        ----------
+        time : array-like
+            Time steps, from 0 to ``n_steps - 1``.
+
+        Returns
+        -------
+        ndarray
+            Log signal-to-noise ratios, of the same shape.
+        """
         steps = np.arange(self.n_steps, dtype=np.float64)
         return np.asarray(np.interp(np.asarray(time, dtype=np.float64), steps, self._logsnr))
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """Return the times (B,) of log-SNRs (B,)."""
+        """Return the time steps of log-SNRs.
+
+        Parameters
+        ----------
+        logsnr : Tensor of shape (B,)
+            Log signal-to-noise ratios.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Time steps, whole ones (of integer dtype) unless ``continuous_time``.
+        """
         # In float64 and on the CPU, where interpolation is exact enough to hit whole steps.
         level = logsnr.detach().cpu().double().numpy()
         steps = np.arange(self.n_steps - 1, -1, -1, dtype=np.float64)

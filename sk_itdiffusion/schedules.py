@@ -22,6 +22,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator
 
 from sk_itdiffusion.cubature import PiecewiseDensity
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 
 __all__ = [
     "SCHEDULES",
@@ -47,7 +48,7 @@ def check_number(name: str, value: object, positive: bool = False) -> None:
         raise ValueError(f"The schedule's {name} must be {wanted}, got {value!r}.")
 
 
-class Schedule(BaseEstimator):
+class Schedule(DocumentationLinkMixin, BaseEstimator):
     """Base class of the schedules: a distribution of the log-SNR on a given range."""
 
     #: Whether the density is fitted again, during training, to the measured gap.
@@ -183,6 +184,7 @@ class CosineSchedule(Schedule):
         return np.asarray(1.0 - 2.0 / math.pi * np.arctan(np.exp(-0.5 * logsnr)))
 
 
+#: Classes of the schedules by the names that the parameter ``schedule`` of the estimators takes.
 SCHEDULES: dict[str, type[Schedule]] = {
     "adaptive": AdaptiveSchedule,
     "logistic": LogisticSchedule,
@@ -194,7 +196,23 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def resolve_schedule(schedule: Any) -> Schedule:
-    """Return the schedule of a name, or the schedule itself."""
+    """Return the schedule of a name, or the schedule itself.
+
+    Parameters
+    ----------
+    schedule : str or Schedule
+        A key of `SCHEDULES`, or an object.
+
+    Returns
+    -------
+    Schedule
+        The schedule; of a name with its default parameters.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the object is no schedule.
+    """
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, str) and schedule in SCHEDULES:

@@ -24,7 +24,18 @@ class Reference(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log-density in nats, shape ``(B,)``, of points of shape ``(B, d)``."""
+        """Return the log-density of points.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, d)
+            Points.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats.
+        """
 
     @abstractmethod
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
@@ -45,11 +56,37 @@ class Reference(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
-        """Return random points, shape (n_samples, n_features)."""
+        """Return random points.
+
+        Parameters
+        ----------
+        n_samples : int
+            Number of points, at least 1.
+        random_state : RandomState
+            Source of randomness.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            The points.
+        """
 
     @abstractmethod
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
-        """Return the distribution of ``(x - center) / scale`` for x of this distribution."""
+        """Return the distribution of ``(x - center) / scale`` for x of this distribution.
+
+        Parameters
+        ----------
+        center : array-like of shape (n_features,)
+            What is subtracted from each column.
+        scale : array-like of shape (n_features,)
+            Positive numbers by which columns are divided.
+
+        Returns
+        -------
+        Reference
+            The distribution of the standardised points.
+        """
 
     @property
     def n_intermediate(self) -> int:
