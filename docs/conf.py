@@ -9,11 +9,12 @@ The build needs no network.  Two environment variables serve who has one, or has
 """
 
 import os
+import sys
 from pathlib import Path
 
 import sk_itdiffusion
 
-BUILD = Path(__file__).parent / "_build"
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_arguments
 
 project = "sk_itdiffusion"
 author = "The sk_itdiffusion developers"
@@ -60,24 +61,15 @@ myst_fence_as_directive = ["math"]
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say types in words, with shapes
-# What classes inherit from other packages is documented there.
+# What classes have from other packages is documented there.
 autosummary_context = {
-    "foreign_bases": "BaseEstimator, DensityMixin, OutlierMixin, _BaseComposition, Module, ABC"
+    "foreign_bases": "ABC, BaseEstimator, Dataset, DensityMixin, Module, OutlierMixin, "
+    "_BaseComposition, _MetadataRequester",
+    "foreign_members": "set_fit_request, set_score_request",
 }
 numpydoc_show_class_members = False
 
 # -- gallery -------------------------------------------------------------------------------
-
-
-class GalleryArguments:
-    """Arguments with which the examples run: their files go to the build, not to the sources."""
-
-    def __repr__(self) -> str:
-        return "GalleryArguments"
-
-    def __call__(self, gallery_conf: dict, script_vars: dict) -> list[str]:
-        """Return the arguments for one example."""
-        return ["--output", str(BUILD / "examples" / Path(script_vars["src_file"]).stem)]
 
 
 sphinx_gallery_conf = {
@@ -85,8 +77,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",  # the others take long; they are shown with committed figures
     "within_subsection_order": "FileNameSortKey",
-    "reset_argv": GalleryArguments(),
-    "reference_url": {"sk_itdiffusion": None},
+    "reset_argv": "gallery_arguments.into_build",
     "backreferences_dir": "api/backreferences",
     "doc_module": ("sk_itdiffusion",),
     "download_all_examples": False,
@@ -103,7 +94,17 @@ html_title = "sk_itdiffusion"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
-html_sidebars = {"getting_started": [], "changelog": [], "comparison": []}
+PAGES_WITHOUT_SECTION = [
+    "benchmarks",
+    "changelog",
+    "comparison",
+    "contributing",
+    "getting_started",
+    "own_denoiser",
+    "paper_experiments",
+    "theory",
+]
+html_sidebars = {page: [] for page in PAGES_WITHOUT_SECTION}
 html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
