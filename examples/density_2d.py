@@ -1,12 +1,22 @@
-"""Densities of five 2-D sets while the network trains, and what it gains per log-SNR.
+"""Densities of five 2-D sets while the network trains
+====================================================
 
 For each of the demonstration sets of the paper the script draws log p after more and more epochs,
 and the error curve of the last fit beside that of the Gaussian: half the area between the two is
-the information, in nats per row, that the Gaussian misses. It also writes `dino_samples.png`, the
-picture in the README (`docs/images/dino.png`): data, density and samples drawn from the model.
+the information, in nats per row, that the Gaussian misses.
 
-Run `python examples/density_2d.py` (some minutes), or add `--quick` to see that it runs.
+.. image:: /images/two_circles.png
+   :alt: Densities of two circles after 1, 3, 10 and 40 epochs, and the error curves of the last
+
+It also writes ``dino_samples.png``: data, density and samples drawn from the model.
+
+.. image:: /images/dino.png
+   :alt: Rows of the dino set, the density fitted to them, and samples of the model
+
+Run ``python examples/density_2d.py`` (some minutes), or add ``--quick`` to see that it runs.
 """
+
+# sphinx_gallery_thumbnail_path = "images/dino.png"
 
 import argparse
 from pathlib import Path

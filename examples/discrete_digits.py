@@ -1,15 +1,21 @@
-"""Log-probabilities of small images: handwritten digits of 64 pixels with 17 levels each.
+"""Log-probabilities of handwritten digits
+========================================
 
-The images are scikit-learn's `load_digits`. The script:
+The images are scikit-learn's ``load_digits``: 64 pixels with 17 levels each. The script:
 
 1. holds out a fifth of them and prints their log-probability, in nats and in bits per pixel, under
-   `IMMSEDiscreteDensity` with a convolutional network, and under its two references alone:
+   ``IMMSEDiscreteDensity`` with a convolutional network, and under its two references alone:
    independent pixels, and a latent class model (a mixture of such);
 2. saves a picture of the most and the least likely of these images, and of samples drawn from the
-   model, `discrete_digits.png`.
+   model, ``discrete_digits.png``.
 
-Run `python examples/discrete_digits.py` (some minutes), or add `--quick` to see that it runs.
+.. image:: /images/discrete_digits.png
+   :alt: The most and the least likely test images, and samples of the model
+
+Run ``python examples/discrete_digits.py`` (some minutes), or add ``--quick`` to see that it runs.
 """
+
+# sphinx_gallery_thumbnail_path = "images/discrete_digits.png"
 
 import argparse
 import math

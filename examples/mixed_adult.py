@@ -1,19 +1,20 @@
-"""Log-densities of a table with columns of all kinds, and what makes its oddest rows odd.
+"""Census rows with columns of all kinds
+======================================
 
 The table is the adult census: 48,842 persons, 8 nominal columns, 4 ordinal and 2 continuous ones.
-It is read from a local copy (`--data PATH`), or else fetched from OpenML. The script:
+It is read from a local copy (``--data PATH``), or else fetched from OpenML. The script:
 
-1. holds out a fifth of the rows and prints their mean log-density under `IMMSEMixedDensity`, and
+1. holds out a fifth of the rows and prints their mean log-density under ``IMMSEMixedDensity``, and
    under two of its references alone: independent columns, and a latent class model;
 2. takes the least likely of these rows and asks, column by column, what log p gains if that one
    entry is replaced by the typical value of its column;
-3. saves the table of these gains, `mixed_adult.csv`.
+3. saves the table of these gains, ``mixed_adult.csv``.
 
 A gain below 0 says that the typical value would not go with the rest of the row: so it is with
-`education` and `education-num`, which say the same, if only one of the two is replaced.
+``education`` and ``education-num``, which say the same, if only one of the two is replaced.
 
-Run `python examples/mixed_adult.py` (`--rows 5000` for less than all rows); `--quick` trains for
-a few steps, to see that it runs, and without `--data` takes a small synthetic table.
+Run ``python examples/mixed_adult.py`` (``--rows 5000`` for less than all rows); ``--quick`` trains
+for a few steps, to see that it runs, and without ``--data`` takes a small synthetic table.
 """
 
 import argparse

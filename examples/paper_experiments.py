@@ -1,10 +1,11 @@
-"""The experiments of the paper with any 8-bit images and any diffusion models.
+"""The paper's experiments with any images and any diffusion models
+=================================================================
 
 Kong, Brekelmans and Ver Steeg ("Information-Theoretic Diffusion", ICLR 2023) evaluate diffusion
 models as densities by their squared errors instead of by the variational bound, tune them with the
 same objective, combine them per signal-to-noise ratio, and round their predictions to the levels of
 pixels. The script does so with each model in a folder of the diffusers library (subfolders unet and
-scheduler), and prints and draws the results, on images that neither training nor any choice saw:
+scheduler), and prints and draws the results, on images that neither training nor any choice saw::
 
     python examples/paper_experiments.py --data mnist.npz                      # trains two models
     python examples/paper_experiments.py --data cifar10.npz --denoiser ddpm iddpm --device cuda
@@ -18,6 +19,11 @@ All figures are in bits/dim of the 256 levels: a density of dequantised pixels i
 log2(127.5) = 6.99 less. Errors are standard errors over the test images; where two methods are
 compared they are those of the difference, image by image.
 """
+
+# sphinx_gallery_thumbnail_path = "paper_mse_curves.png"
+
+# %%
+# Figures and pictures for MNIST have :doc:`a page of their own </paper_experiments>`.
 
 import argparse
 import math

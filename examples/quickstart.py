@@ -1,16 +1,36 @@
-"""Log-densities of a real table, beside two classical estimators.
+"""Log-densities of a real table, beside two classical estimators
+=================================================================
 
-The table is scikit-learn's `load_breast_cancer`: 569 tumours, 30 measurements each. The script:
+The table is scikit-learn's ``load_breast_cancer``: 569 tumours, 30 measurements each. The script:
 
 1. holds out a quarter of the rows and prints their mean log-likelihood, in nats per row and in the
-   units of the columns, under `IMMSEDensity` (as it comes, on the raw columns), `KernelDensity` and
-   `GaussianMixture` (on standardised columns, and the mixture also on columns made symmetric by the
-   Yeo-Johnson map; their settings chosen by cross-validation);
+   units of the columns, under ``IMMSEDensity`` (as it comes, on the raw columns), ``KernelDensity``
+   and ``GaussianMixture`` (on standardised columns, and the mixture also on columns made symmetric
+   by the Yeo-Johnson map; their settings chosen by cross-validation);
 2. fits a second density to benign tumours only, and asks how far malignant ones lie outside it;
-3. saves a picture of both, `quickstart.png`.
+3. saves a picture of both, ``quickstart.png``.
 
-Run `python examples/quickstart.py`; `--quick` trains for a few epochs only, to see that it runs.
+.. image:: /images/quickstart.png
+   :alt: Error curves of the model and of a Gaussian, and histograms of the scores of tumours
+
+Run ``python examples/quickstart.py``; ``--quick`` trains for a few epochs only, to see that it
+runs.
 """
+
+# sphinx_gallery_thumbnail_path = "images/quickstart.png"
+
+# %%
+# It prints, for example, with the seconds of a busy two-core machine::
+#
+#     Mean log-likelihood of 143 held-out rows, nats per row (+- standard error)
+#
+#                                 mean            IMMSEDensity is better by   seconds
+#       KernelDensity            11.75 +-  2.35               31.04 +- 2.01       0.2
+#       GaussianMixture          31.27 +-  3.89               11.52 +- 3.15       2.4
+#         after Yeo-Johnson      41.45 +-  1.75                1.33 +- 0.57       2.7
+#       IMMSEDensity             42.79 +-  1.72                                  10.1
+#
+#     Density of benign tumours alone: it ranks benign above malignant with AUC 0.930
 
 import argparse
 import time

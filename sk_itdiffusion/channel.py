@@ -26,12 +26,34 @@ __all__ = ["add_noise", "data_from_noise", "noise_from_data", "noise_scale", "si
 
 
 def signal_scale(logsnr: Tensor) -> Tensor:
-    """Return the factor of the data in the channel, ``sqrt(sigmoid(logsnr))``."""
+    """Return the factor of the data in the channel, ``sqrt(sigmoid(logsnr))``.
+
+    Parameters
+    ----------
+    logsnr : Tensor
+        Log signal-to-noise ratios.
+
+    Returns
+    -------
+    Tensor
+        Factors in (0, 1), of the same shape.
+    """
     return torch.sigmoid(logsnr).sqrt()
 
 
 def noise_scale(logsnr: Tensor) -> Tensor:
-    """Return the factor of the noise in the channel, ``sqrt(sigmoid(-logsnr))``."""
+    """Return the factor of the noise in the channel, ``sqrt(sigmoid(-logsnr))``.
+
+    Parameters
+    ----------
+    logsnr : Tensor
+        Log signal-to-noise ratios.
+
+    Returns
+    -------
+    Tensor
+        Factors in (0, 1), of the same shape.
+    """
     return torch.sigmoid(-logsnr).sqrt()
 
 
@@ -61,10 +83,36 @@ def add_noise(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
 
 
 def data_from_noise(z: Tensor, eps_hat: Tensor, logsnr: Tensor) -> Tensor:
-    """Return the prediction of the data that belongs to a prediction of the noise."""
+    """Return the prediction of the data that belongs to a prediction of the noise.
+
+    Parameters
+    ----------
+    z, eps_hat : Tensor of shape (B, d)
+        Noisy observations, and the noise predicted from them.
+    logsnr : Tensor of shape (B,)
+        Log signal-to-noise ratios.
+
+    Returns
+    -------
+    Tensor of shape (B, d)
+        The predicted data.
+    """
     return (z - noise_scale(logsnr)[:, None] * eps_hat) / signal_scale(logsnr)[:, None]
 
 
 def noise_from_data(z: Tensor, x_hat: Tensor, logsnr: Tensor) -> Tensor:
-    """Return the prediction of the noise that belongs to a prediction of the data."""
+    """Return the prediction of the noise that belongs to a prediction of the data.
+
+    Parameters
+    ----------
+    z, x_hat : Tensor of shape (B, d)
+        Noisy observations, and the data predicted from them.
+    logsnr : Tensor of shape (B,)
+        Log signal-to-noise ratios.
+
+    Returns
+    -------
+    Tensor of shape (B, d)
+        The predicted noise.
+    """
     return (z - signal_scale(logsnr)[:, None] * x_hat) / noise_scale(logsnr)[:, None]

@@ -78,7 +78,20 @@ def row_keys(X: Array, seed: int = 0) -> Keys:
 
 
 def hash_uniform(keys: Keys, stream: int) -> Array:
-    """Return numbers uniform in (0, 1), one for each key; streams are independent."""
+    """Return numbers uniform in (0, 1), one for each key; streams are independent.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64
+        Keys.
+    stream : int
+        Number of the stream, at least 0.
+
+    Returns
+    -------
+    ndarray of float64
+        Numbers, of the same shape; equal for equal keys.
+    """
     offset = _mix(np.array([stream + 1], dtype=np.uint64) * _GOLDEN)
     return ((_mix(keys ^ offset) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
@@ -143,6 +156,20 @@ class NoiseRule:
 
         Up to 20 features 8 directions, more features 4; with the origin up to 100 features
         (``benchmarks/noise_rules.py``).
+
+        Parameters
+        ----------
+        n_features : int
+            Dimension of the noise.
+        seed : int
+            Seed of the bank of directions.
+        n_directions : int or None, default=None
+            Directions, if not the usual number; at most ``n_features`` are taken.
+
+        Returns
+        -------
+        NoiseRule
+            The rule.
         """
         usual = 8 if n_features <= 20 else 4
         most = usual if n_directions is None else n_directions
@@ -162,6 +189,22 @@ class NoiseRule:
         The errors of levels are no polynomials of the noise: opposite noise brings nothing but for
         continuous columns beside them and for fine lattices (then ``mirrored``), and more log-SNRs
         bring more than more directions.
+
+        Parameters
+        ----------
+        n_features : int
+            Dimension of the noise.
+        seed : int
+            Seed of the bank of directions.
+        n_directions : int or None, default=None
+            Directions; None is 1, and at most ``n_features`` are taken.
+        mirrored : bool, default=False
+            Whether each direction is used with both signs.
+
+        Returns
+        -------
+        NoiseRule
+            The rule.
         """
         most = 1 if n_directions is None else n_directions
         return cls(n_features, min(n_features, most), False, seed, mirrored=mirrored)
@@ -250,12 +293,34 @@ class PiecewiseDensity:
         return cls(np.asarray(edges), (1 - floor) * shape + floor * uniform)
 
     def quantile(self, probability: Array) -> Array:
-        """Return the points below which the given probabilities lie."""
+        """Return the points below which the given probabilities lie.
+
+        Parameters
+        ----------
+        probability : ndarray
+            Probabilities in [0, 1].
+
+        Returns
+        -------
+        ndarray
+            Points, of the same shape.
+        """
         cumulative = np.concatenate([[0.0], np.cumsum(self.mass)])
         return np.interp(probability, cumulative / cumulative[-1], self.edges)
 
     def density(self, points: Array) -> Array:
-        """Return the density at points between the first and the last edge."""
+        """Return the density at points between the first and the last edge.
+
+        Parameters
+        ----------
+        points : ndarray
+            Points.
+
+        Returns
+        -------
+        ndarray
+            Densities, of the same shape.
+        """
         cell = np.searchsorted(self.edges, points, side="right") - 1
         cell = np.clip(cell, 0, len(self.mass) - 1)
         return (self.mass / np.diff(self.edges))[cell]

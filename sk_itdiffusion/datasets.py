@@ -102,7 +102,7 @@ def make_correlated_gaussian(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 2)
+    ndarray of shape (n_samples, 2)
         The rows.
 
     See Also
@@ -134,7 +134,7 @@ def make_two_moons(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 2)
+    ndarray of shape (n_samples, 2)
         The rows, in random order.
 
     See Also
@@ -165,7 +165,7 @@ def make_square(n_samples: int = 1000, *, random_state: RandomState = None) -> F
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 2)
+    ndarray of shape (n_samples, 2)
         The rows.
 
     Examples
@@ -195,7 +195,7 @@ def make_circle_of_discs(n_samples: int = 1000, *, random_state: RandomState = N
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 2)
+    ndarray of shape (n_samples, 2)
         The rows.
 
     Examples
@@ -231,7 +231,7 @@ def make_two_circles(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 2)
+    ndarray of shape (n_samples, 2)
         The rows, in random order.
 
     See Also
@@ -258,7 +258,7 @@ def load_dino() -> FloatArray:
 
     Returns
     -------
-    X : ndarray of shape (142, 2)
+    ndarray of shape (142, 2)
         The points, in the original units of 0 to 100.
 
     References
@@ -298,7 +298,7 @@ def make_dino(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 2)
+    ndarray of shape (n_samples, 2)
         The rows.
 
     Examples
@@ -351,7 +351,7 @@ class AnalyticDensity(ABC):
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
+        ndarray of shape (n_samples, n_features)
             The rows.
         """
         if n_samples < 1:
@@ -368,7 +368,7 @@ class AnalyticDensity(ABC):
 
         Returns
         -------
-        log_prob : ndarray of shape (n_samples,)
+        ndarray of shape (n_samples,)
             Log-density of each row, in nats.
         """
         rows = check_array(X, dtype=np.float64)
@@ -582,7 +582,7 @@ def load_density(name: str) -> AnalyticDensity:
 
     Returns
     -------
-    density : AnalyticDensity
+    AnalyticDensity
         The density, with methods ``sample`` and ``log_prob``.
 
     References

@@ -144,7 +144,7 @@ class IMMSEDensity(TableEstimator):
     ----------
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     net_ : skorch.NeuralNet or None
         The trained net; None if there was no network to train.

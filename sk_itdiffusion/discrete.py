@@ -136,7 +136,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     ----------
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     categories_ : list of ndarray
         Levels of each column; nominal ones from the most to the least frequent.

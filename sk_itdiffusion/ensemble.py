@@ -627,7 +627,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         The bounds of each member and reference alone, on the same rows, noise and nodes.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
 
     See Also

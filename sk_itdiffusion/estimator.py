@@ -32,6 +32,7 @@ from sklearn.utils.validation import (
 from sk_itdiffusion.blocks import blocks_of, is_dask, parts_of, sample
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.distributed import Processes, current_processes
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import (
     Kind,
     Table,
@@ -71,7 +72,9 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-class DensityEstimator(SaveMixin, CallbackSupportMixin, DensityMixin, BaseEstimator):
+class DensityEstimator(
+    SaveMixin, CallbackSupportMixin, DocumentationLinkMixin, DensityMixin, BaseEstimator
+):
     """Base class of all density estimators: what a fitted one does with rows."""
 
     _model: TableModel

@@ -115,7 +115,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
     ----------
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     categories_ : list of ndarray or None
         Levels of each column; None for a continuous one.

@@ -21,6 +21,7 @@ from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import Table, read_table
 from sk_itdiffusion.estimator import (
     DensityEstimator,
@@ -59,7 +60,9 @@ LEAST_SCORE = -1e300
 FIT_BEGINS, FIT_ENDS = 0.2, 0.9
 
 
-class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEstimator):
+class IMMSEOutlierDetector(
+    SaveMixin, CallbackSupportMixin, DocumentationLinkMixin, OutlierMixin, BaseEstimator
+):
     r"""Outlier and novelty detection by log-densities with a noise floor.
 
     The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,
@@ -94,8 +97,8 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
         Rate in (0, 1) at which new rows from the distribution of the training rows are rejected;
         only for ``contamination="auto"``.
     noise_floor : "auto", None, float or array-like of float, default="auto"
-        Log-SNR :math:`a_1` of the noise, from -100 to 100, relative to standardised and mapped
-        columns; the noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03
+        Finite log-SNR :math:`a_1` of the noise, from -100 to 100, relative to standardised and
+        mapped columns; the noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03
         standard deviations).  Several: the mean of the scores.  None: no noise.
     average : bool, default=True
         Whether the score is averaged over the models that the estimator holds, or is that of its
@@ -130,7 +133,7 @@ class IMMSEOutlierDetector(SaveMixin, CallbackSupportMixin, OutlierMixin, BaseEs
         Names of the models whose log-densities are averaged; ``"model"`` is the stack.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
 
     See Also

@@ -22,6 +22,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator
 
 from sk_itdiffusion.cubature import PiecewiseDensity
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 
 __all__ = [
     "SCHEDULES",
@@ -47,7 +48,7 @@ def check_number(name: str, value: object, positive: bool = False) -> None:
         raise ValueError(f"The schedule's {name} must be {wanted}, got {value!r}.")
 
 
-class Schedule(BaseEstimator):
+class Schedule(DocumentationLinkMixin, BaseEstimator):
     """Base class of the schedules: a distribution of the log-SNR on a given range.
 
     Examples
@@ -229,6 +230,7 @@ class CosineSchedule(Schedule):
         return np.asarray(1.0 - 2.0 / math.pi * np.arctan(np.exp(-0.5 * logsnr)))
 
 
+#: Classes of the schedules by the names that the parameter ``schedule`` of the estimators takes.
 SCHEDULES: dict[str, type[Schedule]] = {
     "adaptive": AdaptiveSchedule,
     "logistic": LogisticSchedule,

@@ -1,0 +1,118 @@
+"""Configuration of the documentation site, which ``sphinx-build`` makes from this folder.
+
+The build needs no network.  Two environment variables serve who has one, or has none:
+
+- ``DOCS_INTERSPHINX=1`` links names of Python, NumPy, pandas, scikit-learn and torch to their
+  documentation, whose inventories are then read from the network;
+- ``DOCS_MATHJAX`` is the address of MathJax, relative to ``_static`` or absolute, for sites that
+  are read without a network; by default formulas are set by the copy that Sphinx names.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import sk_itdiffusion
+
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_arguments
+
+project = "sk_itdiffusion"
+author = "The sk_itdiffusion developers"
+copyright = author
+release = version = sk_itdiffusion.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "_templates", "auto_examples/**.ipynb", "auto_examples/**.py"]
+templates_path = ["_templates"]
+default_role = "autolink"
+
+# -- links ---------------------------------------------------------------------------------
+
+# Every name in a page has to lead somewhere; those of other packages do only with inventories.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(diffusers|joblib|matplotlib|numpy|pandas|scipy|sklearn|skorch|torch)\..*"),
+]
+if os.environ.get("DOCS_INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+
+# -- pages in Markdown ---------------------------------------------------------------------
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+myst_fence_as_directive = ["math"]
+
+# -- reference from docstrings -------------------------------------------------------------
+
+autosummary_generate = True
+autodoc_typehints = "none"  # the docstrings say types in words, with shapes
+# What classes have from other packages is documented there.
+autosummary_context = {
+    "foreign_bases": "ABC, BaseEstimator, Dataset, DensityMixin, Module, OutlierMixin, "
+    "_BaseComposition, _MetadataRequester",
+    "foreign_members": "set_fit_request, set_score_request",
+}
+numpydoc_show_class_members = False
+
+# -- gallery -------------------------------------------------------------------------------
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": r"plot_",  # the others take long; they are shown with committed figures
+    "within_subsection_order": "FileNameSortKey",
+    "reset_argv": "gallery_arguments.into_build",
+    "backreferences_dir": "api/backreferences",
+    "doc_module": ("sk_itdiffusion",),
+    "download_all_examples": False,
+    "show_memory": False,
+    "plot_gallery": True,
+    "abort_on_example_error": True,
+    "min_reported_time": 0,
+}
+
+# -- HTML ----------------------------------------------------------------------------------
+
+html_theme = "pydata_sphinx_theme"
+html_title = "sk_itdiffusion"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+PAGES_WITHOUT_SECTION = [
+    "benchmarks",
+    "changelog",
+    "comparison",
+    "contributing",
+    "getting_started",
+    "own_denoiser",
+    "paper_experiments",
+    "theory",
+]
+html_sidebars = {page: [] for page in PAGES_WITHOUT_SECTION}
+html_theme_options = {
+    "navbar_align": "left",
+    "navbar_end": ["theme-switcher"],
+    "header_links_before_dropdown": 6,
+    "footer_start": ["sphinx-version"],
+    "footer_end": ["theme-version"],
+    "show_prev_next": True,
+    "secondary_sidebar_items": ["page-toc"],
+}
+if os.environ.get("DOCS_MATHJAX"):
+    mathjax_path = os.environ["DOCS_MATHJAX"]
