@@ -1,15 +1,17 @@
-"""One density fitted by several processes together.
+"""
+One density fitted by several processes together
+================================================
 
 Each process works on its share of every batch; the result is that of one process, up to rounding.
 Rows of five Gaussians in ten dimensions are drawn, fitted and scored, and the first process
 prints the mean log-likelihood of new rows beside that of the true density, and saves
-`density.safetensors`.
+``density.safetensors``::
 
     torchrun --nproc-per-node 2 examples/distributed_fit.py
     accelerate launch --multi_gpu --num_processes 2 examples/distributed_fit.py
 
 A process takes the GPU of its rank if there are GPUs, and else some of the processor's cores.
-Started by `python`, the script fits in one process. Add `--quick` to see that it runs.
+Started by ``python``, the script fits in one process. Add ``--quick`` to see that it runs.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from sk_itdiffusion.distributed import shared_fit
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("distributed_fit"), help="folder")
     parser.add_argument("--quick", action="store_true", help="few rows, few epochs")
     parser.add_argument("--hidden-size", type=int, default=512, help="units of the hidden layers")
