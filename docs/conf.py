@@ -82,6 +82,7 @@ sphinx_gallery_conf = {
     "doc_module": ("sk_itdiffusion",),
     "download_all_examples": False,
     "show_memory": False,
+    "remove_config_comments": True,
     "plot_gallery": True,
     "abort_on_example_error": True,
     "min_reported_time": 0,

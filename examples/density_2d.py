@@ -16,8 +16,6 @@ It also writes ``dino_samples.png``: data, density and samples drawn from the mo
 Run ``python examples/density_2d.py`` (some minutes), or add ``--quick`` to see that it runs.
 """
 
-# sphinx_gallery_thumbnail_path = "images/dino.png"
-
 import argparse
 from pathlib import Path
 
@@ -148,3 +146,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "images/dino.png"

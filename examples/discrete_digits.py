@@ -15,7 +15,17 @@ The images are scikit-learn's ``load_digits``: 64 pixels with 17 levels each. Th
 Run ``python examples/discrete_digits.py`` (some minutes), or add ``--quick`` to see that it runs.
 """
 
-# sphinx_gallery_thumbnail_path = "images/discrete_digits.png"
+# %%
+# It prints, for example, beside the seconds that each took:
+#
+# .. code-block:: none
+#
+#     Log-probability of 360 test images (+- standard error over the images)
+#
+#                             nats per image   bits per pixel IMMSEDiscreteDensity is better by
+#       independent           -108.03 +- 0.46   2.435 +- 0.010                29.23 +- 0.44 nats
+#       latent_class          -100.65 +- 0.66   2.269 +- 0.015                21.85 +- 0.49 nats
+#       IMMSEDiscreteDensity   -78.80 +- 0.51   1.776 +- 0.012
 
 import argparse
 import math
@@ -133,3 +143,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "images/discrete_digits.png"

@@ -20,8 +20,6 @@ log2(127.5) = 6.99 less. Errors are standard errors over the test images; where 
 compared they are those of the difference, image by image.
 """
 
-# sphinx_gallery_thumbnail_path = "paper_mse_curves.png"
-
 # %%
 # Figures and pictures for MNIST have :doc:`a page of their own </paper_experiments>`.
 
@@ -795,3 +793,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "paper_mse_curves.png"

@@ -43,7 +43,6 @@ def save(display, name):
     """Save the figure of a display."""
     args.output.mkdir(parents=True, exist_ok=True)
     display.figure_.savefig(args.output / name, dpi=120)
-    print(args.output / name)
 
 
 # %%

@@ -126,6 +126,4 @@ for ax in (left, right):
     ax.spines[["top", "right"]].set_visible(False)
 
 args.output.mkdir(parents=True, exist_ok=True)
-path = args.output / "outlier_detection.png"
-fig.savefig(path, dpi=130)
-print(path)
+fig.savefig(args.output / "outlier_detection.png", dpi=130)

@@ -102,6 +102,4 @@ for row, (set_name, inliers) in zip(axes, sets.items(), strict=True):
         draw(ax, detector, X, grid)
 
 args.output.mkdir(parents=True, exist_ok=True)
-path = args.output / "two_dimensional_outliers.png"
-fig.savefig(path, dpi=130)
-print(path)
+fig.savefig(args.output / "two_dimensional_outliers.png", dpi=130)

@@ -17,10 +17,10 @@ Run ``python examples/quickstart.py``; ``--quick`` trains for a few epochs only,
 runs.
 """
 
-# sphinx_gallery_thumbnail_path = "images/quickstart.png"
-
 # %%
-# It prints, for example, with the seconds of a busy two-core machine::
+# It prints, for example, with the seconds of a busy two-core machine:
+#
+# .. code-block:: none
 #
 #     Mean log-likelihood of 143 held-out rows, nats per row (+- standard error)
 #
@@ -179,3 +179,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "images/quickstart.png"
