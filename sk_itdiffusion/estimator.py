@@ -438,7 +438,7 @@ class TableEstimator(DensityEstimator):
         covariance of all rows so far, and the weights of the experts are found anew, which takes
         about a second: rows in chunks of 10,000 and more cost least.  Rows may come again, and on
         long streams need not.  Rows for validation are chosen by a hash of their values, at most
-        10,000; see `sk_itdiffusion.incremental`.
+        10,000; see ``sk_itdiffusion.incremental``.
 
         Parameters
         ----------
