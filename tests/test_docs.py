@@ -17,6 +17,7 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     documentation,
     experts,
+    fitting,
 )
 from sk_itdiffusion.estimator import DensityEstimator, TableEstimator
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -64,6 +65,7 @@ def short_work(monkeypatch):
     monkeypatch.setattr(experts, "_COMPONENTS", (2,))
     monkeypatch.setattr(experts, "_COMPONENTS_FOR_MAPS", (2,))
     monkeypatch.setattr(experts, "_CLASSES", (2,))
+    monkeypatch.setattr(fitting, "N_NODES", 9)
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
