@@ -63,8 +63,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
         ``"dense_network"`` (for images: a fully connected one beside the convolutional one),
-        ``"independent"`` and ``"latent_class"``.  ``"auto"`` takes all there are, but the fully
-        connected network only up to 256 pixels.
+        ``"independent"`` and ``"latent_class"``.  ``"auto"`` takes all there are.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
         in trials trained twice as fast and ended better even where the other one is the likelier.

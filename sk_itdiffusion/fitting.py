@@ -631,13 +631,10 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     by_default = settings.experts == "auto" and trained
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return []
-    shape = settings.image_shape if settings.is_discrete else None
-    possible = NETWORKS[:1] if shape is None else NETWORKS
-    # Among many pixels a fully connected network finds little that a convolutional one does not.
-    automatic = possible if shape is None or not is_large(shape) else NETWORKS[:1]
-    if by_default:
-        return list(automatic)
-    return [name for name in possible if name in settings.experts]
+    possible = (
+        NETWORKS if settings.image_shape is not None and settings.is_discrete else NETWORKS[:1]
+    )
+    return [name for name in possible if by_default or name in settings.experts]
 
 
 def is_large(image_shape: tuple[int, ...]) -> bool:
