@@ -26,7 +26,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table
+from sk_itdiffusion.encoding import Kind, Table, TableEncoder, read_table, without_tensors
 from sk_itdiffusion.fitting import FitSettings, fit_table_model
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
@@ -473,6 +473,7 @@ class CategoricalEstimator(TableEstimator):
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Return the table, its columns noted or compared with those of the fit."""
+        X = without_tensors(X)
         table = read_table(X)
         validate_data(self, X, reset=reset, skip_check_array=True)
         return table
@@ -568,7 +569,11 @@ def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
 def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     """Return non-negative weights, of which at least one is positive."""
     weight = _check_sample_weight(
-        sample_weight, rows, dtype=np.float64, ensure_non_negative=True, ensure_same_device=False
+        without_tensors(sample_weight),
+        rows,
+        dtype=np.float64,
+        ensure_non_negative=True,
+        ensure_same_device=False,
     )
     positive = weight[weight > 0]
     if not len(positive):

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion.encoding import Table, read_table
+from sk_itdiffusion.encoding import Table, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
@@ -308,6 +308,7 @@ class IMMSEOutlierDetector(SaveMixin, OutlierMixin, BaseEstimator):
         shape = getattr(self.estimator, "image_shape", None)
         if shape is not None:
             X = flattened_images(X, tuple(shape))
+        X = without_tensors(X)
         table = read_table(X)
         kept = table.frame.to_numpy() if table.holds_numbers.all() else X
         dtype = np.float64 if self._takes_numbers(table) else None
