@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion.blocks import blocks_of, sample
+from sk_itdiffusion.encoding import without_tensors
 from sk_itdiffusion.estimator import (
     TableEstimator,
     automatic,
@@ -324,6 +325,7 @@ class IMMSEDensity(TableEstimator):
             X = read_rows(X, shape=shape)
         elif shape is not None:
             X = flattened_images(X, shape)
+        X = without_tensors(X)
         rows = validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
         )

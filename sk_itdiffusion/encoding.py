@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
 from sklearn.utils.validation import _check_sample_weight, check_array
@@ -29,6 +30,7 @@ __all__ = [
     "discrete_kinds",
     "mixed_kinds",
     "read_table",
+    "without_tensors",
 ]
 
 Array = NDArray[np.float64]
@@ -146,6 +148,11 @@ class Table:
         return np.array([chosen[j] and test(self.column(j)) for j in range(self.n_columns)])
 
 
+def without_tensors(X: Any) -> Any:
+    """Return a tensor of torch as an array, whatever scikit-learn is set to; all else as it is."""
+    return X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
+
+
 def read_table(X: Any) -> Table:
     """Return a table whatever its container is.
 
@@ -174,6 +181,7 @@ def read_table(X: Any) -> Table:
         # Only the shape is checked: a frame of several dtypes has no array without copying it.
         check_array(np.broadcast_to(0.0, frame.shape))
         return Table(frame, None)
+    X = without_tensors(X)
     array = check_array(X, dtype=None, ensure_all_finite=False)
     if array.dtype.kind in "US" and not hasattr(X, "dtype"):
         # numpy made text of the numbers in a list that has both.

@@ -45,7 +45,7 @@ from sk_itdiffusion.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import row_keys
 from sk_itdiffusion.dequantize import Dequantizer
-from sk_itdiffusion.encoding import TableEncoder, read_table
+from sk_itdiffusion.encoding import TableEncoder, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     CategoricalEstimator,
     DensityEstimator,
@@ -917,7 +917,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     def _note_columns(self, X: Any, member: TableEstimator) -> Any:
         """Return X, images flattened, once its columns are valid and noted."""
         self._image_shape = image_shape_of(member)
-        X = self._flat(X)
+        X = without_tensors(self._flat(X))
         if isinstance(member, CategoricalEstimator):
             read_table(X)
             validate_data(self, X, skip_check_array=True)
@@ -933,7 +933,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""
-        X = self._flat(X)
+        X = without_tensors(self._flat(X))
         if self._encoder is None:
             rows = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
             if self._model.dequantizer is not None:

@@ -39,6 +39,7 @@ from sk_itdiffusion.encoding import (
     TableEncoder,
     columns_of_learned_levels,
     read_table,
+    without_tensors,
 )
 from sk_itdiffusion.fitting import (
     LEAST_ROWS_TO_SPLIT,
@@ -622,6 +623,7 @@ class CategoricalEstimator(TableEstimator):
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Return the table, its columns noted or compared with those of the fit."""
+        X = without_tensors(X)
         table = read_table(X)
         validate_data(self, X, reset=reset, skip_check_array=True)
         return table
@@ -749,7 +751,11 @@ def shared(settings: FitSettings, processes: Processes) -> FitSettings:
 def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     """Return non-negative weights, of which at least one is positive."""
     weight = _check_sample_weight(
-        sample_weight, rows, dtype=np.float64, ensure_non_negative=True, ensure_same_device=False
+        without_tensors(sample_weight),
+        rows,
+        dtype=np.float64,
+        ensure_non_negative=True,
+        ensure_same_device=False,
     )
     positive = weight[weight > 0]
     if not len(positive):

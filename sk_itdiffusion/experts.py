@@ -61,6 +61,8 @@ _MOST_CLASS_WORK = 5 * 10**9
 #: In nats; information below the least log-SNR that may be left to the control variate.
 _LEAST_INFORMATION = 0.005
 _ROWS_FOR_A_PARAMETER = 3
+#: Numbers in all covariances of a mixture; thousands of columns would take hours and gigabytes.
+_MOST_COVARIANCE_ENTRIES = 4 * 10**6
 #: Columns up to which a Gaussian has a full covariance, and its rank otherwise.
 MOST_COLUMNS_FOR_COVARIANCE = 4_096
 MOST_DIRECTIONS = 256
@@ -188,7 +190,7 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
     guides += [
         fit_gaussian_mixture(X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS)
         for n_components in _COMPONENTS_FOR_MAPS
-        if len(X) >= 10 * n_components
+        if len(X) >= 10 * n_components and is_affordable(n_components, X.shape[1])
     ]
     share = split.valid.share
     valid = split.continuous_valid.X
@@ -246,6 +248,11 @@ def fit_gaussian_by_validation(
     return best[1]
 
 
+def is_affordable(n_components: int, n_columns: int) -> bool:
+    """Return whether the covariances of a mixture are few enough numbers."""
+    return n_components * n_columns**2 <= _MOST_COVARIANCE_ENTRIES
+
+
 def fit_mixture_by_validation(
     train: WeightedRows,
     valid: WeightedRows,
@@ -292,7 +299,11 @@ def fit_mixture_by_validation(
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
         return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
 
-    possible = [k for k in _COMPONENTS if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X)]
+    possible = [
+        k
+        for k in _COMPONENTS
+        if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X) and is_affordable(k, X.shape[1])
+    ]
     best = search_numbers(possible, fit_all, float(share @ gaussian))
     if best is None:
         return None

@@ -277,8 +277,10 @@ class Standardizer:
         # In units of a power of two near the scale, which are exact, as neither the difference of
         # large numbers nor that of the least ones is otherwise.
         exponent = -np.frexp(self.scale)[1]
-        difference = np.ldexp(X, exponent) - np.ldexp(self.center, exponent)
-        return np.ascontiguousarray(difference / np.ldexp(self.scale, exponent))
+        standardized = np.ldexp(np.ascontiguousarray(X), exponent)
+        standardized -= np.ldexp(self.center, exponent)
+        standardized /= np.ldexp(self.scale, exponent)
+        return standardized
 
     def inverse(self, U: Array) -> Array:
         """Return rows in the units of the data."""

@@ -22,7 +22,7 @@ from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.documentation import DocumentationLinkMixin
-from sk_itdiffusion.encoding import Table, read_table
+from sk_itdiffusion.encoding import Table, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
@@ -363,6 +363,7 @@ class IMMSEOutlierDetector(
         shape = None if estimator is None else image_shape_of(estimator)
         if shape is not None:
             X = flattened_images(X, shape)
+        X = without_tensors(X)
         table = read_table(X)
         kept = table.frame.to_numpy() if table.holds_numbers.all() else X
         dtype = np.float64 if takes_numbers(estimator, table) else None

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from marks import others_slow
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import make_pipeline
@@ -36,7 +37,7 @@ WEIGHT = rng.integers(1, 4, size=80).astype(float)
 
 
 @pytest.mark.filterwarnings("ignore:Column")  # heavy rows are ties
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", others_slow(SUBJECTS))
 def test_weights_are_routed_where_they_are_asked_for(name):
     estimator, X = SUBJECTS[name]
     direct = clone(estimator).fit(X, sample_weight=WEIGHT).score_samples(X)
@@ -56,7 +57,7 @@ def test_weights_are_routed_where_they_are_asked_for(name):
         assert np.isfinite(cross_validate(ignoring, X, cv=2)["test_score"]).all()
 
 
-@pytest.mark.parametrize("name", [*SUBJECTS, "detector"])
+@pytest.mark.parametrize("name", others_slow(["density", "detector", *list(SUBJECTS)[1:]], 2))
 def test_frames_come_out_of_transformers(name):
     estimator, X = SUBJECTS.get(name, (DETECTOR, NUMBERS))
     expected = clone(estimator).fit(X).score_samples(X)
@@ -78,13 +79,15 @@ def test_arrays_of_torch_are_read_with_and_without_array_dispatch(dispatch):
         f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
         "import numpy as np, sklearn, torch\n"
         "from sklearn.base import clone\n"
-        "from test_compatibility import SUBJECTS, WEIGHT\n"
-        "for estimator, X in SUBJECTS.values():\n"
-        "    rows = X.to_numpy()\n"
-        "    expected = clone(estimator).fit(rows, sample_weight=WEIGHT).score_samples(rows)\n"
+        "from test_compatibility import DETECTOR, NUMBERS, SUBJECTS, WEIGHT\n"
+        "for estimator, X in [*SUBJECTS.values(), (DETECTOR, NUMBERS)]:\n"
+        "    rows = X.to_numpy().copy()\n"
+        "    weight = {} if estimator is DETECTOR else {'sample_weight': WEIGHT}\n"
+        "    expected = clone(estimator).fit(rows, **weight).score_samples(rows)\n"
         f"    with sklearn.config_context(array_api_dispatch={dispatch}):\n"
         "        for convert in (np.asarray, torch.asarray):\n"
-        "            fitted = clone(estimator).fit(convert(rows), sample_weight=convert(WEIGHT))\n"
+        "            given = {name: convert(value) for name, value in weight.items()}\n"
+        "            fitted = clone(estimator).fit(convert(rows), **given)\n"
         "            found = fitted.score_samples(convert(rows))\n"
         "            assert isinstance(found, np.ndarray), type(found)\n"
         "            np.testing.assert_array_equal(found, expected)\n"

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from marks import others_slow
 from scipy import stats
 
 from sk_itdiffusion import (
@@ -42,8 +43,8 @@ def rows():
 # -- units -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", [1e-300, 1e-40, 1e40, 1e300])
-@pytest.mark.parametrize("max_epochs", [0, 1])
+@pytest.mark.parametrize("unit", others_slow([1e-300, 1e300, 1e-40, 1e40], 2))
+@pytest.mark.parametrize("max_epochs", others_slow([0, 1]))
 def test_units_enter_by_their_jacobian(X, unit, max_epochs):
     """Other units than powers of two are split otherwise, so up to the spread of splits."""
     settings = QUICK | TRAINED | {"max_epochs": max_epochs}
@@ -168,7 +169,7 @@ def test_a_million_copies_of_few_levels():
 # -- distributions ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("marginals", ["auto", "standard", "quantile"])
+@pytest.mark.parametrize("marginals", others_slow(["auto", "standard", "quantile"]))
 def test_heavy_tails_respect_the_bound(marginals):
     """Columns without a mean, let alone a variance."""
     rng = np.random.default_rng(0)
@@ -294,7 +295,7 @@ def test_channel_goes_there_and_back_as_far_as_its_scales_are_numbers():
             torch.testing.assert_close(noise_from_data(z, x, level), eps)
 
 
-@pytest.mark.parametrize("noise_floor", [-100.0, 100.0, [-100.0, 0.0, 100.0]])
+@pytest.mark.parametrize("noise_floor", others_slow([[-100.0, 0.0, 100.0], -100.0, 100.0]))
 def test_floors_at_both_ends(X, noise_floor):
     """At the lower end all rows are noise and score alike, at the upper one as without noise."""
     detector = IMMSEOutlierDetector(

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from marks import others_slow
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -95,7 +96,7 @@ class PressControlC(Callback):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 def test_interrupt_at_any_batch_leaves_no_fit_and_no_threads(name):
     plain, X = subjects()[name]
     expected = plain.fit(X).score_samples(X)
@@ -112,7 +113,7 @@ def test_interrupt_at_any_batch_leaves_no_fit_and_no_threads(name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("name", DENSITIES[:3])
+@pytest.mark.parametrize("name", others_slow(DENSITIES[:3]))
 def test_interrupt_of_a_warm_start_leaves_the_earlier_fit(name):
     estimator, X = subjects()[name]
     estimator.set_params(warm_start=True)
@@ -153,7 +154,7 @@ class Fail(Callback):
         raise ZeroDivisionError("on purpose")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 def test_error_of_a_callback_is_raised_and_leaves_no_fit(name):
     estimator, X = subjects([Fail()])[name]
     with pytest.raises(ZeroDivisionError, match="on purpose"):
@@ -165,8 +166,8 @@ def test_error_of_a_callback_is_raised_and_leaves_no_fit(name):
 # -- losses that are no numbers --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", DENSITIES)
+@pytest.mark.parametrize("value", others_slow([np.nan, np.inf, -np.inf]))
+@pytest.mark.parametrize("name", others_slow(DENSITIES))
 def test_loss_that_is_no_number_ends_in_the_best_state_or_an_error(name, value, monkeypatch):
     forward = training.DenoisingObjective.forward
     for poisoned in range(1, N_EPOCHS * N_STEPS + 1):
@@ -205,10 +206,10 @@ def fitted_in_spite_of_divergence(estimator, X):
 
 #: What is raised where memory lacks: by numpy, by torch on a GPU, a CPU and Apple's devices.
 OUT_OF_MEMORY = {
-    "numpy": MemoryError("Unable to allocate 8.00 GiB for an array"),
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB."),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate "
                         "memory: you tried to allocate 8589934592 bytes."),
+    "numpy": MemoryError("Unable to allocate 8.00 GiB for an array"),
     "mps": RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GiB)"),
 }  # fmt: skip
 
@@ -224,7 +225,7 @@ def with_memory_for(most, function, error):
     return limited
 
 
-@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+@pytest.mark.parametrize("device", others_slow(OUT_OF_MEMORY, 2))
 def test_scoring_goes_on_with_less_memory(device, monkeypatch):
     estimator, X = subjects()["density"]
     estimator.fit(X)
@@ -242,7 +243,7 @@ def test_scoring_goes_on_with_less_memory(device, monkeypatch):
     assert released == [1] * (device == "cuda")
 
 
-@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+@pytest.mark.parametrize("device", others_slow(OUT_OF_MEMORY))
 def test_scoring_without_memory_is_a_clear_error(device, monkeypatch):
     estimator, X = subjects()["density"]
     expected = estimator.fit(X).score_samples(X)
@@ -257,7 +258,7 @@ def test_scoring_without_memory_is_a_clear_error(device, monkeypatch):
     np.testing.assert_array_equal(estimator.score_samples(X), expected)
 
 
-@pytest.mark.parametrize("name", ["discrete", "mixed", "ensemble"])
+@pytest.mark.parametrize("name", others_slow(["discrete", "mixed", "ensemble"]))
 def test_other_estimators_go_on_with_less_memory(name, monkeypatch):
     estimator, X = subjects()[name]
     expected = estimator.fit(X).score_samples(X)
@@ -283,7 +284,7 @@ def test_other_errors_are_tried_only_once():
     assert calls == [64]
 
 
-@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+@pytest.mark.parametrize("device", others_slow(OUT_OF_MEMORY))
 def test_training_goes_on_with_less_memory(device, monkeypatch):
     """A batch in parts has the gradient of the batch."""
     estimator, X = subjects()["density"]
@@ -345,7 +346,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
 # -- threads and processes -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 def test_threads_that_share_an_estimator_score_as_one(name):
     estimator, X = subjects()[name]
     estimator.fit(X)
@@ -358,6 +359,7 @@ def test_threads_that_share_an_estimator_score_as_one(name):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_threads_that_fit_different_estimators_fit_as_one():
     kinds = subjects()
     serial = {name: clone(est).fit(X).score_samples(X) for name, (est, X) in kinds.items()}
@@ -391,7 +393,7 @@ def run_in_fork(function, *arguments):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are safe on Linux only")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 def test_forks_after_a_fit_score_and_fit_as_their_parent(name):
     estimator, X = subjects()[name]
     expected = estimator.fit(X).score_samples(X)
@@ -411,10 +413,10 @@ def test_spawned_processes_score_and_fit_as_their_parent():
 
 
 class KillWorker(Callback):
-    """Kills the process that trains, unless it is the one that made the callback."""
+    """Kills the process that trains, unless it is the parent."""
 
-    def __init__(self):
-        self.parent = os.getpid()
+    def __init__(self, parent):
+        self.parent = parent
 
     def on_batch_end(self, net, training=False, **_):
         if os.getpid() != self.parent:
@@ -424,7 +426,7 @@ class KillWorker(Callback):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_killed_worker_of_a_grid_search_is_an_error_that_the_parent_survives():
-    estimator, X = subjects([KillWorker()])["density"]
+    estimator, X = subjects([KillWorker(os.getpid())])["density"]
     grid = {"learning_rate": [0.01, 0.02]}
     with pytest.raises(TerminatedWorkerError, match="terminated"):
         GridSearchCV(estimator, grid, cv=2, n_jobs=2).fit(X)

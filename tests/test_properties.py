@@ -328,7 +328,7 @@ def check_curve_and_samples(density):
         assert np.isfinite(errors).all()
 
 
-@law(few=12, many=300)
+@law(few=5, many=300)
 def test_density(case):
     density = fitted_or_refused(case, IMMSEDensity(**case.parameters))
     if density is None:
@@ -350,7 +350,7 @@ def moderate_cases(draw):
     return Case(X, parameters=draw(DENSITY_PARAMETERS))
 
 
-@law(few=4, many=100)
+@law(few=2, many=100)
 def test_density_in_other_units_has_their_jacobian(case):
     """Exactly, if units differ by powers of two."""
     exponents = np.array([-700, 3, 500])[: case.X.shape[1]]
@@ -366,7 +366,7 @@ def test_density_in_other_units_has_their_jacobian(case):
         np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-9)
 
 
-@law(few=4, many=100)
+@law(few=2, many=100)
 def test_far_rows_score_below_all_others(case):
     density = fitted_or_refused(case, IMMSEDensity(**case.parameters))
     if density is None:
@@ -437,7 +437,7 @@ def check_unknown_levels(density, case):
         assert np.isfinite(density.score_samples(rows)).all()
 
 
-@law(few=10, many=250)
+@law(few=5, many=250)
 def test_discrete_density(case):
     density = fitted_or_refused(case, IMMSEDiscreteDensity(**case.parameters))
     if density is None:
@@ -452,7 +452,7 @@ def test_discrete_density(case):
     assert np.isfinite(density.score_samples(drawn)).all()
 
 
-@law(few=3, many=80)
+@law(few=2, many=80)
 def test_probabilities_sum_to_at_most_one(case):
     density = fitted_or_refused(case, IMMSEDiscreteDensity(**case.parameters))
     if density is None:
@@ -468,7 +468,7 @@ def test_probabilities_sum_to_at_most_one(case):
     assert most < 1.05 + 10.0 * error
 
 
-@law(few=8, many=200)
+@law(few=4, many=200)
 def test_mixed_density(case):
     density = fitted_or_refused(case, IMMSEMixedDensity(**case.parameters))
     if density is None:
@@ -503,7 +503,7 @@ def ensemble_cases(draw):
     })  # fmt: skip
 
 
-@law(few=4, many=80)
+@law(few=2, many=80)
 def test_ensemble(case):
     ensemble = IMMSEEnsemble(**case.parameters)
     try:
@@ -535,7 +535,7 @@ def detector_cases(draw):
     return Case(X, parameters={"random_state": 0} | parameters)
 
 
-@law(few=8, many=150)
+@law(few=3, many=150)
 def test_outlier_detector(case):
     detector = case.fit(IMMSEOutlierDetector(**case.parameters))
     scores = detector.score_samples(case.X)
@@ -615,7 +615,7 @@ PARAMETERS = [
 @pytest.mark.parametrize(("subject", "name"), PARAMETERS)
 @pytest.mark.parametrize(
     "values",
-    [pytest.param(JUNK[:3], id="few"), pytest.param(JUNK, id="many", marks=pytest.mark.slow)],
+    [pytest.param(JUNK[:2], id="few"), pytest.param(JUNK, id="many", marks=pytest.mark.slow)],
 )
 @pytest.mark.filterwarnings("ignore:experts names", "ignore:.*is not better than")
 @pytest.mark.changes_global_state  # one of the values is numpy's own generator
