@@ -35,6 +35,15 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.persistence import files
 
+
+@pytest.fixture(autouse=True)
+def heard_interrupts():
+    """Let Ctrl-C raise KeyboardInterrupt, which processes in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 N_EPOCHS, N_STEPS = 2, 3
 TINY = {
     "max_epochs": N_EPOCHS,
