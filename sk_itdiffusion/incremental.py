@@ -54,7 +54,7 @@ from sk_itdiffusion.fitting import (
     trains_in_one_thread,
 )
 from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
-from sk_itdiffusion.model import NETWORKS, TableModel
+from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
 from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
@@ -387,6 +387,7 @@ class IncrementalFit:
         n_used = len(rows) // settings.batch_size * settings.batch_size
         self.pending = rows[n_used:]
         losses: dict[str, float] = {}
+        settings = replace(settings, n_networks=settings.n_networks or 1)
         for name in networks_to_train(settings, MANY_ROWS):
             if name not in self.networks:
                 self.networks[name] = new_network(name, model, split, settings)
@@ -444,9 +445,9 @@ def new_network(
     name: str, model: TableModel, split: MappedSplit, settings: FitSettings
 ) -> StreamedNetwork:
     """Return an untrained network."""
-    generator = Generator().manual_seed(model.seeds.network + NETWORKS.index(name))
+    generator = Generator().manual_seed(model.seeds.network + number_of_network(name))
     has_levels = bool(split.space.layout.variables)
-    dropout, weight_decay = regularization_for(MANY_ROWS, has_levels, settings)
+    dropout, weight_decay = regularization_for(name, MANY_ROWS, has_levels, settings)
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     objective = DenoisingObjective(
         denoiser,
