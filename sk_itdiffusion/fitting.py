@@ -109,6 +109,8 @@ MOST_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
 LEAST_PROFILE_ROWS = 1_000
 LEAST_VALIDATION_ROWS = 2_000
+#: Noisy validation rows that judge an epoch of continuous columns.
+NOISY_VALIDATION_ROWS = 4_096
 #: Intermediate numbers that the error profile may take; large images get fewer rows.
 MOST_PROFILE_WORK = 2 * 10**9
 WIDTH_BESIDE_CONVOLUTIONS = 256
@@ -816,8 +818,6 @@ def train_network(
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
-    # Few states, each of many rows, are seen with more noise.
-    repetitions = LEAST_VALIDATION_ROWS / len(split.valid) if split.space.is_discrete else 0.0
     plan = TrainingPlan(
         density=settings.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.schedule.adaptive,
@@ -827,7 +827,7 @@ def train_network(
         learning_rate=settings.learning_rate,
         weight_decay=weight_decay,
         patience=settings.patience,
-        n_validation_noises=max(16, math.ceil(repetitions)),
+        n_validation_noises=n_validation_noises(len(split.valid), split.space, settings),
         verbose=settings.verbose,
         micro_batch_size=settings.micro_batch_size,
         processes=settings.processes,
@@ -938,6 +938,15 @@ def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
     steps = np.clip(max(min(n_rows, 2_000), 0.4 * n_rows), 400, 10_000)
     return round(float(steps) / EPOCHS_OF_A_TABLE)
+
+
+def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -> int:
+    """Return with how many noises an epoch sees each validation row."""
+    if space.layout.variables or settings.has_images or settings.denoiser is not None:
+        # Few states, each of many rows, are seen with more noise.
+        return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
+    # The epochs of a table are short, and their judgement is not to take much of their time.
+    return int(np.clip(math.ceil(NOISY_VALIDATION_ROWS / n_rows), 4, 32))
 
 
 def density_adapter(

@@ -34,7 +34,7 @@ import numpy as np
 import skorch
 from numpy.typing import NDArray
 from skorch.callbacks import GradientNormClipping
-from torch import Generator
+from torch import Generator, Tensor
 
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion.denoisers import LevelDenoiser
@@ -205,14 +205,14 @@ class StreamedNetwork:
         objective: DenoisingObjective = self.net.module_
         return objective
 
-    def step(self, batch: object) -> float:
+    def step(self, batch: object, averages: list[tuple[list[Tensor], list[Tensor]]]) -> float:
         """Take one step and return its loss."""
         factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
         factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))
         for group, rate in zip(self.net.optimizer_.param_groups, self.rates, strict=True):
             group["lr"] = factor * rate
         loss = float(self.net.train_step(batch)["loss"].detach())
-        self.objective.update_average()
+        self.objective.update_average(averages)
         self.n_steps += 1
         return loss
 
@@ -225,12 +225,12 @@ class StreamedNetwork:
             dataset, settings.batch_size, n_batches, self.density, self.generator, n_points
         )
         before = copy.deepcopy(self.objective.state_dict())
-        total = 0.0
+        averages, total = self.objective.averages(), 0.0
         try:
             for batch in batches:
                 if stop.is_set():
                     raise KeyboardInterrupt
-                total += self.step(batch)
+                total += self.step(batch, averages)
                 if not math.isfinite(total):
                     self.objective.load_state_dict(before)
                     self.net.optimizer_.clear_state()
