@@ -1,24 +1,35 @@
-"""What is read from a file fits together: types of fields, and one evaluation of the whole."""
+"""What is read from a file fits together: types of fields, numbers, evaluations of the whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sk_itdiffusion.cubature import PiecewiseDensity
 from sk_itdiffusion.ensemble import IMMSEEnsemble
 from sk_itdiffusion.estimator import CategoricalEstimator, DensityEstimator
 from sk_itdiffusion.model import Effort, TableModel
+from sk_itdiffusion.space import TableSpace
 
 __all__ = ["check_fields", "rehearse"]
 
-#: Evaluations of the rehearsal, as few as there can be.
+Array = NDArray[np.float64]
+
+#: Evaluations for each row of the rehearsal, as few as there can be.
 LEAST_EFFORT = Effort(n_strata=2, n_draws=2, n_directions=1)
+#: Where its rows are in each column, in standard deviations; evaluations of images take long.
+PLACES = (-1e3, -8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0, 1e3)
+PLACES_IN_IMAGES = (-1.0, 0.0, 1.0)
+#: How far, and at how many points, maps of columns are checked.
+FARTHEST_IN_MAPS, POINTS_IN_MAPS = 8.0, 129
 
 
 # -- types -----------------------------------------------------------------------------------
@@ -80,11 +91,65 @@ def is_array_of(array: np.ndarray[Any, Any], arguments: tuple[Any, ...]) -> bool
     return scalar is Any or np.issubdtype(array.dtype, scalar)
 
 
+# -- numbers ---------------------------------------------------------------------------------
+
+
+def check_model(model: TableModel) -> None:
+    """Raise an error if numbers of a model are none, or are not in their order or range."""
+    check_increasing(model.logsnr, "log-SNRs")
+    if model.weights.shape != (len(model.logsnr), len(model.expert_names)):
+        raise ValueError("there are other weights than experts and log-SNRs")
+    check_not_negative(model.weights, "weights of experts")
+    if model.rule is not None:
+        check_placement(model.rule.placement)
+    check_maps(model.space)
+
+
+def check_placement(placement: PiecewiseDensity) -> None:
+    """Raise an error if a density has no order of edges or no masses between them."""
+    check_increasing(placement.edges, "edges of strata")
+    check_not_negative(placement.mass, "masses of strata")
+    if placement.mass.shape != (len(placement.edges) - 1,) or not placement.mass.any():
+        raise ValueError("strata have other masses than edges")
+
+
+def check_increasing(numbers: Array, what: str) -> None:
+    """Raise an error if numbers do not increase."""
+    if numbers.ndim != 1 or not np.isfinite(numbers).all() or (np.diff(numbers) <= 0.0).any():
+        raise ValueError(f"the {what} do not increase")
+
+
+def check_not_negative(numbers: Array, what: str) -> None:
+    """Raise an error if numbers are negative or infinite."""
+    if not (np.isfinite(numbers) & (numbers >= 0.0)).all():
+        raise ValueError(f"the {what} are negative, or no numbers")
+
+
+def check_maps(space: TableSpace) -> None:
+    """Raise an error if the map of a column does not increase, or has no slope."""
+    n_continuous = len(space.continuous)
+    if n_continuous == 0:
+        return
+    grid = np.linspace(-FARTHEST_IN_MAPS, FARTHEST_IN_MAPS, POINTS_IN_MAPS)
+    rows = np.zeros((len(grid), n_continuous + len(space.discrete)))
+    rows[:, :n_continuous] = grid[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = space.values(rows)
+        # Columns of the largest numbers that there are do not go as far.
+        kept = np.isfinite(values).all(axis=1)
+        mapped, log_slope = space.rows(space.standardized(values[kept]))
+    falls = (np.diff(values[kept], axis=0) < 0.0).any() or (np.diff(mapped, axis=0) < 0.0).any()
+    if not kept[len(grid) // 2] or falls or not np.isfinite(mapped).all():
+        raise ValueError("the map of a column does not increase")
+    if np.isnan(log_slope).any() or not np.isfinite(log_slope).any():
+        raise ValueError("the map of a column has no slope")
+
+
 # -- the whole -------------------------------------------------------------------------------
 
 
 def rehearse(estimator: Any) -> None:
-    """Raise an error if a loaded estimator cannot read and score a row.
+    """Raise an error if a loaded estimator cannot read and score rows.
 
     Parameters
     ----------
@@ -94,32 +159,47 @@ def rehearse(estimator: Any) -> None:
     Raises
     ------
     ValueError
-        If its parts do not fit together, or the density of the row is no number.
+        If its parts do not fit together, or the density of a row is no number: rows from the
+        middle of the model's space to far out in every column are scored.
     """
     density = getattr(estimator, "estimator_", estimator)
     assert isinstance(density, DensityEstimator)
     model = density._model
-    check_columns(estimator, density, model)
-    values = middle_row(model)
-    score = log_density_of(estimator, density)(values)
-    if score.shape != (1,) or np.isnan(score).any():
+    rows = rehearsed_rows(model)
+    check_columns(estimator, density, model, rows)
+    check_model(model)
+    scores = log_density_of(estimator, density)(rows)
+    if scores.shape != (len(rows),) or np.isnan(scores).any() or not np.isfinite(scores).any():
         raise ValueError("the density of a row is no number")
+    if (scores == np.inf).any():
+        raise ValueError("the density of a row is infinite")
+    if isinstance(density, IMMSEEnsemble):
+        for member in density.estimators_:
+            rehearse(member)
 
 
-def middle_row(model: TableModel) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return numbers and codes of a row in the middle of the model's space, (1, n_columns)."""
+def rehearsed_rows(model: TableModel) -> Array:
+    """Return numbers and codes of rows from the middle to far out, (n_rows, n_columns)."""
     space = model.space
-    values = space.values(np.zeros((1, len(space.continuous) + len(space.discrete))))
+    places = np.array(PLACES_IN_IMAGES if model.has_images else PLACES)
+    rows = np.zeros((len(places), len(space.continuous) + len(space.discrete)))
+    rows[:, : len(space.continuous)] = places[:, None]
+    share = np.linspace(0.0, 1.0, len(places))
+    most = np.array(space.n_known, dtype=np.float64).reshape(1, -1) - 1.0
+    rows[:, len(space.continuous) :] = np.rint(share[:, None] * most)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = space.values(rows)
+    values = values[np.isfinite(values).all(axis=1)]
+    if len(values) == 0:
+        raise ValueError("its columns have no numbers")
     return values if model.dequantizer is None else model.dequantizer.rounded(values)
 
 
-def log_density_of(
-    estimator: Any, density: DensityEstimator
-) -> Callable[[Any], np.ndarray[Any, np.dtype[np.float64]]]:
+def log_density_of(estimator: Any, density: DensityEstimator) -> Callable[[Any], Array]:
     """Return the function that scores numbers and codes, with the least effort."""
     model = density._model
     if hasattr(estimator, "_floored"):
-        float(estimator.offset_)
+        check_threshold(estimator)
         if not estimator._floored.is_plain:
             return lambda values: estimator._floored.log_density(values, LEAST_EFFORT)
     if getattr(density, "likelihood", "immse") == "path":
@@ -127,7 +207,22 @@ def log_density_of(
     return lambda values: model.log_density(values, LEAST_EFFORT)[0]
 
 
-def check_columns(estimator: Any, density: DensityEstimator, model: TableModel) -> None:
+def check_threshold(detector: Any) -> None:
+    """Raise an error if what scores are compared with is no number."""
+    if not is_instance(detector.offset_, float) or not math.isfinite(detector.offset_):
+        raise ValueError("the threshold is no number")
+    if hasattr(detector, "calibration_scores_"):
+        scores = detector.calibration_scores_
+        has_order = isinstance(scores, np.ndarray) and scores.ndim == 1 and len(scores) > 0
+        if not has_order or not np.isfinite(scores).all() or (np.diff(scores) < 0.0).any():
+            raise ValueError("the scores of held-out rows are no sorted numbers")
+    if detector._floored.placement is not None:
+        check_placement(detector._floored.placement)
+
+
+def check_columns(
+    estimator: Any, density: DensityEstimator, model: TableModel, rows: Array
+) -> None:
     """Raise an error if names, levels and the model do not have the same columns."""
     n_columns = model.space.n_columns
     for each in (estimator, density):
@@ -138,7 +233,7 @@ def check_columns(estimator: Any, density: DensityEstimator, model: TableModel) 
         isinstance(density, IMMSEEnsemble) and density._encoder is not None
     )
     if has_levels:
-        values, levels = middle_row(model), model.space.discrete
-        again = density._read(density._write(values))
-        if not np.array_equal(again[:, levels], values[:, levels]):
+        levels = model.space.discrete
+        again = density._read(density._write(rows))
+        if not np.array_equal(again[:, levels], rows[:, levels]):
             raise ValueError("the levels are not those of the model")

@@ -22,10 +22,10 @@ from sk_itdiffusion.denoisers import (
 from sk_itdiffusion.denoisers.convolutional import patch_size
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.density import as_pretrained
-from sk_itdiffusion.layout import Variable
+from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node
 from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
-from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, _Net
+from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, Network, _Net
 
 __all__ = [
     "LoadedNet",
@@ -48,6 +48,10 @@ __all__ = [
 #: Relative difference of what a module of the user's own predicts from what it did when saved.
 PROBE_TOLERANCE = 0.05
 PROBE_LOGSNRS = (-1.0, 2.0)
+
+
+#: What modules of the library are made with, or sequences of it.
+PARTS_OF_MODULES = (nn.Module, Real, str, Variable)
 
 
 class ModuleCodec(Codec):
@@ -87,6 +91,7 @@ class ModuleCodec(Codec):
         tensors = decoder.fields(fields["tensors"])
         nodes = {name: node for name, node in fields.items() if name != "tensors"}
         arguments = decoder.fields(nodes)
+        check_arguments(arguments, self.name)
         # Before anything is built that is larger than the file.
         if self.least_numbers and self.least_numbers(**arguments) > decoder.n_numbers:
             raise ValueError(f"a {self.name} has more numbers than the file")
@@ -126,6 +131,14 @@ def own_tensors(
     return found
 
 
+def check_arguments(arguments: Mapping[str, Any], name: str) -> None:
+    """Raise an error if a module is made with other things than modules, numbers and texts."""
+    for key, value in arguments.items():
+        items = value if isinstance(value, tuple | list) else [value]
+        if not all(item is None or isinstance(item, PARTS_OF_MODULES) for item in items):
+            raise ValueError(f"{key} of a {name} is no module, number or text")
+
+
 def put_tensor(owner: dict[str, Any], name: str, tensor: Any, where: str) -> None:
     """Put a tensor in the place of another of the same shape, or of None."""
     before = owner[name]
@@ -133,6 +146,8 @@ def put_tensor(owner: dict[str, Any], name: str, tensor: Any, where: str) -> Non
         raise ValueError(f"{where} is no tensor")
     if before is not None and (tensor is None or tensor.shape != before.shape):
         raise ValueError(f"{where} has another shape")
+    if tensor is not None and tensor.isnan().any():
+        raise ValueError(f"{where} has numbers that are none")
     if tensor is not None and isinstance(before, nn.Parameter):
         tensor = nn.Parameter(tensor)
     owner[name] = tensor
@@ -447,6 +462,7 @@ class NetCodec(Codec):
     def decode(self, fields: Node, decoder: Decoder) -> skorch.NeuralNet:
         """Return the net, on the device asked for."""
         kept = decoder.fields(fields)
+        check_net(kept)
         objective = DenoisingObjective(
             kept["network"], kept["layout"], kept["decay"], kept["offset"], kept["loss"]
         )
@@ -464,3 +480,12 @@ class NetCodec(Codec):
             for name, entry in row.items():
                 net.history.record(name, entry)
         return net
+
+
+def check_net(kept: Mapping[str, Any]) -> None:
+    """Raise an error if the parts of a net are not what a training makes."""
+    if not isinstance(kept["network"], Network) or not isinstance(kept["layout"], Layout):
+        raise ValueError("a net has no network, or no layout of columns")
+    for name, kinds in {"decay": Real, "offset": Real, "n_updates": Integral, "loss": str}.items():
+        if not isinstance(kept[name], kinds):
+            raise ValueError(f"{name} of a net is of another type")
