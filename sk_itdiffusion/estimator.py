@@ -218,6 +218,16 @@ class DensityEstimator(
         ndarray or DataFrame of shape (n_samples, n_features)
             Random rows, in the units and levels of X; a data frame if `fit` had one and columns
             may be discrete.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If ``n_samples`` is not a positive integer.
+        MemoryError
+            If there is too little memory, even for an eighth of the usual number of rows at a
+            time, which is tried once and warns.
         """
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
