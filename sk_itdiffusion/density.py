@@ -55,7 +55,8 @@ class IMMSEDensity(TableEstimator):
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
         ``"gaussian"``, ``"gaussian_mixture"`` and ``"reference"`` (the object given as
-        ``reference``).  ``"auto"`` takes all there are; ``["network"]`` switches stacking off.
+        ``reference``), where ``"network"`` stands for all networks.  ``"auto"`` takes all there
+        are; ``["network"]`` leaves the references out.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
         a power transformation.  ``"auto"`` chooses by validation.
@@ -79,6 +80,11 @@ class IMMSEDensity(TableEstimator):
         the steps' product: a lower bound on the log-probability.  True finds the steps, and a
         column that is on no lattice gets no noise; a number is the positive step of all columns,
         and of an array those that are 0 stand for no noise.
+    n_networks : int or "auto", default="auto"
+        Networks to train and to combine, at least 1; every other one has half the dropout and the
+        weight decay that ``"auto"`` gives.  ``"auto"`` is 2, and 1 for images, for a given
+        denoiser, for rows beyond memory, for several processes and for `partial_fit`.  Two are
+        trained at the same time if there are two cores.
     hidden_size : int or "auto", default="auto"
         Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
         multiple of 8) at full resolution for images.
@@ -96,8 +102,9 @@ class IMMSEDensity(TableEstimator):
         at its start, which is the normal reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
-        epochs, so the time of an epoch does not depend on the number of rows.  ``"auto"`` is 100,
-        and less for fewer than 5000 rows.
+        epochs.  ``"auto"`` is a hundredth of the number of rows, but between 50 (for fewer than
+        2000 rows a fortieth of them, and at least 10) and 250; for images and given denoisers it
+        is 100, and less for fewer than 5000 rows.
     batch_size : int or "auto", default="auto"
         Noisy rows in a step, at least 1; ``"auto"`` is 512, and 64 for images.
     num_workers : int, default=0
@@ -107,7 +114,7 @@ class IMMSEDensity(TableEstimator):
         bounds the memory of training.
     learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It follows a cosine to zero.  ``"auto"`` is 0.02, for images 0.007, and for a
+        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for images 0.007, and for a
         given denoiser 0.001.
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves.
@@ -148,9 +155,9 @@ class IMMSEDensity(TableEstimator):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     net_ : skorch.NeuralNet or None
-        The trained net; None if there was no network to train.
+        The first trained net; None if there was no network to train.
     nets_ : dict of str to skorch.NeuralNet
-        All trained nets by name.
+        All trained nets by name: ``"network"``, ``"network_2"`` and so on.
     reference_ : Reference
         The control variate, on the standardised and mapped columns.
     references_ : dict of str to Reference
@@ -164,7 +171,7 @@ class IMMSEDensity(TableEstimator):
     expert_weights_ : dict of str to ndarray of shape (n_nodes,)
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
-        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch.
+        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch of ``net_``.
     entropy_ : float
         The validation bound of the whole model: an estimate from above of the entropy of the
         data, in nats, slightly optimistic since the validation rows chose the weights.
@@ -216,6 +223,7 @@ class IMMSEDensity(TableEstimator):
         "image_shape": [tuple, list, None],
         "denoiser": [torch.nn.Module, None],
         "dequantize": ["boolean", Interval(Real, 0, None, closed="neither"), "array-like"],
+        "n_networks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -235,6 +243,7 @@ class IMMSEDensity(TableEstimator):
         image_shape: tuple[int, ...] | None = None,
         denoiser: torch.nn.Module | None = None,
         dequantize: bool | float | ArrayLike = False,
+        n_networks: int | str = "auto",
         hidden_size: int | str = "auto",
         n_blocks: int | str = "auto",
         n_frequencies: int = 4,
@@ -265,6 +274,7 @@ class IMMSEDensity(TableEstimator):
         self.image_shape = image_shape
         self.denoiser = denoiser
         self.dequantize = dequantize
+        self.n_networks = n_networks
         self.hidden_size = hidden_size
         self.n_blocks = n_blocks
         self.n_frequencies = n_frequencies
@@ -362,13 +372,14 @@ class IMMSEDensity(TableEstimator):
             raise ValueError(
                 f"With image_shape, hidden_size must be a multiple of 8, got {self.hidden_size!r}."
             )
-        usual_rate = 0.02 if images is None else 0.007
+        usual_rate = 0.03 if images is None else 0.007
         if self.denoiser is not None:
             usual_rate = 0.001
         return {
             "marginals": self.marginals if self.denoiser is None else "standard",
             "n_frequencies": self.n_frequencies,
             "image_shape": images,
+            "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
             "denoiser": as_pretrained(self.denoiser),
             "dequantize": self._dequantization(),
             "hidden_size": automatic(self.hidden_size, 32 if unet else 128),

@@ -64,7 +64,10 @@ from sk_itdiffusion.model import (
     NETWORKS,
     Seeds,
     TableModel,
+    kind_of_expert,
+    names_of_networks,
     network_denoiser,
+    number_of_network,
     profile_noise,
     scoring_noise,
     summarize_profile,
@@ -106,6 +109,8 @@ MOST_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
 LEAST_PROFILE_ROWS = 1_000
 LEAST_VALIDATION_ROWS = 2_000
+#: Noisy validation rows that judge an epoch of continuous columns.
+NOISY_VALIDATION_ROWS = 4_096
 #: Intermediate numbers that the error profile may take; large images get fewer rows.
 MOST_PROFILE_WORK = 2 * 10**9
 WIDTH_BESIDE_CONVOLUTIONS = 256
@@ -120,6 +125,10 @@ FINENESS_OF_DEQUANTIZATION = 10.0
 #: Rows from which the importance density is refitted; images are dear.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 MOST_PIXELS_FOR_ONE_THREAD = 256
+#: Networks, of different regularisation, that a table of continuous columns gets.
+NETWORKS_OF_A_TABLE = 2
+#: Epochs for which their length is meant where it grows with the rows.
+EPOCHS_OF_A_TABLE = 40
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
 SHARE_OF_TRAINING = 0.95
 
@@ -154,6 +163,8 @@ class FitSettings:
     preconditioner: str = "independent"
     loss: str = "mse"
     image_shape: tuple[int, ...] | None = None
+    #: None for as many as suit the rows.
+    n_networks: int | None = 1
     denoiser: PretrainedDenoiser | None = None
     dequantize: bool | Array = False
     micro_batch_size: int | None = None
@@ -631,10 +642,21 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     by_default = settings.experts == "auto" and trained
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return []
-    possible = (
-        NETWORKS if settings.image_shape is not None and settings.is_discrete else NETWORKS[:1]
-    )
-    return [name for name in possible if by_default or name in settings.experts]
+    has_two_kinds = settings.image_shape is not None and settings.is_discrete
+    possible = NETWORKS if has_two_kinds else names_of_networks(number_of_networks(settings))
+    return [name for name in possible if by_default or kind_of_expert(name) in settings.experts]
+
+
+def number_of_networks(settings: FitSettings) -> int:
+    """Return how many networks of one kind are trained.
+
+    A second one is worth its time where both see rows that are in memory, each with a core.
+    """
+    if settings.n_networks is not None:
+        return settings.n_networks
+    is_table = settings.denoiser is None and not settings.has_images
+    in_memory = settings.stream is None and settings.processes.size == 1
+    return NETWORKS_OF_A_TABLE if is_table and in_memory else 1
 
 
 def is_large(image_shape: tuple[int, ...]) -> bool:
@@ -665,7 +687,8 @@ def train_networks(
         so_far = replace(model, nets=found, history=bound_history(next(iter(found.values()))))
         experts = settings.experts
         if experts != "auto":  # no warning that some are not trained yet
-            experts = [expert for expert in experts if expert in so_far.experts()]
+            there = set(map(kind_of_expert, so_far.experts()))
+            experts = [expert for expert in experts if expert in there]
         finish_stacking(so_far, split, replace(settings, experts=experts))
         return settings.attributes_of(so_far)
 
@@ -738,7 +761,7 @@ def build_network(
             generator=generator,
         )
         return PreconditionedDenoiser(unet, reference, embedding)
-    beside = settings.image_shape is not None and name != NETWORKS[0]
+    beside = settings.image_shape is not None and name == NETWORKS[1]
     if settings.image_shape is not None and not beside:
         n_outputs = n_level_outputs(layout) // len(layout.variables)
         backbone: torch.nn.Module = ConvolutionalNetwork(
@@ -784,28 +807,27 @@ def train_network(
     """Return the trained skorch net."""
     # Warm starts go on with other noise.
     generator = Generator().manual_seed(
-        model.seeds.network + model.n_fits - 1 + 1_000_003 * NETWORKS.index(name)
+        model.seeds.network + model.n_fits - 1 + 1_000_003 * number_of_network(name)
     )
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])
     n_rows = n_observations(split.train, split.space)
     if settings.stream is not None:
         n_rows += len(settings.stream)
-    dropout, weight_decay = regularization_for(n_rows, bool(split.space.layout.variables), settings)
+    has_levels = bool(split.space.layout.variables)
+    dropout, weight_decay = regularization_for(name, n_rows, has_levels, settings)
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
-    # Few states, each of many rows, are seen with more noise.
-    repetitions = LEAST_VALIDATION_ROWS / len(split.valid) if split.space.is_discrete else 0.0
     plan = TrainingPlan(
         density=settings.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.schedule.adaptive,
         batch_size=settings.batch_size,
-        n_batches=settings.steps_per_epoch or epoch_length(n_rows),
+        n_batches=settings.steps_per_epoch or epoch_length(n_rows, has_levels, settings),
         max_epochs=settings.max_epochs,
         learning_rate=settings.learning_rate,
         weight_decay=weight_decay,
         patience=settings.patience,
-        n_validation_noises=max(16, math.ceil(repetitions)),
+        n_validation_noises=n_validation_noises(len(split.valid), split.space, settings),
         verbose=settings.verbose,
         micro_batch_size=settings.micro_batch_size,
         processes=settings.processes,
@@ -891,18 +913,40 @@ def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
         ) from error
 
 
-def regularization_for(n_rows: int, has_levels: bool, settings: FitSettings) -> tuple[float, float]:
-    """Return dropout and weight decay, stronger for fewer rows and for discrete columns."""
-    scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0)) ** 2
-    most = 0.6 if has_levels else 0.4
-    dropout = most * scarcity if settings.dropout is None else settings.dropout
-    decay = 0.3 * scarcity if settings.weight_decay is None else settings.weight_decay
+def regularization_for(
+    name: str, n_rows: int, has_levels: bool, settings: FitSettings
+) -> tuple[float, float]:
+    """Return dropout and weight decay, stronger for fewer rows and for discrete columns.
+
+    Of the networks of a table every other one has half of it: which of them is right differs
+    between log-SNRs, where the validation rows weigh them.
+    """
+    scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
+    if has_levels:
+        strength, most = scarcity**2, 0.6
+    else:
+        share = 0.5 if number_of_network(name) % 2 else 1.0
+        strength, most = share * scarcity**3, 0.4
+    dropout = most * strength if settings.dropout is None else settings.dropout
+    decay = 0.3 * strength if settings.weight_decay is None else settings.weight_decay
     return dropout, decay
 
 
-def epoch_length(n_rows: int) -> int:
-    """Return the steps of an epoch: 100, and fewer where few rows are soon learned by heart."""
-    return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
+def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
+    """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
+    if has_levels or settings.has_images or settings.denoiser is not None:
+        return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
+    steps = np.clip(max(min(n_rows, 2_000), 0.4 * n_rows), 400, 10_000)
+    return round(float(steps) / EPOCHS_OF_A_TABLE)
+
+
+def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -> int:
+    """Return with how many noises an epoch sees each validation row."""
+    if space.layout.variables or settings.has_images or settings.denoiser is not None:
+        # Few states, each of many rows, are seen with more noise.
+        return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
+    # The epochs of a table are short, and their judgement is not to take much of their time.
+    return int(np.clip(math.ceil(NOISY_VALIDATION_ROWS / n_rows), 4, 32))
 
 
 def density_adapter(
@@ -968,7 +1012,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     profile = model.profile(valid.X, valid.weight, keys)
     members = restrict_profile(profile, model.expert_names)
     model.weights = stacking_weights(members, expert_of_few_rows(model))
-    model.curve = summarize_profile(profile, model.expert_names, model.weights)
+    model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
     difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
         model.weights
     )
@@ -1012,8 +1056,8 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
     """Return the names of the experts to stack."""
     if settings.experts == "auto":
         return tuple(available)
-    chosen = tuple(name for name in available if name in settings.experts)
-    missing = sorted(set(settings.experts) - set(chosen))
+    chosen = tuple(name for name in available if kind_of_expert(name) in settings.experts)
+    missing = sorted(set(settings.experts) - set(map(kind_of_expert, chosen)))
     if missing:
         warnings.warn(
             f"experts names {missing}, which these rows do not allow: a network needs "

@@ -34,7 +34,7 @@ import numpy as np
 import skorch
 from numpy.typing import NDArray
 from skorch.callbacks import GradientNormClipping
-from torch import Generator
+from torch import Generator, Tensor
 
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion.denoisers import LevelDenoiser
@@ -54,7 +54,7 @@ from sk_itdiffusion.fitting import (
     trains_in_one_thread,
 )
 from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
-from sk_itdiffusion.model import NETWORKS, TableModel
+from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
 from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
@@ -205,14 +205,14 @@ class StreamedNetwork:
         objective: DenoisingObjective = self.net.module_
         return objective
 
-    def step(self, batch: object) -> float:
+    def step(self, batch: object, averages: list[tuple[list[Tensor], list[Tensor]]]) -> float:
         """Take one step and return its loss."""
         factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
         factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))
         for group, rate in zip(self.net.optimizer_.param_groups, self.rates, strict=True):
             group["lr"] = factor * rate
         loss = float(self.net.train_step(batch)["loss"].detach())
-        self.objective.update_average()
+        self.objective.update_average(averages)
         self.n_steps += 1
         return loss
 
@@ -225,12 +225,12 @@ class StreamedNetwork:
             dataset, settings.batch_size, n_batches, self.density, self.generator, n_points
         )
         before = copy.deepcopy(self.objective.state_dict())
-        total = 0.0
+        averages, total = self.objective.averages(), 0.0
         try:
             for batch in batches:
                 if stop.is_set():
                     raise KeyboardInterrupt
-                total += self.step(batch)
+                total += self.step(batch, averages)
                 if not math.isfinite(total):
                     self.objective.load_state_dict(before)
                     self.net.optimizer_.clear_state()
@@ -387,6 +387,7 @@ class IncrementalFit:
         n_used = len(rows) // settings.batch_size * settings.batch_size
         self.pending = rows[n_used:]
         losses: dict[str, float] = {}
+        settings = replace(settings, n_networks=settings.n_networks or 1)
         for name in networks_to_train(settings, MANY_ROWS):
             if name not in self.networks:
                 self.networks[name] = new_network(name, model, split, settings)
@@ -444,9 +445,9 @@ def new_network(
     name: str, model: TableModel, split: MappedSplit, settings: FitSettings
 ) -> StreamedNetwork:
     """Return an untrained network."""
-    generator = Generator().manual_seed(model.seeds.network + NETWORKS.index(name))
+    generator = Generator().manual_seed(model.seeds.network + number_of_network(name))
     has_levels = bool(split.space.layout.variables)
-    dropout, weight_decay = regularization_for(MANY_ROWS, has_levels, settings)
+    dropout, weight_decay = regularization_for(name, MANY_ROWS, has_levels, settings)
     denoiser = build_network(name, model, split.train, settings, dropout, generator)
     objective = DenoisingObjective(
         denoiser,

@@ -39,6 +39,9 @@ __all__ = [
     "NETWORKS",
     "Effort",
     "TableModel",
+    "kind_of_expert",
+    "names_of_networks",
+    "number_of_network",
     "profile_noise",
     "scoring_noise",
     "summarize_profile",
@@ -46,7 +49,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Names of networks: the only or convolutional one, and the fully connected one beside the latter.
+#: Kinds of networks: the only or convolutional one, and the fully connected one beside the latter.
 NETWORKS = ("network", "dense_network")
 #: In standard deviations; what a network says of points farther away means nothing.
 LARGEST_NETWORK_INPUT = 1e6
@@ -162,7 +165,7 @@ class TableModel:
     @property
     def network_names(self) -> Collection[str]:
         """Names of the experts that are no analytic references."""
-        return NETWORKS
+        return tuple(self.nets)
 
     def experts(self) -> dict[str, Denoiser]:
         """Return all denoisers by name, on the device, in the space of the mapped columns."""
@@ -454,6 +457,24 @@ class TableModel:
         return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
 
 
+def names_of_networks(n_networks: int) -> list[str]:
+    """Return the names of networks of one kind: network, network_2, network_3 and so on."""
+    return [NETWORKS[0], *(f"{NETWORKS[0]}_{number + 1}" for number in range(1, n_networks))]
+
+
+def number_of_network(name: str) -> int:
+    """Return the number, from 0 on, of a network of this name."""
+    if name in NETWORKS:
+        return NETWORKS.index(name)
+    return int(name.removeprefix(f"{NETWORKS[0]}_")) - 1
+
+
+def kind_of_expert(name: str) -> str:
+    """Return the name by which the parameter ``experts`` knows an expert: all networks have one."""
+    kind, _, number = name.rpartition("_")
+    return kind if kind == NETWORKS[0] and number.isdecimal() else name
+
+
 def scoring_noise(
     space: TableSpace, seed: int, n_directions: int | None, has_images: bool = False
 ) -> NoiseRule:
@@ -509,7 +530,7 @@ def summarize_profile(
     profile: ErrorProfile,
     expert_names: Sequence[str],
     weights: Array,
-    networks: Collection[str] = NETWORKS,
+    networks: Collection[str],
 ) -> MSECurve:
     """Return the means and standard errors of a profile, and the experts' weights."""
     names = list(profile.names)

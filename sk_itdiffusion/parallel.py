@@ -199,14 +199,17 @@ def run_all_interruptibly(
 ) -> list[Result]:
     """Return the results of functions that run at the same time; see `run_interruptibly`.
 
-    If one of them fails the others are stopped.
+    No more of them run at once than there are threads.  If one of them fails the others are
+    stopped, and those that wait are not begun.
     """
     stop = threading.Event()
-    with _callers(), worker_pool(len(functions), limited) as pool:
+    with _callers(), worker_pool(min(len(functions), _available()), limited) as pool:
         futures = [pool.submit(function, stop) for function in functions]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             return [future.result() for future in futures]
         except BaseException:
             stop.set()
+            for future in futures:
+                future.cancel()
             raise

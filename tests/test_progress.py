@@ -44,9 +44,11 @@ QUICK = {
     "reference": "gaussian",
     "experts": ["network"],
     "marginals": "standard",
+    "n_networks": 1,
     "random_state": 0,
 }
-DISCRETE = {k: v for k, v in QUICK.items() if k not in ("reference", "experts", "marginals")}
+CONTINUOUS_ONLY = ("reference", "experts", "marginals", "n_networks")
+DISCRETE = {k: v for k, v in QUICK.items() if k not in CONTINUOUS_ONLY}
 DISCRETE |= {"reference": "independent", "experts": ["network"]}
 # Two clusters, so that a network learns something.
 X = 0.3 * np.random.default_rng(0).normal(size=(100, 2)) + np.repeat([[-1.0], [1.0]], 50, axis=0)

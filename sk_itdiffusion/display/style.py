@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from sk_itdiffusion.model import kind_of_expert
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -72,6 +74,7 @@ _KNOWN = {
     "latent_class": Style(GREEN, "-.", "^", "xx"),
     "reference": Style(PURPLE, (0, (5, 1)), "D", "oo"),
     "dense_network": Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\"),
+    "network_2": Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\"),
 }
 _OTHERS = (
     Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\"),
@@ -109,7 +112,10 @@ def expert_styles(names: Iterable[str]) -> dict[str, Style]:
 def readable(name: str) -> str:
     """Return an expert's name for a legend; that of a member's reference is in two parts."""
     member, separator, own = name.partition("__")
-    return f"{member}: {_TITLES.get(own, own)}" if separator else _TITLES.get(name, name)
+    if separator:
+        return f"{member}: {readable(own)}"
+    numbered = kind_of_expert(name) != name
+    return _TITLES.get(name, name.replace("_", " ") if numbered else name)
 
 
 def check_matplotlib(caller: str) -> None:
