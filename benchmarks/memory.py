@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                       # 10 million rows of 10 columns, in memory
     python benchmarks/memory.py --source disk         # the same rows as an array on disk
+    python benchmarks/memory.py --dtype float32
 
 A thread looks at the memory of this process every few milliseconds.  Counted are pages of its own
 (Linux: RssAnon), not those of files that the system can drop at any time.  Printed are the largest
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from results import format_markdown
 
@@ -74,12 +76,13 @@ def fill(X: Array) -> Array:
     return X
 
 
-def rows_at(source: str, n_rows: int, n_columns: int, folder: str) -> Array:
-    """Return rows in memory or on disk."""
-    if source == "memory":
-        return fill(np.empty((n_rows, n_columns)))
+def rows_at(source: str, shape: tuple[int, int], dtype: str, folder: str) -> Any:
+    """Return rows in memory, as an array or a data frame, or on disk."""
+    if source != "disk":
+        X = fill(np.empty(shape, dtype))
+        return X if source == "memory" else pd.DataFrame(X, copy=False)
     path = Path(folder) / "rows.npy"
-    written = np.lib.format.open_memmap(path, mode="w+", shape=(n_rows, n_columns))
+    written = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     fill(written)
     written.flush()
     del written
@@ -96,7 +99,9 @@ def measured(action: Callable[[], Any]) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", choices=["memory", "disk"], default="memory")
+    parser.add_argument("--source", choices=["memory", "frame", "disk"], default="memory")
+    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    parser.add_argument("--weighted", action="store_true", help="random weights")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--scored", type=int, default=1_000_000, help="rows to score, 0 for none")
@@ -108,9 +113,10 @@ def main() -> None:
     IMMSEDensity(max_epochs=1, random_state=0).fit(warm_up).score_samples(warm_up)
     density = IMMSEDensity(max_epochs=args.epochs, n_strata=2, random_state=0)
     with tempfile.TemporaryDirectory() as folder:
-        X = rows_at(args.source, args.rows, args.columns, folder)
-        buffer = args.rows * args.columns * 8
-        fitted = measured(lambda: density.fit(X))
+        X = rows_at(args.source, (args.rows, args.columns), args.dtype, folder)
+        buffer = args.rows * args.columns * np.dtype(args.dtype).itemsize
+        weight = np.random.default_rng(1).exponential(size=len(X)) if args.weighted else None
+        fitted = measured(lambda: density.fit(X, sample_weight=weight))
         results = [("fit", args.rows, *fitted)]
         if args.scored:
             scored = X[: args.scored]
@@ -120,7 +126,8 @@ def main() -> None:
         for name, n, taken, seconds in results
     ]
     print(
-        f"{args.rows:,} rows of {args.columns} columns, {buffer / 2**20:.0f} MiB in {args.source}"
+        f"{args.rows:,} rows of {args.columns} columns, {args.dtype}"
+        f"{', weighted' if args.weighted else ''}, {buffer / 2**20:.0f} MiB, {args.source}"
     )
     print(format_markdown(["method", "rows", "MiB beyond the rows", "seconds"], body))
     if args.most is not None and fitted[0] > args.most * 2**20:

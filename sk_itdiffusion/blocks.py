@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_array
 from torch import Generator
 from torch.utils.data import Subset
 
-from sk_itdiffusion.streams import affordable_rows, is_dataset, row_of, rows_in_sample
+from sk_itdiffusion.streams import affordable_rows, is_dataset, row_of
 
 __all__ = [
     "BlockStream",
@@ -35,8 +35,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Rows up to which a table is worked on in memory, where it takes several copies.
-MOST_ROWS_IN_MEMORY = 2**22
 #: Numbers in the blocks of arrays: neighbours in a file are often alike, so blocks are small.
 NUMBERS_IN_A_BLOCK = 2**16
 #: Numbers that are read, shuffled and mapped at a time in training.
@@ -223,14 +221,9 @@ def blocks_of(X: Any, weight: Any = None) -> Blocks | None:
         return DaskBlocks.of(X)
     if not isinstance(X, np.ndarray | pd.DataFrame) or X.ndim != 2 or X.shape[1] == 0:
         return None
-    if fits_into_memory(*X.shape):
+    if len(X) <= affordable_rows(X.shape[1]):
         return None
     return LocalBlocks(X, max(1, NUMBERS_IN_A_BLOCK // X.shape[1]))
-
-
-def fits_into_memory(n_rows: int, n_columns: int) -> bool:
-    """Return whether a table is so small that several copies of it may be made."""
-    return n_rows <= min(MOST_ROWS_IN_MEMORY, affordable_rows(n_columns))
 
 
 @dataclass(frozen=True)
@@ -240,17 +233,36 @@ class Selection:
     Attributes
     ----------
     share : float
-        Probability of each row.
+        Probability of each row of positive weight; others never are.
     seed : int
         Seed.
+    weight : ndarray of shape (n_samples,) or None, default=None
+        Weights of all rows of the table; None if they are equal.
+    n_rows_in_block : int, default=0
+        Rows in each block but the last; of no account without weights.
     """
 
     share: float
     seed: int
+    weight: Array | None = None
+    n_rows_in_block: int = 0
 
     def mask(self, number: int, n_rows: int) -> NDArray[np.bool_]:
         """Return which rows of a block are in the sample."""
-        return np.random.default_rng([self.seed, number]).random(n_rows) < self.share
+        drawn = np.random.default_rng([self.seed, number]).random(n_rows) < self.share
+        return drawn if self.weight is None else drawn & (self.weight_of(number) > 0.0)
+
+    def weight_of(self, number: int) -> Array:
+        """Return the weights of the rows of a block."""
+        assert self.weight is not None
+        start = number * self.n_rows_in_block
+        return self.weight[start : start + self.n_rows_in_block]
+
+    @cached_property
+    def mean_weight(self) -> float:
+        """The mean of the positive weights."""
+        assert self.weight is not None
+        return float(self.weight.mean(where=self.weight > 0.0))
 
 
 @dataclass(frozen=True)
@@ -264,18 +276,15 @@ class BlockStream:
     selection : Selection
         Which rows are in the sample.
     n_rows : int
-        Rows that are not.
+        Rows of positive weight that are not.
     read : callable
         Returns the numbers and codes of a block.
-    weight : ndarray of shape (n_samples,) or None
-        Weights of all rows of the table; None if they are equal.
     """
 
     blocks: Blocks
     selection: Selection
     n_rows: int
     read: Callable[[Any], Array]
-    weight: Array | None = None
 
     def __len__(self) -> int:
         return self.n_rows
@@ -314,9 +323,8 @@ class BlockStream:
     def _others(self, block: Any, number: int, generator: Generator) -> Any:
         """Return the rows of a block that are not in the sample."""
         others = np.flatnonzero(~self.selection.mask(number, len(block)))
-        if self.weight is not None:
-            assert isinstance(self.blocks, LocalBlocks)
-            expected = self.weight[self.blocks.place(number)][others] / self.weight.mean()
+        if self.selection.weight is not None:
+            expected = self.selection.weight_of(number)[others] / self.selection.mean_weight
             drawn = torch.rand(len(others), generator=generator, dtype=torch.float64).numpy()
             others = np.repeat(others, np.floor(expected + drawn).astype(np.intp))
         return chosen_rows(block, others)
@@ -361,24 +369,23 @@ def sample(
     """
     if blocks.n_rows == 0:
         raise ValueError("X is a Dask collection without rows.")
-    selection = Selection(1.0, seed=0)
-    if not fits_into_memory(blocks.n_rows, blocks.n_columns):
-        share = rows_in_sample(blocks.n_columns) / blocks.n_rows
-        selection = Selection(share, int(random_state.randint(2**31 - 1)))
-    function = partial(checked_sample, selection=selection, numbers_only=numbers_only)
-    rows = joined([part for part in blocks.map(function) if len(part)])
+    n_rows, n_held = blocks.n_rows, affordable_rows(blocks.n_columns)
+    rows_in_block = 0
     if weight is not None:
         assert isinstance(blocks, LocalBlocks)
-        places = [blocks.place(number) for number in range(blocks.n_blocks)]
-        kept = [
-            weight[place][selection.mask(number, len(weight[place]))]
-            for number, place in enumerate(places)
-        ]
-        weight, whole = np.concatenate(kept), weight
-    else:
-        whole = None
-    stream = BlockStream(blocks, selection, blocks.n_rows - len(rows), read, whole)
-    return rows, weight, stream if len(stream) else None
+        n_rows, rows_in_block = int(np.count_nonzero(weight)), blocks.n_rows_in_block
+    share, seed = 1.0, 0
+    if n_rows > n_held:
+        share, seed = n_held / n_rows, int(random_state.randint(2**31 - 1))
+    selection = Selection(share, seed, weight, rows_in_block)
+    function = partial(checked_sample, selection=selection, numbers_only=numbers_only)
+    rows = joined([part for part in blocks.map(function) if len(part)])
+    kept = None
+    if weight is not None:
+        weights = [selection.weight_of(number) for number in range(blocks.n_blocks)]
+        kept = np.concatenate([w[selection.mask(i, len(w))] for i, w in enumerate(weights)])
+    stream = BlockStream(blocks, selection, n_rows - len(rows), read)
+    return rows, kept, stream if len(stream) else None
 
 
 def checked_sample(block: Any, number: int, *, selection: Selection, numbers_only: bool) -> Any:

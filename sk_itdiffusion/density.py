@@ -304,7 +304,7 @@ class IMMSEDensity(TableEstimator):
         """Return the rows to hold in memory, their weights, and the other rows if there are any."""
         images = self._images()
         if not is_dataset(X):
-            X = X if images is None else flattened_images(X, images)
+            X = without_tensors(X if images is None else flattened_images(X, images))
             blocks = blocks_of(X, weight)
             if blocks is None:
                 return X, weight, None

@@ -218,6 +218,16 @@ class DensityEstimator(
         ndarray or DataFrame of shape (n_samples, n_features)
             Random rows, in the units and levels of X; a data frame if `fit` had one and columns
             may be discrete.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If ``n_samples`` is not a positive integer.
+        MemoryError
+            If there is too little memory, even for an eighth of the usual number of rows at a
+            time, which is tried once and warns.
         """
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
@@ -376,8 +386,8 @@ class TableEstimator(DensityEstimator):
 
         Notes
         -----
-        Of more than 4 million rows, or 67 million numbers, a random sample of up to a million rows
-        is held in memory: maps, references and validation are those of the sample, and the other
+        Of more than a million rows (2**20), or 67 million numbers, a random sample of so many is
+        worked on in memory: maps, references and validation are those of the sample, and the other
         rows are read in random order while the network is trained.  Equal rows are then no longer
         found, so that a weight is the same as repetition on average only.  Tables of
         `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of

@@ -79,7 +79,7 @@ def retry_with_less_memory(function: Callable[Parameters, Result]) -> Callable[P
                 raise
             raise MemoryError(
                 f"There is too little memory even for {smaller} evaluations at a time ({reason}). "
-                "Score fewer rows at a time, close other programs, or use another device."
+                "Score or draw fewer rows at a time, close other programs, or use another device."
             ) from error
 
     return retried

@@ -28,12 +28,11 @@ from sk_itdiffusion.likelihood import (
     error_profile,
     information_gap,
 )
-from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.path import PathRule, path_log_probability
-from sk_itdiffusion.progress import current_progress, stretch_of_progress
+from sk_itdiffusion.progress import stretch_of_progress
 from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
-from sk_itdiffusion.sampling import probability_flow
+from sk_itdiffusion.sampling import probability_flow_in_blocks
 from sk_itdiffusion.space import TableSpace
 
 __all__ = [
@@ -407,15 +406,8 @@ class TableModel:
         level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
         start = add_noise(clean, noise, level).to(self.device, self.precision)
         path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
-        stack = self.stack()
-        blocks = map_in_workers(
-            lambda block: probability_flow(stack, block, path),
-            start.split(4 * self.budget),
-            self.device,
-            current_progress(),
-        )
-        points = torch.cat(blocks).double().cpu()
-        return self._values(points)
+        points = probability_flow_in_blocks(self.stack(), start, path, budget=4 * self.budget)
+        return self._values(points.double().cpu())
 
     def _values(self, points: Tensor) -> Array:
         """Return the table's values of points, on the lattices of its columns."""

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.density import IMMSEDensity
+from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import Table, read_table, without_tensors
@@ -249,6 +250,7 @@ class IMMSEOutlierDetector(
         order = np.random.default_rng(split_seed).permutation(len(rows))
         template = self.estimator
         template = default_estimator(rows) if template is None else with_floor_levels(template)
+        template = with_common_lattice(template, rows)
         # Each fit may come after one that trims its rows.
         tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y)
         with progress_bar(type(self).__name__, self.verbose):
@@ -389,7 +391,8 @@ class IMMSEOutlierDetector(
         -------
         ndarray of shape (n_samples,)
             Scores in nats, with respect to the units of continuous columns and to counts for
-            discrete ones.  A row's score does not depend on the other rows.
+            discrete ones and those that are dequantised.  A row's score does not depend on the
+            other rows.
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
@@ -582,6 +585,26 @@ def with_floor_levels(template: DensityEstimator) -> DensityEstimator:
     if any(isinstance(value, FrozenEstimator) for value in template.get_params().values()):
         return template
     return with_parameter(template, "handle_unknown", "floor")
+
+
+def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstimator:
+    """Return a clone that dequantises by the steps of all rows.
+
+    Rows that are trimmed or held out may be the only ones between the values of the others.
+    """
+    parameters = template.get_params()
+    names = [
+        name
+        for name, value in parameters.items()
+        if f"__{name}".endswith("__dequantize") and value is True
+    ]
+    if not names or any(isinstance(value, FrozenEstimator) for value in parameters.values()):
+        return template
+    numbers = np.asarray(rows, dtype=np.float64)
+    shared = image_shape_of(template) is not None
+    step = Dequantizer.fit(numbers, None, shared, seed=0).step
+    changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, step))
+    return changed
 
 
 def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:

@@ -17,6 +17,9 @@ their part becomes the log-probability as :math:`a_1` grows.  With several floor
 mean of theirs, which is one integral whose integrand is multiplied by the share of floors above
 a.
 
+Columns that the model dequantises are seen at the middle of their cells, and the logarithm of the
+cell's width is added: the score is on the scale of log-probabilities and does not depend on units.
+
 With independent columns as q, both terms are sums over columns; these are the contributions.
 
 References
@@ -652,6 +655,7 @@ class _MappedRows:
             standardized = model.space.standardized(values)
             mapped, log_slope = model.space.rows(standardized)
         finite = (np.abs(mapped) < FARTHEST).all(axis=1) & np.isfinite(log_slope)
+        log_slope = log_slope + log_widths(model).sum()
         keys = row_keys(standardized, model.seeds.scoring)
         return cls(mapped, np.where(finite, log_slope, 0.0), keys, finite)
 
@@ -706,7 +710,10 @@ def discrete_log_marginals(reference: IndependentReference, rows: Tensor) -> Ten
 
 
 def slope_parts(model: TableModel, values: Array) -> Array:
-    """Return the log-derivative of the map of each continuous column, (n, n_continuous)."""
+    """Return the log-derivative of each continuous column's map, and the width of its cells.
+
+    The shape is (n, n_continuous).
+    """
     space = model.space
     with np.errstate(over="ignore"):
         standardized = space.standardized(values)
@@ -718,11 +725,23 @@ def slope_parts(model: TableModel, values: Array) -> Array:
             with np.errstate(over="ignore"):
                 slope = space.marginal_map.columns[j].forward(column)[1]
         parts[:, j] = slope - math.log(space.standardizer.scale[j])
-    return np.where(np.isfinite(parts), parts, 0.0)
+    return np.where(np.isfinite(parts), parts, 0.0) + log_widths(model)
+
+
+def log_widths(model: TableModel) -> Array:
+    """Return the log-width of the cells of each continuous column, 0 where it has none."""
+    if model.dequantizer is None:
+        return np.zeros(len(model.space.continuous))
+    step = model.dequantizer.step[model.space.continuous]
+    return np.log(np.where(step > 0.0, step, 1.0))
 
 
 def constant_parts(model: TableModel, values: Array) -> Array:
-    """Return the log-density of each continuous column without variation, (n, n_constant)."""
+    """Return the log-density of each continuous column without variation, (n, n_constant).
+
+    Where rows have probabilities, the value of such a column is certain.
+    """
     squared, width = model.space.squared_constant_deviations(values), model.space.constant_width()
+    greatest = 0.0 if model.dequantizer else -np.log(width) - 0.5 * math.log(2 * math.pi)
     # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-    return np.ascontiguousarray(-0.5 * squared - np.log(width) - 0.5 * math.log(2 * math.pi))
+    return np.ascontiguousarray(-0.5 * squared + greatest)

@@ -15,8 +15,51 @@ import torch
 from torch import Tensor
 
 from sk_itdiffusion.channel import data_from_noise, signal_scale
+from sk_itdiffusion.memory import retry_with_less_memory
+from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.progress import current_progress
 
-__all__ = ["probability_flow"]
+__all__ = ["probability_flow", "probability_flow_in_blocks"]
+
+
+@retry_with_less_memory
+def probability_flow_in_blocks(
+    denoiser: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    logsnr: Tensor,
+    *,
+    budget: int = 4096,
+) -> Tensor:
+    """Return what `probability_flow` does, of so many rows at a time as there is memory for.
+
+    Parameters
+    ----------
+    denoiser : callable
+        Maps ``z`` (B, d) and ``logsnr`` (B,) to the predicted noise (B, d).
+    start : Tensor of shape (n, d)
+        Observations at the first log-SNR.
+    logsnr : Tensor of shape (n_steps + 1,)
+        Increasing log-SNRs.
+    budget : int, default=4096
+        Rows at a time.
+
+    Returns
+    -------
+    Tensor of shape (n, d)
+        Data points.
+
+    Raises
+    ------
+    MemoryError
+        If there is too little memory, even for an eighth of the rows at a time.
+    """
+    blocks = map_in_workers(
+        lambda block: probability_flow(denoiser, block, logsnr),
+        start.split(budget),
+        start.device,
+        current_progress(),
+    )
+    return torch.cat(blocks)
 
 
 @torch.no_grad()

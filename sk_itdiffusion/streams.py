@@ -23,27 +23,21 @@ __all__ = [
     "affordable_rows",
     "is_dataset",
     "read_rows",
-    "rows_in_sample",
     "without_ones",
 ]
 
 Array = NDArray[np.float64]
 
-#: Numbers in the rows of a table that are held in memory; of more only a sample is.
-NUMBERS_IN_MEMORY = 2**26
-#: Rows in that sample at most: maps, references and validation need no more.
-MOST_ROWS_IN_A_SAMPLE = 2**20
+#: Numbers and rows of a table that is worked on in memory, where it takes several copies; of a
+#: larger one a sample of that size is: maps, references and validation need no more.
+NUMBERS_IN_MEMORY, MOST_ROWS_IN_MEMORY = 2**26, 2**20
 ROWS_IN_A_READ = 256
 
 
 def affordable_rows(n_columns: int) -> int:
-    """Return how many rows are held in memory."""
-    return max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, n_columns))
-
-
-def rows_in_sample(n_columns: int) -> int:
-    """Return how many rows are held in memory if there are too many to hold all."""
-    return min(affordable_rows(n_columns), MOST_ROWS_IN_A_SAMPLE)
+    """Return how many rows are held in memory, all of a table or a sample of more."""
+    n_rows = max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, n_columns))
+    return min(n_rows, MOST_ROWS_IN_MEMORY)
 
 
 def is_dataset(X: Any) -> TypeGuard[Dataset[Any]]:
@@ -198,10 +192,10 @@ class RowStream:
         if n_rows == 0:
             raise ValueError("X is a dataset without items.")
         n_columns = row_of(dataset[0]).size
-        if n_rows <= affordable_rows(n_columns):
+        n_held = affordable_rows(n_columns)
+        if n_rows <= n_held:
             return read_rows(dataset, shape=shape), None
         order = random_state.permutation(n_rows)
-        n_held = rows_in_sample(n_columns)
         return read_rows(dataset, np.sort(order[:n_held]).tolist(), shape), cls(
             dataset, np.sort(order[n_held:]), num_workers, shape
         )

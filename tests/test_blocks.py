@@ -89,9 +89,38 @@ def test_streamed_rows_come_as_often_as_they_weigh(X):
     chunks = stream.chunks(64, torch.Generator().manual_seed(0))
     drawn = np.concatenate([next(chunks) for _ in range(40 * 8)])[:, 0]
     share = np.bincount([int(weight_of[x]) for x in drawn]) / len(drawn)
-    # About 40 passes of 1700 rows: the counts are exact but for a remainder of one each.
+    # About 40 passes of 1000 rows, of which each has another remainder that is drawn.
     assert share[0] == 0.0
     np.testing.assert_allclose(share[1:], [1 / 3, 2 / 3], atol=0.02)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_rows_without_weight_take_no_places_in_memory(X):
+    weight = np.where(np.arange(len(X)) % 10 == 3, 2.0, 0.0)
+    rows, held, stream = sample(blocks_of(X), as_numbers, np.random.RandomState(0), weight=weight)
+    np.testing.assert_array_equal(rows, X[3::10])
+    np.testing.assert_array_equal(held, np.full(200, 2.0))
+    assert stream is None
+    most = np.where(np.arange(len(X)) % 2, 2.0, 0.0)
+    rows, held, stream = sample(blocks_of(X), as_numbers, np.random.RandomState(0), weight=most)
+    assert 240 < len(rows) < 360
+    assert len(rows) + len(stream) == len(X) // 2
+    np.testing.assert_array_equal(held, np.full(len(rows), 2.0))
+    chunks = stream.chunks(64, torch.Generator().manual_seed(0))
+    streamed = next(chunks)
+    while len(streamed) < len(stream):
+        streamed = np.vstack([streamed, next(chunks)])
+    # Of equal weight, so that none comes twice in a pass.
+    np.testing.assert_array_equal(sorted_rows(np.vstack([rows, streamed])), sorted_rows(X[1::2]))
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_large_tables_give_one_fit_in_any_container(X):
+    expected = IMMSEDensity(**TINY).fit(X).score_samples(X[:50])
+    frame = pd.DataFrame(X)
+    for table in (frame, torch.from_numpy(X), np.asfortranarray(X), frame.astype("Float64")):
+        found = IMMSEDensity(**TINY).fit(table).score_samples(X[:50])
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -139,7 +168,9 @@ def test_all_rows_are_checked_also_those_not_trained_on(X):
 def test_small_tables_have_no_blocks(X):
     assert blocks_of(X) is None
     assert blocks_of(X.tolist()) is None
-    assert isinstance(blocks_of(np.broadcast_to(0.0, (2**23, 2))), LocalBlocks)
+    assert blocks_of(np.broadcast_to(0.0, (2**20, 2))) is None
+    assert isinstance(blocks_of(np.broadcast_to(0.0, (2**20 + 1, 2))), LocalBlocks)
+    assert isinstance(blocks_of(np.broadcast_to(0.0, (2**16 + 1, 2**10))), LocalBlocks)
 
 
 # -- scoring ---------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     likelihood,
     memory,
+    sampling,
     training,
 )
 from sk_itdiffusion.persistence import files
@@ -223,13 +224,13 @@ OUT_OF_MEMORY = {
 }  # fmt: skip
 
 
-def with_memory_for(most, function, error):
+def with_memory_for(most, function, error, position=0):
     """Return the function, which raises the error for tensors of more rows than there is room."""
 
-    def limited(x, *arguments):
-        if len(x) > most:
+    def limited(*arguments):
+        if len(arguments[position]) > most:
             raise error
-        return function(x, *arguments)
+        return function(*arguments)
 
     return limited
 
@@ -278,6 +279,31 @@ def test_other_estimators_go_on_with_less_memory(name, monkeypatch):
     with pytest.warns(UserWarning, match="too little memory"):
         found = estimator.score_samples(X)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", others_slow(DENSITIES))
+def test_sampling_goes_on_with_less_memory_or_is_a_clear_error(name, monkeypatch):
+    estimator, X = subjects()[name]
+    estimator.fit(X)
+    monkeypatch.setattr(type(estimator._model), "budget", 16)
+    n_fitting, n_rows = 4 * 16 // memory.LESS, 40
+    expected = estimator.sample(n_rows, random_state=0)
+    flow = sampling.probability_flow
+    limited = with_memory_for(n_fitting, flow, OUT_OF_MEMORY["cuda"], position=1)
+    monkeypatch.setattr(sampling, "probability_flow", limited)
+    with pytest.warns(UserWarning, match="too little memory"):
+        found = estimator.sample(n_rows, random_state=0)
+    if name in ("density", "ensemble"):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    else:  # a level may turn by rounding
+        assert np.mean(np.asarray(found)[:, -1] == np.asarray(expected)[:, -1]) > 0.9
+    limited = with_memory_for(0, flow, OUT_OF_MEMORY["cuda"], position=1)
+    monkeypatch.setattr(sampling, "probability_flow", limited)
+    with (
+        pytest.warns(UserWarning, match="too little memory"),
+        pytest.raises(MemoryError, match=r"too little memory even for .*draw fewer rows"),
+    ):
+        estimator.sample(n_rows)
 
 
 def test_other_errors_are_tried_only_once():

@@ -264,6 +264,51 @@ def test_units_shift_all_scores_alike():
     assert np.allclose(shift, -math.log(2.0), atol=1e-9)
 
 
+def test_dequantised_columns_score_on_the_scale_of_log_probabilities():
+    X = np.round(gaussian_rows(400), 1)[:, :2]
+    settings = {"noise_floor": None, "trim": 0.0, "contamination": 0.1}
+    density = plain_density(dequantize=True)
+    plain = make_detector(density, average=False, **settings).fit(X)
+    bound, std = plain.estimator_.score_samples(X, return_std=True)
+    np.testing.assert_array_equal(plain.score_samples(X), bound)
+    middle = make_detector(density, **settings).fit(X)
+    # The middle of a cell stands for the cell; the curvature in it is some 0.1**2 / 24.
+    assert (np.abs(middle.score_samples(X) - bound) < 5 * std + 0.005).all()
+    first, second = np.meshgrid(np.arange(-60, 61), np.arange(-60, 61))
+    lattice = 0.1 * np.column_stack([first.ravel(), second.ravel()])
+    assert np.exp(middle.score_samples(lattice)).sum() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_units_of_dequantised_columns_do_not_matter():
+    X, unit = np.round(gaussian_rows(120), 1), 2.0**20
+    settings = {"dequantize": True, "max_epochs": 0, "marginals": "standard"}
+    first, second = (
+        make_detector(IMMSEDensity(**settings), contamination=0.1).fit(rows)
+        for rows in (X, unit * X)
+    )
+    np.testing.assert_allclose(second.score_samples(unit * X), first.score_samples(X), atol=1e-9)
+    assert second.offset_ == pytest.approx(first.offset_, abs=1e-9)
+
+
+def test_contributions_of_dequantised_columns_sum_to_the_score():
+    X = np.round(gaussian_rows(150), 1)
+    X[:, 2] = 3.0
+    detector = make_detector(plain_density(dequantize=True), contamination=0.1).fit(X)
+    detector.estimator_.set_params(n_strata=64)
+    contributions = detector.explain(X[:20]).to_numpy()
+    np.testing.assert_array_equal(contributions[:, 2], 0.0)
+    np.testing.assert_allclose(contributions.sum(axis=1), detector.score_samples(X[:20]), atol=0.02)
+
+
+def test_values_of_left_out_rows_are_on_the_lattice():
+    X = np.column_stack([10.0 * (np.arange(100) % 3), np.arange(100.0)])
+    X[17, 0] = 5.0
+    density = plain_density(dequantize=True)
+    for settings in ({"trim": 0.0}, {"trim": 0.05, "contamination": 0.05}):
+        detector = make_detector(density, **settings).fit(X)
+        assert np.isfinite(detector.score_samples(X)).all()
+
+
 def test_rare_values_do_not_depend_on_units_and_hide_no_outliers():
     """Trimming leaves no column constant, whose width would be an arbitrary one."""
     X = np.column_stack([gaussian_rows(300), np.arange(300) % 100 == 0])
