@@ -136,7 +136,7 @@ def check_maps(space: TableSpace) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         values = space.values(rows)
         # Columns of the largest numbers that there are do not go as far.
-        kept = np.isfinite(values).all(axis=1)
+        kept = np.asarray(np.isfinite(values).all(axis=1))
         mapped, log_slope = space.rows(space.standardized(values[kept]))
     falls = (np.diff(values[kept], axis=0) < 0.0).any() or (np.diff(mapped, axis=0) < 0.0).any()
     if not kept[len(grid) // 2] or falls or not np.isfinite(mapped).all():
