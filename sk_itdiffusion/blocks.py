@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_array
 from torch import Generator
 from torch.utils.data import Subset
 
+from sk_itdiffusion.encoding import naming_columns
 from sk_itdiffusion.streams import affordable_rows, is_dataset, row_of
 
 __all__ = [
@@ -391,7 +392,8 @@ def sample(
 def checked_sample(block: Any, number: int, *, selection: Selection, numbers_only: bool) -> Any:
     """Return the rows of a block that are in the sample, once all of its rows are valid."""
     if numbers_only and len(block):
-        check_array(block, dtype=np.float64, input_name="X")
+        with naming_columns(block):
+            check_array(block, dtype=np.float64, input_name="X")
     return chosen_rows(block, selection.mask(number, len(block)))
 
 

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion.blocks import blocks_of, sample
-from sk_itdiffusion.encoding import without_tensors
+from sk_itdiffusion.encoding import naming_columns, without_tensors
 from sk_itdiffusion.estimator import (
     TableEstimator,
     automatic,
@@ -336,9 +336,10 @@ class IMMSEDensity(TableEstimator):
         elif shape is not None:
             X = flattened_images(X, shape)
         X = without_tensors(X)
-        rows = validate_data(
-            self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
-        )
+        with naming_columns(X):
+            rows = validate_data(
+                self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
+            )
         if reset and shape is not None:
             checked_image_shape(shape, rows.shape[1])
         return np.asarray(rows, dtype=np.float64)

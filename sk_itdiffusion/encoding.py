@@ -7,7 +7,10 @@ where it is nominal, so that the codes do not depend on how the levels are calle
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import datetime
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -29,6 +32,7 @@ __all__ = [
     "columns_of_learned_levels",
     "discrete_kinds",
     "mixed_kinds",
+    "naming_columns",
     "read_table",
     "without_tensors",
 ]
@@ -104,6 +108,11 @@ class Table:
         """Names of the columns, or their numbers, as text."""
         return [str(name) for name in self.frame.columns]
 
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the columns; None for those of an array."""
+        return self.labels if self.dtype is None else None
+
     @cached_property
     def storages(self) -> list[Storage]:
         """How the columns are stored."""
@@ -134,18 +143,78 @@ class Table:
         if missing.any():
             advice = " Impute them first, for example with sklearn.impute.SimpleImputer."
             raise ValueError(
-                f"Input X contains NaN in column(s) {column_labels(missing, self.labels)}."
+                f"Input X contains NaN in column(s) {column_labels(missing, self.names)}."
                 + (advice if (missing & continuous).any() else "")
             )
         infinite = self._which(chosen, _has_infinity)
         if infinite.any():
             raise ValueError(
                 "Input X contains infinity or a value too large for dtype('float64') in column(s) "
-                f"{column_labels(infinite, self.labels)}."
+                f"{column_labels(infinite, self.names)}."
             )
 
     def _which(self, chosen: NDArray[np.bool_], test: Any) -> NDArray[np.bool_]:
         return np.array([chosen[j] and test(self.column(j)) for j in range(self.n_columns)])
+
+
+@contextlib.contextmanager
+def naming_columns(X: Any) -> Iterator[None]:
+    """Let errors about numbers in X tell which columns they are in.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns)
+        What is being validated as numbers.
+
+    Raises
+    ------
+    ValueError
+        Instead of an error that tells of X as a whole.
+    """
+    try:
+        yield
+    except (OverflowError, TypeError, ValueError) as error:
+        reason = None if "feature names" in str(error) else reason_of_columns(X)
+        if reason is None:
+            raise
+        raise ValueError(reason) from None
+
+
+def reason_of_columns(X: Any) -> str | None:
+    """Return which columns of a table are no finite numbers; None if that is not what is wrong."""
+    try:
+        table = read_table(X)
+        chosen = table.holds_numbers
+    except (TypeError, ValueError):
+        return None
+    others = {j: _first_text(table.column(j)) for j in range(table.n_columns) if not chosen[j]}
+    texts = {j: entry for j, entry in others.items() if entry is not None}
+    if texts:
+        wrong = np.isin(np.arange(table.n_columns), list(texts))
+        return (
+            f"Input X contains texts or dates in column(s) {column_labels(wrong, table.names)}, "
+            f"such as {next(iter(texts.values()))}, which are no numbers. Convert them, leave them "
+            "out, or use IMMSEMixedDensity, which takes texts as categories."
+        )
+    try:
+        table.check_finite(chosen, chosen)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _first_text(column: pd.Series[Any]) -> str | None:
+    """Return the first text or time in a column that is no number, for messages."""
+    is_time = types.is_datetime64_any_dtype(column.dtype)
+    wrong = column.notna() if is_time else _no_numbers(column)
+    first = column[wrong].iloc[:1].astype(object).tolist()
+    return repr(str(first[0])) if first and isinstance(first[0], str | datetime.date) else None
+
+
+def _no_numbers(column: pd.Series[Any]) -> Any:
+    """Return which entries of a column are there, but are no numbers."""
+    entries = column.astype(object)
+    return entries.notna() & pd.to_numeric(entries, errors="coerce").isna()
 
 
 def without_tensors(X: Any) -> Any:
@@ -230,8 +299,14 @@ def _has_infinity(column: pd.Series[Any]) -> bool:
     if types.is_float_dtype(column.dtype):
         return bool(np.isinf(column.to_numpy(dtype=np.float64)).any())
     if types.is_object_dtype(column.dtype):
-        return bool(np.isin(_factorize(column)[1], [np.inf, -np.inf]).any())
+        return any(map(_is_too_large, _factorize(column)[1]))
     return False
+
+
+def _is_too_large(value: Any) -> bool:
+    """Return whether a number is infinite, or an integer of Python beyond all of 64 bits."""
+    is_number = isinstance(value, int | float | np.number)
+    return is_number and not -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -45,7 +45,7 @@ from sk_itdiffusion.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import row_keys
 from sk_itdiffusion.dequantize import Dequantizer
-from sk_itdiffusion.encoding import TableEncoder, read_table, without_tensors
+from sk_itdiffusion.encoding import TableEncoder, naming_columns, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     CategoricalEstimator,
     DensityEstimator,
@@ -922,7 +922,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             read_table(X)
             validate_data(self, X, skip_check_array=True)
         else:
-            validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+            with naming_columns(X):
+                validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         return X
 
     def _flat(self, X: Any) -> Any:
@@ -935,7 +936,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         """Return numbers and codes of a table like the one fitted."""
         X = without_tensors(self._flat(X))
         if self._encoder is None:
-            rows = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
+            with naming_columns(X):
+                rows = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
             if self._model.dequantizer is not None:
                 self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
             return rows

@@ -23,7 +23,7 @@ from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.documentation import DocumentationLinkMixin
-from sk_itdiffusion.encoding import Table, read_table, without_tensors
+from sk_itdiffusion.encoding import Table, naming_columns, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
@@ -369,9 +369,10 @@ class IMMSEOutlierDetector(
         table = read_table(X)
         kept = table.frame.to_numpy() if table.holds_numbers.all() else X
         dtype = np.float64 if takes_numbers(estimator, table) else None
-        rows = validate_data(
-            self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
-        )
+        with naming_columns(kept):
+            rows = validate_data(
+                self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
+            )
         if reset:
             check_number_of_rows(rows.shape, type(self).__name__)
         return np.asarray(rows)

@@ -86,6 +86,19 @@ def _equal(a, b):
     return a == b
 
 
+@pytest.fixture(autouse=True, scope="module")
+def generator_guard():
+    """Fail a module whose own fixtures draw from a global generator."""
+    names = [name for name in GLOBAL_STATE if name.endswith("random state")]
+    before = {name: GLOBAL_STATE[name][0]() for name in names}
+    yield
+    for name, saved in before.items():
+        read, restore = GLOBAL_STATE[name]
+        if saved is not None and not _equal(saved, read()):
+            restore(saved)
+            pytest.fail(f"a fixture of the module changed the {name}", pytrace=False)
+
+
 @pytest.fixture(autouse=True)
 def global_state_guard(request):
     """Fail a test that changed global state, and put the state back for the next one.
@@ -103,6 +116,14 @@ def global_state_guard(request):
             restore(saved)
     if changed and not request.node.get_closest_marker("changes_global_state"):
         pytest.fail(f"the test changed global state: {', '.join(changed)}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def diffusers():
+    """Return the package; tests that need it are skipped without it."""
+    package = pytest.importorskip("diffusers", reason="needs the extra [images]")
+    package.UNet2DModel  # noqa: B018  loading it adds warning filters
+    return package
 
 
 def pytest_runtest_setup(item):

@@ -33,6 +33,7 @@ import sk_itdiffusion
 from sk_itdiffusion.persistence import files
 from sk_itdiffusion.persistence.checks import field_types
 from sk_itdiffusion.persistence.registry import registry
+from sk_itdiffusion.pretrained import import_diffusers
 
 SECONDS_FOR_A_FILE = 30
 #: Memory beyond what the process has before, in bytes; the files have less than a million.
@@ -441,6 +442,8 @@ def fuzz(models, n, seed, folder, watch=None):
 
 def warm_up(models, folder):
     """Load what loading needs, so that it is not taken for what a file has caused."""
+    with contextlib.suppress(ImportError):
+        import_diffusers()
     for codec in registry().codecs.values():
         if dataclasses.is_dataclass(codec.cls):
             field_types(codec.cls)

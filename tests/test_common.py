@@ -1,6 +1,9 @@
 """scikit-learn's common checks, with no expected failures."""
 
+import contextlib
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import clone, config_context
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -41,15 +44,22 @@ DETECTORS = [
 ]
 
 
-# One of the checks shuffles with the global generator of numpy.
-pytestmark = pytest.mark.changes_global_state
+@contextlib.contextmanager
+def global_generator_restored():
+    """Put back the state of numpy's generator, with which one of the checks shuffles."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
 @parametrize_with_checks([*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, *DETECTORS])
 def test_common_checks(estimator, check):
-    check(estimator)
+    with global_generator_restored():
+        check(estimator)
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
@@ -74,4 +84,64 @@ def test_estimators_are_shown_as_html(estimator):
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
 @parametrize_with_checks([*(estimator() for estimator in ESTIMATORS), IMMSEOutlierDetector()])
 def test_common_checks_with_defaults(estimator, check):
-    check(estimator)
+    with global_generator_restored():
+        check(estimator)
+
+
+TROUBLE = {
+    "NaN": (np.nan, "contains NaN"),
+    "missing": (None, "contains NaN"),
+    "infinity": (-np.inf, "contains infinity"),
+    "huge": (10**400, "too large"),
+}
+NUMERIC = [
+    IMMSEDensity(random_state=0),
+    ENSEMBLE,
+    IMMSEOutlierDetector(IMMSEDensity(), random_state=0),
+]
+OTHERS = [
+    IMMSEDiscreteDensity(random_state=0),
+    IMMSEMixedDensity(random_state=0),
+    IMMSEOutlierDetector(random_state=0),
+]
+
+
+def broken_tables(value):
+    """Return an array and a data frame with a value in the third row of two columns."""
+    X = np.random.default_rng(0).normal(size=(40, 4)).round(1).astype(object)
+    X[2, [1, 3]] = value
+    frame = pd.DataFrame(X, columns=["a", "b", "c", "d"])
+    return [(X, "1, 3"), (frame, "'b', 'd'")]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+@pytest.mark.parametrize("estimator", [*NUMERIC, *OTHERS], ids=lambda each: type(each).__name__)
+def test_errors_about_numbers_name_the_columns(estimator, trouble):
+    value, message = TROUBLE[trouble]
+    for X, columns in broken_tables(value):
+        with pytest.raises(ValueError, match=rf"{message}.* column\(s\) {columns}\."):
+            clone(estimator).fit(X)
+
+
+@pytest.mark.parametrize("entry", ["1,234", pd.Timestamp("2026-01-31")], ids=["text", "date"])
+@pytest.mark.parametrize("estimator", NUMERIC, ids=lambda each: type(each).__name__)
+def test_errors_about_texts_name_the_columns_and_an_entry(estimator, entry):
+    for X, columns in broken_tables(entry):
+        message = rf"texts or dates in column\(s\) {columns}, such as '{str(entry)[:5]}"
+        with pytest.raises(ValueError, match=message):
+            clone(estimator).fit(X)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [IMMSEDensity(max_epochs=0, random_state=0), DETECTORS[1]],
+    ids=lambda each: type(each).__name__,
+)
+def test_errors_of_scoring_name_the_columns(estimator):
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
+    fitted = clone(estimator).fit(frame)
+    frame.iloc[3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"NaN in column\(s\) 'b'\."):
+        fitted.score_samples(frame)
+    with pytest.raises(ValueError, match="feature names"):
+        fitted.score_samples(frame.rename(columns={"a": "c"}))

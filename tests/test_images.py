@@ -222,8 +222,7 @@ def images(n, seed=0):
 
 
 @pytest.fixture(scope="module")
-def image_density():
-    pytest.importorskip("diffusers", reason="needs the extra [images]")
+def image_density(diffusers):
     settings = {
         **QUICK,
         "hidden_size": 8,
@@ -254,8 +253,8 @@ def test_flat_and_shaped_images_score_alike_in_any_batch(image_density):
     np.testing.assert_array_equal(shaped[7:9], image_density.score_samples(X[7:9]))
 
 
+@pytest.mark.usefixtures("diffusers")
 def test_dropout_draws_from_the_networks_own_generator():
-    pytest.importorskip("diffusers", reason="needs the extra [images]")
     points, level = torch.ones(4, 36), torch.zeros(4)
 
     def outputs():
@@ -272,8 +271,8 @@ def test_dropout_draws_from_the_networks_own_generator():
     assert torch.equal(kept[0], kept[1])
 
 
+@pytest.mark.usefixtures("diffusers")
 def test_few_images_have_independent_pixels():
-    pytest.importorskip("diffusers", reason="needs the extra [images]")
     density = IMMSEDensity(image_shape=(6, 6), dequantize=True, **QUICK).fit(images(30))
     covariance = density.reference_.covariance
     torch.testing.assert_close(covariance, torch.diag(covariance.diag()), atol=1e-12, rtol=0)
@@ -479,8 +478,8 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("diffusers")
 def test_networks_of_images_score_alike_on_gpu_and_cpu():
-    pytest.importorskip("diffusers", reason="needs the extra [images]")
     device = "cuda" if torch.cuda.is_available() else "mps"
     settings = {**QUICK, "hidden_size": 8, "image_shape": (6, 6), "dequantize": True}
     density = IMMSEDensity(device=device, **settings).fit(images(300))

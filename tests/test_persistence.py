@@ -1,5 +1,6 @@
 """Saved estimators are the same after loading, and damaged files never load as something else."""
 
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -33,7 +34,7 @@ from sk_itdiffusion import (
 from sk_itdiffusion.persistence import files
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.persistence.registry import registry
-from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule
+from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule, import_diffusers
 from sk_itdiffusion.references import GaussianMixtureReference
 from sk_itdiffusion.schedules import LogisticSchedule
 
@@ -186,6 +187,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def fitted():
     """Return a function that fits each case once."""
+    with contextlib.suppress(ImportError):
+        import_diffusers().UNet2DModel  # noqa: B018  loading it adds warning filters
     known = {}
 
     def fit(name):
@@ -677,6 +680,8 @@ def test_pipe_does_not_hang(tmp_path):
         ('"number":0}', '"number":99999}', "does not fit together"),
         ('"number":0}', '"number":[0]}', "does not fit together"),
         ('"dtype":"<f8"', '"dtype":"os"', "is no simple dtype"),
+        ('"width":2', '"width":{"$":"tuple","items":[[2]]}', "width of a ResidualMLP is no module"),
+        ('"n_updates":', '"n_updates":"1","more":', "n_updates of a net is of another type"),
         ('"n_continuous":2', '"n_continuous":{"$":"object","number":0}', "is a part of itself"),
     ],
 )
@@ -686,6 +691,48 @@ def test_signed_nonsense_is_refused(old, new, message, small, tmp_path):
         metadata["config"] = metadata["config"].replace(old, new)
 
     refuse(with_metadata(small[2], change), tmp_path, message)
+
+
+def with_number(content, name, place, number):
+    """Return a file with another number in an array, and the checksum that is right for it."""
+    arrays = dict(safetensors.numpy.load(content))
+    (key,) = [key for key in arrays if key.endswith(name)]
+    arrays[key] = arrays[key].copy()
+    arrays[key].reshape(-1)[place] = number
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    metadata["sha256"] = files.checksum(arrays, metadata)
+    return safetensors.numpy.save(arrays, metadata)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("_model.logsnr", 1e3, "log-SNRs do not increase"),
+        ("_model.weights", -0.5, "weights of experts are negative"),
+        ("_model.weights", np.nan, "weights of experts are negative, or no numbers"),
+        ("rule.placement.mass", np.inf, "masses of strata are negative, or no numbers"),
+        ("standardizer.scale", -1.0, "map of a column does not increase"),
+        ("standardizer.scale", np.nan, "columns have no numbers"),
+        ("references.gaussian.mean", np.nan, "mean has numbers that are none"),
+        ("network.network.gain", np.nan, "gain has numbers that are none"),
+    ],
+)
+def test_signed_numbers_that_are_none_are_refused(name, number, message, small, tmp_path):
+    refuse(with_number(small[2], name, 0, number), tmp_path, message)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_signed_thresholds_that_are_none_are_refused(place, fitted, tmp_path):
+    content = files.encoded_file(fitted("detector")[0])
+    changed = with_number(content, "calibration_scores_", place, np.nan)
+    refuse(changed, tmp_path, "held-out rows are no sorted numbers")
+
+
+def test_signed_members_that_are_no_numbers_are_refused(fitted, tmp_path):
+    content = files.encoded_file(fitted("ensemble")[0])
+    changed = with_number(content, "estimators_.1._model.weights", 0, np.nan)
+    refuse(changed, tmp_path, "weights of experts")
 
 
 @pytest.mark.parametrize("config", ["", "{", "[" * 100_000, "null", "{}"])

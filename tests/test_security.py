@@ -121,8 +121,7 @@ def test_the_network_is_not_asked_for(attempts, tmp_path):
     assert attempts == []
 
 
-def test_saved_networks_are_read_without_the_network(attempts, tmp_path):
-    diffusers = pytest.importorskip("diffusers")
+def test_saved_networks_are_read_without_the_network(attempts, diffusers, tmp_path):
     with torch.random.fork_rng(devices=[]):
         network = diffusers.UNet2DModel(
             sample_size=8,
@@ -141,9 +140,9 @@ def test_saved_networks_are_read_without_the_network(attempts, tmp_path):
     assert attempts == []
 
 
+@pytest.mark.usefixtures("diffusers")
 def test_only_networks_are_made_of_what_a_folder_names(attempts, tmp_path):
     """A configuration may name any class of diffusers, of which some run what they read."""
-    pytest.importorskip("diffusers")
     (tmp_path / "config.json").write_text('{"_class_name": "DiffusionPipeline", "sample_size": 8}')
     (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
     with pytest.raises(ValueError, match="'DiffusionPipeline'"):

@@ -12,6 +12,7 @@ from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
+from pandas.api.extensions import ExtensionDtype
 
 from sk_itdiffusion.cubature import PiecewiseDensity
 from sk_itdiffusion.ensemble import IMMSEEnsemble
@@ -233,7 +234,14 @@ def check_columns(
         isinstance(density, IMMSEEnsemble) and density._encoder is not None
     )
     if has_levels:
+        check_dtypes(density._encoder)
         levels = model.space.discrete
         again = density._read(density._write(rows))
         if not np.array_equal(again[:, levels], rows[:, levels]):
             raise ValueError("the levels are not those of the model")
+
+
+def check_dtypes(encoder: Any) -> None:
+    """Raise an error if dtypes of columns are none: pandas would look up texts."""
+    if not all(isinstance(dtype, np.dtype | ExtensionDtype) for dtype in encoder.dtypes):
+        raise ValueError("the dtype of a column is none")

@@ -156,7 +156,8 @@ def load(
     """
     config, arrays = read_checked(path)
     try:
-        return decoded_estimator(config, arrays, device, denoiser)
+        with np.errstate(all="ignore"):  # what is no number is refused, or as it was saved
+            return decoded_estimator(config, arrays, device, denoiser)
     except ImportError:
         raise
     except Exception as error:  # whatever nonsense may cause
