@@ -5,7 +5,7 @@ A data point :math:`x` is observed through
 .. math:: z = \sqrt{\sigma(a)}\, x + \sqrt{\sigma(-a)}\, \epsilon, \qquad \epsilon \sim N(0, I),
 
 where :math:`a` (``logsnr``) is the logarithm of the signal-to-noise ratio and :math:`\sigma` the
-logistic function ([1]_, section 2).  A denoiser may predict the data (``x_hat``) or the noise
+logistic function ([1]_).  A denoiser may predict the data (``x_hat``) or the noise
 (``eps_hat``); the two errors are proportional,
 
 .. math:: \|\epsilon - \hat\epsilon\|^2 = e^{a}\, \|x - \hat x\|^2 .

@@ -2,7 +2,7 @@ r"""Uniform dequantisation of columns whose values lie on a lattice.
 
 If :math:`u` is uniform on a cell of volume :math:`V` around the lattice point :math:`x`, and
 :math:`p` is the density of noisy rows, then :math:`\int_V p(x + u)\, du` is a probability of
-:math:`x`, and by Jensen's inequality (Theis, van den Oord, Bethge 2016, equation 5)
+:math:`x`, and by Jensen's inequality (Theis, van den Oord, Bethge 2016)
 
 .. math:: \log P(x) \ge E_u \log p(x + u) + \log V .
 """

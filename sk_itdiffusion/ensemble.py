@@ -6,7 +6,7 @@ simplex that may depend on the log-SNR :math:`a`
 .. math:: \hat\epsilon(z, a) = \sum_i w_i(a)\, \hat\epsilon_i(z, a)
 
 gives a density by the I-MMSE relation, whose cross-entropy is the lower the less its squared error
-is at each log-SNR (Kong et al. 2023, section on ensembling: there, all weight on the best).
+is at each log-SNR (Kong et al. 2023: there, all weight on the best).
 
 **One space.**  All denoisers have to see rows through one and the same noise.  If a member's rows
 are :math:`u_m = c\, u + b` in terms of the ensemble's rows :math:`u`, with one factor c for all
@@ -652,8 +652,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     References
     ----------
-    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023,
-       section on ensembling. https://arxiv.org/abs/2302.03792
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
 
     Examples
     --------

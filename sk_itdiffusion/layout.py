@@ -4,7 +4,7 @@ Each level :math:`k` of a discrete variable has an embedding :math:`v_k`: one of
 two levels, a point of an equidistant lattice for ordered levels, a multiple of a unit vector for
 unordered ones.  The noise channel acts on the concatenated embeddings and continuous columns, and
 since no level is lost, the relation between information and estimation gives log-probabilities of
-levels as it gives log-densities of continuous columns (Kong et al. 2023, section 2.3).
+levels as it gives log-densities of continuous columns (Kong et al. 2023).
 
 For one variable, seen through the channel as :math:`z`, the levels have the likelihoods
 

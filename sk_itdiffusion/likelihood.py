@@ -5,8 +5,8 @@ For a reference q with known log-density and optimal denoiser, and any denoiser 
 .. math:: \log p(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
     \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right],
 
-the pointwise relation between information and least-squares error (Kong et al. 2023, equations 6
-to 9, with the reference in the place of their Gaussian).  Both errors are of the same point and
+the pointwise relation between information and least-squares error (Kong et al. 2023, with
+the reference in the place of their Gaussian).  Both errors are of the same point and
 noise, so the reference is an exact control variate; where it also replaces the denoiser the
 integrand vanishes, so the range of the integral can be cut to any interval without flattering the
 estimate.

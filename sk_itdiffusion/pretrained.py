@@ -9,8 +9,7 @@ follows from any of them,
     v = \sqrt{\sigma(a)}\, \epsilon - \sqrt{\sigma(-a)}\, x ,
 
 and the time follows from :math:`a = \log \bar\alpha_t - \log (1 - \bar\alpha_t)` (Kong et al.
-2023, section 2 and appendix; Salimans and Ho 2022 for v; Karras et al. 2022 for networks in the
-noise level).
+2023; Salimans and Ho 2022 for v; Karras et al. 2022 for networks in the noise level).
 """
 
 from __future__ import annotations

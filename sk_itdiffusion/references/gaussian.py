@@ -5,7 +5,7 @@ For :math:`x \sim N(\mu, \Sigma)` the optimal denoiser is linear,
 .. math:: \hat\epsilon(z, a) = \sqrt{\sigma(-a)}\,
     \left(\sigma(a)\Sigma + \sigma(-a) I\right)^{-1} \left(z - \sqrt{\sigma(a)}\,\mu\right),
 
-and its error has a closed form (Kong et al. 2023, appendix on the Gaussian case).
+and its error has a closed form (Kong et al. 2023).
 """
 
 from __future__ import annotations
