@@ -25,6 +25,7 @@ TINY = {
     "marginals": "standard",
     "reference": "gaussian",
     "experts": ["network", "gaussian"],
+    "n_networks": 1,
     "random_state": 0,
 }
 

@@ -25,18 +25,22 @@ QUICK = {
     "n_strata": 4,
     "random_state": 0,
 }
+# Without what takes longest: the checks know nothing of it.
+PLAIN = QUICK | {"reference": "gaussian", "marginals": "standard", "n_networks": 1}
+QUICK_ESTIMATORS = (
+    IMMSEDensity(**PLAIN),
+    IMMSEDiscreteDensity(**QUICK, reference="independent"),
+    IMMSEMixedDensity(**QUICK, reference="independent", marginals="standard"),
+)
 ESTIMATORS = (IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity)
 ENSEMBLE = IMMSEEnsemble(
-    [
-        ("wide", IMMSEDensity(**QUICK)),
-        ("narrow", IMMSEDensity(**QUICK | {"hidden_size": 8})),
-    ],
+    [("wide", IMMSEDensity(**PLAIN)), ("narrow", IMMSEDensity(**PLAIN | {"hidden_size": 8}))],
     random_state=0,
 )
 DETECTORS = [
     # Folds take turns, so the detector is fitted six times.
     IMMSEOutlierDetector(
-        IMMSEDensity(**QUICK | {"max_epochs": 1, "hidden_size": 8}, marginals="standard"),
+        IMMSEDensity(**PLAIN | {"max_epochs": 1, "hidden_size": 8}),
         trim=0.0,
         random_state=0,
     ),
@@ -56,7 +60,7 @@ def global_generator_restored():
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
-@parametrize_with_checks([*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, *DETECTORS])
+@parametrize_with_checks([*QUICK_ESTIMATORS, ENSEMBLE, *DETECTORS])
 def test_common_checks(estimator, check):
     with global_generator_restored():
         check(estimator)
@@ -65,7 +69,7 @@ def test_common_checks(estimator, check):
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
 @pytest.mark.parametrize(
     "estimator",
-    [*(estimator(**QUICK) for estimator in ESTIMATORS), ENSEMBLE, DETECTORS[1]],
+    [*QUICK_ESTIMATORS, ENSEMBLE, DETECTORS[1]],
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_estimators_are_shown_as_html(estimator):

@@ -25,6 +25,7 @@ TINY = {
     "marginals": "standard",
     "reference": "gaussian",
     "experts": ["network", "gaussian"],
+    "n_networks": 1,
     "random_state": 0,
 }
 
@@ -114,6 +115,7 @@ def test_mixed_tables_come_from_parquet(X, tmp_path):
         table.iloc[part].to_parquet(tmp_path / f"{number}.parquet")
     read = dd.read_parquet(tmp_path)
     settings = TINY | {"reference": "independent", "experts": ["network", "independent"]}
+    del settings["n_networks"]
     density = IMMSEMixedDensity(**settings).fit(read)
     whole = density.score_samples(table)
     np.testing.assert_array_equal(density.score_samples(read), whole)

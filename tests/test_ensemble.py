@@ -41,7 +41,8 @@ TINY = {
 
 
 def tiny(**params):
-    return IMMSEDensity(**TINY | {"reference": "gaussian", "marginals": "standard"} | params)
+    plain = {"reference": "gaussian", "marginals": "standard", "n_networks": 1}
+    return IMMSEDensity(**TINY | plain | params)
 
 
 def tiny_levels(**params):

@@ -56,7 +56,7 @@ TINY = {
     "experts": ["network"],
     "random_state": 0,
 }
-CONTINUOUS = TINY | {"marginals": "standard", "reference": "gaussian"}
+CONTINUOUS = TINY | {"marginals": "standard", "reference": "gaussian", "n_networks": 1}
 DISCRETE = TINY | {"reference": "independent"}
 
 rng = np.random.default_rng(0)

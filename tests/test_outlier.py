@@ -48,7 +48,7 @@ def make_detector(estimator=None, **parameters):
 
 def quick_network(**parameters):
     settings = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 2, "steps_per_epoch": 10}
-    return IMMSEDensity(**settings, n_strata=8, **parameters)
+    return IMMSEDensity(**settings, n_networks=1, n_strata=8, **parameters)
 
 
 def gaussian_rows(n, seed=0):
