@@ -713,7 +713,7 @@ def with_number(content, name, place, number):
         ("_model.weights", np.nan, "weights of experts are negative, or no numbers"),
         ("rule.placement.mass", np.inf, "masses of strata are negative, or no numbers"),
         ("standardizer.scale", -1.0, "map of a column does not increase"),
-        ("standardizer.scale", np.nan, "columns have no numbers"),
+        ("standardizer.scale", np.nan, "map of a column does not increase"),
         ("references.gaussian.mean", np.nan, "mean has numbers that are none"),
         ("network.network.gain", np.nan, "gain has numbers that are none"),
     ],

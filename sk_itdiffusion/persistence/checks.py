@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionDtype
+from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion.cubature import PiecewiseDensity
 from sk_itdiffusion.ensemble import IMMSEEnsemble
-from sk_itdiffusion.estimator import CategoricalEstimator, DensityEstimator
+from sk_itdiffusion.estimator import DensityEstimator
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.space import TableSpace
 
@@ -166,9 +168,11 @@ def rehearse(estimator: Any) -> None:
     density = getattr(estimator, "estimator_", estimator)
     assert isinstance(density, DensityEstimator)
     model = density._model
-    rows = rehearsed_rows(model)
-    check_columns(estimator, density, model, rows)
+    places = PLACES_IN_IMAGES if model.has_images else PLACES
+    check_columns(estimator, density, model)
     check_model(model)
+    check_reading(estimator, density, rows_at(model, np.zeros(len(places))))
+    rows = rows_at(model, np.array(places))
     scores = log_density_of(estimator, density)(rows)
     if scores.shape != (len(rows),) or np.isnan(scores).any() or not np.isfinite(scores).any():
         raise ValueError("the density of a row is no number")
@@ -179,10 +183,22 @@ def rehearse(estimator: Any) -> None:
             rehearse(member)
 
 
-def rehearsed_rows(model: TableModel) -> Array:
-    """Return numbers and codes of rows from the middle to far out, (n_rows, n_columns)."""
+def rows_at(model: TableModel, places: Array) -> Array:
+    """Return numbers at places in the model's space, and codes of first to last levels.
+
+    Parameters
+    ----------
+    model : TableModel
+        The model.
+    places : ndarray of shape (n_rows,)
+        Where each row is in all continuous columns.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_columns)
+        Rows, but for those that are no numbers.
+    """
     space = model.space
-    places = np.array(PLACES_IN_IMAGES if model.has_images else PLACES)
     rows = np.zeros((len(places), len(space.continuous) + len(space.discrete)))
     rows[:, : len(space.continuous)] = places[:, None]
     share = np.linspace(0.0, 1.0, len(places))
@@ -221,24 +237,31 @@ def check_threshold(detector: Any) -> None:
         check_placement(detector._floored.placement)
 
 
-def check_columns(
-    estimator: Any, density: DensityEstimator, model: TableModel, rows: Array
-) -> None:
-    """Raise an error if names, levels and the model do not have the same columns."""
+def check_columns(estimator: Any, density: DensityEstimator, model: TableModel) -> None:
+    """Raise an error if names and the model do not have the same columns."""
     n_columns = model.space.n_columns
     for each in (estimator, density):
         names = getattr(each, "feature_names_in_", None)
         if each.n_features_in_ != n_columns or (names is not None and len(names) != n_columns):
             raise ValueError(f"a {type(each).__name__} has other columns than its model")
-    has_levels = isinstance(density, CategoricalEstimator) or (
-        isinstance(density, IMMSEEnsemble) and density._encoder is not None
-    )
-    if has_levels:
-        check_dtypes(density._encoder)
-        levels = model.space.discrete
-        again = density._read(density._write(rows))
-        if not np.array_equal(again[:, levels], rows[:, levels]):
-            raise ValueError("the levels are not those of the model")
+
+
+def check_reading(estimator: Any, density: DensityEstimator, rows: Array) -> None:
+    """Raise an error if the table of rows is not read as these rows."""
+    encoder = getattr(density, "_encoder", None)
+    if encoder is not None:
+        check_dtypes(encoder)
+    table = density._write(rows)
+    names = getattr(density, "feature_names_in_", None)
+    if names is not None and isinstance(table, np.ndarray):
+        table = pd.DataFrame(table, columns=names)
+    check_is_fitted(estimator)
+    if estimator is not density:
+        estimator._checked_rows(table, reset=False)
+    density._effort()
+    again, levels = density._read(table), density._model.space.discrete
+    if again.shape != rows.shape or not np.array_equal(again[:, levels], rows[:, levels]):
+        raise ValueError("the levels are not those of the model")
 
 
 def check_dtypes(encoder: Any) -> None:
