@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +49,7 @@ else:
 Storage = Literal["boolean", "integer", "float", "unordered", "ordered", "text", "other"]
 
 _MOST_FILLED_LEVELS = 256
+_LEAST_ROWS_WITH_SINGLE_TEXTS = 20
 _MOST_AUTOMATIC_LEVELS = 256
 _MOST_LEVELS = 4096
 _SHOWN_LEVELS = 5
@@ -451,7 +453,29 @@ def mixed_kinds(
         kind = _kind_of_dtype(table, j)
         kinds.append(kind if from_dtype.get(kind, False) else "continuous")
     _check_continuous(table, kinds)
+    listed = nominal | ordinal
+    _warn_of_single_texts(table, [j for j in range(table.n_columns) if not listed[j]])
     return kinds
+
+
+def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
+    """Warn of columns of texts that seldom repeat, of which nobody said that they are nominal."""
+    texts = [j for j in candidates if table.storages[j] == "text"]
+    if len(table.frame) < _LEAST_ROWS_WITH_SINGLE_TEXTS:
+        return
+    most = len(table.frame) / 2
+    single = [j for j in texts if len(_factorize(table.column(j), table.labels[j])[1]) > most]
+    if single:
+        chosen = np.isin(np.arange(table.n_columns), single)
+        warnings.warn(
+            f"Column(s) {column_labels(chosen, table.names)} hold texts that seldom repeat, and "
+            "are taken as categories, of which most are seen once. Leave out identifiers, and turn "
+            "numbers and dates that were read as texts into numbers (pandas.read_csv has "
+            "thousands=',', decimal=',' and parse_dates); categorical_features says which are "
+            "meant.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _is_from_dtype(features: Any) -> bool:

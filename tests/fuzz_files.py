@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import safetensors.numpy
+import torch
 
 import sk_itdiffusion
 from sk_itdiffusion.persistence import files
@@ -444,6 +445,7 @@ def warm_up(models, folder):
     """Load what loading needs, so that it is not taken for what a file has caused."""
     with contextlib.suppress(ImportError):
         import_diffusers()
+    repr(torch.ones(1))  # torch loads a module at the first
     for codec in registry().codecs.values():
         if dataclasses.is_dataclass(codec.cls):
             field_types(codec.cls)

@@ -1,6 +1,7 @@
 """Tables as numbers and back: levels, their order, containers, errors."""
 
 import pickle
+import warnings
 from decimal import Decimal
 
 import numpy as np
@@ -628,3 +629,27 @@ def test_names_may_be_numbers_or_repeat():
     X.columns = ["x", "x"]
     encoder = fit(X)
     pd.testing.assert_frame_equal(encoder.decode(encoder.encode(X)), X)
+
+
+def single_texts(n_rows):
+    return pd.DataFrame(
+        {
+            "key": [f"C{number}" for number in range(n_rows)],
+            "price": [f"1,{number:03d}.50" for number in range(n_rows)],
+            "city": ["here", "there"] * (n_rows // 2),
+        }
+    )
+
+
+def test_texts_that_seldom_repeat_are_warned_of():
+    with pytest.warns(UserWarning, match=r"^Column\(s\) 'key', 'price' hold texts") as caught:
+        assert mixed_kinds(single_texts(30)) == ["nominal"] * 3
+    assert len(caught) == 1
+
+
+def test_texts_that_are_meant_as_categories_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixed_kinds(single_texts(30), categorical_features=["key", "price", "city"])
+        mixed_kinds(single_texts(30).astype("category"))
+        mixed_kinds(single_texts(10))  # too few to tell
