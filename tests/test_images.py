@@ -18,7 +18,15 @@ from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.references import GaussianReference, LowRankGaussianReference
 from sk_itdiffusion.streams import ImageFolder, RowStream
 
-QUICK = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 2, "steps_per_epoch": 5, "random_state": 0}
+QUICK = {
+    "hidden_size": 16,
+    "n_blocks": 1,
+    "n_networks": 1,
+    "max_epochs": 2,
+    "steps_per_epoch": 5,
+    "random_state": 0,
+}
+PLAIN = QUICK | {"reference": "gaussian", "marginals": "standard"}
 
 
 def lattice_rows(n, seed=0):
@@ -29,6 +37,12 @@ def lattice_rows(n, seed=0):
 
 
 # -- dequantisation ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dequantized():
+    """Return a density of 200 rows of integers."""
+    return IMMSEDensity(dequantize=True, **QUICK).fit(lattice_rows(200))
 
 
 def test_dequantised_gaussian_scores_have_their_closed_form():
@@ -55,15 +69,14 @@ def test_dequantised_gaussian_scores_have_their_closed_form():
     assert 0.6 < np.sqrt(np.mean(z_scores[distinct] ** 2)) < 1.4
 
 
-def test_probabilities_do_not_depend_on_the_units():
-    X = lattice_rows(300)
-    first = IMMSEDensity(dequantize=True, **QUICK).fit(X[:200])
-    second = IMMSEDensity(dequantize=True, **QUICK).fit(4.0 * X[:200])
+def test_probabilities_do_not_depend_on_the_units(dequantized):
+    X = lattice_rows(200)
+    second = IMMSEDensity(dequantize=True, **QUICK).fit(4.0 * X)
     np.testing.assert_allclose(
-        first.score_samples(X[200:]), second.score_samples(4.0 * X[200:]), rtol=1e-9
+        dequantized.score_samples(X), second.score_samples(4.0 * X), rtol=1e-9
     )
-    assert first.bits_per_dim(X[200:]) == pytest.approx(
-        -first.score(X[200:]) / (3 * math.log(2.0)), rel=1e-12
+    assert dequantized.bits_per_dim(X) == pytest.approx(
+        -dequantized.score(X) / (3 * math.log(2.0)), rel=1e-12
     )
 
 
@@ -95,9 +108,10 @@ def test_standard_errors_of_dequantised_scores_are_calibrated():
         dequantize=True,
         random_state=0,
         experts=["network"],
+        n_networks=1,
         max_epochs=4,
         steps_per_epoch=30,
-        hidden_size=32,
+        hidden_size=16,
     ).fit(X[:350])
     rows = np.unique(X[350:], axis=0)
     rough, std = density.score_samples(rows, return_std=True)
@@ -109,22 +123,20 @@ def test_standard_errors_of_dequantised_scores_are_calibrated():
     assert 0.6 < np.sqrt(np.mean(z_scores**2)) < 1.5
 
 
-def test_constant_columns_are_certain_if_rows_have_probabilities():
+def test_constant_columns_are_certain_if_rows_have_probabilities(dequantized):
     X = lattice_rows(200)
     padded = np.column_stack([X, np.full(200, 7.0)])
-    plain = IMMSEDensity(dequantize=True, **QUICK).fit(X)
     wider = IMMSEDensity(dequantize=True, **QUICK).fit(padded)
-    assert wider.score(padded) == pytest.approx(plain.score(X), abs=0.3)
+    assert wider.score(padded) == pytest.approx(dequantized.score(X), abs=0.3)
     other = padded[:1].copy()
     other[0, 3] = 8.0
     assert wider.score_samples(other)[0] < wider.score_samples(padded[:1])[0] - 100.0
 
 
-def test_values_off_the_lattice_are_errors():
-    X = lattice_rows(100)
-    density = IMMSEDensity(dequantize=True, **QUICK).fit(X)
+def test_values_off_the_lattice_are_errors(dequantized):
+    X = lattice_rows(200)
     with pytest.raises(ValueError, match=r"Column\(s\) 1 have values that are not on the lattice"):
-        density.score_samples(X[:3] + np.array([0.0, 0.5, 0.0]))
+        dequantized.score_samples(X[:3] + np.array([0.0, 0.5, 0.0]))
     with pytest.raises(ValueError, match="finds no column"):
         IMMSEDensity(dequantize=True, **QUICK).fit(np.random.RandomState(0).rand(100, 2))
 
@@ -155,11 +167,10 @@ def test_equal_rows_are_certain():
     assert density.score_samples(X[:1] + 0.5)[0] < -100.0
 
 
-def test_scores_of_single_rows_are_those_in_a_batch():
-    X = lattice_rows(300)
-    density = IMMSEDensity(dequantize=True, **QUICK).fit(X)
-    alone = [density.score_samples(row[None])[0] for row in X[:30]]
-    np.testing.assert_array_equal(alone, density.score_samples(X)[:30])
+def test_scores_of_single_rows_are_those_in_a_batch(dequantized):
+    X = lattice_rows(200)
+    alone = [dequantized.score_samples(row[None])[0] for row in X[:30]]
+    np.testing.assert_array_equal(alone, dequantized.score_samples(X)[:30])
 
 
 def test_steps_of_lattices_of_rounded_numbers_are_found():
@@ -169,16 +180,14 @@ def test_steps_of_lattices_of_rounded_numbers_are_found():
     dequantizer.check(X.astype(np.float64), None)
 
 
-def test_given_steps_are_those_found():
+def test_given_steps_are_those_found(dequantized):
     X = lattice_rows(200)
-    found = IMMSEDensity(dequantize=True, **QUICK).fit(X)
     given = IMMSEDensity(dequantize=[1.0, 1.0, 1.0], **QUICK).fit(X)
-    np.testing.assert_array_equal(found.score_samples(X), given.score_samples(X))
+    np.testing.assert_array_equal(dequantized.score_samples(X), given.score_samples(X))
 
 
-def test_samples_of_dequantised_rows_are_on_the_lattice():
-    density = IMMSEDensity(dequantize=True, **QUICK).fit(lattice_rows(200))
-    rows = density.sample(20, random_state=1)
+def test_samples_of_dequantised_rows_are_on_the_lattice(dequantized):
+    rows = dequantized.sample(20, random_state=1)
     np.testing.assert_array_equal(rows, np.rint(rows))
 
 
@@ -353,8 +362,8 @@ class Rows(torch.utils.data.Dataset):
 
 def test_a_dataset_that_fits_into_memory_is_the_array():
     X = np.random.RandomState(0).standard_normal((200, 3))
-    array = IMMSEDensity(**QUICK).fit(X)
-    dataset = IMMSEDensity(**QUICK).fit(Rows(X))
+    array = IMMSEDensity(**PLAIN).fit(X)
+    dataset = IMMSEDensity(**PLAIN).fit(Rows(X))
     np.testing.assert_array_equal(array.score_samples(X), dataset.score_samples(Rows(X)))
     with pytest.raises(ValueError, match="sample_weight must be None"):
         IMMSEDensity(**QUICK).fit(Rows(X), sample_weight=np.ones(200))
@@ -374,12 +383,13 @@ def test_larger_datasets_are_streamed(monkeypatch):
             if training:
                 trained_on.append(batch[0]["x"].numpy())
 
-    settings = {"hidden_size": 32, "max_epochs": 4, "steps_per_epoch": 20, "marginals": "quantile"}
-    density = IMMSEDensity(random_state=0, batch_size=256, callbacks=[Spy()], **settings)
+    settings = QUICK | {"max_epochs": 4, "steps_per_epoch": 20, "marginals": "quantile"}
+    settings |= {"reference": "gaussian", "batch_size": 256}
+    density = IMMSEDensity(callbacks=[Spy()], **settings)
     density.fit(Rows(X))
     # All but the 40 rows for validation, whether in memory or streamed.
     assert 2_800 < len(np.unique(np.concatenate(trained_on), axis=0)) <= 2_960
-    again = IMMSEDensity(random_state=0, batch_size=256, **settings).fit(Rows(X))
+    again = IMMSEDensity(**settings).fit(Rows(X))
     np.testing.assert_array_equal(density.score_samples(X[:50]), again.score_samples(X[:50]))
     assert "_stream" not in vars(density) or density._stream is None
 
@@ -408,10 +418,10 @@ def test_streamed_items_are_checked(monkeypatch):
     _, stream = RowStream.beyond_memory(Rows(X), 0, np.random.RandomState(0))
     X[stream.indices] += 0.5
     with pytest.raises(ValueError, match="not on the lattice"):
-        IMMSEDensity(dequantize=True, **QUICK).fit(Rows(X))
+        IMMSEDensity(dequantize=True, **PLAIN).fit(Rows(X))
     X[stream.indices] = np.nan
     with pytest.raises(ValueError, match="not 3 finite numbers"):
-        IMMSEDensity(dequantize=True, **QUICK).fit(Rows(X))
+        IMMSEDensity(dequantize=True, **PLAIN).fit(Rows(X))
 
 
 def test_image_folders_hold_their_images(tmp_path):
@@ -433,7 +443,7 @@ def test_image_folders_hold_their_images(tmp_path):
 
 def test_gradients_of_parts_sum_to_that_of_the_batch():
     X = np.random.RandomState(0).standard_normal((300, 2)) ** 3
-    settings = {**QUICK, "dropout": 0.0, "batch_size": 64, "marginals": "standard"}
+    settings = {**PLAIN, "dropout": 0.0, "batch_size": 64}
     whole = IMMSEDensity(**settings).fit(X[:200])
     parts = IMMSEDensity(micro_batch_size=24, **settings).fit(X[:200])
     bounds = np.array([[row["train_bound"] for row in e.history_] for e in (whole, parts)])
@@ -450,13 +460,13 @@ def test_validation_batches_are_no_larger_than_parts():
             sizes.append(len(batch[1]) if not training else 0)
 
     X = np.random.RandomState(0).standard_normal((300, 2))
-    IMMSEDensity(micro_batch_size=24, callbacks=[Spy()], **QUICK).fit(X)
+    IMMSEDensity(micro_batch_size=24, callbacks=[Spy()], **PLAIN).fit(X)
     assert max(sizes) == 24
 
 
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     X = np.random.RandomState(0).standard_normal((300, 2)) ** 3
-    settings = {**QUICK, "max_epochs": 4, "early_stopping": False, "experts": ["network"]}
+    settings = {**PLAIN, "max_epochs": 4, "early_stopping": False, "experts": ["network"]}
 
     class Interrupt(Checkpoint):
         def on_epoch_end(self, net, **kwargs):

@@ -47,6 +47,8 @@ QUICK = {
     "n_strata": 4,
     "random_state": 0,
 }
+ONE = QUICK | {"n_networks": 1}
+PLAIN = ONE | {"reference": "gaussian", "marginals": "standard"}
 ALL_ANALYTIC = ["network", "gaussian", "gaussian_mixture"]
 
 
@@ -114,10 +116,10 @@ def reference_object():
 
 
 def frozen_ensemble():
-    member = IMMSEDensity(**QUICK, marginals="standard").fit(clusters()[::2])
+    member = IMMSEDensity(**PLAIN).fit(clusters()[::2])
     members = [
         ("frozen", FrozenEstimator(member)),
-        ("wide", IMMSEDensity(**QUICK | {"random_state": None}, marginals="standard")),
+        ("wide", IMMSEDensity(**ONE | {"random_state": None}, marginals="standard")),
         ("none", "drop"),
     ]
     return IMMSEEnsemble(members, random_state=0)
@@ -126,17 +128,17 @@ def frozen_ensemble():
 CASES = {
     "density": lambda: (IMMSEDensity(**QUICK, experts=ALL_ANALYTIC), clusters()),
     "frame": lambda: (
-        IMMSEDensity(**QUICK, marginals="quantile"),
+        IMMSEDensity(**PLAIN | {"marginals": "quantile"}),
         pd.DataFrame(clusters(), columns=["a", "b"]),
     ),
-    "power": lambda: (IMMSEDensity(**QUICK, marginals="yeo_johnson"), clusters()),
+    "power": lambda: (IMMSEDensity(**PLAIN | {"marginals": "yeo_johnson"}), clusters()),
     "objects": lambda: (
-        IMMSEDensity(**QUICK, reference=reference_object(), schedule=LogisticSchedule(loc=1.0)),
+        IMMSEDensity(**ONE, reference=reference_object(), schedule=LogisticSchedule(loc=1.0)),
         clusters(),
     ),
-    "lattice": lambda: (IMMSEDensity(**QUICK, dequantize=True), np.rint(2 * clusters())),
+    "lattice": lambda: (IMMSEDensity(**PLAIN, dequantize=True), np.rint(2 * clusters())),
     "steps": lambda: (
-        IMMSEDensity(**QUICK, dequantize=np.array([0.5, 0.0])),
+        IMMSEDensity(**PLAIN, dequantize=np.array([0.5, 0.0])),
         np.column_stack([np.rint(clusters()[:, 0]), clusters()[:, 1]]),
     ),
     "few": lambda: (IMMSEDensity(**QUICK), clusters(20)),
@@ -390,7 +392,7 @@ def test_generators_and_callbacks_are_left_out(tmp_path):
     class Silent(skorch.callbacks.Callback):
         pass
 
-    options = QUICK | {"random_state": np.random.RandomState(0), "callbacks": [Silent()]}
+    options = PLAIN | {"random_state": np.random.RandomState(0), "callbacks": [Silent()]}
     estimator = IMMSEDensity(**options).fit(clusters())
     loaded = saved_and_loaded(estimator, tmp_path)
     assert loaded.random_state is None
@@ -441,7 +443,7 @@ def test_what_was_fitted_on_a_gpu_loads_on_the_cpu(tmp_path):
 @pytest.fixture(scope="module")
 def own():
     """Return a density with a module of the user's own."""
-    options = {k: v for k, v in QUICK.items() if k not in ("hidden_size", "n_blocks")}
+    options = {k: v for k, v in PLAIN.items() if k not in ("hidden_size", "n_blocks")}
     return IMMSEDensity(**options, denoiser=own_module(), learning_rate=0.01).fit(clusters())
 
 
@@ -503,7 +505,7 @@ class Steps(torch.nn.Module):
 
 
 def test_pretrained_denoiser_is_called_as_before(tmp_path):
-    options = {k: v for k, v in QUICK.items() if k not in ("hidden_size", "n_blocks")}
+    options = {k: v for k, v in PLAIN.items() if k not in ("hidden_size", "n_blocks")}
     denoiser = PretrainedDenoiser(Steps(), noise_schedule="cosine")
     estimator = IMMSEDensity(**options, denoiser=denoiser).fit(clusters())
     given = PretrainedDenoiser(Steps(), noise_schedule=DiscreteTimeNoise.cosine())
@@ -524,7 +526,7 @@ class OwnNoise(NoiseSchedule):
 
 
 def test_noise_schedule_of_ones_own_is_given_again(tmp_path):
-    options = {k: v for k, v in QUICK.items() if k not in ("hidden_size", "n_blocks")}
+    options = {k: v for k, v in PLAIN.items() if k not in ("hidden_size", "n_blocks")}
     denoiser = PretrainedDenoiser(Steps(), noise_schedule=OwnNoise())
     estimator = IMMSEDensity(**options, denoiser=denoiser).fit(clusters())
     loaded = saved_and_loaded(estimator, tmp_path, denoiser=denoiser)
@@ -581,7 +583,7 @@ def test_objects_of_ones_own_classes_are_not_saved(tmp_path):
 @pytest.fixture(scope="module")
 def small():
     """Return a small fitted density, rows, their scores, and the content of its file."""
-    estimator = IMMSEDensity(**QUICK | {"hidden_size": 2, "n_frequencies": 1}).fit(clusters())
+    estimator = IMMSEDensity(**PLAIN | {"hidden_size": 2, "n_frequencies": 1}).fit(clusters())
     X = clusters()[:3]
     return X, estimator.score_samples(X), files.encoded_file(estimator)
 
