@@ -1,5 +1,6 @@
 """Guards for every test: global state stays as it was, and devices that are absent are skipped."""
 
+import contextlib
 import os
 import random
 import sys
@@ -14,6 +15,9 @@ import torch
 # (torch's optimisers load torch._dynamo at their first use).
 import skorch  # noqa: F401  isort: skip
 import torch._dynamo  # isort: skip
+
+with contextlib.suppress(ImportError):  # an extra
+    from diffusers import UNet2DModel  # noqa: F401
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
