@@ -83,8 +83,9 @@ class IMMSEDensity(TableEstimator):
     n_networks : int or "auto", default="auto"
         Networks to train and to combine, at least 1; every other one has half the dropout and the
         weight decay that ``"auto"`` gives.  ``"auto"`` is 2, and 1 for images, for a given
-        denoiser, for rows beyond memory, for several processes and for `partial_fit`.  Two are
-        trained at the same time if there are two cores.
+        denoiser, for rows beyond memory, for several processes, for `partial_fit` and with
+        ``callbacks``.  Two are trained at the same time if there are two cores; with ``callbacks``
+        in turn.
     hidden_size : int or "auto", default="auto"
         Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
         multiple of 8) at full resolution for images.

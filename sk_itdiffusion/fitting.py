@@ -651,12 +651,13 @@ def number_of_networks(settings: FitSettings) -> int:
     """Return how many networks of one kind are trained.
 
     A second one is worth its time where both see rows that are in memory, each with a core.
+    Callbacks of the user, such as one that writes checkpoints to a file, may know of one only.
     """
     if settings.n_networks is not None:
         return settings.n_networks
     is_table = settings.denoiser is None and not settings.has_images
     in_memory = settings.stream is None and settings.processes.size == 1
-    return NETWORKS_OF_A_TABLE if is_table and in_memory else 1
+    return NETWORKS_OF_A_TABLE if is_table and in_memory and not settings.callbacks else 1
 
 
 def is_large(image_shape: tuple[int, ...]) -> bool:

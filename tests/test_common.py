@@ -37,15 +37,11 @@ ENSEMBLE = IMMSEEnsemble(
     [("wide", IMMSEDensity(**PLAIN)), ("narrow", IMMSEDensity(**PLAIN | {"hidden_size": 8}))],
     random_state=0,
 )
-DETECTORS = [
-    # Folds take turns, so the detector is fitted six times.
-    IMMSEOutlierDetector(
-        IMMSEDensity(**PLAIN | {"max_epochs": 1, "hidden_size": 8}),
-        trim=0.0,
-        random_state=0,
-    ),
-    IMMSEOutlierDetector(contamination=0.1, random_state=0),
-]
+DETECTOR = IMMSEOutlierDetector(contamination=0.1, random_state=0)
+# Folds take turns, so it is fitted six times, each time with a network.
+DETECTOR_WITH_NETWORKS = IMMSEOutlierDetector(
+    IMMSEDensity(**PLAIN | {"max_epochs": 1, "hidden_size": 8}), trim=0.0, random_state=0
+)
 
 
 @contextlib.contextmanager
@@ -60,7 +56,7 @@ def global_generator_restored():
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
-@parametrize_with_checks([*QUICK_ESTIMATORS, ENSEMBLE, *DETECTORS])
+@parametrize_with_checks([*QUICK_ESTIMATORS, ENSEMBLE, DETECTOR])
 def test_common_checks(estimator, check):
     with global_generator_restored():
         check(estimator)
@@ -69,7 +65,7 @@ def test_common_checks(estimator, check):
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
 @pytest.mark.parametrize(
     "estimator",
-    [*QUICK_ESTIMATORS, ENSEMBLE, DETECTORS[1]],
+    [*QUICK_ESTIMATORS, ENSEMBLE, DETECTOR],
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_estimators_are_shown_as_html(estimator):
@@ -86,7 +82,9 @@ def test_estimators_are_shown_as_html(estimator):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
-@parametrize_with_checks([*(estimator() for estimator in ESTIMATORS), IMMSEOutlierDetector()])
+@parametrize_with_checks(
+    [*(estimator() for estimator in ESTIMATORS), IMMSEOutlierDetector(), DETECTOR_WITH_NETWORKS]
+)
 def test_common_checks_with_defaults(estimator, check):
     with global_generator_restored():
         check(estimator)
@@ -138,7 +136,7 @@ def test_errors_about_texts_name_the_columns_and_an_entry(estimator, entry):
 
 @pytest.mark.parametrize(
     "estimator",
-    [IMMSEDensity(max_epochs=0, random_state=0), DETECTORS[1]],
+    [IMMSEDensity(max_epochs=0, random_state=0), DETECTOR],
     ids=lambda each: type(each).__name__,
 )
 def test_errors_of_scoring_name_the_columns(estimator):

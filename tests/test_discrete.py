@@ -552,8 +552,8 @@ def test_more_draws_after_the_fit_lower_the_error(fitted, states):
 
 
 def test_networks_trained_at_the_same_time_are_those_trained_in_turn():
-    X = load_digits().data[:200]
-    settings = {**TINY, "image_shape": (8, 8), "random_state": 0}
+    X = load_digits().images[:200, 2:6, 2:6] // 8.0
+    settings = {**TINY, "image_shape": (4, 4), "reference": "independent"}
     together = IMMSEDiscreteDensity(**settings).fit(X)
     in_turn = IMMSEDiscreteDensity(callbacks=[Callback()], **settings).fit(X)
     assert list(together.nets_) == list(in_turn.nets_) == ["network", "dense_network"]

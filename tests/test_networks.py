@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity
@@ -68,6 +69,7 @@ def test_tables_in_memory_get_two_networks_and_other_rows_one(X, fitted):
             return self.share * z
 
     assert list(IMMSEDensity(denoiser=Denoiser(), **QUICK).fit(X).nets_) == ["network"]
+    assert list(IMMSEDensity(callbacks=[Callback()], **QUICK).fit(X).nets_) == ["network"]
     levels = (X > 0).astype(int)
     known = {k: v for k, v in QUICK.items() if k not in ("reference", "experts", "marginals")}
     assert list(IMMSEDiscreteDensity(**known).fit(levels).nets_) == ["network"]
