@@ -104,7 +104,7 @@ class IMMSEDensity(TableEstimator):
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
         epochs.  ``"auto"`` is a hundredth of the number of rows, but between 50 (for fewer than
-        2000 rows a fortieth of them, and at least 10) and 250; for images and given denoisers it
+        2000 rows a fortieth of them, and at least 10) and 160; for images and given denoisers it
         is 100, and less for fewer than 5000 rows.
     batch_size : int or "auto", default="auto"
         Noisy rows in a step, at least 1; ``"auto"`` is 512, and 64 for images.
