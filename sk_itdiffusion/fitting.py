@@ -180,6 +180,11 @@ class FitSettings:
         given = self.denoiser is not None and self.denoiser.image_shape is not None
         return given or (self.image_shape is not None and not self.is_discrete)
 
+    @property
+    def has_table_network(self) -> bool:
+        """Whether the network is the library's own for columns that are no continuous pixels."""
+        return self.denoiser is None and not self.has_images
+
 
 def fit_table_model(
     values: Array,
@@ -655,9 +660,9 @@ def number_of_networks(settings: FitSettings) -> int:
     """
     if settings.n_networks is not None:
         return settings.n_networks
-    is_table = settings.denoiser is None and not settings.has_images
     in_memory = settings.stream is None and settings.processes.size == 1
-    return NETWORKS_OF_A_TABLE if is_table and in_memory and not settings.callbacks else 1
+    has_several = settings.has_table_network and in_memory and not settings.callbacks
+    return NETWORKS_OF_A_TABLE if has_several else 1
 
 
 def is_large(image_shape: tuple[int, ...]) -> bool:
@@ -935,7 +940,7 @@ def regularization_for(
 
 def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
     """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
-    if has_levels or settings.has_images or settings.denoiser is not None:
+    if has_levels or not settings.has_table_network:
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
     steps = np.clip(max(min(n_rows, 2_000), 0.4 * n_rows), 400, 6_400)
     return round(float(steps) / EPOCHS_OF_A_TABLE)
@@ -943,7 +948,7 @@ def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
 
 def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -> int:
     """Return with how many noises an epoch sees each validation row."""
-    if space.layout.variables or settings.has_images or settings.denoiser is not None:
+    if space.layout.variables or not settings.has_table_network:
         # Few states, each of many rows, are seen with more noise.
         return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
     # The epochs of a table are short, and their judgement is not to take much of their time.

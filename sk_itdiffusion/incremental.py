@@ -34,7 +34,7 @@ import numpy as np
 import skorch
 from numpy.typing import NDArray
 from skorch.callbacks import GradientNormClipping
-from torch import Generator, Tensor
+from torch import Generator
 
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion.denoisers import LevelDenoiser
@@ -62,6 +62,7 @@ from sk_itdiffusion.rows import WeightedRows, column_labels
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.streams import RowDataset
 from sk_itdiffusion.training import (
+    Averages,
     DenoisingObjective,
     MeanCriterion,
     NoisyRowIterator,
@@ -205,7 +206,7 @@ class StreamedNetwork:
         objective: DenoisingObjective = self.net.module_
         return objective
 
-    def step(self, batch: object, averages: list[tuple[list[Tensor], list[Tensor]]]) -> float:
+    def step(self, batch: object, averages: Averages) -> float:
         """Take one step and return its loss."""
         factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
         factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))

@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
 Batches = list[tuple[dict[str, Tensor], Tensor]]
+#: Parameters of an average and of what it follows, then the buffers of both.
+Averages = list[tuple[list[Tensor], list[Tensor]]]
 
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
 MOST_VALIDATION_NUMBERS = 2**21
@@ -344,7 +346,7 @@ class DenoisingObjective(nn.Module):
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
         self.n_updates = 0
 
-    def averages(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+    def averages(self) -> Averages:
         """Return the average's parameters and the network's, then the buffers of both.
 
         To walk through the modules in each step takes as long as a tenth of a small one.
@@ -356,7 +358,7 @@ class DenoisingObjective(nn.Module):
         ]
 
     @torch.no_grad()
-    def update_average(self, averages: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+    def update_average(self, averages: Averages) -> None:
         """Move what `averages` has returned towards the current weights."""
         self.n_updates += 1
         decay = min(self.decay, self.n_updates / (self.n_updates + 9.0))

@@ -16,7 +16,7 @@ import torch
 import skorch  # noqa: F401  isort: skip
 import torch._dynamo  # isort: skip
 
-with contextlib.suppress(ImportError):  # an extra
+with contextlib.suppress(ImportError):  # an extra; loading it adds warning filters
     from diffusers import UNet2DModel  # noqa: F401
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -125,9 +125,7 @@ def global_state_guard(request):
 @pytest.fixture(scope="session")
 def diffusers():
     """Return the package; tests that need it are skipped without it."""
-    package = pytest.importorskip("diffusers", reason="needs the extra [images]")
-    package.UNet2DModel  # noqa: B018  loading it adds warning filters
-    return package
+    return pytest.importorskip("diffusers", reason="needs the extra [images]")
 
 
 def pytest_runtest_setup(item):

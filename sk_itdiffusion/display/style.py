@@ -66,6 +66,7 @@ class Style:
 
 
 MODEL = Style(BLUE, "-", "", "")
+_SECOND_NETWORK = Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\")
 _KNOWN = {
     "network": Style(VERMILION, (0, (1, 1)), "o", ""),
     "gaussian": Style(GREY, "--", "", "//"),
@@ -73,11 +74,11 @@ _KNOWN = {
     "independent": Style(GREY, "--", "", "//"),
     "latent_class": Style(GREEN, "-.", "^", "xx"),
     "reference": Style(PURPLE, (0, (5, 1)), "D", "oo"),
-    "dense_network": Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\"),
-    "network_2": Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\"),
+    "dense_network": _SECOND_NETWORK,
+    "network_2": _SECOND_NETWORK,
 }
 _OTHERS = (
-    Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\"),
+    _SECOND_NETWORK,
     Style(PURPLE, (0, (3, 1, 1, 1, 1, 1)), "D", "oo"),
     Style(GREEN, (0, (5, 1)), "^", "xx"),
     Style(YELLOW, (0, (1, 2)), "P", "++"),
