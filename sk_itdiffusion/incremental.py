@@ -55,6 +55,7 @@ from sk_itdiffusion.fitting import (
 )
 from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
 from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
+from sk_itdiffusion.optimizers import optimizer_settings
 from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
@@ -67,7 +68,6 @@ from sk_itdiffusion.training import (
     MeanCriterion,
     NoisyRowIterator,
     _Net,
-    optimizer_settings,
 )
 
 __all__ = ["IncrementalFit", "Reservoir", "RunningMoments"]

@@ -115,7 +115,7 @@ def smoothed_log_prob(reference: Reference, rows: Tensor, eps: Tensor, logsnr: f
         return smoothed_low_rank(reference, variance).log_prob(noisy)
     if isinstance(reference, GaussianMixtureReference):
         noisy = rows + math.sqrt(variance) * eps
-        return _smoothed_components(reference, noisy, variance).logsumexp(1)
+        return reference.component_log_prob(noisy, variance).logsumexp(1)
     if isinstance(reference, IndependentReference):
         return _smoothed_independent(reference, rows, eps, logsnr)
     if isinstance(reference, LatentClassReference):
@@ -170,15 +170,6 @@ def _smoothed_gaussian(reference: GaussianReference, noisy: Tensor, variance: fl
     return -0.5 * (whitened.square().sum(1) + constant)
 
 
-def _smoothed_components(
-    reference: GaussianMixtureReference, noisy: Tensor, variance: float
-) -> Tensor:
-    """Return log of weight times smoothed density of each component, (B, K)."""
-    return reference._component_log_density(
-        reference._project(noisy), reference.variances + variance
-    )
-
-
 def _smoothed_independent(
     reference: IndependentReference, rows: Tensor, eps: Tensor, logsnr: float
 ) -> Tensor:
@@ -229,7 +220,7 @@ def _smoothed_classes(
     if reference.continuous is not None:
         n_continuous, variance = reference.n_continuous, math.exp(-logsnr)
         noisy = rows[:, :n_continuous] + math.sqrt(variance) * eps[:, :n_continuous]
-        density = _smoothed_components(reference.continuous, noisy, variance)
+        density = reference.continuous.component_log_prob(noisy, variance)
         joint = joint + density - reference.continuous.log_weights
     for number, likelihood, hit in _level_likelihoods(reference, rows, eps, logsnr):
         highest = likelihood.amax(2, keepdim=True)

@@ -33,12 +33,12 @@ from sk_itdiffusion.denoisers.mlp import share_dropout
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.memory import LESS, is_out_of_memory, release_memory
+from sk_itdiffusion.optimizers import optimizer_settings
 from sk_itdiffusion.progress import Progress
 from sk_itdiffusion.streams import RowDataset, StreamedRows
 
 __all__ = [
     "DenoisingObjective",
-    "MuonAdamW",
     "NoisyRowIterator",
     "RowDataset",
     "StopTraining",
@@ -68,94 +68,10 @@ ENOUGH_NOISY_ROWS = 16_384
 MOST_VALIDATION_LEVELS = 10**8
 #: Epochs after which the importance density is refitted.
 ADAPTATION_EPOCHS = (2, 6, 14)
-#: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
-ADAMW_RATE = 0.15
 
 
 class StopTraining(Exception):  # noqa: N818  it is a request, not an error
     """Raised inside the training loop to end it early and regularly."""
-
-
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for hidden matrices and AdamW for all other parameters, as one optimiser.
-
-    Parameters
-    ----------
-    params : list of dict
-        Parameter groups; those with ``hidden=True`` hold matrices for Muon.
-    lr : float, default=0.02
-        Learning rate of Muon; AdamW's is 0.15 times that.
-    weight_decay : float, default=0.0
-        Decoupled weight decay of the hidden matrices; without any, of all matrices and kernels.
-    """
-
-    def __init__(self, params: Any, lr: float = 0.02, weight_decay: float = 0.0) -> None:
-        learned: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for group in params:
-            members = [p for p in group["params"] if p.requires_grad]
-            learned[bool(group.get("hidden", False))].extend(members)
-        hidden, rest = learned[True], learned[False]
-        self._parts: list[torch.optim.Optimizer] = [
-            # A denoiser that is only evaluated may have no parameters at all.
-            torch.optim.AdamW(
-                decayed_groups(rest, 0.0 if hidden else weight_decay),
-                lr=ADAMW_RATE * lr,
-                betas=(0.9, 0.98),
-            )
-        ]
-        if hidden:
-            self._parts.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay))
-        groups = [group for part in self._parts for group in part.param_groups]
-        super().__init__(groups, {})
-        # The schedulers change the groups that the parts hold.
-        self.param_groups = groups
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with each part; the closure runs once."""
-        loss = None if closure is None else closure()
-        for part in self._parts:
-            part.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of both parts."""
-        return {"parts": [part.state_dict() for part in self._parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of both parts over."""
-        for part, state in zip(self._parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_parts": self._parts}
-
-    def clear_state(self) -> None:
-        """Forget the moments, which are as large as the parameters."""
-        self.state.clear()
-        for part in self._parts:
-            part.state.clear()
-
-
-def optimizer_settings(learning_rate: float, weight_decay: float) -> dict[str, Any]:
-    """Return how skorch is told of the optimiser."""
-    return {
-        "optimizer": MuonAdamW,
-        "lr": learning_rate,
-        "optimizer__weight_decay": weight_decay,
-        "optimizer__param_groups": [
-            ("denoiser.*.expand.weight", {"hidden": True}),
-            ("denoiser.*.contract.weight", {"hidden": True}),
-        ],
-    }
-
-
-def decayed_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: matrices and kernels that decay, and the others."""
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 class NoisyRowIterator:
@@ -678,6 +594,11 @@ class _Net(skorch.NeuralNet):
             raise StopTraining from stop
         if method_name == "on_epoch_end" and dict(self.callbacks_)["control"].has_ended:
             raise StopTraining
+
+    def _set_training(self, training: bool = True) -> None:
+        """Change the mode of the modules if it is the other one: each step asks for it."""
+        if self.module_.training != training:
+            super()._set_training(training)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take the gradient of a batch, in smaller parts from where memory is not enough."""

@@ -8,6 +8,7 @@ import torch
 
 from sk_itdiffusion import IMMSEDensity, PretrainedDenoiser
 from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.optimizers import MuonAdamW
 from sk_itdiffusion.pretrained import (
     DiscreteTimeNoise,
     EDMNoise,
@@ -16,7 +17,6 @@ from sk_itdiffusion.pretrained import (
     SigmaNoise,
 )
 from sk_itdiffusion.references import GaussianReference
-from sk_itdiffusion.training import MuonAdamW
 
 MEAN, COVARIANCE = [0.5, -1.0], [[1.0, 0.6], [0.6, 0.8]]
 TIMES = (0, 10, 333, 999)

@@ -333,9 +333,9 @@ class LatentClassReference(DiscreteReference):
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
         """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         joint = self.log_weights.to(z.dtype).expand(len(z), -1)
-        scaled = None
+        whitened = None
         if self.continuous is not None:
-            density, scaled = self.continuous.noisy_components(z[:, : self.n_continuous], logsnr)
+            density, whitened = self.continuous.noisy_components(z[:, : self.n_continuous], logsnr)
             joint = joint + density - self.continuous.log_weights
         evidence = []
         for block, table in zip(self.layout.blocks, self.tables, strict=True):
@@ -360,9 +360,9 @@ class LatentClassReference(DiscreteReference):
                 self.layout.blocks, evidence, self.tables, strict=True
             )
         ]
-        if self.continuous is None or scaled is None:
+        if self.continuous is None or whitened is None:
             return z[:, :0], levels
-        return self.continuous.average_noise(posterior, scaled), levels
+        return self.continuous.average_noise(posterior, whitened, logsnr), levels
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
         """Return random rows, shape (n_samples, n_columns); see `Reference.sample`."""

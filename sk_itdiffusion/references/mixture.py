@@ -27,6 +27,11 @@ from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, floor_eigenvalues
 
 __all__ = ["GaussianMixtureReference"]
 
+#: Numbers of one kind that a processor's core holds close by; passing through more is slower.
+NUMBERS_IN_A_CACHE = 2**18
+#: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
+ROWS_IN_A_TILE = 32
+
 
 class GaussianMixtureReference(Reference):
     """Mixture of normal distributions with full covariances.
@@ -129,19 +134,19 @@ class GaussianMixtureReference(Reference):
         """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
         return self.n_components * self.n_features
 
-    def _component_log_density(self, projected: Tensor, spread: Tensor) -> Tensor:
-        """Return log w_k N_k of shape (B, K), from whitenable residuals of shape (B, K, d)."""
-        quadratic = (projected.square() / spread).sum(2) + spread.log().sum(-1)
-        constant = self.n_features * math.log(2 * math.pi)
-        return self.log_weights - 0.5 * (quadratic + constant)
+    def _log_volume(self, spread: Tensor) -> Tensor:
+        """Return the logarithms of the determinants of 2 pi times covariances (..., d, K)."""
+        return spread.log().sum(-2) + self.n_features * math.log(2 * math.pi)
 
     def _project(self, points: Tensor, signal: Tensor | None = None) -> Tensor:
-        """Return (points - signal * mean_k) in each component's eigenbasis, (B, K, d)."""
+        """Return points - signal * mean_k in each component's eigenbasis, (B, d, K)."""
         n_components, n_features = self.means.shape
-        flat = self.basis.permute(1, 0, 2).reshape(n_features, -1)
-        centers = torch.einsum("kd,kde->ke", self.means, self.basis)
-        projected = (points @ flat).reshape(len(points), n_components, n_features)
-        return projected - (centers if signal is None else signal[:, :, None] * centers)
+        axes = self.basis.permute(1, 2, 0).reshape(n_features, -1)
+        centers = torch.einsum("kd,kde->ek", self.means, self.basis).reshape(1, -1)
+        # One product of matrices: arrays of this size are slow to pass through once more.
+        factor = points.new_ones(len(points), 1) if signal is None else signal[:, None]
+        projected = torch.cat([points, factor], dim=1) @ torch.cat([axes, -centers])
+        return projected.reshape(len(points), n_features, n_components)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; see `Reference.log_prob`."""
@@ -149,11 +154,18 @@ class GaussianMixtureReference(Reference):
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
-        log_joint, scaled = self.noisy_components(z, logsnr)
-        return self.average_noise(log_joint.softmax(1), scaled)
+        size = len(z)
+        if z.device.type == "cpu":
+            size = ROWS_IN_A_TILE * max(1, NUMBERS_IN_A_CACHE // (ROWS_IN_A_TILE * self.n_intermediate))
+        parts = zip(z.split(size), logsnr.split(size), strict=True)
+        return torch.cat([self._denoise(*part) for part in parts])
+
+    def _denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        log_joint, whitened = self.noisy_components(z, logsnr)
+        return self.average_noise(log_joint.softmax(1), whitened, logsnr)
 
     def noisy_components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the components' log-densities of noisy points, and the noise that they predict.
+        """Return the components' log-densities of noisy points, and their whitened residuals.
 
         Parameters
         ----------
@@ -166,48 +178,59 @@ class GaussianMixtureReference(Reference):
         -------
         log_joint : Tensor of shape (B, K)
             Logarithm of weight times density, in nats.
-        scaled : Tensor of shape (B, K, d)
-            Predicted noise in the eigenbasis of each component.
+        whitened : Tensor of shape (B, d, K)
+            Residuals divided by their variances, in the eigenbasis of each component.
         """
-        signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
-        projected = self._project(z, signal)
-        spread = signal.square()[:, :, None] * self.variances + noise.square()[:, :, None]
-        scaled = noise[:, :, None] * projected / spread
-        return self._component_log_density(projected, spread), scaled
+        # Scoring asks for many points at each log-SNR in succession: what does not depend on the
+        # points, logarithms above all, is computed once for them.
+        levels, of_level = torch.unique_consecutive(logsnr, return_inverse=True)
+        signal, noise = signal_scale(levels), noise_scale(levels)
+        variances = signal.square()[:, None, None] * self.variances.T
+        spread = variances + noise.square()[:, None, None]
+        constant = self.log_weights - 0.5 * self._log_volume(spread)
+        projected = self._project(z, signal[of_level])
+        whitened = projected * spread.reciprocal()[of_level]
+        return constant[of_level] - 0.5 * (projected * whitened).sum(1), whitened
 
-    def average_noise(self, posterior: Tensor, scaled: Tensor) -> Tensor:
+    def average_noise(self, posterior: Tensor, whitened: Tensor, logsnr: Tensor) -> Tensor:
         """Return the components' predictions of the noise, averaged.
 
         Parameters
         ----------
         posterior : Tensor of shape (B, K)
             Probabilities of the components.
-        scaled : Tensor of shape (B, K, d)
-            Predicted noise in the eigenbasis of each component.
+        whitened : Tensor of shape (B, d, K)
+            What `noisy_components` returns.
+        logsnr : Tensor of shape (B,)
+            Log signal-to-noise ratios.
 
         Returns
         -------
         Tensor of shape (B, d)
             The predicted noise.
         """
-        weighted = posterior[:, :, None] * scaled
-        back = self.basis.permute(0, 2, 1).reshape(-1, self.n_features)
-        return weighted.flatten(1) @ back
+        weighted = (posterior[:, None, :] * whitened).flatten(1)
+        back = self.basis.permute(2, 0, 1).reshape(-1, self.n_features)
+        return noise_scale(logsnr)[:, None] * (weighted @ back)
 
-    def component_log_prob(self, x: Tensor) -> Tensor:
+    def component_log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the components' log-densities of points.
 
         Parameters
         ----------
         x : Tensor of shape (B, d)
             Points.
+        added_variance : float, default=0.0
+            Variance of independent normal noise by which the density is smoothed, at least 0.
 
         Returns
         -------
         Tensor of shape (B, K)
             Logarithm of weight times density, in nats.
         """
-        return self._component_log_density(self._project(x), self.variances)
+        spread = self.variances.T + added_variance
+        quadratic = (self._project(x).square() / spread).sum(1)
+        return self.log_weights - 0.5 * (quadratic + self._log_volume(spread))
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
