@@ -207,7 +207,7 @@ class TableModel:
 
         Larger passes are up to three times slower on a CPU, where the mixture's intermediate
         results, one number for each component and feature, no longer fit; GPUs want large ones.
-        Of continuous tables passes are larger in any case: below a thousand evaluations Python's
+        Of continuous tables passes are larger in any case: below two thousand evaluations Python's
         own work, for which workers wait for each other, takes as long as the networks'.
         """
         widest = self.widest
@@ -215,7 +215,7 @@ class TableModel:
         # Enough to be worth a pass, but a bounded number of intermediate results.
         least = int(np.clip(16 * cached // widest, 1, 64))
         if not self.space.layout.variables and not self.has_images:
-            least = max(least, min(8 * cached // widest, 1024))
+            least = max(least, min(16 * cached // widest, 2048))
         return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
 
     # -- density -----------------------------------------------------------------------------
