@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def true_log_density(density: IMMSEDensity, X: Array) -> Array:
     seeds = model.seeds
     scorings = []
     for number in range(1, N_OTHER_NOISE + 1):
-        model.seeds = type(seeds)(seeds.split, seeds.mixtures, seeds.network, seeds.scoring + number)
+        model.seeds = replace(seeds, scoring=seeds.scoring + number)
         scorings.append(density.score_samples(X))
     model.seeds = seeds
     return np.asarray(np.mean(scorings, axis=0))

@@ -103,9 +103,9 @@ class IMMSEDensity(TableEstimator):
         at its start, which is the normal reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
-        epochs.  ``"auto"`` is a hundredth of the number of rows, but between 50 (for fewer than
-        2000 rows a fortieth of them, and at least 10) and 160; for images and given denoisers it
-        is 100, and less for fewer than 5000 rows.
+        epochs.  ``"auto"`` is a 120th of the number of rows, but between 37 (for fewer than 1500
+        rows a fortieth of them, and at least 10) and 160; for images and given denoisers it is
+        100, and less for fewer than 5000 rows.
     batch_size : int or "auto", default="auto"
         Noisy rows in a step, at least 1; ``"auto"`` is 512, and 64 for images.
     num_workers : int, default=0

@@ -262,10 +262,11 @@ def fit_mixture_by_validation(
 ) -> GaussianMixtureReference | None:
     """Return the mixture whose number of components validates best, or None if one will do.
 
-    Numbers are tried in increasing order until two in a row are no better; then the numbers beside
-    the best are, and the best once more from another start, since expectation-maximisation ends
-    in local optima.  The best must beat a single Gaussian by more than one standard error, which
-    guards against choosing among over-fitted mixtures by a handful of rows.
+    Numbers are tried in increasing order, with few steps each, until two in a row are no better;
+    then the numbers beside the best are, and the best once more from another start, since
+    expectation-maximisation ends in local optima.  The best must beat a single Gaussian by more
+    than one standard error, which guards against choosing among over-fitted mixtures by a handful
+    of rows.
 
     Parameters
     ----------
@@ -287,17 +288,22 @@ def fit_mixture_by_validation(
     share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(X), valid.X)
 
-    def fit(job: tuple[int, int]) -> tuple[float, GaussianMixtureReference]:
+    def fit(job: tuple[int, int, int]) -> tuple[float, GaussianMixtureReference]:
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
+        n_components, seed, n_steps = job
         mixture = fit_gaussian_mixture(
-            X, job[0], np.random.RandomState(job[1]), regularization, _MOST_EM_STEPS
+            X, n_components, np.random.RandomState(seed), regularization, n_steps
         )
         return float(share @ log_likelihoods(mixture, valid.X)), mixture
 
-    def fit_all(numbers: Sequence[int]) -> list[tuple[float, GaussianMixtureReference]]:
+    def fit_all(
+        numbers: Sequence[int], n_steps: int = _EM_STEPS_FOR_SEARCH
+    ) -> list[tuple[float, GaussianMixtureReference]]:
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
-        return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
+        return map_in_workers(
+            fit, [(*job, n_steps) for job in zip(numbers, seeds, strict=True)], "cpu"
+        )
 
     possible = [
         k
@@ -308,8 +314,9 @@ def fit_mixture_by_validation(
     if best is None:
         return None
     score, mixture, n_best = best
-    beside = [n_best, max(2, round(0.8 * n_best)), round(1.25 * n_best)]
-    mixture = max([(score, mixture), *fit_all(beside)], key=lambda scored: scored[0])[1]
+    # The longest first, so that the workers end at about the same time.
+    beside = fit_all([round(1.25 * n_best), n_best, max(2, round(0.8 * n_best))], _MOST_EM_STEPS)
+    mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
     mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
     return mixture if mean > error else None
 

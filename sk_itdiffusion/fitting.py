@@ -942,7 +942,7 @@ def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
     """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
     if has_levels or not settings.has_table_network:
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
-    steps = np.clip(max(min(n_rows, 2_000), 0.4 * n_rows), 400, 6_400)
+    steps = np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)
     return round(float(steps) / EPOCHS_OF_A_TABLE)
 
 

@@ -156,7 +156,8 @@ class GaussianMixtureReference(Reference):
         """Return the predicted noise; see `Reference.denoise`."""
         size = len(z)
         if z.device.type == "cpu":
-            size = ROWS_IN_A_TILE * max(1, NUMBERS_IN_A_CACHE // (ROWS_IN_A_TILE * self.n_intermediate))
+            n_tiles = NUMBERS_IN_A_CACHE // (ROWS_IN_A_TILE * self.n_intermediate)
+            size = ROWS_IN_A_TILE * max(1, n_tiles)
         parts = zip(z.split(size), logsnr.split(size), strict=True)
         return torch.cat([self._denoise(*part) for part in parts])
 
