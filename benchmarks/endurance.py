@@ -6,7 +6,9 @@
 A cycle takes the next of five estimators (continuous, discrete and mixed columns, an ensemble and
 an outlier detector), fits it to new rows, scores and samples, saves and loads it, and pickles it.
 Each trains a network; in one of ten cycles of an estimator maps and references are searched for.
-Printed is, every so many cycles, what the process holds.  The exit status is 1 if the resident
+Printed is, every so many cycles, what the process holds: resident memory, and what of it the C
+library's allocator has given out (as glibc tells it), the rest being programs, gaps and what it
+keeps for later.  The exit status is 1 if the resident
 memory of the last fifth of the cycles is, in the median, more than 16 MiB above that of the second
 fifth, or if there are more threads or open files at the end than then.
 """
@@ -14,7 +16,9 @@ fifth, or if there are more threads or open files at the end than then.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
+import math
 import os
 import pickle
 import statistics
@@ -48,7 +52,7 @@ NETWORK = {
 }
 N_ROWS = 100
 MOST_GROWTH = 16.0  # MiB; the allocator's pages come and go by about so many
-FIELDS = ("resident_mib", "threads", "open_files", "objects")
+FIELDS = ("resident_mib", "allocated_mib", "threads", "open_files", "objects")
 
 
 def table(rng: np.random.Generator) -> pd.DataFrame:
@@ -101,12 +105,35 @@ def cycle(number: int, folder: Path) -> None:
             raise RuntimeError(f"a copy of cycle {number} scores otherwise")
 
 
+class AllocatorState(ctypes.Structure):
+    """The C library's ``struct mallinfo2``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def allocated_bytes() -> float:
+    """Return the bytes that the C library's allocator has given out; NaN if it does not tell."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        return math.nan
+    library.mallinfo2.restype = AllocatorState
+    state = library.mallinfo2()
+    return float(state.uordblks + state.hblkhd)
+
+
 def held() -> Record:
     """Return what the process holds: memory in MiB, threads, open files, objects."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return {
         "resident_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        "allocated_mib": allocated_bytes() / 2**20,
         "threads": len(os.listdir("/proc/self/task")),
         "python_threads": threading.active_count(),
         "open_files": len(os.listdir("/proc/self/fd")),
@@ -155,7 +182,7 @@ def main() -> int:
                 results.add({"setting": f"{arguments.cycles} cycles", **records[-1]})
                 print(f"{number + 1} cycles: {records[-1]['resident_mib']:.1f} MiB", flush=True)
     header = ["cycles", "seconds", *FIELDS]
-    body = [[format(record[name], ".1f" if name == "resident_mib" else ".0f") for name in header]
+    body = [[format(record[name], ".1f" if name.endswith("mib") else ".0f") for name in header]
             for record in records]  # fmt: skip
     print(format_markdown(header, body))
     grown = growth(records)

@@ -125,6 +125,8 @@ FINENESS_OF_DEQUANTIZATION = 10.0
 #: Rows from which the importance density is refitted; images are dear.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 MOST_PIXELS_FOR_ONE_THREAD = 256
+#: Dropout that is worth the time of its random numbers.
+LEAST_DROPOUT = 0.01
 #: Networks, of different regularisation, that a table of continuous columns gets.
 NETWORKS_OF_A_TABLE = 2
 #: Epochs for which their length is meant where it grows with the rows.
@@ -933,7 +935,8 @@ def regularization_for(
     else:
         share = 0.5 if number_of_network(name) % 2 else 1.0
         strength, most = share * scarcity**3, 0.4
-    dropout = most * strength if settings.dropout is None else settings.dropout
+    usual = most * strength if most * strength >= LEAST_DROPOUT else 0.0
+    dropout = usual if settings.dropout is None else settings.dropout
     decay = 0.3 * strength if settings.weight_decay is None else settings.weight_decay
     return dropout, decay
 

@@ -7,6 +7,7 @@ PATH = ROOT / "README.md"
 README = PATH.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow  # real fits; .ci/run runs it in a step of its own
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert code_blocks(PATH, "python"), "the README shows no Python code"
