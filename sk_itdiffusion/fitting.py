@@ -51,6 +51,7 @@ from sk_itdiffusion.experts import (
     marginal_kinds,
     mixture_regularization,
 )
+from sk_itdiffusion.generators import CopyableGenerator
 from sk_itdiffusion.latent_class import level_counts, smoothed_marginals
 from sk_itdiffusion.likelihood import (
     ErrorProfile,
@@ -814,7 +815,7 @@ def train_network(
 ) -> skorch.NeuralNet:
     """Return the trained skorch net."""
     # Warm starts go on with other noise.
-    generator = Generator().manual_seed(
+    generator = CopyableGenerator().manual_seed(
         model.seeds.network + model.n_fits - 1 + 1_000_003 * number_of_network(name)
     )
     low, high = float(model.logsnr[0]), float(model.logsnr[-1])

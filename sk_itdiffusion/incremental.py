@@ -53,6 +53,7 @@ from sk_itdiffusion.fitting import (
     spectrum_of,
     trains_in_one_thread,
 )
+from sk_itdiffusion.generators import CopyableGenerator
 from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
 from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
 from sk_itdiffusion.optimizers import optimizer_settings
@@ -446,7 +447,7 @@ def new_network(
     name: str, model: TableModel, split: MappedSplit, settings: FitSettings
 ) -> StreamedNetwork:
     """Return an untrained network."""
-    generator = Generator().manual_seed(model.seeds.network + number_of_network(name))
+    generator = CopyableGenerator().manual_seed(model.seeds.network + number_of_network(name))
     has_levels = bool(split.space.layout.variables)
     dropout, weight_decay = regularization_for(name, MANY_ROWS, has_levels, settings)
     denoiser = build_network(name, model, split.train, settings, dropout, generator)

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from sk_itdiffusion.denoisers.mlp import LocalDropout, linear
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.generators import CopyableGenerator
 
 __all__ = ["ConvolutionalNetwork"]
 
@@ -77,7 +78,7 @@ class ConvolutionalNetwork(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        source = torch.Generator().manual_seed(0) if generator is None else generator
+        source = CopyableGenerator().manual_seed(0) if generator is None else generator
         self.channels, self.height, self.columns = (1, *image_shape)[-3:]
         self.n_outputs = n_outputs
         self.embedding = embedding

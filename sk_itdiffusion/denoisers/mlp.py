@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.generators import CopyableGenerator
 
 __all__ = ["ResidualMLP"]
 
@@ -161,7 +162,7 @@ class ResidualMLP(nn.Module):
         n_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        source = torch.Generator().manual_seed(0) if generator is None else generator
+        source = CopyableGenerator().manual_seed(0) if generator is None else generator
         self.embedding = embedding
         self.n_periodic = n_features if n_periodic is None else n_periodic
         self.features = FourierFeatures(self.n_periodic, n_frequencies, source)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sk_itdiffusion.denoisers.mlp import replace_dropout
+from sk_itdiffusion.generators import CopyableGenerator
 from sk_itdiffusion.pretrained import first_output, half_precision, import_diffusers
 
 __all__ = ["UNetBackbone", "unet_channels"]
@@ -73,7 +74,7 @@ class UNetBackbone(nn.Module):
                 dropout=dropout,
             )
         self.network = network.to_empty(device="cpu")
-        source = torch.Generator().manual_seed(0) if generator is None else generator
+        source = CopyableGenerator().manual_seed(0) if generator is None else generator
         initialize(self.network, source)
         replace_dropout(self.network, source)
         with torch.no_grad():
