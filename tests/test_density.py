@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from marks import others_slow
 from scipy import stats
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
@@ -179,6 +180,7 @@ def test_rows_do_not_depend_on_each_other(X, fitted):
     np.testing.assert_array_equal(doubled[::3], scores[:2])
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_threads(X, quick, tmp_path):
     """In another process: setting torch's threads here would outlast the test."""
     np.save(tmp_path / "rows.npy", X)
@@ -228,9 +230,7 @@ def test_weight_is_repetition(X):
 
 
 @pytest.mark.filterwarnings("ignore:Column")
-@pytest.mark.parametrize(
-    "factor", [1 / 300, *(pytest.param(f, marks=pytest.mark.slow) for f in (0.7, 1e300))]
-)
+@pytest.mark.parametrize("factor", others_slow([1 / 300, 0.7, 1e300], 0))
 def test_common_factor_of_the_weights_is_nothing(X, factor):
     rows = np.column_stack([X[:300], np.random.default_rng(0).poisson(3.0, 300)])
     weight = np.random.default_rng(1).integers(1, 4, size=300).astype(float)

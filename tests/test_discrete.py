@@ -88,6 +88,7 @@ def test_probabilities_of_all_states_sum_to_nearly_one(X, states, truth, kind, l
     assert -3 * error < divergence < 0.15
 
 
+@pytest.mark.slow
 def test_network_alone_learns_more_than_its_reference(X, states, truth):
     levels = [np.arange(k) for k in SIZES]
     settings = SMALL | {"max_epochs": 15, "dropout": 0.0, "n_strata": 64, "n_draws": 8}
@@ -311,6 +312,7 @@ def test_units_of_continuous_columns_enter_by_their_jacobian(mixed_table):
     np.testing.assert_allclose(moved, plain - np.log(4.0), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_model(fitted, X, fitted_mixed, mixed_table):
     rows = fitted.sample(2000, random_state=1)
     assert rows.dtype == X.dtype
@@ -336,6 +338,7 @@ def test_curve_shows_no_expert_better_than_the_stack(fitted, fitted_mixed, mixed
                 assert (curve.model <= error * (1 + 1e-9) + 1e-12).all()
 
 
+@pytest.mark.slow
 def test_images_share_their_levels_and_are_any_shape():
     images = np.round(load_digits().images[:400] / 4.0)
     rows = images.reshape(400, -1)
@@ -528,6 +531,7 @@ def test_pixels_of_too_many_levels_are_an_error():
         IMMSEDiscreteDensity(experts=["dense_network"], **TINY).fit(np.eye(4, dtype=int))
 
 
+@pytest.mark.slow
 def test_rare_levels_stay_as_likely_as_the_reference_says(mixed_table):
     """A declared level without rows must not be learned to be impossible."""
     frame = mixed_table[:600].copy()

@@ -433,7 +433,7 @@ def run_in_fork(function, *arguments):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are safe on Linux only")
-@pytest.mark.parametrize("name", others_slow(NAMES))
+@pytest.mark.parametrize("name", others_slow(NAMES, 0))
 def test_forks_after_a_fit_score_and_fit_as_their_parent(name):
     """In an interpreter of its own, where no earlier test has left threads or locks."""
     script = f"from test_faults import check_fork; check_fork({name!r})"

@@ -244,6 +244,7 @@ def image_density(diffusers):
     )
 
 
+@pytest.mark.slow
 def test_a_network_of_images_improves_on_the_gaussian(image_density):
     X = images(60, seed=1)
     log_density, std = image_density.score_samples(X, return_std=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from marks import others_slow
 
 from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
 from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
@@ -53,7 +54,7 @@ def gap_and_truth(n_features, n_samples=400, **kwargs):
     return gap, np.sqrt(variance), truth
 
 
-@pytest.mark.parametrize("n_features", [1, 2, 10, 50])
+@pytest.mark.parametrize("n_features", others_slow([1, 2, 10, 50], 3))
 def test_exact_denoiser_gives_exact_log_density(n_features):
     gap, std, truth = gap_and_truth(n_features)
     error = gap - truth
@@ -62,7 +63,7 @@ def test_exact_denoiser_gives_exact_log_density(n_features):
     assert np.abs(error).max() < 8 * std.max() + 1e-6
 
 
-@pytest.mark.parametrize("n_features", [2, 10, 50])
+@pytest.mark.parametrize("n_features", others_slow([2, 10, 50], 2))
 def test_reported_errors_are_calibrated(n_features):
     gap, std, truth = gap_and_truth(n_features, n_samples=1000)
     z = (gap - truth) / std
@@ -77,7 +78,7 @@ def test_error_falls_with_effort():
     assert ratio > 8
 
 
-@pytest.mark.parametrize("n_features", [2, 10])
+@pytest.mark.parametrize("n_features", others_slow([2, 10]))
 def test_error_common_to_all_rows_is_small(n_features):
     """The mean error over many rows, beyond what independent errors explain."""
     mixture = random_mixture(n_features)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from marks import others_slow
 from variational_bound import (
     HALF_BIN,
     Chain,
@@ -119,7 +120,7 @@ def test_each_term_has_its_expectation(kind, n_steps):
 
 
 @pytest.mark.parametrize("kind", ["posterior", "beta", "fitted"])
-@pytest.mark.parametrize("n_steps", [3, 10, 100])
+@pytest.mark.parametrize("n_steps", others_slow([3, 10, 100], 2))
 def test_the_bound_is_not_less_than_the_entropy(kind, n_steps):
     chain = ddpm_chain(n_steps)
     if kind == "fitted":
@@ -168,6 +169,7 @@ def test_strata_cover_all_steps(n, n_strata):
     assert len(edges) - 1 == min(n, n_strata or n)
 
 
+@pytest.mark.slow
 def test_a_stratified_choice_of_steps_has_the_mean_of_all_steps():
     chain = ddpm_chain(200)
     variances = fixed_variances(chain, "posterior")
