@@ -217,7 +217,7 @@ class DensityEstimator(
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
             Random rows, in the units and levels of X; a data frame if `fit` had one and columns
-            may be discrete.
+            may be discrete.  Entries beyond the largest 64-bit number are infinite.
 
         Raises
         ------

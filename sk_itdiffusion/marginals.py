@@ -283,8 +283,9 @@ class Standardizer:
         return standardized
 
     def inverse(self, U: Array) -> Array:
-        """Return rows in the units of the data."""
-        return U * self.scale + self.center
+        """Return rows in the units of the data; infinite beyond the largest 64-bit number."""
+        with np.errstate(over="ignore"):
+            return U * self.scale + self.center
 
 
 @dataclass(frozen=True)

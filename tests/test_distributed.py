@@ -26,7 +26,10 @@ from sk_itdiffusion.distributed import shared_fit
 rng = np.random.default_rng(0)
 first = rng.normal(size=1500)
 X = np.column_stack([first, first**2 + 0.3 * rng.normal(size=1500)])
-settings = {"hidden_size": 32, "batch_size": 96, "dropout": 0.2, "n_strata": 4, "random_state": 0}
+settings = {
+    "n_networks": 1, "hidden_size": 32, "batch_size": 96, "dropout": 0.2, "n_strata": 4,
+    "random_state": 0,
+}
 found = {}
 with shared_fit() as processes:
     one_step = IMMSEDensity(max_epochs=1, steps_per_epoch=1, **settings).fit(X)

@@ -29,6 +29,8 @@ __all__ = ["GaussianMixtureReference"]
 
 #: Numbers of one kind that a processor's core holds close by; passing through more is slower.
 NUMBERS_IN_A_CACHE = 2**18
+#: Distinct rows for each component above which k-means cannot run out of clusters.
+_PLENTY = 4
 #: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
 ROWS_IN_A_TILE = 32
 
@@ -309,6 +311,13 @@ class _QuietMixture(GaussianMixture):
         pass
 
 
+def number_of_distinct_rows(X: NDArray[np.float64]) -> int:
+    """Return how many rows differ by more than the rounding of their squared distances."""
+    resolution = np.sqrt(np.finfo(np.float64).eps) * np.abs(X).max(initial=0.0)
+    rounded = np.rint(X / resolution) if resolution > 0.0 else X
+    return len(np.unique(rounded, axis=0))
+
+
 def fit_gaussian_mixture(
     X: NDArray[np.float64],
     n_components: int,
@@ -319,11 +328,14 @@ def fit_gaussian_mixture(
     """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's).
 
     It has no more components than there are distinct rows, of which there are few where a few rows
-    have nearly all the weight.
+    have nearly all the weight, or one value is a billion times as large as all others.
     """
-    n_distinct = len(np.unique(X, axis=0))
+    n_distinct = number_of_distinct_rows(X)
+    # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
+    is_plain = n_distinct > _PLENTY * n_components
     mixture = _QuietMixture(
         min(n_components, n_distinct),
+        init_params="kmeans" if is_plain else "k-means++",
         reg_covar=regularization,
         max_iter=max_iter,
         random_state=random_state,
