@@ -261,6 +261,21 @@ def test_small_tables_script_prints_a_row_for_each_table(data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_scoring_error_script_prints_a_row_for_each_effort(data_dir, tmp_path):
+    output = tmp_path / "results.jsonl"
+    arguments = ["--data-dir", str(data_dir), "--datasets", "phoneme", "--output", str(output)]
+    printed = run_script("scoring_error.py", *arguments)
+    assert printed.count("| phoneme |") == 4
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    # More strata, less error; and what is reported is of the size of the true error.
+    errors = [record["error"] for record in records]
+    assert errors[-1] < errors[0]
+    assert all(0.3 < record["true_error_ratio"] < 3.0 for record in records)
+    run_script("scoring_error.py", *arguments)
+    assert len(output.read_text().splitlines()) == len(records)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["throughput.py", "scaling.py"])
 def test_scripts_without_data_resume(name, tmp_path):
     output = tmp_path / "results.jsonl"
