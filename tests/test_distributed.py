@@ -89,8 +89,8 @@ def test_two_processes_fit_as_one(tmp_path):
     assert first["first loss"]["train_bound"] == pytest.approx(
         alone["first loss"]["train_bound"], rel=1e-5
     )
-    # Gradients are summed in another order, so that the weights drift apart by rounding; other noise
-    # would change the bounds of so short a training by several hundredths.
+    # Gradients are summed in another order, so that the weights drift apart by rounding; other
+    # noise would change the bounds of so short a training by several hundredths.
     np.testing.assert_allclose(first["history"], alone["history"], atol=2e-3)
     np.testing.assert_allclose(first["scores"], alone["scores"], atol=2e-2)
     # All processes have the same estimator, also if none was told the seed.
