@@ -145,6 +145,7 @@ def test_rows_that_are_not_in_the_sample_are_trained_on(X, tmp_path):
     assert np.isfinite(weighted.score_samples(X[:5])).all()
 
 
+@pytest.mark.slow
 def test_streaming_loses_little(X, monkeypatch):
     settings = TINY | {"hidden_size": 32, "max_epochs": 4, "steps_per_epoch": 40}
     whole = IMMSEDensity(**settings).fit(X[:1500])

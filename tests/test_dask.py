@@ -108,6 +108,7 @@ def test_larger_collections_are_streamed(X, fitted):
 
 
 @pytest.mark.usefixtures("little_memory")
+@pytest.mark.slow
 def test_mixed_tables_come_from_parquet(X, tmp_path):
     colour = np.where(X[:, 0] > 0.0, "red", "blue")
     table = pd.DataFrame({"colour": colour, "size": X[:, 1]})

@@ -713,6 +713,7 @@ def test_schedules_reach_the_same_optimum(X):
 # -- samples ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_samples_follow_the_model(X, fitted):
     drawn = fitted.sample(1500, random_state=0)
     few = fitted.sample(9, random_state=0)

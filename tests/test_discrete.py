@@ -125,6 +125,7 @@ def test_independent_reference_alone_is_the_smoothed_marginals():
     assert np.exp(log_p).sum() == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_independent_columns_are_found_to_be_independent():
     rng = np.random.default_rng(0)
     X = np.column_stack(
@@ -286,6 +287,7 @@ def test_missing_categories_are_a_level(mixed_table):
     assert "impute" in str(caught.value).lower()
 
 
+@pytest.mark.slow
 def test_mixed_density_integrates_to_at_most_one():
     rng = np.random.default_rng(0)
     group = rng.random(1000) < 0.3
@@ -483,6 +485,7 @@ def test_fractional_weights_count_by_their_effective_number(X):
     assert np.abs(difference).max() < 0.1
 
 
+@pytest.mark.slow
 def test_fractional_weights_of_few_states_are_split_like_counts(X):
     weight = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
     few = X[:, :2]
@@ -501,6 +504,7 @@ def test_reserved_levels_are_never_drawn_whatever_the_model():
         assert np.isin(est.sample(400, random_state=0), rows).all()
 
 
+@pytest.mark.slow
 def test_paths_follow_the_model_with_a_latent_class_control(X, states, truth):
     est = IMMSEDiscreteDensity(reference="latent_class", **SMALL).fit(X)
     exact = est.set_params(n_draws=16).score_samples(states)
@@ -555,6 +559,7 @@ def test_more_draws_after_the_fit_lower_the_error(fitted, states):
         est.set_params(n_strata=0).score_samples(states)
 
 
+@pytest.mark.slow
 def test_networks_trained_at_the_same_time_are_those_trained_in_turn():
     X = load_digits().images[:200, 2:6, 2:6] // 8.0
     settings = {**TINY, "image_shape": (4, 4), "reference": "independent"}

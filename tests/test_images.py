@@ -313,6 +313,7 @@ def test_wrong_image_shapes_are_errors():
         IMMSEDensity(image_shape=(6, 6), **{**QUICK, "hidden_size": 12}).fit(images(50))
 
 
+@pytest.mark.slow
 def test_scoring_holds_few_copies_of_the_rows(monkeypatch):
     """The memory beyond the rows themselves does not grow with their number."""
     d = 256

@@ -258,6 +258,7 @@ def test_each_path_is_exact_for_independent_columns(references):
     np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_paths_estimate_a_normalised_probability():
     """The mean over paths sums to 1 over all rows, whatever the denoiser, here a wrong one."""
     sizes = (2, 4, 3)

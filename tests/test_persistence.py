@@ -310,6 +310,7 @@ def test_saving_again_gives_the_same_content(name, fitted, tmp_path):
     assert metadata_of(first)["sha256"] == metadata_of(second)["sha256"]
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_in_a_fresh_process(fitted, tmp_path):
     names = ["frame", "levels", "mixed", "ensemble"]
     for name in names:
