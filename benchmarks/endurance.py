@@ -16,9 +16,7 @@ fifth, or if there are more threads or open files at the end than then.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
-import math
 import os
 import pickle
 import statistics
@@ -31,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from processes import allocated_bytes
 from results import Record, ResultsFile, format_markdown
 
 import sk_itdiffusion
@@ -103,28 +102,6 @@ def cycle(number: int, folder: Path) -> None:
     for copied in copies:
         if not np.array_equal(copied.score_samples(X), scores):
             raise RuntimeError(f"a copy of cycle {number} scores otherwise")
-
-
-class AllocatorState(ctypes.Structure):
-    """The C library's ``struct mallinfo2``."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd",
-            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    )  # fmt: skip
-
-
-def allocated_bytes() -> float:
-    """Return the bytes that the C library's allocator has given out; NaN if it does not tell."""
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2"):
-        return math.nan
-    library.mallinfo2.restype = AllocatorState
-    state = library.mallinfo2()
-    return float(state.uordblks + state.hblkhd)
 
 
 def held() -> Record:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
+import math
 import multiprocessing
 import sys
 import traceback
@@ -98,6 +100,28 @@ def peak_megabytes() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+class AllocatorState(ctypes.Structure):
+    """The C library's ``struct mallinfo2``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def allocated_bytes() -> float:
+    """Return the bytes that the C library's allocator has given out; NaN if it does not tell."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        return math.nan
+    library.mallinfo2.restype = AllocatorState
+    state = library.mallinfo2()
+    return float(state.uordblks + state.hblkhd)
 
 
 @contextmanager

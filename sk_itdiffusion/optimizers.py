@@ -67,13 +67,11 @@ class SinglePrecisionMuon(torch.optim.Muon):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                self._step_of_a_shape(parameters, shape, group)
+            for parameters in by_shape.values():
+                self._step_of_a_shape(parameters, group)
         return loss
 
-    def _step_of_a_shape(
-        self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any]
-    ) -> None:
+    def _step_of_a_shape(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
@@ -85,7 +83,8 @@ class SinglePrecisionMuon(torch.optim.Muon):
         steps = orthogonalized(
             torch.stack(list(moved)), group["ns_coefficients"], group["ns_steps"], group["eps"]
         )
-        rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+        n_rows, n_columns = steps.shape[1:]
+        rate = group["lr"] * math.sqrt(max(1.0, n_rows / n_columns))
         torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(steps.unbind()), alpha=-rate)
 

@@ -1,7 +1,9 @@
 import copy
-import ctypes
 import gc
+import math
 import pickle
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +11,10 @@ import torch
 from sk_itdiffusion.denoisers.mlp import LocalDropout
 from sk_itdiffusion.generators import CopyableGenerator
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from processes import allocated_bytes
+
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}
-
-
-class AllocatorState(ctypes.Structure):
-    """glibc's ``struct mallinfo2``; the eighth number is the bytes that are given out."""
-
-    _fields_ = tuple((f"number_{i}", ctypes.c_size_t) for i in range(10))
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
@@ -32,14 +31,12 @@ def test_copies_go_on_with_the_same_numbers_and_stay_shared(copied):
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_copies_of_dropout_give_their_memory_back(copied):
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2"):
+    if math.isnan(allocated_bytes()):
         pytest.skip("needs glibc")
-    library.mallinfo2.restype = AllocatorState
 
     def given_out():
         gc.collect()
-        return library.mallinfo2().number_7
+        return allocated_bytes()
 
     dropout = LocalDropout(0.5, CopyableGenerator().manual_seed(0))
     for _ in range(20):
