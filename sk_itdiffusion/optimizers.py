@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MuonAdamW", "SinglePrecisionMuon", "optimizer_settings", "orthogonalized"]
+__all__ = [
+    "MuonAdamW",
+    "OneCallAdamW",
+    "SinglePrecisionMuon",
+    "clip_norm",
+    "optimizer_settings",
+    "orthogonalized",
+]
 
 #: Rate of AdamW, for biases, embeddings and outlet, relative to Muon's, for hidden matrices.
 ADAMW_RATE = 0.15
@@ -47,7 +55,79 @@ def orthogonalized(
     return x.mT if is_tall else x
 
 
-class SinglePrecisionMuon(torch.optim.Muon):
+@torch.no_grad()
+def clip_norm(gradients: list[Tensor], most: float) -> None:
+    """Scale gradients, in place, so that their common Euclidean norm is at most a number.
+
+    It is `torch.nn.utils.clip_grad_norm_` in four calls instead of forty.  Networks that are
+    trained in threads hinder each other by each call, for which a thread has to have the
+    interpreter's lock.
+
+    Parameters
+    ----------
+    gradients : list of Tensor
+        Gradients on one device, at least one.
+    most : float
+        The greatest norm.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+
+
+class _WithoutCompiler(torch.optim.Optimizer):
+    """Optimiser whose bookkeeping is not marked for PyTorch's compiler.
+
+    The mark makes PyTorch import the compiler, for two seconds of the first fit of each process.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class OneCallAdamW(_WithoutCompiler, torch.optim.AdamW):
+    """AdamW on a CPU whose step is one call for all parameters, and little else."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; the closure runs once."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            members = [p for p in group["params"] if p.grad is not None]
+            if not members:
+                continue
+            states = [self._state_of(parameter) for parameter in members]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1.0)
+            torch._fused_adamw_(
+                members,
+                [p.grad for p in members],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+        return loss
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+class SinglePrecisionMuon(_WithoutCompiler, torch.optim.Muon):
     """Muon whose steps are computed in the precision of the parameters, all of a size at once.
 
     PyTorch's own computes them in bfloat16, for which many processors have no instructions: there
@@ -89,7 +169,7 @@ class SinglePrecisionMuon(torch.optim.Muon):
         torch._foreach_add_(parameters, list(steps.unbind()), alpha=-rate)
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(_WithoutCompiler):
     """Muon for hidden matrices and AdamW for all other parameters, as one optimiser.
 
     Parameters
@@ -108,14 +188,14 @@ class MuonAdamW(torch.optim.Optimizer):
             members = [p for p in group["params"] if p.requires_grad]
             learned[bool(group.get("hidden", False))].extend(members)
         hidden, rest = learned[True], learned[False]
+        on_cpu = all(p.device.type == "cpu" for p in rest)
+        adamw = OneCallAdamW if on_cpu else torch.optim.AdamW
         self._parts: list[torch.optim.Optimizer] = [
             # A denoiser that is only evaluated may have no parameters at all.
-            torch.optim.AdamW(
+            adamw(
                 decayed_groups(rest, 0.0 if hidden else weight_decay),
                 lr=ADAMW_RATE * lr,
                 betas=(0.9, 0.98),
-                # One call for all parameters; elsewhere PyTorch chooses.
-                fused=all(p.device.type == "cpu" for p in rest) or None,
             )
         ]
         if hidden:
@@ -166,7 +246,12 @@ def optimizer_settings(learning_rate: float, weight_decay: float) -> dict[str, A
 
 
 def decayed_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: matrices and kernels that decay, and the others."""
+    """Return the parameters in two groups: matrices and kernels that decay, and the others.
+
+    Without decay they are one group.
+    """
+    if weight_decay == 0.0:
+        return [{"params": parameters, "weight_decay": 0.0}]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

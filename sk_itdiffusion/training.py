@@ -33,7 +33,7 @@ from sk_itdiffusion.denoisers.mlp import share_dropout
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.memory import LESS, is_out_of_memory, release_memory
-from sk_itdiffusion.optimizers import optimizer_settings
+from sk_itdiffusion.optimizers import clip_norm, optimizer_settings
 from sk_itdiffusion.progress import Progress
 from sk_itdiffusion.streams import RowDataset, StreamedRows
 
@@ -52,13 +52,18 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
-Batches = list[tuple[dict[str, Tensor], Tensor]]
+#: Rows ``x`` with noise ``eps``, ``logsnr`` and its weight ``importance``, or what
+#: `DenoisingObjective.prepared` returns for them.
+NoisyRows = dict[str, Tensor]
+Batches = list[tuple[NoisyRows, Tensor]]
 #: Parameters of an average and of what it follows, then the buffers of both.
 Averages = list[tuple[list[Tensor], list[Tensor]]]
 
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
 MOST_VALIDATION_NUMBERS = 2**21
 NUMBERS_IN_A_VALIDATION_BATCH = 2**19
+#: Numbers in the noise of the batches that are made together.
+NUMBERS_MADE_AT_ONCE = 2**16
 SHARE_OF_UNIFORM_VALIDATION = 0.3
 #: Rows that judge an epoch in any case.
 LEAST_VALIDATION_ROWS = 1_000
@@ -97,6 +102,10 @@ class NoisyRowIterator:
         Dimension of the noise.
     share : slice, default=slice(None)
         The part of each batch that is made; the others are those of other processes.
+    n_at_once : int, default=1
+        Batches that are made together, in fewer and larger operations.
+    prepare : callable or None, default=None
+        Returns a batch, or several one after the other, in the form that the network wants.
     """
 
     def __init__(
@@ -108,8 +117,12 @@ class NoisyRowIterator:
         generator: Generator,
         n_points: int,
         share: slice = slice(None),
+        n_at_once: int = 1,
+        prepare: Callable[[NoisyRows], NoisyRows] | None = None,
     ) -> None:
         self.rows = dataset.rows
+        self.n_at_once = n_at_once
+        self.prepare = prepare
         self.share = share
         self.width = dataset.width
         self.n_points = n_points
@@ -145,11 +158,12 @@ class NoisyRowIterator:
         taken = torch.searchsorted(self._share, marks).clamp(max=len(self.rows) - 1)
         return taken[torch.randperm(n, generator=self.generator)]
 
-    def draw_logsnr(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return stratified log-SNRs and their importance weights, in random order."""
-        within = torch.rand(n, generator=self.generator, dtype=torch.float64)
-        position = (torch.randperm(n, generator=self.generator) + within) / n
-        position = position * self._cumulative[-1]
+    def draw_logsnr(self, n: int, n_batches: int = 1) -> tuple[Tensor, Tensor]:
+        """Return log-SNRs, stratified in each batch and in random order, and their weights."""
+        shape = (n_batches, n)
+        within = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        order = torch.rand(shape, generator=self.generator, dtype=torch.float64).argsort(dim=1)
+        position = ((order + within) / n).flatten() * self._cumulative[-1]
         cell = torch.searchsorted(self._cumulative, position, right=True) - 1
         cell = cell.clamp(0, len(self._heights) - 1)
         width = self._edges[cell + 1] - self._edges[cell]
@@ -157,23 +171,31 @@ class NoisyRowIterator:
         logsnr = self._edges[cell] + width * (position - self._cumulative[cell]) / mass
         return logsnr.float(), (1.0 / self._heights[cell]).float()
 
-    def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return this process's share of rows with noise, in the form that skorch passes on."""
-        logsnr, importance = self.draw_logsnr(len(rows))
+    def batches(self, rows: Tensor, n_batches: int = 1) -> Batches:
+        """Return this process's shares of batches of rows, in the form that skorch passes on."""
+        n = len(rows) // n_batches
+        logsnr, importance = self.draw_logsnr(n, n_batches)
         shape = (len(rows), self.n_points)
         eps = torch.randn(shape, generator=self.generator, dtype=rows.dtype)
         noise = {"eps": eps, "logsnr": logsnr, "importance": importance}
         if self.width is not None:
             uniform = torch.rand(rows.shape, generator=self.generator, dtype=rows.dtype) - 0.5
             rows = rows + (uniform * self.width).to(rows.device)
-        batch = {
-            key: value[self.share].to(rows.device) for key, value in ({"x": rows} | noise).items()
+        together = {
+            key: value.unflatten(0, (n_batches, n))[:, self.share].flatten(0, 1).to(rows.device)
+            for key, value in ({"x": rows} | noise).items()
         }
-        return batch, torch.zeros(len(batch["x"]), device=rows.device)
+        if self.prepare is not None:
+            together = self.prepare(together)
+        parts = zip(*(value.chunk(n_batches) for value in together.values()), strict=True)
+        target = torch.zeros(len(together["logsnr"]) // n_batches, device=rows.device)
+        return [(dict(zip(together, part, strict=True)), target) for part in parts]
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for _ in range(self.n_batches):
-            yield self.batch(self.rows[self._next_indices().to(self.rows.device)])
+    def __iter__(self) -> Iterator[tuple[NoisyRows, Tensor]]:
+        for start in range(0, self.n_batches, self.n_at_once):
+            n_batches = min(self.n_at_once, self.n_batches - start)
+            indices = torch.cat([self._next_indices() for _ in range(n_batches)])
+            yield from self.batches(self.rows[indices.to(self.rows.device)], n_batches)
 
 
 class StreamedRowIterator(NoisyRowIterator):
@@ -204,24 +226,24 @@ class StreamedRowIterator(NoisyRowIterator):
         self._streamed = self._streamed[self.batch_size :]
         return rows
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def __iter__(self) -> Iterator[tuple[NoisyRows, Tensor]]:
         for _ in range(self.n_batches):
             places = self._next_indices().to(self.rows.device)
             rows = self.rows[places]
             self.rows[places] = self._next_streamed()
-            yield self.batch(rows)
+            yield from self.batches(rows)
 
 
 class FixedNoiseIterator:
     """The same noisy validation batches in every epoch, so that epochs compare."""
 
-    def __init__(self, batches: list[tuple[dict[str, Tensor], Tensor]]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def __iter__(self) -> Iterator[tuple[NoisyRows, Tensor]]:
         return iter(self.batches)
 
 
@@ -285,14 +307,44 @@ class DenoisingObjective(nn.Module):
             if average is not current:
                 average.copy_(current)
 
-    def forward(self, x: Tensor, eps: Tensor, logsnr: Tensor, importance: Tensor) -> Tensor:
-        """Return the bound in nats, shape (B,), without cancellation against the reference."""
+    @torch.no_grad()
+    def prepared(self, batch: NoisyRows) -> NoisyRows:
+        """Return noisy rows with all computed that does not depend on the weights.
+
+        Of networks that correct a reference of continuous columns those are the noisy points
+        ``z``, what of the noise the reference has ``missed``, and `constants` of the network;
+        other networks' rows are returned as they are.
+        """
+        if not isinstance(self.denoiser, PreconditionedDenoiser):
+            return batch
+        z = add_noise(self.layout.embed(batch["x"]), batch["eps"], batch["logsnr"])
+        known = {"z": z, "logsnr": batch["logsnr"], "importance": batch["importance"]}
+        constants = self.denoiser.constants(z, batch["logsnr"])
+        return known | {"missed": batch["eps"] - constants.pop("baseline")} | constants
+
+    def forward(self, logsnr: Tensor, importance: Tensor, **rows: Tensor) -> Tensor:
+        """Return the bound in nats, shape (B,), without cancellation against the reference.
+
+        Parameters
+        ----------
+        logsnr, importance : Tensor of shape (B,)
+            Log-SNRs and their weights.
+        **rows : Tensor
+            Clean rows ``x`` and noise ``eps``, or what `prepared` has made of them.
+        """
         network = self.denoiser if self.training else self.averaged
-        z = add_noise(self.layout.embed(x), eps, logsnr)
-        if self.training and self.loss == "cross_entropy" and isinstance(network, LevelDenoiser):
-            return self.offset - importance * network.information_gain(x, z, eps, logsnr)
-        baseline, correction = network.parts(z, logsnr)
-        gain = (correction * (2.0 * (eps - baseline) - correction)).sum(1)
+        if "missed" in rows and isinstance(network, PreconditionedDenoiser):
+            missed = rows.pop("missed")
+            correction = network.correction(logsnr=logsnr, **rows)
+        else:
+            x, eps = rows["x"], rows["eps"]
+            z = add_noise(self.layout.embed(x), eps, logsnr)
+            is_told_levels = self.training and self.loss == "cross_entropy"
+            if is_told_levels and isinstance(network, LevelDenoiser):
+                return self.offset - importance * network.information_gain(x, z, eps, logsnr)
+            baseline, correction = network.parts(z, logsnr)
+            missed = eps - baseline
+        gain = (correction * (2.0 * missed - correction)).sum(1)
         return self.offset - 0.5 * importance * gain
 
 
@@ -471,7 +523,7 @@ class TrainingControl(Callback):
         """Average the gradient over the processes, and clip its norm."""
         if training:
             self.processes.average_gradients(self.parameters)
-            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+            clip_norm([p.grad for p in self.parameters if p.grad is not None], self.clip)
 
     def on_batch_end(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
         """Update the average, unless the user interrupts."""
@@ -706,16 +758,21 @@ def train(
     """
     if plan.max_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
         raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
+    objective.to(device)
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
     share = plan.processes.share(plan.batch_size)
     if plan.processes.size > 1:
         share_dropout(objective, (share, plan.batch_size))
     sizes = (plan.batch_size, plan.n_batches, plan.density, generator, n_points, share)
+    n_at_once = max(1, NUMBERS_MADE_AT_ONCE // (plan.batch_size * n_points))
     if isinstance(train_rows, StreamedRows):
         iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes)
-    else:
+    elif n_at_once == 1:
         iterator = NoisyRowIterator(train_rows, *sizes)
+    else:
+        iterator = NoisyRowIterator(train_rows, *sizes, n_at_once, objective.prepared)
+        fixed = [(objective.prepared(batch), target) for batch, target in fixed]
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
         if adapt is not None and plan.adaptive and epoch in ADAPTATION_EPOCHS:
@@ -728,7 +785,7 @@ def train(
         n_warmup=min(50, max(1, plan.n_batches // 2)),
         on_epoch=on_epoch,
         interrupted=interrupted,
-        initial_bound=mean_bound(objective.to(device), fixed, plan.processes),
+        initial_bound=mean_bound(objective, fixed, plan.processes),
         report=report,
         processes=plan.processes,
     )
@@ -774,7 +831,7 @@ def mean_bound(
 
 def _validation_batches(
     rows: RowDataset, plan: TrainingPlan, generator: Generator, layout: Layout
-) -> list[tuple[dict[str, Tensor], Tensor]]:
+) -> Batches:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
     # The order of rows is random in all but name, so the first ones are a fair sample.
     rows = rows.first(max(LEAST_VALIDATION_ROWS, MOST_VALIDATION_NUMBERS // layout.n_points))
@@ -791,7 +848,7 @@ def _validation_batches(
     mine = plan.processes.share(n_total)
     source = NoisyRowIterator(rows, 1, 1, density, generator, layout.n_points, mine)
     repeated = rows.rows.repeat_interleave(n_noises, dim=0)
-    batch, target = source.batch(repeated)
+    ((batch, target),) = source.batches(repeated)
     weight = torch.from_numpy(rows.weight / rows.weight.mean()).float()
     weight = weight.repeat_interleave(n_noises)[mine].to(repeated.device)
     batch["importance"] = batch["importance"] * weight

@@ -239,7 +239,7 @@ def test_common_factor_of_the_weights_is_nothing(X, factor):
     np.testing.assert_array_equal(scaled.score_samples(rows), plain.score_samples(rows))
 
 
-@pytest.mark.parametrize("marginals", ["standard", "quantile", "yeo_johnson"])
+@pytest.mark.parametrize("marginals", others_slow(["quantile", "standard", "yeo_johnson"]))
 def test_powers_of_two_move_the_density_by_the_jacobian_exactly(X, marginals):
     factors = np.array([2.0**-40, 2.0**21])
     plain = IMMSEDensity(marginals=marginals, **ONE).fit(X)

@@ -68,6 +68,7 @@ def short_work(monkeypatch):
     monkeypatch.setattr(fitting, "N_NODES", 9)
 
 
+@pytest.mark.slow  # real, if short, fits; .ci/run runs it in a step of its own
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_code_of_pages_runs(page, short_work, tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")

@@ -332,10 +332,10 @@ def test_training_goes_on_with_less_memory(device, monkeypatch):
     plain = clone(estimator).fit(X)
     forward = training.DenoisingObjective.forward
 
-    def limited(objective, x, **named):
-        if objective.training and len(x) > 2:
+    def limited(objective, logsnr, **named):
+        if objective.training and len(logsnr) > 2:
             raise OUT_OF_MEMORY[device]
-        return forward(objective, x, **named)
+        return forward(objective, logsnr, **named)
 
     monkeypatch.setattr(training.DenoisingObjective, "forward", limited)
     with pytest.warns(UserWarning, match="too little memory to train on 16 rows"):

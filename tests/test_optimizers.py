@@ -3,7 +3,12 @@ import copy
 import pytest
 import torch
 
-from sk_itdiffusion.optimizers import SinglePrecisionMuon, orthogonalized
+from sk_itdiffusion.optimizers import (
+    OneCallAdamW,
+    SinglePrecisionMuon,
+    clip_norm,
+    orthogonalized,
+)
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -90,3 +95,45 @@ def test_the_state_of_muon_goes_on_where_it_was():
     for each in ((optimizer, first), (resumed, second)):
         step(*each, 2)
     assert torch.equal(first, second)
+
+
+def test_one_call_of_adamw_is_that_of_torch():
+    start = [random_matrices(1, 3, n, dtype=torch.float32)[0] for n in (1, 2, 5)]
+    parameters = [[torch.nn.Parameter(p.clone()) for p in start] for _ in range(2)]
+    settings = {"lr": 0.1, "betas": (0.8, 0.95)}
+
+    def groups(members):
+        return [{"params": members[:2], "weight_decay": 0.3}, {"params": members[2:]}]
+
+    optimizers = (
+        OneCallAdamW(groups(parameters[0]), **settings),
+        torch.optim.AdamW(groups(parameters[1]), **settings),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        for number, pair in enumerate(zip(*parameters, strict=True)):
+            gradient = torch.randn(pair[0].shape, generator=generator)
+            for parameter in pair:  # the second has none at first, and so fewer steps
+                parameter.grad = None if number == 1 and step == 0 else gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, first in zip(*parameters, start, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
+        assert (mine - first).abs().max() > 0.1
+    optimizers[0].zero_grad()
+    assert all(parameter.grad is None for parameter in parameters[0])
+
+
+@pytest.mark.parametrize("most", [1e-3, 1.0, 1e3])
+def test_norms_are_clipped_as_by_torch(most):
+    gradients = [random_matrices(1, n, 4)[0] for n in (1, 3, 6)]
+    before = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(parameters, most)
+    clip_norm(gradients, most)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, atol=0.0, rtol=1e-12)
+    after = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+    assert after == pytest.approx(min(before, most), rel=2e-6 / before)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from marks import others_slow
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -365,7 +366,7 @@ def test_images_score_as_their_rows_of_pixels(in_ensemble):
 # -- contributions ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("noise_floor", [None, 3.0, [2.0, 6.0]])
+@pytest.mark.parametrize("noise_floor", others_slow([[2.0, 6.0], 3.0, None]))
 @pytest.mark.parametrize("kind", ["continuous", "mixed", "discrete"])
 def test_contributions_sum_to_the_score(kind, noise_floor):
     quick = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 1, "steps_per_epoch": 5}
@@ -561,7 +562,7 @@ def test_unlikely_combinations_and_unknown_levels_score_low():
     assert usual > unknown + 2.0
 
 
-@pytest.mark.parametrize("contamination", ["auto", 0.1])
+@pytest.mark.parametrize("contamination", others_slow(["auto", 0.1]))
 @pytest.mark.parametrize("kind", ["mixed", "discrete"])
 def test_levels_of_left_out_rows_are_unlikely_and_no_error(kind, contamination):
     X = mixed_table(60)

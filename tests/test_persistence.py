@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 import skorch
 import torch
+from marks import others_slow
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -185,6 +186,15 @@ CASES = {
     ),
 }
 
+#: The cases of the quick tests, one of each class.
+QUICK_CASES = ("density", "pictures", "levels", "mixed", "ensemble", "detector")
+
+
+def first_the_quick(names):
+    """Return names to parametrise with, all but those of the quick cases marked slow."""
+    ordered = sorted(names, key=lambda name: name not in QUICK_CASES)
+    return others_slow(ordered, sum(name in QUICK_CASES for name in ordered))
+
 
 @pytest.fixture(scope="module")
 def fitted():
@@ -254,7 +264,7 @@ def epoch(row):
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", first_the_quick(CASES))
 def test_loaded_estimator_is_the_saved_one(name, fitted, tmp_path):
     estimator, X = fitted(name)
     loaded = saved_and_loaded(estimator, tmp_path)
@@ -270,7 +280,7 @@ def test_loaded_estimator_is_the_saved_one(name, fitted, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
-@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("detector")])
+@pytest.mark.parametrize("name", first_the_quick(n for n in CASES if "detector" not in n))
 def test_loaded_density_does_all_that_the_saved_one_does(name, fitted, tmp_path):
     estimator, X = fitted(name)
     loaded = saved_and_loaded(estimator, tmp_path)

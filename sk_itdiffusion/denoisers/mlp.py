@@ -37,13 +37,13 @@ class LocalDropout(nn.Module):
         keep = 1.0 - self.rate
         # Comparing uniform numbers, in place, is cheaper than drawing Bernoulli ones on a CPU.
         source = self.generator_on(h.device)
-        rows, n_rows = slice(None), len(h)
-        if self.place is not None and len(h) == self.place[0].stop - self.place[0].start:
-            rows, n_rows = self.place
-        shape = (n_rows, *h.shape[1:])
+        shared = self.place is not None and len(h) == self.place[0].stop - self.place[0].start
+        shape = (self.place[1], *h.shape[1:]) if self.place is not None and shared else h.shape
         # In single precision, where half precision would round the rate.
         uniform = torch.rand(shape, generator=source, dtype=torch.float32, device=h.device)
-        return h * uniform[rows].lt_(keep).div_(keep).to(h.dtype)
+        if self.place is not None and shared:
+            uniform = uniform[self.place[0]]
+        return h * uniform.lt_(keep).div_(keep).to(h.dtype)
 
     def generator_on(self, device: torch.device) -> Generator:
         """Return the generator, or one of another device that was seeded by it."""
@@ -176,9 +176,13 @@ class ResidualMLP(nn.Module):
         n_results = n_features if n_outputs is None else n_outputs
         self.outlet = linear(width, n_results, source, zero=True)
 
-    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the outputs, (B, n_outputs), for inputs z (B, n_features) and logsnr (B,)."""
-        condition = self.embedding(logsnr)
+    def forward(self, z: Tensor, logsnr: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the outputs, (B, n_outputs), for inputs z (B, n_features) and logsnr (B,).
+
+        The features of the log-SNR are computed unless they are given as ``condition``.
+        """
+        if condition is None:
+            condition = self.embedding(logsnr)
         features = self.features(z[:, : self.n_periodic])
         h = self.inlet(torch.cat([features, z[:, self.n_periodic :]], dim=1))
         for block in self.blocks:

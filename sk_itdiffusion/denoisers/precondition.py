@@ -42,7 +42,8 @@ class PreconditionedDenoiser(nn.Module):
     Parameters
     ----------
     backbone : nn.Module
-        Called as ``backbone(z, logsnr)`` with shapes (B, d) and (B,); returns (B, d).
+        Called as ``backbone(z, logsnr)`` with shapes (B, d) and (B,); returns (B, d).  If its
+        attribute ``embedding`` is the one below, the features are given as ``condition`` too.
     reference : Reference
         Analytic reference on the same d features.
     embedding : LogSNREmbedding
@@ -58,12 +59,32 @@ class PreconditionedDenoiser(nn.Module):
         self.embedding = embedding
         self.gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
 
+    def constants(self, z: Tensor, logsnr: Tensor) -> dict[str, Tensor]:
+        """Return what of a prediction does not depend on the weights.
+
+        It is the reference's prediction ``baseline`` (B, d), the factor ``spread`` (B,) of the
+        correction and the ``features`` (B, n_features) of the log-SNR.
+        """
+        return {
+            "baseline": self.reference.denoise(z, logsnr),
+            "spread": (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt(),
+            "features": self.embedding(logsnr),
+        }
+
+    def correction(self, z: Tensor, logsnr: Tensor, spread: Tensor, features: Tensor) -> Tensor:
+        """Return the network's correction to the reference, given what `constants` returns."""
+        gain = torch.exp(features @ self.gain)
+        # A backbone with the same embedding need not compute it once more.
+        shares = getattr(self.backbone, "embedding", None) is self.embedding
+        condition = {"condition": features} if shares else {}
+        correction: Tensor = (spread * gain)[:, None] * self.backbone(z, logsnr, **condition)
+        return correction
+
     def parts(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reference's prediction of the noise and the network's correction to it."""
-        spread = (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt()
-        gain = torch.exp(self.embedding(logsnr) @ self.gain)
-        correction = (spread * gain)[:, None] * self.backbone(z, logsnr)
-        return self.reference.denoise(z, logsnr), correction
+        constants = self.constants(z, logsnr)
+        baseline = constants.pop("baseline")
+        return baseline, self.correction(z, logsnr, **constants)
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise, shape (B, d)."""
