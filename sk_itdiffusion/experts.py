@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +41,8 @@ Array = NDArray[np.float64]
 
 #: Rows that the mixtures see at most; more hardly change them.
 MOST_ROWS_FOR_MIXTURES = 20_000
+#: Rows on which the number of components is searched.
+_ROWS_FOR_SEARCH = 10_000
 _COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
 _COMPONENTS_FOR_MAPS = (6, 20)
 _EM_STEPS_FOR_MAPS = 60
@@ -262,11 +265,11 @@ def fit_mixture_by_validation(
 ) -> GaussianMixtureReference | None:
     """Return the mixture whose number of components validates best, or None if one will do.
 
-    Numbers are tried in increasing order, with few steps each, until two in a row are no better;
-    then the numbers beside the best are, and the best once more from another start, since
-    expectation-maximisation ends in local optima.  The best must beat a single Gaussian by more
-    than one standard error, which guards against choosing among over-fitted mixtures by a handful
-    of rows.
+    Numbers are tried in increasing order, with few steps each and at most 10,000 rows, until two in
+    a row are no better; then the best is tried once more from another start, since
+    expectation-maximisation ends in local optima, and a quarter more than it.  The best must beat
+    a single Gaussian by more than one standard error, which guards against choosing among
+    over-fitted mixtures by a handful of rows.
 
     Parameters
     ----------
@@ -288,22 +291,25 @@ def fit_mixture_by_validation(
     share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(X), valid.X)
 
-    def fit(job: tuple[int, int, int]) -> tuple[float, GaussianMixtureReference]:
+    def fit(
+        rows: Array, n_steps: int, job: tuple[int, int]
+    ) -> tuple[float, GaussianMixtureReference]:
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
-        n_components, seed, n_steps = job
+        n_components, seed = job
         mixture = fit_gaussian_mixture(
-            X, n_components, np.random.RandomState(seed), regularization, n_steps
+            rows, n_components, np.random.RandomState(seed), regularization, n_steps
         )
         return float(share @ log_likelihoods(mixture, valid.X)), mixture
 
     def fit_all(
-        numbers: Sequence[int], n_steps: int = _EM_STEPS_FOR_SEARCH
+        numbers: Sequence[int],
+        rows: Array = X[:_ROWS_FOR_SEARCH],
+        n_steps: int = _EM_STEPS_FOR_SEARCH,
     ) -> list[tuple[float, GaussianMixtureReference]]:
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
-        return map_in_workers(
-            fit, [(*job, n_steps) for job in zip(numbers, seeds, strict=True)], "cpu"
-        )
+        jobs = zip(numbers, seeds, strict=True)
+        return map_in_workers(partial(fit, rows, n_steps), jobs, "cpu")
 
     possible = [
         k
@@ -314,8 +320,7 @@ def fit_mixture_by_validation(
     if best is None:
         return None
     score, mixture, n_best = best
-    # The longest first, so that the workers end at about the same time.
-    beside = fit_all([round(1.25 * n_best), n_best, max(2, round(0.8 * n_best))], _MOST_EM_STEPS)
+    beside = fit_all([round(1.25 * n_best), n_best], X, _MOST_EM_STEPS)
     mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
     mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
     return mixture if mean > error else None
