@@ -37,12 +37,14 @@ class LocalDropout(nn.Module):
         keep = 1.0 - self.rate
         # Comparing uniform numbers, in place, is cheaper than drawing Bernoulli ones on a CPU.
         source = self.generator_on(h.device)
-        shared = self.place is not None and len(h) == self.place[0].stop - self.place[0].start
-        shape = (self.place[1], *h.shape[1:]) if self.place is not None and shared else h.shape
+        place = self.place
+        if place is not None and len(h) != place[0].stop - place[0].start:
+            place = None
+        shape = h.shape if place is None else (place[1], *h.shape[1:])
         # In single precision, where half precision would round the rate.
         uniform = torch.rand(shape, generator=source, dtype=torch.float32, device=h.device)
-        if self.place is not None and shared:
-            uniform = uniform[self.place[0]]
+        if place is not None:
+            uniform = uniform[place[0]]
         return h * uniform.lt_(keep).div_(keep).to(h.dtype)
 
     def generator_on(self, device: torch.device) -> Generator:
