@@ -368,7 +368,8 @@ def test_density_in_other_units_has_their_jacobian(case):
 
 @law(few=2, many=100)
 def test_far_rows_score_below_all_others(case):
-    density = fitted_or_refused(case, IMMSEDensity(**case.parameters))
+    # Two strata leave a far row a standard error larger than its score.
+    density = fitted_or_refused(case, IMMSEDensity(**case.parameters | {"n_strata": 16}))
     if density is None:
         return
     width = np.ptp(case.X, axis=0)
@@ -428,7 +429,8 @@ def check_unknown_levels(density, case):
     texts = [name for name in case.X if case.X[name].dtype.kind not in "bif"]
     if not texts:
         return
-    rows = case.X.iloc[:2].astype({texts[0]: object})
+    seen = case.X if case.weight is None else case.X[np.asarray(case.weight) > 0]
+    rows = seen.iloc[:2].astype({texts[0]: object})
     rows[texts[0]] = "never seen"
     if density.handle_unknown == "error":
         with pytest.raises(ValueError, match=re.escape(texts[0])):
