@@ -31,7 +31,7 @@ def run_python(code):
 
 def test_base_dependencies_are_exactly_the_allowed_ones():
     numbers = {"numpy", "pandas", "scikit-learn", "skorch", "torch"}
-    allowed = numbers | {"joblib", "safetensors", "tqdm"}
+    allowed = numbers | {"joblib", "safetensors", "scipy", "tqdm"}
     assert {name_of(r) for r in PROJECT["dependencies"]} == allowed
 
 
