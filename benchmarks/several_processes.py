@@ -26,7 +26,7 @@ from typing import Any
 import joblib
 import numpy as np
 from numpy.typing import NDArray
-from results import describe_machine, format_markdown
+from results import describe_machine, describe_runs, describe_versions, format_markdown
 from sklearn.model_selection import GridSearchCV
 
 from sk_itdiffusion import IMMSEDensity, blocks
@@ -126,7 +126,7 @@ def main() -> None:
         return
     n_steps, n_epochs, n_scored = (20, 1, 500) if args.quick else (300, 10, 10_000)
 
-    print(describe_machine())
+    print(describe_runs([{"machine": describe_machine(), "versions": describe_versions()}]))
     speed = throughput(n_scored)
     print(
         format_markdown(["rows a second", *speed], [["", *(f"{v:,.0f}" for v in speed.values())]])
