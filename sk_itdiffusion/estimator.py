@@ -769,7 +769,7 @@ def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     )
     positive = weight[weight > 0]
     if not len(positive):
-        raise ValueError("sample_weight must have at least one positive weight.")
+        raise ValueError("sample_weight must have at least one non-zero weight.")
     if math.log10(positive.max()) - math.log10(positive.min()) > MOST_EXTREME_WEIGHTS:
         raise ValueError(
             f"sample_weight must not have weights more than 1e{MOST_EXTREME_WEIGHTS} times others, "

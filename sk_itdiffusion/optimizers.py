@@ -61,8 +61,8 @@ def orthogonalized(
 def clip_norm(gradients: list[Tensor], most: float) -> None:
     """Scale gradients, in place, so that their common Euclidean norm is at most a number.
 
-    It is `torch.nn.utils.clip_grad_norm_` in four calls instead of forty.  Networks that are
-    trained in threads hinder each other by each call, for which a thread has to have the
+    It is `torch.nn.utils.clip_grad_norm_` in few calls, however many gradients there are.  Networks
+    that are trained in threads hinder each other by each call, for which a thread has to have the
     interpreter's lock.
 
     Parameters
@@ -79,15 +79,15 @@ def clip_norm(gradients: list[Tensor], most: float) -> None:
 class _WithoutCompiler(torch.optim.Optimizer):
     """Optimiser whose bookkeeping is not marked for PyTorch's compiler.
 
-    The mark makes PyTorch import the compiler, for two seconds of the first fit of each process.
+    The mark makes PyTorch import the compiler, during the first fit of each process.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
-class OneCallAdamW(_WithoutCompiler, torch.optim.AdamW):
-    """AdamW on a CPU whose step is one call for all parameters, and little else."""
+class _GroupByGroup(_WithoutCompiler):
+    """Optimiser whose step is that of each of its parameter groups."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -97,28 +97,38 @@ class OneCallAdamW(_WithoutCompiler, torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            members = [p for p in group["params"] if p.grad is not None]
-            if not members:
-                continue
-            states = [self._state_of(parameter) for parameter in members]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1.0)
-            torch._fused_adamw_(
-                members,
-                [p.grad for p in members],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            self._step_of_group(group)
         return loss
+
+    def _step_of_group(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class OneCallAdamW(_GroupByGroup, torch.optim.AdamW):
+    """AdamW on a CPU whose step is one call for all parameters, and little else."""
+
+    def _step_of_group(self, group: dict[str, Any]) -> None:
+        members = [p for p in group["params"] if p.grad is not None]
+        if not members:
+            return
+        states = [self._state_of(parameter) for parameter in members]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0)
+        torch._fused_adamw_(
+            members,
+            [p.grad for p in members],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -129,7 +139,7 @@ class OneCallAdamW(_WithoutCompiler, torch.optim.AdamW):
         return state
 
 
-class SinglePrecisionMuon(_WithoutCompiler, torch.optim.Muon):
+class SinglePrecisionMuon(_GroupByGroup, torch.optim.Muon):
     """Muon whose steps are computed in the precision of the parameters, all of a size at once.
 
     PyTorch's own computes them in bfloat16, for which many processors have no instructions: there
@@ -137,21 +147,13 @@ class SinglePrecisionMuon(_WithoutCompiler, torch.optim.Muon):
     bits, so that two fits that differ by rounding drift apart.
     """
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; the closure runs once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for parameters in by_shape.values():
-                self._step_of_a_shape(parameters, group)
-        return loss
+    def _step_of_group(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for parameters in by_shape.values():
+            self._step_of_a_shape(parameters, group)
 
     def _step_of_a_shape(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]

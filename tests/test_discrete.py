@@ -421,7 +421,7 @@ def test_bad_tables_are_named(X, mixed_table):
         IMMSEDiscreteDensity(**TINY).fit(X[:1])
     with pytest.raises(NotFittedError):
         IMMSEDiscreteDensity().score_samples(X)
-    with pytest.raises(ValueError, match=r"at least one (non-zero|positive)"):
+    with pytest.raises(ValueError, match="at least one non-zero"):
         IMMSEDiscreteDensity(**TINY).fit(X, sample_weight=np.zeros(len(X)))
     est = IMMSEMixedDensity(**TINY).fit(mixed_table[:200])
     with pytest.raises(ValueError, match="feature names"):

@@ -100,6 +100,26 @@ def test_import_leaves_matplotlib_alone():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_no_fit_imports_the_compiler():
+    """PyTorch's own optimisers do, which takes longer than a small fit."""
+    result = run_python(
+        """
+import warnings; warnings.simplefilter("ignore")
+import sys
+import numpy as np
+from sk_itdiffusion import IMMSEDensity
+
+X = np.random.default_rng(0).normal(size=(100, 2))
+density = IMMSEDensity(max_epochs=1, steps_per_epoch=2, random_state=0).fit(X)
+assert list(density.nets_) == ["network", "network_2"]
+print([name for name in sys.modules if name.startswith("torch._dynamo")])
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
 def test_import_changes_no_global_state():
     """The libraries below may set things at import; this package may not."""
     result = run_python(

@@ -1,8 +1,5 @@
 """Batches of noisy rows, and what is computed of them once and for all."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -101,19 +98,3 @@ def test_prepared_rows_have_the_bound_and_the_gradient_of_the_rows(training):
             scale = float(expected.abs().max())
             assert scale > 0.0
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5 * scale)
-
-
-@pytest.mark.slow
-def test_no_fit_imports_the_compiler():
-    code = """
-import sys
-import numpy as np
-from sk_itdiffusion import IMMSEDensity
-
-X = np.random.default_rng(0).normal(size=(100, 2))
-density = IMMSEDensity(max_epochs=1, steps_per_epoch=2, random_state=0).fit(X)
-assert list(density.nets_) == ["network", "network_2"]
-print([name for name in sys.modules if name.startswith("torch._dynamo")])
-"""
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert run.stdout.strip() == "[]"
