@@ -46,17 +46,21 @@ class IMMSEDensity(TableEstimator):
 
     Parameters
     ----------
-    reference : {"auto", "gaussian", "gaussian_mixture"} or Reference, default="auto"
-        Reference q, the control variate of the integral.  ``"auto"`` takes the likelier, on
-        validation rows, of a normal distribution and a mixture of normal distributions whose
-        number of components is found by validation; the normal one if neither is an
-        expert.  A `Reference` object is in the units of X;
-        columns are then only standardised.
+    reference : str or Reference, default="auto"
+        Reference q, the control variate of the integral: ``"gaussian"``, ``"gaussian_mixture"``,
+        ``"kernel_density"``, ``"auto"`` or a `Reference` object.  ``"auto"`` takes the likeliest,
+        on validation rows, of a normal distribution, a mixture of normal distributions whose number
+        of components is found by validation, and the kernel density of ``experts``; the normal one
+        if none is an expert.  An object is in the units of X; columns are then only standardised.
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
-        ``"gaussian"``, ``"gaussian_mixture"`` and ``"reference"`` (the object given as
-        ``reference``), where ``"network"`` stands for all networks.  ``"auto"`` takes all there
-        are; ``["network"]`` leaves the references out.
+        ``"gaussian"``, ``"gaussian_mixture"``, ``"kernel_density"`` and ``"reference"`` (the object
+        given as ``reference``), where ``"network"`` stands for all networks.  ``"auto"`` takes all
+        there are; ``["network"]`` leaves the references out.  The kernel density has a kernel
+        around each of at most 10,000 training rows, which the estimator then stores, and finds
+        structure as fine as values that come again.  Without being asked for it is an expert only
+        beside networks, and if it lowers the validation bound by more than 0.02 nats and one
+        standard error; rows of the training set are likelier under it than others.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
         a power transformation.  ``"auto"`` chooses by validation.
@@ -208,7 +212,13 @@ class IMMSEDensity(TableEstimator):
     True
     """
 
-    _experts: ClassVar[tuple[str, ...]] = ("network", "gaussian", "gaussian_mixture", "reference")
+    _experts: ClassVar[tuple[str, ...]] = (
+        "network",
+        "gaussian",
+        "gaussian_mixture",
+        "kernel_density",
+        "reference",
+    )
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
         "experts",
@@ -219,7 +229,10 @@ class IMMSEDensity(TableEstimator):
     )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TableEstimator._parameter_constraints,
-        "reference": [StrOptions({"auto", "gaussian", "gaussian_mixture"}), Reference],
+        "reference": [
+            StrOptions({"auto", "gaussian", "gaussian_mixture", "kernel_density"}),
+            Reference,
+        ],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
         "image_shape": [tuple, list, None],
         "denoiser": [torch.nn.Module, None],

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -43,12 +43,14 @@ from sk_itdiffusion.experts import (
     MappedSplit,
     choose_marginal_map,
     fit_gaussian_by_validation,
+    fit_kernel_density_by_validation,
     fit_latent_class_by_validation,
     fit_mixture_by_validation,
     level_logsnr_range,
     log_likelihoods,
     logsnr_range,
     marginal_kinds,
+    mean_and_error,
     mixture_regularization,
 )
 from sk_itdiffusion.generators import CopyableGenerator
@@ -76,7 +78,12 @@ from sk_itdiffusion.model import (
 from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
-from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references import (
+    GaussianReference,
+    IndependentReference,
+    KernelDensityReference,
+    Reference,
+)
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.rows import (
     ColumnReport,
@@ -132,6 +139,10 @@ LEAST_DROPOUT = 0.01
 NETWORKS_OF_A_TABLE = 2
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
+#: Name of the density of kernels among experts and references.
+KERNELS = "kernel_density"
+#: Gain in nats for which each score may pass through all kernels.
+LEAST_GAIN_OF_KERNELS = 0.02
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
 SHARE_OF_TRAINING = 0.95
 
@@ -245,8 +256,9 @@ def fit_table_model(
         split = MappedSplit.behind(
             previous.space, *split_rows(rows, previous.space, settings, seeds.split)
         )
-        references, control, logsnr = previous.references, previous.control, previous.logsnr
-        preconditioner = previous.preconditioner
+        # Its kernels may stand on rows that now validate.
+        references = {name: r for name, r in previous.references.items() if name != KERNELS}
+        logsnr, preconditioner = previous.logsnr[:N_NODES], previous.preconditioner
     else:
         rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
         train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
@@ -254,9 +266,14 @@ def fit_table_model(
         split, references = fit_analytic_side(
             space, train_rows, valid_rows, step, settings, seeds.mixtures
         )
-        control = choose_control(references, split.valid, settings)
         preconditioner = choose_preconditioner(references, settings)
         logsnr = np.linspace(*model_range(split, references, step), N_NODES)
+    references |= kernel_reference(split, references, step, settings)
+    logsnr = with_nodes_for_kernels(logsnr, references, step)
+    if previous is not None and previous.control in references and KERNELS not in references:
+        control = previous.control
+    else:
+        control = choose_control(references, split.valid, settings)
     model = TableModel(
         space=split.space,
         references=references,
@@ -265,7 +282,7 @@ def fit_table_model(
         nets={},
         logsnr=logsnr,
         expert_names=(),
-        weights=np.empty((N_NODES, 0)),
+        weights=np.empty((len(logsnr), 0)),
         rule=None,
         seeds=seeds,
         device=settings.device,
@@ -513,12 +530,10 @@ def fit_references(
 ) -> dict[str, Reference]:
     """Return the references that the settings ask for and that validation rows can judge."""
     random_state = np.random.RandomState(seed)
-    asked = set() if settings.experts == "auto" else set(settings.experts)
+    asked = {settings.preconditioner, *asked_experts(settings)}
 
     def wanted(name: str) -> bool:
-        return judged and (
-            settings.reference in ("auto", name) or settings.preconditioner == name or name in asked
-        )
+        return judged and (settings.reference in ("auto", name) or name in asked)
 
     continuous = _continuous_references(split, step, settings, random_state, stop, wanted, judged)
     layout = split.space.layout
@@ -575,6 +590,51 @@ def _continuous_references(
         if mixture is not None:
             references["gaussian_mixture"] = mixture
     return references
+
+
+def kernel_reference(
+    split: MappedSplit, references: dict[str, Reference], step: Array, settings: FitSettings
+) -> dict[str, Reference]:
+    """Return the density of kernels by its name, if it is wanted and better than the mixture.
+
+    A fit without networks is meant to be quick, and gets it only if it is asked for.
+    """
+    layout = split.space.layout
+    asked = settings_ask_for_kernels(settings)
+    by_default = (settings.reference, settings.experts) == ("auto", "auto")
+    by_default = by_default and settings.has_table_network and settings.max_epochs > 0
+    judged = not np.array_equal(split.valid.X, split.train.X)
+    if layout.variables or settings.has_images or not judged or not (asked or by_default):
+        return {}
+    plain = references.get("gaussian_mixture", references["gaussian"])
+
+    def fitted(stop: threading.Event) -> KernelDensityReference | None:
+        resolution = float(step.max(initial=0.0))
+        return fit_kernel_density_by_validation(split.train, split.valid, plain, resolution, stop)
+
+    density = settings.processes.from_first(lambda: run_interruptibly(fitted))
+    return {} if density is None else {KERNELS: density}
+
+
+def settings_ask_for_kernels(settings: FitSettings) -> bool:
+    """Return whether kernels are no choice of the library."""
+    return settings.reference == KERNELS or KERNELS in asked_experts(settings)
+
+
+def asked_experts(settings: FitSettings) -> Collection[str]:
+    """Return the names of the experts that are asked for."""
+    return () if settings.experts == "auto" else settings.experts
+
+
+def with_nodes_for_kernels(logsnr: Array, references: dict[str, Reference], step: Array) -> Array:
+    """Return the nodes, with more of them beyond the network's where kernels need it."""
+    if KERNELS not in references:
+        return logsnr
+    _, high = logsnr_range([references[KERNELS]], float(step.max(initial=0.0)))
+    n_more = math.ceil((high - logsnr[-1]) / (logsnr[1] - logsnr[0]))
+    return (
+        np.append(logsnr, np.linspace(logsnr[-1], high, n_more + 1)[1:]) if n_more > 0 else logsnr
+    )
 
 
 def plain_reference(references: dict[str, Reference]) -> str:
@@ -733,6 +793,11 @@ def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
     return settings.device.type == "cpu" and small
 
 
+def range_of_network(model: TableModel) -> tuple[float, float]:
+    """Return the log-SNRs between which networks are trained; kernels may reach beyond."""
+    return float(model.logsnr[0]), float(model.logsnr[:N_NODES][-1])
+
+
 def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
     """Return the preconditioner's mean negative log-likelihood of the validation rows."""
     mapped = log_likelihoods(model.references[model.preconditioner], split.valid.X)
@@ -750,7 +815,8 @@ def build_network(
 ) -> Network:
     """Return a network that corrects the preconditioner: untrained, or a copy of the one given."""
     layout = model.space.layout
-    embedding = LogSNREmbedding(float(model.logsnr[0]), float(model.logsnr[-1]))
+    low, high = range_of_network(model)
+    embedding = LogSNREmbedding(low, high)
     reference = copy.deepcopy(model.references[model.preconditioner]).float()
     if settings.denoiser is not None:
         given = copy.deepcopy(settings.denoiser).float()
@@ -762,8 +828,8 @@ def build_network(
         assert settings.image_shape is not None
         unet = UNetBackbone(
             settings.image_shape,
-            float(model.logsnr[0]),
-            float(model.logsnr[-1]),
+            low,
+            high,
             width=settings.hidden_size,
             n_blocks=settings.n_blocks,
             dropout=dropout,
@@ -818,7 +884,7 @@ def train_network(
     generator = CopyableGenerator().manual_seed(
         model.seeds.network + model.n_fits - 1 + 1_000_003 * number_of_network(name)
     )
-    low, high = float(model.logsnr[0]), float(model.logsnr[-1])
+    low, high = range_of_network(model)
     n_rows = n_observations(split.train, split.space)
     if settings.stream is not None:
         n_rows += len(settings.stream)
@@ -1020,6 +1086,8 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
     profile = model.profile(valid.X, valid.weight, keys)
+    if KERNELS in model.references and not settings_ask_for_kernels(settings):
+        profile = without_dear_kernels(model, profile, split, settings)
     members = restrict_profile(profile, model.expert_names)
     model.weights = stacking_weights(members, expert_of_few_rows(model))
     model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
@@ -1035,9 +1103,35 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     )
 
 
+def without_dear_kernels(
+    model: TableModel, profile: ErrorProfile, split: MappedSplit, settings: FitSettings
+) -> ErrorProfile:
+    """Return the profile of the experts that are kept, and drop kernels that bring little.
+
+    They must lower the validation bound of the stack by more than 0.02 nats and one standard error.
+    """
+    members = restrict_profile(profile, model.expert_names)
+    others = restrict_profile(profile, [name for name in model.expert_names if name != KERNELS])
+    plain = expert_of_few_rows(model)
+    errors, errors_of_others = (
+        part.row_errors(stacking_weights(part, plain)) for part in (members, others)
+    )
+    gain = profile.integral(errors_of_others - errors)
+    mean, error = mean_and_error(gain, profile.row_weight)
+    if mean > max(error, LEAST_GAIN_OF_KERNELS):
+        return profile
+    model.references = {name: r for name, r in model.references.items() if name != KERNELS}
+    model.expert_names = others.names
+    model.logsnr = model.logsnr[:N_NODES]
+    if model.control == KERNELS:
+        model.control = choose_control(model.references, split.valid, settings)
+    kept = restrict_profile(profile, [name for name in profile.names if name != KERNELS])
+    return replace(kept, logsnr=kept.logsnr[:N_NODES], gram=kept.gram[:N_NODES])
+
+
 def n_profile_rows(model: TableModel, n_rows: int) -> int:
     """Return how many of the validation rows the error profile can afford."""
-    affordable = MOST_PROFILE_WORK // (N_NODES * model.widest)
+    affordable = MOST_PROFILE_WORK // (len(model.logsnr) * model.widest)
     return min(n_rows, MOST_PROFILE_ROWS, max(100, affordable))
 
 
@@ -1072,8 +1166,9 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
         warnings.warn(
             f"experts names {missing}, which these rows do not allow: a network needs "
             f"{LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous), "
-            "gaussian_mixture continuous columns and latent_class discrete ones, and both have to "
-            "be better than the plain reference on the validation rows.",
+            "gaussian_mixture continuous columns, kernel_density at most 50 of them and no others, "
+            "latent_class discrete ones, and these have to be better than the plain reference on "
+            "the validation rows, kernel_density than the mixture.",
             UserWarning,
             stacklevel=6,
         )
@@ -1095,11 +1190,13 @@ def scoring_rule(
         if (model.control in model.expert_names)
         else None
     )
-    differs = np.ones(N_NODES, dtype=bool) if control is None else model.weights[:, control] < 1.0
+    differs = np.ones(len(model.logsnr), dtype=bool)
+    if control is not None:
+        differs = model.weights[:, control] < 1.0
     if not differs.any():
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]
-    nodes = slice(max(first - 1, 0), min(last + 2, N_NODES))
+    nodes = slice(max(first - 1, 0), min(last + 2, len(model.logsnr)))
     keys = row_keys(valid.X, model.seeds.scoring + 2)
     if model.space.is_discrete:
         valid, keys = repeated(valid, keys, 100)

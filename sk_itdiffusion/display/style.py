@@ -72,6 +72,7 @@ _KNOWN = {
     "gaussian": Style(GREY, "--", "", "//"),
     "gaussian_mixture": Style(ORANGE, "-.", "s", ".."),
     "independent": Style(GREY, "--", "", "//"),
+    "kernel_density": Style(GREEN, (0, (3, 1, 1, 1, 1, 1)), "X", "++"),
     "latent_class": Style(GREEN, "-.", "^", "xx"),
     "reference": Style(PURPLE, (0, (5, 1)), "D", "oo"),
     "dense_network": _SECOND_NETWORK,
@@ -90,6 +91,7 @@ _TITLES = {
     "gaussian": "Gaussian",
     "gaussian_mixture": "Gaussian mixture",
     "independent": "independent columns",
+    "kernel_density": "kernel density",
     "latent_class": "latent classes",
     "dense_network": "dense network",
 }

@@ -75,6 +75,7 @@ from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
+    KernelDensityReference,
     LatentClassReference,
     LowRankGaussianReference,
 )
@@ -305,6 +306,11 @@ def registry() -> Registry:
                 GaussianMixtureReference,
                 ["n_features"],
                 ["log_weights", "means", "variances", "basis"],
+            ),
+            bare_codec(
+                KernelDensityReference,
+                ["background", "n_features"],
+                ["points", "log_weights", "variances", "basis", "background_weight"],
             ),
             bare_codec(
                 IndependentReference, ["layout", "continuous", "n_features"], ["log_prior_#"]

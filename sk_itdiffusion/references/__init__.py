@@ -3,6 +3,7 @@
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion.references.kernel_density import KernelDensityReference
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
@@ -10,6 +11,7 @@ __all__ = [
     "GaussianMixtureReference",
     "GaussianReference",
     "IndependentReference",
+    "KernelDensityReference",
     "LatentClassReference",
     "LowRankGaussianReference",
     "Reference",

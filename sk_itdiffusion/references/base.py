@@ -28,6 +28,7 @@ class Reference(nn.Module, ABC):
     --------
     GaussianReference : Normal distribution.
     GaussianMixtureReference : Mixture of normal distributions.
+    KernelDensityReference : Normal kernels around points.
 
     Examples
     --------

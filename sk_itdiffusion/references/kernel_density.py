@@ -1,0 +1,233 @@
+r"""The kernel-density reference.
+
+Normal kernels of one covariance around given points, and a Gaussian mixture for what lies far from
+all of them:
+
+.. math:: p(x) = (1 - \pi) \sum_i w_i\, N(x; x_i, \Sigma) + \pi\, q(x).
+
+After the noise channel it is again of this kind, so the optimal denoiser is known; the posterior of
+the kernels, :math:`r_i \propto w_i N(z; \sqrt{\sigma(a)} x_i, \sigma(a)\Sigma + \sigma(-a) I)`, is
+what a layer of attention computes, with the noisy point as query and the points as keys and values.
+The density of :math:`q` enters as one more key, whose weight is the posterior of the mixture.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+
+__all__ = ["KernelDensityReference"]
+
+
+class KernelDensityReference(Reference):
+    """Normal kernels of one covariance around points, mixed with a Gaussian mixture.
+
+    Parameters
+    ----------
+    points : array-like of shape (n_points, n_features)
+        Centers of the kernels.
+    covariance : array-like of shape (n_features, n_features)
+        Covariance of each kernel; symmetric and positive definite.
+    background : GaussianMixtureReference
+        Mixture for what lies far from all points; an object of its own.
+    background_weight : float
+        Probability of the background, above 0 and below 1.
+    weights : array-like of shape (n_points,) or None, default=None
+        Positive weights of the points, scaled to sum to 1; None for equal ones.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree, a value is not finite, a weight is not in its range, or the
+        covariance is not positive definite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_itdiffusion.references import GaussianMixtureReference, KernelDensityReference
+    >>> normal = GaussianMixtureReference([1.0], [[0.0]], [[[1.0]]])
+    >>> density = KernelDensityReference([[-1.0], [1.0]], [[1.0]], normal, 0.5)
+    >>> round(density.log_prob(torch.zeros(1, 1, dtype=torch.float64)).item(), 4)
+    -1.1380
+    """
+
+    points: Tensor
+    log_weights: Tensor
+    variances: Tensor
+    basis: Tensor
+    background_weight: Tensor
+
+    def __init__(
+        self,
+        points: ArrayLike | Tensor,
+        covariance: ArrayLike | Tensor,
+        background: GaussianMixtureReference,
+        background_weight: float | Tensor,
+        weights: ArrayLike | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        centers = as_float_tensor(points, 2, "points")
+        matrix = as_float_tensor(covariance, 2, "covariance")
+        n_points, n_features = centers.shape
+        proportions = as_float_tensor(
+            np.ones(n_points) if weights is None else weights, 1, "weights"
+        )
+        if len(proportions) != n_points or bool((proportions <= 0).any()):
+            raise ValueError("weights must be positive, one for each row of points.")
+        if matrix.shape != (n_features, n_features) or background.n_features != n_features:
+            raise ValueError(
+                f"covariance and background must have {n_features} features to match points, got "
+                f"shape {tuple(matrix.shape)} and {background.n_features} features."
+            )
+        share = float(background_weight)
+        if not 0.0 < share < 1.0:
+            raise ValueError(f"background_weight must be above 0 and below 1, got {share}.")
+        variances, basis = eigenbasis(matrix, "covariance")
+        self.n_features = n_features
+        self.background = background
+        self.register_buffer("points", centers)
+        self.register_buffer("log_weights", (proportions / proportions.sum()).log())
+        self.register_buffer("variances", variances)
+        self.register_buffer("basis", basis)
+        self.register_buffer("background_weight", torch.tensor(share, dtype=torch.float64))
+
+    @property
+    def n_points(self) -> int:
+        """Number of kernels."""
+        return len(self.points)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of each kernel, shape (n_features, n_features)."""
+        return (self.basis * self.variances) @ self.basis.T
+
+    @property
+    def n_intermediate(self) -> int:
+        """Numbers that one evaluation makes; see `Reference.n_intermediate`.
+
+        Attention never holds those of all points.
+        """
+        return max(2 * self.n_features, self.background.n_intermediate)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density in nats; see `Reference.log_prob`."""
+        kernels = (-self.background_weight).log1p() + self.kernel_log_prob(x).logsumexp(1)
+        return torch.logaddexp(kernels, self.background_weight.log() + self.background.log_prob(x))
+
+    def kernel_log_prob(self, x: Tensor) -> Tensor:
+        """Return the logarithms of the weighted densities of the kernels.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, d)
+            Points.
+
+        Returns
+        -------
+        Tensor of shape (B, n_points)
+            Logarithm of weight times density, in nats; the weights sum to 1.
+        """
+        axes = self.basis / self.variances.sqrt()
+        # Differences are taken before squares: kernels may be narrow, and points far away.
+        distance = torch.cdist(
+            x @ axes, self.points @ axes, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        constant = self.variances.log().sum() + self.n_features * math.log(2 * math.pi)
+        log_joint: Tensor = self.log_weights - 0.5 * (distance.square() + constant)
+        return log_joint
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
+        signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
+        log_joint, whitened = self.background.noisy_components(z, logsnr)
+        rotated = z @ self.basis
+        spread = signal.square() * self.variances + noise.square()
+        # The kernels' log-densities without what they have in common for a noisy point.
+        in_common = -0.5 * (rotated.square() / spread + spread.log() + math.log(2 * math.pi)).sum(1)
+        other = self.background_weight.logit() + log_joint.logsumexp(1) - in_common
+        query = [signal * rotated / spread, -0.5 * signal.square() / spread, other[:, None]]
+        mean, posterior = self._attend(torch.cat(query, dim=1)).split([self.n_features, 1], dim=1)
+        from_kernels = noise * (((1.0 - posterior) * rotated - signal * mean) / spread)
+        from_background = self.background.average_noise(log_joint.softmax(1), whitened, logsnr)
+        predicted: Tensor = from_kernels @ self.basis.T + posterior * from_background
+        return predicted
+
+    def _attend(self, query: Tensor) -> Tensor:
+        """Return the posterior mean of points, in the eigenbasis, and the background's posterior.
+
+        The background's logit is the last entry of a query; its value is zero with a flag.
+        """
+        centers = self.points @ self.basis
+        n_features, width = self.n_features, 2 * self.n_features + 2
+        keys = query.new_zeros(self.n_points + 1, width)
+        keys[:-1, :n_features] = centers
+        keys[:-1, n_features:-2] = centers.square()
+        keys[-1, -2] = 1.0
+        keys[:-1, -1] = self.log_weights
+        values = query.new_zeros(self.n_points + 1, width)
+        values[:-1, :n_features] = centers
+        values[-1, n_features] = 1.0
+        query = torch.cat([query, query.new_ones(len(query), 1)], dim=1)
+        attended = scaled_dot_product_attention(
+            query[None, None], keys[None, None], values[None, None], scale=1.0
+        )
+        found: Tensor = attended[0, 0, :, : n_features + 1]
+        return found
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
+        """Return random points; see `Reference.sample`."""
+        is_background = random_state.uniform(size=n_samples) < float(self.background_weight)
+        weights = self.log_weights.exp().cpu().numpy()
+        chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
+        white = random_state.standard_normal((n_samples, self.n_features))
+        root = (self.basis * self.variances.sqrt()).cpu().numpy()
+        near = self.points.cpu().numpy()[chosen] + white @ root.T
+        elsewhere = self.background.sample(n_samples, random_state)
+        return np.where(is_background[:, None], elsewhere, near)
+
+    def standardized(self, center: ArrayLike, scale: ArrayLike) -> KernelDensityReference:
+        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
+        return KernelDensityReference(
+            (self.points.cpu().numpy() - shift) / width,
+            self.covariance.cpu().numpy() / np.outer(width, width),
+            self.background.standardized(center, scale),
+            self.background_weight,
+            self.log_weights.exp(),
+        )
+
+    def variance_range(self) -> tuple[float, float]:
+        """Return the kernels' or a component's least variance, and the greatest one of all.
+
+        See `Reference.variance_range`.
+        """
+        least, greatest = self.background.variance_range()
+        weights = self.log_weights.exp()
+        offset = self.points - weights @ self.points
+        total = self.covariance + (weights[:, None] * offset).T @ offset
+        return (
+            min(least, float(self.variances.min())),
+            max(greatest, float(torch.linalg.eigvalsh(total).max())),
+        )
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows.
+
+        Returns
+        -------
+        str
+            The sizes.
+        """
+        return (
+            f"n_points={self.n_points}, n_features={self.n_features}, "
+            f"background_weight={float(self.background_weight):.3g}"
+        )

@@ -1,0 +1,268 @@
+"""The density of kernels: against the mixture that it is, brute force, and a known density."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.base import clone
+
+import sk_itdiffusion
+from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion.experts import fit_kernel_density_by_validation
+from sk_itdiffusion.references import (
+    GaussianMixtureReference,
+    GaussianReference,
+    KernelDensityReference,
+)
+from sk_itdiffusion.rows import WeightedRows, group_rows
+
+NOISE = 2e-3
+N_ATOMS = 150
+QUICK = {"max_epochs": 1, "steps_per_epoch": 5, "hidden_size": 16, "random_state": 0}
+
+
+def atoms():
+    return np.random.default_rng(7).normal(size=(N_ATOMS, 2))
+
+
+def recurring(n, seed):
+    """Rows near one of 150 points; their density is known."""
+    rng = np.random.default_rng(seed)
+    return atoms()[rng.integers(N_ATOMS, size=n)] + NOISE * rng.normal(size=(n, 2))
+
+
+def true_log_density(X):
+    distance = ((X[:, None] - atoms()) ** 2).sum(axis=2)
+    log_kernels = -0.5 * distance / NOISE**2 - np.log(2 * np.pi * NOISE**2 * N_ATOMS)
+    return np.logaddexp.reduce(log_kernels, axis=1)
+
+
+def normal(d):
+    return GaussianMixtureReference([1.0], np.zeros((1, d)), np.eye(d)[None])
+
+
+def make_density(d=3, n=40):
+    """Return a density of kernels, and the same as a mixture of all its components."""
+    rng = np.random.default_rng(0)
+    points, weights = rng.normal(size=(n, d)), rng.uniform(0.1, 1.0, size=n)
+    root = rng.normal(size=(d, d))
+    covariance = 0.02 * root @ root.T + 1e-3 * np.eye(d)
+    means, covariances = rng.normal(size=(2, d)), np.stack([np.eye(d), 2.0 * np.eye(d)])
+    background = GaussianMixtureReference([0.3, 0.7], means, covariances)
+    density = KernelDensityReference(points, covariance, background, 0.2, weights)
+    mixture = GaussianMixtureReference(
+        np.append(0.8 * weights / weights.sum(), [0.06, 0.14]),
+        np.vstack([points, means]),
+        np.concatenate([np.broadcast_to(covariance, (n, d, d)), covariances]),
+    )
+    return density, mixture
+
+
+@pytest.mark.parametrize("logsnr", [-8.0, -1.0, 2.0, 6.0, 18.0])
+@pytest.mark.parametrize("d", [1, 3])
+def test_denoiser_is_that_of_the_mixture(d, logsnr):
+    density, mixture = make_density(d)
+    z = torch.from_numpy(np.random.default_rng(1).normal(scale=2.0, size=(50, d)))
+    z[0] = 1e4  # far from all
+    level = torch.full((50,), logsnr, dtype=torch.float64)
+    np.testing.assert_allclose(density(z, level), mixture(z, level), rtol=1e-8, atol=1e-10)
+
+
+def test_distribution_is_that_of_the_mixture():
+    density, mixture = make_density()
+    X = np.random.default_rng(1).normal(scale=2.0, size=(50, 3))
+    np.testing.assert_allclose(
+        density.log_prob(torch.from_numpy(X)), mixture.log_prob(torch.from_numpy(X)), rtol=1e-12
+    )
+    center, scale = np.array([0.3, -2.0, 0.0]), np.array([4.0, 0.1, 1.0])
+    moved = density.standardized(center, scale)
+    got = moved.log_prob(torch.from_numpy((X - center) / scale)).numpy()
+    expected = density.log_prob(torch.from_numpy(X)).numpy() + np.log(scale).sum()
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    least, greatest = density.variance_range()
+    assert least == pytest.approx(mixture.variance_range()[0])
+    assert greatest >= 2.0  # the background's
+    drawn = density.sample(50_000, np.random.RandomState(0))
+    same = mixture.sample(50_000, np.random.RandomState(1))
+    for column in range(3):
+        assert stats.ks_2samp(drawn[:, column], same[:, column]).pvalue > 1e-3
+
+
+def test_log_density_far_away_is_the_backgrounds():
+    density, _ = make_density()
+    far = torch.full((1, 3), 1e6, dtype=torch.float64)
+    expected = density.background.log_prob(far) + np.log(0.2)
+    np.testing.assert_allclose(density.log_prob(far), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [1.0, 0.0]}, "weights must be positive"),
+        ({"covariance": np.eye(3)}, "covariance and background must have 2 features"),
+        ({"background": normal(3)}, "covariance and background must have 2 features"),
+        ({"background_weight": 1.0}, "background_weight must be above 0 and below 1"),
+        ({"covariance": np.zeros((2, 2))}, "covariance must be positive definite"),
+        ({"points": [[0.0, np.nan], [0.0, 0.0]]}, "points must be finite"),
+    ],
+)
+def test_bad_parameters_are_refused(changes, message):
+    good = {
+        "points": np.zeros((2, 2)),
+        "covariance": np.eye(2),
+        "background": normal(2),
+        "background_weight": 0.5,
+    }
+    with pytest.raises(ValueError, match=message):
+        KernelDensityReference(**good | changes)
+
+
+def left_out_log_likelihood(X, weight, covariance, background, background_weight):
+    """Mean log-density of rows, each without its own kernel, by brute force."""
+    values = []
+    for i, x in enumerate(X):
+        others = np.delete(np.arange(len(X)), i)
+        share = weight[others] / weight[others].sum()
+        kernels = stats.multivariate_normal(np.zeros(X.shape[1]), covariance).pdf(X[others] - x)
+        elsewhere = np.exp(background.log_prob(torch.from_numpy(x[None])).item())
+        mixed = (1 - background_weight) * share @ kernels + background_weight * elsewhere
+        values.append(np.log(mixed))
+    return np.average(values, weights=weight)
+
+
+def test_fit_is_an_optimum_of_the_left_out_likelihood():
+    X, valid = recurring(400, 0), recurring(100, 1)
+    weight = np.random.default_rng(2).uniform(0.5, 2.0, size=400)
+    plain = GaussianReference.fit(X)
+    density = fit_kernel_density_by_validation(
+        WeightedRows(X, weight), WeightedRows(valid, np.ones(100)), plain, 0.0
+    )
+    covariance, share = density.covariance.numpy(), float(density.background_weight)
+
+    def likelihood(covariance, share):
+        return left_out_log_likelihood(X, weight, covariance, density.background, share)
+
+    best = likelihood(covariance, share)
+    # Steps end where one brings less than 0.005 nats, which may leave as much again.
+    assert best > likelihood(0.7 * covariance, share) + 0.01
+    assert best > likelihood(1.4 * covariance, share) + 0.01
+    assert best > likelihood(covariance, 0.5 * share) - 0.005
+    assert best > likelihood(covariance, min(2 * share, 0.9)) - 0.005
+    sheared = covariance @ np.array([[1.0, 0.8], [0.0, 1.0]])
+    assert best > likelihood((sheared + sheared.T) / 2, share)
+    # Between the noise, of many rows at each atom, and that of both rows of a pair.
+    deviation = np.sqrt(np.diag(covariance))
+    assert (deviation > NOISE).all()
+    assert (deviation < 1.1 * np.sqrt(2) * NOISE).all()
+
+
+def test_kernels_are_no_finer_than_the_lattice():
+    X = np.round(recurring(400, 0), 1) + 1e-9 * np.random.default_rng(0).normal(size=(400, 2))
+    rows = WeightedRows(X, np.ones(400))
+    plain = GaussianReference.fit(X)
+    for resolution, least in ((0.1, 0.1**2 / 12), (0.0, 1e-7)):
+        density = fit_kernel_density_by_validation(rows, rows, plain, resolution)
+        assert (density.variances >= 0.999 * least).all()
+        assert (density.variances < 2 * least).all()
+
+
+def test_values_that_come_again_are_found():
+    """Kernels bring the estimate close to the truth, from which all else is far."""
+    X, new = recurring(2000, 0), recurring(400, 1)
+    truth = true_log_density(new)
+    with_kernels = IMMSEDensity(**QUICK).fit(X)
+    others = ["network", "gaussian", "gaussian_mixture"]
+    without = IMMSEDensity(**QUICK, experts=others).fit(X)
+    assert "kernel_density" in with_kernels.references_
+    gap, std = with_kernels.score_samples(new, return_std=True)
+    gap = truth - gap
+    error = np.hypot(gap.std(), np.sqrt(np.mean(std**2))) / np.sqrt(len(new))
+    assert -3 * error < gap.mean() < 0.3 + 3 * error
+    assert np.mean(truth - without.score_samples(new)) > 2.0
+    spread = np.hypot(gap.std(), gap.std()) / np.sqrt(200)  # of 200 rows that validate
+    assert with_kernels.entropy_ == pytest.approx(-with_kernels.score(new), abs=3 * spread)
+
+
+def test_nodes_reach_where_the_kernels_are_but_networks_are_not_trained_there():
+    X = recurring(600, 0)
+    experts = ["network", "gaussian"]
+    without = IMMSEDensity(**QUICK, marginals="standard", experts=experts, reference="gaussian")
+    kernels = clone(without).set_params(experts=[*experts, "kernel_density"]).fit(X)
+    without.fit(X)
+    n_nodes = len(without.logsnr_)
+    np.testing.assert_array_equal(kernels.logsnr_[:n_nodes], without.logsnr_)
+    least = kernels.references_["kernel_density"].variance_range()[0]
+    assert np.exp(kernels.logsnr_[-1]) * least > 100  # noise far finer than the kernels
+    assert np.exp(without.logsnr_[-1]) * least < 1
+    nets = [density._model.nets["network"].module_.averaged for density in (kernels, without)]
+    for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_kernels_that_bring_nothing_are_dropped():
+    X = np.random.default_rng(0).normal(size=(600, 2))
+    density = IMMSEDensity(**QUICK).fit(X)
+    others = IMMSEDensity(**QUICK, experts=["network", "gaussian"], reference="gaussian").fit(X)
+    assert list(density.references_) == ["gaussian"]
+    np.testing.assert_array_equal(density.score_samples(X[:20]), others.score_samples(X[:20]))
+
+
+def test_kernels_alone_are_a_kernel_density():
+    X, new = recurring(500, 0), recurring(50, 1)
+    density = IMMSEDensity(
+        reference="kernel_density",
+        experts=["kernel_density"],
+        marginals="standard",
+        max_epochs=0,
+        random_state=0,
+    ).fit(X)
+    mean, scale = X.mean(axis=0), X.std(axis=0)
+    known = density.references_["kernel_density"].log_prob(torch.from_numpy((new - mean) / scale))
+    expected = known.numpy() - np.log(scale).sum()
+    got, std = density.score_samples(new, return_std=True)
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    assert not std.any()
+
+
+def test_without_networks_kernels_are_fitted_only_if_asked_for():
+    X = recurring(500, 0)
+    density = IMMSEDensity(max_epochs=0, random_state=0).fit(X)
+    assert "kernel_density" not in density.references_
+    density.set_params(experts=["gaussian", "kernel_density"]).fit(X)
+    assert "kernel_density" in density.references_
+
+
+def test_kernels_asked_for_in_vain_are_warned_about():
+    X = np.random.default_rng(0).normal(size=(200, 51))
+    density = IMMSEDensity(max_epochs=0, experts=["gaussian", "kernel_density"], random_state=0)
+    with pytest.warns(UserWarning, match=r"names \['kernel_density'\], which these rows do not"):
+        density.fit(X)
+    with pytest.warns(UserWarning, match="reference='kernel_density' is not better"):
+        IMMSEDensity(**QUICK, reference="kernel_density").fit(X)
+
+
+def test_warm_starts_put_no_kernels_on_rows_that_validate():
+    density = IMMSEDensity(**QUICK, marginals="standard", warm_start=True).fit(recurring(600, 0))
+    more = np.vstack([recurring(600, 0), recurring(600, 2)])
+    model = density.fit(more)._model
+    grouped = group_rows(more, np.ones(len(more)))
+    rows = WeightedRows(model.space.standardized(grouped.X), grouped.weight)
+    train, _ = rows.split(0.1, 10_000, model.seeds.split)
+    np.testing.assert_array_equal(model.references["kernel_density"].points, train.X)
+
+
+def test_rows_are_scored_alike_beside_others_and_after_loading(tmp_path):
+    X = recurring(600, 0)
+    density = IMMSEDensity(**QUICK).fit(X)
+    assert "kernel_density" in density.references_
+    together = density.score_samples(X[:40])
+    alone = [density.score_samples(row[None])[0] for row in X[:5]]
+    np.testing.assert_array_equal(together[:5], alone)
+    density.save(tmp_path / "model.safetensors")
+    loaded = sk_itdiffusion.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.score_samples(X[:40]), together)
+    again = IMMSEDensity(**QUICK).fit(X[::-1])
+    np.testing.assert_array_equal(again.score_samples(X[:40]), together)
+    drawn = density.sample(300, random_state=0)
+    nearest = np.sqrt(((drawn[:, None] - atoms()) ** 2).sum(axis=2)).min(axis=1)
+    assert np.median(nearest) < 5 * NOISE
