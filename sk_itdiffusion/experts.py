@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.layout import Layout
@@ -28,7 +26,12 @@ from sk_itdiffusion.references import (
     Reference,
 )
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, floor_eigenvalues
-from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
+from sk_itdiffusion.references.kernel_density import fit_kernel_density
+from sk_itdiffusion.references.mixture import (
+    GaussianMixtureReference,
+    as_mixture,
+    fit_gaussian_mixture,
+)
 from sk_itdiffusion.rows import WeightedRows, resample_rows
 from sk_itdiffusion.space import TableSpace
 
@@ -76,13 +79,6 @@ MOST_DIRECTIONS = 256
 #: Kernels in a density of kernels, and columns beyond which they are hopeless.
 _MOST_KERNELS = 10_000
 _MOST_COLUMNS_FOR_KERNELS = 50
-#: Rows that the kernels' covariance is fitted to.
-_ROWS_FOR_KERNELS = 500
-_EM_STEPS_FOR_KERNELS = 30
-#: Bandwidths, relative to Scott's rule, to begin with.
-_FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
-#: Gain in nats by which another step is worth its time.
-_LEAST_GAIN_OF_A_STEP = 0.005
 #: Variance of a kernel, in standardised units, that the highest log-SNR still resolves.
 _LEAST_KERNEL_VARIANCE = 1e-7
 #: Weights of the diagonal matrix in the covariances to choose from.
@@ -345,7 +341,7 @@ def fit_mixture_by_validation(
 def fit_kernel_density_by_validation(
     train: WeightedRows,
     valid: WeightedRows,
-    plain: Reference,
+    plain: GaussianReference | GaussianMixtureReference,
     resolution: float,
     stop: threading.Event | None = None,
 ) -> KernelDensityReference | None:
@@ -360,8 +356,8 @@ def fit_kernel_density_by_validation(
     ----------
     train, valid : WeightedRows
         Mapped rows, distinct and in random order.
-    plain : Reference
-        Gaussian or mixture that stands for what lies far from all rows.
+    plain : GaussianReference or GaussianMixtureReference
+        Distribution that stands for what lies far from all rows.
     resolution : float
         Largest lattice step of a column, which kernels shall not resolve; 0 if there is none.
     stop : threading.Event or None, default=None
@@ -370,94 +366,21 @@ def fit_kernel_density_by_validation(
     Returns
     -------
     KernelDensityReference or None
-        The density.
+        The density; of more than 50 columns there is none.
     """
     rows = train.take(np.arange(min(len(train), _MOST_KERNELS)))
-    n_columns = rows.X.shape[1]
-    if n_columns > _MOST_COLUMNS_FOR_KERNELS:
+    if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
         return None
-    floor = float(np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2))
-    n_entries = n_columns * (n_columns + 1) // 2
-    has_covariances = _ROWS_FOR_A_PARAMETER * n_entries <= len(rows)
-    n_left_out = min(len(rows), max(_ROWS_FOR_KERNELS, _ROWS_FOR_A_PARAMETER * n_entries))
-
-    def floored(covariance: Array) -> Array:
-        diagonal = np.diag(np.diag(covariance)) + floor * np.eye(n_columns)
-        return covariance + floor * np.eye(n_columns) if has_covariances else diagonal
-
-    background = _as_mixture(plain)
-
-    def with_kernels(covariance: Array, share: float) -> KernelDensityReference:
-        return KernelDensityReference(rows.X, floored(covariance), background, share, rows.share)
-
-    def step(density: KernelDensityReference) -> tuple[float, Array, float]:
-        if stop is not None and stop.is_set():
-            raise KeyboardInterrupt
-        return _kernel_step(density, rows.share, n_left_out)
-
-    # Scott's rule, of normal data, and finer ones: steps change the width little at a time.
-    scott = len(rows) ** (-2.0 / (n_columns + 4)) * np.atleast_2d(
-        np.cov(rows.X.T, aweights=rows.share)
+    density = fit_kernel_density(
+        rows.X,
+        rows.share,
+        as_mixture(plain),
+        np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2),
+        stopped=lambda: stop is not None and stop.is_set(),
     )
-    starts = [with_kernels(fineness**2 * scott, 0.5) for fineness in _FINENESS_OF_STARTS]
-    density, (best, covariance, share) = max(
-        ((start, step(start)) for start in starts), key=lambda pair: pair[1][0]
-    )
-    for _ in range(_EM_STEPS_FOR_KERNELS):
-        following = with_kernels(covariance, share)
-        log_likelihood, covariance, share = step(following)
-        if log_likelihood < best + _LEAST_GAIN_OF_A_STEP:
-            break
-        density, best = following, log_likelihood
     gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
     mean, error = mean_and_error(gain, valid.share)
     return density if mean > error else None
-
-
-def _as_mixture(reference: Reference) -> GaussianMixtureReference:
-    """Return a Gaussian or a mixture as a mixture."""
-    if isinstance(reference, GaussianMixtureReference):
-        return copy.deepcopy(reference)
-    assert isinstance(reference, GaussianReference)
-    return GaussianMixtureReference([1.0], reference.mean[None], reference.covariance[None])
-
-
-def _kernel_step(
-    density: KernelDensityReference, share: Array, n_left_out: int
-) -> tuple[float, Array, float]:
-    """Return a step of expectation-maximisation on the first kernels' centers, each left out.
-
-    Returns their mean log-density in nats before the step, the covariance and the background's
-    weight after it.
-    """
-    centers, weight = density.points, torch.from_numpy(share)
-    odds = density.background_weight
-
-    @torch.no_grad()
-    def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        left_out = torch.arange(start, min(start + _BLOCK_ROWS, n_left_out))
-        x, own = centers[left_out], weight[left_out]
-        log_joint = density.kernel_log_prob(x) - (-own).log1p()[:, None]
-        log_joint[torch.arange(len(x)), left_out] = -math.inf
-        log_joint += (-odds).log1p()
-        total = torch.logaddexp(log_joint.logsumexp(1), odds.log() + density.background.log_prob(x))
-        posterior = (log_joint - total[:, None]).exp() * own[:, None]
-        cross = x.T @ posterior @ centers
-        of_rows, of_centers = posterior.sum(1), posterior.sum(0)
-        scatter = (x.T * of_rows) @ x + (centers.T * of_centers) @ centers - cross - cross.T
-        return own @ total, scatter, of_rows.sum()
-
-    blocks = map_in_workers(block, range(0, n_left_out, _BLOCK_ROWS), "cpu")
-    log_likelihood, scatter, mass = (
-        torch.stack(parts).sum(0) for parts in zip(*blocks, strict=True)
-    )
-    all_mass = float(share[:n_left_out].sum())
-    covariance = scatter / mass.clamp_min(1e-12 * all_mass)
-    return (
-        float(log_likelihood) / all_mass,
-        covariance.numpy(),
-        float(np.clip(1.0 - float(mass) / all_mass, 1e-4, 1.0 - 1e-4)),
-    )
 
 
 Fitted = TypeVar("Fitted", bound=Reference)

@@ -79,6 +79,7 @@ from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import (
+    GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     KernelDensityReference,
@@ -607,6 +608,7 @@ def kernel_reference(
     if layout.variables or settings.has_images or not judged or not (asked or by_default):
         return {}
     plain = references.get("gaussian_mixture", references["gaussian"])
+    assert isinstance(plain, GaussianReference | GaussianMixtureReference)
 
     def fitted(stop: threading.Event) -> KernelDensityReference | None:
         resolution = float(step.max(initial=0.0))
@@ -631,10 +633,8 @@ def with_nodes_for_kernels(logsnr: Array, references: dict[str, Reference], step
     if KERNELS not in references:
         return logsnr
     _, high = logsnr_range([references[KERNELS]], float(step.max(initial=0.0)))
-    n_more = math.ceil((high - logsnr[-1]) / (logsnr[1] - logsnr[0]))
-    return (
-        np.append(logsnr, np.linspace(logsnr[-1], high, n_more + 1)[1:]) if n_more > 0 else logsnr
-    )
+    n_more = max(0, math.ceil((high - logsnr[-1]) / (logsnr[1] - logsnr[0])))
+    return np.append(logsnr, np.linspace(logsnr[-1], high, n_more + 1)[1:])
 
 
 def plain_reference(references: dict[str, Reference]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import single_blas_thread
 from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, floor_eigenvalues
+from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference, floor_eigenvalues
 
 __all__ = ["GaussianMixtureReference"]
 
@@ -293,6 +293,13 @@ class GaussianMixtureReference(Reference):
             The sizes.
         """
         return f"n_components={self.n_components}, n_features={self.n_features}"
+
+
+def as_mixture(reference: GaussianReference | GaussianMixtureReference) -> GaussianMixtureReference:
+    """Return a normal distribution as a mixture, and a mixture as it is."""
+    if isinstance(reference, GaussianMixtureReference):
+        return reference
+    return GaussianMixtureReference([1.0], reference.mean[None], reference.covariance[None])
 
 
 class _QuietMixture(GaussianMixture):
