@@ -22,6 +22,7 @@ from sk_itdiffusion.estimator import (
     flattened_images,
     numbers_in,
 )
+from sk_itdiffusion.fitting import kernels_by_default
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import Reference
@@ -58,9 +59,11 @@ class IMMSEDensity(TableEstimator):
         given as ``reference``), where ``"network"`` stands for all networks.  ``"auto"`` takes all
         there are; ``["network"]`` leaves the references out.  The kernel density has a kernel
         around each of at most 10,000 training rows, which the estimator then stores, and finds
-        structure as fine as values that come again.  Without being asked for it is an expert only
-        beside networks, and if it lowers the validation bound by more than 0.02 nats and one
-        standard error; rows of the training set are likelier under it than others.
+        structure as fine as values that come again.  It needs at most 50 columns, and a device with
+        double precision, which Apple's GPUs have not.  Without being asked for it is an expert only
+        beside networks, with ``reference="auto"``, and if it lowers the validation bound by more
+        than 0.02 nats and one standard error; rows of the training set are likelier under it than
+        others.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
         a power transformation.  ``"auto"`` chooses by validation.
@@ -393,6 +396,7 @@ class IMMSEDensity(TableEstimator):
         return {
             "marginals": self.marginals if self.denoiser is None else "standard",
             "n_frequencies": self.n_frequencies,
+            "kernels": kernels_by_default(),
             "image_shape": images,
             "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
             "denoiser": as_pretrained(self.denoiser),

@@ -493,15 +493,17 @@ def fit_ensemble_model(
 
 
 def common_nodes(members: Mapping[str, TableModel], transports: Mapping[str, Transport]) -> Array:
-    """Return nodes of the log-SNR over all members' ranges, in the ensemble's space."""
-    ranges = [
-        (model.logsnr[0] + transports[name].rise, model.logsnr[-1] + transports[name].rise)
-        for name, model in members.items()
-        if len(model.logsnr)
-    ]
-    if not ranges:
+    """Return nodes of the log-SNR over all members' ranges, in the ensemble's space.
+
+    They are as close as those of a member are at the closest.
+    """
+    nodes = [model.logsnr + transports[name].rise for name, model in members.items()]
+    nodes = [each for each in nodes if len(each)]
+    if not nodes:
         return np.empty(0)
-    return np.linspace(min(low for low, _ in ranges), max(high for _, high in ranges), N_NODES)
+    low, high = min(each[0] for each in nodes), max(each[-1] for each in nodes)
+    closest = min(each[1] - each[0] for each in nodes)
+    return np.linspace(low, high, max(N_NODES, math.ceil((high - low) / closest - 1e-6) + 1))
 
 
 @dataclass(frozen=True)
@@ -619,7 +621,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         member gives it, such as ``"gaussian"``, or ``"<member>__gaussian"`` if another expert has
         that name.
     logsnr_ : ndarray of shape (n_nodes,)
-        Nodes of the log-SNR: 41 equidistant ones over all members' ranges.
+        Nodes of the log-SNR: equidistant ones over all members' ranges, at least 41, as close as
+        those of the member with the closest.
     entropy_ : float
         The validation bound of the ensemble: an estimate from above of the entropy of the data,
         in nats, slightly optimistic since the validation rows chose the weights.

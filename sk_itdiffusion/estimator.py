@@ -476,10 +476,10 @@ class TableEstimator(DensityEstimator):
 
         Notes
         -----
-        ``reference`` and ``experts`` know no mixtures here, ``marginals="auto"`` is standardisation
-        only, ``dropout`` and ``weight_decay`` are 0 unless given, and ``max_epochs``,
-        ``steps_per_epoch``, ``early_stopping`` and ``callbacks`` are of no account (but with
-        ``max_epochs=0`` there is no network).
+        ``reference`` and ``experts`` know no mixtures or kernels here, ``marginals="auto"`` is
+        standardisation only, ``dropout`` and ``weight_decay`` are 0 unless given, and
+        ``max_epochs``, ``steps_per_epoch``, ``early_stopping`` and ``callbacks`` are of no account
+        (but with ``max_epochs=0`` there is no network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
             warnings.warn(

@@ -12,7 +12,9 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -142,6 +144,7 @@ NETWORKS_OF_A_TABLE = 2
 EPOCHS_OF_A_TABLE = 40
 #: Name of the density of kernels among experts and references.
 KERNELS = "kernel_density"
+_kernels_by_default: ContextVar[bool] = ContextVar("kernels_by_default", default=True)
 #: Gain in nats for which each score may pass through all kernels.
 LEAST_GAIN_OF_KERNELS = 0.02
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -186,6 +189,8 @@ class FitSettings:
     stream: Stream | None = None
     processes: Processes = ALONE
     tasks: FitTasks = field(default_factory=FitTasks)
+    #: Whether kernels may be experts without being asked for.
+    kernels: bool = False
     #: Returns the attributes of an estimator that has a model.
     attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
 
@@ -253,6 +258,7 @@ def fit_table_model(
     if dequantizer is not None:
         step = noise_steps(dequantizer, space)
     if previous is not None:
+        step = step * space.standardizer.scale / previous.space.standardizer.scale
         rows = WeightedRows(previous.space.standardized(grouped.X), grouped.weight)
         split = MappedSplit.behind(
             previous.space, *split_rows(rows, previous.space, settings, seeds.split)
@@ -532,6 +538,8 @@ def fit_references(
     """Return the references that the settings ask for and that validation rows can judge."""
     random_state = np.random.RandomState(seed)
     asked = {settings.preconditioner, *asked_experts(settings)}
+    if settings_ask_for_kernels(settings):
+        asked.add("gaussian_mixture")  # between the kernels
 
     def wanted(name: str) -> bool:
         return judged and (settings.reference in ("auto", name) or name in asked)
@@ -593,6 +601,24 @@ def _continuous_references(
     return references
 
 
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Let no estimator have kernels among its experts that does not ask for them.
+
+    Rows of the training set are to be ranked among themselves, and not all of them have a kernel.
+    """
+    token = _kernels_by_default.set(False)
+    try:
+        yield
+    finally:
+        _kernels_by_default.reset(token)
+
+
+def kernels_by_default() -> bool:
+    """Return whether kernels may be experts here without being asked for."""
+    return _kernels_by_default.get()
+
+
 def kernel_reference(
     split: MappedSplit, references: dict[str, Reference], step: Array, settings: FitSettings
 ) -> dict[str, Reference]:
@@ -603,9 +629,11 @@ def kernel_reference(
     layout = split.space.layout
     asked = settings_ask_for_kernels(settings)
     by_default = (settings.reference, settings.experts) == ("auto", "auto")
-    by_default = by_default and settings.has_table_network and settings.max_epochs > 0
+    by_default = by_default and settings.kernels and settings.max_epochs > 0
     judged = not np.array_equal(split.valid.X, split.train.X)
-    if layout.variables or settings.has_images or not judged or not (asked or by_default):
+    # Apple's devices have no double precision, which narrow kernels need.
+    possible = judged and not settings.has_images and settings.device.type != "mps"
+    if layout.variables or not possible or not (asked or by_default):
         return {}
     plain = references.get("gaussian_mixture", references["gaussian"])
     assert isinstance(plain, GaussianReference | GaussianMixtureReference)
@@ -973,7 +1001,9 @@ def spectrum_of(split: MappedSplit) -> Array:
         # The eigenvalues other than 0 are those of the smaller matrix of products of rows.
         points = (np.sqrt(sample.share)[:, None] * (points - sample.share @ points)).T
         return np.asarray(np.maximum(np.linalg.eigvalsh(points.T @ points), 1e-6))
-    covariance = np.atleast_2d(np.cov(points.T, aweights=sample.weight))
+    # One row may have all the weight that numbers can tell.
+    ddof = 0 if float((sample.share**2).sum()) >= 1.0 else 1
+    covariance = np.atleast_2d(np.cov(points.T, aweights=sample.weight, ddof=ddof))
     return np.asarray(np.maximum(np.linalg.eigvalsh(covariance), 1e-6))
 
 
@@ -1034,7 +1064,7 @@ def density_adapter(
     keys = row_keys(few.X, 1)
     points = split.space.layout.embed_array(few.X)
     noise = replace(profile_noise(points.shape[1], model.has_images), seed=2)
-    plain = model.preconditioner
+    plain, nodes = model.preconditioner, model.logsnr[:N_NODES]
 
     def adapt(network: Network) -> PiecewiseDensity:
         network.eval()
@@ -1043,7 +1073,7 @@ def density_adapter(
             few.weight,
             keys,
             {"network": network_denoiser(network), plain: model.experts()[plain]},
-            model.logsnr,
+            nodes,
             noise,
             budget=model.budget,
             device=model.device,
@@ -1055,7 +1085,7 @@ def density_adapter(
         height = np.sqrt(gap**2 @ profile.row_weight)
         centers = 0.5 * (base.edges[1:] + base.edges[:-1])
         measured = PiecewiseDensity.from_profile(
-            base.edges, np.interp(centers, model.logsnr, height), floor=0.1
+            base.edges, np.interp(centers, nodes, height), floor=0.1
         )
         return PiecewiseDensity(base.edges, 0.5 * base.mass + 0.5 * measured.mass)
 
@@ -1118,7 +1148,7 @@ def without_dear_kernels(
     )
     gain = profile.integral(errors_of_others - errors)
     mean, error = mean_and_error(gain, profile.row_weight)
-    if mean > max(error, LEAST_GAIN_OF_KERNELS):
+    if settings.processes.from_first(lambda: mean > max(error, LEAST_GAIN_OF_KERNELS)):
         return profile
     model.references = {name: r for name, r in model.references.items() if name != KERNELS}
     model.expert_names = others.names

@@ -31,6 +31,7 @@ from sk_itdiffusion.estimator import (
     long_call,
     numbers_in,
 )
+from sk_itdiffusion.fitting import without_kernels
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
@@ -90,7 +91,9 @@ class IMMSEOutlierDetector(
         a map that makes tails normal hides outliers.  Numbers, integers too, are continuous then;
         texts, booleans, objects and categoricals are not.  Levels that it was not fitted to are
         no error but unlikely (``handle_unknown="floor"``, unless there are frozen members), since
-        rows that are left out or held out may be the only ones with a level.
+        rows that are left out or held out may be the only ones with a level.  It has kernels among
+        its experts only if they name them: rows with a kernel of their own would seem likelier
+        than the others that are ranked with them.
     contamination : "auto" or float, default="auto"
         Float in (0, 0.5]: the share of the training rows that are called outliers.  ``"auto"``:
         the threshold is that of ``false_alarm_rate`` on held-out rows.
@@ -630,7 +633,7 @@ def fitted(
 ) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
     estimator: DensityEstimator = clone(template).set_params(random_state=seed)
-    with warnings.catch_warnings(), tasks.subfit("fit", estimator):
+    with warnings.catch_warnings(), tasks.subfit("fit", estimator), without_kernels():
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
         estimator.fit(rows)

@@ -54,6 +54,7 @@ from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
+    KernelDensityReference,
     LatentClassReference,
     LowRankGaussianReference,
     Reference,
@@ -116,6 +117,8 @@ def smoothed_log_prob(reference: Reference, rows: Tensor, eps: Tensor, logsnr: f
     if isinstance(reference, GaussianMixtureReference):
         noisy = rows + math.sqrt(variance) * eps
         return reference.component_log_prob(noisy, variance).logsumexp(1)
+    if isinstance(reference, KernelDensityReference):
+        return reference.smoothed_log_prob(rows + math.sqrt(variance) * eps, variance)
     if isinstance(reference, IndependentReference):
         return _smoothed_independent(reference, rows, eps, logsnr)
     if isinstance(reference, LatentClassReference):
@@ -130,6 +133,7 @@ def can_be_smoothed(reference: Reference) -> bool:
     known = (
         GaussianReference,
         GaussianMixtureReference,
+        KernelDensityReference,
         LatentClassReference,
         LowRankGaussianReference,
     )

@@ -1,5 +1,7 @@
 """The density of kernels: against the mixture that it is, brute force, and a known density."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from scipy import stats
 from sklearn.base import clone
 
 import sk_itdiffusion
-from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
 from sk_itdiffusion.experts import fit_kernel_density_by_validation
+from sk_itdiffusion.fitting import with_nodes_for_kernels
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -81,11 +84,19 @@ def test_distribution_is_that_of_the_mixture():
     np.testing.assert_allclose(got, expected, rtol=1e-9)
     least, greatest = density.variance_range()
     assert least == pytest.approx(mixture.variance_range()[0])
-    assert greatest >= 2.0  # the background's
+    assert greatest == pytest.approx(mixture.variance_range()[1])
     drawn = density.sample(50_000, np.random.RandomState(0))
     same = mixture.sample(50_000, np.random.RandomState(1))
     for column in range(3):
         assert stats.ks_2samp(drawn[:, column], same[:, column]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("variance", [1e-6, 0.3])
+def test_smoothed_density_is_that_of_the_smoothed_mixture(variance):
+    density, mixture = make_density()
+    X = torch.from_numpy(np.random.default_rng(1).normal(scale=2.0, size=(50, 3)))
+    expected = mixture.component_log_prob(X, variance).logsumexp(1)
+    np.testing.assert_allclose(density.smoothed_log_prob(X, variance), expected, rtol=1e-12)
 
 
 def test_log_density_far_away_is_the_backgrounds():
@@ -183,20 +194,15 @@ def test_values_that_come_again_are_found():
     assert with_kernels.entropy_ == pytest.approx(-with_kernels.score(new), abs=3 * spread)
 
 
-def test_nodes_reach_where_the_kernels_are_but_networks_are_not_trained_there():
-    X = recurring(600, 0)
-    experts = ["network", "gaussian"]
-    without = IMMSEDensity(**QUICK, marginals="standard", experts=experts, reference="gaussian")
-    kernels = clone(without).set_params(experts=[*experts, "kernel_density"]).fit(X)
-    without.fit(X)
-    n_nodes = len(without.logsnr_)
-    np.testing.assert_array_equal(kernels.logsnr_[:n_nodes], without.logsnr_)
-    least = kernels.references_["kernel_density"].variance_range()[0]
-    assert np.exp(kernels.logsnr_[-1]) * least > 100  # noise far finer than the kernels
-    assert np.exp(without.logsnr_[-1]) * least < 1
-    nets = [density._model.nets["network"].module_.averaged for density in (kernels, without)]
-    for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+def test_nodes_reach_where_the_kernels_are():
+    nodes = np.linspace(-4.0, 10.0, 41)
+    kernels = KernelDensityReference(atoms(), 1e-6 * np.eye(2), normal(2), 0.5)
+    more = with_nodes_for_kernels(nodes, {"kernel_density": kernels}, np.zeros(2))
+    np.testing.assert_array_equal(more[:41], nodes)
+    assert more[-1] == 18.0
+    assert np.diff(more).max() <= np.diff(nodes).max() * (1 + 1e-9)
+    same = with_nodes_for_kernels(nodes, {"gaussian": normal(2)}, np.zeros(2))
+    np.testing.assert_array_equal(same, nodes)
 
 
 def test_kernels_that_bring_nothing_are_dropped():
@@ -251,6 +257,22 @@ def test_warm_starts_put_no_kernels_on_rows_that_validate():
     np.testing.assert_array_equal(model.references["kernel_density"].points, train.X)
 
 
+def test_warm_starts_measure_the_lattice_in_the_units_of_the_first_fit():
+    """A step of three of its standard deviations is the coarsest that is known: 0.01 at least."""
+    rng = np.random.default_rng(0)
+    experts = ["gaussian", "kernel_density"]
+    density = IMMSEDensity(
+        max_epochs=0, marginals="standard", experts=experts, warm_start=True, random_state=0
+    )
+    with pytest.warns(UserWarning, match="kernel_density"):  # normal rows need none
+        density.fit(rng.normal(size=(500, 2)))
+    places = rng.choice(np.arange(-60.0, 60.0, 3.0), size=2000)
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 have many equal"):
+        density.fit(np.column_stack([places, rng.normal(size=2000)]))
+    kernels = density.references_["kernel_density"]
+    np.testing.assert_allclose(kernels.covariance[0, 0], 0.01, rtol=0.05)
+
+
 def test_rows_are_scored_alike_beside_others_and_after_loading(tmp_path):
     X = recurring(600, 0)
     density = IMMSEDensity(**QUICK).fit(X)
@@ -266,3 +288,93 @@ def test_rows_are_scored_alike_beside_others_and_after_loading(tmp_path):
     drawn = density.sample(300, random_state=0)
     nearest = np.sqrt(((drawn[:, None] - atoms()) ** 2).sum(axis=2)).min(axis=1)
     assert np.median(nearest) < 5 * NOISE
+
+
+@pytest.mark.parametrize("largest", [1e12, 1e18, 1e99])
+def test_weights_of_any_ratio(largest):
+    X = recurring(300, 0)
+    X = np.column_stack([X, X[:, 0] - X[:, 1]])  # a dependent column
+    weight = np.ones(300)
+    weight[7] = largest
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # columns seem constant but for one row
+        density = IMMSEDensity(**QUICK).fit(X, sample_weight=weight)
+    assert np.isfinite(density.score_samples(X)).all()
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        recurring(45, 0),
+        recurring(500, 0)[:, :1],
+        np.vstack([recurring(300, 0), recurring(300, 0) * (1 + 1e-12)]),
+    ],
+    ids=["few rows", "one column", "nearly equal rows"],
+)
+def test_awkward_tables(X):
+    density = IMMSEDensity(**QUICK).fit(X)
+    log_density, std = density.score_samples(X, return_std=True)
+    assert np.isfinite(log_density).all()
+    assert np.isfinite(std).all()
+
+
+def test_dequantised_rows_have_probabilities():
+    """40 of 1000 values have all the probability; the estimate is a bound on it from below."""
+    rng = np.random.default_rng(0)
+    values = rng.choice(1000, size=40, replace=False)
+    X, new = (np.column_stack([rng.choice(values, n), rng.normal(size=n)]) for n in (2000, 300))
+    density = IMMSEDensity(**QUICK, dequantize=[1.0, 0.0]).fit(X)
+    assert "kernel_density" in density.references_
+    log_density, std = density.score_samples(new, return_std=True)
+    gap = stats.norm.logpdf(new[:, 1]) - np.log(40) - log_density
+    error = 3 * (std.mean() + gap.std()) / np.sqrt(len(new))
+    assert -error < gap.mean() < 0.8
+    # Without kernels the values are one smooth distribution of a thousand.
+    without = clone(density).set_params(experts=["network", "gaussian"]).fit(X)
+    assert without.score(new) < log_density.mean() - 1.0
+
+
+def test_columns_of_the_mixed_density_get_no_kernels():
+    density = IMMSEMixedDensity(**QUICK, categorical_features=[]).fit(recurring(500, 0))
+    assert "kernel_density" not in density.references_
+
+
+def test_outlier_detector_has_kernels_only_if_asked():
+    X = recurring(400, 0)
+    estimator = IMMSEDensity(**QUICK, marginals="standard")
+    detector = IMMSEOutlierDetector(estimator, contamination=0.1, trim=0.0, random_state=0).fit(X)
+    assert "kernel_density" not in detector.estimator_.references_
+    assert "kernel_density" in clone(estimator).fit(X).references_  # the detector's alone
+
+
+@pytest.mark.parametrize("experts", [["kernel_density"], ["network", "gaussian", "kernel_density"]])
+def test_detector_with_kernels_scores_by_the_smoothed_density(experts):
+    """Below the floor, where the kernels have all the weight, nothing is left out."""
+    X = recurring(400, 0)
+    estimator = IMMSEDensity(
+        **QUICK, marginals="standard", reference="kernel_density", experts=experts
+    )
+    options = {"contamination": 0.1, "trim": 0.0, "average": False, "noise_floor": 8.0}
+    detector = IMMSEOutlierDetector(estimator, **options, random_state=0).fit(X)
+    reference = detector.estimator_.references_["kernel_density"]
+    points = torch.from_numpy((X[:60] - X.mean(axis=0)) / X.std(axis=0))
+    noise = np.exp(-4.0) * np.random.default_rng(3).normal(size=(400, 60, 2))
+    smoothed = torch.stack(
+        [reference.smoothed_log_prob(points + eps, np.exp(-8.0)) for eps in torch.from_numpy(noise)]
+    )
+    gap = detector.score_samples(X[:60]) - smoothed.mean(0).numpy()
+    # Another scale of the scores is a constant; the stack is the kernels but for a little.
+    error = 4 * smoothed.std(0).numpy().max() / np.sqrt(len(noise))
+    np.testing.assert_allclose(gap, np.median(gap), atol=error + 0.3)
+
+
+def test_ensemble_has_the_kernels_of_its_members_once():
+    X, new = recurring(800, 0), recurring(200, 1)
+    members = [("a", IMMSEDensity(**QUICK)), ("b", IMMSEDensity(**QUICK | {"hidden_size": 8}))]
+    ensemble = IMMSEEnsemble(members, random_state=0).fit(X)
+    alone = ensemble.estimators_[0]
+    assert "kernel_density" in alone.references_
+    assert [n for n in ensemble.member_weights_ if "kernel" in n] == ["kernel_density"]
+    assert np.diff(ensemble.logsnr_).max() <= np.diff(alone.logsnr_).max() * (1 + 1e-9)
+    gain = ensemble.score_samples(new) - alone.score_samples(new)
+    assert gain.mean() > -0.2 - 3 * gain.std() / np.sqrt(len(new))

@@ -26,6 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = ["KernelDensityReference"]
@@ -125,36 +126,60 @@ class KernelDensityReference(Reference):
 
     @property
     def n_intermediate(self) -> int:
-        """Numbers that one evaluation makes; see `Reference.n_intermediate`.
+        """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
+        return max(self.n_points, self.n_fused)
 
-        Attention never holds those of all points.
-        """
+    @property
+    def n_fused(self) -> int:
+        """The same where attention is fused and holds no numbers of all points, as on a CPU."""
         return max(2 * self.n_features, self.background.n_intermediate)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; see `Reference.log_prob`."""
-        kernels = (-self.background_weight).log1p() + self.kernel_log_prob(x).logsumexp(1)
-        return torch.logaddexp(kernels, self.background_weight.log() + self.background.log_prob(x))
+        return self.smoothed_log_prob(x, 0.0)
 
-    def kernel_log_prob(self, x: Tensor) -> Tensor:
+    def smoothed_log_prob(self, x: Tensor, added_variance: float) -> Tensor:
+        """Return the log-density of points after independent normal noise.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, d)
+            Points.
+        added_variance : float
+            Variance of the noise, at least 0.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats.
+        """
+        kernels = self.kernel_log_prob(x, added_variance).logsumexp(1)
+        elsewhere = self.background.component_log_prob(x, added_variance).logsumexp(1)
+        share = self.background_weight
+        return torch.logaddexp((-share).log1p() + kernels, share.log() + elsewhere)
+
+    def kernel_log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the logarithms of the weighted densities of the kernels.
 
         Parameters
         ----------
         x : Tensor of shape (B, d)
             Points.
+        added_variance : float, default=0.0
+            Variance of independent normal noise by which the kernels are smoothed, at least 0.
 
         Returns
         -------
         Tensor of shape (B, n_points)
             Logarithm of weight times density, in nats; the weights sum to 1.
         """
-        axes = self.basis / self.variances.sqrt()
+        spread = self.variances + added_variance
+        axes = self.basis / spread.sqrt()
         # Differences are taken before squares: kernels may be narrow, and points far away.
         distance = torch.cdist(
             x @ axes, self.points @ axes, compute_mode="donot_use_mm_for_euclid_dist"
         )
-        constant = self.variances.log().sum() + self.n_features * math.log(2 * math.pi)
+        constant = spread.log().sum() + self.n_features * math.log(2 * math.pi)
         log_joint: Tensor = self.log_weights - 0.5 * (distance.square() + constant)
         return log_joint
 
@@ -223,14 +248,14 @@ class KernelDensityReference(Reference):
 
         See `Reference.variance_range`.
         """
-        least, greatest = self.background.variance_range()
-        weights = self.log_weights.exp()
-        offset = self.points - weights @ self.points
-        total = self.covariance + (weights[:, None] * offset).T @ offset
-        return (
-            min(least, float(self.variances.min())),
-            max(greatest, float(torch.linalg.eigvalsh(total).max())),
-        )
+        least, _ = self.background.variance_range()
+        weights, share = self.log_weights.exp(), self.background_weight
+        mean, elsewhere = weights @ self.points, self.background.mean
+        offset, apart = self.points - mean, (elsewhere - mean)[:, None]
+        kernels = self.covariance + (weights[:, None] * offset).T @ offset
+        total = (1.0 - share) * kernels + share * self.background.covariance
+        total = total + share * (1.0 - share) * apart @ apart.T
+        return min(least, float(self.variances.min())), float(torch.linalg.eigvalsh(total).max())
 
     def extra_repr(self) -> str:
         """Return what `repr` shows.
@@ -282,7 +307,8 @@ def fit_kernel_density(
 
     def density(covariance: NDArray[np.float64], weight: float) -> KernelDensityReference:
         kept = covariance if n_wanted <= len(X) else np.diag(np.diag(covariance))
-        raised = kept + floor * np.eye(n_features)
+        # Rounding may leave less than nothing along a direction without variance.
+        raised = floor_eigenvalues(kept, 0.0) + floor * np.eye(n_features)
         return KernelDensityReference(X, raised, background, weight, share)
 
     def step(current: KernelDensityReference) -> tuple[float, NDArray[np.float64], float]:
@@ -290,7 +316,7 @@ def fit_kernel_density(
             raise KeyboardInterrupt
         return _expectation_maximization(current, share, n_left_out)
 
-    scott = len(X) ** (-2.0 / (n_features + 4)) * np.atleast_2d(np.cov(X.T, aweights=share))
+    scott = len(X) ** (-2.0 / (n_features + 4)) * np.atleast_2d(np.cov(X.T, aweights=share, ddof=0))
     starts = [density(fineness**2 * scott, 0.5) for fineness in _FINENESS_OF_STARTS]
     best, (log_likelihood, covariance, weight) = max(
         ((start, step(start)) for start in starts), key=lambda pair: pair[1][0]
@@ -318,7 +344,8 @@ def _expectation_maximization(
     def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
         left_out = torch.arange(start, min(start + _ROWS_IN_A_BLOCK, n_left_out))
         x, own = centers[left_out], weight[left_out]
-        log_joint = density.kernel_log_prob(x) - (-own).log1p()[:, None]
+        others = (1.0 - own).clamp_min(torch.finfo(own.dtype).eps)
+        log_joint = density.kernel_log_prob(x) - others.log()[:, None]
         log_joint[torch.arange(len(x)), left_out] = -math.inf
         log_joint += (-density.background_weight).log1p()
         elsewhere = density.background_weight.log() + density.background.log_prob(x)

@@ -29,6 +29,8 @@ __all__ = ["GaussianMixtureReference"]
 
 #: Numbers of one kind that a processor's core holds close by; passing through more is slower.
 NUMBERS_IN_A_CACHE = 2**18
+#: Variance, relative to the largest square, that double precision still resolves.
+_LEAST_RELATIVE_VARIANCE = 1e-13
 #: Distinct rows for each component above which k-means cannot run out of clusters.
 _PLENTY = 4
 #: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
@@ -273,16 +275,25 @@ class GaussianMixtureReference(Reference):
             covariances.cpu().numpy() / np.outer(width, width),
         )
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean, shape (n_features,)."""
+        return self.log_weights.exp() @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the whole, shape (n_features, n_features)."""
+        weights = self.log_weights.exp()
+        spread = torch.einsum("k,kde,ke,kfe->df", weights, self.basis, self.variances, self.basis)
+        offset = self.means - self.mean
+        return spread + torch.einsum("k,kd,ke->de", weights, offset, offset)
+
     def variance_range(self) -> tuple[float, float]:
         """Return a component's least variance and the greatest one of the whole covariance.
 
         See `Reference.variance_range`.
         """
-        weights = self.log_weights.exp()
-        spread = torch.einsum("k,kde,ke,kfe->df", weights, self.basis, self.variances, self.basis)
-        offset = self.means - weights @ self.means
-        total = spread + torch.einsum("k,kd,ke->de", weights, offset, offset)
-        return float(self.variances.min()), float(torch.linalg.eigvalsh(total).max())
+        return float(self.variances.min()), float(torch.linalg.eigvalsh(self.covariance).max())
 
     def extra_repr(self) -> str:
         """Return what `repr` shows.
@@ -338,6 +349,8 @@ def fit_gaussian_mixture(
     have nearly all the weight, or one value is a billion times as large as all others.
     """
     n_distinct = number_of_distinct_rows(X)
+    # What rounding leaves of a covariance along a direction without variance must stay below.
+    regularization = max(regularization, _LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
     # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
     is_plain = n_distinct > _PLENTY * n_components
     mixture = _QuietMixture(
