@@ -30,7 +30,7 @@ from sk_itdiffusion.likelihood import (
 )
 from sk_itdiffusion.path import PathRule, path_log_probability
 from sk_itdiffusion.progress import stretch_of_progress
-from sk_itdiffusion.references import IndependentReference, KernelDensityReference, Reference
+from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.sampling import probability_flow_in_blocks
 from sk_itdiffusion.space import TableSpace
@@ -198,9 +198,7 @@ class TableModel:
     def widest(self) -> int:
         """Numbers that the widest step of one evaluation makes."""
         widest = max(
-            reference.n_fused
-            if isinstance(reference, KernelDensityReference) and self.device.type == "cpu"
-            else reference.n_intermediate
+            reference.n_fused if self.device.type == "cpu" else reference.n_intermediate
             for reference in self.references.values()
         )
         factor = WIDTH_OF_IMAGES if self.has_images else WIDTH_OF_TABLES

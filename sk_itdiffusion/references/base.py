@@ -118,6 +118,11 @@ class Reference(nn.Module, ABC):
         """Numbers that the widest step of one evaluation makes, which sets the size of batches."""
         return self.n_features
 
+    @property
+    def n_fused(self) -> int:
+        """The same where a CPU's fused operations hold fewer numbers at a time."""
+        return self.n_intermediate
+
     @abstractmethod
     def variance_range(self) -> tuple[float, float]:
         """Return the least and greatest variance along any principal direction.

@@ -131,7 +131,7 @@ class KernelDensityReference(Reference):
 
     @property
     def n_fused(self) -> int:
-        """The same where attention is fused and holds no numbers of all points, as on a CPU."""
+        """Numbers beside attention that holds none of all points; see `Reference.n_fused`."""
         return max(2 * self.n_features, self.background.n_intermediate)
 
     def log_prob(self, x: Tensor) -> Tensor:
