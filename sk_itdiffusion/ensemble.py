@@ -1098,7 +1098,7 @@ def fit_member(
 
     def training_rows(values: Array, weight: Array) -> tuple[Array, Array]:
         check_levels(name, member, first, leader)
-        return with_unit(train)
+        return train.X, train.weight
 
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):
@@ -1106,19 +1106,6 @@ def fit_member(
         is_plain = space.marginal_map.kind == "standard"
         space = space if is_plain and isinstance(member.reference, Reference) else None
     with_callbacks(type(member)._fit)(member, X, sample_weight, space, training_rows)
-
-
-def with_unit(rows: WeightedRows) -> tuple[Array, Array]:
-    """Return rows and weights, with one row of weight 1 if all weights are integers.
-
-    Weights of counted rows are numbers of observations; a divisor that they had in common would be
-    taken for the weight of one.
-    """
-    if not np.array_equal(rows.weight, np.rint(rows.weight)) or rows.weight.min() == 1.0:
-        return rows.X, rows.weight
-    weight = np.append(rows.weight, 1.0)
-    weight[0] -= 1.0
-    return np.concatenate([rows.X, rows.X[:1]]), weight
 
 
 def grouped_rows(

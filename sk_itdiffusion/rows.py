@@ -22,8 +22,9 @@ _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
 _LEAST_TRAINING_ROWS = 10
 _LEAST_VALIDATION_ROWS = 10
-#: Units in the least weight up to which weights that are not integers are taken as multiples.
-_MOST_UNITS = 10**5
+#: Units below which the greatest weight has to be if weights that are no integers are multiples.
+#: More would make thousands of observations of rows beside one of tiny weight.
+_MOST_UNITS = 1_000
 #: Relative error that multiples of a unit may have by rounding.
 _ROUNDING_OF_WEIGHTS = 16 * np.finfo(np.float64).eps
 #: Bits of weights that have no common unit; the last ones depend on the factor of all weights.
@@ -162,11 +163,11 @@ def in_units_of_the_least(weight: Array) -> Array:
 
 
 def in_common_units(weight: Array) -> Array:
-    """Return positive weights as multiples of their greatest common unit, if they have one.
+    """Return positive weights as numbers of observations, if they can be told from them.
 
-    A common factor of the weights changes nothing: ``[1, 3]``, ``[2, 6]`` and ``[0.37, 1.11]`` are
-    one and three observations.  Weights without a common unit are divided by the least one, and
-    their last bits, which depend on the factor, are rounded.
+    Integers are.  Others are where all are multiples of one unit, fewer than 1000 of which are in
+    the greatest: ``[0.37, 1.11]`` are one and three observations.  Otherwise they are divided by
+    the least one, and their last bits, which depend on a common factor, are rounded.
 
     Parameters
     ----------
@@ -176,26 +177,22 @@ def in_common_units(weight: Array) -> Array:
     Returns
     -------
     ndarray of shape (n_samples,)
-        Integers without a common divisor, or numbers of which the least is 1.
+        Integers, or numbers of which the least is 1.
     """
+    if np.array_equal(weight, np.rint(weight)):
+        return weight
     distinct, place = np.unique(weight, return_inverse=True)
-    return np.asarray(_distinct_in_common_units(distinct)[place.ravel()])
-
-
-def _distinct_in_common_units(weight: Array) -> Array:
-    """Return sorted, distinct weights as multiples of a unit, or relative to the least one."""
-    if weight[-1] < 2.0**53 and np.array_equal(weight, np.rint(weight)):
-        return np.asarray(weight / float(np.gcd.reduce(weight.astype(np.int64))))
-    relative = weight / weight[0]
+    relative = distinct / distinct[0]
     n_units = 1  # in the least weight
     for ratio in relative.tolist():
         closest = Fraction(ratio).limit_denominator(_MOST_UNITS)
         n_units = math.lcm(n_units, closest.denominator)
-        if abs(float(closest) - ratio) > _ROUNDING_OF_WEIGHTS * ratio or n_units > _MOST_UNITS:
+        is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
+        if not is_close or n_units * relative[-1] > _MOST_UNITS - 0.5:
             mantissa, exponent = np.frexp(relative)
             rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
-            return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS))
-    return np.asarray(np.rint(relative * n_units))
+            return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS)[place.ravel()])
+    return np.asarray(np.rint(relative * n_units)[place.ravel()])
 
 
 def effective_number(weight: Array) -> float:
