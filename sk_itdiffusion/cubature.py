@@ -102,6 +102,13 @@ def spawn_keys(keys: Keys, n_streams: int, first: int = 0) -> Keys:
     return _mix(keys[:, None] ^ _mix(numbers * _GOLDEN))
 
 
+def keys_of_copies(keys: Keys, number: NDArray[np.intp]) -> Keys:
+    """Return a key for each copy of a row from the row's key; copy 0 has the row's own."""
+    # Numbers far from those of the streams that `spawn_keys` derives from the result.
+    numbers = number.astype(np.uint64) + np.uint64(2**32)
+    return np.where(number > 0, _mix(keys ^ _mix(numbers * _GOLDEN)), keys)
+
+
 def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:
     """Return independent random signs of shape (n, n_columns)."""
     signs = np.empty((len(keys), n_columns))

@@ -5,18 +5,24 @@ If :math:`u` is uniform on a cell of volume :math:`V` around the lattice point :
 :math:`x`, and by Jensen's inequality (Theis, van den Oord, Bethge 2016)
 
 .. math:: \log P(x) \ge E_u \log p(x + u) + \log V .
+
+Each copy of a row is an observation of its own and has a noise of its own.  A column without
+variation gets no noise: its value has a probability, and the rest of it, 1 / (n + 2) for n rows, is
+spread over the other cells on both sides by a geometric distribution.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-from sk_itdiffusion.cubature import Keys, hash_uniform, row_keys, spawn_keys
-from sk_itdiffusion.rows import column_labels, lattice_step
+from sk_itdiffusion.cubature import Keys, hash_uniform, keys_of_copies, row_keys, spawn_keys
+from sk_itdiffusion.rows import WeightedRows, column_labels, lattice_step
 
 __all__ = ["Dequantizer"]
 
@@ -27,6 +33,8 @@ TOLERANCE = 0.01
 ROWS_IN_A_CHECK = 1_000
 #: Rows of images from which the common step of all pixels is found.
 ROWS_FOR_STEP = 1_000
+#: Least mean distance, in steps, of values that a column without variation has not had.
+LEAST_MEAN_DISTANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,34 @@ class Dequantizer:
         A point of each lattice.
     seed : int
         Seed of the noise.
+    is_constant : ndarray of shape (d,), bool, or None
+        Columns on a lattice that do not vary and get no noise; None for none.
+    unseen : float
+        Probability that such a column has another value.
+    mean_distance : float
+        Mean distance of that value, in steps.
     """
 
     step: Array
     origin: Array
     seed: int
+    is_constant: NDArray[np.bool_] | None = None
+    unseen: float = 0.0
+    mean_distance: float = LEAST_MEAN_DISTANCE
 
     @classmethod
-    def fit(cls, X: Array, step: ArrayLike | None, shared: bool, seed: int) -> Dequantizer:
+    def fit(
+        cls,
+        X: Array,
+        step: ArrayLike | None,
+        shared: bool,
+        seed: int,
+        weight: Array | None = None,
+    ) -> Dequantizer:
         """Return the dequantiser of rows.
+
+        A column without variation has the step of the others if they have the same and it is on
+        their lattice, else 1 if its value is an integer, else its value.
 
         Parameters
         ----------
@@ -61,6 +88,8 @@ class Dequantizer:
             Whether all columns have one lattice, as the pixels of images.
         seed : int
             Seed of the noise.
+        weight : ndarray of shape (n_samples,) or None, default=None
+            How many observations each row stands for; None for one.
 
         Returns
         -------
@@ -72,19 +101,59 @@ class Dequantizer:
         ValueError
             If no column is on a lattice.
         """
+        varies = X.min(axis=0) < X.max(axis=0)
         if step is not None:
             steps = np.array(np.broadcast_to(np.asarray(step, dtype=np.float64), X.shape[1]))
         elif shared:
             steps = np.full(X.shape[1], refined_step(np.unique(X[:ROWS_FOR_STEP])))
         else:
             steps = np.array([refined_step(np.unique(column)) for column in X.T])
-        if not steps.any():
+        if not steps.any() and (varies.any() or shared or step is not None):
             raise ValueError(
                 "dequantize=True finds no column whose values are multiples of a common step; set "
                 "dequantize to the step, or to False."
             )
-        origin = np.full(X.shape[1], X[:ROWS_FOR_STEP].min()) if shared else X.min(axis=0)
-        return cls(steps, origin, seed)
+        if shared:
+            return cls(steps, np.full(X.shape[1], X[:ROWS_FOR_STEP].min()), seed)
+        origin = X.min(axis=0)
+        if step is None:
+            steps[~varies] = steps_of_constants(origin, steps, varies)
+        counts = np.ones(len(X)) if weight is None else weight
+        return cls(
+            steps,
+            origin,
+            seed,
+            ~varies & (steps > 0),
+            unseen=1.0 / (float(counts.sum()) + 2.0),
+            mean_distance=mean_deviation(X, counts, np.where(varies, steps, 0.0)),
+        )
+
+    @property
+    def has_noise(self) -> NDArray[np.bool_]:
+        """Which columns get noise."""
+        on_lattice = self.step > 0
+        return on_lattice if self.is_constant is None else on_lattice & ~self.is_constant
+
+    @property
+    def has_cell(self) -> NDArray[np.bool_]:
+        """Which columns have a cell without noise."""
+        return (self.step > 0) & ~self.has_noise
+
+    def log_ratio(self, X: Array) -> Array:
+        """Return by how much other values of columns without noise are less likely, (n, d).
+
+        It is the log-probability of an entry less that of the column's only value in the fit; 0
+        for all other columns.
+        """
+        ratio = np.zeros(X.shape)
+        chosen = self.has_cell
+        with np.errstate(over="ignore", divide="ignore"):
+            distance = np.abs(np.rint((X - self.origin)[:, chosen] / self.step[chosen]))
+            tail = stats.geom.logpmf(distance, 1.0 / self.mean_distance)
+        least = math.log(self.unseen / 2.0) if self.unseen > 0 else -math.inf
+        other = tail + least - math.log1p(-self.unseen)
+        ratio[:, chosen] = np.where(distance > 0, other, 0.0)
+        return ratio
 
     def log_volume(self, columns: NDArray[np.intp]) -> float:
         """Return the logarithm of the volume of a lattice cell of some columns."""
@@ -94,14 +163,51 @@ class Dequantizer:
     def offsets(self, keys: Keys) -> Array:
         """Return noise of shape (n, d) for keys of shape (n,)."""
         offsets = np.zeros((len(keys), len(self.step)))
-        chosen = self.step > 0
+        chosen = self.has_noise
         uniform = hash_uniform(spawn_keys(keys, int(chosen.sum())), 7)
         offsets[:, chosen] = (uniform - 0.5) * self.step[chosen]
         return offsets
 
-    def noisy(self, X: Array) -> Array:
-        """Return rows with noise that follows from their content."""
-        return X + self.offsets(row_keys(self.in_steps(X), self.seed))
+    def keys(self, X: Array) -> Keys:
+        """Return hashes of rows, equal for all copies of a row."""
+        return row_keys(self.in_steps(X), self.seed)
+
+    def noisy(self, X: Array, number: NDArray[np.intp]) -> Array:
+        """Return rows with noise that follows from their content and the numbers of the copies."""
+        return X + self.offsets(keys_of_copies(self.keys(X), number))
+
+    def noisy_copies(self, rows: WeightedRows, most: int) -> tuple[WeightedRows, Keys]:
+        """Return a noisy copy for each observation, in random order, and hashes of their rows.
+
+        Rows whose weight is no integer have one copy more than whole ones, of equal weights.
+
+        Parameters
+        ----------
+        rows : WeightedRows
+            Distinct rows; weights are numbers of observations.
+        most : int
+            Copies, beside one for each row, beyond which a copy is several observations.
+
+        Returns
+        -------
+        copies : WeightedRows
+            Noisy rows.
+        keys : ndarray of uint64
+            Hashes, equal for copies of one row.
+        """
+        share = min(1.0, most / float(rows.weight.sum()))
+        n_copies = np.ceil(rows.weight * share).astype(np.intp)
+        keys = self.keys(rows.X)
+        if n_copies.max() == 1:
+            return WeightedRows(rows.X + self.offsets(keys), rows.weight), keys
+        index = np.repeat(np.arange(len(rows)), n_copies)
+        number = np.arange(len(index)) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
+        own = keys_of_copies(keys[index], number)
+        order = np.argsort(own)
+        index = index[order]
+        copies = rows.X[index]
+        copies += self.offsets(own[order])
+        return WeightedRows(copies, (rows.weight / n_copies)[index]), keys[index]
 
     def in_steps(self, X: Array) -> Array:
         """Return rows in steps from the origin, which do not depend on the units."""
@@ -127,6 +233,54 @@ class Dequantizer:
                 "of the fitted rows, so they have no probability; round them, or fit with "
                 "dequantize=False, or set dequantize to a finer step."
             )
+
+
+def copy_numbers(keys: Keys) -> NDArray[np.intp]:
+    """Return for each row how many before it have its key."""
+    order = np.argsort(keys, kind="stable")
+    _, first, size = np.unique(keys[order], return_index=True, return_counts=True)
+    number = np.empty(len(keys), dtype=np.intp)
+    number[order] = np.arange(len(keys)) - np.repeat(first, size)
+    return number
+
+
+def steps_of_constants(value: Array, step: Array, varies: NDArray[np.bool_]) -> Array:
+    """Return the steps of the columns without variation.
+
+    Parameters
+    ----------
+    value : ndarray of shape (d,)
+        Least value of each column.
+    step : ndarray of shape (d,)
+        Steps of the columns that vary.
+    varies : ndarray of shape (d,), bool
+        These columns.
+
+    Returns
+    -------
+    ndarray of shape (n_constant,)
+        The step that all columns on a lattice share, if the value is on that lattice; else 1 for
+        an integer, and its absolute value for anything else.
+    """
+    found, constant = step[step > 0], value[~varies]
+    own = np.where(constant == np.rint(constant), 1.0, np.abs(constant))
+    if not len(found) or not np.allclose(found, found[0], rtol=1e-6, atol=0.0):
+        return own
+    origin = value[varies & (step > 0)][0]
+    multiple = (constant - origin) / found[0]
+    on_lattice = np.abs(multiple - np.rint(multiple)) < TOLERANCE
+    return np.where(on_lattice, found[0], own)
+
+
+def mean_deviation(X: Array, weight: Array, step: Array) -> float:
+    """Return the mean absolute deviation, in steps, over columns of positive step; at least 2."""
+    chosen = step > 0
+    if not chosen.any():
+        return LEAST_MEAN_DISTANCE
+    share = weight / weight.sum()
+    numbers = (X[:, chosen] - X[:, chosen].min(axis=0)) / step[chosen]
+    deviation = share @ np.abs(numbers - share @ numbers)
+    return max(LEAST_MEAN_DISTANCE, float(deviation.mean()))
 
 
 def refined_step(values: Array) -> float:

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
 from sklearn.utils.validation import _check_sample_weight, check_array
 
-from sk_itdiffusion.rows import column_labels, in_units_of_the_least
+from sk_itdiffusion.rows import column_labels, in_common_units
 
 __all__ = [
     "Column",
@@ -986,7 +986,7 @@ def _check_settings(table: Table, kinds: Sequence[Kind], handle_unknown: str) ->
 
 
 def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Array:
-    """Return non-negative weights, the least positive of which is 1."""
+    """Return non-negative weights in their common unit, or with 1 as the least positive one."""
     weight = _check_sample_weight(
         sample_weight,
         np.broadcast_to(0.0, shape),
@@ -994,7 +994,7 @@ def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Arr
         ensure_non_negative=True,
         copy=True,
     )
-    weight[weight > 0] = in_units_of_the_least(weight[weight > 0])
+    weight[weight > 0] = in_common_units(weight[weight > 0])
     return np.asarray(weight)
 
 

@@ -67,7 +67,14 @@ from sk_itdiffusion.fitting import (
     table_space,
 )
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
-from sk_itdiffusion.model import Effort, Seeds, TableModel, scoring_noise, summarize_profile
+from sk_itdiffusion.model import (
+    Effort,
+    Seeds,
+    TableModel,
+    covers,
+    scoring_noise,
+    summarize_profile,
+)
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
@@ -531,8 +538,11 @@ class BoundRows:
 def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
     first = valid.take(np.arange(n_profile_rows(model, len(valid))))
-    values = first.X if model.dequantizer is None else model.dequantizer.noisy(first.X)
-    rows = WeightedRows(model.space.standardized(values), first.weight)
+    if model.dequantizer is not None:
+        most = n_profile_rows(model, round(float(first.weight.sum())))
+        copies, _ = model.dequantizer.noisy_copies(first, most)
+        first = copies.take(np.arange(min(len(copies), max(most, len(first)))))
+    rows = WeightedRows(model.space.standardized(first.X), first.weight)
     split = MappedSplit.behind(model.space, rows, rows)
     keys = row_keys(split.valid.X, model.seeds.scoring + 1)
     if not model.space.is_discrete:
@@ -812,9 +822,11 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         read = first._read_again if order[0] in fitted else first._read_first
         values, weight, kinds = read(X, sample_weight)
         settings = replace(first._settings(), validation_fraction=self.validation_fraction)
-        rows, space = grouped_rows(values, weight, kinds, settings)
+        rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
-        train, valid = held_out(rows, space, settings, seeds) if needs_fit else (rows, rows)
+        train, valid = rows, rows
+        if needs_fit:
+            train, valid = held_out(rows, space, settings, seeds, is_counted)
         n_stretches = len(needs_fit) + 1
         tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
@@ -1098,24 +1110,37 @@ def fit_member(
 
 def grouped_rows(
     values: Array, weight: Array, kinds: Sequence[ColumnKind], settings: FitSettings
-) -> tuple[WeightedRows, TableSpace]:
-    """Return the distinct rows, and a space that tells of what kind they are."""
+) -> tuple[WeightedRows, TableSpace, bool]:
+    """Return the distinct rows, a space that tells of what kind they are, and if they are counted.
+
+    Rows with probabilities are: equal ones are different observations.
+    """
     grouped = group_rows(values, weight)
     space, _ = table_space(grouped, kinds, settings)
-    return (in_counts(grouped, weight) if space.is_discrete else grouped), space
+    is_counted = space.is_discrete
+    if settings.dequantize is not False and not settings.has_images:
+        step = None if settings.dequantize is True else settings.dequantize
+        is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
+    if is_counted or settings.dequantize is not False:
+        grouped = in_counts(grouped, weight)
+    return grouped, space, is_counted
 
 
 def held_out(
-    rows: WeightedRows, space: TableSpace, settings: FitSettings, seeds: Seeds
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seeds: Seeds,
+    is_counted: bool,
 ) -> tuple[WeightedRows, WeightedRows]:
     """Return rows for the members and rows for the weights; very few rows are both.
 
-    Copies of a row are on one side, unless all columns are discrete.  Scaled by powers of two,
+    Copies of a row are on one side, unless rows have probabilities.  Scaled by powers of two,
     which is exact, rows are on the same side in other units of that kind.
     """
     exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
     scaled = WeightedRows(np.ldexp(rows.X, -exponent), rows.weight)
-    train, valid = split_rows(scaled, space, settings, seeds.split)
+    train, valid = split_rows(scaled, space, settings, seeds.split, is_counted=is_counted)
     return (
         WeightedRows(np.ldexp(train.X, exponent), train.weight),
         WeightedRows(np.ldexp(valid.X, exponent), valid.weight),

@@ -32,7 +32,7 @@ from sk_itdiffusion.references.mixture import (
     as_mixture,
     fit_gaussian_mixture,
 )
-from sk_itdiffusion.rows import WeightedRows, resample_rows
+from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.space import TableSpace
 
 __all__ = [
@@ -197,15 +197,22 @@ def choose_marginal_map(
     return candidates[chosen]
 
 
+def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
+    """Return the first rows, which are a fair sample: canonical order is random in all but name."""
+    return rows.take(np.arange(min(len(rows), most)))
+
+
 def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
     """Return the validation rows' log-likelihood under the best of a few quick references."""
     random_state = np.random.RandomState(seed)
-    X = resample_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS, random_state)
-    guides: list[Reference] = [GaussianReference.fit(X)]
+    train = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
+    guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
     guides += [
-        fit_gaussian_mixture(X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS)
+        fit_gaussian_mixture(
+            train.X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS, train.weight
+        )
         for n_components in _COMPONENTS_FOR_MAPS
-        if len(X) >= 10 * n_components and is_affordable(n_components, X.shape[1])
+        if len(train) >= 10 * n_components and is_affordable(n_components, train.X.shape[1])
     ]
     share = split.valid.share
     valid = split.continuous_valid.X
@@ -214,7 +221,7 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
 
 
 def fit_gaussian_by_validation(
-    X: Array, valid: WeightedRows | None, random_state: np.random.RandomState
+    train: WeightedRows, valid: WeightedRows | None, random_state: np.random.RandomState
 ) -> Reference:
     """Return a Gaussian of images: the covariance shrunk to its diagonal as validation rows ask.
 
@@ -223,7 +230,7 @@ def fit_gaussian_by_validation(
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
+    train : WeightedRows
         Training rows.
     valid : WeightedRows or None
         Validation rows; without them the columns are taken as independent.
@@ -235,12 +242,12 @@ def fit_gaussian_by_validation(
     Reference
         The fitted Gaussian.
     """
-    n_rows, n_columns = X.shape
+    n_rows, n_columns = train.X.shape
     if n_columns > MOST_COLUMNS_FOR_COVARIANCE:
         rank = max(1, min(MOST_DIRECTIONS, n_rows // 4, n_columns - 1))
-        return LowRankGaussianReference.fit(X, rank, random_state)
-    mean = X.mean(axis=0)
-    covariance = np.atleast_2d(np.cov(X.T, bias=True))
+        return LowRankGaussianReference.fit(train.X, rank, random_state, train.weight)
+    mean = train.share @ train.X
+    covariance = np.atleast_2d(np.cov(train.X.T, ddof=0, aweights=train.weight))
     diagonal = np.diag(np.diag(covariance))
 
     def shrunk(shrinkage: float) -> Reference:
@@ -299,40 +306,47 @@ def fit_mixture_by_validation(
     GaussianMixtureReference or None
         The mixture.
     """
-    X = resample_rows(train, MOST_ROWS_FOR_MIXTURES, random_state)
+    train = first_rows(train, MOST_ROWS_FOR_MIXTURES)
+    few = first_rows(train, _ROWS_FOR_SEARCH)
     share = valid.share
-    gaussian = log_likelihoods(GaussianReference.fit(X), valid.X)
+    gaussian = log_likelihoods(GaussianReference.fit(train.X, train.weight), valid.X)
 
     def fit(
-        rows: Array, n_steps: int, job: tuple[int, int]
+        rows: WeightedRows, n_steps: int, job: tuple[int, int]
     ) -> tuple[float, GaussianMixtureReference]:
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
         n_components, seed = job
         mixture = fit_gaussian_mixture(
-            rows, n_components, np.random.RandomState(seed), regularization, n_steps
+            rows.X,
+            n_components,
+            np.random.RandomState(seed),
+            regularization,
+            n_steps,
+            rows.weight,
         )
         return float(share @ log_likelihoods(mixture, valid.X)), mixture
 
     def fit_all(
         numbers: Sequence[int],
-        rows: Array = X[:_ROWS_FOR_SEARCH],
+        rows: WeightedRows = few,
         n_steps: int = _EM_STEPS_FOR_SEARCH,
     ) -> list[tuple[float, GaussianMixtureReference]]:
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
         jobs = zip(numbers, seeds, strict=True)
         return map_in_workers(partial(fit, rows, n_steps), jobs, "cpu")
 
+    n_rows, n_columns = train.X.shape
     possible = [
         k
         for k in _COMPONENTS
-        if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X) and is_affordable(k, X.shape[1])
+        if _ROWS_FOR_A_PARAMETER * k * (n_columns + 1) <= n_rows and is_affordable(k, n_columns)
     ]
     best = search_numbers(possible, fit_all, float(share @ gaussian))
     if best is None:
         return None
     score, mixture, n_best = best
-    beside = fit_all([round(1.25 * n_best), n_best], X, _MOST_EM_STEPS)
+    beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
     mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
     mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
     return mixture if mean > error else None

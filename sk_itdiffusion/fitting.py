@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Generator
 
 from sk_itdiffusion.callbacks import FitTasks
-from sk_itdiffusion.cubature import PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion.cubature import Keys, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
@@ -69,6 +69,7 @@ from sk_itdiffusion.model import (
     NETWORKS,
     Seeds,
     TableModel,
+    covers,
     kind_of_expert,
     names_of_networks,
     network_denoiser,
@@ -92,13 +93,15 @@ from sk_itdiffusion.rows import (
     ColumnReport,
     WeightedRows,
     column_labels,
+    effective_number,
     group_rows,
+    in_common_units,
     inspect_columns,
     resample_rows,
 )
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_layout
-from sk_itdiffusion.streams import Stream, StreamedRows
+from sk_itdiffusion.streams import Stream, StreamedRows, affordable_rows
 from sk_itdiffusion.training import (
     DenoisingObjective,
     Network,
@@ -241,17 +244,20 @@ def fit_table_model(
     """
     seeds = Seeds.draw(random_state) if previous is None else previous.seeds
     grouped = group_rows(values, weight)
-    dequantizer = make_dequantizer(grouped, settings, seeds, previous)
+    counted = in_counts(grouped, weight)
+    dequantizer = make_dequantizer(counted, settings, seeds, previous)
+    source: Keys | None = None
     if dequantizer is not None:
-        grouped = WeightedRows(dequantizer.noisy(grouped.X), grouped.weight)
+        grouped, source = dequantizer.noisy_copies(counted, affordable_rows(values.shape[1]))
     space, report = table_space(grouped, kinds, settings)
     if given_space is not None:
         space = given_space
     check_varying_columns(space, settings, previous)
-    constants = space.constant if dequantizer is None else space.constant[:0]
-    warn_about_columns(report, constants, settings.feature_names)
+    warn_about_columns(report, space, dequantizer, settings.feature_names)
     if space.is_discrete:
-        grouped = in_counts(grouped, weight)
+        grouped = counted
+    if covers(dequantizer, space) and not settings.has_images:
+        source = None
     if space.is_empty:
         return _empty_model(grouped, space, settings, seeds, dequantizer)
     step = report.step[space.continuous]
@@ -261,14 +267,14 @@ def fit_table_model(
         step = step * space.standardizer.scale / previous.space.standardizer.scale
         rows = WeightedRows(previous.space.standardized(grouped.X), grouped.weight)
         split = MappedSplit.behind(
-            previous.space, *split_rows(rows, previous.space, settings, seeds.split)
+            previous.space, *split_rows(rows, previous.space, settings, seeds.split, source)
         )
         # Its kernels may stand on rows that now validate.
         references = {name: r for name, r in previous.references.items() if name != KERNELS}
         logsnr, preconditioner = previous.logsnr[:N_NODES], previous.preconditioner
     else:
         rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
-        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
+        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split, source)
         current_progress().show(0.0, "references")
         split, references = fit_analytic_side(
             space, train_rows, valid_rows, step, settings, seeds.mixtures
@@ -298,7 +304,11 @@ def fit_table_model(
         has_images=settings.has_images,
     )
     model.nets = train_networks(
-        networks_to_train(settings, n_observations(rows, space)), model, split, settings, previous
+        networks_to_train(settings, n_observations(rows, space, source)),
+        model,
+        split,
+        settings,
+        previous,
     )
     if model.nets:
         model.history = bound_history(next(iter(model.nets.values())))
@@ -392,7 +402,7 @@ def make_dequantizer(
         previous.dequantizer.check(grouped.X, settings.feature_names)
         return previous.dequantizer
     step = None if settings.dequantize is True else settings.dequantize
-    found = Dequantizer.fit(grouped.X, step, settings.has_images, seeds.scoring + 3)
+    found = Dequantizer.fit(grouped.X, step, settings.has_images, seeds.scoring + 3, grouped.weight)
     found.check(grouped.X, settings.feature_names)
     return found
 
@@ -400,19 +410,24 @@ def make_dequantizer(
 def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
     """Return grouped rows with weights that are numbers of observations.
 
-    Integer weights are.  Others are scaled to sum to the number of observations of equal weight
-    that tell as much (Kish's effective sample size).
+    Weights that are multiples of a common unit are counts of it.  Others are scaled to sum to the
+    number of observations of equal weight that tell as much (Kish's effective sample size).
     """
-    positive = weight[weight > 0]
-    if np.array_equal(positive, np.rint(positive)):
-        total = min(float(positive.sum()), MOST_OBSERVATIONS)
+    units = in_common_units(weight[weight > 0])
+    if np.array_equal(units, np.rint(units)):
+        total = min(float(units.sum()), MOST_OBSERVATIONS)
         return WeightedRows(grouped.X, np.maximum(np.rint(grouped.share * total), 1.0))
-    relative = positive / positive.max()
-    return WeightedRows(grouped.X, grouped.share * float(relative.sum() ** 2 / (relative**2).sum()))
+    return WeightedRows(grouped.X, grouped.share * effective_number(units))
 
 
-def n_observations(rows: WeightedRows, space: TableSpace) -> int:
-    """Return the number of rows that count: of a discrete table all, else the distinct ones."""
+def n_observations(rows: WeightedRows, space: TableSpace, source: Keys | None = None) -> int:
+    """Return the number of rows that count: of a discrete table all, else the distinct ones.
+
+    Copies with different noise are one row if they have the same source.
+    """
+    if source is not None:
+        return len(np.unique(source))
+    # The weights of noisy copies, and those of rows that are counted, sum to their number.
     return round(float(rows.weight.sum())) if space.is_discrete else len(rows)
 
 
@@ -445,10 +460,17 @@ def _full_report(report: ColumnReport, chosen: NDArray[np.intp], n_columns: int)
 
 
 def warn_about_columns(
-    report: ColumnReport, constants: NDArray[np.intp], names: Sequence[str] | None
+    report: ColumnReport,
+    space: TableSpace,
+    dequantizer: Dequantizer | None,
+    names: Sequence[str] | None,
 ) -> None:
-    """Warn about continuous columns for which no density exists."""
-    constant = np.isin(np.arange(len(report.tied)), constants)
+    """Warn about continuous columns for which no density exists: those on no lattice."""
+    on_lattice = np.zeros(len(report.tied), dtype=bool)
+    if dequantizer is not None:
+        on_lattice = dequantizer.step > 0
+    constant = np.isin(np.arange(len(report.tied)), space.constant) & ~on_lattice
+    tied = report.tied & ~on_lattice
     if constant.any():
         warnings.warn(
             f"Column(s) {column_labels(constant, names)} are constant and have no density; "
@@ -457,29 +479,41 @@ def warn_about_columns(
             UserWarning,
             stacklevel=5,
         )
-    if report.tied.any():
+    if tied.any():
+        advice = "set dequantize=True" if dequantizer is None else "give their steps in dequantize"
         warnings.warn(
-            f"Column(s) {column_labels(report.tied, names)} have many equal or coarsely rounded "
+            f"Column(s) {column_labels(tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
-            "IMMSEMixedDensity), or set dequantize=True.",
+            f"IMMSEMixedDensity), or {advice}.",
             UserWarning,
             stacklevel=5,
         )
 
 
 def split_rows(
-    rows: WeightedRows, space: TableSpace, settings: FitSettings, seed: int
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seed: int,
+    source: Keys | None = None,
+    is_counted: bool | None = None,
 ) -> tuple[WeightedRows, WeightedRows]:
-    """Return training and validation rows; very few rows serve as both."""
-    if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
+    """Return training and validation rows; very few rows serve as both.
+
+    Rows of one source are on one side.  Weights are counts of observations if ``is_counted`` says
+    so, by default if all columns are discrete.
+    """
+    is_counted = space.is_discrete if is_counted is None else is_counted
+    n_rows = round(float(rows.weight.sum())) if is_counted else n_observations(rows, space, source)
+    if n_rows < LEAST_ROWS_TO_SPLIT:
         return rows, rows
-    split = rows.split
-    if space.is_discrete:
+    split = partial(rows.split, source=source)
+    if is_counted:
         counts = np.maximum(np.rint(rows.weight), 1.0)
         # Fractional weights of few states are as good as counts; rows of many are kept whole.
         if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
-            split = WeightedRows(rows.X, counts).split_copies
+            split = partial(WeightedRows(rows.X, counts).split_copies)
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
@@ -576,12 +610,11 @@ def _continuous_references(
     if not split.n_continuous:
         return {}
     train = split.continuous_train
-    X = resample_rows(train, max(len(train), 100_000), random_state)
     if settings.has_images:
         valid = split.continuous_valid if judged else None
-        gaussian = fit_gaussian_by_validation(X, valid, random_state)
+        gaussian = fit_gaussian_by_validation(train, valid, random_state)
     else:
-        gaussian = GaussianReference.fit(X)
+        gaussian = GaussianReference.fit(train.X, train.weight)
     references: dict[str, Reference] = {"gaussian": gaussian}
     standardizer = split.space.standardizer
     if isinstance(settings.reference, Reference):
@@ -965,12 +998,19 @@ def training_rows(
     def mapped(values: Array) -> Array:
         return space.rows(space.standardized(values))[0]
 
+    n_seen = 0
+
     def prepared(values: Array) -> Array:
+        nonlocal n_seen
         if values.shape[1] != space.n_columns or not np.isfinite(values).all():
             raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
         if dequantizer is not None:
             dequantizer.check(values, settings.feature_names)
-        return mapped(values if fresh or dequantizer is None else dequantizer.noisy(values))
+        if fresh or dequantizer is None:
+            return mapped(values)
+        numbers = n_seen + np.arange(len(values))
+        n_seen += len(values)
+        return mapped(dequantizer.noisy(values, numbers))
 
     # Behind other maps the width of a cell varies, so there each row has one noise for good.
     fresh = dequantizer is not None and space.marginal_map.kind == "standard"

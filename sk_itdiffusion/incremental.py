@@ -314,7 +314,7 @@ class IncrementalFit:
         least = max(ROWS_TO_BEGIN, ROWS_TO_BEGIN_FOR_A_COLUMN * values.shape[1])
         if len(values) < least or model.space.is_empty:
             return False
-        positions = self._positions(model.space, values, model.seeds.split)
+        positions = self._positions(model, values)
         n_valid = int((positions < settings.validation_fraction).sum())
         return LEAST_VALIDATION_ROWS <= n_valid <= len(values) - LEAST_VALIDATION_ROWS
 
@@ -327,19 +327,20 @@ class IncrementalFit:
         self.reservoir = Reservoir(
             settings.validation_fraction,
             MOST_VALIDATION_ROWS,
-            space.is_discrete,
+            model.has_probabilities,
             np.empty((0, space.layout.n_columns)),
             np.empty(0),
         )
         self.pending = np.empty((0, space.layout.n_columns))
 
-    def _positions(self, space: TableSpace, values: Array, seed: int) -> Array:
+    def _positions(self, model: TableModel, values: Array) -> Array:
         """Return the hashes of rows, in (0, 1)."""
+        space = model.space
         content = values[:, np.concatenate([space.continuous, space.discrete])]
-        if space.is_discrete:
+        if model.has_probabilities:
             number = self.n_rows + np.arange(len(values), dtype=np.float64)
             content = np.column_stack([content, number])
-        keys: Keys = row_keys(content, seed)
+        keys: Keys = row_keys(content, model.seeds.split)
         return hash_uniform(keys, 0)
 
     def _updated(self, values: Array, settings: FitSettings) -> TableModel:
@@ -347,10 +348,11 @@ class IncrementalFit:
         assert self.model is not None
         previous, space = self.model, self.model.space
         check_constant_columns(values, space, settings)
-        position = self._positions(space, values, previous.seeds.split)
+        position = self._positions(previous, values)
+        numbers = self.n_rows + np.arange(len(values))
         self.n_rows += len(values)
         if previous.dequantizer is not None:
-            values = previous.dequantizer.noisy(values)
+            values = previous.dequantizer.noisy(values, numbers)
         rows, log_slope = space.rows(space.standardized(values))
         train = self.reservoir.exchange(rows, log_slope, position)
         self.moments.update(train[:, : space.layout.n_continuous])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion.dequantize import Dequantizer
+from sk_itdiffusion.dequantize import Dequantizer, copy_numbers
 from sk_itdiffusion.experts import log_likelihoods
 from sk_itdiffusion.likelihood import (
     Denoiser,
@@ -246,7 +246,7 @@ class TableModel:
     def _log_density(self, values: Array, effort: Effort | None) -> tuple[Array, Array]:
         """Return what `log_density` does, of rows that are held in memory several times."""
         rule = self.scoring_rule(effort)
-        total = self.space.constant_log_density(values) + self.constant_term
+        total = self.constant_log_ratios(values).sum(axis=1) + self.constant_term
         variance = np.zeros(len(values))
         if self.space.is_empty:
             return total, variance
@@ -283,12 +283,41 @@ class TableModel:
     def constant_term(self) -> float:
         """What all log-densities have in common beside the maps' slopes.
 
-        Columns without variation are certain if rows have probabilities, which dequantised ones
-        have.
+        It is that of the values that the columns without variation have.
         """
+        term = float(self.greatest_constant_log_densities.sum())
+        if self.dequantizer is not None:
+            term += self.dequantizer.log_volume(self.space.continuous)
+        return term
+
+    @property
+    def greatest_constant_log_densities(self) -> Array:
+        """Logs of densities of columns without variation, or probabilities, at their values."""
+        greatest = self.space.greatest_constant_log_densities()
         if self.dequantizer is None:
-            return self.space.greatest_constant_log_density()
-        return self.dequantizer.log_volume(self.space.continuous)
+            return greatest
+        has_cell = self.dequantizer.has_cell[self.space.constant]
+        return np.where(has_cell, math.log1p(-self.dequantizer.unseen), greatest)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether rows have probabilities, so that equal ones are different observations."""
+        return self.space.is_discrete or (
+            not self.has_images and covers(self.dequantizer, self.space)
+        )
+
+    def constant_log_ratios(self, values: Array) -> Array:
+        """Return by how much entries are less likely than the only value of their column.
+
+        The shape is (n, n_constant), of the columns without variation; in nats.
+        """
+        ratios = -0.5 * self.space.squared_constant_deviations(values)
+        if self.dequantizer is not None:
+            has_cell = self.dequantizer.has_cell[self.space.constant]
+            found = self.dequantizer.log_ratio(values)[:, self.space.constant]
+            ratios = np.where(has_cell, found, ratios)
+        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+        return np.ascontiguousarray(ratios)
 
     def dequantized_points(self, values: Array, keys: Keys) -> Array:
         """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
@@ -425,13 +454,15 @@ class TableModel:
     def mse_curve(self, values: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""
         curves, counts = [], []
+        if self.dequantizer is not None:
+            number = copy_numbers(self.dequantizer.keys(values))
         affordable = NUMBERS_IN_A_PROFILE // max(1, values.shape[1])
         n_rows = int(np.clip(affordable, 1, MOST_ROWS_IN_A_PROFILE))
         for start in range(0, len(values), n_rows):
             part = values[start : start + n_rows]
-            keys = row_keys(self.space.standardized(part))
             if self.dequantizer is not None:
-                part = self.dequantizer.noisy(part)
+                part = self.dequantizer.noisy(part, number[start : start + n_rows])
+            keys = row_keys(self.space.standardized(part))
             rows, _ = self.space.rows(self.space.standardized(part))
             with stretch_of_progress(start / len(values), (start + len(rows)) / len(values)):
                 profile = self.profile(rows, np.ones(len(rows)), keys)
@@ -462,6 +493,13 @@ class TableModel:
         )
         # Equal rows of discrete columns are different observations.
         return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
+
+
+def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:
+    """Return whether all columns that vary are on lattices, so that rows have probabilities."""
+    if dequantizer is None or len(space.discrete) or not len(space.continuous):
+        return False
+    return bool((dequantizer.step[space.continuous] > 0).all())
 
 
 def names_of_networks(n_networks: int) -> list[str]:

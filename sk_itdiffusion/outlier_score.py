@@ -734,9 +734,6 @@ def log_widths(model: TableModel) -> Array:
 def constant_parts(model: TableModel, values: Array) -> Array:
     """Return the log-density of each continuous column without variation, (n, n_constant).
 
-    Where rows have probabilities, the value of such a column is certain.
+    With dequantised columns it is the log-probability of a cell.
     """
-    squared, width = model.space.squared_constant_deviations(values), model.space.constant_width()
-    greatest = 0.0 if model.dequantizer else -np.log(width) - 0.5 * math.log(2 * math.pi)
-    # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-    return np.ascontiguousarray(-0.5 * squared + greatest)
+    return model.constant_log_ratios(values) + model.greatest_constant_log_densities

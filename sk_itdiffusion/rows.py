@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion.cubature import row_keys
+from sk_itdiffusion.cubature import Keys, row_keys, spawn_keys
 
 __all__ = ["ColumnReport", "WeightedRows", "group_rows", "inspect_columns", "resample_rows"]
 
@@ -20,6 +22,13 @@ _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
 _LEAST_TRAINING_ROWS = 10
 _LEAST_VALIDATION_ROWS = 10
+#: Units below which the greatest weight has to be if weights that are no integers are multiples.
+#: More would make thousands of observations of rows beside one of tiny weight.
+_MOST_UNITS = 1_000
+#: Relative error that multiples of a unit may have by rounding.
+_ROUNDING_OF_WEIGHTS = 16 * np.finfo(np.float64).eps
+#: Bits of weights that have no common unit; the last ones depend on the factor of all weights.
+_BITS_OF_WEIGHTS = 40
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,13 @@ class WeightedRows:
         """Return some of the rows."""
         return WeightedRows(self.X[index], self.weight[index])
 
-    def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
+    def split(
+        self, fraction: float, most: int, seed: int, source: Keys | None = None
+    ) -> tuple[WeightedRows, WeightedRows]:
         """Return rows for training and for validation.
 
         Membership follows from a hash of the row and the seed, so that a row stays on its side
-        when others come or go.
+        when others come or go.  Rows of one ``source``, if sources are given, stay on one side.
 
         Raises
         ------
@@ -62,8 +73,15 @@ class WeightedRows:
         if len(self) - n_valid < _LEAST_TRAINING_ROWS:
             left = len(self) - n_valid
             raise ValueError(too_few_rows(fraction, left, len(self), "distinct rows"))
-        order = np.argsort(row_keys(self.X, seed))
-        return self.take(np.sort(order[n_valid:])), self.take(np.sort(order[:n_valid]))
+        if source is None:
+            order = np.argsort(row_keys(self.X, seed))
+            return self.take(np.sort(order[n_valid:])), self.take(np.sort(order[:n_valid]))
+        hashed = spawn_keys(source, 1, first=seed)[:, 0]
+        _, group, size = np.unique(hashed, return_inverse=True, return_counts=True)
+        # The first sources, in the order of the hash, that have enough rows between them.
+        n_sources = int(np.clip(np.searchsorted(np.cumsum(size), n_valid) + 1, 1, len(size) - 1))
+        is_valid = group.ravel() < n_sources
+        return self.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
 
     def split_copies(
         self, fraction: float, most: int, seed: int
@@ -132,19 +150,55 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     if not all(np.array_equal(distinct[group[part]], X[part]) for part in parts):
         distinct, group = np.unique(X, axis=0, return_inverse=True)  # two rows with one hash
     # Repetitions are integers before they are summed, so that their sums are exact.
-    total = np.bincount(group.ravel(), weights=in_units_of_the_least(weight)).astype(np.float64)
+    total = np.bincount(group.ravel(), weights=in_common_units(weight)).astype(np.float64)
     return WeightedRows(distinct, in_units_of_the_least(total))
 
 
 def in_units_of_the_least(weight: Array) -> Array:
-    """Return weights divided by the least, so that a common factor of the weights is nothing.
-
-    Repetitions are integers again, whatever that factor was.
-    """
+    """Return weights divided by the least, rounded where all are multiples of it."""
     relative = weight / weight.min()
     counts = np.rint(relative)
     is_close = np.allclose(relative, counts, rtol=1e-9, atol=0.0)
     return np.asarray(counts if is_close else relative)
+
+
+def in_common_units(weight: Array) -> Array:
+    """Return positive weights as numbers of observations, if they can be told from them.
+
+    Integers are.  Others are where all are multiples of one unit, fewer than 1000 of which are in
+    the greatest: ``[0.37, 1.11]`` are one and three observations.  Otherwise they are divided by
+    the least one, and their last bits, which depend on a common factor, are rounded.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (n_samples,)
+        Positive weights.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Integers, or numbers of which the least is 1.
+    """
+    if np.array_equal(weight, np.rint(weight)):
+        return weight
+    distinct, place = np.unique(weight, return_inverse=True)
+    relative = distinct / distinct[0]
+    n_units = 1  # in the least weight
+    for ratio in relative.tolist():
+        closest = Fraction(ratio).limit_denominator(_MOST_UNITS)
+        n_units = math.lcm(n_units, closest.denominator)
+        is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
+        if not is_close or n_units * relative[-1] > _MOST_UNITS - 0.5:
+            mantissa, exponent = np.frexp(relative)
+            rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
+            return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS)[place.ravel()])
+    return np.asarray(np.rint(relative * n_units)[place.ravel()])
+
+
+def effective_number(weight: Array) -> float:
+    """Return how many rows of equal weight tell as much (Kish's effective sample size)."""
+    relative = weight / weight.max()
+    return float(relative.sum() ** 2 / (relative**2).sum())
 
 
 def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:

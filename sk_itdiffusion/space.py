@@ -155,12 +155,6 @@ class TableSpace:
         table[:, self.discrete] = rows[:, n_continuous:]
         return table
 
-    def constant_log_density(self, values: Array) -> Array:
-        """Return narrow normal log-densities of columns without variation, less their maximum."""
-        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
-        squares = np.ascontiguousarray(-0.5 * self.squared_constant_deviations(values))
-        return np.asarray(squares.sum(axis=1))
-
     def squared_constant_deviations(self, values: Array) -> Array:
         """Return squared deviations of columns without variation, in their widths."""
         # Rows so far out that a square overflows have the log-density minus infinity.
@@ -168,10 +162,9 @@ class TableSpace:
             deviation = values[:, self.constant] - self.constant_values[self.constant]
             return np.asarray((deviation / self.constant_width()) ** 2)
 
-    def greatest_constant_log_density(self) -> float:
-        """Return the maximum of the normal log-densities of columns without variation."""
-        width = self.constant_width()
-        return float(-np.log(width).sum() - 0.5 * math.log(2 * math.pi) * len(width))
+    def greatest_constant_log_densities(self) -> Array:
+        """Return the maxima of the normal log-densities of columns without variation."""
+        return np.asarray(-np.log(self.constant_width()) - 0.5 * math.log(2 * math.pi))
 
     def constant_width(self) -> Array:
         """Return the widths of the normal densities of columns without variation."""

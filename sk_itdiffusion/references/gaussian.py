@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -71,7 +70,9 @@ class GaussianReference(Reference):
         self.register_buffer("basis", basis)
 
     @classmethod
-    def fit(cls, X: NDArray[np.float64]) -> GaussianReference:
+    def fit(
+        cls, X: NDArray[np.float64], sample_weight: NDArray[np.float64] | None = None
+    ) -> GaussianReference:
         """Return the normal distribution with the mean and (shrunk) covariance of the rows.
 
         The covariance is shrunk as Ledoit and Wolf propose, which is negligible for many rows and
@@ -81,14 +82,18 @@ class GaussianReference(Reference):
         ----------
         X : ndarray of shape (n_samples, n_features)
             Rows, on a scale where the columns' variances are near 1.
+        sample_weight : ndarray of shape (n_samples,), default=None
+            Positive weights, of which only the ratios matter; None for equal ones.
 
         Returns
         -------
         GaussianReference
             The fitted distribution.
         """
-        mean = X.mean(axis=0)
-        return cls(mean, floor_eigenvalues(ledoit_wolf(X - mean, assume_centered=True)[0]))
+        weight = np.ones(len(X)) if sample_weight is None else sample_weight
+        share = weight / weight.sum()
+        mean = share @ X
+        return cls(mean, floor_eigenvalues(shrunk_covariance(X - mean, share)))
 
     @property
     def covariance(self) -> Tensor:
@@ -133,6 +138,41 @@ class GaussianReference(Reference):
             The sizes.
         """
         return f"n_features={self.n_features}"
+
+
+def shrunk_covariance(
+    deviation: NDArray[np.float64], share: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the covariance of weighted rows, shrunk as Ledoit and Wolf propose.
+
+    With equal shares it is that of `sklearn.covariance.ledoit_wolf`; otherwise the number of rows
+    in its formula is that of equal rows that tell as much (Kish's effective sample size).
+
+    Parameters
+    ----------
+    deviation : ndarray of shape (n_samples, n_features)
+        Rows less their weighted mean.
+    share : ndarray of shape (n_samples,)
+        Weights that sum to 1.
+
+    Returns
+    -------
+    ndarray of shape (n_features, n_features)
+        The shrunk covariance.
+    """
+    n_features = deviation.shape[1]
+    scaled = np.sqrt(share)[:, None] * deviation
+    covariance = np.asarray(scaled.T @ scaled)
+    if n_features == 1:
+        return covariance
+    variance = float(np.trace(covariance)) / n_features
+    squared = float((covariance**2).sum())
+    fourth = float(share @ np.square(np.square(deviation).sum(axis=1)))
+    # Mean squared error of an entry of the covariance, and its distance to equal variances.
+    error = float(share @ share) * (fourth - squared) / n_features
+    distance = squared / n_features - variance**2
+    shrinkage = 0.0 if distance <= 0.0 else min(max(error, 0.0) / distance, 1.0)
+    return np.asarray((1.0 - shrinkage) * covariance + shrinkage * variance * np.eye(n_features))
 
 
 def floor_eigenvalues(matrix: NDArray[Any], floor: float = VARIANCE_FLOOR) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -77,7 +77,11 @@ class LowRankGaussianReference(Reference):
 
     @classmethod
     def fit(
-        cls, X: NDArray[np.float64], rank: int, random_state: np.random.RandomState
+        cls,
+        X: NDArray[np.float64],
+        rank: int,
+        random_state: np.random.RandomState,
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> LowRankGaussianReference:
         """Return the probabilistic principal components of rows.
 
@@ -89,18 +93,24 @@ class LowRankGaussianReference(Reference):
             Number of directions, less than rows and columns.
         random_state : RandomState
             Source of the randomised decomposition.
+        sample_weight : ndarray of shape (n_samples,), default=None
+            Positive weights, of which only the ratios matter; None for equal ones.
 
         Returns
         -------
         LowRankGaussianReference
             The fitted distribution.
         """
-        pca = PCA(rank, random_state=random_state).fit(X)
-        # Over all other directions: pca.noise_variance_ is that of those which the rows span.
-        left = X.var(axis=0, ddof=1).sum() - pca.explained_variance_.sum()
-        residual = max(float(left) / (X.shape[1] - rank), VARIANCE_FLOOR)
-        along = np.maximum(pca.explained_variance_, residual)
-        return cls(pca.mean_, pca.components_.T, along, residual)
+        weight = np.ones(len(X)) if sample_weight is None else sample_weight
+        share = weight / weight.sum()
+        mean = share @ X
+        # The variances are those of an unbiased covariance.
+        scaled = np.sqrt(share / (1.0 - float(share @ share)))[:, None] * (X - mean)
+        _, singular, directions = randomized_svd(scaled, rank, random_state=random_state)
+        # Over all other directions, also those that the rows do not span.
+        left = float(np.square(scaled).sum()) - float(np.square(singular).sum())
+        residual = max(left / (X.shape[1] - rank), VARIANCE_FLOOR)
+        return cls(mean, directions.T, np.maximum(np.square(singular), residual), residual)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; see `Reference.log_prob`."""

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -313,8 +315,10 @@ def as_mixture(reference: GaussianReference | GaussianMixtureReference) -> Gauss
     return GaussianMixtureReference([1.0], reference.mean[None], reference.covariance[None])
 
 
-class _QuietMixture(GaussianMixture):
-    """Mixture that does not warn when its iterations end before convergence.
+class _WeightedMixture(GaussianMixture):
+    """Mixture of weighted rows, which does not warn when it ends before convergence.
+
+    With equal weights its numbers are those of scikit-learn's.
 
     A mixture that has not converged is a good reference; only its likelihood counts.  A warnings
     filter would not do: filters belong to the process, and mixtures are fitted in threads.
@@ -327,6 +331,36 @@ class _QuietMixture(GaussianMixture):
     @converged_.setter
     def converged_(self, value: bool) -> None:
         pass
+
+    def fit_weighted(self, X: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        """Fit to rows with positive weights, of which only the ratios matter."""
+        self._weight = weight / weight.mean()
+        self.fit(X)
+
+    def _initialize_parameters(
+        self, X: NDArray[np.float64], random_state: np.random.RandomState, **options: Any
+    ) -> None:
+        """Let k-means see the weights."""
+        membership = np.zeros((len(X), self.n_components))
+        if self.init_params == "kmeans":
+            means = KMeans(self.n_components, n_init=1, random_state=random_state)
+            label = means.fit(X, sample_weight=self._weight).labels_
+            membership[np.arange(len(X)), label] = self._weight
+        else:
+            chosen = kmeans_plusplus(
+                X, self.n_components, sample_weight=self._weight, random_state=random_state
+            )[1]
+            membership[chosen, np.arange(self.n_components)] = 1.0
+        self._initialize(X, membership, **options)
+
+    def _e_step(self, X: NDArray[np.float64], **options: Any) -> tuple[float, NDArray[np.float64]]:
+        log_density, log_membership = self._estimate_log_prob_resp(X, **options)
+        return float(np.average(log_density, weights=self._weight)), log_membership
+
+    def _m_step(
+        self, X: NDArray[np.float64], log_membership: NDArray[np.float64], **options: Any
+    ) -> None:
+        super()._m_step(X, log_membership + np.log(self._weight)[:, None], **options)
 
 
 def number_of_distinct_rows(X: NDArray[np.float64]) -> int:
@@ -342,8 +376,9 @@ def fit_gaussian_mixture(
     random_state: np.random.RandomState,
     regularization: float = VARIANCE_FLOOR,
     max_iter: int = 100,
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> GaussianMixtureReference:
-    """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's).
+    """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's, with weights).
 
     It has no more components than there are distinct rows, of which there are few where a few rows
     have nearly all the weight, or one value is a billion times as large as all others.
@@ -353,7 +388,8 @@ def fit_gaussian_mixture(
     regularization = max(regularization, _LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
     # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
     is_plain = n_distinct > _PLENTY * n_components
-    mixture = _QuietMixture(
+    weight = np.ones(len(X)) if sample_weight is None else sample_weight
+    mixture = _WeightedMixture(
         min(n_components, n_distinct),
         init_params="kmeans" if is_plain else "k-means++",
         reg_covar=regularization,
@@ -363,5 +399,5 @@ def fit_gaussian_mixture(
     # The matrices are far too small for several threads, which would wait for each other, up to
     # ten times longer in all; scikit-learn limits them likewise in its own estimators.
     with single_blas_thread():
-        mixture.fit(X)
+        mixture.fit_weighted(X, weight)
     return GaussianMixtureReference.from_sklearn(mixture)
