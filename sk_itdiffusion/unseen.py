@@ -16,8 +16,10 @@ the greatest value can be such values.
 them has the log-probability of the event.
 
 **Whole numbers in order** may be below all levels, above, or between two of them.  Each of these
-regions has the rows that would be new there, and an equal part of the added row.  Gaps have equal
-parts of their region, and the numbers in a gap are equally likely.  Distances k = 1, 2, ... beyond
+regions has the rows that would be new there, and an equal part of the added row.  Of g gaps
+between levels about :math:`\sqrt g` neighbours make a group, whose numbers are equally likely, and
+groups are as likely as they have gaps (an estimate by spacings, as new values are as likely in one
+gap as in another).  Distances k = 1, 2, ... beyond
 an end have a geometric distribution whose ratio is uncertain: under a uniform prior, and N excesses
 of sum S over a value near the end,
 
@@ -49,7 +51,7 @@ __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 
 Array = NDArray[np.float64]
 
-#: Largest excess that counts, so that sums of them are numbers.
+#: Largest distance of numbers that counts, so that sums are numbers.
 LARGEST_EXCESS = 1e200
 
 
@@ -108,6 +110,7 @@ class GeometricTail:
 
     def log_probability(self, distance: float) -> float:
         """Return the log-probability of the value at a distance of at least 1."""
+        distance = min(distance, LARGEST_EXCESS)
         at_distance = betaln(self.a + distance - 1.0, self.b + 1.0)
         return self.log_mass + float(at_distance - betaln(self.a, self.b))
 
@@ -229,10 +232,14 @@ class UnseenValues:
         if self.above is None:
             return np.array([self.log_other for _ in values])
         known = np.sort(np.array(list(levels), dtype=np.float64))
-        return np.array([self._log_probability(value, known) for value in values])
+        between = np.array([]) if self.log_gap is None else self.log_gap + log_spacings(known)
+        return np.array([self._log_probability(value, known, between) for value in values])
 
-    def _log_probability(self, value: Any, levels: Array) -> float:
-        """Return the log-probability of a value beside increasing levels."""
+    def _log_probability(self, value: Any, levels: Array, between: Array) -> float:
+        """Return the log-probability of a value beside increasing levels.
+
+        That of a number between two levels is the entry of the lower one in the third argument.
+        """
         if not is_whole_number(value):
             return self.log_other
         number = float(value)
@@ -241,8 +248,32 @@ class UnseenValues:
         if number < levels[0]:
             tail = self.below
             return self.log_other if tail is None else tail.log_probability(levels[0] - number)
-        if self.log_gap is None:
-            return self.log_other
+        lower = int(np.searchsorted(levels, number, side="right")) - 1
         # Integers that are equal as floats may be a level here and none to Python.
-        upper = int(np.clip(np.searchsorted(levels, number), 1, len(levels) - 1))
-        return self.log_gap - math.log(max(levels[upper] - levels[upper - 1] - 1.0, 1.0))
+        is_between = lower < len(between) and math.isfinite(between[lower])
+        return float(between[lower]) if is_between else self.log_other
+
+
+def log_spacings(levels: Array) -> Array:
+    """Return log-probabilities of the whole numbers between two levels, in units of one gap's.
+
+    Parameters
+    ----------
+    levels : ndarray of shape (n_levels,)
+        Increasing whole numbers.
+
+    Returns
+    -------
+    ndarray of shape (n_levels - 1,)
+        Log-probability of each number above a level and below the next; minus infinity where
+        there is none.
+    """
+    with np.errstate(over="ignore"):
+        numbers = np.clip(np.diff(levels) - 1.0, 0.0, LARGEST_EXCESS)
+    gaps = np.flatnonzero(numbers)
+    n_together = math.ceil(math.sqrt(len(gaps)))
+    found = np.full(len(numbers), -math.inf)
+    for start in range(0, len(gaps), max(1, n_together)):
+        group = gaps[start : start + n_together]
+        found[group] = math.log(len(group)) - math.log(numbers[group].sum())
+    return found

@@ -279,7 +279,7 @@ def test_values_outside_a_closed_set_are_errors():
     for changed in ({"x": "d"}, {"n": 3}):
         with pytest.raises(ValueError, match="not among its levels"):
             encoder.encode(X.assign(**changed))
-    with pytest.raises(ValueError, match="'x' has values .*: 'b'"):
+    with pytest.raises(ValueError, match=r"'x' has values .*: 'b'"):
         fit(X, categories={"x": ["a"]})
 
 
