@@ -279,7 +279,7 @@ class BlockStream:
     n_rows : int
         Rows of positive weight that are not.
     read : callable
-        Returns the numbers and codes of a block.
+        Returns the numbers and codes of a block, of those of its rows that can be trained on.
     """
 
     blocks: Blocks
@@ -319,7 +319,9 @@ class BlockStream:
                 )
                 if len(rows):
                     shuffled = torch.randperm(len(rows), generator=generator).numpy()
-                    yield self.read(chosen_rows(rows, shuffled))
+                    values = self.read(chosen_rows(rows, shuffled))
+                    if len(values):
+                        yield values
 
     def _others(self, block: Any, number: int, generator: Generator) -> Any:
         """Return the rows of a block that are not in the sample."""

@@ -49,11 +49,13 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         non-integer numbers are taken up to 256 distinct values.
     categories : "auto", list or dict, default="auto"
         Levels of each column, or of the columns that a dict names.  ``"auto"`` takes those of a
-        categorical dtype, all integers from the least to the greatest one if these are at most
-        256, and else the values that occur.
-    handle_unknown : {"error", "floor"}, default="error"
-        Whether other levels are an error in `score_samples`, or are counted to a level that is
-        reserved for them, which `fit` gives the probability of a level that never occurs.
+        categorical or boolean dtype, all integers from the least to the greatest one if these are
+        at most 256, and else the values that occur.
+    handle_unknown : {"good_turing", "error"}, default="good_turing"
+        What other values are in `score_samples`: unlikely, so that all of them together have the
+        Good-Turing mass of their column and the other columns are scored by the references (see
+        Notes), or an error.  They are an error in any case in columns whose levels ``categories``
+        gives, and in those of a boolean dtype.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; the network is
         then convolutional and all pixels have the same, ordered levels.
@@ -219,7 +221,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         *,
         kind: str | Sequence[str] | dict[Any, str] = "auto",
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
-        handle_unknown: str = "error",
+        handle_unknown: str = "good_turing",
         image_shape: tuple[int, ...] | None = None,
         reference: str = "auto",
         experts: str | Sequence[str] = "auto",

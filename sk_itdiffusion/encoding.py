@@ -2,7 +2,8 @@
 
 A continuous column keeps its numbers.  A discrete column becomes the codes 0, ..., K - 1 of its K
 levels: in the order of the levels where it is ordinal, and from the most to the least frequent one
-where it is nominal, so that the codes do not depend on how the levels are called.
+where it is nominal, so that the codes do not depend on how the levels are called.  A value that is
+no level becomes its log-probability (see `sk_itdiffusion.unseen`), which is negative.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ from pandas.api import types
 from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion.rows import column_labels, in_common_units
+from sk_itdiffusion.unseen import UnseenValues, is_whole_number
 
 __all__ = [
     "Column",
@@ -53,6 +55,8 @@ _LEAST_ROWS_WITH_SINGLE_TEXTS = 20
 _MOST_AUTOMATIC_LEVELS = 256
 _MOST_LEVELS = 4096
 _SHOWN_LEVELS = 5
+#: Effective number of rows up to which a value counts as that of a single row.
+_MOST_ROWS_OF_NEW_VALUES = 1.5
 _NUMBERS: tuple[Storage, ...] = ("boolean", "integer", "float")
 _INFERRED_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
 
@@ -70,19 +74,24 @@ class Column:
     levels : ndarray of shape (K,), dtype object, or None
         Known levels in the order of their codes, where None stands for a missing value.  None for
         a continuous column.
-    has_unknown : bool
-        Whether the code K is reserved for unknown levels.
+    unseen : UnseenValues or None, default=None
+        Probabilities of other values; None if there cannot be any, or they are an error.
     """
 
     label: str
     kind: Kind
     levels: Labels | None
-    has_unknown: bool
+    unseen: UnseenValues | None = None
 
     @property
     def n_levels(self) -> int:
-        """Number of codes, that of unknown levels included; 0 for a continuous column."""
-        return 0 if self.levels is None else len(self.levels) + self.has_unknown
+        """Number of levels; 0 for a continuous column."""
+        return 0 if self.levels is None else len(self.levels)
+
+    @property
+    def log_seen(self) -> float:
+        """Log-probability that a value is one of the levels."""
+        return 0.0 if self.unseen is None else self.unseen.log_seen
 
 
 @dataclass(frozen=True)
@@ -578,6 +587,25 @@ def _lookup(labels: Labels, levels: Labels) -> NDArray[np.intp]:
 
 
 @dataclass(frozen=True)
+class Observations:
+    """How often levels were observed.
+
+    Attributes
+    ----------
+    count : ndarray of shape (n_levels,)
+        Numbers of rows; of weighted ones, weights that sum to the effective number of rows.
+    n_rows_of_level : ndarray of shape (n_levels,)
+        Effective number of the rows of each level, whatever their weights are.
+    n_rows : float
+        Effective number of all rows.
+    """
+
+    count: Array
+    n_rows_of_level: Array
+    n_rows: float
+
+
+@dataclass(frozen=True)
 class Tally:
     """Labels that occur with positive weight, with their total weights.
 
@@ -587,21 +615,32 @@ class Tally:
         Labels; in a pooled tally they may repeat.
     weight : ndarray of shape (n_labels,)
         Their weights.
-    missing : float
-        Weight of missing values.
+    squared : ndarray of shape (n_labels,)
+        Sums of the squared weights of their rows, where a row of integer weight is so many rows.
+    missing, missing_squared : float
+        The same of missing values.
     """
 
     labels: Labels
     weight: Array
+    squared: Array
     missing: float
+    missing_squared: float
 
     @classmethod
     def count(cls, column: pd.Series[Any], weight: Array, label: str) -> Tally:
         """Return the tally of a column with one weight for each row."""
         codes, labels = _factorize(column, label)
-        total = np.bincount(codes + 1, weight, len(labels) + 1).astype(np.float64)
+        are_counts = np.array_equal(weight, np.rint(weight))
+        squares = weight if are_counts else weight**2
+        total, squared = (
+            np.bincount(codes + 1, values, len(labels) + 1).astype(np.float64)
+            for values in (weight, squares)
+        )
         seen = total[1:] > 0
-        return cls(labels[seen], total[1:][seen], float(total[0]))
+        return cls(
+            labels[seen], total[1:][seen], squared[1:][seen], float(total[0]), float(squared[0])
+        )
 
     @classmethod
     def pool(cls, tallies: Sequence[Tally]) -> Tally:
@@ -609,8 +648,24 @@ class Tally:
         return cls(
             np.concatenate([tally.labels for tally in tallies]),
             np.concatenate([tally.weight for tally in tallies]),
+            np.concatenate([tally.squared for tally in tallies]),
             sum(tally.missing for tally in tallies),
+            sum(tally.missing_squared for tally in tallies),
         )
+
+    def observations(self, levels: Labels) -> Observations:
+        """Return how often each level was observed; levels include all labels that occur."""
+        codes = _lookup(self.labels, levels)
+        weight = np.append(self.weight, self.missing)
+        squared = np.append(self.squared, self.missing_squared)
+        known = codes >= 0
+        total, squares = (
+            np.bincount(codes[known], values[known], len(levels)) for values in (weight, squared)
+        )
+        n_rows = float(total.sum() ** 2 / squares.sum())
+        # As many rows of equal weight tell as much (Kish's effective sample size).
+        rows_of_level = total**2 / np.where(squares > 0.0, squares, 1.0)
+        return Observations(n_rows * total / total.sum(), rows_of_level, n_rows)
 
     def by_weight(self, levels: Labels) -> Labels:
         """Return levels from the heaviest to the lightest; ties stay as they are."""
@@ -625,15 +680,11 @@ class Tally:
 def _natural_levels(labels: Labels, is_number: bool) -> Labels:
     """Return distinct labels in order, with the integers between them if those are few."""
     ordered = _sorted(labels)
-    if is_number and ordered and all(_is_integer(label) for label in ordered):
+    if is_number and ordered and all(is_whole_number(label) for label in ordered):
         low, high = int(ordered[0]), int(ordered[-1])
         if len(ordered) <= high - low < _MOST_FILLED_LEVELS:
             return _object_array(range(low, high + 1))
     return _object_array(ordered)
-
-
-def _is_integer(label: Any) -> bool:
-    return isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer())
 
 
 def _sorted(labels: Iterable[Any]) -> list[Any]:
@@ -711,7 +762,17 @@ def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels |
     if j in given:
         return given[j]
     dtype = table.column(j).dtype
-    return np.asarray(dtype.categories, object) if isinstance(dtype, pd.CategoricalDtype) else None
+    if isinstance(dtype, pd.CategoricalDtype):
+        return np.asarray(dtype.categories, object)
+    return _object_array([False, True]) if types.is_bool_dtype(dtype) else None
+
+
+def _is_closed(table: Table, j: int, given: Mapping[int, Labels]) -> bool:
+    """Return whether a column can have no other values than its levels."""
+    dtype = table.column(j).dtype
+    # Categoricals may lack a value, or have other categories in another table.
+    is_truth = types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype)
+    return j in given or is_truth
 
 
 def columns_of_learned_levels(
@@ -748,13 +809,16 @@ def _learn_levels(
     given: Mapping[int, Labels],
     weight: Array,
     shared_levels: bool,
-) -> dict[int, Labels]:
-    """Return the levels of the discrete columns, in the order of their codes."""
+) -> tuple[dict[int, Labels], dict[int, UnseenValues]]:
+    """Return the levels of the discrete columns, in the order of their codes, and other values.
+
+    Columns that share their levels share the probabilities of other values too.
+    """
     discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
     tallies = {j: Tally.count(table.column(j), weight, table.labels[j]) for j in discrete}
     fixed = {j: _fixed_levels(table, j, given) for j in discrete}
     groups = [discrete] if shared_levels and discrete else [[j] for j in discrete]
-    learned = {}
+    learned, unseen = {}, {}
     for group in groups:
         tally = Tally.pool([tallies[j] for j in group])
         free = [tallies[j] for j in group if fixed[j] is None]
@@ -767,7 +831,45 @@ def _learn_levels(
         _check_number_of_levels(len(levels), label)
         by_weight = tally.by_weight(levels)
         learned.update({j: by_weight if kinds[j] == "nominal" else levels for j in group})
-    return learned
+        is_open = [j for j in group if not _is_closed(table, j, given)]
+        if is_open:
+            in_order = all(kinds[j] == "ordinal" for j in group)
+            found = _unseen_values(tally, levels, parts, is_number, in_order)
+            unseen.update(dict.fromkeys(is_open, found))
+    return learned, unseen
+
+
+def _unseen_values(
+    tally: Tally, levels: Labels, fixed: Sequence[Labels], is_number: bool, in_order: bool
+) -> UnseenValues:
+    """Return the probabilities of other values than the levels.
+
+    Parameters
+    ----------
+    tally : Tally
+        What occurs.
+    levels : ndarray of shape (n_levels,)
+        The levels.
+    fixed : sequence of ndarray
+        Those of them that are levels whether they occur or not.
+    is_number, in_order : bool
+        Whether they are numbers, and whether these have an order.
+    """
+    are_whole = is_number and all(is_whole_number(level) for level in levels)
+    if are_whole:
+        levels = _object_array(sorted(levels))
+    seen = tally.observations(levels)
+    is_new = (seen.count > 0.0) & (seen.n_rows_of_level < _MOST_ROWS_OF_NEW_VALUES)
+    is_new &= _lookup(levels, np.concatenate([*fixed, _object_array([])]))[:-1] < 0
+    if are_whole and int(levels[-1]) - int(levels[0]) < _MOST_FILLED_LEVELS:
+        is_new[1:-1] = False  # between others they would be levels in any case
+    n_new = np.where(is_new, seen.count, 0.0)
+    if not (are_whole and in_order):
+        return UnseenValues.of_names(float(n_new.sum()), seen.n_rows)
+    numbers, occurs = levels.astype(np.float64), seen.count > 0.0
+    return UnseenValues.of_whole_numbers(
+        numbers, numbers[occurs], seen.count[occurs], n_new[occurs], seen.n_rows
+    )
 
 
 def _ordered_levels(
@@ -824,7 +926,7 @@ class TableEncoder:
         *,
         kinds: Sequence[Kind],
         categories: Any = "auto",
-        handle_unknown: str = "error",
+        handle_unknown: str = "good_turing",
         shared_levels: bool = False,
         sample_weight: ArrayLike | None = None,
     ) -> TableEncoder:
@@ -838,12 +940,13 @@ class TableEncoder:
             Kind of each column.
         categories : "auto", sequence or dict, default="auto"
             Levels of each column, or of the columns that a dict names, as array-likes; "auto" or
-            None where they are learned: the categories of a categorical, all integers from the
-            least to the greatest one if these are at most 256, and else the distinct values.  A
-            missing value (other than among numbers) is a level of its own, the last one, if it
-            occurs or is given.
-        handle_unknown : {"error", "floor"}, default="error"
-            Whether other levels are an error or get a code of their own, the last one.
+            None where they are learned: the categories of a categorical, both values of a boolean
+            dtype, all integers from the least to the greatest one if these are at most 256, and
+            else the distinct values.  A missing value (other than among numbers) is a level of its
+            own, the last one, if it occurs or is given.
+        handle_unknown : {"good_turing", "error"}, default="good_turing"
+            Whether other values get the mass of Good and Turing, or are an error.  In columns of
+            a boolean dtype, and in those of given levels, they are an error in any case.
         shared_levels : bool, default=False
             Whether all discrete columns have the same levels, learned from all of them together.
         sample_weight : array-like of shape (n_rows,), default=None
@@ -870,20 +973,27 @@ class TableEncoder:
         given = _given_levels(table, kinds, categories)
         _check_order(table, kinds, given)
         weight = _read_weight(sample_weight, table.frame.shape)
-        levels = _learn_levels(table, kinds, given, weight, shared_levels)
-        floor = handle_unknown == "floor"
-        if not floor:
-            _check_known(table, {j: levels[j] for j in given}, weight)
+        levels, unseen = _learn_levels(table, kinds, given, weight, shared_levels)
+        _check_known(table, {j: levels[j] for j in given}, weight)
+        if handle_unknown == "error":
+            unseen = {}
         columns = tuple(
-            Column(label, kind, levels.get(j), floor and j in levels)
+            Column(label, kind, levels.get(j), unseen.get(j))
             for j, (label, kind) in enumerate(zip(table.labels, kinds, strict=True))
         )
         dtypes = [_dtype_for(table.column(j).dtype, levels.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
-        return cls(columns, names, tuple(dtypes), table.dtype, table.holds_numbers)
+        # Truths among objects may be missing in other tables.
+        is_object = np.array([types.is_object_dtype(dtype) for dtype in table.frame.dtypes])
+        is_truth = np.array([storage == "boolean" for storage in table.storages])
+        is_discrete = ~_is_continuous(kinds)
+        holds_numbers = table.holds_numbers & ~(is_object & is_truth & is_discrete)
+        return cls(columns, names, tuple(dtypes), table.dtype, holds_numbers)
 
     def encode(self, X: Any) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
+
+        Values that are no levels become their log-probabilities, which are negative.
 
         Parameters
         ----------
@@ -893,13 +1003,13 @@ class TableEncoder:
         Returns
         -------
         ndarray of shape (n_rows, n_columns)
-            Numbers and codes.
+            Numbers, codes and log-probabilities.
 
         Raises
         ------
         ValueError
             If the number of columns is another one, numbers are missing, infinite or something
-            else, or levels are unknown and have no code.
+            else, or values are no levels and have no probability.
         TypeError
             If entries are neither texts nor numbers, such as dicts.
         """
@@ -918,9 +1028,14 @@ class TableEncoder:
                 values[:, j] = _as_floats(table.column(j), column.label)
             else:
                 values[:, j] = _encode_discrete(
-                    table.column(j), column.label, column.levels, column.has_unknown
+                    table.column(j), column.label, column.levels, column.unseen
                 )
         return values
+
+    def unseen(self, values: Array) -> NDArray[np.bool_]:
+        """Return which encoded entries are no levels of discrete columns, (n_rows, n_columns)."""
+        is_discrete = np.array([column.levels is not None for column in self.columns])
+        return is_discrete & (values < 0.0)
 
     def decode(self, values: ArrayLike) -> Any:
         """Return the table that encodes as given numbers and codes.
@@ -976,8 +1091,10 @@ def _is_continuous(kinds: Sequence[Kind]) -> NDArray[np.bool_]:
 
 
 def _check_settings(table: Table, kinds: Sequence[Kind], handle_unknown: str) -> None:
-    if handle_unknown not in ("error", "floor"):
-        raise ValueError(f"handle_unknown must be 'error' or 'floor', got {handle_unknown!r}.")
+    if handle_unknown not in ("good_turing", "error"):
+        raise ValueError(
+            f"handle_unknown must be 'good_turing' or 'error', got {handle_unknown!r}."
+        )
     if len(kinds) != table.n_columns or not set(kinds) <= {"continuous", "ordinal", "nominal"}:
         raise ValueError(
             "kinds must hold 'continuous', 'ordinal' or 'nominal' for each of the "
@@ -1001,24 +1118,31 @@ def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Arr
 def _check_known(table: Table, levels: Mapping[int, Labels], weight: Array) -> None:
     """Raise a ValueError if labels of positive weight are no levels."""
     for j, known in levels.items():
-        _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, False)
+        _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, None)
 
 
 def _encode_discrete(
-    column: pd.Series[Any], label: str, levels: Labels, has_unknown: bool
-) -> NDArray[np.intp]:
-    """Return the codes of the entries of a column."""
+    column: pd.Series[Any], label: str, levels: Labels, unseen: UnseenValues | None
+) -> Array:
+    """Return the codes of the entries of a column, of other values the log-probabilities."""
     numbers, labels = _factorize(column, label)
     code_of_label = _lookup(labels, levels)
-    codes = code_of_label[numbers]
-    unknown = codes < 0
-    if unknown.any() and not has_unknown:
-        found = np.append(labels, np.array([None], dtype=object))[pd.unique(numbers[unknown])]
+    codes = code_of_label[numbers].astype(np.float64)
+    is_other = codes < 0.0
+    if not is_other.any():
+        return codes
+    others = pd.unique(numbers[is_other])
+    found = np.append(labels, np.array([None], dtype=object))[others]
+    if unseen is None:
         raise ValueError(
             f"Column {label!r} has values that are not among its levels: {_listed(list(found))}. "
-            "Give all levels by categories, or pass handle_unknown='floor'."
+            "Give all levels by categories; or give none for this column and pass "
+            "handle_unknown='good_turing', so that other values have a probability."
         )
-    return np.where(unknown, len(levels), codes)
+    log_probability = np.zeros(len(code_of_label))
+    log_probability[others] = unseen.log_probabilities(found, levels)
+    codes[is_other] = log_probability[numbers[is_other]]
+    return codes
 
 
 def _dtype_for(dtype: Any, levels: Labels | None) -> Any:

@@ -187,7 +187,7 @@ def common_affine_map(ours: Array, theirs: Array) -> tuple[float, Array]:
 
 def same_columns(first: TableSpace, second: TableSpace) -> bool:
     """Return whether two spaces model the same columns, and embed their levels alike."""
-    if first.n_columns != second.n_columns or list(first.n_known) != list(second.n_known):
+    if first.n_columns != second.n_columns:
         return False
     pairs = [
         (first.continuous, second.continuous),
@@ -654,6 +654,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     member's: the mean of ``-score_samples`` on new rows is no less than their entropy, up to the
     error of the integration.
 
+    Values of discrete columns that are no levels have the probabilities that the first fitted
+    member gives them, or else the first one.
+
     All members denoise the same rows.  A member that is fitted here is fitted in the space of the
     first fitted member, or of the first one that fixes its own (by a ``denoiser`` or a `Reference`
     object), or of the first one; the maps of continuous columns (``marginals``) are those of that
@@ -1042,9 +1045,15 @@ def check_levels(name: str, member: TableEstimator, first: str, other: TableEsti
         same_levels = (ours.levels is None) == (theirs.levels is None) and (
             ours.levels is None or theirs.levels is None or list(ours.levels) == list(theirs.levels)
         )
-        if not same_levels or (ours.kind, ours.has_unknown) != (theirs.kind, theirs.has_unknown):
+        if not same_levels or ours.kind != theirs.kind:
             raise ValueError(
                 incompatible(name, first, f"have other levels in the column {ours.label!r}")
+            )
+        if (ours.unseen is None) != (theirs.unseen is None):
+            raise ValueError(
+                f"The members {name!r} and {first!r} do not agree whether other values than the "
+                f"levels of the column {ours.label!r} are an error. Fit them with the same "
+                "handle_unknown and categories."
             )
 
 

@@ -99,6 +99,14 @@ class DensityEstimator(
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""
 
+    def _read_levels(self, X: Any, what: str = "learned from") -> Array:
+        """Return numbers and codes of the rows that have no other values than levels.
+
+        There is a warning if other rows are left out, which says what the rows are not.
+        """
+        values = self._read(X)
+        return values[has_levels_only(self, values, what)]
+
     def _write(self, values: Array) -> Any:
         """Return the table of numbers and codes."""
         return values
@@ -146,7 +154,9 @@ class DensityEstimator(
         NotFittedError
             If the estimator is not fitted.
         ValueError
-            If X is not finite, its columns are not those of `fit`, or a level is unknown.
+            If X is not finite, its columns are not those of `fit`, or a value of a discrete
+            column has no probability: with ``handle_unknown="error"``, in columns whose levels
+            ``categories`` gives, and in those of a boolean dtype, all values but the levels.
         MemoryError
             If there is too little memory, even at an eighth of the usual number of evaluations at
             a time, which is tried once and warns.
@@ -243,12 +253,18 @@ class DensityEstimator(
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features), default=None
-            Rows.  None gives the curve on the validation rows of `fit`.
+            Rows.  None gives the curve on the validation rows of `fit`.  Rows with values of
+            discrete columns that `fit` has not seen are left out, with a warning.
 
         Returns
         -------
         MSECurve
             Errors with standard errors at each node of the log-SNR.
+
+        Raises
+        ------
+        ValueError
+            If all rows of the fit were equal, or no row of X is left.
         """
         check_is_fitted(self)
         if self._model.curve is None:
@@ -258,9 +274,12 @@ class DensityEstimator(
         curves, counts = [], []
         with long_call(self, "mse_curve"):
             for part in parts_of(X):
-                values = self._read(part)
-                curves.append(self._model.mse_curve(values))
-                counts.append(len(values))
+                values = self._read_levels(part, "in the curve")
+                if len(values):
+                    curves.append(self._model.mse_curve(values))
+                    counts.append(len(values))
+        if not curves:
+            raise ValueError("There is no error curve: all rows have values that fit has not seen.")
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
@@ -391,8 +410,8 @@ class TableEstimator(DensityEstimator):
         rows are read in random order while the network is trained.  Equal rows are then no longer
         found, so that a weight is the same as repetition on average only.  Tables of
         `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
-        Dask collections they need ``categories``, or a categorical dtype, for levels that the
-        sample may lack.
+        Dask collections rows with levels that the sample lacks are not learned from, with a
+        warning: they need ``categories``, or a categorical dtype.
         """
         return self._fit(X, sample_weight, y=y)
 
@@ -456,7 +475,8 @@ class TableEstimator(DensityEstimator):
         X : array-like or data frame of shape (n_samples, n_features)
             Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
             have the levels of ``categories`` or of a categorical dtype, else those of the first
-            call, with a warning.
+            call, with a warning; later rows with other values are not learned from, with a warning
+            too, and have the probability that the first rows give them.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -470,7 +490,7 @@ class TableEstimator(DensityEstimator):
         ValueError
             If a parameter asks for what streams do not have, X is not what `fit` takes, its
             columns are not those of the first call, one varies that did not in the first rows, or
-            a level is unknown.
+            ``handle_unknown="error"`` and a level is unknown.
         FloatingPointError
             If training diverges.
 
@@ -495,7 +515,9 @@ class TableEstimator(DensityEstimator):
     def _learn(self, X: Any) -> None:
         """Fit to the rows of a chunk too."""
         if hasattr(self, "_increments"):
-            values = self._read(X)
+            values = self._read_levels(X)
+            if not len(values):
+                return
         else:
             self._forget_fit()
             values, self._kinds = self._read_first_of_stream(X)
@@ -520,7 +542,7 @@ class TableEstimator(DensityEstimator):
             return X, weight, None
         blocks = blocks_of(X, weight)
         assert blocks is not None
-        return sample(blocks, self._read, random_state)
+        return sample(blocks, self._read_levels, random_state)
 
     def _read_again(
         self, X: Any, sample_weight: ArrayLike | None
@@ -615,7 +637,7 @@ class CategoricalEstimator(TableEstimator):
         **TableEstimator._parameter_constraints,
         "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "categories": [StrOptions({"auto"}), list, tuple, dict, np.ndarray],
-        "handle_unknown": [StrOptions({"error", "floor"})],
+        "handle_unknown": [StrOptions({"good_turing", "error"})],
         "preconditioner": [StrOptions({"auto", "independent", "latent_class"})],
         "loss": [StrOptions({"mse", "cross_entropy"})],
     }
@@ -654,8 +676,7 @@ class CategoricalEstimator(TableEstimator):
         self.categories_ = [column.levels for column in self._encoder.columns]
         self.kinds_ = [column.kind for column in self._encoder.columns]
         kinds = [
-            ColumnKind(c.n_levels, c.kind == "ordinal", 0 if c.levels is None else len(c.levels))
-            for c in self._encoder.columns
+            ColumnKind(c.n_levels, c.kind == "ordinal", c.log_seen) for c in self._encoder.columns
         ]
         return self._encoder.encode(table), checked, kinds
 
@@ -664,7 +685,10 @@ class CategoricalEstimator(TableEstimator):
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return what `_read_first` does, of a table with the columns of the earlier fit."""
         table, weight = self._weighted_table(X, sample_weight, reset=False)
-        return self._encoder.encode(table), weight, self._kinds
+        values = self._encoder.encode(table)
+        kept = has_levels_only(self, values, "learned from")
+        check_number_of_rows(values[kept].shape, type(self).__name__)
+        return values[kept], weight[kept], self._kinds
 
     def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
         """Return the codes of the first chunk and the kinds of its columns."""
@@ -727,6 +751,24 @@ def alike(first: Any, second: Any) -> bool:
     if hasattr(first, "shape"):
         return np.array_equal(np.asarray(first), np.asarray(second))
     return bool(first == second)
+
+
+def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:
+    """Return which rows have no other values than levels, and warn of others, which are not."""
+    encoder: TableEncoder | None = getattr(estimator, "_encoder", None)
+    if encoder is None:
+        return np.ones(len(values), dtype=bool)
+    unseen = encoder.unseen(values)
+    if unseen.any():
+        labels = [column.label for column in encoder.columns]
+        columns = np.asarray(unseen.any(axis=0))
+        warnings.warn(
+            f"Rows with values that fit has not seen, in column(s) {column_labels(columns, labels)}"
+            f", are not {what}. Give all levels by categories, or a categorical dtype.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return np.asarray(~unseen.any(axis=1))
 
 
 def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:

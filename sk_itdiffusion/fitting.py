@@ -351,7 +351,7 @@ def table_space(
         standardizer=standardizer,
         marginal_map=MarginalMap("standard", ()),
         layout=make_layout(modelled, coded, len(continuous), settings.image_shape is not None),
-        n_known=[kind.n_known for kind in modelled],
+        log_seen=np.array([kind.log_seen for kind in kinds], dtype=np.float64),
     )
     return space, report
 
@@ -387,6 +387,7 @@ def image_space(grouped: WeightedRows, settings: FitSettings) -> tuple[TableSpac
         standardizer=standardizer,
         marginal_map=MarginalMap("standard", (AffineMap(),) * n_columns),
         layout=make_layout([], grouped, n_columns, False),
+        log_seen=np.zeros(n_columns),
         is_mapped=True,
     )
     return space, inspect_columns(grouped, standardizer.scale)

@@ -15,7 +15,8 @@ and for independent variables the optimal estimate of :math:`v` is the mean unde
 :math:`p(k \mid z) \propto \pi_k\, p(z \mid k)`.
 
 In this module ``rows`` have shape ``(B, n_continuous + m)``: continuous columns, then codes of the
-m discrete variables; ``points`` have shape ``(B, d)``.
+m discrete variables; ``points`` have shape ``(B, d)``.  Negative codes stand for what was not
+observed: references know the log-probabilities of such rows, but no points of them.
 """
 
 from __future__ import annotations
@@ -130,6 +131,15 @@ class Block(nn.Module):
         """Return the codes of its variables, (B, m), long."""
         return rows[:, [n_continuous + j for j in self.columns]].long()
 
+    def observed_codes(self, rows: Tensor, n_continuous: int) -> tuple[Tensor, Tensor]:
+        """Return codes of rows that may lack some, and which there are, both (B, m).
+
+        Negative entries stand for what was not observed; they get the code 0.
+        """
+        entries = rows[:, [n_continuous + j for j in self.columns]]
+        observed = entries >= 0.0
+        return entries.clamp(min=0.0).long(), observed
+
 
 class LatticeBlock(Block):
     """Variables whose levels are points on a line."""
@@ -170,10 +180,10 @@ class LatticeBlock(Block):
         """Return the mean point, (B, m), of probabilities (B, m, K)."""
         return (probability * self.values).sum(2)
 
-    def nearest(self, points: Tensor, candidates: Tensor) -> Tensor:
-        """Return the code of the nearest candidate (m, K), bool, for points (B, m)."""
+    def nearest(self, points: Tensor) -> Tensor:
+        """Return the code of the nearest level for points (B, m)."""
         distance = (points[:, :, None] - self.values).abs()
-        return distance.masked_fill(~candidates, torch.inf).argmin(2)
+        return distance.masked_fill(~self.allowed, torch.inf).argmin(2)
 
 
 class OneHotBlock(Block):
@@ -213,9 +223,9 @@ class OneHotBlock(Block):
         """Return numbers (B, m, K) of the levels that there are as (B, n_points)."""
         return by_variable.flatten(1)[:, self.scatter_index]
 
-    def nearest(self, points: Tensor, candidates: Tensor) -> Tensor:
-        """Return the code of the nearest candidate (m, K), bool, for points (B, n_points)."""
-        return points[:, self.gather_index].masked_fill(~candidates, -torch.inf).argmax(2)
+    def nearest(self, points: Tensor) -> Tensor:
+        """Return the code of the nearest level for points (B, n_points)."""
+        return points[:, self.gather_index].masked_fill(~self.allowed, -torch.inf).argmax(2)
 
 
 class Layout(nn.Module):
@@ -287,15 +297,13 @@ class Layout(nn.Module):
             return rows
         return self.embed(torch.from_numpy(rows)).numpy()
 
-    def nearest_rows(self, points: Tensor, known: Sequence[int] | None = None) -> Tensor:
+    def nearest_rows(self, points: Tensor) -> Tensor:
         """Return the rows whose points are nearest.
 
         Parameters
         ----------
         points : Tensor of shape (B, d)
             Points.
-        known : sequence of int or None, default=None
-            Levels that may be chosen, for each variable the first so many; None for all.
 
         Returns
         -------
@@ -305,12 +313,7 @@ class Layout(nn.Module):
         rows = torch.empty(len(points), self.n_columns, dtype=points.dtype, device=points.device)
         rows[:, : self.n_continuous] = points[:, : self.n_continuous]
         for block in self.blocks:
-            candidates = block.allowed
-            if known is not None:
-                limit = torch.tensor([known[j] for j in block.columns], device=points.device)
-                levels = torch.arange(block.n_levels, device=points.device)
-                candidates = candidates & (levels < limit[:, None])
-            codes = block.nearest(points[:, block.coordinates], candidates)
+            codes = block.nearest(points[:, block.coordinates])
             rows[:, [self.n_continuous + j for j in block.columns]] = codes.to(points)
         return rows
 

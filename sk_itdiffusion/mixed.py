@@ -37,9 +37,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
     categories : "auto", list or dict, default="auto"
         Levels of each column (None for a continuous one), or of the columns that a dict names;
         see `IMMSEDiscreteDensity`.
-    handle_unknown : {"error", "floor"}, default="error"
-        Whether other levels are an error in `score_samples`, or are counted to a level that is
-        reserved for them.
+    handle_unknown : {"good_turing", "error"}, default="good_turing"
+        What other values of discrete columns are in `score_samples`: unlikely, by the Good-Turing
+        mass of their column, or an error; see `IMMSEDiscreteDensity`.
     reference : str, default="auto"
         Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
@@ -214,7 +214,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         categorical_features: str | ArrayLike | None = "from_dtype",
         ordinal_features: str | ArrayLike | None = "from_dtype",
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
-        handle_unknown: str = "error",
+        handle_unknown: str = "good_turing",
         reference: str = "auto",
         experts: str | Sequence[str] = "auto",
         preconditioner: str = "auto",

@@ -247,6 +247,7 @@ class TableModel:
         """Return what `log_density` does, of rows that are held in memory several times."""
         rule = self.scoring_rule(effort)
         total = self.constant_log_ratios(values).sum(axis=1) + self.constant_term
+        total += self.space.unseen_log_odds(values).sum(axis=1)
         variance = np.zeros(len(values))
         if self.space.is_empty:
             return total, variance
@@ -261,6 +262,8 @@ class TableModel:
                 rows, points = values, self.dequantized_points
                 log_reference, variance, near = self._mean_log_reference(values, keys)
         total += log_reference
+        # Denoisers know no points of values that are no levels: such rows are the control's.
+        near &= self.space.is_complete(standardized)
         if rule is not None and near.any():
             # Equal rows have equal noise and are done once.
             _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
@@ -281,11 +284,11 @@ class TableModel:
 
     @property
     def constant_term(self) -> float:
-        """What all log-densities have in common beside the maps' slopes.
+        """What all log-densities of levels and numbers have in common beside the maps' slopes.
 
         It is that of the values that the columns without variation have.
         """
-        term = float(self.greatest_constant_log_densities.sum())
+        term = float(self.greatest_constant_log_densities.sum()) + float(self.space.log_seen.sum())
         if self.dequantizer is not None:
             term += self.dequantizer.log_volume(self.space.continuous)
         return term
@@ -366,12 +369,21 @@ class TableModel:
 
         See `sk_itdiffusion.path`.
         """
+        total = self.constant_term + self.space.unseen_log_odds(values).sum(axis=1)
+        variance = np.zeros(len(values))
         if self.space.is_empty:
-            return np.zeros(len(values)), np.zeros(len(values))
+            return total, variance
         rows = self.space.standardized(values)
         rule = self.scoring_rule(effort)
-        if rule is None:
-            return log_likelihoods(self.references[self.control], rows), np.zeros(len(values))
+        on_paths = self.space.is_complete(rows) if rule is not None else np.zeros(len(rows), bool)
+        total[~on_paths] += log_likelihoods(self.references[self.control], rows[~on_paths])
+        if rule is not None and on_paths.any():
+            found, variance[on_paths] = self._path_log_probability(rows[on_paths], rule)
+            total[on_paths] += found
+        return total, variance
+
+    def _path_log_probability(self, rows: Array, rule: IntegrationRule) -> tuple[Array, Array]:
+        """Return what `path_log_probability` does, of rows that have levels in all columns."""
         strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
         levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
         independent = self.references["independent"]
@@ -437,7 +449,6 @@ class TableModel:
         clean = torch.from_numpy(layout.embed_array(rows))
         noise = torch.from_numpy(random_state.standard_normal(clean.shape))
         if self.rule is None:
-            # Through the points, so that a level reserved for unknown ones is never drawn.
             return self._values(clean)
         level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
         start = add_noise(clean, noise, level).to(self.device, self.precision)
@@ -447,7 +458,7 @@ class TableModel:
 
     def _values(self, points: Tensor) -> Array:
         """Return the table's values of points, on the lattices of its columns."""
-        rows = self.space.layout.nearest_rows(points, self.space.n_known)
+        rows = self.space.layout.nearest_rows(points)
         values = self.space.values(rows.numpy())
         return values if self.dequantizer is None else self.dequantizer.rounded(values)
 

@@ -89,9 +89,9 @@ class IMMSEOutlierDetector(
         `IMMSEDensity` for numbers, `IMMSEDiscreteDensity` for categories, `IMMSEMixedDensity` for
         both, with ``max_epochs=0``, which trains no network, and ``marginals="standard"``, since
         a map that makes tails normal hides outliers.  Numbers, integers too, are continuous then;
-        texts, booleans, objects and categoricals are not.  Levels that it was not fitted to are
-        no error but unlikely (``handle_unknown="floor"``, unless there are frozen members), since
-        rows that are left out or held out may be the only ones with a level.  It has kernels among
+        texts, booleans, objects and categoricals are not.  Rows that are left out or held out may
+        be the only ones with a value, so an estimator with ``handle_unknown="error"`` is apt to
+        fail here.  It has kernels among
         its experts only if they name them: rows with a kernel of their own would seem likelier
         than the others that are ranked with them.
     contamination : "auto" or float, default="auto"
@@ -252,7 +252,7 @@ class IMMSEOutlierDetector(
         split_seed, fit_seed = (int(seed) for seed in random_state.randint(2**31 - 1, size=2))
         order = np.random.default_rng(split_seed).permutation(len(rows))
         template = self.estimator
-        template = default_estimator(rows) if template is None else with_floor_levels(template)
+        template = default_estimator(rows) if template is None else template
         template = with_common_lattice(template, rows)
         # Each fit may come after one that trims its rows.
         tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y)
@@ -561,13 +561,12 @@ def default_estimator(rows: Rows) -> DensityEstimator:
     # Dates and times are neither; the mixed density says what to do about them.
     other = [j for j, kept in enumerate(table.storages) if kept == "other"]
     if not numbers and not other:
-        return IMMSEDiscreteDensity(max_epochs=0, handle_unknown="floor")
+        return IMMSEDiscreteDensity(max_epochs=0)
     ordered = [j for j, kept in enumerate(table.storages) if kept == "ordered"]
     nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered + other)
     return IMMSEMixedDensity(
         categorical_features=mask(nominal, table.n_columns),
         ordinal_features=mask(ordered, table.n_columns),
-        handle_unknown="floor",
         marginals="standard",
         max_epochs=0,
     )
@@ -578,17 +577,6 @@ def with_parameter(template: DensityEstimator, name: str, value: Any) -> Density
     names = [known for known in template.get_params() if f"__{known}".endswith(f"__{name}")]
     changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, value))
     return changed
-
-
-def with_floor_levels(template: DensityEstimator) -> DensityEstimator:
-    """Return a clone that scores levels unknown to it.
-
-    Rows that are trimmed or held out may be the only ones with a level.  Frozen members keep
-    their levels, and those beside them must have the same.
-    """
-    if any(isinstance(value, FrozenEstimator) for value in template.get_params().values()):
-        return template
-    return with_parameter(template, "handle_unknown", "floor")
 
 
 def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstimator:

@@ -20,6 +20,9 @@ a.
 Columns that the model dequantises are seen at the middle of their cells, and the logarithm of the
 cell's width is added: the score is on the scale of log-probabilities and does not depend on units.
 
+Values of discrete columns that are no levels have the log-probabilities of their column (see
+`sk_itdiffusion.unseen`), and the other columns those of the references, without the network.
+
 With independent columns as q, both terms are sums over columns; these are the contributions.
 
 References
@@ -188,12 +191,15 @@ def _smoothed_independent(
 def discrete_log_ratios(
     reference: IndependentReference, rows: Tensor, eps: Tensor, logsnr: float
 ) -> Tensor:
-    """Return log p(z) - log p(z | x) of each discrete variable by itself, (B, m)."""
+    """Return log p(z) - log p(z | x) of each discrete variable by itself, (B, m).
+
+    It is 0 where there is no level.
+    """
     layout = reference.layout
     found = rows.new_zeros(len(rows), len(layout.variables))
-    for number, likelihood, hit in _level_likelihoods(reference, rows, eps, logsnr):
+    for number, likelihood, hit, observed in _level_likelihoods(reference, rows, eps, logsnr):
         block, log_prior = layout.blocks[number], reference.log_priors[number]
-        found[:, block.columns] = (log_prior + likelihood).logsumexp(2) - hit
+        found[:, block.columns] = ((log_prior + likelihood).logsumexp(2) - hit) * observed
     return found
 
 
@@ -202,18 +208,22 @@ def _level_likelihoods(
     rows: Tensor,
     eps: Tensor,
     logsnr: float,
-) -> Sequence[tuple[int, Tensor, Tensor]]:
-    """Return number of block, log p(z | k), (B, m, K), and log p(z | x), (B, m), of each."""
+) -> Sequence[tuple[int, Tensor, Tensor, Tensor]]:
+    """Return number of block, log p(z | k), log p(z | x), and which x are levels, of each.
+
+    The shapes are (B, m, K), (B, m) and (B, m).
+    """
     layout = reference.layout
     level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
     signal, noise = signal_scale(level)[:, None], noise_scale(level)[:, None]
-    z = signal * layout.embed(rows) + noise * eps
     found = []
     for number, block in enumerate(layout.blocks):
-        likelihood = block.log_likelihood(z[:, block.coordinates], level)
-        codes = block.codes(rows, layout.n_continuous)
+        codes, observed = block.observed_codes(rows, layout.n_continuous)
+        points = block.embed(codes, rows.dtype)
+        z = signal * points + noise * eps[:, block.coordinates]
+        likelihood = block.log_likelihood(z, level)
         hit = likelihood.gather(2, codes[:, :, None])[:, :, 0]
-        found.append((number, likelihood.masked_fill(~block.allowed, -torch.inf), hit))
+        found.append((number, likelihood.masked_fill(~block.allowed, -torch.inf), hit, observed))
     return found
 
 
@@ -226,11 +236,12 @@ def _smoothed_classes(
         noisy = rows[:, :n_continuous] + math.sqrt(variance) * eps[:, :n_continuous]
         density = reference.continuous.component_log_prob(noisy, variance)
         joint = joint + density - reference.continuous.log_weights
-    for number, likelihood, hit in _level_likelihoods(reference, rows, eps, logsnr):
+    for number, likelihood, hit, observed in _level_likelihoods(reference, rows, eps, logsnr):
         highest = likelihood.amax(2, keepdim=True)
         scaled = (likelihood - highest).exp().transpose(0, 1)
         by_class = torch.bmm(scaled, reference.tables[number])  # (m, B, C)
-        joint = joint + by_class.log().sum(0) + (highest[:, :, 0] - hit).sum(1, keepdim=True)
+        log_ratio = by_class.log() + (highest[:, :, 0] - hit).T[:, :, None]
+        joint = joint + (log_ratio * observed.T[:, :, None]).sum(0)
     return joint.logsumexp(1)
 
 
@@ -363,6 +374,7 @@ class FlooredModel:
         """
         model = self.model
         total: Array = constant_parts(model, values).sum(axis=1)
+        total += model.space.unseen_log_odds(values).sum(axis=1) + model.space.log_seen.sum()
         if model.space.is_empty:
             return total
         rows = _MappedRows.of(model, values)
@@ -391,6 +403,8 @@ class FlooredModel:
                 smoothed[name] = self._floored_reference(reference, rows, chosen, effort)
         total = np.mean([smoothed[name] for name in names], axis=0)
         near = smoothed.get(self.control, np.empty(0)) > LEAST_LOG_DENSITY
+        if len(near):
+            near &= self.model.space.is_complete(rows.mapped[chosen])
         if rule is not None and near.any():
             experts = self.model.experts()
             paired = self.model.stack(experts).paired_with(experts[self.control])
@@ -539,14 +553,23 @@ class FlooredModel:
 
         It differs from `log_density` by the error of the integration only.
         """
+        space = self.model.space
         total: Array = constant_parts(self.model, values).sum(axis=1)
-        if self.model.space.is_empty:
+        total += space.unseen_log_odds(values).sum(axis=1) + space.log_seen.sum()
+        if space.is_empty:
             return total
         rows = _MappedRows.of(self.model, values)
         chosen = np.flatnonzero(rows.finite)
         total[~rows.finite] = -np.inf
-        total[chosen] += self._floored_reference(self.independent(), rows, chosen, effort)
         total += rows.log_slope
+        complete = space.is_complete(rows.mapped[chosen])
+        if not complete.all():
+            others = chosen[~complete]
+            total[others] += self._mean_over_members(rows, others, effort)
+        chosen = chosen[complete]
+        if not len(chosen):
+            return total
+        total[chosen] += self._floored_reference(self.independent(), rows, chosen, effort)
         rule = self.explanation_rule(effort)
         if rule is not None:
             pairs = self._paired_with_independent()
@@ -556,16 +579,19 @@ class FlooredModel:
     def contributions(self, values: Array, effort: Effort) -> Array:
         """Return each column's part of `explained_log_density`, (n_samples, n_columns).
 
-        Minus infinity for entries so far out that they cannot be standardised.
+        Minus infinity for entries so far out that they cannot be standardised.  Where values are
+        no levels, what the other columns tell about each other is not integrated but known from
+        the references, and is divided equally among them.
         """
         space = self.model.space
         parts = np.zeros((len(values), space.n_columns))
         parts[:, space.constant] = constant_parts(self.model, values)
+        parts[:, space.open] = space.unseen_log_odds(values) + space.log_seen[space.open]
         if space.is_empty:
             return parts
         rows = _MappedRows.of(self.model, values)
         columns = np.concatenate([space.continuous, space.discrete])
-        parts[:, columns] = np.where(rows.is_near, 0.0, -np.inf)
+        parts[:, columns] += np.where(rows.is_near, 0.0, -np.inf)
         parts[:, space.continuous] += slope_parts(self.model, values)
         chosen = np.flatnonzero(rows.finite)
         if not len(chosen):
@@ -574,8 +600,16 @@ class FlooredModel:
         distinct = chosen[first]
         found = self._floored_columns(rows, distinct, effort)
         rule = self.explanation_rule(effort)
-        if rule is not None:
-            found = found + self._column_gaps(rows, distinct, rule)
+        complete = space.is_complete(rows.mapped[distinct])
+        if rule is not None and complete.any():
+            found[complete] += self._column_gaps(rows, distinct[complete], rule)
+        if not complete.all():
+            others = distinct[~complete]
+            rest = self._mean_over_members(rows, others, effort) - found[~complete].sum(axis=1)
+            observed = rows.mapped[others] >= 0.0
+            observed[:, : len(space.continuous)] = True
+            n_observed = observed.sum(axis=1).clip(min=1)
+            found[~complete] += observed * (rest / n_observed)[:, None]
         parts[np.ix_(chosen, columns)] += found[group]
         return parts
 
@@ -695,12 +729,12 @@ def coordinate_gaps(
 
 
 def discrete_log_marginals(reference: IndependentReference, rows: Tensor) -> Tensor:
-    """Return the log-probability of each discrete variable, (B, m)."""
+    """Return the log-probability of each discrete variable, (B, m); 0 where there is no level."""
     layout = reference.layout
     found = rows.new_zeros(len(rows), len(layout.variables))
     for block, log_prior in zip(layout.blocks, reference.log_priors, strict=True):
-        codes = block.codes(rows, layout.n_continuous)
-        found[:, block.columns] = log_prior.gather(1, codes.T).T
+        codes, observed = block.observed_codes(rows, layout.n_continuous)
+        found[:, block.columns] = log_prior.gather(1, codes.T).T * observed
     return found
 
 

@@ -34,13 +34,13 @@ class ColumnKind:
         Number of codes of a discrete column; 0 for a continuous one.
     ordered : bool
         Whether the codes have an order.
-    n_known : int
-        The first so many codes stand for known levels; one more may be kept for unknown ones.
+    log_seen : float
+        Log-probability that a value is one of the levels.
     """
 
     n_levels: int = 0
     ordered: bool = False
-    n_known: int = 0
+    log_seen: float = 0.0
 
 
 def make_layout(
@@ -102,8 +102,8 @@ class TableSpace:
         Maps of the continuous columns that vary.
     layout : Layout
         Where the columns are in the points of the denoisers.
-    n_known : sequence of int
-        Codes of known levels of each discrete column.
+    log_seen : ndarray of shape (n_columns,)
+        Log-probabilities that the values of columns are levels; 0 for continuous columns.
     is_mapped : bool
         Whether the marginal map is the final one, fitted or given.
     """
@@ -116,7 +116,7 @@ class TableSpace:
     standardizer: Standardizer
     marginal_map: MarginalMap
     layout: Layout
-    n_known: Sequence[int] = ()
+    log_seen: Array
     is_mapped: bool = False
 
     @property
@@ -154,6 +154,25 @@ class TableSpace:
             table[:, self.continuous] = self.standardizer.inverse(standardized)
         table[:, self.discrete] = rows[:, n_continuous:]
         return table
+
+    @property
+    def open(self) -> Index:
+        """Discrete columns that may have other values than their levels."""
+        return np.flatnonzero(self.log_seen)
+
+    def unseen_log_odds(self, values: Array) -> Array:
+        """Return by how much other values than levels change the log-probabilities of rows.
+
+        Of each such value it is the log-probability less that of all levels of the column; the
+        shape is (n, n_open).
+        """
+        entries = np.ascontiguousarray(values[:, self.open])
+        return np.where(entries < 0.0, entries - self.log_seen[self.open], 0.0)
+
+    def is_complete(self, rows: Array) -> NDArray[np.bool_]:
+        """Return which of the model's rows, or standardised ones, have levels in all columns."""
+        codes = np.ascontiguousarray(rows[:, len(self.continuous) :])
+        return np.asarray((codes >= 0.0).all(axis=1))
 
     def squared_constant_deviations(self, values: Array) -> Array:
         """Return squared deviations of columns without variation, in their widths."""

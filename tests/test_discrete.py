@@ -115,7 +115,8 @@ def test_bound_is_not_beaten_on_new_rows(fitted, truth, X):
 
 def test_independent_reference_alone_is_the_smoothed_marginals():
     X = np.array([[0, 1], [0, 0], [1, 1], [0, 2]])
-    est = IMMSEDiscreteDensity(max_epochs=0, experts=["independent"], random_state=0).fit(X)
+    alone = {"max_epochs": 0, "experts": ["independent"], "random_state": 0}
+    est = IMMSEDiscreteDensity(handle_unknown="error", **alone).fit(X)
     first, second = np.array([3.5, 1.5]) / 5, np.array([1.5, 2.5, 1.5]) / 5.5
     states = np.array(list(np.ndindex(2, 3)))
     log_p, std = est.score_samples(states, return_std=True)
@@ -256,23 +257,23 @@ def test_one_path_is_a_variational_bound(X, states, truth):
         IMMSEDiscreteDensity(n_draws=1, **SMALL).fit(X)
 
 
-def test_unknown_levels_are_an_error_or_have_a_level_of_their_own(X):
+def test_unknown_levels_are_unlikely_or_an_error(X):
     text = X.astype(str).astype(object)
     new = text[:1].copy()
     new[0, 2] = "never seen"
-    est = IMMSEDiscreteDensity(**TINY).fit(text)
     with pytest.raises(ValueError, match="never seen"):
-        est.score_samples(new)
-    floor = IMMSEDiscreteDensity(handle_unknown="floor", **TINY | {"n_draws": 4}).fit(text)
-    unknown, std = floor.score_samples(new, return_std=True)
+        IMMSEDiscreteDensity(handle_unknown="error", **TINY).fit(text).score_samples(new)
+    est = IMMSEDiscreteDensity(**TINY | {"n_draws": 4}).fit(text)
+    unknown, std = est.score_samples(new, return_std=True)
     assert unknown[0] < -5.0
+    assert std[0] == 0.0
     levels = [[*map(str, range(k)), "?"] for k in SIZES]
     grid = np.array(list(np.ndindex(*(k + 1 for k in SIZES))))
     everything = np.array([[levels[j][k] for j, k in enumerate(row)] for row in grid], dtype=object)
-    log_p, std = floor.score_samples(everything, return_std=True)
+    log_p, std = est.score_samples(everything, return_std=True)
     total, error = corrected_sum(log_p, std)
     assert 0.7 < total < 1.0 + 3 * error
-    assert not (floor.sample(300) == "?").any()
+    assert not (est.sample(300) == "?").any()
 
 
 def test_missing_categories_are_a_level(mixed_table):
@@ -389,9 +390,9 @@ def test_warm_start_goes_on_and_refuses_other_levels(X):
     est.fit(X[:500])
     assert est.net_ is not first
     with pytest.raises(ValueError, match="handle_unknown changed"):
-        est.set_params(handle_unknown="floor").fit(X[:500])
+        est.set_params(handle_unknown="error").fit(X[:500])
     with pytest.raises(ValueError, match="features"):
-        est.set_params(handle_unknown="error").fit(X[:500, :2])
+        est.set_params(handle_unknown="good_turing").fit(X[:500, :2])
 
 
 @pytest.mark.parametrize(
@@ -423,7 +424,7 @@ def test_bad_tables_are_named(X, mixed_table):
         IMMSEDiscreteDensity().score_samples(X)
     with pytest.raises(ValueError, match="at least one non-zero"):
         IMMSEDiscreteDensity(**TINY).fit(X, sample_weight=np.zeros(len(X)))
-    est = IMMSEMixedDensity(**TINY).fit(mixed_table[:200])
+    est = IMMSEMixedDensity(handle_unknown="error", **TINY).fit(mixed_table[:200])
     with pytest.raises(ValueError, match="feature names"):
         est.score_samples(mixed_table.rename(columns={"size": "length"}))
     with pytest.raises(ValueError, match="purple"):
@@ -497,10 +498,10 @@ def test_fractional_weights_of_few_states_are_split_like_counts(X):
     assert share @ (np.log(share) - log_p) < 0.1 + 3 * np.sqrt(share**2 @ std**2)
 
 
-def test_reserved_levels_are_never_drawn_whatever_the_model():
+def test_unseen_values_are_never_drawn_whatever_the_model():
     X = np.random.default_rng(0).integers(0, 4, size=(25, 2))
     for rows in (X, np.ones((60, 2), dtype=int)):
-        est = IMMSEDiscreteDensity(handle_unknown="floor", **TINY).fit(rows)
+        est = IMMSEDiscreteDensity(**TINY).fit(rows)
         assert np.isin(est.sample(400, random_state=0), rows).all()
 
 

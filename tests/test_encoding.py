@@ -161,7 +161,7 @@ def test_rows_without_weight_teach_no_levels():
     X, weight = pd.DataFrame({"x": ["a", "b", None]}), [1, 0, 0]
     assert levels_of(fit(X, sample_weight=weight)) == ["a"]
     with pytest.raises(ValueError, match="not among its levels: 'b', a missing value"):
-        fit(X, sample_weight=weight).encode(X)
+        fit(X, sample_weight=weight, handle_unknown="error").encode(X)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float64, object, "Int64"])
@@ -177,7 +177,8 @@ def test_integers_between_seen_ones_are_levels(dtype):
 def test_other_numbers_and_booleans_are_their_distinct_values():
     assert levels_of(fit_column([2.0, 0.5, 4.0], "ordinal")) == [0.5, 2.0, 4.0]
     assert levels_of(fit_column([True, False], "ordinal")) == [False, True]
-    assert levels_of(fit_column([True, True], "ordinal")) == [True]
+    assert levels_of(fit_column([True, True], "ordinal")) == [False, True]
+    assert levels_of(fit_column(pd.Series([True, True], dtype=object), "nominal")) == [True]
     assert levels_of(fit_column([3.0, 1.0, 3.0], "nominal")) == [3, 1, 2]
 
 
@@ -244,32 +245,54 @@ def test_a_value_that_was_never_missing_is_unknown_when_missing():
     X = pd.DataFrame({"x": ["a", "b"]})
     gap = pd.DataFrame({"x": ["a", None]})
     with pytest.raises(ValueError, match=r"'x' has values .* a missing value"):
-        fit(X).encode(gap)
-    np.testing.assert_array_equal(fit(X, handle_unknown="floor").encode(gap), [[0], [2]])
+        fit(X, handle_unknown="error").encode(gap)
+    # Both of two rows are new but for themselves: (2 + 1) / (2 + 2).
+    np.testing.assert_allclose(fit(X).encode(gap), [[0], [np.log(3 / 4)]])
+
+
+@pytest.mark.parametrize("dtype", ["category", object])
+def test_truths_and_categories_may_be_missing_in_other_tables(dtype):
+    values = pd.Series([True, False] * 5, dtype=object).astype(dtype)
+    gap = pd.DataFrame({"x": pd.Series([True, None], dtype=object)})
+    encoded = fit_column(values, "nominal").encode(gap)
+    np.testing.assert_allclose(encoded[1], np.log(1 / 12))
 
 
 def test_unknown_levels_are_errors_that_name_them():
-    encoder = fit(pd.DataFrame({"x": ["a", "b"]}))
+    encoder = fit(pd.DataFrame({"x": ["a", "b"]}), handle_unknown="error")
     X = pd.DataFrame({"x": list("acdefghc")})
-    with pytest.raises(
-        ValueError, match=r"'x' .*: 'c', 'd', 'e', 'f', 'g' and 1 more.*handle_unknown='floor'"
-    ):
+    message = (
+        r"'x' .*: 'c', 'd', 'e', 'f', 'g' and 1 more.*categories.*handle_unknown='good_turing'"
+    )
+    with pytest.raises(ValueError, match=message):
         encoder.encode(X)
     with pytest.raises(ValueError, match=r"'x' has values .*: 'c'"):
         fit(pd.DataFrame({"x": ["a", "c"]}), categories=[["a", "b"]])
 
 
-def test_unknown_levels_may_have_the_last_code():
-    X = pd.DataFrame({"x": ["a", "b", "c"], "n": [1, 2, 9], "f": [0.5, 1.5, 2.5]})
-    settings = {"categories": {"x": ["a", "b"], "n": [1, 2]}, "handle_unknown": "floor"}
-    encoder = fit(X, ["nominal", "ordinal", "continuous"], **settings)
-    assert [column.has_unknown for column in encoder.columns] == [True, True, False]
-    assert [column.n_levels for column in encoder.columns] == [3, 3, 0]
-    values = encoder.encode(X)
-    np.testing.assert_array_equal(values[:, :2], [[0, 0], [1, 1], [2, 2]])
+def test_values_outside_a_closed_set_are_errors():
+    X = pd.DataFrame({"x": ["a", "b"], "n": [1, 2], "t": [True, True]})
+    encoder = fit(X, categories={"x": ["a", "b", "c"], "n": [1, 2]})
+    assert [column.unseen for column in encoder.columns] == [None] * 3
+    assert [column.log_seen for column in encoder.columns] == [0.0] * 3
+    assert levels_of(encoder, 2) == [True, False]
+    for changed in ({"x": "d"}, {"n": 3}):
+        with pytest.raises(ValueError, match="not among its levels"):
+            encoder.encode(X.assign(**changed))
+    with pytest.raises(ValueError, match=r"'x' has values .*: 'b'"):
+        fit(X, categories={"x": ["a"]})
+
+
+def test_other_values_than_levels_become_log_probabilities():
+    X = pd.DataFrame({"x": ["a", "b", "a"], "n": [1, 2, 1], "f": [0.5, 1.5, 2.5]})
+    encoder = fit(X, ["nominal", "ordinal", "continuous"])
+    assert [column.n_levels for column in encoder.columns] == [2, 2, 0]
+    values = encoder.encode(X.assign(x=["a", "z", "y"], n=[1, 3, 0], f=-1.0))
+    np.testing.assert_array_equal(encoder.unseen(values), [[0, 0, 0], [1, 1, 0], [1, 1, 0]])
+    np.testing.assert_allclose(values[1:, 0], np.log(2 / 5))  # one of three rows is new
     with pytest.raises(ValueError, match="codes from 0 to 1 for column 'x'"):
         encoder.decode(values)
-    assert encoder.encode([["z", "z", 1.0]])[0, :2].tolist() == [2, 2]
+    assert (encoder.encode([["z", "z", 1.0]])[0, :2] < 0.0).all()
 
 
 def test_unused_categories_of_other_data_are_no_unknown_levels():
@@ -476,7 +499,7 @@ def test_too_many_levels():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"handle_unknown": "ignore"}, "handle_unknown must be 'error' or 'floor', got 'ignore'"),
+        ({"handle_unknown": "ignore"}, "handle_unknown must be 'good_turing' or 'error', got"),
         ({"kinds": ["ordinal", "ordinal"]}, "for each of the 1 columns"),
         ({"kinds": ["auto"]}, r"kinds must hold .*got \['auto'\]"),
         ({"sample_weight": [1.0]}, "sample_weight"),

@@ -236,9 +236,11 @@ def test_equal_rows_are_likelier_than_any_other(estimator):
     assert not np.isnan(farthest)
 
 
-def test_equal_rows_of_levels_are_certain():
+def test_equal_rows_of_levels_are_certain_but_for_values_that_were_not_seen():
     density = IMMSEDiscreteDensity(**QUICK).fit(np.full((50, 2), 7))
-    assert density.score_samples([[7, 7]])[0] == 0.0
+    assert density.score_samples([[7, 7]])[0] == pytest.approx(2.0 * np.log1p(-1 / 52))
+    closed = IMMSEDiscreteDensity(categories=[[7], [7]], **QUICK).fit(np.full((50, 2), 7))
+    assert closed.score_samples([[7, 7]])[0] == 0.0
 
 
 # -- log-SNRs --------------------------------------------------------------------------------

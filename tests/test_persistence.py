@@ -146,7 +146,7 @@ CASES = {
     "constant": lambda: (IMMSEDensity(**QUICK), np.ones((20, 2))),
     "untrained": lambda: (IMMSEDensity(max_epochs=0, random_state=0), clusters()),
     "pictures": lambda: (IMMSEDensity(**QUICK | {"image_shape": (1, 4, 4)}), images()),
-    "levels": lambda: (IMMSEDiscreteDensity(**QUICK, handle_unknown="floor"), levels()),
+    "levels": lambda: (IMMSEDiscreteDensity(**QUICK), levels()),
     "path": lambda: (IMMSEDiscreteDensity(**QUICK, likelihood="path"), levels()),
     "classes": lambda: (
         IMMSEDiscreteDensity(**QUICK, preconditioner="latent_class"),

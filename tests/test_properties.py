@@ -387,7 +387,7 @@ LEVEL_PARAMETERS = {
     "experts": ["auto", ["independent"], ["network"], ["latent_class", "network"]],
     "preconditioner": ["auto", "latent_class"],
     "loss": ["mse", "cross_entropy"],
-    "handle_unknown": ["error", "floor"],
+    "handle_unknown": ["good_turing", "error"],
     "validation_fraction": [0.3],
     "n_strata": [8, 12],
     "n_draws": [2, 3],
@@ -425,7 +425,7 @@ def level_cases(draw, kinds, parameters):
 
 
 def check_unknown_levels(density, case):
-    """Check that a level that was never seen is an error, or has the reserved probability."""
+    """Check that a level that was never seen is an error, or has a probability."""
     texts = [name for name in case.X if case.X[name].dtype.kind not in "bif"]
     if not texts:
         return

@@ -202,7 +202,8 @@ def rows_at(model: TableModel, places: Array) -> Array:
     rows = np.zeros((len(places), len(space.continuous) + len(space.discrete)))
     rows[:, : len(space.continuous)] = places[:, None]
     share = np.linspace(0.0, 1.0, len(places))
-    most = np.array(space.n_known, dtype=np.float64).reshape(1, -1) - 1.0
+    n_levels = [variable.n_levels for variable in space.layout.variables]
+    most = np.array(n_levels, dtype=np.float64).reshape(1, -1) - 1.0
     rows[:, len(space.continuous) :] = np.rint(share[:, None] * most)
     with np.errstate(over="ignore", invalid="ignore"):
         values = space.values(rows)

@@ -82,6 +82,7 @@ from sk_itdiffusion.references import (
 from sk_itdiffusion.schedules import SCHEDULES
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.training import _Net
+from sk_itdiffusion.unseen import GeometricTail, UnseenValues
 
 __all__ = ["registry"]
 
@@ -278,6 +279,7 @@ def registry() -> Registry:
                     ColumnKind,
                     Dequantizer,
                     FlooredModel,
+                    GeometricTail,
                     IntegrationRule,
                     MarginalMap,
                     MSECurve,
@@ -290,6 +292,7 @@ def registry() -> Registry:
                     TableSpace,
                     Tail,
                     Transport,
+                    UnseenValues,
                     Variable,
                     YeoJohnsonMap,
                 ],

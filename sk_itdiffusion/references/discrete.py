@@ -33,7 +33,9 @@ Array = NDArray[np.float64]
 class DiscreteReference(Reference):
     """A reference on rows with discrete columns: it knows the posterior of their levels.
 
-    Points are those of the layout; `log_prob` and `sample` take and return rows, with codes.
+    Points are those of the layout; `log_prob` and `sample` take and return rows, with codes.  Rows
+    may lack entries of discrete columns, for which they have negative numbers: `log_prob` is then
+    that of the entries that were observed.
     """
 
     layout: Layout
@@ -183,8 +185,8 @@ class IndependentReference(DiscreteReference):
         if self.continuous is not None:
             total = total + self.continuous.log_prob(x[:, : self.n_continuous])
         for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
-            codes = block.codes(x, self.n_continuous)
-            total = total + log_prior.gather(1, codes.T).T.sum(1)
+            codes, observed = block.observed_codes(x, self.n_continuous)
+            total = total + (log_prior.gather(1, codes.T).T * observed).sum(1)
         return total
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
@@ -323,11 +325,11 @@ class LatentClassReference(DiscreteReference):
             density = self.continuous.component_log_prob(x[:, : self.n_continuous])
             joint = joint + density - self.continuous.log_weights
         for block, table in zip(self.layout.blocks, self.tables, strict=True):
-            codes = block.codes(x, self.n_continuous)
+            codes, observed = block.observed_codes(x, self.n_continuous)
             index = codes + block.n_levels * torch.arange(block.n_variables, device=x.device)
-            joint = joint + nn.functional.embedding_bag(
-                index, table.flatten(0, 1).log(), mode="sum"
-            )
+            log_table = nn.functional.pad(table.flatten(0, 1).log(), (0, 0, 0, 1))
+            index = index.masked_fill(~observed, len(log_table) - 1)  # a row of zeros
+            joint = joint + nn.functional.embedding_bag(index, log_table, mode="sum")
         return joint.logsumexp(1)
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
