@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion.blocks import blocks_of, sample
-from sk_itdiffusion.encoding import naming_columns, without_tensors
+from sk_itdiffusion.encoding import naming_columns, warn_of_identifiers, without_tensors
 from sk_itdiffusion.estimator import (
     TableEstimator,
     automatic,
@@ -337,6 +337,7 @@ class IMMSEDensity(TableEstimator):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
         rows = self._validated(X, reset=True, ensure_min_samples=2)
+        warn_of_identifiers(X)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
 
     def _read(self, X: ArrayLike) -> NDArray[np.float64]:

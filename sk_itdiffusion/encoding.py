@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +21,11 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
+from scipy import stats
 from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion.rows import column_labels, in_units_of_the_least
+from sk_itdiffusion.warning import warn
 
 __all__ = [
     "Column",
@@ -35,6 +36,7 @@ __all__ = [
     "mixed_kinds",
     "naming_columns",
     "read_table",
+    "warn_of_identifiers",
     "without_tensors",
 ]
 
@@ -50,6 +52,10 @@ Storage = Literal["boolean", "integer", "float", "unordered", "ordered", "text",
 
 _MOST_FILLED_LEVELS = 256
 _LEAST_ROWS_WITH_SINGLE_TEXTS = 20
+# Integers of which at least so large a share is distinct may be identifiers, ...
+_LEAST_DISTINCT_IDENTIFIERS = 0.9
+# ... and are if draws from their range would repeat so seldom with less than this chance.
+_CHANCE_OF_FEW_REPETITIONS = 1e-4
 _MOST_AUTOMATIC_LEVELS = 256
 _MOST_LEVELS = 4096
 _SHOWN_LEVELS = 5
@@ -143,7 +149,10 @@ class Table:
         """Raise a ValueError if a chosen column has missing or infinite values."""
         missing = self._which(chosen, lambda column: bool(column.isna().any()))
         if missing.any():
-            advice = " Impute them first, for example with sklearn.impute.SimpleImputer."
+            advice = (
+                " Drop the rows that have them, or impute values that vary from row to row, for "
+                "example with sklearn.impute.KNNImputer; many copies of a constant have no density."
+            )
             raise ValueError(
                 f"Input X contains NaN in column(s) {column_labels(missing, self.names)}."
                 + (advice if (missing & continuous).any() else "")
@@ -454,7 +463,11 @@ def mixed_kinds(
         kinds.append(kind if from_dtype.get(kind, False) else "continuous")
     _check_continuous(table, kinds)
     listed = nominal | ordinal
-    _warn_of_single_texts(table, [j for j in range(table.n_columns) if not listed[j]])
+    unlisted = [j for j in range(table.n_columns) if not listed[j]]
+    _warn_of_single_texts(table, unlisted)
+    _warn_of_identifiers(
+        table, unlisted, " Levels are to be listed in categorical_features or ordinal_features."
+    )
     return kinds
 
 
@@ -467,15 +480,60 @@ def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
     single = [j for j in texts if len(_factorize(table.column(j), table.labels[j])[1]) > most]
     if single:
         chosen = np.isin(np.arange(table.n_columns), single)
-        warnings.warn(
+        warn(
             f"Column(s) {column_labels(chosen, table.names)} hold texts that seldom repeat, and "
             "are taken as categories, of which most are seen once. Leave out identifiers, and turn "
             "numbers and dates that were read as texts into numbers (pandas.read_csv has "
             "thousands=',', decimal=',' and parse_dates); categorical_features says which are "
             "meant.",
-            UserWarning,
-            stacklevel=2,
         )
+
+
+def warn_of_identifiers(X: Any) -> None:
+    """Warn of columns of integers that look like identifiers.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns)
+        Table.
+    """
+    kind = getattr(getattr(X, "dtype", None), "kind", "")
+    if hasattr(X, "columns") or (kind in ("i", "u") and X.ndim == 2):
+        table = read_table(X)
+        _warn_of_identifiers(table, range(table.n_columns))
+
+
+def _warn_of_identifiers(table: Table, candidates: Iterable[int], how_to_keep: str = "") -> None:
+    """Warn of columns of integers that repeat so seldom that they are no measurements."""
+    found = [
+        j
+        for j in candidates
+        if table.storages[j] == "integer"
+        and _are_identifiers(table.column(j).to_numpy(dtype=np.float64))
+    ]
+    if found:
+        chosen = np.isin(np.arange(table.n_columns), found)
+        warn(
+            f"Column(s) {column_labels(chosen, table.names)} look like identifiers or row numbers: "
+            "so many measured integers in so small a range would repeat, and these do not. Leave "
+            f"out identifiers.{how_to_keep}"
+        )
+
+
+def _are_identifiers(values: Array) -> bool:
+    """Return whether integers repeat too seldom for independent draws from their range.
+
+    Of n draws from m values all but m (1 - (1 - 1/m)^n) of them, at least, are expected to be
+    repetitions: that many if the values are equally likely, and more otherwise.
+    """
+    n = len(values)
+    m = float(np.ptp(values)) + 1.0
+    if n < _LEAST_ROWS_WITH_SINGLE_TEXTS or m < _LEAST_DISTINCT_IDENTIFIERS * n:
+        return False
+    n_distinct = len(np.unique(values))
+    expected = n + m * np.expm1(n * np.log1p(-1.0 / m))
+    is_rare = stats.poisson.cdf(n - n_distinct, expected) < _CHANCE_OF_FEW_REPETITIONS
+    return bool(n_distinct >= _LEAST_DISTINCT_IDENTIFIERS * n and is_rare)
 
 
 def _is_from_dtype(features: Any) -> bool:

@@ -1101,7 +1101,7 @@ def grouped_rows(
 ) -> tuple[WeightedRows, TableSpace]:
     """Return the distinct rows, and a space that tells of what kind they are."""
     grouped = group_rows(values, weight)
-    space, _ = table_space(grouped, kinds, settings)
+    space, _ = table_space(grouped, kinds, settings, float(len(weight)))
     return (in_counts(grouped, weight) if space.is_discrete else grouped), space
 
 

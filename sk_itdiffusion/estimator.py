@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -57,6 +56,7 @@ from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.streams import Stream, without_ones
+from sk_itdiffusion.warning import warn
 
 __all__ = [
     "CategoricalEstimator",
@@ -482,11 +482,9 @@ class TableEstimator(DensityEstimator):
         (but with ``max_epochs=0`` there is no network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
-            warnings.warn(
+            warn(
                 "partial_fit begins anew: it goes on from its own earlier calls only, not from "
                 "fit or a file.",
-                UserWarning,
-                stacklevel=3,
             )
         for part in parts_of(X):
             self._learn(part)
@@ -671,12 +669,10 @@ class CategoricalEstimator(TableEstimator):
         table = self._table(X, reset=True)
         learned = columns_of_learned_levels(table, self._column_kinds(table), self.categories)
         if learned.any():
-            warnings.warn(
+            warn(
                 f"partial_fit knows only the levels of the first rows of column(s) "
                 f"{column_labels(learned, table.labels)}; set categories, or give a categorical "
                 "dtype.",
-                UserWarning,
-                stacklevel=4,
             )
         return super()._read_first_of_stream(X)
 

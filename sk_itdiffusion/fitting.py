@@ -11,7 +11,6 @@ import copy
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -107,6 +106,7 @@ from sk_itdiffusion.training import (
     TrainingReport,
     train,
 )
+from sk_itdiffusion.warning import warn
 
 __all__ = ["FitSettings", "fit_table_model"]
 
@@ -244,7 +244,8 @@ def fit_table_model(
     dequantizer = make_dequantizer(grouped, settings, seeds, previous)
     if dequantizer is not None:
         grouped = WeightedRows(dequantizer.noisy(grouped.X), grouped.weight)
-    space, report = table_space(grouped, kinds, settings)
+    n_weighted = float(in_counts(grouped, weight).weight.sum())
+    space, report = table_space(grouped, kinds, settings, n_weighted)
     if given_space is not None:
         space = given_space
     check_varying_columns(space, settings, previous)
@@ -318,17 +319,21 @@ def fit_table_model(
 
 
 def table_space(
-    grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings
+    grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings, n_weighted: float
 ) -> tuple[TableSpace, ColumnReport]:
-    """Return the space of a table, without marginal maps, and what its columns are like."""
+    """Return the space of a table, without marginal maps, and what its columns are like.
+
+    ``n_weighted`` is the number of observations that the distinct rows stand for.
+    """
     if settings.has_images or has_given_units(settings):
-        return image_space(grouped, settings)
+        return image_space(grouped, settings, n_weighted)
     is_continuous = np.array([kind.n_levels == 0 for kind in kinds], dtype=bool)
     varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
     continuous = np.flatnonzero(is_continuous & varies)
     varying = WeightedRows(np.ascontiguousarray(grouped.X[:, continuous]), grouped.weight)
     standardizer = Standardizer.fit(varying.X, varying.weight)
-    report = _full_report(inspect_columns(varying, standardizer.scale), continuous, len(kinds))
+    inspected = inspect_columns(varying, standardizer.scale, n_weighted)
+    report = _full_report(inspected, continuous, len(kinds))
     discrete = np.flatnonzero([kind.n_levels > 1 for kind in kinds])
     coded = WeightedRows(np.hstack([varying.X, grouped.X[:, discrete]]), grouped.weight)
     modelled = [kind for kind in kinds if kind.n_levels > 1]
@@ -358,7 +363,9 @@ def has_given_units(settings: FitSettings) -> bool:
     return settings.denoiser is not None and settings.denoiser.data_range is not None
 
 
-def image_space(grouped: WeightedRows, settings: FitSettings) -> tuple[TableSpace, ColumnReport]:
+def image_space(
+    grouped: WeightedRows, settings: FitSettings, n_weighted: float
+) -> tuple[TableSpace, ColumnReport]:
     """Return a space in which all columns, varying or not, have one center and one scale."""
     n_columns = grouped.X.shape[1]
     if settings.denoiser is not None and settings.denoiser.data_range is not None:
@@ -379,7 +386,7 @@ def image_space(grouped: WeightedRows, settings: FitSettings) -> tuple[TableSpac
         layout=make_layout([], grouped, n_columns, False),
         is_mapped=True,
     )
-    return space, inspect_columns(grouped, standardizer.scale)
+    return space, inspect_columns(grouped, standardizer.scale, n_weighted)
 
 
 def make_dequantizer(
@@ -450,21 +457,17 @@ def warn_about_columns(
     """Warn about continuous columns for which no density exists."""
     constant = np.isin(np.arange(len(report.tied)), constants)
     if constant.any():
-        warnings.warn(
+        warn(
             f"Column(s) {column_labels(constant, names)} are constant and have no density; "
             f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
             "standard deviation. Leave them out to avoid this.",
-            UserWarning,
-            stacklevel=5,
         )
     if report.tied.any():
-        warnings.warn(
+        warn(
             f"Column(s) {column_labels(report.tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
             "IMMSEMixedDensity), or set dequantize=True.",
-            UserWarning,
-            stacklevel=5,
         )
 
 
@@ -680,12 +683,10 @@ def choose_control(
         return str(settings.reference)
     plain = plain_reference(references)
     if settings.reference != "auto":
-        warnings.warn(
+        warn(
             f"reference={settings.reference!r} is not better than the plain reference "
             f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
             "is used.",
-            UserWarning,
-            stacklevel=5,
         )
         return plain
     stacked = [
@@ -705,11 +706,9 @@ def choose_preconditioner(references: dict[str, Reference], settings: FitSetting
     if asked in references:
         return asked
     if asked != "independent":
-        warnings.warn(
+        warn(
             f"preconditioner={asked!r} is not better than {plain!r} on the validation rows, or "
             "these columns do not allow it; the latter is used.",
-            UserWarning,
-            stacklevel=5,
         )
     return plain
 
@@ -1193,14 +1192,12 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
     chosen = tuple(name for name in available if kind_of_expert(name) in settings.experts)
     missing = sorted(set(settings.experts) - set(map(kind_of_expert, chosen)))
     if missing:
-        warnings.warn(
+        warn(
             f"experts names {missing}, which these rows do not allow: a network needs "
             f"{LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous), "
             "gaussian_mixture continuous columns, kernel_density at most 50 of them and no others, "
             "latent_class discrete ones, and these have to be better than the plain reference on "
             "the validation rows, kernel_density than the mixture.",
-            UserWarning,
-            stacklevel=6,
         )
     return chosen or (control,)
 
