@@ -24,6 +24,7 @@ from pandas.api import types
 from scipy import stats
 from sklearn.utils.validation import _check_sample_weight, check_array
 
+from sk_itdiffusion.frames import as_polars, polars_dtypes
 from sk_itdiffusion.rows import column_labels, in_units_of_the_least
 from sk_itdiffusion.warning import warn
 
@@ -101,10 +102,13 @@ class Table:
         The table, with at least one row and one column.
     dtype : dtype or None
         The dtype of an array; None where the table came with column names.
+    polars : tuple of str or None, default=None
+        Names of the columns' dtypes in a data frame of polars; None for any other table.
     """
 
     frame: pd.DataFrame
     dtype: np.dtype[Any] | None
+    polars: tuple[str, ...] | None = None
 
     @property
     def n_columns(self) -> int:
@@ -260,7 +264,7 @@ def read_table(X: Any) -> Table:
         frame = X if isinstance(X, pd.DataFrame) else _foreign_frame(X)
         # Only the shape is checked: a frame of several dtypes has no array without copying it.
         check_array(np.broadcast_to(0.0, frame.shape))
-        return Table(frame, None)
+        return Table(frame, None, polars_dtypes(X))
     X = without_tensors(X)
     array = check_array(X, dtype=None, ensure_all_finite=False)
     if array.dtype.kind in "US" and not hasattr(X, "dtype"):
@@ -856,6 +860,8 @@ class TableEncoder:
         Dtype of decoded arrays; None for data frames.
     holds_numbers : ndarray of shape (n_columns,), bool
         Which columns held numbers.
+    polars : tuple of str or None, default=None
+        Names of the dtypes of the columns if decoded tables are data frames of polars.
 
     Examples
     --------
@@ -874,6 +880,31 @@ class TableEncoder:
     dtypes: tuple[Any, ...]
     array_dtype: np.dtype[Any] | None
     holds_numbers: NDArray[np.bool_]
+    polars: tuple[str, ...] | None = None
+
+    @classmethod
+    def of_numbers(cls, X: Any) -> TableEncoder:
+        """Return the encoder of a data frame that was read as numbers.
+
+        Parameters
+        ----------
+        X : data frame of shape (n_rows, n_columns)
+            Table.
+
+        Returns
+        -------
+        TableEncoder
+            The encoder, with continuous columns only.
+        """
+        table = read_table(X)
+        columns = tuple(Column(label, "continuous", None, False) for label in table.labels)
+        # Numbers may have come as texts or categories, which hold no others.
+        dtypes = tuple(
+            dtype if holds_numbers else np.dtype(np.float64)
+            for dtype, holds_numbers in zip(table.frame.dtypes, table.holds_numbers, strict=True)
+        )
+        names = table.frame.columns
+        return cls(columns, names, dtypes, None, table.holds_numbers, table.polars)
 
     @classmethod
     def fit(
@@ -938,7 +969,8 @@ class TableEncoder:
         )
         dtypes = [_dtype_for(table.column(j).dtype, levels.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
-        return cls(columns, names, tuple(dtypes), table.dtype, table.holds_numbers)
+        dtype, polars = table.dtype, table.polars
+        return cls(columns, names, tuple(dtypes), dtype, table.holds_numbers, polars)
 
     def encode(self, X: Any) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
@@ -991,10 +1023,10 @@ class TableEncoder:
         Returns
         -------
         ndarray or DataFrame of shape (n_rows, n_columns)
-            An array of the fitted dtype, or a pandas data frame of the fitted names and dtypes
-            if the encoder was fitted on any data frame.  Numbers of continuous columns of
-            integers are rounded.  Where given or shared levels do not fit into a dtype, it gives
-            way to one that holds them.
+            An array of the fitted dtype, or a data frame of the fitted names and dtypes if the
+            encoder was fitted on any data frame: of polars if that one was, else of pandas.
+            Numbers of continuous columns of integers are rounded.  Where given or shared levels do
+            not fit into a dtype, it gives way to one that holds them.
 
         Raises
         ------
@@ -1013,7 +1045,7 @@ class TableEncoder:
         if self.names is not None:
             frame = pd.concat(decoded, axis=1)
             frame.columns = self.names
-            return frame
+            return frame if self.polars is None else as_polars(frame, self.polars)
         return self._as_array(decoded, len(values))
 
     def _as_array(self, columns: Sequence[pd.Series[Any]], n_rows: int) -> NDArray[Any]:

@@ -927,6 +927,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         else:
             with naming_columns(X):
                 validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+            if hasattr(X, "columns"):
+                self._frame_format = TableEncoder.of_numbers(X)
         return X
 
     def _flat(self, X: Any) -> Any:
@@ -950,7 +952,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     def _write(self, values: Array) -> Any:
         """Return the table of numbers and codes."""
-        return values if self._encoder is None else self._encoder.decode(values)
+        encoder = self._encoder or getattr(self, "_frame_format", None)
+        return values if encoder is None else encoder.decode(values)
 
     # -- effort ------------------------------------------------------------------------------
 

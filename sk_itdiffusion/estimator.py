@@ -216,8 +216,10 @@ class DensityEstimator(
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
-            Random rows, in the units and levels of X; a data frame if `fit` had one and columns
-            may be discrete.  Entries beyond the largest 64-bit number are infinite.
+            Random rows, in the units and levels of X, in a table of the kind that `fit` was given:
+            a data frame of pandas or polars with the same columns and dtypes, where columns of
+            integers are rounded, or an array, which for `IMMSEDensity` is one of 64-bit numbers.
+            Entries beyond the largest 64-bit number are infinite.
 
         Raises
         ------
@@ -682,7 +684,7 @@ class CategoricalEstimator(TableEstimator):
         check_number_of_rows(table.frame.shape, type(self).__name__)
         checked = checked_weight(weight, np.empty((len(table.frame), 1)))
         kept = checked > 0
-        return (table if kept.all() else Table(table.frame[kept], table.dtype)), checked[kept]
+        return (table if kept.all() else replace(table, frame=table.frame[kept])), checked[kept]
 
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""
@@ -734,7 +736,7 @@ def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
 #: Orders of magnitude between weights, of which the square is a number.
 MOST_EXTREME_WEIGHTS = 100
 
-_PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_increments")
+_PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments")
 
 
 def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
