@@ -382,8 +382,8 @@ def test_polars_frames():
     same = pd.DataFrame({**data, "e": ["y", "x", "y"], "c": ["y", "x", "y"]})
     np.testing.assert_array_equal(values, encoder.encode(same))
     decoded = encoder.decode(values)
-    assert isinstance(decoded, pd.DataFrame)
-    pd.testing.assert_frame_equal(decoded, same, check_dtype=False, check_categorical=False)
+    assert decoded.schema == X.schema
+    assert decoded.equals(X)
     with pytest.raises(ValueError, match="Input X contains NaN in column\\(s\\) 'n'"):
         encoder.encode(X.with_columns(n=pl.Series([1, None, 3])))
 

@@ -372,8 +372,8 @@ def position(table: Table, column: Any, parameter: str) -> int:
     if not isinstance(column, str) and isinstance(column, Integral):
         if not 0 <= int(column) < table.n_columns:
             raise ValueError(
-                f"{parameter} contains {column}, but the columns of X are numbered from 0 to "
-                f"{table.n_columns - 1}."
+                f"{parameter} contains the column number {column}, which is out of range: X has "
+                f"{table.n_columns} column{'' if table.n_columns == 1 else 's'}, numbered from 0."
             )
         return int(column)
     return table.position(column, parameter)
