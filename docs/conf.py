@@ -65,7 +65,7 @@ autodoc_typehints = "none"  # the docstrings say types in words, with shapes
 autosummary_context = {
     "foreign_bases": "ABC, BaseEstimator, Dataset, DensityMixin, Module, OutlierMixin, "
     "_BaseComposition, _MetadataRequester",
-    "foreign_members": "set_fit_request, set_score_request",
+    "foreign_members": "set_fit_request",
 }
 numpydoc_show_class_members = False
 

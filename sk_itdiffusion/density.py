@@ -13,7 +13,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion.blocks import blocks_of, sample
-from sk_itdiffusion.encoding import naming_columns, without_tensors
+from sk_itdiffusion.encoding import (
+    TableEncoder,
+    naming_columns,
+    warn_of_identifiers,
+    without_tensors,
+)
 from sk_itdiffusion.estimator import (
     TableEstimator,
     automatic,
@@ -337,6 +342,9 @@ class IMMSEDensity(TableEstimator):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
         rows = self._validated(X, reset=True, ensure_min_samples=2)
+        warn_of_identifiers(X)
+        if hasattr(X, "columns"):
+            self._frame_format = TableEncoder.of_numbers(X)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
 
     def _read(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -345,6 +353,11 @@ class IMMSEDensity(TableEstimator):
         if self._model.dequantizer is not None:
             self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
         return rows
+
+    def _write(self, values: NDArray[np.float64]) -> Any:
+        """Return rows as a table of the kind that was fitted."""
+        frame_format: TableEncoder | None = getattr(self, "_frame_format", None)
+        return values if frame_format is None else frame_format.decode(values)
 
     def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
         shape = self._images()

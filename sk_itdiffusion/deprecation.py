@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+from sk_itdiffusion.warning import warn
 
 __all__ = ["deprecated", "renamed_parameters", "replaced_parameter"]
 
@@ -55,7 +56,7 @@ def deprecated(
 
         @functools.wraps(function)
         def warning(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            warnings.warn(message, FutureWarning, stacklevel=2)
+            warn(message, FutureWarning)
             return function(*args, **kwargs)
 
         return warning
@@ -102,7 +103,7 @@ def renamed_parameters(
                     )
                 what = f"The parameter {old!r} of {function.__qualname__}()"
                 message = announcement(what, since, removed_in, repr(new))
-                warnings.warn(message, FutureWarning, stacklevel=2)
+                warn(message, FutureWarning)
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
@@ -111,9 +112,7 @@ def renamed_parameters(
     return decorate
 
 
-def replaced_parameter(
-    estimator: Any, old: str, new: str, *, since: str, removed_in: str, stacklevel: int = 4
-) -> Any:
+def replaced_parameter(estimator: Any, old: str, new: str, *, since: str, removed_in: str) -> Any:
     """Return the value of a parameter of an estimator that may be given by its old name.
 
     The constructor keeps the old parameter with the default ``"deprecated"``; `fit` calls this.
@@ -126,9 +125,6 @@ def replaced_parameter(
         The names.
     since, removed_in : str
         The versions that deprecate and remove the old name.
-    stacklevel : int, default=4
-        Number of frames, at least 1, from here to the caller whom the warning is for: `fit`, the
-        function that validates around it, and the caller.
 
     Returns
     -------
@@ -148,5 +144,5 @@ def replaced_parameter(
         raise ValueError(f"{new} and its old name {old} are both given; leave {old} out.")
     what = f"The parameter {old!r} of {type(estimator).__name__}"
     message = announcement(what, since, removed_in, repr(new))
-    warnings.warn(message, FutureWarning, stacklevel=stacklevel)
+    warn(message, FutureWarning)
     return value

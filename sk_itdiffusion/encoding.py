@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +22,13 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
+from scipy import stats
 from sklearn.utils.validation import _check_sample_weight, check_array
 
+from sk_itdiffusion.frames import as_polars, polars_dtypes
 from sk_itdiffusion.rows import column_labels, in_common_units
 from sk_itdiffusion.unseen import UnseenValues, is_whole_number
+from sk_itdiffusion.warning import warn
 
 __all__ = [
     "Column",
@@ -37,6 +39,7 @@ __all__ = [
     "mixed_kinds",
     "naming_columns",
     "read_table",
+    "warn_of_identifiers",
     "without_tensors",
 ]
 
@@ -52,6 +55,10 @@ Storage = Literal["boolean", "integer", "float", "unordered", "ordered", "text",
 
 _MOST_FILLED_LEVELS = 256
 _LEAST_ROWS_WITH_SINGLE_TEXTS = 20
+# Integers of which at least so large a share is distinct may be identifiers, ...
+_LEAST_DISTINCT_IDENTIFIERS = 0.9
+# ... and are if draws from their range would repeat so seldom with less than this chance.
+_CHANCE_OF_FEW_REPETITIONS = 1e-4
 _MOST_AUTOMATIC_LEVELS = 256
 _MOST_LEVELS = 4096
 _SHOWN_LEVELS = 5
@@ -104,10 +111,13 @@ class Table:
         The table, with at least one row and one column.
     dtype : dtype or None
         The dtype of an array; None where the table came with column names.
+    polars : tuple of str or None, default=None
+        Names of the columns' dtypes in a data frame of polars; None for any other table.
     """
 
     frame: pd.DataFrame
     dtype: np.dtype[Any] | None
+    polars: tuple[str, ...] | None = None
 
     @property
     def n_columns(self) -> int:
@@ -152,7 +162,10 @@ class Table:
         """Raise a ValueError if a chosen column has missing or infinite values."""
         missing = self._which(chosen, lambda column: bool(column.isna().any()))
         if missing.any():
-            advice = " Impute them first, for example with sklearn.impute.SimpleImputer."
+            advice = (
+                " Drop the rows that have them, or impute values that vary from row to row, for "
+                "example with sklearn.impute.KNNImputer; many copies of a constant have no density."
+            )
             raise ValueError(
                 f"Input X contains NaN in column(s) {column_labels(missing, self.names)}."
                 + (advice if (missing & continuous).any() else "")
@@ -260,7 +273,7 @@ def read_table(X: Any) -> Table:
         frame = X if isinstance(X, pd.DataFrame) else _foreign_frame(X)
         # Only the shape is checked: a frame of several dtypes has no array without copying it.
         check_array(np.broadcast_to(0.0, frame.shape))
-        return Table(frame, None)
+        return Table(frame, None, polars_dtypes(X))
     X = without_tensors(X)
     array = check_array(X, dtype=None, ensure_all_finite=False)
     if array.dtype.kind in "US" and not hasattr(X, "dtype"):
@@ -463,7 +476,11 @@ def mixed_kinds(
         kinds.append(kind if from_dtype.get(kind, False) else "continuous")
     _check_continuous(table, kinds)
     listed = nominal | ordinal
-    _warn_of_single_texts(table, [j for j in range(table.n_columns) if not listed[j]])
+    unlisted = [j for j in range(table.n_columns) if not listed[j]]
+    _warn_of_single_texts(table, unlisted)
+    _warn_of_identifiers(
+        table, unlisted, " Levels are to be listed in categorical_features or ordinal_features."
+    )
     return kinds
 
 
@@ -476,15 +493,60 @@ def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
     single = [j for j in texts if len(_factorize(table.column(j), table.labels[j])[1]) > most]
     if single:
         chosen = np.isin(np.arange(table.n_columns), single)
-        warnings.warn(
+        warn(
             f"Column(s) {column_labels(chosen, table.names)} hold texts that seldom repeat, and "
             "are taken as categories, of which most are seen once. Leave out identifiers, and turn "
             "numbers and dates that were read as texts into numbers (pandas.read_csv has "
             "thousands=',', decimal=',' and parse_dates); categorical_features says which are "
             "meant.",
-            UserWarning,
-            stacklevel=2,
         )
+
+
+def warn_of_identifiers(X: Any) -> None:
+    """Warn of columns of integers that look like identifiers.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns)
+        Table.
+    """
+    kind = getattr(getattr(X, "dtype", None), "kind", "")
+    if hasattr(X, "columns") or (kind in ("i", "u") and X.ndim == 2):
+        table = read_table(X)
+        _warn_of_identifiers(table, range(table.n_columns))
+
+
+def _warn_of_identifiers(table: Table, candidates: Iterable[int], how_to_keep: str = "") -> None:
+    """Warn of columns of integers that repeat so seldom that they are no measurements."""
+    found = [
+        j
+        for j in candidates
+        if table.storages[j] == "integer"
+        and _are_identifiers(table.column(j).to_numpy(dtype=np.float64))
+    ]
+    if found:
+        chosen = np.isin(np.arange(table.n_columns), found)
+        warn(
+            f"Column(s) {column_labels(chosen, table.names)} look like identifiers or row numbers: "
+            "so many measured integers in so small a range would repeat, and these do not. Leave "
+            f"out identifiers.{how_to_keep}"
+        )
+
+
+def _are_identifiers(values: Array) -> bool:
+    """Return whether integers repeat too seldom for independent draws from their range.
+
+    Of n draws from m values all but m (1 - (1 - 1/m)^n) of them, at least, are expected to be
+    repetitions: that many if the values are equally likely, and more otherwise.
+    """
+    n = len(values)
+    m = float(np.ptp(values)) + 1.0
+    if n < _LEAST_ROWS_WITH_SINGLE_TEXTS or m < _LEAST_DISTINCT_IDENTIFIERS * n:
+        return False
+    n_distinct = len(np.unique(values))
+    expected = n + m * np.expm1(n * np.log1p(-1.0 / m))
+    is_rare = stats.poisson.cdf(n - n_distinct, expected) < _CHANCE_OF_FEW_REPETITIONS
+    return bool(n_distinct >= _LEAST_DISTINCT_IDENTIFIERS * n and is_rare)
 
 
 def _is_from_dtype(features: Any) -> bool:
@@ -900,6 +962,8 @@ class TableEncoder:
         Dtype of decoded arrays; None for data frames.
     holds_numbers : ndarray of shape (n_columns,), bool
         Which columns held numbers.
+    polars : tuple of str or None, default=None
+        Names of the dtypes of the columns if decoded tables are data frames of polars.
 
     Examples
     --------
@@ -918,6 +982,31 @@ class TableEncoder:
     dtypes: tuple[Any, ...]
     array_dtype: np.dtype[Any] | None
     holds_numbers: NDArray[np.bool_]
+    polars: tuple[str, ...] | None = None
+
+    @classmethod
+    def of_numbers(cls, X: Any) -> TableEncoder:
+        """Return the encoder of a data frame that was read as numbers.
+
+        Parameters
+        ----------
+        X : data frame of shape (n_rows, n_columns)
+            Table.
+
+        Returns
+        -------
+        TableEncoder
+            The encoder, with continuous columns only.
+        """
+        table = read_table(X)
+        columns = tuple(Column(label, "continuous", None) for label in table.labels)
+        # Numbers may have come as texts or categories, which hold no others.
+        dtypes = tuple(
+            dtype if holds_numbers else np.dtype(np.float64)
+            for dtype, holds_numbers in zip(table.frame.dtypes, table.holds_numbers, strict=True)
+        )
+        names = table.frame.columns
+        return cls(columns, names, dtypes, None, table.holds_numbers, table.polars)
 
     @classmethod
     def fit(
@@ -988,7 +1077,8 @@ class TableEncoder:
         is_truth = np.array([storage == "boolean" for storage in table.storages])
         is_discrete = ~_is_continuous(kinds)
         holds_numbers = table.holds_numbers & ~(is_object & is_truth & is_discrete)
-        return cls(columns, names, tuple(dtypes), table.dtype, holds_numbers)
+        dtype, polars = table.dtype, table.polars
+        return cls(columns, names, tuple(dtypes), dtype, holds_numbers, polars)
 
     def encode(self, X: Any) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
@@ -1048,10 +1138,10 @@ class TableEncoder:
         Returns
         -------
         ndarray or DataFrame of shape (n_rows, n_columns)
-            An array of the fitted dtype, or a pandas data frame of the fitted names and dtypes
-            if the encoder was fitted on any data frame.  Numbers of continuous columns of
-            integers are rounded.  Where given or shared levels do not fit into a dtype, it gives
-            way to one that holds them.
+            An array of the fitted dtype, or a data frame of the fitted names and dtypes if the
+            encoder was fitted on any data frame: of polars if that one was, else of pandas.
+            Numbers of continuous columns of integers are rounded.  Where given or shared levels do
+            not fit into a dtype, it gives way to one that holds them.
 
         Raises
         ------
@@ -1070,7 +1160,7 @@ class TableEncoder:
         if self.names is not None:
             frame = pd.concat(decoded, axis=1)
             frame.columns = self.names
-            return frame
+            return frame if self.polars is None else as_polars(frame, self.polars)
         return self._as_array(decoded, len(values))
 
     def _as_array(self, columns: Sequence[pd.Series[Any]], n_rows: int) -> NDArray[Any]:

@@ -942,6 +942,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         else:
             with naming_columns(X):
                 validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+            if hasattr(X, "columns"):
+                self._frame_format = TableEncoder.of_numbers(X)
         return X
 
     def _flat(self, X: Any) -> Any:
@@ -965,7 +967,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     def _write(self, values: Array) -> Any:
         """Return the table of numbers and codes."""
-        return values if self._encoder is None else self._encoder.decode(values)
+        encoder = self._encoder or getattr(self, "_frame_format", None)
+        return values if encoder is None else encoder.decode(values)
 
     # -- effort ------------------------------------------------------------------------------
 
@@ -1125,7 +1128,7 @@ def grouped_rows(
     Rows with probabilities are: equal ones are different observations.
     """
     grouped = group_rows(values, weight)
-    space, _ = table_space(grouped, kinds, settings)
+    space, _ = table_space(grouped, kinds, settings, float(len(weight)))
     is_counted = space.is_discrete
     if settings.dequantize is not False and not settings.has_images:
         step = None if settings.dequantize is True else settings.dequantize

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -57,6 +56,7 @@ from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.streams import Stream, without_ones
+from sk_itdiffusion.warning import warn
 
 __all__ = [
     "CategoricalEstimator",
@@ -226,8 +226,10 @@ class DensityEstimator(
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
-            Random rows, in the units and levels of X; a data frame if `fit` had one and columns
-            may be discrete.  Entries beyond the largest 64-bit number are infinite.
+            Random rows, in the units and levels of X, in a table of the kind that `fit` was given:
+            a data frame of pandas or polars with the same columns and dtypes, where columns of
+            integers are rounded, or an array, which for `IMMSEDensity` is one of 64-bit numbers.
+            Entries beyond the largest 64-bit number are infinite.
 
         Raises
         ------
@@ -502,11 +504,9 @@ class TableEstimator(DensityEstimator):
         (but with ``max_epochs=0`` there is no network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
-            warnings.warn(
+            warn(
                 "partial_fit begins anew: it goes on from its own earlier calls only, not from "
                 "fit or a file.",
-                UserWarning,
-                stacklevel=3,
             )
         for part in parts_of(X):
             self._learn(part)
@@ -695,12 +695,10 @@ class CategoricalEstimator(TableEstimator):
         table = self._table(X, reset=True)
         learned = columns_of_learned_levels(table, self._column_kinds(table), self.categories)
         if learned.any():
-            warnings.warn(
+            warn(
                 f"partial_fit knows only the levels of the first rows of column(s) "
                 f"{column_labels(learned, table.labels)}; set categories, or give a categorical "
                 "dtype.",
-                UserWarning,
-                stacklevel=4,
             )
         return super()._read_first_of_stream(X)
 
@@ -710,7 +708,7 @@ class CategoricalEstimator(TableEstimator):
         check_number_of_rows(table.frame.shape, type(self).__name__)
         checked = checked_weight(weight, np.empty((len(table.frame), 1)))
         kept = checked > 0
-        return (table if kept.all() else Table(table.frame[kept], table.dtype)), checked[kept]
+        return (table if kept.all() else replace(table, frame=table.frame[kept])), checked[kept]
 
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""
@@ -762,11 +760,9 @@ def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> ND
     if unseen.any():
         labels = [column.label for column in encoder.columns]
         columns = np.asarray(unseen.any(axis=0))
-        warnings.warn(
+        warn(
             f"Rows with values that fit has not seen, in column(s) {column_labels(columns, labels)}"
             f", are not {what}. Give all levels by categories, or a categorical dtype.",
-            UserWarning,
-            stacklevel=5,
         )
     return np.asarray(~unseen.any(axis=1))
 
@@ -780,7 +776,7 @@ def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
 #: Orders of magnitude between weights, of which the square is a number.
 MOST_EXTREME_WEIGHTS = 100
 
-_PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_increments")
+_PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments")
 
 
 def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:

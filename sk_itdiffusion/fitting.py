@@ -11,7 +11,6 @@ import copy
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -110,6 +109,7 @@ from sk_itdiffusion.training import (
     TrainingReport,
     train,
 )
+from sk_itdiffusion.warning import warn
 
 __all__ = ["FitSettings", "fit_table_model"]
 
@@ -249,7 +249,7 @@ def fit_table_model(
     source: Keys | None = None
     if dequantizer is not None:
         grouped, source = dequantizer.noisy_copies(counted, affordable_rows(values.shape[1]))
-    space, report = table_space(grouped, kinds, settings)
+    space, report = table_space(grouped, kinds, settings, float(counted.weight.sum()))
     if given_space is not None:
         space = given_space
     check_varying_columns(space, settings, previous)
@@ -328,17 +328,21 @@ def fit_table_model(
 
 
 def table_space(
-    grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings
+    grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings, n_weighted: float
 ) -> tuple[TableSpace, ColumnReport]:
-    """Return the space of a table, without marginal maps, and what its columns are like."""
+    """Return the space of a table, without marginal maps, and what its columns are like.
+
+    ``n_weighted`` is the number of observations that the distinct rows stand for.
+    """
     if settings.has_images or has_given_units(settings):
-        return image_space(grouped, settings)
+        return image_space(grouped, settings, n_weighted)
     is_continuous = np.array([kind.n_levels == 0 for kind in kinds], dtype=bool)
     varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
     continuous = np.flatnonzero(is_continuous & varies)
     varying = WeightedRows(np.ascontiguousarray(grouped.X[:, continuous]), grouped.weight)
     standardizer = Standardizer.fit(varying.X, varying.weight)
-    report = _full_report(inspect_columns(varying, standardizer.scale), continuous, len(kinds))
+    inspected = inspect_columns(varying, standardizer.scale, n_weighted)
+    report = _full_report(inspected, continuous, len(kinds))
     discrete = np.flatnonzero([kind.n_levels > 1 for kind in kinds])
     coded = WeightedRows(np.hstack([varying.X, grouped.X[:, discrete]]), grouped.weight)
     modelled = [kind for kind in kinds if kind.n_levels > 1]
@@ -368,7 +372,9 @@ def has_given_units(settings: FitSettings) -> bool:
     return settings.denoiser is not None and settings.denoiser.data_range is not None
 
 
-def image_space(grouped: WeightedRows, settings: FitSettings) -> tuple[TableSpace, ColumnReport]:
+def image_space(
+    grouped: WeightedRows, settings: FitSettings, n_weighted: float
+) -> tuple[TableSpace, ColumnReport]:
     """Return a space in which all columns, varying or not, have one center and one scale."""
     n_columns = grouped.X.shape[1]
     if settings.denoiser is not None and settings.denoiser.data_range is not None:
@@ -390,7 +396,7 @@ def image_space(grouped: WeightedRows, settings: FitSettings) -> tuple[TableSpac
         log_seen=np.zeros(n_columns),
         is_mapped=True,
     )
-    return space, inspect_columns(grouped, standardizer.scale)
+    return space, inspect_columns(grouped, standardizer.scale, n_weighted)
 
 
 def make_dequantizer(
@@ -473,22 +479,18 @@ def warn_about_columns(
     constant = np.isin(np.arange(len(report.tied)), space.constant) & ~on_lattice
     tied = report.tied & ~on_lattice
     if constant.any():
-        warnings.warn(
+        warn(
             f"Column(s) {column_labels(constant, names)} are constant and have no density; "
             f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
             "standard deviation. Leave them out to avoid this.",
-            UserWarning,
-            stacklevel=5,
         )
     if tied.any():
         advice = "set dequantize=True" if dequantizer is None else "give their steps in dequantize"
-        warnings.warn(
+        warn(
             f"Column(s) {column_labels(tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
             f"IMMSEMixedDensity), or {advice}.",
-            UserWarning,
-            stacklevel=5,
         )
 
 
@@ -714,12 +716,10 @@ def choose_control(
         return str(settings.reference)
     plain = plain_reference(references)
     if settings.reference != "auto":
-        warnings.warn(
+        warn(
             f"reference={settings.reference!r} is not better than the plain reference "
             f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
             "is used.",
-            UserWarning,
-            stacklevel=5,
         )
         return plain
     stacked = [
@@ -739,11 +739,9 @@ def choose_preconditioner(references: dict[str, Reference], settings: FitSetting
     if asked in references:
         return asked
     if asked != "independent":
-        warnings.warn(
+        warn(
             f"preconditioner={asked!r} is not better than {plain!r} on the validation rows, or "
             "these columns do not allow it; the latter is used.",
-            UserWarning,
-            stacklevel=5,
         )
     return plain
 
@@ -1234,14 +1232,12 @@ def chosen_experts(settings: FitSettings, available: list[str], control: str) ->
     chosen = tuple(name for name in available if kind_of_expert(name) in settings.experts)
     missing = sorted(set(settings.experts) - set(map(kind_of_expert, chosen)))
     if missing:
-        warnings.warn(
+        warn(
             f"experts names {missing}, which these rows do not allow: a network needs "
             f"{LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous), "
             "gaussian_mixture continuous columns, kernel_density at most 50 of them and no others, "
             "latent_class discrete ones, and these have to be better than the plain reference on "
             "the validation rows, kernel_density than the mixture.",
-            UserWarning,
-            stacklevel=6,
         )
     return chosen or (control,)
 

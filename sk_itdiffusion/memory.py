@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+
+from sk_itdiffusion.warning import warn
 
 __all__ = ["LESS", "is_out_of_memory", "release_memory", "retry_with_less_memory"]
 
@@ -66,11 +67,9 @@ def retry_with_less_memory(function: Callable[Parameters, Result]) -> Callable[P
         release_memory()
         budget = int(kwargs.get("budget", usual))  # type: ignore[call-overload]
         smaller = max(1, budget // LESS)
-        warnings.warn(
+        warn(
             f"There was too little memory for {budget} evaluations at a time; going on with "
             f"{smaller}, which changes results by rounding only.",
-            UserWarning,
-            stacklevel=2,
         )
         try:
             return function(*args, **(kwargs | {"budget": smaller}))  # type: ignore[arg-type]

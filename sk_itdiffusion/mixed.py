@@ -158,7 +158,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     x, give at most 1.
 
     Missing values are a level of nominal columns of texts, objects and categoricals; in continuous
-    columns they are an error, since a density needs numbers: impute them first.
+    columns they are an error, since a density needs numbers: drop these rows, or impute values
+    that vary from row to row.
 
     References
     ----------

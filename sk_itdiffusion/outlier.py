@@ -36,6 +36,7 @@ from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
+from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -456,8 +457,9 @@ class IMMSEOutlierDetector(
         check_is_fitted(self)
         if not hasattr(self, "calibration_scores_"):
             raise ValueError(
-                "p_values needs held-out rows, which a fit with contamination='auto' keeps, and "
-                "this one had a number."
+                "p_values needs held-out rows, which are only available after a fit with "
+                "contamination='auto'; this detector was fitted with "
+                f"contamination={self.contamination!r}."
             )
         below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")
         return np.asarray((below + 1.0) / (len(self.calibration_scores_) + 1.0))
@@ -542,12 +544,10 @@ def threshold(calibration_scores: Array, false_alarm_rate: float) -> float:
     n = len(calibration_scores)
     number = min(math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12)), n)
     if number < 1:
-        warnings.warn(
+        warn(
             f"false_alarm_rate={false_alarm_rate:g} needs at least "
-            f"{math.ceil(1.0 / false_alarm_rate) - 1} held-out rows, and there are {n}; the "
-            f"threshold is the lowest held-out score, for a rate of {1.0 / (n + 1):.2g}.",
-            UserWarning,
-            stacklevel=4,  # threshold, fit, and what scikit-learn wraps it in
+            f"{math.ceil(1.0 / false_alarm_rate) - 1} held-out rows, and there are fewer; the "
+            f"threshold is the lowest held-out score, for a rate of about {1.0 / (n + 1):.1g}.",
         )
     return float(calibration_scores[max(number, 1) - 1])
 

@@ -24,6 +24,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from sk_itdiffusion.progress import Progress
+from sk_itdiffusion.warning import UserLine, called_from, current_line
 
 __all__ = ["map_in_workers", "run_all_interruptibly", "run_interruptibly", "single_blas_thread"]
 
@@ -72,8 +73,12 @@ def _available() -> int:
     return max(1, _threads() // max(1, _callers.number))
 
 
-def _limit_this_thread(threads: int, n_openmp: int | None) -> None:
-    """Give the calling thread a number of OpenMP threads; OpenMP keeps it for each thread."""
+def _begin_worker(threads: int, n_openmp: int | None, line: UserLine) -> None:
+    """Give the calling thread a number of OpenMP threads, and a line for its warnings.
+
+    OpenMP keeps the number for each thread.
+    """
+    called_from(line)
     torch.get_num_threads()  # sets the thread's number to the default, once, if not done here
     if n_openmp is not None:
         _controller().limit(limits=n_openmp, user_api="openmp")
@@ -88,7 +93,8 @@ def worker_pool(n_workers: int, limited: bool = True) -> ThreadPoolExecutor:
     """
     share = max(1, _threads() // n_workers)
     n_openmp = 1 if limited else (_available() if _callers.number > 1 else None)
-    return ThreadPoolExecutor(n_workers, initializer=_limit_this_thread, initargs=(share, n_openmp))
+    arguments = (share, n_openmp, current_line())
+    return ThreadPoolExecutor(n_workers, initializer=_begin_worker, initargs=arguments)
 
 
 class _SingleBlasThread:

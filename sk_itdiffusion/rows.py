@@ -235,7 +235,7 @@ class ColumnReport:
     step: Array
 
 
-def inspect_columns(rows: WeightedRows, scale: Array) -> ColumnReport:
+def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> ColumnReport:
     """Return which columns vary, are tied, and their lattice steps.
 
     Parameters
@@ -244,6 +244,8 @@ def inspect_columns(rows: WeightedRows, scale: Array) -> ColumnReport:
         Distinct rows.
     scale : ndarray of shape (n_features,)
         Standard deviations.
+    n_weighted : float
+        Number of observations that the rows stand for, at least 1; of very few, ties say nothing.
 
     Returns
     -------
@@ -253,7 +255,7 @@ def inspect_columns(rows: WeightedRows, scale: Array) -> ColumnReport:
     n_features = rows.X.shape[1]
     varies = rows.X.min(axis=0) < rows.X.max(axis=0)
     tied, step = np.zeros(n_features, dtype=bool), np.zeros(n_features)
-    if rows.weight.sum() < _LEAST_ROWS_FOR_TIES or len(rows) < 2:
+    if n_weighted < _LEAST_ROWS_FOR_TIES or len(rows) < 2:
         return ColumnReport(varies, tied, step)
     for j in np.flatnonzero(varies):
         values, group = np.unique(rows.X[:, j], return_inverse=True)

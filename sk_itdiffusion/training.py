@@ -7,7 +7,6 @@ import copy
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +35,7 @@ from sk_itdiffusion.memory import LESS, is_out_of_memory, release_memory
 from sk_itdiffusion.optimizers import clip_norm, optimizer_settings
 from sk_itdiffusion.progress import Progress
 from sk_itdiffusion.streams import RowDataset, StreamedRows
+from sk_itdiffusion.warning import warn
 
 __all__ = [
     "DenoisingObjective",
@@ -599,11 +599,10 @@ class TrainingControl(Callback):
                 f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
                 "not finite. Lower learning_rate, or check the data for values far from all others."
             )
-        warnings.warn(
-            f"Training diverged in epoch {len(net.history)}: the loss is not finite. The best "
-            f"state, of epoch {self.best_epoch}, is used. A lower learning_rate avoids this.",
+        warn(
+            "Training diverged: the loss is not finite. The weights of the best epoch are used. A "
+            "lower learning_rate avoids this.",
             ConvergenceWarning,
-            stacklevel=2,
         )
         self.has_ended = True
 
@@ -675,11 +674,9 @@ class _Net(skorch.NeuralNet):
         release_memory()
         self._zero_grad_optimizer()
         self.has_smaller_parts, self.micro_batch_size = True, max(1, size // LESS)
-        warnings.warn(
+        warn(
             f"There was too little memory to train on {size} rows at a time; going on with "
             f"{self.micro_batch_size}, as micro_batch_size={self.micro_batch_size} does.",
-            UserWarning,
-            stacklevel=2,
         )
 
     def _train_step_in_parts(self, batch: Any, **fit_params: Any) -> dict[str, Any]:

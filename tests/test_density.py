@@ -693,7 +693,7 @@ class Poison(Callback):
 
 
 def test_divergence_falls_back_to_the_best_state_or_raises(X):
-    with pytest.warns(ConvergenceWarning, match="diverged in epoch 3"):
+    with pytest.warns(ConvergenceWarning, match="diverged"):
         est = IMMSEDensity(callbacks=[Poison(3)], **PLAIN | {"max_epochs": 4}).fit(X)
     good = IMMSEDensity(**PLAIN | {"max_epochs": 2}).fit(X)
     assert abs(est.score(X) - good.score(X)) < 0.3

@@ -825,6 +825,49 @@ def test_few_integers_stand_beside_their_place_and_have_bins_of_their_own():
     np.testing.assert_array_equal(edges, [-0.5, 0.5, 1.5, 2.5, 3.5])
 
 
+def test_points_at_two_levels_fill_a_square():
+    """The positions beside two levels are independent, so that their correlation is small."""
+    n = 400
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({name: rng.choice(["u", "v"], n) for name in "abc"})
+    frame["k"] = rng.integers(0, 3, n)
+    display = SamplePairDisplay(data=frame, samples=frame.sample(frac=1.0, random_state=0)).plot()
+    for points, side in ((display.data_points_, -0.22), (display.sample_points_, 0.22)):
+        for i, j in zip(*np.tril_indices(4, -1), strict=True):
+            offsets = np.array([x - np.round(x - side) for x in points[i, j].get_data()])
+            # Of independent positions: five standard deviations.
+            assert abs(np.corrcoef(offsets)[0, 1]) < 5.0 / np.sqrt(n)
+            assert (np.abs(offsets - side) <= 0.8 * 0.22).all()
+
+
+def test_booleans_have_their_names_and_integers_are_labelled_by_integers():
+    rng = np.random.default_rng(0)
+    flags = pd.DataFrame({"a": rng.random(60) < 0.3, "b": rng.random(60) < 0.6})
+    display = SamplePairDisplay(data=flags, samples=flags).plot()
+    display.figure_.canvas.draw()
+    bottom, left = display.axes_[1, 0].get_xticklabels(), display.axes_[1, 0].get_yticklabels()
+    for labels in (bottom, left):
+        assert [text.get_text() for text in labels] == ["False", "True"]
+    shares = display.histograms_[0][0].get_data().values
+    np.testing.assert_allclose(shares, [1.0 - flags["a"].mean(), flags["a"].mean()])
+    numbers = flags.astype(int)
+    display = SamplePairDisplay(data=numbers, samples=numbers + 0.1).plot()
+    display.figure_.canvas.draw()
+    ticks = display.axes_[1, 0].get_xticks()
+    np.testing.assert_array_equal(ticks, ticks.round())
+
+
+def test_legend_tells_of_columns_that_are_not_drawn():
+    X = np.random.default_rng(0).normal(size=(60, 8))
+    density = IMMSEDensity(max_epochs=0, random_state=0).fit(X)
+    display = SamplePairDisplay.from_estimator(density, X, n_rows=9)
+    assert display.axes_.shape == (5, 5)
+    assert display.legend_.get_title().get_text() == "the first 5 of 8 columns"
+    chosen = SamplePairDisplay.from_estimator(density, X, n_rows=9, columns=range(7))
+    assert chosen.legend_.get_title().get_text() == ""
+    assert chosen.labels == [f"x{j}" for j in range(7)]
+
+
 def test_samples_do_not_depend_on_drawing(density):
     """Drawing takes no random numbers, and a seed gives the same picture."""
     first, second = (

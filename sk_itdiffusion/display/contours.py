@@ -372,7 +372,8 @@ def position(table: Table, column: Any, parameter: str) -> int:
     if not isinstance(column, str) and isinstance(column, Integral):
         if not 0 <= int(column) < table.n_columns:
             raise ValueError(
-                f"{parameter} has the column {column}, X has {table.n_columns} columns."
+                f"{parameter} contains the column number {column}, which is out of range: X has "
+                f"{table.n_columns} column{'' if table.n_columns == 1 else 's'}, numbered from 0."
             )
         return int(column)
     return table.position(column, parameter)
@@ -493,7 +494,7 @@ def marginal_on_grid(
         scores = np.asarray(estimator.score_samples(grid_table(table, pair, grid, others)))
         parts.append(scores.reshape(len(chosen), *grid[0].shape))
     found = averaged_conditionals(np.concatenate(parts), *grid)
-    found.warn_if_coarse(stacklevel=4)
+    found.warn_if_coarse()
     std = found.std
     return {"log_density": found.log_density, "log_density_std": std, "n_averaged": len(rows)}
 

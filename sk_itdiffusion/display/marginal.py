@@ -14,12 +14,13 @@ nothing is smoothed; and far from the rows the mean falls as the conditional den
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+
+from sk_itdiffusion.warning import warn
 
 __all__ = ["GridMarginal", "averaged_conditionals"]
 
@@ -47,14 +48,12 @@ class GridMarginal:
     std: Array
     grid_error: float
 
-    def warn_if_coarse(self, stacklevel: int) -> None:
+    def warn_if_coarse(self) -> None:
         """Warn if the grid is too coarse for the conditional densities."""
         if self.grid_error > LARGEST_GRID_ERROR:
-            warnings.warn(
+            warn(
                 f"The grid is too coarse for the densities given the other columns: their "
                 f"integrals are wrong by about {self.grid_error:.0%}. Raise grid_resolution.",
-                UserWarning,
-                stacklevel=stacklevel,
             )
 
 

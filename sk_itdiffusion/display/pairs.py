@@ -71,12 +71,15 @@ class Axis:
         Edges of the histogram's bins.
     levels : list of str or None
         Names of the levels, at 0, 1, ...; None if the entries are numbers.
+    is_whole : bool, default=False
+        Whether the numbers of the data are few integers.
     """
 
     data: Array
     samples: Array
     edges: Array
     levels: list[str] | None
+    is_whole: bool = False
 
 
 class SamplePairDisplay:
@@ -94,6 +97,8 @@ class SamplePairDisplay:
         Rows, and rows of the same columns drawn from a model; at least 2 columns and 12 at most.
     labels : sequence of str or None, default=None
         Names of the columns; None takes those of the data frame, or x0, x1, ...
+    n_left_out : int, default=0
+        Number of further columns that are not drawn; unless it is 0, the legend tells.
 
     Attributes
     ----------
@@ -126,7 +131,14 @@ class SamplePairDisplay:
     (2, 2)
     """
 
-    def __init__(self, *, data: Any, samples: Any, labels: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        data: Any,
+        samples: Any,
+        labels: Sequence[str] | None = None,
+        n_left_out: int = 0,
+    ) -> None:
         ours, theirs = read_table(data), read_table(samples)
         if ours.n_columns != theirs.n_columns:
             raise ValueError(f"data has {ours.n_columns} columns, samples have {theirs.n_columns}.")
@@ -142,7 +154,10 @@ class SamplePairDisplay:
                 f"labels must have one entry for each of the {ours.n_columns} columns, got "
                 f"{len(self.labels)}."
             )
-        numbers = ours.holds_numbers & theirs.holds_numbers
+        self.n_left_out = n_left_out
+        numbers = (
+            ours.holds_numbers & theirs.holds_numbers & ~(is_boolean(ours) & is_boolean(theirs))
+        )
         self._axes = [
             axis_of(ours, theirs, j, is_number=bool(numbers[j])) for j in range(ours.n_columns)
         ]
@@ -242,10 +257,10 @@ class SamplePairDisplay:
         for i, j in zip(*np.tril_indices(n), strict=True):
             panel = self.axes_[i, j]
             without_box(panel)
-            set_ticks(panel.xaxis, self._axes[j].levels)
+            set_ticks(panel.xaxis, self._axes[j])
             panel.set_xlim(*limits(self._axes[j]))
             if i != j:
-                set_ticks(panel.yaxis, self._axes[i].levels)
+                set_ticks(panel.yaxis, self._axes[i])
                 panel.set_ylim(*limits(self._axes[i]))
             if i == n - 1:
                 panel.set_xlabel(self.labels[j])
@@ -262,8 +277,10 @@ class SamplePairDisplay:
 
     def _draw_legend(self, n: int) -> None:
         handles = [self.data_points_[n - 1, 0], self.sample_points_[n - 1, 0]]
+        title = f"the first {n} of {n + self.n_left_out} columns" if self.n_left_out else None
         self.legend_ = self.axes_[0, 0].legend(
             handles=handles,
+            title=title,
             loc="upper left",
             bbox_to_anchor=(1.05, 1.0),
             borderaxespad=0.0,
@@ -293,7 +310,8 @@ class SamplePairDisplay:
         X : array-like or data frame of shape (n_samples, n_features)
             Rows, of the columns that the estimator was fitted to.
         columns : sequence of int or str or None, default=None
-            Numbers or names of the columns to draw, 2 to 12; None takes the first five.
+            Numbers or names of the columns to draw, 2 to 12; None takes the first five, and the
+            legend tells if there are more.
         n_rows : int, default=300
             Rows to draw at most, evenly spread over X, and as many samples; at least 1.
         random_state : int, RandomState or None, default=None
@@ -323,8 +341,10 @@ class SamplePairDisplay:
         check_number_of_columns(estimator, table)
         if not isinstance(n_rows, Integral) or n_rows < 1:
             raise ValueError(f"n_rows must be at least 1, got {n_rows!r}.")
+        n_left_out = 0
         if columns is None:
             columns = range(min(table.n_columns, USUAL_COLUMNS))
+            n_left_out = table.n_columns - len(columns)
         chosen = [position(table, column, "columns") for column in columns]
         shown = spread_rows(len(table.frame), n_rows)
         drawn = estimator.sample(len(shown), random_state=random_state)
@@ -334,6 +354,7 @@ class SamplePairDisplay:
             data=table.frame.iloc[shown, chosen],
             samples=samples.frame.iloc[:, chosen],
             labels=[names[j] for j in chosen],
+            n_left_out=n_left_out,
         ).plot(ax, **kwargs)
 
 
@@ -357,13 +378,19 @@ def axis_of(ours: Table, theirs: Table, j: int, *, is_number: bool) -> Axis:
     if is_number:
         data, samples = (column.to_numpy(dtype=np.float64) for column in columns)
         edges = bin_edges(data, samples)
-        if np.ptp(edges[:2]) == 1.0 and all(map(is_whole, (data, samples))):
-            data, samples = spread(data, -SIDE), spread(samples, SIDE)
-        return Axis(data, samples, edges, None)
+        are_few = bool(np.ptp(edges[:2]) == 1.0 and is_whole(data))
+        if are_few and is_whole(samples):
+            data, samples = spread(data, -SIDE, j), spread(samples, SIDE, j)
+        return Axis(data, samples, edges, None, are_few)
     levels = levels_of(*columns)
     codes = [pd.Index(levels).get_indexer(pd.Index(text_of(column))) for column in columns]
     edges = np.arange(len(levels) + 1, dtype=np.float64) - 0.5
-    return Axis(spread(codes[0], -SIDE), spread(codes[1], SIDE), edges, levels)
+    return Axis(spread(codes[0], -SIDE, j), spread(codes[1], SIDE, j), edges, levels)
+
+
+def is_boolean(table: Table) -> NDArray[np.bool_]:
+    """Return which columns hold booleans, of shape (n_columns,)."""
+    return np.array([storage == "boolean" for storage in table.storages])
 
 
 def bin_edges(data: Array, samples: Array) -> Array:
@@ -398,11 +425,13 @@ def text_of(column: pd.Series[Any]) -> list[str]:
     ]
 
 
-def spread(codes: Array | NDArray[np.intp], side: float) -> Array:
-    """Return positions beside the codes, spread evenly so that points do not cover each other."""
-    golden = 0.5 * (np.sqrt(5.0) - 1.0)
-    share = (np.arange(len(codes)) * golden) % 1.0
-    return np.asarray(codes + side + 0.8 * abs(side) * (2.0 * share - 1.0))
+def spread(codes: Array | NDArray[np.intp], side: float, j: int) -> Array:
+    """Return positions beside the codes of column j, spread so that points do not cover each other.
+
+    Those of two columns are independent, so that the points at two levels fill a square.
+    """
+    shift = np.random.default_rng([j, int(side > 0)]).uniform(-1.0, 1.0, len(codes))
+    return np.asarray(codes + side + 0.8 * abs(side) * shift)
 
 
 def limits(axis: Axis) -> tuple[float, float]:
@@ -412,12 +441,13 @@ def limits(axis: Axis) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def set_ticks(axis: Any, levels: Sequence[str] | None) -> None:
+def set_ticks(axis: Any, drawn: Axis) -> None:
     """Set the ticks of a matplotlib axis: the levels if they are few, else a few numbers."""
     from matplotlib.ticker import MaxNLocator
 
+    levels = drawn.levels
     if levels is None:
-        axis.set_major_locator(MaxNLocator(3))
+        axis.set_major_locator(MaxNLocator(3, integer=drawn.is_whole))
     elif len(levels) <= MOST_LEVELS_NAMED:
         names = [x if len(x) <= LONGEST_NAME else x[: LONGEST_NAME - 1] + "…" for x in levels]
         axis.set_ticks(np.arange(len(levels)), names)

@@ -249,9 +249,10 @@ def check_columns(estimator: Any, density: DensityEstimator, model: TableModel) 
 
 def check_reading(estimator: Any, density: DensityEstimator, rows: Array) -> None:
     """Raise an error if the table of rows is not read as these rows."""
-    encoder = getattr(density, "_encoder", None)
-    if encoder is not None:
-        check_dtypes(encoder)
+    for name in ("_encoder", "_frame_format"):
+        encoder = getattr(density, name, None)
+        if encoder is not None:
+            check_dtypes(encoder)
     table = density._write(rows)
     names = getattr(density, "feature_names_in_", None)
     if names is not None and isinstance(table, np.ndarray):

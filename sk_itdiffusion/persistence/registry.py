@@ -233,10 +233,11 @@ def finish_ensemble(ensemble: IMMSEEnsemble) -> None:
 
 COLUMNS = ("n_features_in_", "feature_names_in_")
 #: The encoder comes before all that names levels, so that arrays have its names.
-TABLE = (*COLUMNS, "_encoder", "_model", "_kinds", "schedule_")
+TABLE = (*COLUMNS, "_encoder", "_frame_format", "_model", "_kinds", "schedule_")
 ENSEMBLE = (
     *COLUMNS,
     "_encoder",
+    "_frame_format",
     "_image_shape",
     "estimators_",
     "_model",
