@@ -37,7 +37,7 @@ _PLENTY = 4
 #: Rows by which the common covariance counts for that of each component.
 _PSEUDO_ROWS = 2.0
 #: Standard deviations of the wide components relative to those of all rows, and their proportions.
-_WIDTHS = np.array([2.0, 8.0, 32.0])
+_WIDTHS = np.array([2.0, 4.0, 8.0])
 _SHARES_OF_WIDTHS = np.array([4.0, 2.0, 1.0])
 #: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
 ROWS_IN_A_TILE = 32
