@@ -185,8 +185,21 @@ class DensityEstimator(
         -------
         float
             Mean log-density in nats per row; higher is better.
+
+        Warns
+        -----
+        UserWarning
+            If the standard error of the mean that comes from the numerical integration exceeds
+            0.05 nats.
         """
-        return float(np.mean(self.score_samples(X)))
+        log_density, std = self.score_samples(X, return_std=True)
+        if integration_error(log_density, std) > LARGEST_INTEGRATION_ERROR:
+            warn(
+                f"The score has a standard error of more than {LARGEST_INTEGRATION_ERROR:g} nats "
+                "from the numerical integration: raise n_strata or n_draws, which needs no new "
+                "fit; score_samples(X, return_std=True) tells which rows cause it."
+            )
+        return float(np.mean(log_density))
 
     def bits_per_dim(self, X: ArrayLike) -> float:
         """Return the mean negative log-density of rows in bits per column.
@@ -767,12 +780,23 @@ def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> ND
     return np.asarray(~unseen.any(axis=1))
 
 
+def integration_error(log_density: Array, std: Array) -> float:
+    """Return the standard error of the mean over rows that comes from the integration, in nats.
+
+    Equal rows, which have equal values, share their error.
+    """
+    _, first, count = np.unique(log_density, return_index=True, return_counts=True)
+    return float(np.linalg.norm(count * std[first])) / len(log_density)
+
+
 def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
     """Show a bar during a call of a method of a verbose estimator, if it takes long."""
     title = f"{type(estimator).__name__}.{name}"
     return progress_bar(title, estimator.verbose, delay=SECONDS_UNTIL_A_BAR)
 
 
+#: Standard error of a score, in nats, beyond which the integration should be made more exact.
+LARGEST_INTEGRATION_ERROR = 0.05
 #: Orders of magnitude between weights, of which the square is a number.
 MOST_EXTREME_WEIGHTS = 100
 

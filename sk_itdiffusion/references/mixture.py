@@ -26,6 +26,7 @@ from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import single_blas_thread
 from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference, floor_eigenvalues
+from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianMixtureReference"]
 
@@ -35,6 +36,11 @@ NUMBERS_IN_A_CACHE = 2**18
 _LEAST_RELATIVE_VARIANCE = 1e-13
 #: Distinct rows for each component above which k-means cannot run out of clusters.
 _PLENTY = 4
+#: Rows by which the common covariance counts for that of each component.
+_PSEUDO_ROWS = 2.0
+#: Standard deviations of the wide components relative to those of all rows, and their proportions.
+_WIDTHS = np.array([2.0, 4.0, 8.0])
+_SHARES_OF_WIDTHS = np.array([4.0, 2.0, 1.0])
 #: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
 ROWS_IN_A_TILE = 32
 
@@ -318,11 +324,14 @@ def as_mixture(reference: GaussianReference | GaussianMixtureReference) -> Gauss
 class _WeightedMixture(GaussianMixture):
     """Mixture of weighted rows, which does not warn when it ends before convergence.
 
-    With equal weights its numbers are those of scikit-learn's.
+    With equal weights its numbers are those of scikit-learn's, but for the covariances of
+    components of few rows, which are drawn to the common one.
 
     A mixture that has not converged is a good reference; only its likelihood counts.  A warnings
     filter would not do: filters belong to the process, and mixtures are fitted in threads.
     """
+
+    covariances_: NDArray[np.float64]
 
     @property
     def converged_(self) -> bool:
@@ -361,6 +370,12 @@ class _WeightedMixture(GaussianMixture):
         self, X: NDArray[np.float64], log_membership: NDArray[np.float64], **options: Any
     ) -> None:
         super()._m_step(X, log_membership + np.log(self._weight)[:, None], **options)
+        membership = np.exp(log_membership)
+        squares = np.maximum(self._weight**2 @ membership, np.finfo(np.float64).tiny)
+        n_rows = (self._weight @ membership) ** 2 / squares
+        self.covariances_ = shrunk_to_common(self.covariances_, n_rows, self.reg_covar)
+        roots = np.linalg.cholesky(self.covariances_)
+        self.precisions_cholesky_ = np.swapaxes(np.linalg.inv(roots), 1, 2)
 
 
 def number_of_distinct_rows(X: NDArray[np.float64]) -> int:
@@ -368,6 +383,61 @@ def number_of_distinct_rows(X: NDArray[np.float64]) -> int:
     resolution = np.sqrt(np.finfo(np.float64).eps) * np.abs(X).max(initial=0.0)
     rounded = np.rint(X / resolution) if resolution > 0.0 else X
     return len(np.unique(rounded, axis=0))
+
+
+def shrunk_to_common(
+    covariances: NDArray[np.float64], n_rows: NDArray[np.float64], floor: float
+) -> NDArray[np.float64]:
+    """Return covariances drawn towards their common mean, the more so the fewer rows they have.
+
+    A component of hardly more rows than columns is flat in some direction whatever the rows are
+    drawn from, and the density a little beside it would be next to nothing.  Logarithms of
+    matrices are averaged, so that structure is kept at any scale: a direction in which many rows
+    hardly vary keeps its variance.
+
+    Parameters
+    ----------
+    covariances : ndarray of shape (n_components, n_features, n_features)
+        Covariances.
+    n_rows : ndarray of shape (n_components,)
+        Rows of each component.
+    floor : float
+        Least eigenvalue, positive.
+
+    Returns
+    -------
+    ndarray of shape (n_components, n_features, n_features)
+        Positive definite covariances.
+    """
+    values, vectors = np.linalg.eigh(covariances)
+    logarithms = (vectors * np.log(np.maximum(values, floor))[:, None, :]) @ np.swapaxes(
+        vectors, 1, 2
+    )
+    common = np.average(logarithms, axis=0, weights=n_rows)
+    free = np.maximum(n_rows - covariances.shape[1], 0.0)
+    share = (_PSEUDO_ROWS / (_PSEUDO_ROWS + free))[:, None, None]
+    values, vectors = np.linalg.eigh((1.0 - share) * logarithms + share * common)
+    return np.asarray((vectors * np.exp(values)[:, None, :]) @ np.swapaxes(vectors, 1, 2))
+
+
+def with_wide_components(
+    mixture: GaussianMixtureReference, X: NDArray[np.float64], weight: NDArray[np.float64]
+) -> GaussianMixtureReference:
+    """Return the mixture with more components, wider than all rows.
+
+    They have the weight of one more row: as likely the next row is like none of those seen.  Rows
+    beside all other components have a small density, but not one of minus thousands of nats, which
+    the integral would have to make good for.  Scales and weights are those of a heavy tail.
+    """
+    share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
+    overall = GaussianReference.fit(X, weight)
+    narrow = torch.einsum("kde,ke,kfe->kdf", mixture.basis, mixture.variances, mixture.basis)
+    wide = np.square(_WIDTHS)[:, None, None] * overall.covariance.numpy()
+    return GaussianMixtureReference(
+        np.append((1.0 - share.sum()) * mixture.log_weights.exp().numpy(), share),
+        np.vstack([mixture.means.numpy(), np.tile(overall.mean.numpy(), (len(share), 1))]),
+        np.concatenate([narrow.numpy(), wide]),
+    )
 
 
 def fit_gaussian_mixture(
@@ -380,8 +450,10 @@ def fit_gaussian_mixture(
 ) -> GaussianMixtureReference:
     """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's, with weights).
 
-    It has no more components than there are distinct rows, of which there are few where a few rows
-    have nearly all the weight, or one value is a billion times as large as all others.
+    Covariances of components of few rows are drawn towards those of the others, and wide
+    components are added for rows that are like none of those seen.  Beside these it has no
+    more components than there are distinct rows, of which there are few where a few rows have
+    nearly all the weight, or one value is a billion times as large as all others.
     """
     n_distinct = number_of_distinct_rows(X)
     # What rounding leaves of a covariance along a direction without variance must stay below.
@@ -400,4 +472,5 @@ def fit_gaussian_mixture(
     # ten times longer in all; scikit-learn limits them likewise in its own estimators.
     with single_blas_thread():
         mixture.fit_weighted(X, weight)
-    return GaussianMixtureReference.from_sklearn(mixture)
+        fitted = GaussianMixtureReference.from_sklearn(mixture)
+        return with_wide_components(fitted, X, weight)
