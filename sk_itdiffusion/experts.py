@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.marginals import MARGINAL_KINDS, fit_marginal_map
+from sk_itdiffusion.marginals import MARGINAL_KINDS, fit_marginal_map, heavy_columns
 from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references import (
     GaussianReference,
@@ -144,11 +144,33 @@ def map_split(
     kind: str, space: TableSpace, train: WeightedRows, valid: WeightedRows
 ) -> MappedSplit:
     """Return standardised rows behind the map of one kind, fitted to the training rows."""
-    # Canonical order is random in all but name, so the first rows are a fair sample.
-    sample = train.take(np.arange(min(len(train), _MOST_ROWS_TO_FIT_MAPS)))
-    sample = sample.columns(space.layout.n_continuous)
+    sample = _rows_for_maps(space, train)
     marginal_map = fit_marginal_map(kind, sample.X, sample.weight)
     return MappedSplit.behind(space.behind(marginal_map), train, valid)
+
+
+def tame_split(
+    plain: MappedSplit, space: TableSpace, train: WeightedRows, valid: WeightedRows
+) -> MappedSplit:
+    """Return rows behind the same kind of map, but columns with heavy tails by their quantiles.
+
+    Validation rows help to tell whether tails are heavy: no mean over them can tell.
+    """
+    kind = plain.space.marginal_map.kind
+    sample, more = (_rows_for_maps(space, rows) for rows in (train, valid))
+    X, weight = np.concatenate([sample.X, more.X]), np.append(sample.weight, more.weight)
+    heavy = heavy_columns(plain.space.marginal_map, X, weight)
+    if kind == "quantile" or not any(heavy):
+        return plain
+    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, heavy)
+    return MappedSplit.behind(space.behind(marginal_map), train, valid)
+
+
+def _rows_for_maps(space: TableSpace, rows: WeightedRows) -> WeightedRows:
+    """Return the continuous columns of as many rows as maps are fitted to."""
+    # Canonical order is random in all but name, so the first rows are a fair sample.
+    sample = rows.take(np.arange(min(len(rows), _MOST_ROWS_TO_FIT_MAPS)))
+    return sample.columns(space.layout.n_continuous)
 
 
 def choose_marginal_map(
@@ -162,7 +184,9 @@ def choose_marginal_map(
     """Return the rows behind the map whose Gaussian or mixture validates best.
 
     A mixture is a cheap guide: where a map makes the mixture better it makes the network better.
-    A map other than plain standardisation must gain more than one standard error.
+    A map other than plain standardisation must gain more than one standard error.  Where a map
+    leaves tails heavy, mean and error say little, and columns are mapped by their quantiles unless
+    it gains more than two.
 
     Parameters
     ----------
@@ -182,17 +206,20 @@ def choose_marginal_map(
     MappedSplit
         The chosen map and the mapped rows.
     """
+    plain = [map_split(kind, space, train, valid) for kind in kinds]
     if len(kinds) == 1 or space.layout.n_continuous == 0:
-        return map_split(kinds[0], space, train, valid)
-    candidates = [map_split(kind, space, train, valid) for kind in kinds]
+        return plain[0]
+    tame = [tame_split(split, space, train, valid) for split in plain]
+    wild = [split for split in plain if all(split is not other for other in tame)]
+    candidates = tame + wild
     scores = map_in_workers(
         lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
     )
-    share = valid.share
+    n_errors = [1.0] * len(tame) + [2.0] * len(wild)
     chosen = 0
     for number in range(1, len(candidates)):
-        mean, error = mean_and_error(scores[number] - scores[chosen], share)
-        if mean > error:
+        mean, error = mean_and_error(scores[number] - scores[chosen], valid.share)
+        if mean > n_errors[number] * error:
             chosen = number
     return candidates[chosen]
 
