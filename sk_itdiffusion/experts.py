@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.marginals import MARGINAL_KINDS, fit_marginal_map, heavy_columns
+from sk_itdiffusion.marginals import (
+    MARGINAL_KINDS,
+    ColumnMap,
+    first_map,
+    fit_marginal_map,
+    heavy_columns,
+)
 from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references import (
     GaussianReference,
@@ -145,7 +152,8 @@ def map_split(
 ) -> MappedSplit:
     """Return standardised rows behind the map of one kind, fitted to the training rows."""
     sample = _rows_for_maps(space, train)
-    marginal_map = fit_marginal_map(kind, sample.X, sample.weight)
+    before = _first_maps(space, sample)
+    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, before=before)
     return MappedSplit.behind(space.behind(marginal_map), train, valid)
 
 
@@ -162,7 +170,9 @@ def tame_split(
     heavy = heavy_columns(plain.space.marginal_map, X, weight)
     if kind == "quantile" or not any(heavy):
         return plain
-    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, heavy)
+    kind = "quantile" if all(heavy) else kind
+    before = _first_maps(space, sample)
+    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, heavy, before)
     return MappedSplit.behind(space.behind(marginal_map), train, valid)
 
 
@@ -173,9 +183,20 @@ def _rows_for_maps(space: TableSpace, rows: WeightedRows) -> WeightedRows:
     return sample.columns(space.layout.n_continuous)
 
 
+def _first_maps(space: TableSpace, rows: WeightedRows) -> list[ColumnMap | None]:
+    """Return the maps of columns that are standardised around a bound; None for the others."""
+    bounds = space.standardized_bounds()
+    return [
+        first_map(np.ascontiguousarray(rows.X[:, j]), rows.weight, *map(float, bounds[j]))
+        if j in space.anchored
+        else None
+        for j in range(space.layout.n_continuous)
+    ]
+
+
 def choose_marginal_map(
     kinds: Sequence[str],
-    space: TableSpace,
+    spaces: Sequence[TableSpace],
     train: WeightedRows,
     valid: WeightedRows,
     regularization: float,
@@ -192,8 +213,9 @@ def choose_marginal_map(
     ----------
     kinds : sequence of str
         Kinds of maps to choose from; the first is preferred.
-    space : TableSpace
-        Space whose continuous columns are mapped.
+    spaces : sequence of TableSpace
+        Spaces whose continuous columns are mapped, which differ in their bounds only; the others
+        must gain more than two standard errors.
     train, valid : WeightedRows
         Standardised rows.
     regularization : float
@@ -206,22 +228,34 @@ def choose_marginal_map(
     MappedSplit
         The chosen map and the mapped rows.
     """
+    if len(kinds) * len(spaces) == 1 or spaces[0].layout.n_continuous == 0:
+        return map_split(kinds[0], spaces[0], train, valid)
+    groups = [_candidates(kinds, space, train, valid) for space in spaces]
+    splits = [split for group in groups for split, _ in group]
+    scores = map_in_workers(lambda split: _guide_score(split, regularization, seed), splits, "cpu")
+    least = [n_errors for group in groups for _, n_errors in group]
+
+    def best(numbers: Sequence[int], least: Sequence[float]) -> int:
+        chosen = numbers[0]
+        for number in numbers[1:]:
+            mean, error = mean_and_error(scores[number] - scores[chosen], valid.share)
+            if mean > least[number] * error:
+                chosen = number
+        return chosen
+
+    ends = np.cumsum([0, *map(len, groups)])
+    winners = [best(range(a, b), least) for a, b in pairwise(ends.tolist())]
+    return splits[best(winners, [2.0] * len(splits))]
+
+
+def _candidates(
+    kinds: Sequence[str], space: TableSpace, train: WeightedRows, valid: WeightedRows
+) -> list[tuple[MappedSplit, float]]:
+    """Return rows behind maps, and by how many standard errors each must beat those before it."""
     plain = [map_split(kind, space, train, valid) for kind in kinds]
-    if len(kinds) == 1 or space.layout.n_continuous == 0:
-        return plain[0]
     tame = [tame_split(split, space, train, valid) for split in plain]
     wild = [split for split in plain if all(split is not other for other in tame)]
-    candidates = tame + wild
-    scores = map_in_workers(
-        lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
-    )
-    n_errors = [1.0] * len(tame) + [2.0] * len(wild)
-    chosen = 0
-    for number in range(1, len(candidates)):
-        mean, error = mean_and_error(scores[number] - scores[chosen], valid.share)
-        if mean > n_errors[number] * error:
-            chosen = number
-    return candidates[chosen]
+    return [(split, 1.0) for split in tame] + [(split, 2.0) for split in wild]
 
 
 def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:

@@ -12,6 +12,9 @@ onto itself.  ``"quantile"`` maps quantiles onto those of a normal distribution:
 map that turns a generalised Pareto tail ([2]_) into a normal one, whichever is likelier; the
 derivative is continuous where they meet.
 
+A column with bounds is mapped onto the real line first: like a logarithm near a bound, and straight
+far from it.
+
 References
 ----------
 .. [1] I.-K. Yeo, R. A. Johnson. "A new family of power transformations to improve normality or
@@ -33,9 +36,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
-from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
+from scipy.special import expit, log_ndtr, ndtr, ndtri, ndtri_exp
 
-__all__ = ["MARGINAL_KINDS", "MarginalMap", "Standardizer", "fit_marginal_map"]
+__all__ = [
+    "MARGINAL_KINDS",
+    "MarginalMap",
+    "Standardizer",
+    "first_map",
+    "fit_marginal_map",
+    "heavy_columns",
+]
 
 Array = NDArray[np.float64]
 
@@ -49,13 +59,16 @@ _PRIOR_ROWS, _PRIOR_SHAPE = 10.0, 0.5
 #: log-density: its mean over validation rows then says nothing.
 _HEAVY_SHAPE = 0.25
 _LEAST_EXCEEDANCES = 8
+#: Softness of a bound, in standard deviations, and relative to the distance of two.
+_SOFTNESSES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+_MOST_SOFTNESSES = 500.0
 #: Logarithms of ratios of shape and scale, in units of the mean, that are searched.
 _LOG_RATIOS = (-7.0, 25.0)
 _LEAST_ROWS_FOR_QUANTILES = 60
 
 
 class ColumnMap(Protocol):
-    """A strictly increasing map of the real line onto itself."""
+    """A strictly increasing map of the real line, or an interval, onto the real line."""
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Return the mapped values and the logarithm of the derivative."""
@@ -121,6 +134,96 @@ class YeoJohnsonMap:
         safe = np.where(exponential, 1.0, power)
         rise = np.where(exponential, size, np.log1p(safe * size) / safe)
         return np.asarray(np.sign(y) * np.expm1(rise), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class BoundMap:
+    """An interval onto the real line: like a logarithm near a bound, straight far from it.
+
+    With ``y`` the distance from the only bound and s the softness it is
+    ``y + s * log(1 - exp(-y / s))``, and for an infinite softness ``log(y)``; with two bounds, it
+    is the difference of both.  Values outside are seen just inside.
+    """
+
+    low: float
+    high: float
+    softness: float
+
+    @classmethod
+    def fit(cls, low: float, high: float, x: Array, weight: Array) -> BoundMap:
+        """Return the map of greatest likelihood of normality, for values of unit variance."""
+        least = (high - low) / _MOST_SOFTNESSES
+
+        def loss(softness: float) -> float:
+            u, log_slope = cls(low, high, softness).forward(x)
+            variance = np.average((u - np.average(u, weights=weight)) ** 2, weights=weight)
+            return float(0.5 * math.log(variance) - np.average(log_slope, weights=weight))
+
+        grid = [max(s, least) if math.isfinite(least) else s for s in _SOFTNESSES]
+        return cls(low, high, min([*grid, math.inf], key=loss))
+
+    def forward(self, x: Array) -> tuple[Array, Array]:
+        """Return the mapped values and the logarithm of the derivative."""
+        if math.isinf(self.high):
+            return self._from_bound(x - self.low)
+        u, log_slope = self._from_bound(self.high - x)
+        if math.isinf(self.low):
+            return -u, log_slope
+        above, log_slope_above = self._from_bound(x - self.low)
+        return above - u, np.logaddexp(log_slope_above, log_slope)
+
+    def _from_bound(self, y: Array) -> tuple[Array, Array]:
+        """Return what the map makes of distances from a bound, and its log-derivative."""
+        y = np.maximum(y, np.finfo(np.float64).tiny)
+        if math.isinf(self.softness):
+            return np.log(y), -np.log(y)
+        log_share = np.log(-np.expm1(-y / self.softness))
+        return y + self.softness * log_share, -log_share
+
+    def inverse(self, u: Array) -> Array:
+        """Return the values that map to ``u``."""
+        if math.isinf(self.high):
+            return self.low + self._to_distance(u, math.inf)
+        if math.isinf(self.low):
+            return self.high - self._to_distance(-u, math.inf)
+        # From the nearer bound, as differences of large numbers are not exact.
+        distance = self._to_distance(-np.abs(u), self.high - self.low)
+        return np.where(u < 0.0, self.low + distance, self.high - distance)
+
+    def _to_distance(self, u: Array, width: float) -> Array:
+        """Return the distances from a bound; another one may be ``width`` away, for ``u <= 0``."""
+        with np.errstate(over="ignore"):
+            if math.isinf(self.softness):
+                return np.asarray(np.exp(u) if math.isinf(width) else width * expit(u))
+            scaled = u / self.softness
+            if math.isinf(width):
+                return np.asarray(self.softness * np.logaddexp(0.0, scaled))
+        # With r = exp(u / s), k = exp(width / s) - 1 and t = exp(y / s) - 1,
+        # r = t (t + 1) / (k - t).
+        r, k = np.exp(scaled), math.expm1(width / self.softness)
+        t = 2.0 * r * k / ((1.0 + r) + np.sqrt((1.0 + r) ** 2 + 4.0 * r * k))
+        return np.asarray(self.softness * np.log1p(t))
+
+
+@dataclass(frozen=True)
+class ChainedMap:
+    """Maps one after the other."""
+
+    maps: Sequence[ColumnMap]
+
+    def forward(self, x: Array) -> tuple[Array, Array]:
+        """Return the mapped values and the logarithm of the derivative."""
+        log_slope = np.zeros_like(x)
+        for column in self.maps:
+            x, contribution = column.forward(x)
+            log_slope = log_slope + contribution
+        return x, log_slope
+
+    def inverse(self, u: Array) -> Array:
+        """Return the values that map to ``u``."""
+        for column in reversed(self.maps):
+            u = column.inverse(u)
+        return u
 
 
 @dataclass(frozen=True)
@@ -387,6 +490,15 @@ class MarginalMap:
     kind: str
     columns: Sequence[ColumnMap]
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether all columns are left as they are."""
+        return all(column == AffineMap() for column in self.columns)
+
+    def kinds(self) -> list[str]:
+        """Return the kind of map of each column, those with heavy tails by their own."""
+        return [_kind_of(column) for column in self.columns]
+
     def transform(self, X: Array) -> tuple[Array, Array]:
         """Return mapped rows (n, d) and the log-derivatives summed over columns (n,)."""
         mapped, log_slope = np.empty_like(X), np.zeros(len(X))
@@ -402,8 +514,20 @@ class MarginalMap:
         )
 
 
+def _kind_of(column: ColumnMap) -> str:
+    """Return the kind of a column's map, whatever comes before it."""
+    last = column.maps[-1] if isinstance(column, ChainedMap) else column
+    if isinstance(last, QuantileMap):
+        return "quantile"
+    return "yeo_johnson" if isinstance(last, YeoJohnsonMap) else "standard"
+
+
 def fit_marginal_map(
-    kind: str, X: Array, weight: Array, heavy: Sequence[bool] | None = None
+    kind: str,
+    X: Array,
+    weight: Array,
+    heavy: Sequence[bool] | None = None,
+    before: Sequence[ColumnMap | None] | None = None,
 ) -> MarginalMap:
     """Return the map of one kind fitted to standardised, weighted rows.
 
@@ -417,6 +541,8 @@ def fit_marginal_map(
         Positive weights.
     heavy : sequence of bool or None, default=None
         Columns with heavy tails, which are mapped by their quantiles whatever the kind is.
+    before : sequence of ColumnMap or None, default=None
+        For each column the map that comes first, if there is one; see `first_map`.
 
     Returns
     -------
@@ -424,10 +550,42 @@ def fit_marginal_map(
         The fitted map.  A column with too few rows or distinct values for quantiles is left as
         it is.
     """
-    columns = [np.ascontiguousarray(x) for x in X.T]
-    known = [None] * len(columns) if heavy is None else heavy
-    maps = [_fit_column(kind, x, weight, h) for x, h in zip(columns, known, strict=True)]
+    maps: list[ColumnMap] = []
+    for j, x in enumerate(X.T):
+        first = None if before is None else before[j]
+        is_heavy = None if heavy is None else heavy[j]
+        x = np.ascontiguousarray(x)
+        if first is None:
+            maps.append(_fit_column(kind, x, weight, is_heavy))
+            continue
+        column = _fit_column(kind, first.forward(x)[0], weight, is_heavy)
+        maps.append(first if column == AffineMap() else ChainedMap((first, column)))
     return MarginalMap(kind, tuple(maps))
+
+
+def first_map(x: Array, weight: Array, low: float, high: float) -> ColumnMap:
+    """Return the map of values between two bounds, maybe infinite, to mean 0 and variance 1.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples,)
+        Values of unit variance.
+    weight : ndarray of shape (n_samples,)
+        Positive weights.
+    low, high : float
+        The bounds.
+
+    Returns
+    -------
+    ColumnMap
+        The map.
+    """
+    is_bounded = math.isfinite(low) or math.isfinite(high)
+    bound = BoundMap.fit(low, high, x, weight) if is_bounded else AffineMap()
+    u = bound.forward(x)[0]
+    standardizer = Standardizer.fit(u[:, None], weight)
+    after = AffineMap(float(standardizer.center[0]), float(standardizer.scale[0]))
+    return ChainedMap((bound, after)) if is_bounded else after
 
 
 def heavy_columns(marginal_map: MarginalMap, X: Array, weight: Array) -> list[bool]:

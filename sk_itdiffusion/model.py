@@ -37,6 +37,7 @@ from sk_itdiffusion.space import TableSpace
 
 __all__ = [
     "NETWORKS",
+    "BeyondBounds",
     "Effort",
     "TableModel",
     "kind_of_expert",
@@ -90,6 +91,22 @@ class Effort:
     n_directions: int | None
 
 
+@dataclass(frozen=True)
+class BeyondBounds:
+    """The law of rows that are not between bounds which earlier rows showed.
+
+    Attributes
+    ----------
+    reference : Reference
+        Distribution of standardised rows, without bounds.
+    share : float
+        Probability that is kept for such rows.
+    """
+
+    reference: Reference
+    share: float
+
+
 @dataclass
 class TableModel:
     """A fitted density on rows of a table.
@@ -130,6 +147,8 @@ class TableModel:
         Noise that is added to the rows before all else.
     has_images : bool
         Whether the network is one of images.
+    beyond : BeyondBounds or None
+        The law of rows beyond the bounds of the space; None if they are impossible.
     """
 
     space: TableSpace
@@ -149,6 +168,7 @@ class TableModel:
     curve: MSECurve | None = None
     dequantizer: Dequantizer | None = None
     has_images: bool = False
+    beyond: BeyondBounds | None = None
 
     # -- denoisers ---------------------------------------------------------------------------
 
@@ -260,7 +280,10 @@ class TableModel:
             else:
                 rows, points = values, self.dequantized_points
                 log_reference, variance, near = self._mean_log_reference(values, keys)
-        total += log_reference
+        outside = self.space.outside(values)
+        near &= ~outside
+        total += np.where(outside, self._log_density_beyond(standardized), log_reference)
+        variance[outside] = 0.0
         if rule is not None and near.any():
             # Equal rows have equal noise and are done once.
             _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
@@ -286,9 +309,18 @@ class TableModel:
         Columns without variation are certain if rows have probabilities, which dequantised ones
         have.
         """
+        inside = 0.0 if self.beyond is None else math.log1p(-self.beyond.share)
         if self.dequantizer is None:
-            return self.space.greatest_constant_log_density()
-        return self.dequantizer.log_volume(self.space.continuous)
+            return self.space.greatest_constant_log_density() + inside
+        return self.dequantizer.log_volume(self.space.continuous) + inside
+
+    def _log_density_beyond(self, standardized: Array) -> Array:
+        """Return the log-density of rows beyond the bounds, in the units of the data."""
+        if self.beyond is None:
+            return np.full(len(standardized), -np.inf)
+        share = math.log(self.beyond.share) - math.log1p(-self.beyond.share)
+        slope = -float(np.log(self.space.standardizer.scale).sum())
+        return log_likelihoods(self.beyond.reference, standardized) + share + slope
 
     def dequantized_points(self, values: Array, keys: Keys) -> Array:
         """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
