@@ -72,6 +72,15 @@ class IMMSEDensity(TableEstimator):
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
         a power transformation.  ``"auto"`` chooses by validation.
+    bounds : "auto", None, dict or sequence, default="auto"
+        Bounds of columns: a dict from names (or numbers) of columns to pairs (low, high), or a pair
+        or None for each column; None or an infinite number is no bound.  Rows of `fit` have to lie
+        between them, the bounds themselves excluded (with ``dequantize`` included, for columns on a
+        lattice); elsewhere the density is 0.  ``"auto"`` lets validation choose, for
+        ``marginals="auto"``, between maps with the bounds that the rows show and without: 0 of a
+        column of one sign, 0 and 1 of one between these, if values come near.  Rows beyond such
+        bounds are never drawn, and have the probability 1 / (n + 2) together, spread as a normal
+        distribution.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"``, or an object of
@@ -177,6 +186,11 @@ class IMMSEDensity(TableEstimator):
         All references there.
     marginals_ : str
         The kind of map in use.
+    column_marginals_ : list of str or None
+        The kind of map of each column, which differs from ``marginals_`` for columns with heavy
+        tails; None for columns that do not vary.
+    bounds_ : ndarray of shape (`n_features_in_`, 2)
+        Bounds of the columns in use, infinite where there are none.
     schedule_ : Schedule
         The schedule object in use.
     logsnr_ : ndarray of shape (n_nodes,)
@@ -231,6 +245,7 @@ class IMMSEDensity(TableEstimator):
         "reference",
         "experts",
         "marginals",
+        "bounds",
         "dequantize",
         "denoiser",
         "image_shape",
@@ -242,6 +257,7 @@ class IMMSEDensity(TableEstimator):
             Reference,
         ],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
+        "bounds": [StrOptions({"auto"}), dict, "array-like", None],
         "image_shape": [tuple, list, None],
         "denoiser": [torch.nn.Module, None],
         "dequantize": ["boolean", Interval(Real, 0, None, closed="neither"), "array-like"],
@@ -261,6 +277,7 @@ class IMMSEDensity(TableEstimator):
         reference: str | Reference = "auto",
         experts: str | Sequence[str] = "auto",
         marginals: str = "auto",
+        bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
         schedule: str | Schedule = "adaptive",
         image_shape: tuple[int, ...] | None = None,
         denoiser: torch.nn.Module | None = None,
@@ -292,6 +309,7 @@ class IMMSEDensity(TableEstimator):
         self.reference = reference
         self.experts = experts
         self.marginals = marginals
+        self.bounds = bounds
         self.schedule = schedule
         self.image_shape = image_shape
         self.denoiser = denoiser
@@ -408,6 +426,7 @@ class IMMSEDensity(TableEstimator):
             usual_rate = 0.001
         return {
             "marginals": self.marginals if self.denoiser is None else "standard",
+            **self._checked_bounds(images),
             "n_frequencies": self.n_frequencies,
             "kernels": kernels_by_default(),
             "image_shape": images,
@@ -422,6 +441,17 @@ class IMMSEDensity(TableEstimator):
                 usual_rate if self.learning_rate == "auto" else self.learning_rate
             ),
         }
+
+    def _checked_bounds(self, images: tuple[int, ...] | None) -> dict[str, Any]:
+        """Return the settings of the bounds, which need maps of the library's own."""
+        settings = self._bounds_settings(self.bounds)
+        fixed = images is not None or self.denoiser is not None
+        if "bounds" in settings and (fixed or isinstance(self.reference, Reference)):
+            raise ValueError(
+                "Images, and denoisers and reference objects of your own, need bounds='auto' or "
+                f"None, got {self.bounds!r}."
+            )
+        return settings
 
     def _dequantization(self) -> bool | NDArray[np.float64]:
         """Return whether to dequantise, or the steps."""
@@ -440,6 +470,8 @@ class IMMSEDensity(TableEstimator):
         """Set the public fitted attributes from the model."""
         super()._publish()
         self.marginals_ = self._model.space.marginal_map.kind
+        self.column_marginals_ = self._model.space.maps_of_columns()
+        self.bounds_ = self._model.space.bounds_of_columns()
 
 
 def as_numbers(X: Any) -> NDArray[np.float64]:

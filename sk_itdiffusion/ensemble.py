@@ -466,6 +466,7 @@ def fit_ensemble_model(
         device=members[names[0]].device,
         dequantizer=members[names[0]].dequantizer,
         has_images=any(member.has_images for member in members.values()),
+        beyond=next((m.beyond for m in members.values() if m.beyond is not None), None),
         members=dict(members),
         transports=dict(transports),
         reference_names=reference_names,
@@ -1115,7 +1116,7 @@ def fit_member(
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):
         # A Reference object is in the units of X, of which standardisation is known.
-        is_plain = space.marginal_map.kind == "standard"
+        is_plain = space.marginal_map.is_identity
         space = space if is_plain and isinstance(member.reference, Reference) else None
     with_callbacks(type(member)._fit)(member, X, sample_weight, space, training_rows)
 

@@ -29,6 +29,7 @@ from sklearn.utils.validation import (
 )
 
 from sk_itdiffusion.blocks import blocks_of, is_dask, parts_of, sample
+from sk_itdiffusion.bounds import resolve_bounds
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.distributed import Processes, current_processes
 from sk_itdiffusion.documentation import DocumentationLinkMixin
@@ -456,6 +457,8 @@ class TableEstimator(DensityEstimator):
             values, weight, kinds = self._read_first(X, sample_weight)
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
+        # Rows that are held out of this fit will be scored.
+        extent = values[weight > 0].min(axis=0), values[weight > 0].max(axis=0)
         if chosen is not None:
             values, weight = chosen(values, weight)
         settings = shared(replace(self._settings(), stream=stream), current_processes())
@@ -464,7 +467,7 @@ class TableEstimator(DensityEstimator):
         self.schedule_ = settings.schedule
         n_networks = len(networks_to_train(settings, LEAST_ROWS_TO_SPLIT))
         tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
-        settings = replace(settings, tasks=tasks, attributes_of=self._attributes_of)
+        settings = replace(settings, tasks=tasks, attributes_of=self._attributes_of, extent=extent)
         with progress_bar(type(self).__name__, self.verbose):
             self._model = fit_table_model(
                 values, weight, kinds, settings, random_state, previous, space
@@ -614,6 +617,13 @@ class TableEstimator(DensityEstimator):
             "feature_names": getattr(self, "feature_names_in_", None),
         }
         return FitSettings(**(settings | self._specific_settings()))
+
+    def _bounds_settings(self, bounds: Any) -> dict[str, Any]:
+        """Return the settings that follow from the parameter ``bounds``."""
+        if bounds is None or isinstance(bounds, str):
+            return {"finds_bounds": bounds == "auto"}
+        names = getattr(self, "feature_names_in_", None)
+        return {"bounds": resolve_bounds(bounds, self.n_features_in_, names)}
 
     def _attributes_of(self, model: TableModel) -> dict[str, Any]:
         """Return the attributes that the estimator has with a model."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.marginals import MARGINAL_KINDS, fit_marginal_map
+from sk_itdiffusion.marginals import (
+    MARGINAL_KINDS,
+    ColumnMap,
+    first_map,
+    fit_marginal_map,
+    heavy_columns,
+)
 from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references import (
     GaussianReference,
@@ -144,16 +151,52 @@ def map_split(
     kind: str, space: TableSpace, train: WeightedRows, valid: WeightedRows
 ) -> MappedSplit:
     """Return standardised rows behind the map of one kind, fitted to the training rows."""
-    # Canonical order is random in all but name, so the first rows are a fair sample.
-    sample = train.take(np.arange(min(len(train), _MOST_ROWS_TO_FIT_MAPS)))
-    sample = sample.columns(space.layout.n_continuous)
-    marginal_map = fit_marginal_map(kind, sample.X, sample.weight)
+    sample = _rows_for_maps(space, train)
+    before = _first_maps(space, sample)
+    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, before=before)
     return MappedSplit.behind(space.behind(marginal_map), train, valid)
+
+
+def tame_split(
+    plain: MappedSplit, space: TableSpace, train: WeightedRows, valid: WeightedRows
+) -> MappedSplit:
+    """Return rows behind the same kind of map, but columns with heavy tails by their quantiles.
+
+    Validation rows help to tell whether tails are heavy: no mean over them can tell.
+    """
+    kind = plain.space.marginal_map.kind
+    sample, more = (_rows_for_maps(space, rows) for rows in (train, valid))
+    X, weight = np.concatenate([sample.X, more.X]), np.append(sample.weight, more.weight)
+    heavy = heavy_columns(plain.space.marginal_map, X, weight)
+    if kind == "quantile" or not any(heavy):
+        return plain
+    kind = "quantile" if all(heavy) else kind
+    before = _first_maps(space, sample)
+    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, heavy, before)
+    return MappedSplit.behind(space.behind(marginal_map), train, valid)
+
+
+def _rows_for_maps(space: TableSpace, rows: WeightedRows) -> WeightedRows:
+    """Return the continuous columns of as many rows as maps are fitted to."""
+    # Canonical order is random in all but name, so the first rows are a fair sample.
+    sample = rows.take(np.arange(min(len(rows), _MOST_ROWS_TO_FIT_MAPS)))
+    return sample.columns(space.layout.n_continuous)
+
+
+def _first_maps(space: TableSpace, rows: WeightedRows) -> list[ColumnMap | None]:
+    """Return the maps of columns that are standardised around a bound; None for the others."""
+    bounds = space.standardized_bounds()
+    return [
+        first_map(np.ascontiguousarray(rows.X[:, j]), rows.weight, *map(float, bounds[j]))
+        if j in space.anchored
+        else None
+        for j in range(space.layout.n_continuous)
+    ]
 
 
 def choose_marginal_map(
     kinds: Sequence[str],
-    space: TableSpace,
+    spaces: Sequence[TableSpace],
     train: WeightedRows,
     valid: WeightedRows,
     regularization: float,
@@ -162,14 +205,17 @@ def choose_marginal_map(
     """Return the rows behind the map whose Gaussian or mixture validates best.
 
     A mixture is a cheap guide: where a map makes the mixture better it makes the network better.
-    A map other than plain standardisation must gain more than one standard error.
+    A map other than plain standardisation must gain more than one standard error.  Where a map
+    leaves tails heavy, mean and error say little, and columns are mapped by their quantiles unless
+    it gains more than two.
 
     Parameters
     ----------
     kinds : sequence of str
         Kinds of maps to choose from; the first is preferred.
-    space : TableSpace
-        Space whose continuous columns are mapped.
+    spaces : sequence of TableSpace
+        Spaces whose continuous columns are mapped, which differ in their bounds only; the others
+        must gain more than two standard errors.
     train, valid : WeightedRows
         Standardised rows.
     regularization : float
@@ -182,19 +228,34 @@ def choose_marginal_map(
     MappedSplit
         The chosen map and the mapped rows.
     """
-    if len(kinds) == 1 or space.layout.n_continuous == 0:
-        return map_split(kinds[0], space, train, valid)
-    candidates = [map_split(kind, space, train, valid) for kind in kinds]
-    scores = map_in_workers(
-        lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
-    )
-    share = valid.share
-    chosen = 0
-    for number in range(1, len(candidates)):
-        mean, error = mean_and_error(scores[number] - scores[chosen], share)
-        if mean > error:
-            chosen = number
-    return candidates[chosen]
+    if len(kinds) * len(spaces) == 1 or spaces[0].layout.n_continuous == 0:
+        return map_split(kinds[0], spaces[0], train, valid)
+    groups = [_candidates(kinds, space, train, valid) for space in spaces]
+    splits = [split for group in groups for split, _ in group]
+    scores = map_in_workers(lambda split: _guide_score(split, regularization, seed), splits, "cpu")
+    least = [n_errors for group in groups for _, n_errors in group]
+
+    def best(numbers: Sequence[int], least: Sequence[float]) -> int:
+        chosen = numbers[0]
+        for number in numbers[1:]:
+            mean, error = mean_and_error(scores[number] - scores[chosen], valid.share)
+            if mean > least[number] * error:
+                chosen = number
+        return chosen
+
+    ends = np.cumsum([0, *map(len, groups)])
+    winners = [best(range(a, b), least) for a, b in pairwise(ends.tolist())]
+    return splits[best(winners, [2.0] * len(splits))]
+
+
+def _candidates(
+    kinds: Sequence[str], space: TableSpace, train: WeightedRows, valid: WeightedRows
+) -> list[tuple[MappedSplit, float]]:
+    """Return rows behind maps, and by how many standard errors each must beat those before it."""
+    plain = [map_split(kind, space, train, valid) for kind in kinds]
+    tame = [tame_split(split, space, train, valid) for split in plain]
+    wild = [split for split in plain if all(split is not other for other in tame)]
+    return [(split, 1.0) for split in tame] + [(split, 2.0) for split in wild]
 
 
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
+from sk_itdiffusion.bounds import around_cells, check_inside, shown_bounds, unbounded
 from sk_itdiffusion.callbacks import FitTasks
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers import (
@@ -66,6 +67,7 @@ from sk_itdiffusion.likelihood import (
 from sk_itdiffusion.marginals import AffineMap, MarginalMap, Standardizer
 from sk_itdiffusion.model import (
     NETWORKS,
+    BeyondBounds,
     Seeds,
     TableModel,
     covers,
@@ -191,6 +193,11 @@ class FitSettings:
     micro_batch_size: int | None = None
     stream: Stream | None = None
     processes: Processes = ALONE
+    #: Bounds of all columns if they are given, and whether they are to be found.
+    bounds: Array | None = None
+    finds_bounds: bool = False
+    #: Least and greatest values of the columns of all rows that are known of.
+    extent: tuple[Array, Array] | None = None
     tasks: FitTasks = field(default_factory=FitTasks)
     #: Whether kernels may be experts without being asked for.
     kernels: bool = False
@@ -246,10 +253,13 @@ def fit_table_model(
     grouped = group_rows(values, weight)
     counted = in_counts(grouped, weight)
     dequantizer = make_dequantizer(counted, settings, seeds, previous)
+    known_space = given_space if previous is None else previous.space
+    check_bounds(grouped.X, settings, dequantizer, known_space)
     source: Keys | None = None
     if dequantizer is not None:
         grouped, source = dequantizer.noisy_copies(counted, affordable_rows(values.shape[1]))
-    space, report = table_space(grouped, kinds, settings, float(counted.weight.sum()))
+    n_weighted = float(counted.weight.sum())
+    space, report = table_space(grouped, kinds, settings, n_weighted, dequantizer)
     if given_space is not None:
         space = given_space
     check_varying_columns(space, settings, previous)
@@ -302,6 +312,9 @@ def fit_table_model(
         n_fits=1 if previous is None else previous.n_fits + 1,
         dequantizer=dequantizer,
         has_images=settings.has_images,
+        beyond=law_beyond_bounds(split.space, rows, settings)
+        if previous is None
+        else previous.beyond,
     )
     model.nets = train_networks(
         networks_to_train(settings, n_observations(rows, space, source)),
@@ -327,8 +340,95 @@ def fit_table_model(
     return model
 
 
+def check_bounds(
+    X: Array,
+    settings: FitSettings,
+    dequantizer: Dequantizer | None,
+    known: TableSpace | None,
+) -> None:
+    """Raise an error if rows are not between given bounds, or between those of a given space."""
+    names = settings.feature_names
+    labels = [str(j) if names is None else repr(str(names[j])) for j in range(X.shape[1])]
+    if settings.bounds is not None:
+        check_inside(
+            X,
+            bounds_of_cells(settings.bounds, dequantizer),
+            labels,
+            "Set wider bounds, or leave the row out.",
+        )
+    if known is not None:
+        known.check_inside(X, labels)
+
+
+def bounds_of_cells(bounds: Array, dequantizer: Dequantizer | None) -> Array:
+    """Return the bounds of values with the noise of dequantisation."""
+    return bounds if dequantizer is None else around_cells(bounds, dequantizer.step)
+
+
+def candidate_bounds(
+    varying: WeightedRows,
+    continuous: NDArray[np.intp],
+    report: ColumnReport,
+    settings: FitSettings,
+    dequantizer: Dequantizer | None,
+) -> Array | None:
+    """Return the bounds of continuous columns that are given, or shown by the rows, if any are.
+
+    Only a choice of maps on validation rows judges bounds that are shown, and only if all rows are
+    known.
+    """
+    if settings.bounds is not None:
+        bounds = bounds_of_cells(settings.bounds, dequantizer)[continuous]
+        return bounds if np.isfinite(bounds).any() else None
+    judged = settings.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
+    judged = judged and not isinstance(settings.reference, Reference)
+    if not settings.finds_bounds or not judged or settings.stream is not None:
+        return None
+    least, greatest = varying.X.min(axis=0), varying.X.max(axis=0)
+    if settings.extent is not None:
+        least = np.minimum(least, settings.extent[0][continuous])
+        greatest = np.maximum(greatest, settings.extent[1][continuous])
+    bounds = shown_bounds(varying.X, varying.weight, least, greatest)
+    # Values on a lattice, with noise or without, have no density near a bound.
+    on_lattice = report.tied[continuous]
+    if dequantizer is not None:
+        on_lattice = on_lattice | (dequantizer.step[continuous] > 0)
+    bounds[on_lattice] = unbounded(1)
+    return bounds if np.isfinite(bounds).any() else None
+
+
+def anchored_at(standardizer: Standardizer, bounds: Array | None) -> tuple[Standardizer, list[int]]:
+    """Return the standardisation around bounds, from which distances are exact, and of which."""
+    if bounds is None:
+        return standardizer, []
+    low, high = bounds.T
+    bound = np.where(np.isfinite(low), low, high)
+    anchored = np.isfinite(bound)
+    center = np.where(anchored, bound, standardizer.center)
+    return Standardizer(center, standardizer.scale), np.flatnonzero(anchored).tolist()
+
+
+def law_beyond_bounds(
+    space: TableSpace, rows: WeightedRows, settings: FitSettings
+) -> BeyondBounds | None:
+    """Return the law of rows beyond bounds that none of the rows crosses; None if given ones."""
+    if space.bounds is None or settings.bounds is not None:
+        return None
+    continuous = rows.columns(space.layout.n_continuous)
+    gaussian = GaussianReference.fit(continuous.X, continuous.weight)
+    reference: Reference = gaussian
+    if space.layout.variables:
+        marginals = smoothed_marginals(rows, space.layout)
+        reference = IndependentReference(space.layout, marginals, gaussian)
+    return BeyondBounds(reference, 1.0 / (len(rows) + 2.0))
+
+
 def table_space(
-    grouped: WeightedRows, kinds: Sequence[ColumnKind], settings: FitSettings, n_weighted: float
+    grouped: WeightedRows,
+    kinds: Sequence[ColumnKind],
+    settings: FitSettings,
+    n_weighted: float,
+    dequantizer: Dequantizer | None = None,
 ) -> tuple[TableSpace, ColumnReport]:
     """Return the space of a table, without marginal maps, and what its columns are like.
 
@@ -346,6 +446,8 @@ def table_space(
     discrete = np.flatnonzero([kind.n_levels > 1 for kind in kinds])
     coded = WeightedRows(np.hstack([varying.X, grouped.X[:, discrete]]), grouped.weight)
     modelled = [kind for kind in kinds if kind.n_levels > 1]
+    bounds = candidate_bounds(varying, continuous, report, settings, dequantizer)
+    standardizer, anchored = anchored_at(standardizer, bounds)
     space = TableSpace(
         n_columns=len(kinds),
         continuous=continuous,
@@ -356,6 +458,8 @@ def table_space(
         marginal_map=MarginalMap("standard", ()),
         layout=make_layout(modelled, coded, len(continuous), settings.image_shape is not None),
         log_seen=np.array([kind.log_seen for kind in kinds], dtype=np.float64),
+        bounds=bounds,
+        anchored=anchored,
     )
     return space, report
 
@@ -561,7 +665,9 @@ def _map_columns(
     if isinstance(settings.reference, Reference) or valid_rows is train_rows:
         kinds = kinds[:1]
     regularization = mixture_regularization(step)
-    return choose_marginal_map(kinds, space, train_rows, valid_rows, regularization, seed)
+    is_choice = space.bounds is not None and settings.bounds is None
+    spaces = [space, replace(space, bounds=None)] if is_choice else [space]
+    return choose_marginal_map(kinds, spaces, train_rows, valid_rows, regularization, seed)
 
 
 def fit_references(
@@ -1005,6 +1111,7 @@ def training_rows(
             raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
         if dequantizer is not None:
             dequantizer.check(values, settings.feature_names)
+        check_bounds(values, settings, dequantizer, space)
         if fresh or dequantizer is None:
             return mapped(values)
         numbers = n_seen + np.arange(len(values))
@@ -1012,7 +1119,7 @@ def training_rows(
         return mapped(dequantizer.noisy(values, numbers))
 
     # Behind other maps the width of a cell varies, so there each row has one noise for good.
-    fresh = dequantizer is not None and space.marginal_map.kind == "standard"
+    fresh = dequantizer is not None and space.marginal_map.is_identity
     rows, width = split.train.X, None
     if dequantizer is not None and fresh:
         rows = mapped(dequantizer.rounded(space.values(rows)))

@@ -43,6 +43,7 @@ from sk_itdiffusion.fitting import (
     MOST_VALIDATION_ROWS,
     FitSettings,
     build_network,
+    check_bounds,
     cross_entropy_in_data_units,
     density_adapter,
     finish_stacking,
@@ -348,6 +349,7 @@ class IncrementalFit:
         assert self.model is not None
         previous, space = self.model, self.model.space
         check_constant_columns(values, space, settings)
+        check_bounds(values, settings, previous.dequantizer, space)
         position = self._positions(previous, values)
         numbers = self.n_rows + np.arange(len(values))
         self.n_rows += len(values)

@@ -12,12 +12,17 @@ onto itself.  ``"quantile"`` maps quantiles onto those of a normal distribution:
 map that turns a generalised Pareto tail ([2]_) into a normal one, whichever is likelier; the
 derivative is continuous where they meet.
 
+A column with bounds is mapped onto the real line first: like a logarithm near a bound, and straight
+far from it.
+
 References
 ----------
 .. [1] I.-K. Yeo, R. A. Johnson. "A new family of power transformations to improve normality or
    symmetry". Biometrika 87, 2000.
 .. [2] J. Pickands. "Statistical inference using extreme order statistics". Annals of Statistics
    3, 1975.
+.. [3] S. D. Grimshaw. "Computing maximum likelihood estimates for the generalized Pareto
+   distribution". Technometrics 35, 1993.
 """
 
 from __future__ import annotations
@@ -29,24 +34,41 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
-from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
+from scipy.special import expit, log_ndtr, ndtr, ndtri, ndtri_exp
 
-__all__ = ["MARGINAL_KINDS", "MarginalMap", "Standardizer", "fit_marginal_map"]
+__all__ = [
+    "MARGINAL_KINDS",
+    "MarginalMap",
+    "Standardizer",
+    "first_map",
+    "fit_marginal_map",
+    "heavy_columns",
+]
 
 Array = NDArray[np.float64]
 
 MARGINAL_KINDS = ("standard", "yeo_johnson", "quantile")
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-_PARETO_SHAPES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5)
-_TAIL_EVIDENCE = 3.0  # nats by which a Pareto tail must beat the normal one
+_TAIL_EVIDENCE = 3.0  # nats by which a Pareto tail must beat another one
+#: Exceedances that the prior of a tail's shape counts for, and its mean.
+_PRIOR_ROWS, _PRIOR_SHAPE = 10.0, 0.5
+#: Shape from which fourth moments are infinite, and with them the variance of a normal
+#: log-density: its mean over validation rows then says nothing.
+_HEAVY_SHAPE = 0.25
+_LEAST_EXCEEDANCES = 8
+#: Softness of a bound, in standard deviations, and relative to the distance of two.
+_SOFTNESSES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+_MOST_SOFTNESSES = 500.0
+#: Logarithms of ratios of shape and scale, in units of the mean, that are searched.
+_LOG_RATIOS = (-7.0, 25.0)
 _LEAST_ROWS_FOR_QUANTILES = 60
 
 
 class ColumnMap(Protocol):
-    """A strictly increasing map of the real line onto itself."""
+    """A strictly increasing map of the real line, or an interval, onto the real line."""
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Return the mapped values and the logarithm of the derivative."""
@@ -115,6 +137,96 @@ class YeoJohnsonMap:
 
 
 @dataclass(frozen=True)
+class BoundMap:
+    """An interval onto the real line: like a logarithm near a bound, straight far from it.
+
+    With ``y`` the distance from the only bound and s the softness it is
+    ``y + s * log(1 - exp(-y / s))``, and for an infinite softness ``log(y)``; with two bounds, it
+    is the difference of both.  Values outside are seen just inside.
+    """
+
+    low: float
+    high: float
+    softness: float
+
+    @classmethod
+    def fit(cls, low: float, high: float, x: Array, weight: Array) -> BoundMap:
+        """Return the map of greatest likelihood of normality, for values of unit variance."""
+        least = (high - low) / _MOST_SOFTNESSES
+
+        def loss(softness: float) -> float:
+            u, log_slope = cls(low, high, softness).forward(x)
+            variance = np.average((u - np.average(u, weights=weight)) ** 2, weights=weight)
+            return float(0.5 * math.log(variance) - np.average(log_slope, weights=weight))
+
+        grid = [max(s, least) if math.isfinite(least) else s for s in _SOFTNESSES]
+        return cls(low, high, min([*grid, math.inf], key=loss))
+
+    def forward(self, x: Array) -> tuple[Array, Array]:
+        """Return the mapped values and the logarithm of the derivative."""
+        if math.isinf(self.high):
+            return self._from_bound(x - self.low)
+        u, log_slope = self._from_bound(self.high - x)
+        if math.isinf(self.low):
+            return -u, log_slope
+        above, log_slope_above = self._from_bound(x - self.low)
+        return above - u, np.logaddexp(log_slope_above, log_slope)
+
+    def _from_bound(self, y: Array) -> tuple[Array, Array]:
+        """Return what the map makes of distances from a bound, and its log-derivative."""
+        y = np.maximum(y, np.finfo(np.float64).tiny)
+        if math.isinf(self.softness):
+            return np.log(y), -np.log(y)
+        log_share = np.log(-np.expm1(-y / self.softness))
+        return y + self.softness * log_share, -log_share
+
+    def inverse(self, u: Array) -> Array:
+        """Return the values that map to ``u``."""
+        if math.isinf(self.high):
+            return self.low + self._to_distance(u, math.inf)
+        if math.isinf(self.low):
+            return self.high - self._to_distance(-u, math.inf)
+        # From the nearer bound, as differences of large numbers are not exact.
+        distance = self._to_distance(-np.abs(u), self.high - self.low)
+        return np.where(u < 0.0, self.low + distance, self.high - distance)
+
+    def _to_distance(self, u: Array, width: float) -> Array:
+        """Return the distances from a bound; another one may be ``width`` away, for ``u <= 0``."""
+        with np.errstate(over="ignore"):
+            if math.isinf(self.softness):
+                return np.asarray(np.exp(u) if math.isinf(width) else width * expit(u))
+            scaled = u / self.softness
+            if math.isinf(width):
+                return np.asarray(self.softness * np.logaddexp(0.0, scaled))
+        # With r = exp(u / s), k = exp(width / s) - 1 and t = exp(y / s) - 1,
+        # r = t (t + 1) / (k - t).
+        r, k = np.exp(scaled), math.expm1(width / self.softness)
+        t = 2.0 * r * k / ((1.0 + r) + np.sqrt((1.0 + r) ** 2 + 4.0 * r * k))
+        return np.asarray(self.softness * np.log1p(t))
+
+
+@dataclass(frozen=True)
+class ChainedMap:
+    """Maps one after the other."""
+
+    maps: Sequence[ColumnMap]
+
+    def forward(self, x: Array) -> tuple[Array, Array]:
+        """Return the mapped values and the logarithm of the derivative."""
+        log_slope = np.zeros_like(x)
+        for column in self.maps:
+            x, contribution = column.forward(x)
+            log_slope = log_slope + contribution
+        return x, log_slope
+
+    def inverse(self, u: Array) -> Array:
+        """Return the values that map to ``u``."""
+        for column in reversed(self.maps):
+            u = column.inverse(u)
+        return u
+
+
+@dataclass(frozen=True)
 class Tail:
     """Upper tail of a quantile map, in the distance ``y >= 0`` from where it begins.
 
@@ -137,7 +249,7 @@ class Tail:
         if self.shape is None:
             return self.start + self.slope * y, np.full_like(y, math.log(self.slope))
         growth = np.log1p(self.shape * y / self.scale)
-        decay = y / self.scale if self.shape == 0.0 else growth / self.shape
+        decay = growth / self.shape
         u = -ndtri_exp(log_ndtr(-self.start) - decay)
         log_density = log_ndtr(-self.start) - math.log(self.scale) - decay - growth
         return u, log_density + 0.5 * u**2 + _LOG_SQRT_2PI
@@ -147,21 +259,81 @@ class Tail:
         if self.shape is None:
             return (u - self.start) / self.slope
         decay = log_ndtr(-self.start) - log_ndtr(-u)
-        if self.shape == 0.0:
-            return np.asarray(self.scale * decay)
         return np.asarray(self.scale * np.expm1(self.shape * decay) / self.shape)
 
-    def fit_shape(self, y: Array, weight: Array) -> Tail:
-        """Return the tail of the likeliest shape for exceedances ``y``."""
+    def log_likelihood(self, y: Array, weight: Array) -> float:
+        """Return the log-likelihood of exceedances ``y``, but for a constant."""
+        u, log_slope = self.forward(y)
+        return float(weight @ (log_slope - 0.5 * u**2))
 
-        def log_likelihood(tail: Tail) -> float:
-            u, log_slope = tail.forward(y)
-            return float(weight @ (log_slope - 0.5 * u**2))
+    def pareto(self, law: ParetoLaw, slopes: tuple[float, float]) -> Tail:
+        """Return the tail of a Pareto law that begins here, its slope within bounds."""
+        log_hazard = -0.5 * self.start**2 - _LOG_SQRT_2PI - float(log_ndtr(-self.start))
+        slope = float(np.clip(math.exp(-log_hazard) / law.scale, *slopes))
+        return Tail(self.start, slope, law.shape)
 
-        heavy = [Tail(self.start, self.slope, shape) for shape in _PARETO_SHAPES]
-        best = max(heavy, key=log_likelihood)
-        gain = log_likelihood(best) - log_likelihood(self)
-        return best if gain > _TAIL_EVIDENCE else self
+
+@dataclass(frozen=True)
+class ParetoLaw:
+    """Generalised Pareto distribution of positive shape."""
+
+    shape: float
+    scale: float
+
+    @classmethod
+    def fit(cls, y: Array, weight: Array) -> tuple[ParetoLaw, float]:
+        """Return the likeliest law of exceedances, and its gain over the exponential law in nats.
+
+        For each ratio of shape and scale the likeliest shape
+        is known in closed form ([3]_).
+        """
+        total = float(weight.sum())
+        mean = float(weight @ y) / total
+
+        def shape(log_ratio: float) -> float:
+            return float(weight @ np.log1p(math.exp(log_ratio) * y / mean)) / total
+
+        def loss(log_ratio: float) -> float:
+            return math.log(shape(log_ratio)) - log_ratio + shape(log_ratio)
+
+        found = optimize.minimize_scalar(loss, bounds=_LOG_RATIOS, method="bounded")
+        best = shape(float(found.x))
+        return cls(best, best * mean * math.exp(-float(found.x))), -total * float(found.fun)
+
+    def shrunk(self, n: float) -> ParetoLaw:
+        """Return the law with its shape drawn towards 1/2, as that of ``n`` exceedances.
+
+        The scale follows, so that the likeliest ratio of shape and scale stays.
+        """
+        shape = (n * self.shape + _PRIOR_ROWS * _PRIOR_SHAPE) / (n + _PRIOR_ROWS)
+        return ParetoLaw(shape, self.scale)
+
+
+def has_heavy_tail(u: Array, weight: Array) -> bool:
+    """Return whether values lie so far out that no mean of squares tells of new ones.
+
+    Beyond each of two thresholds a tail is to be a Pareto tail of shape above 1/4, and both tails
+    together are to be likelier so than as exponential ones beyond doubt.
+    """
+    order = np.argsort(u, kind="stable")
+    u, mass = u[order], weight[order]
+    mass = mass * (mass.sum() / (mass**2).sum())
+    n = float(mass.sum())
+    gain = 0.0
+    for values, counts in ((u[::-1], mass[::-1]), (-u, mass)):
+        most = np.searchsorted(np.cumsum(counts), min(0.2 * n, 3.0 * math.sqrt(n)))
+        laws = [_law_beyond(values, counts, int(k)) for k in (most, most // 2)]
+        if all(law is not None and law[0].shape > _HEAVY_SHAPE for law in laws):
+            assert laws[0] is not None
+            gain += laws[0][1]
+    return gain > _TAIL_EVIDENCE
+
+
+def _law_beyond(values: Array, counts: Array, k: int) -> tuple[ParetoLaw, float] | None:
+    """Return what `ParetoLaw.fit` does, of the first ``k`` of decreasing values."""
+    if not _LEAST_EXCEEDANCES <= k < len(values) or values[k] == values[0]:
+        return None
+    return ParetoLaw.fit(values[:k] - values[k], counts[:k])
 
 
 def _positive_slopes(knots: Array, values: Array) -> Array:
@@ -172,6 +344,22 @@ def _positive_slopes(knots: Array, values: Array) -> Array:
     secants = np.diff(values) / np.diff(knots)
     least = np.minimum(np.append(secants, np.inf), np.insert(secants, 0, np.inf))
     return np.asarray(np.maximum(PchipInterpolator(knots, values)(knots, nu=1), 0.2 * least))
+
+
+def _fit_tail(plain: Tail, y: Array, weight: Array, secant: float, heavy: bool) -> Tail:
+    """Return a Pareto tail if the exceedances speak for it, else the normal one.
+
+    They have to speak for it beyond doubt, unless they look heavy, and against it if the other tail
+    may be the heavy one.
+    """
+    if not len(y):
+        return plain
+    law, _ = ParetoLaw.fit(y, weight)
+    # Within these bounds the cubic that ends here is monotone.
+    tail = plain.pareto(law.shrunk(float(weight.sum())), (0.01 * secant, 3.0 * secant))
+    gain = tail.log_likelihood(y, weight) - plain.log_likelihood(y, weight)
+    least = 0.0 if law.shape > _HEAVY_SHAPE else _TAIL_EVIDENCE
+    return tail if gain > (-_TAIL_EVIDENCE if heavy else least) else plain
 
 
 @dataclass(frozen=True)
@@ -185,8 +373,11 @@ class QuantileMap:
     upper: Tail
 
     @classmethod
-    def fit(cls, x: Array, weight: Array) -> QuantileMap:
-        """Return the map through about two dozen quantiles of the weighted values."""
+    def fit(cls, x: Array, weight: Array, heavy: bool | None = None) -> QuantileMap:
+        """Return the map through about two dozen quantiles of the weighted values.
+
+        ``heavy`` tells whether either tail is known to be heavy; None looks.
+        """
         order = np.argsort(x, kind="stable")
         x, mass = x[order], weight[order] / weight.sum()
         middle = np.cumsum(mass) - 0.5 * mass
@@ -204,8 +395,12 @@ class QuantileMap:
         slopes = _positive_slopes(knots, values)
         counts = mass * n_effective
         low, high = x < knots[0], x > knots[-1]
-        lower = Tail(-values[0], slopes[0]).fit_shape(knots[0] - x[low], counts[low])
-        upper = Tail(values[-1], slopes[-1]).fit_shape(x[high] - knots[-1], counts[high])
+        secants = np.diff(values) / np.diff(knots)
+        heavy = has_heavy_tail(x, mass) if heavy is None else heavy
+        plain = Tail(-values[0], slopes[0]), Tail(values[-1], slopes[-1])
+        lower = _fit_tail(plain[0], knots[0] - x[low], counts[low], secants[0], heavy)
+        upper = _fit_tail(plain[1], x[high] - knots[-1], counts[high], secants[-1], heavy)
+        slopes[0], slopes[-1] = lower.slope, upper.slope
         return cls(knots, values, slopes, lower, upper)
 
     @property
@@ -295,6 +490,15 @@ class MarginalMap:
     kind: str
     columns: Sequence[ColumnMap]
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether all columns are left as they are."""
+        return all(column == AffineMap() for column in self.columns)
+
+    def kinds(self) -> list[str]:
+        """Return the kind of map of each column, those with heavy tails by their own."""
+        return [_kind_of(column) for column in self.columns]
+
     def transform(self, X: Array) -> tuple[Array, Array]:
         """Return mapped rows (n, d) and the log-derivatives summed over columns (n,)."""
         mapped, log_slope = np.empty_like(X), np.zeros(len(X))
@@ -310,7 +514,21 @@ class MarginalMap:
         )
 
 
-def fit_marginal_map(kind: str, X: Array, weight: Array) -> MarginalMap:
+def _kind_of(column: ColumnMap) -> str:
+    """Return the kind of a column's map, whatever comes before it."""
+    last = column.maps[-1] if isinstance(column, ChainedMap) else column
+    if isinstance(last, QuantileMap):
+        return "quantile"
+    return "yeo_johnson" if isinstance(last, YeoJohnsonMap) else "standard"
+
+
+def fit_marginal_map(
+    kind: str,
+    X: Array,
+    weight: Array,
+    heavy: Sequence[bool] | None = None,
+    before: Sequence[ColumnMap | None] | None = None,
+) -> MarginalMap:
     """Return the map of one kind fitted to standardised, weighted rows.
 
     Parameters
@@ -321,6 +539,10 @@ def fit_marginal_map(kind: str, X: Array, weight: Array) -> MarginalMap:
         Standardised rows.
     weight : ndarray of shape (n_samples,)
         Positive weights.
+    heavy : sequence of bool or None, default=None
+        Columns with heavy tails, which are mapped by their quantiles whatever the kind is.
+    before : sequence of ColumnMap or None, default=None
+        For each column the map that comes first, if there is one; see `first_map`.
 
     Returns
     -------
@@ -328,15 +550,56 @@ def fit_marginal_map(kind: str, X: Array, weight: Array) -> MarginalMap:
         The fitted map.  A column with too few rows or distinct values for quantiles is left as
         it is.
     """
-    return MarginalMap(kind, tuple(_fit_column(kind, np.ascontiguousarray(x), weight) for x in X.T))
+    maps: list[ColumnMap] = []
+    for j, x in enumerate(X.T):
+        first = None if before is None else before[j]
+        is_heavy = None if heavy is None else heavy[j]
+        x = np.ascontiguousarray(x)
+        if first is None:
+            maps.append(_fit_column(kind, x, weight, is_heavy))
+            continue
+        column = _fit_column(kind, first.forward(x)[0], weight, is_heavy)
+        maps.append(first if column == AffineMap() else ChainedMap((first, column)))
+    return MarginalMap(kind, tuple(maps))
 
 
-def _fit_column(kind: str, x: Array, weight: Array) -> ColumnMap:
-    if kind == "yeo_johnson":
+def first_map(x: Array, weight: Array, low: float, high: float) -> ColumnMap:
+    """Return the map of values between two bounds, maybe infinite, to mean 0 and variance 1.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples,)
+        Values of unit variance.
+    weight : ndarray of shape (n_samples,)
+        Positive weights.
+    low, high : float
+        The bounds.
+
+    Returns
+    -------
+    ColumnMap
+        The map.
+    """
+    is_bounded = math.isfinite(low) or math.isfinite(high)
+    bound = BoundMap.fit(low, high, x, weight) if is_bounded else AffineMap()
+    u = bound.forward(x)[0]
+    standardizer = Standardizer.fit(u[:, None], weight)
+    after = AffineMap(float(standardizer.center[0]), float(standardizer.scale[0]))
+    return ChainedMap((bound, after)) if is_bounded else after
+
+
+def heavy_columns(marginal_map: MarginalMap, X: Array, weight: Array) -> list[bool]:
+    """Return which columns have heavy tails behind a map of standardised, weighted rows."""
+    mapped, _ = marginal_map.transform(X)
+    return [has_heavy_tail(u, weight) for u in mapped.T]
+
+
+def _fit_column(kind: str, x: Array, weight: Array, heavy: bool | None) -> ColumnMap:
+    if kind == "yeo_johnson" and not heavy:
         return YeoJohnsonMap.fit(x, weight)
-    if kind == "quantile" and len(x) >= _LEAST_ROWS_FOR_QUANTILES:
+    if (kind == "quantile" or heavy) and len(x) >= _LEAST_ROWS_FOR_QUANTILES:
         try:
-            return QuantileMap.fit(x, weight)
+            return QuantileMap.fit(x, weight, heavy)
         except ValueError:
             return AffineMap()
     return AffineMap()

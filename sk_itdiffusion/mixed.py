@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sk_itdiffusion.encoding import Kind, Table, mixed_kinds
 from sk_itdiffusion.estimator import CategoricalEstimator
 from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEMixedDensity"]
@@ -53,6 +54,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Reference that the network corrects; ``"auto"`` is the independent one.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each continuous column; see `IMMSEDensity`.
+    bounds : "auto", None, dict or sequence, default="auto"
+        Bounds of continuous columns: a dict from names (or numbers) of columns to pairs
+        (low, high), or a pair or None for each column; see `IMMSEDensity`.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
         ones it is the squared error.
@@ -131,6 +135,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
         All references there.
     marginals_ : str
         The kind of map in use.
+    column_marginals_ : list of str or None
+        The kind of map of each column, which differs from ``marginals_`` for columns with heavy
+        tails; None for columns that do not vary, and for discrete ones.
+    bounds_ : ndarray of shape (`n_features_in_`, 2)
+        Bounds of the columns in use, infinite where there are none.
     schedule_ : Schedule
         The schedule object in use.
     logsnr_ : ndarray of shape (n_nodes,)
@@ -193,6 +202,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         "experts",
         "preconditioner",
         "marginals",
+        "bounds",
         "categorical_features",
         "ordinal_features",
         "categories",
@@ -206,6 +216,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
             StrOptions({"auto", "independent", "gaussian", "gaussian_mixture", "latent_class"})
         ],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
+        "bounds": [StrOptions({"auto"}), dict, "array-like", None],
         "n_frequencies": [Interval(Integral, 0, None, closed="left")],
     }
 
@@ -220,6 +231,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         experts: str | Sequence[str] = "auto",
         preconditioner: str = "auto",
         marginals: str = "auto",
+        bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
         loss: str = "cross_entropy",
         schedule: str | Schedule = "adaptive",
         hidden_size: int | str = "auto",
@@ -251,6 +263,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.experts = experts
         self.preconditioner = preconditioner
         self.marginals = marginals
+        self.bounds = bounds
         self.loss = loss
         self.schedule = schedule
         self.hidden_size = hidden_size
@@ -288,11 +301,29 @@ class IMMSEMixedDensity(CategoricalEstimator):
             "reference": plain.get(str(self.reference), self.reference),
             "experts": experts if experts == "auto" else [plain.get(e, e) for e in experts],
             "marginals": self.marginals,
+            **self._checked_bounds(),
             "n_frequencies": self.n_frequencies,
             "hidden_size": usual if self.hidden_size == "auto" else self.hidden_size,
         }
+
+    def _checked_bounds(self) -> dict[str, Any]:
+        """Return the settings of the bounds, which only continuous columns have."""
+        settings = self._bounds_settings(self.bounds)
+        given = settings.get("bounds")
+        if given is not None:
+            discrete = np.array([kind != "continuous" for kind in self.kinds_])
+            wrong = discrete & np.isfinite(given).any(axis=1)
+            if wrong.any():
+                names = getattr(self, "feature_names_in_", None)
+                raise ValueError(
+                    f"bounds names column(s) {column_labels(wrong, names)}, which are not "
+                    "continuous; only continuous columns have bounds."
+                )
+        return settings
 
     def _publish(self) -> None:
         """Set the public fitted attributes from the model."""
         super()._publish()
         self.marginals_ = self._model.space.marginal_map.kind
+        self.column_marginals_ = self._model.space.maps_of_columns()
+        self.bounds_ = self._model.space.bounds_of_columns()

@@ -37,6 +37,7 @@ from sk_itdiffusion.space import TableSpace
 
 __all__ = [
     "NETWORKS",
+    "BeyondBounds",
     "Effort",
     "TableModel",
     "kind_of_expert",
@@ -90,6 +91,22 @@ class Effort:
     n_directions: int | None
 
 
+@dataclass(frozen=True)
+class BeyondBounds:
+    """The law of rows that are not between bounds which earlier rows showed.
+
+    Attributes
+    ----------
+    reference : Reference
+        Distribution of standardised rows, without bounds.
+    share : float
+        Probability that is kept for such rows.
+    """
+
+    reference: Reference
+    share: float
+
+
 @dataclass
 class TableModel:
     """A fitted density on rows of a table.
@@ -130,6 +147,8 @@ class TableModel:
         Noise that is added to the rows before all else.
     has_images : bool
         Whether the network is one of images.
+    beyond : BeyondBounds or None
+        The law of rows beyond the bounds of the space; None if they are impossible.
     """
 
     space: TableSpace
@@ -149,6 +168,7 @@ class TableModel:
     curve: MSECurve | None = None
     dequantizer: Dequantizer | None = None
     has_images: bool = False
+    beyond: BeyondBounds | None = None
 
     # -- denoisers ---------------------------------------------------------------------------
 
@@ -261,9 +281,11 @@ class TableModel:
             else:
                 rows, points = values, self.dequantized_points
                 log_reference, variance, near = self._mean_log_reference(values, keys)
-        total += log_reference
+        outside = self.space.outside(values)
         # Denoisers know no points of values that are no levels: such rows are the control's.
-        near &= self.space.is_complete(standardized)
+        near &= ~outside & self.space.is_complete(standardized)
+        total += np.where(outside, self._log_density_beyond(standardized), log_reference)
+        variance[outside] = 0.0
         if rule is not None and near.any():
             # Equal rows have equal noise and are done once.
             _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
@@ -291,6 +313,8 @@ class TableModel:
         term = float(self.greatest_constant_log_densities.sum()) + float(self.space.log_seen.sum())
         if self.dequantizer is not None:
             term += self.dequantizer.log_volume(self.space.continuous)
+        if self.beyond is not None:
+            term += math.log1p(-self.beyond.share)
         return term
 
     @property
@@ -321,6 +345,14 @@ class TableModel:
             ratios = np.where(has_cell, found, ratios)
         # Contiguous, so that each row's sum is taken in one order, however many rows there are.
         return np.ascontiguousarray(ratios)
+
+    def _log_density_beyond(self, standardized: Array) -> Array:
+        """Return the log-density of rows beyond the bounds, in the units of the data."""
+        if self.beyond is None:
+            return np.full(len(standardized), -np.inf)
+        share = math.log(self.beyond.share) - math.log1p(-self.beyond.share)
+        slope = -float(np.log(self.space.standardizer.scale).sum())
+        return log_likelihoods(self.beyond.reference, standardized) + share + slope
 
     def dequantized_points(self, values: Array, keys: Keys) -> Array:
         """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_itdiffusion.bounds import check_inside, outside, unbounded
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.marginals import MarginalMap, Standardizer
 from sk_itdiffusion.rows import WeightedRows
@@ -106,6 +107,12 @@ class TableSpace:
         Log-probabilities that the values of columns are levels; 0 for continuous columns.
     is_mapped : bool
         Whether the marginal map is the final one, fitted or given.
+    bounds : ndarray of shape (n_continuous, 2) or None
+        Bounds of the continuous columns that vary, infinite where there are none; None if there
+        are none at all.
+    anchored : sequence of int
+        Numbers, among these columns, of those that are standardised around a bound, which maps may
+        or may not respect.
     """
 
     n_columns: int
@@ -118,6 +125,8 @@ class TableSpace:
     layout: Layout
     log_seen: Array
     is_mapped: bool = False
+    bounds: Array | None = None
+    anchored: Sequence[int] = ()
 
     @property
     def is_discrete(self) -> bool:
@@ -151,7 +160,7 @@ class TableSpace:
         n_continuous = len(self.continuous)
         if n_continuous:
             standardized = self.marginal_map.inverse(rows[:, :n_continuous])
-            table[:, self.continuous] = self.standardizer.inverse(standardized)
+            table[:, self.continuous] = self._inside(self.standardizer.inverse(standardized))
         table[:, self.discrete] = rows[:, n_continuous:]
         return table
 
@@ -173,6 +182,52 @@ class TableSpace:
         """Return which of the model's rows, or standardised ones, have levels in all columns."""
         codes = np.ascontiguousarray(rows[:, len(self.continuous) :])
         return np.asarray((codes >= 0.0).all(axis=1))
+
+    def _inside(self, continuous: Array) -> Array:
+        """Return values that rounding has taken to a bound, just inside of it."""
+        if self.bounds is None:
+            return continuous
+        low, high = self.bounds.T
+        least = np.where(np.isfinite(low), np.nextafter(low, np.inf), -np.inf)
+        greatest = np.where(np.isfinite(high), np.nextafter(high, -np.inf), np.inf)
+        return np.asarray(np.clip(continuous, least, greatest))
+
+    def outside(self, values: Array) -> NDArray[np.bool_]:
+        """Return which rows have a value that is not between the bounds of its column."""
+        if self.bounds is None:
+            return np.zeros(len(values), dtype=bool)
+        return np.asarray(outside(values[:, self.continuous], self.bounds).any(axis=1))
+
+    def check_inside(self, values: Array, labels: Sequence[str]) -> None:
+        """Raise an error that names a column and a value which is not between its bounds."""
+        if self.bounds is not None:
+            check_inside(
+                values[:, self.continuous],
+                self.bounds,
+                [labels[j] for j in self.continuous],
+                "They are those of the earlier rows; fit anew to all rows, or with bounds=None.",
+            )
+
+    def maps_of_columns(self) -> list[str | None]:
+        """Return the kinds of maps of all columns; None where there is none."""
+        found: list[str | None] = [None] * self.n_columns
+        for j, kind in zip(self.continuous, self.marginal_map.kinds(), strict=True):
+            found[j] = kind
+        return found
+
+    def bounds_of_columns(self) -> Array:
+        """Return the bounds of all columns, (n_columns, 2)."""
+        found = unbounded(self.n_columns)
+        if self.bounds is not None:
+            found[self.continuous] = self.bounds
+        return found
+
+    def standardized_bounds(self) -> Array:
+        """Return the bounds of standardised columns, (n_continuous, 2)."""
+        if self.bounds is None:
+            return unbounded(len(self.continuous))
+        center, scale = self.standardizer.center, self.standardizer.scale
+        return np.asarray((self.bounds - center[:, None]) / scale[:, None])
 
     def squared_constant_deviations(self, values: Array) -> Array:
         """Return squared deviations of columns without variation, in their widths."""

@@ -35,6 +35,8 @@ from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.likelihood import IntegrationRule, MSECurve
 from sk_itdiffusion.marginals import (
     AffineMap,
+    BoundMap,
+    ChainedMap,
     MarginalMap,
     QuantileMap,
     Standardizer,
@@ -42,7 +44,7 @@ from sk_itdiffusion.marginals import (
     YeoJohnsonMap,
 )
 from sk_itdiffusion.mixed import IMMSEMixedDensity
-from sk_itdiffusion.model import Seeds, TableModel
+from sk_itdiffusion.model import BeyondBounds, Seeds, TableModel
 from sk_itdiffusion.outlier import IMMSEOutlierDetector
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence.checks import check_fields
@@ -276,6 +278,9 @@ def registry() -> Registry:
                 DataclassCodec,
                 [
                     AffineMap,
+                    BeyondBounds,
+                    BoundMap,
+                    ChainedMap,
                     Column,
                     ColumnKind,
                     Dequantizer,
