@@ -167,7 +167,7 @@ def in_common_units(weight: Array) -> Array:
 
     Integers are.  Others are where all are multiples of one unit, fewer than 1000 of which are in
     the greatest: ``[0.37, 1.11]`` are one and three observations.  Otherwise they are divided by
-    the least one, and their last bits, which depend on a common factor, are rounded.
+    the greatest one, and their last bits, which depend on a common factor, are rounded.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def in_common_units(weight: Array) -> Array:
     Returns
     -------
     ndarray of shape (n_samples,)
-        Integers, or numbers of which the least is 1.
+        Integers, or numbers of which the greatest is 1.
     """
     if np.array_equal(weight, np.rint(weight)):
         return weight
@@ -189,7 +189,7 @@ def in_common_units(weight: Array) -> Array:
         n_units = math.lcm(n_units, closest.denominator)
         is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
         if not is_close or n_units * relative[-1] > _MOST_UNITS - 0.5:
-            mantissa, exponent = np.frexp(relative)
+            mantissa, exponent = np.frexp(distinct / distinct[-1])
             rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
             return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS)[place.ravel()])
     return np.asarray(np.rint(relative * n_units)[place.ravel()])
