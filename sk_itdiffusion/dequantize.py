@@ -33,6 +33,8 @@ TOLERANCE = 0.01
 ROWS_IN_A_CHECK = 1_000
 #: Rows of images from which the common step of all pixels is found.
 ROWS_FOR_STEP = 1_000
+#: Copies of an observation, at most, with different noise.
+MOST_COPIES = 16
 #: Least mean distance, in steps, of values that a column without variation has not had.
 LEAST_MEAN_DISTANCE = 2.0
 
@@ -176,38 +178,43 @@ class Dequantizer:
         """Return rows with noise that follows from their content and the numbers of the copies."""
         return X + self.offsets(keys_of_copies(self.keys(X), number))
 
-    def noisy_copies(self, rows: WeightedRows, most: int) -> tuple[WeightedRows, Keys]:
-        """Return a noisy copy for each observation, in random order, and hashes of their rows.
+    def noisy_copies(self, rows: WeightedRows, least: int, most: int, one: bool) -> WeightedRows:
+        """Return noisy copies of rows, in random order.
 
-        Rows whose weight is no integer have one copy more than whole ones, of equal weights.
+        Each observation has a copy, or as many (up to 16) as make ``least`` copies in all.  An
+        observation of a fraction has a copy of the same fraction.
 
         Parameters
         ----------
         rows : WeightedRows
             Distinct rows; weights are numbers of observations.
+        least : int
+            Copies to make of few observations.
         most : int
             Copies, beside one for each row, beyond which a copy is several observations.
+        one : bool
+            Whether all copies of a row are from one source, or those of an observation.
 
         Returns
         -------
-        copies : WeightedRows
-            Noisy rows.
-        keys : ndarray of uint64
-            Hashes, equal for copies of one row.
+        WeightedRows
+            Noisy rows, with their sources.
         """
-        share = min(1.0, most / float(rows.weight.sum()))
-        n_copies = np.ceil(rows.weight * share).astype(np.intp)
+        n_observations = float(rows.weight.sum())
+        times = int(np.clip(math.ceil(least / n_observations), 1, MOST_COPIES))
+        n_copies = np.ceil(rows.weight * times * min(1.0, most / n_observations)).astype(np.intp)
         keys = self.keys(rows.X)
         if n_copies.max() == 1:
-            return WeightedRows(rows.X + self.offsets(keys), rows.weight), keys
+            return WeightedRows(rows.X + self.offsets(keys), rows.weight, keys)
         index = np.repeat(np.arange(len(rows)), n_copies)
         number = np.arange(len(index)) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
         own = keys_of_copies(keys[index], number)
+        source = keys[index] if one else keys_of_copies(keys[index], number // times)
         order = np.argsort(own)
         index = index[order]
         copies = rows.X[index]
         copies += self.offsets(own[order])
-        return WeightedRows(copies, (rows.weight / n_copies)[index]), keys[index]
+        return WeightedRows(copies, (rows.weight / n_copies)[index], source[order])
 
     def in_steps(self, X: Array) -> Array:
         """Return rows in steps from the origin, which do not depend on the units."""

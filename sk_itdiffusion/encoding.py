@@ -1193,7 +1193,7 @@ def _check_settings(table: Table, kinds: Sequence[Kind], handle_unknown: str) ->
 
 
 def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Array:
-    """Return non-negative weights in their common unit, or with 1 as the least positive one."""
+    """Return non-negative weights in their common unit, or at most 1."""
     weight = _check_sample_weight(
         sample_weight,
         np.broadcast_to(0.0, shape),

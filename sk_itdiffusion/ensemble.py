@@ -54,6 +54,7 @@ from sk_itdiffusion.estimator import (
 )
 from sk_itdiffusion.experts import MappedSplit, log_likelihoods
 from sk_itdiffusion.fitting import (
+    LEAST_NOISY_COPIES,
     LEAST_PROFILE_ROWS,
     N_NODES,
     FitSettings,
@@ -540,10 +541,9 @@ def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
     first = valid.take(np.arange(n_profile_rows(model, len(valid))))
     if model.dequantizer is not None:
-        most = n_profile_rows(model, round(float(first.weight.sum())))
-        copies, _ = model.dequantizer.noisy_copies(first, most)
-        first = copies.take(np.arange(min(len(copies), max(most, len(first)))))
-    rows = WeightedRows(model.space.standardized(first.X), first.weight)
+        n_rows = n_profile_rows(model, LEAST_NOISY_COPIES)
+        first = model.dequantizer.noisy_copies(first, n_rows, n_rows, one=False)
+    rows = first.with_values(model.space.standardized(first.X))
     split = MappedSplit.behind(model.space, rows, rows)
     keys = row_keys(split.valid.X, model.seeds.scoring + 1)
     if not model.space.is_discrete:

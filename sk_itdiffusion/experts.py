@@ -108,8 +108,8 @@ class MappedSplit:
         mapped_valid, log_slope = space.rows(valid.X)
         return cls(
             space,
-            WeightedRows(mapped, train.weight),
-            WeightedRows(mapped_valid, valid.weight),
+            train.with_values(mapped),
+            valid.with_values(mapped_valid),
             log_slope,
         )
 
@@ -238,7 +238,9 @@ def choose_marginal_map(
     def best(numbers: Sequence[int], least: Sequence[float]) -> int:
         chosen = numbers[0]
         for number in numbers[1:]:
-            mean, error = mean_and_error(scores[number] - scores[chosen], valid.share)
+            mean, error = mean_and_error(
+                scores[number] - scores[chosen], valid.share, valid.n_observations
+            )
             if mean > least[number] * error:
                 chosen = number
         return chosen
@@ -273,7 +275,8 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
             train.X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS, train.weight
         )
         for n_components in _COMPONENTS_FOR_MAPS
-        if len(train) >= 10 * n_components and is_affordable(n_components, train.X.shape[1])
+        if (train.n_observations or len(train)) >= 10 * n_components
+        and is_affordable(n_components, train.X.shape[1])
     ]
     share = split.valid.share
     valid = split.continuous_valid.X
@@ -397,7 +400,7 @@ def fit_mixture_by_validation(
         jobs = zip(numbers, seeds, strict=True)
         return map_in_workers(partial(fit, rows, n_steps), jobs, "cpu")
 
-    n_rows, n_columns = train.X.shape
+    n_rows, n_columns = train.n_observations or len(train), train.X.shape[1]
     possible = [
         k
         for k in _COMPONENTS
@@ -409,7 +412,9 @@ def fit_mixture_by_validation(
     score, mixture, n_best = best
     beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
     mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
-    mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
+    mean, error = mean_and_error(
+        log_likelihoods(mixture, valid.X) - gaussian, share, valid.n_observations
+    )
     return mixture if mean > error else None
 
 
@@ -443,7 +448,7 @@ def fit_kernel_density_by_validation(
     KernelDensityReference or None
         The density; of more than 50 columns there is none.
     """
-    rows = train.take(np.arange(min(len(train), _MOST_KERNELS)))
+    rows = first_rows(train.without_copies(), _MOST_KERNELS)
     if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
         return None
     density = fit_kernel_density(
@@ -454,7 +459,7 @@ def fit_kernel_density_by_validation(
         stopped=lambda: stop is not None and stop.is_set(),
     )
     gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
-    mean, error = mean_and_error(gain, valid.share)
+    mean, error = mean_and_error(gain, valid.share, valid.n_observations)
     return density if mean > error else None
 
 

@@ -26,7 +26,7 @@ from torch import Generator
 
 from sk_itdiffusion.bounds import around_cells, check_inside, shown_bounds, unbounded
 from sk_itdiffusion.callbacks import FitTasks
-from sk_itdiffusion.cubature import Keys, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion.cubature import PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
@@ -70,7 +70,6 @@ from sk_itdiffusion.model import (
     BeyondBounds,
     Seeds,
     TableModel,
-    covers,
     kind_of_expert,
     names_of_networks,
     network_denoiser,
@@ -132,6 +131,8 @@ MOST_PROFILE_WORK = 2 * 10**9
 WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
+#: Noisy copies that few dequantised rows are made into.
+LEAST_NOISY_COPIES = 5_000
 #: Observations that integer weights may stand for.
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
@@ -255,9 +256,8 @@ def fit_table_model(
     dequantizer = make_dequantizer(counted, settings, seeds, previous)
     known_space = given_space if previous is None else previous.space
     check_bounds(grouped.X, settings, dequantizer, known_space)
-    source: Keys | None = None
     if dequantizer is not None:
-        grouped, source = dequantizer.noisy_copies(counted, affordable_rows(values.shape[1]))
+        grouped = noisy_copies(counted, dequantizer, settings)
     n_weighted = float(counted.weight.sum())
     space, report = table_space(grouped, kinds, settings, n_weighted, dequantizer)
     if given_space is not None:
@@ -266,8 +266,6 @@ def fit_table_model(
     warn_about_columns(report, space, dequantizer, settings.feature_names)
     if space.is_discrete:
         grouped = counted
-    if covers(dequantizer, space) and not settings.has_images:
-        source = None
     if space.is_empty:
         return _empty_model(grouped, space, settings, seeds, dequantizer)
     step = report.step[space.continuous]
@@ -275,16 +273,16 @@ def fit_table_model(
         step = noise_steps(dequantizer, space)
     if previous is not None:
         step = step * space.standardizer.scale / previous.space.standardizer.scale
-        rows = WeightedRows(previous.space.standardized(grouped.X), grouped.weight)
+        rows = grouped.with_values(previous.space.standardized(grouped.X))
         split = MappedSplit.behind(
-            previous.space, *split_rows(rows, previous.space, settings, seeds.split, source)
+            previous.space, *split_rows(rows, previous.space, settings, seeds.split)
         )
         # Its kernels may stand on rows that now validate.
         references = {name: r for name, r in previous.references.items() if name != KERNELS}
         logsnr, preconditioner = previous.logsnr[:N_NODES], previous.preconditioner
     else:
-        rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
-        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split, source)
+        rows = grouped.with_values(space.standardized(grouped.X))
+        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
         current_progress().show(0.0, "references")
         split, references = fit_analytic_side(
             space, train_rows, valid_rows, step, settings, seeds.mixtures
@@ -317,7 +315,7 @@ def fit_table_model(
         else previous.beyond,
     )
     model.nets = train_networks(
-        networks_to_train(settings, n_observations(rows, space, source)),
+        networks_to_train(settings, n_observations(rows, space)),
         model,
         split,
         settings,
@@ -531,14 +529,28 @@ def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
     return WeightedRows(grouped.X, grouped.share * effective_number(units))
 
 
-def n_observations(rows: WeightedRows, space: TableSpace, source: Keys | None = None) -> int:
+def noisy_copies(
+    counted: WeightedRows, dequantizer: Dequantizer, settings: FitSettings
+) -> WeightedRows:
+    """Return noisy copies of rows, several of each observation if those are few.
+
+    Where all columns are on lattices, equal rows are different observations, as of discrete tables.
+    Where one is not, and of images, they are copies of one.
+    """
+    varies = counted.X.min(axis=0) < counted.X.max(axis=0)
+    has_probabilities = bool((dequantizer.step[varies] > 0).all()) and not settings.has_images
+    least = 0 if settings.has_images else LEAST_NOISY_COPIES
+    most = affordable_rows(counted.X.shape[1])
+    return dequantizer.noisy_copies(counted, least, most, one=not has_probabilities)
+
+
+def n_observations(rows: WeightedRows, space: TableSpace) -> int:
     """Return the number of rows that count: of a discrete table all, else the distinct ones.
 
-    Copies with different noise are one row if they have the same source.
+    Noisy copies of one source are one row.
     """
-    if source is not None:
-        return len(np.unique(source))
-    # The weights of noisy copies, and those of rows that are counted, sum to their number.
+    if rows.source is not None:
+        return min(len(np.unique(rows.source)), round(float(rows.weight.sum())))
     return round(float(rows.weight.sum())) if space.is_discrete else len(rows)
 
 
@@ -603,24 +615,23 @@ def split_rows(
     space: TableSpace,
     settings: FitSettings,
     seed: int,
-    source: Keys | None = None,
     is_counted: bool | None = None,
 ) -> tuple[WeightedRows, WeightedRows]:
     """Return training and validation rows; very few rows serve as both.
 
-    Rows of one source are on one side.  Weights are counts of observations if ``is_counted`` says
+    Weights are counts of observations if ``is_counted`` says
     so, by default if all columns are discrete.
     """
     is_counted = space.is_discrete if is_counted is None else is_counted
-    n_rows = round(float(rows.weight.sum())) if is_counted else n_observations(rows, space, source)
+    n_rows = round(float(rows.weight.sum())) if is_counted else n_observations(rows, space)
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return rows, rows
-    split = partial(rows.split, source=source)
+    split = rows.split
     if is_counted:
         counts = np.maximum(np.rint(rows.weight), 1.0)
         # Fractional weights of few states are as good as counts; rows of many are kept whole.
         if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
-            split = partial(WeightedRows(rows.X, counts).split_copies)
+            split = WeightedRows(rows.X, counts).split_copies
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
@@ -1293,7 +1304,7 @@ def without_dear_kernels(
         part.row_errors(stacking_weights(part, plain)) for part in (members, others)
     )
     gain = profile.integral(errors_of_others - errors)
-    mean, error = mean_and_error(gain, profile.row_weight)
+    mean, error = mean_and_error(gain, profile.row_weight, profile.n_observations)
     if settings.processes.from_first(lambda: mean > max(error, LEAST_GAIN_OF_KERNELS)):
         return profile
     model.references = {name: r for name, r in model.references.items() if name != KERNELS}

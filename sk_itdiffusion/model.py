@@ -534,8 +534,9 @@ class TableModel:
             device=self.device,
             dtype=self.precision,
         )
-        # Equal rows of discrete columns are different observations.
-        return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
+        # Equal rows of discrete columns are different observations, noisy copies may be one.
+        is_counted = self.space.is_discrete or self.dequantizer is not None
+        return replace(profile, n_observations=weight.sum()) if is_counted else profile
 
 
 def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:

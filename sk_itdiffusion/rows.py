@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -33,10 +33,22 @@ _BITS_OF_WEIGHTS = 40
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Distinct rows in canonical order, with positive weights."""
+    """Distinct rows in canonical order, with positive weights.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n_rows, n_columns)
+        Rows.
+    weight : ndarray of shape (n_rows,)
+        Weights.
+    source : ndarray of shape (n_rows,), uint64, or None
+        Keys that rows share which are copies, with different noise, of one observation; weights
+        are then numbers of observations.  None if each row is one.
+    """
 
     X: Array
     weight: Array
+    source: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.X)
@@ -46,41 +58,56 @@ class WeightedRows:
         """The weights scaled to sum to 1."""
         return np.asarray(self.weight / self.weight.sum())
 
+    @property
+    def n_observations(self) -> float | None:
+        """Number of observations of which rows are copies; None if each row is one."""
+        return None if self.source is None else float(self.weight.sum())
+
+    def with_values(self, X: Array) -> WeightedRows:
+        """Return rows with other values and the same weights."""
+        return replace(self, X=X)
+
+    def without_copies(self) -> WeightedRows:
+        """Return the first row of each source, with the weights of all."""
+        if self.source is None:
+            return self
+        _, first, group = np.unique(self.source, return_index=True, return_inverse=True)
+        kept = np.sort(first)
+        total = np.bincount(group.ravel(), self.weight).astype(np.float64)
+        return WeightedRows(self.X[kept], total[group.ravel()[kept]], self.source[kept])
+
     def columns(self, n: int) -> WeightedRows:
         """Return the rows' first columns, which need not be distinct."""
         if n == self.X.shape[1]:
             return self
-        return WeightedRows(np.ascontiguousarray(self.X[:, :n]), self.weight)
+        return self.with_values(np.ascontiguousarray(self.X[:, :n]))
 
     def take(self, index: NDArray[np.intp]) -> WeightedRows:
         """Return some of the rows."""
-        return WeightedRows(self.X[index], self.weight[index])
+        source = None if self.source is None else self.source[index]
+        return WeightedRows(self.X[index], self.weight[index], source)
 
-    def split(
-        self, fraction: float, most: int, seed: int, source: Keys | None = None
-    ) -> tuple[WeightedRows, WeightedRows]:
+    def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
         """Return rows for training and for validation.
 
         Membership follows from a hash of the row and the seed, so that a row stays on its side
-        when others come or go.  Rows of one ``source``, if sources are given, stay on one side.
+        when others come or go.  Rows of one source stay on one side.
 
         Raises
         ------
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        n_valid = int(np.clip(round(fraction * len(self)), _LEAST_VALIDATION_ROWS, most))
-        if len(self) - n_valid < _LEAST_TRAINING_ROWS:
-            left = len(self) - n_valid
-            raise ValueError(too_few_rows(fraction, left, len(self), "distinct rows"))
-        if source is None:
-            order = np.argsort(row_keys(self.X, seed))
-            return self.take(np.sort(order[n_valid:])), self.take(np.sort(order[:n_valid]))
-        hashed = spawn_keys(source, 1, first=seed)[:, 0]
-        _, group, size = np.unique(hashed, return_inverse=True, return_counts=True)
-        # The first sources, in the order of the hash, that have enough rows between them.
-        n_sources = int(np.clip(np.searchsorted(np.cumsum(size), n_valid) + 1, 1, len(size) - 1))
-        is_valid = group.ravel() < n_sources
+        keys = row_keys(self.X, seed)
+        if self.source is not None:
+            keys = spawn_keys(self.source, 1, first=seed)[:, 0]
+        _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
+        n_groups, copies = len(size), len(self) / len(size)
+        n_valid = int(np.clip(round(fraction * n_groups), _LEAST_VALIDATION_ROWS, most / copies))
+        if n_groups - n_valid < _LEAST_TRAINING_ROWS:
+            left = n_groups - n_valid
+            raise ValueError(too_few_rows(fraction, left, n_groups, "distinct rows"))
+        is_valid = group.ravel() < n_valid
         return self.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
 
     def split_copies(
@@ -167,7 +194,7 @@ def in_common_units(weight: Array) -> Array:
 
     Integers are.  Others are where all are multiples of one unit, fewer than 1000 of which are in
     the greatest: ``[0.37, 1.11]`` are one and three observations.  Otherwise they are divided by
-    the least one, and their last bits, which depend on a common factor, are rounded.
+    the greatest one, and their last bits, which depend on a common factor, are rounded.
 
     Parameters
     ----------
@@ -177,7 +204,7 @@ def in_common_units(weight: Array) -> Array:
     Returns
     -------
     ndarray of shape (n_samples,)
-        Integers, or numbers of which the least is 1.
+        Integers, or numbers of which the greatest is 1.
     """
     if np.array_equal(weight, np.rint(weight)):
         return weight
@@ -189,7 +216,7 @@ def in_common_units(weight: Array) -> Array:
         n_units = math.lcm(n_units, closest.denominator)
         is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
         if not is_close or n_units * relative[-1] > _MOST_UNITS - 0.5:
-            mantissa, exponent = np.frexp(relative)
+            mantissa, exponent = np.frexp(distinct / distinct[-1])
             rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
             return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS)[place.ravel()])
     return np.asarray(np.rint(relative * n_units)[place.ravel()])

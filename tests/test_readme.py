@@ -1,17 +1,42 @@
 """The README's code runs as it stands, and its commands are those that the project defines."""
 
+import math
+
 import pytest
-from documents import IMAGE, LINK, ROOT, code_blocks, local_targets, run_python_blocks
+from documents import IMAGE, LINK, ROOT, check_values, code_blocks, local_targets, run_python_blocks
 
 PATH = ROOT / "README.md"
 README = PATH.read_text(encoding="utf-8")
+
+
+#: What the blocks show, with values that make sense: bits of 17 levels, nats beside the entropy of
+#: a normal distribution with the covariance of the rows, probabilities, finite sums.
+PLAUSIBLE = {
+    "est.score(X_test)": (-13.0, -7.0),
+    "search.best_score_": (-14.0, -7.0),
+    "mixed.score_samples(table[400:])": (-30.0, 5.0),
+    'discrete.score_samples(thirds[["radius", "target"]][:5])': (-8.0, math.log(0.6)),
+    "est.bits_per_dim(pixels[500:])": (1.5, math.log2(17)),
+    "ensemble.score(pixels[500:])": (-8 * math.log(17), -8.0),
+    'ensemble.member_weights_["small"]': (0.0, 1.0),
+    "detector.p_values(wine[150:])": (0.0, 1.0),
+    "detector.explain(wine[150:151])": (-100.0, 20.0),
+}
 
 
 @pytest.mark.slow  # real fits; .ci/run runs it in a step of its own
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert code_blocks(PATH, "python"), "the README shows no Python code"
-    run_python_blocks(PATH)
+    run_python_blocks(PATH, PLAUSIBLE)
+
+
+def test_implausible_values_are_errors():
+    """An image of 17 levels does not need 900 bits for a pixel."""
+    expression = "est.bits_per_dim(pixels[500:])"
+    for value in (904.5, math.nan, -1.0):
+        with pytest.raises(AssertionError, match=r"est\.bits_per_dim"):
+            check_values(expression, value, *PLAUSIBLE[expression])
 
 
 def test_first_two_commands_set_up_the_main_job_and_the_tests():

@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from sklearn.covariance import ledoit_wolf
 from sklearn.mixture import GaussianMixture
 
+from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
+from sk_itdiffusion.experts import fit_gaussian_by_validation
+from sk_itdiffusion.references import (
+    GaussianMixtureReference,
+    GaussianReference,
+    LowRankGaussianReference,
+)
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references.mixture import fit_gaussian_mixture
+from sk_itdiffusion.rows import WeightedRows, in_common_units
 
 
 def make_mixture():
@@ -148,3 +157,111 @@ def test_mixture_refuses_bad_parameters():
         GaussianMixtureReference([1.0, 0.0], np.zeros((2, 1)), np.ones((2, 1, 1)))
     with pytest.raises(ValueError, match="to match means"):
         GaussianMixtureReference([1.0], np.zeros((1, 2)), np.ones((1, 1, 1)))
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+WEIGHT = np.array([581.0, 331.0, 71.0, 17.0])
+
+
+@pytest.mark.filterwarnings("ignore:.* have many equal:UserWarning")
+@pytest.mark.parametrize("factor", [1.0, 0.37, 1e-6])
+def test_reference_of_few_weighted_rows_has_their_moments(factor):
+    """They were drawn once each, which gave a mean of 0.3 and a variance of 1.4."""
+    X = np.array([[0.0], [1.0], [2.0], [3.5]])
+    density = IMMSEDensity(max_epochs=0, random_state=0).fit(X, sample_weight=factor * WEIGHT)
+    assert density.reference_.mean.item() == pytest.approx(0.0, abs=1e-12)
+    assert density.reference_.covariance.item() == pytest.approx(1.0, rel=1e-9)
+
+
+def test_covariance_of_equal_weights_is_shrunk_like_scikit_learns():
+    X = np.random.default_rng(0).normal(size=(30, 5)) * np.arange(1.0, 6.0)
+    for weight in (None, np.full(30, 2.5)):
+        reference = GaussianReference.fit(X, weight)
+        np.testing.assert_allclose(reference.covariance, ledoit_wolf(X)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_moments_of_weighted_rows_are_those_of_repeated_ones():
+    rng = np.random.default_rng(0)
+    X, weight = rng.normal(size=(400, 2)) @ [[1.0, 0.9], [0.0, 0.3]], rng.integers(1, 9, 400)
+    repeated = np.repeat(X, weight, axis=0)
+    for reference in (
+        GaussianReference.fit(X, weight),
+        fit_gaussian_by_validation(
+            WeightedRows(X, weight), WeightedRows(X, weight), np.random.RandomState(0)
+        ),
+    ):
+        np.testing.assert_allclose(reference.mean, repeated.mean(axis=0), rtol=1e-9)
+        # Shrunk by up to 0.015.
+        np.testing.assert_allclose(reference.covariance, np.cov(repeated.T), atol=0.02)
+
+
+def test_mixture_of_equal_weights_is_scikit_learns():
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    plain = GaussianMixture(3, reg_covar=1e-6, random_state=0).fit(X)
+    for weight in (None, np.full(300, 0.7)):
+        found = fit_gaussian_mixture(X, 3, np.random.RandomState(0), 1e-6, 100, weight)
+        np.testing.assert_allclose(found.means.numpy(), plain.means_, rtol=1e-9)
+        np.testing.assert_allclose(found.log_weights.exp().numpy(), plain.weights_, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_components", [2, 6])  # by k-means, by k-means++ from few rows
+def test_weighted_mixture_maximises_the_weighted_likelihood(n_components):
+    """A step of expectation-maximisation from its end, written out, changes it no more."""
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(-4.0, 1.0, 20), rng.normal(4.0, 0.5, 20)])[:, None]
+    weight = rng.uniform(0.1, 3.0, 40)
+    mixture = fit_gaussian_mixture(X, n_components, np.random.RandomState(0), 1e-6, 500, weight)
+    weights, means, covariances = parameters(mixture)
+    density = weights * stats.norm.pdf(X, means[:, 0], np.sqrt(covariances[:, 0, 0]))
+    posterior = weight[:, None] * density / density.sum(axis=1, keepdims=True)
+    size = posterior.sum(axis=0)
+    np.testing.assert_allclose(weights, size / weight.sum(), atol=0.02)
+    if n_components == 2:
+        np.testing.assert_allclose(means, posterior.T @ X / size[:, None], rtol=1e-6)
+        assert weights[means[:, 0] > 0] == pytest.approx(weight[20:].sum() / weight.sum())
+
+
+def test_principal_components_of_weighted_rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 6)) * np.array([5.0, 3.0, 0.5, 0.5, 0.5, 0.5])
+    weight = rng.uniform(0.0, 2.0, 200)
+    reference = LowRankGaussianReference.fit(X, 2, np.random.RandomState(0), weight)
+    covariance = np.cov(X.T, aweights=weight)
+    np.testing.assert_allclose(reference.mean, np.average(X, axis=0, weights=weight))
+    variances = np.sort(np.linalg.eigvalsh(covariance))[::-1]
+    np.testing.assert_allclose(reference.variances, variances[:2], rtol=1e-6)
+    assert float(reference.residual) == pytest.approx(variances[2:].mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        ([2.0, 4.0], [2.0, 4.0]),  # integers are counts
+        ([0.37 * 581, 0.37 * 331, 0.37 * 17], [581.0, 331.0, 17.0]),
+        ([1e9 / 3, 1e9 / 2], [2.0, 3.0]),
+        ([1e-3, 1.0], [1e-3, 1.0]),  # not a thousand observations
+        ([0.5, 0.5], [1.0, 1.0]),
+    ],
+)
+def test_multiples_of_a_unit_are_counts(weight, expected):
+    np.testing.assert_allclose(in_common_units(np.array(weight)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["integers", "uniform"])
+@pytest.mark.parametrize("make", [IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity])
+def test_a_common_factor_of_the_weights_changes_nothing(make, kind):
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 3, (150, 2)).astype(float)
+    if make is not IMMSEDiscreteDensity:
+        X[:, 0] = rng.normal(size=150)
+    if make is IMMSEDensity:
+        X[:, 1] += rng.normal(size=150)
+    weight = rng.integers(1, 5, 150).astype(float) if kind == "integers" else rng.random(150)
+    options = {"categorical_features": [1]} if make is IMMSEMixedDensity else {}
+    options |= {"n_strata": 4, "max_epochs": 1, "steps_per_epoch": 3, "hidden_size": 8}
+    first, second = (
+        make(random_state=0, **options).fit(X, sample_weight=w).score_samples(X[:40])
+        for w in (weight, 0.37 * weight)
+    )
+    np.testing.assert_array_equal(first, second)
