@@ -11,7 +11,7 @@ adult, credit-g                 mixed tables; categorical/adult.npz and weka_cre
 
 Sets without a split of their own are split 80/20 by the seed. The levels of every discrete column
 are those of training and test rows together, the same for all methods, so that no method meets an
-unknown level.
+unknown level, and the library, which is told so by ``categories``, keeps no mass for one.
 
 Mixed tables: columns of names are nominal (dtype ``category``, missing values are a level of their
 own), integer columns ordinal, and columns of nearly continuous integers (adult: age and fnlwgt;

@@ -131,8 +131,8 @@ def compare(train, test, settings):
     scores, seconds = {}, {}
     for name, parameters in (alone | {MODEL: settings}).items():
         start = time.perf_counter()
-        # "floor": a few amounts of capital gain or loss occur in test rows only.
-        model = IMMSEMixedDensity(handle_unknown="floor", random_state=0, **parameters).fit(train)
+        # A few amounts of capital gain or loss occur in test rows only; they are unlikely.
+        model = IMMSEMixedDensity(random_state=0, **parameters).fit(train)
         scores[name], numerical = model.score_samples(test, return_std=True)
         seconds[name] = time.perf_counter() - start
     return model, scores, numerical, seconds

@@ -178,10 +178,21 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     ``return_std``, can carry single values beyond 0 and raises the mean of the exponentials by a
     factor of about ``exp(s**2 / 2)``.
 
+    Values that `fit` has not seen have together the Good-Turing mass of their column [2]_: of n
+    rows, N of which have a value that would be new but for the row itself, it is
+    ``(N + 1) / (n + 2)``.  Names are one event, so that each has the whole mass; whole numbers in
+    order have a geometric tail beyond the least (unless that is 0) and the greatest one, and a
+    part between levels.  The other columns of such a row are scored by the control variate as if
+    this one were unknown, with the standard error 0.  Columns with ``categories`` or a boolean
+    dtype have no such mass, and the pixels of images have one and the same, which all of them
+    determine.  Samples have levels only.
+
     References
     ----------
     .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
        https://arxiv.org/abs/2302.03792
+    .. [2] I. J. Good. "The population frequencies of species and the estimation of population
+       parameters". Biometrika 40, 1953.
 
     Examples
     --------

@@ -676,7 +676,7 @@ class Tally:
     labels : ndarray of shape (n_labels,), dtype object
         Labels; in a pooled tally they may repeat.
     weight : ndarray of shape (n_labels,)
-        Their weights.
+        Their weights, in any unit if they are no integers.
     squared : ndarray of shape (n_labels,)
         Sums of the squared weights of their rows, where a row of integer weight is so many rows.
     missing, missing_squared : float
@@ -694,6 +694,8 @@ class Tally:
         """Return the tally of a column with one weight for each row."""
         codes, labels = _factorize(column, label)
         are_counts = np.array_equal(weight, np.rint(weight))
+        if not are_counts:
+            weight = weight / weight.max()  # so that no square overflows
         squares = weight if are_counts else weight**2
         total, squared = (
             np.bincount(codes + 1, values, len(labels) + 1).astype(np.float64)
@@ -724,10 +726,10 @@ class Tally:
         total, squares = (
             np.bincount(codes[known], values[known], len(levels)) for values in (weight, squared)
         )
-        n_rows = float(total.sum() ** 2 / squares.sum())
         # As many rows of equal weight tell as much (Kish's effective sample size).
-        rows_of_level = total**2 / np.where(squares > 0.0, squares, 1.0)
-        return Observations(n_rows * total / total.sum(), rows_of_level, n_rows)
+        n_rows = float(total.sum() * (total.sum() / squares.sum()))
+        rows_of_level = total * (total / np.where(squares > 0.0, squares, 1.0))
+        return Observations(n_rows * (total / total.sum()), rows_of_level, n_rows)
 
     def by_weight(self, levels: Labels) -> Labels:
         """Return levels from the heaviest to the lightest; ties stay as they are."""

@@ -51,6 +51,8 @@ __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 
 Array = NDArray[np.float64]
 
+#: Most excesses that count, so that differences of large logarithms stay exact.
+MOST_EXCESSES = 1e6
 #: Largest distance of numbers that counts, so that sums are numbers.
 LARGEST_EXCESS = 1e200
 
@@ -98,7 +100,7 @@ class GeometricTail:
         GeometricTail
             The tail.
         """
-        most = math.sqrt(count.sum())
+        most = min(math.sqrt(count.sum()), MOST_EXCESSES)
         at_least = np.cumsum(count[::-1])[::-1]
         first = max(1, int(np.count_nonzero(at_least >= most)) - 1)
         n_excesses = float(count[first:].sum())
@@ -207,10 +209,10 @@ class UnseenValues:
             below = GeometricTail.fit(-values[::-1], count[::-1], mass["below"])
         return cls(
             math.log(total),
-            math.log(share_of_others * total),
+            math.log(share_of_others) + math.log(total),
             below,
             GeometricTail.fit(values, count, mass["above"]),
-            math.log(mass["between"] / n_gaps) if n_gaps else None,
+            math.log(mass["between"]) - math.log(n_gaps) if n_gaps else None,
         )
 
     def log_probabilities(self, values: Iterable[Any], levels: Iterable[Any]) -> Array:

@@ -253,6 +253,11 @@ def check_reading(estimator: Any, density: DensityEstimator, rows: Array) -> Non
         encoder = getattr(density, name, None)
         if encoder is not None:
             check_dtypes(encoder)
+    log_seen = np.zeros(density._model.space.n_columns)
+    encoder = getattr(density, "_encoder", None)
+    if encoder is not None:
+        log_seen = np.array([column.log_seen for column in encoder.columns])
+    check_log_seen(density._model.space.log_seen, log_seen)
     table = density._write(rows)
     names = getattr(density, "feature_names_in_", None)
     if names is not None and isinstance(table, np.ndarray):
@@ -264,6 +269,13 @@ def check_reading(estimator: Any, density: DensityEstimator, rows: Array) -> Non
     again, levels = density._read(table), density._model.space.discrete
     if again.shape != rows.shape or not np.array_equal(again[:, levels], rows[:, levels]):
         raise ValueError("the levels are not those of the model")
+
+
+def check_log_seen(found: Array, expected: Array) -> None:
+    """Raise an error if a model and what reads its rows differ about values that are no levels."""
+    same = found.shape == expected.shape and np.allclose(found, expected, rtol=1e-9, atol=0.0)
+    if not same:
+        raise ValueError("the probabilities of values that were not seen do not fit together")
 
 
 def check_dtypes(encoder: Any) -> None:
