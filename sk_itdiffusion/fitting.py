@@ -250,6 +250,7 @@ def fit_table_model(
     check_varying_columns(space, settings, previous)
     constants = space.constant if dequantizer is None else space.constant[:0]
     warn_about_columns(report, constants, settings.feature_names)
+    warn_about_few_rows(len(grouped), space)
     if space.is_discrete:
         grouped = in_counts(grouped, weight)
     if space.is_empty:
@@ -463,6 +464,20 @@ def warn_about_columns(
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
             "IMMSEMixedDensity), or set dequantize=True.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def warn_about_few_rows(n_rows: int, space: TableSpace) -> None:
+    """Warn if the rows are too few to determine the covariance of the continuous columns."""
+    n_columns = space.layout.n_continuous
+    if n_columns and n_rows <= n_columns + 1 and n_rows < LEAST_ROWS_TO_SPLIT:
+        warnings.warn(
+            f"{n_rows} distinct rows do not determine a covariance of {n_columns} continuous "
+            "column(s): log-densities rest on assumptions, and standard errors of score_samples, "
+            "which are those of the numerical integration alone, do not show how uncertain they "
+            "are.",
             UserWarning,
             stacklevel=5,
         )

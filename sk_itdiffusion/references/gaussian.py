@@ -76,6 +76,9 @@ class GaussianReference(Reference):
 
         The covariance is shrunk as Ledoit and Wolf propose, which is negligible for many rows and
         gives a usable matrix for fewer rows than columns; eigenvalues below 1e-6 are raised to it.
+        Very few rows tell nothing about how much to shrink (two rows always ask for no shrinkage),
+        so the logarithms of the eigenvalues are drawn to that of their mean with the weight of one
+        row.
 
         Parameters
         ----------
@@ -88,7 +91,11 @@ class GaussianReference(Reference):
             The fitted distribution.
         """
         mean = X.mean(axis=0)
-        return cls(mean, floor_eigenvalues(ledoit_wolf(X - mean, assume_centered=True)[0]))
+        values, vectors = np.linalg.eigh(ledoit_wolf(X - mean, assume_centered=True)[0])
+        values = np.maximum(values, VARIANCE_FLOOR)
+        values *= (values.mean() / values) ** (1.0 / max(len(X) - 1, 1))
+        covariance = (vectors * values) @ vectors.T
+        return cls(mean, 0.5 * (covariance + covariance.T))
 
     @property
     def covariance(self) -> Tensor:
