@@ -264,6 +264,7 @@ def fit_table_model(
         space = given_space
     check_varying_columns(space, settings, previous)
     warn_about_columns(report, space, dequantizer, settings.feature_names)
+    warn_about_few_rows(len(grouped), space)
     if space.is_discrete:
         grouped = counted
     if space.is_empty:
@@ -607,6 +608,18 @@ def warn_about_columns(
             "values, for which no density exists; log-densities depend on how finely they are "
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
             f"IMMSEMixedDensity), or {advice}.",
+        )
+
+
+def warn_about_few_rows(n_rows: int, space: TableSpace) -> None:
+    """Warn if the rows are too few to determine the covariance of the continuous columns."""
+    n_columns = space.layout.n_continuous
+    if n_columns and n_rows <= n_columns + 1 and n_rows < LEAST_ROWS_TO_SPLIT:
+        warn(
+            f"{n_rows} distinct rows do not determine a covariance of {n_columns} continuous "
+            "column(s): log-densities rest on assumptions, and standard errors of score_samples, "
+            "which are those of the numerical integration alone, do not show how uncertain they "
+            "are."
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
+from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianReference"]
 
@@ -77,6 +78,9 @@ class GaussianReference(Reference):
 
         The covariance is shrunk as Ledoit and Wolf propose, which is negligible for many rows and
         gives a usable matrix for fewer rows than columns; eigenvalues below 1e-6 are raised to it.
+        Very few rows tell nothing about how much to shrink (two rows always ask for no shrinkage),
+        so the logarithms of the eigenvalues are drawn to that of their mean with the weight of one
+        row.
 
         Parameters
         ----------
@@ -93,7 +97,11 @@ class GaussianReference(Reference):
         weight = np.ones(len(X)) if sample_weight is None else sample_weight
         share = weight / weight.sum()
         mean = share @ X
-        return cls(mean, floor_eigenvalues(shrunk_covariance(X - mean, share)))
+        values, vectors = np.linalg.eigh(shrunk_covariance(X - mean, share))
+        values = np.maximum(values, VARIANCE_FLOOR)
+        values *= (values.mean() / values) ** (1.0 / max(effective_number(weight) - 1.0, 1.0))
+        covariance = (vectors * values) @ vectors.T
+        return cls(mean, 0.5 * (covariance + covariance.T))
 
     @property
     def covariance(self) -> Tensor:
