@@ -15,7 +15,8 @@ from sk_itdiffusion.references import (
     GaussianReference,
     LowRankGaussianReference,
 )
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references import mixture as mixture_module
+from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
 from sk_itdiffusion.references.mixture import fit_gaussian_mixture
 from sk_itdiffusion.rows import WeightedRows, in_common_units
 
@@ -176,9 +177,16 @@ def test_reference_of_few_weighted_rows_has_their_moments(factor):
 
 def test_covariance_of_equal_weights_is_shrunk_like_scikit_learns():
     X = np.random.default_rng(0).normal(size=(30, 5)) * np.arange(1.0, 6.0)
+    expected = ledoit_wolf(X)[0]
+    found = shrunk_covariance(X - X.mean(axis=0), np.full(30, 1.0 / 30.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    # The logarithms of its eigenvalues are drawn to that of their mean with the weight of one row.
+    values, vectors = np.linalg.eigh(expected)
+    drawn = np.exp((28.0 * np.log(values) + np.log(values.mean())) / 29.0)
+    expected = (vectors * drawn) @ vectors.T
     for weight in (None, np.full(30, 2.5)):
         reference = GaussianReference.fit(X, weight)
-        np.testing.assert_allclose(reference.covariance, ledoit_wolf(X)[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(reference.covariance, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_moments_of_weighted_rows_are_those_of_repeated_ones():
@@ -196,23 +204,39 @@ def test_moments_of_weighted_rows_are_those_of_repeated_ones():
         np.testing.assert_allclose(reference.covariance, np.cov(repeated.T), atol=0.02)
 
 
-def test_mixture_of_equal_weights_is_scikit_learns():
+@pytest.fixture
+def unshrunk(monkeypatch):
+    """Fit mixtures whose covariances are not drawn to the common one; return their own parts."""
+    monkeypatch.setattr(mixture_module, "_PSEUDO_ROWS", 0.0)
+
+    def fit(X, n_components, **options):
+        mixture = fit_gaussian_mixture(X, n_components, np.random.RandomState(0), **options)
+        weights, means, covariances = parameters(mixture)
+        # Behind them are the wide components, of the weight of one more row.
+        own = slice(None, -3)
+        assert weights[-3:].sum() < 1.0 / len(X)
+        return weights[own] / weights[own].sum(), means[own], covariances[own]
+
+    return fit
+
+
+def test_mixture_of_equal_weights_is_scikit_learns(unshrunk):
     X = np.random.default_rng(0).normal(size=(300, 2))
     plain = GaussianMixture(3, reg_covar=1e-6, random_state=0).fit(X)
     for weight in (None, np.full(300, 0.7)):
-        found = fit_gaussian_mixture(X, 3, np.random.RandomState(0), 1e-6, 100, weight)
-        np.testing.assert_allclose(found.means.numpy(), plain.means_, rtol=1e-9)
-        np.testing.assert_allclose(found.log_weights.exp().numpy(), plain.weights_, rtol=1e-9)
+        weights, means, covariances = unshrunk(X, 3, sample_weight=weight)
+        np.testing.assert_allclose(weights, plain.weights_, rtol=1e-6)
+        np.testing.assert_allclose(means, plain.means_, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(covariances, plain.covariances_, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("n_components", [2, 6])  # by k-means, by k-means++ from few rows
-def test_weighted_mixture_maximises_the_weighted_likelihood(n_components):
+def test_weighted_mixture_maximises_the_weighted_likelihood(unshrunk, n_components):
     """A step of expectation-maximisation from its end, written out, changes it no more."""
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(-4.0, 1.0, 20), rng.normal(4.0, 0.5, 20)])[:, None]
     weight = rng.uniform(0.1, 3.0, 40)
-    mixture = fit_gaussian_mixture(X, n_components, np.random.RandomState(0), 1e-6, 500, weight)
-    weights, means, covariances = parameters(mixture)
+    weights, means, covariances = unshrunk(X, n_components, max_iter=500, sample_weight=weight)
     density = weights * stats.norm.pdf(X, means[:, 0], np.sqrt(covariances[:, 0, 0]))
     posterior = weight[:, None] * density / density.sum(axis=1, keepdims=True)
     size = posterior.sum(axis=0)
