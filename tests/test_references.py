@@ -207,7 +207,7 @@ def test_moments_of_weighted_rows_are_those_of_repeated_ones():
 @pytest.fixture
 def unshrunk(monkeypatch):
     """Fit mixtures whose covariances are not drawn to the common one; return their own parts."""
-    monkeypatch.setattr(mixture_module, "_PSEUDO_ROWS", 0.0)
+    monkeypatch.setattr(mixture_module, "_PSEUDO_ROWS", 1e-12)
 
     def fit(X, n_components, **options):
         mixture = fit_gaussian_mixture(X, n_components, np.random.RandomState(0), **options)
