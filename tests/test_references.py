@@ -18,7 +18,7 @@ from sk_itdiffusion.references import (
 from sk_itdiffusion.references import mixture as mixture_module
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
 from sk_itdiffusion.references.mixture import fit_gaussian_mixture
-from sk_itdiffusion.rows import WeightedRows, in_common_units
+from sk_itdiffusion.rows import WeightedRows, effective_number, in_common_units
 
 
 def make_mixture():
@@ -209,12 +209,16 @@ def unshrunk(monkeypatch):
     """Fit mixtures whose covariances are not drawn to the common one; return their own parts."""
     monkeypatch.setattr(mixture_module, "_PSEUDO_ROWS", 1e-12)
 
-    def fit(X, n_components, **options):
-        mixture = fit_gaussian_mixture(X, n_components, np.random.RandomState(0), **options)
+    def fit(X, n_components, sample_weight=None, **options):
+        weight = np.ones(len(X)) if sample_weight is None else sample_weight
+        random_state = np.random.RandomState(0)
+        mixture = fit_gaussian_mixture(
+            X, n_components, random_state, sample_weight=sample_weight, **options
+        )
         weights, means, covariances = parameters(mixture)
         # Behind them are the wide components, of the weight of one more row.
         own = slice(None, -3)
-        assert weights[-3:].sum() < 1.0 / len(X)
+        assert weights[-3:].sum() == pytest.approx(1.0 / (effective_number(weight) + 1.0))
         return weights[own] / weights[own].sum(), means[own], covariances[own]
 
     return fit
