@@ -1166,7 +1166,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
         log_slope = np.zeros(len(valid))
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
-    profile = model.profile(valid.X, valid.weight, keys)
+    profile = model.profile(valid.X, valid.weight, keys, valid.source)
     if KERNELS in model.references and not settings_ask_for_kernels(settings):
         profile = without_dear_kernels(model, profile, split, settings)
     members = restrict_profile(profile, model.expert_names)
@@ -1198,7 +1198,7 @@ def without_dear_kernels(
         part.row_errors(stacking_weights(part, plain)) for part in (members, others)
     )
     gain = profile.integral(errors_of_others - errors)
-    mean, error = mean_and_error(gain, profile.row_weight, profile.n_observations)
+    mean, error = mean_and_error(gain, profile.row_weight, source=profile.source)
     if settings.processes.from_first(lambda: mean > max(error, LEAST_GAIN_OF_KERNELS)):
         return profile
     model.references = {name: r for name, r in model.references.items() if name != KERNELS}
