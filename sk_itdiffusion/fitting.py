@@ -130,7 +130,7 @@ WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
 #: Noisy copies that few dequantised rows are made into.
-LEAST_NOISY_COPIES = 5_000
+LEAST_NOISY_COPIES = 10_000
 #: Observations that integer weights may stand for.
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
