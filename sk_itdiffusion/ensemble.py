@@ -477,7 +477,7 @@ def fit_ensemble_model(
         model.entropy = bound
         return model, dict.fromkeys(names, bound)
     rows = bound_rows(model, valid)
-    profile = model.profile(rows.mapped.X, rows.mapped.weight, rows.keys)
+    profile = model.profile(rows.mapped.X, rows.mapped.weight, rows.keys, rows.mapped.source)
     if settings.include_references:
         model.expert_names = [*names, *model.references]
     share = rows.mapped.share

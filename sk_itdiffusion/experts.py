@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sk_itdiffusion.cubature import Keys
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.marginals import (
@@ -39,7 +40,7 @@ from sk_itdiffusion.references.mixture import (
     as_mixture,
     fit_gaussian_mixture,
 )
-from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion.rows import WeightedRows, sums_over_sources
 from sk_itdiffusion.space import TableSpace
 
 __all__ = [
@@ -238,9 +239,8 @@ def choose_marginal_map(
     def best(numbers: Sequence[int], least: Sequence[float]) -> int:
         chosen = numbers[0]
         for number in numbers[1:]:
-            mean, error = mean_and_error(
-                scores[number] - scores[chosen], valid.share, valid.n_observations
-            )
+            gain = scores[number] - scores[chosen]
+            mean, error = mean_and_error(gain, valid.share, source=valid.source)
             if mean > least[number] * error:
                 chosen = number
         return chosen
@@ -413,7 +413,7 @@ def fit_mixture_by_validation(
     beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
     mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
     mean, error = mean_and_error(
-        log_likelihoods(mixture, valid.X) - gaussian, share, valid.n_observations
+        log_likelihoods(mixture, valid.X) - gaussian, share, source=valid.source
     )
     return mixture if mean > error else None
 
@@ -459,7 +459,7 @@ def fit_kernel_density_by_validation(
         stopped=lambda: stop is not None and stop.is_set(),
     )
     gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
-    mean, error = mean_and_error(gain, valid.share, valid.n_observations)
+    mean, error = mean_and_error(gain, valid.share, source=valid.source)
     return density if mean > error else None
 
 
@@ -572,17 +572,22 @@ def fit_latent_class_by_validation(
 
 
 def mean_and_error(
-    values: Array, share: Array, n_observations: float | None = None
+    values: Array,
+    share: Array,
+    n_observations: float | None = None,
+    source: Keys | None = None,
 ) -> tuple[float, float]:
     """Return the weighted mean over rows and its standard error; the shares sum to 1.
 
-    Each row is one observation, or with ``n_observations`` the shares are those of so many.
+    Each row is one observation, or rows of one source are, or with ``n_observations`` the shares
+    are those of so many.
     """
     mean = float(share @ values)
-    squared = (values - mean) ** 2
     if n_observations is not None:
-        return mean, math.sqrt(float(share @ squared) / n_observations)
-    return mean, math.sqrt(float(share**2 @ squared))
+        return mean, math.sqrt(float(share @ (values - mean) ** 2) / n_observations)
+    return mean, math.sqrt(
+        float(np.square(sums_over_sources(share * (values - mean), source)).sum())
+    )
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:

@@ -132,7 +132,7 @@ WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
 #: Noisy copies that few dequantised rows are made into.
-LEAST_NOISY_COPIES = 5_000
+LEAST_NOISY_COPIES = 10_000
 #: Observations that integer weights may stand for.
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
@@ -1285,7 +1285,7 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
         log_slope = np.zeros(len(valid))
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
-    profile = model.profile(valid.X, valid.weight, keys)
+    profile = model.profile(valid.X, valid.weight, keys, valid.source)
     if KERNELS in model.references and not settings_ask_for_kernels(settings):
         profile = without_dear_kernels(model, profile, split, settings)
     members = restrict_profile(profile, model.expert_names)
@@ -1317,7 +1317,7 @@ def without_dear_kernels(
         part.row_errors(stacking_weights(part, plain)) for part in (members, others)
     )
     gain = profile.integral(errors_of_others - errors)
-    mean, error = mean_and_error(gain, profile.row_weight, profile.n_observations)
+    mean, error = mean_and_error(gain, profile.row_weight, source=profile.source)
     if settings.processes.from_first(lambda: mean > max(error, LEAST_GAIN_OF_KERNELS)):
         return profile
     model.references = {name: r for name, r in model.references.items() if name != KERNELS}

@@ -41,6 +41,7 @@ from sk_itdiffusion.cubature import (
 from sk_itdiffusion.memory import retry_with_less_memory
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.progress import current_progress
+from sk_itdiffusion.rows import sums_over_sources
 
 __all__ = [
     "ErrorProfile",
@@ -423,6 +424,8 @@ class ErrorProfile:
     n_observations : float or None
         How many independent observations the rows stand for, if weights are counts of them; None
         if each row is one observation.
+    source : ndarray of shape (n_samples,) or None
+        Keys that rows share which are copies of one observation.
     """
 
     names: Sequence[str]
@@ -430,6 +433,7 @@ class ErrorProfile:
     gram: Array
     row_weight: Array
     n_observations: float | None = None
+    source: Keys | None = None
 
     @property
     def mean_gram(self) -> Array:
@@ -455,6 +459,9 @@ class ErrorProfile:
     def standard_error(self, rows: Array) -> Array:
         """Return the standard error of the weighted mean over rows, along the last axis."""
         deviation = rows - (rows @ self.row_weight)[..., None]
+        if self.source is not None:
+            sums = sums_over_sources(deviation * self.row_weight, self.source)
+            return np.asarray(np.sqrt((sums**2).sum(axis=-1)))
         if self.n_observations is not None:
             return np.asarray(np.sqrt((deviation**2) @ self.row_weight / self.n_observations))
         return np.asarray(np.sqrt((deviation**2) @ self.row_weight**2))

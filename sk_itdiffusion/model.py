@@ -515,8 +515,13 @@ class TableModel:
             counts.append(len(rows))
         return MSECurve.pooled(curves, counts)
 
-    def profile(self, rows: Array, weight: Array, keys: NDArray[np.uint64]) -> ErrorProfile:
-        """Return the products of all experts' residuals at the nodes."""
+    def profile(
+        self, rows: Array, weight: Array, keys: Keys, source: Keys | None = None
+    ) -> ErrorProfile:
+        """Return the products of all experts' residuals at the nodes.
+
+        Rows of one source are copies of one observation, with different noise.
+        """
         points = self.space.layout.embed_array(rows)
         n_points = points.shape[1]
         if self.space.is_discrete:
@@ -534,9 +539,10 @@ class TableModel:
             device=self.device,
             dtype=self.precision,
         )
-        # Equal rows of discrete columns are different observations, noisy copies may be one.
-        is_counted = self.space.is_discrete or self.dequantizer is not None
-        return replace(profile, n_observations=weight.sum()) if is_counted else profile
+        if source is not None:
+            return replace(profile, n_observations=weight.sum(), source=source)
+        # Equal rows of discrete columns are different observations.
+        return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
 
 
 def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:
