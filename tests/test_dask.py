@@ -126,7 +126,10 @@ def test_mixed_tables_come_from_parquet(X, tmp_path):
     rare = table.assign(colour=np.append(colour[:-1], "green"))
     unseen = dd.from_pandas(rare, npartitions=2)
     with pytest.raises(ValueError, match="green"):
-        IMMSEMixedDensity(**settings | {"random_state": 1}).fit(unseen)
+        IMMSEMixedDensity(handle_unknown="error", **settings | {"random_state": 1}).fit(unseen)
+    with pytest.warns(UserWarning, match="'colour', are not learned from"):
+        others = IMMSEMixedDensity(**settings | {"random_state": 1}).fit(unseen)
+    assert np.isfinite(others.score_samples(rare[-1:])).all()
     levels = {"colour": ["blue", "red", "green"]}
     known = IMMSEMixedDensity(categories=levels, **settings | {"random_state": 1}).fit(unseen)
     assert np.isfinite(known.score_samples(rare[-1:])).all()
