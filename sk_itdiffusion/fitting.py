@@ -100,6 +100,7 @@ from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_la
 from sk_itdiffusion.streams import Stream, StreamedRows
 from sk_itdiffusion.training import (
     DenoisingObjective,
+    EpochBoard,
     Network,
     RowDataset,
     TrainingPlan,
@@ -774,6 +775,7 @@ def train_networks(
     other processes take part.
     """
     strands = current_progress().stretch(0.0, SHARE_OF_TRAINING).strands(len(names))
+    board = EpochBoard(has_names=len(names) > 1)
     nets: dict[str, skorch.NeuralNet] = {}
 
     def attributes_now(name: str, net: skorch.NeuralNet) -> dict[str, Any]:
@@ -797,7 +799,7 @@ def train_networks(
             settings,
             previous,
             TrainingReport(
-                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1
+                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1, board
             ),
         )
         for name, strand in zip(names, strands, strict=True)

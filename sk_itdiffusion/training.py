@@ -356,6 +356,40 @@ class MeanCriterion(nn.Module):
         return output.mean()
 
 
+class EpochBoard:
+    """One text about all networks that are being trained, for the one bar that they share.
+
+    Parameters
+    ----------
+    has_names : bool, default=False
+        Whether a network that is trained alone is named, since there are others before or after.
+    """
+
+    def __init__(self, has_names: bool = False) -> None:
+        self.has_names = has_names
+        self._epochs: dict[str, tuple[int, int, tuple[float, float] | None]] = {}
+
+    def told(
+        self, name: str, number: int, n_epochs: int, bounds: tuple[float, float] | None = None
+    ) -> str:
+        """Return the text once a network is in an epoch, or has ended it with two bounds."""
+        # Each of these is one step for the threads, which share no lock that could be pickled.
+        self._epochs[name] = number, n_epochs, bounds
+        epochs = list(self._epochs.values())
+        is_named = self.has_names and len(epochs) == 1
+        text = f"{name}, " if is_named else ""
+        # Of several networks the one that is behind.
+        text += "epoch {}/{}".format(*min(epoch[:2] for epoch in epochs))
+        known = [epoch[2] for epoch in epochs if epoch[2] is not None]
+        for part, values in zip(("train", "valid"), zip(*known, strict=True), strict=False):
+            text += f", {part} " + " and ".join(f"{value:.3f}" for value in values)
+        return text
+
+    def ended(self, name: str) -> None:
+        """Say no more of a network."""
+        self._epochs.pop(name, None)
+
+
 @dataclass
 class TrainingReport:
     """Tells of the epochs of a network: on a bar, in the log, to scikit-learn's callbacks.
@@ -373,6 +407,8 @@ class TrainingReport:
         weights are restored, had ended now.
     is_only : bool
         Whether no other network is trained, so that its name says nothing.
+    board : EpochBoard
+        Makes the text on the bar, of this network and of those trained at the same time.
     """
 
     name: str = "network"
@@ -380,6 +416,7 @@ class TrainingReport:
     tasks: FitTasks = field(default_factory=FitTasks)
     attributes_now: Callable[[skorch.NeuralNet], dict[str, Any]] | None = None
     is_only: bool = True
+    board: EpochBoard = field(default_factory=EpochBoard)
 
     def epoch(self, number: int, n_epochs: int) -> str:
         """Return the name of an epoch."""
@@ -389,7 +426,7 @@ class TrainingReport:
         """Tell that an epoch begins."""
         if number == 1:
             self.progress.restart()
-            self.progress.show(0.0, self.epoch(number, n_epochs))
+            self.progress.show(0.0, self.board.told(self.name, number, n_epochs))
         self.tasks.begin_task(self.epoch(number, n_epochs))
 
     def epoch_ends(self, control: TrainingControl, net: skorch.NeuralNet) -> bool:
@@ -397,9 +434,8 @@ class TrainingReport:
         row = net.history[-1]
         bounds = row["train_loss"], row.get("valid_loss", math.nan)
         name = self.epoch(row["epoch"], control.n_epochs)
-        self.progress.show(
-            control.share_done, f"{name}, train {bounds[0]:.3f}, valid {bounds[1]:.3f}"
-        )
+        text = self.board.told(self.name, row["epoch"], control.n_epochs, bounds)
+        self.progress.show(control.share_done, text)
         logger.debug(
             "%s of %s: training bound %.4f, validation bound %.4f nats per row",
             name,
@@ -418,6 +454,7 @@ class TrainingReport:
         """Tell that the training has ended."""
         self.tasks.end_task()
         self.progress.show(1.0)
+        self.board.ended(self.name)
         logger.info(
             "%s trained for %d of at most %d epochs; best validation bound %.4f nats per row, of "
             "epoch %d",
