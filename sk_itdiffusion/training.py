@@ -367,15 +367,28 @@ class EpochBoard:
 
     def __init__(self, has_names: bool = False) -> None:
         self.has_names = has_names
+        self._lock = threading.Lock()
         self._epochs: dict[str, tuple[int, int, tuple[float, float] | None]] = {}
 
-    def told(
-        self, name: str, number: int, n_epochs: int, bounds: tuple[float, float] | None = None
-    ) -> str:
-        """Return the text once a network is in an epoch, or has ended it with two bounds."""
-        # Each of these is one step for the threads, which share no lock that could be pickled.
-        self._epochs[name] = number, n_epochs, bounds
-        epochs = list(self._epochs.values())
+    def __reduce__(self) -> Any:
+        return EpochBoard, (self.has_names,)  # locks cannot be copied
+
+    def tell(
+        self,
+        progress: Progress,
+        share: float,
+        name: str,
+        epoch: tuple[int, int],
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        """Show that a network is in an epoch of so many, or has ended it with two bounds."""
+        with self._lock:
+            self._epochs[name] = *epoch, bounds
+            progress.show(share, self.text(name))
+
+    def text(self, name: str) -> str:
+        """Return the text, of which the news is that of the network of a name."""
+        epochs = self._epochs.values()
         is_named = self.has_names and len(epochs) == 1
         text = f"{name}, " if is_named else ""
         # Of several networks the one that is behind.
@@ -387,7 +400,8 @@ class EpochBoard:
 
     def ended(self, name: str) -> None:
         """Say no more of a network."""
-        self._epochs.pop(name, None)
+        with self._lock:
+            self._epochs.pop(name, None)
 
 
 @dataclass
@@ -426,7 +440,7 @@ class TrainingReport:
         """Tell that an epoch begins."""
         if number == 1:
             self.progress.restart()
-            self.progress.show(0.0, self.board.told(self.name, number, n_epochs))
+            self.board.tell(self.progress, 0.0, self.name, (number, n_epochs))
         self.tasks.begin_task(self.epoch(number, n_epochs))
 
     def epoch_ends(self, control: TrainingControl, net: skorch.NeuralNet) -> bool:
@@ -434,8 +448,8 @@ class TrainingReport:
         row = net.history[-1]
         bounds = row["train_loss"], row.get("valid_loss", math.nan)
         name = self.epoch(row["epoch"], control.n_epochs)
-        text = self.board.told(self.name, row["epoch"], control.n_epochs, bounds)
-        self.progress.show(control.share_done, text)
+        epoch = row["epoch"], control.n_epochs
+        self.board.tell(self.progress, control.share_done, self.name, epoch, bounds)
         logger.debug(
             "%s of %s: training bound %.4f, validation bound %.4f nats per row",
             name,

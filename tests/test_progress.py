@@ -128,14 +128,14 @@ NUMBER = r"-?\d+\.\d{3}"
 def test_networks_at_the_same_time_share_the_text_of_the_bar(capsys, monkeypatch):
     """The text tells of both, and does not change from one to the other and back."""
     monkeypatch.setattr(parallel, "_available", lambda: 2)
-    told, both = EpochBoard.told, threading.Barrier(2, timeout=60.0)
+    tell, both = EpochBoard.tell, threading.Barrier(2, timeout=60.0)
 
-    def told_together(*arguments):  # so that neither has ended before the other begins
-        text = told(*arguments)
+    def tell_together(*arguments):  # so that neither has ended before the other begins
         both.wait()
-        return text
+        tell(*arguments)
+        both.wait()
 
-    monkeypatch.setattr(EpochBoard, "told", told_together)
+    monkeypatch.setattr(EpochBoard, "tell", tell_together)
     estimator, rows = ESTIMATORS["two networks of numbers"]
     fitted = clone(estimator).set_params(verbose=1, max_epochs=4, n_iter_no_change=9).fit(rows)
     assert len(fitted.nets_) == 2
@@ -160,15 +160,31 @@ def test_networks_one_after_the_other_are_named(capsys, monkeypatch):
 
 
 def test_the_epoch_shown_is_that_of_the_network_behind():
+    shown = []
+
+    class Shown(Progress):
+        def show(self, share, text=None):
+            shown.append(text)
+
     board = EpochBoard(has_names=True)
-    assert board.told("a", 1, 9) == "a, epoch 1/9"
-    assert board.told("b", 1, 9) == "epoch 1/9"
-    assert board.told("b", 2, 9, (2.0, 3.0)) == "epoch 1/9, train 2.000, valid 3.000"
-    text = board.told("a", 3, 9, (1.0, 1.5))
-    assert text == "epoch 2/9, train 1.000 and 2.000, valid 1.500 and 3.000"
+    for name, epoch, bounds in (
+        ("a", (1, 9), None),
+        ("b", (1, 9), None),
+        ("b", (2, 9), (2.0, 3.0)),
+        ("a", (3, 9), (1.0, 1.5)),
+    ):
+        board.tell(Shown(), 0.5, name, epoch, bounds)
     board.ended("a")
-    assert board.told("b", 3, 9, (2.0, 2.5)) == "b, epoch 3/9, train 2.000, valid 2.500"
-    assert EpochBoard().told("network", 1, 9) == "epoch 1/9"
+    board.tell(Shown(), 0.5, "b", (3, 9), (2.0, 2.5))
+    EpochBoard().tell(Shown(), 0.5, "network", (1, 9))
+    assert shown == [
+        "a, epoch 1/9",
+        "epoch 1/9",
+        "epoch 1/9, train 2.000, valid 3.000",
+        "epoch 2/9, train 1.000 and 2.000, valid 1.500 and 3.000",
+        "b, epoch 3/9, train 2.000, valid 2.500",
+        "epoch 1/9",
+    ]
 
 
 def test_folds_are_parts_of_one_bar(capsys):
