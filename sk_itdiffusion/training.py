@@ -73,6 +73,10 @@ ENOUGH_NOISY_ROWS = 16_384
 MOST_VALIDATION_LEVELS = 10**8
 #: Epochs after which the importance density is refitted.
 ADAPTATION_EPOCHS = (2, 6, 14)
+#: Gain of the second half of all epochs, in nats and as a share of the whole gain, from which on
+#: a training that has not been ended by its validation rows would go on gaining.  The last epochs
+#: alone tell little, since the learning rate falls to zero.
+LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN = 0.1, 0.1
 
 
 class StopTraining(Exception):  # noqa: N818  it is a request, not an error
@@ -520,6 +524,7 @@ class TrainingControl(Callback):
         self.best = math.inf
         self.best_state: dict[str, Tensor] | None = None
         self.best_epoch = 0
+        self.is_still_improving = False
         self.cooling_from: tuple[int, int, float] | None = None
         self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
         self.averages = net.module_.averages()
@@ -597,6 +602,16 @@ class TrainingControl(Callback):
         assert self.best_state is not None
         net.module_.averaged.load_state_dict(self.best_state)
         net.module_.denoiser.load_state_dict(self.best_state)
+
+    def judge_end(self, net: skorch.NeuralNet) -> None:
+        """Note whether the last epoch was the last possible one, and more of them would gain."""
+        bounds = [row["valid_loss"] for row in net.history if "valid_loss" in row]
+        if len(bounds) < self.n_epochs or self.cooling_from is not None:
+            return
+        least = np.minimum.accumulate([self.initial_bound, *bounds])
+        gain, late = least[0] - least[-1], least[len(bounds) // 2] - least[-1]
+        tolerance = max(LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN * gain)
+        self.is_still_improving = bool(tolerance < late < math.inf)
 
     def best_net(self, net: skorch.NeuralNet) -> skorch.NeuralNet:
         """Return a copy of a net in training, with the best weights so far."""
@@ -860,6 +875,7 @@ def train(
     with contextlib.suppress(StopTraining):
         net.fit_loop(valid_rows, epochs=plan.max_epochs)
     control.restore_best(net)
+    control.judge_end(net)
     net.module_.eval()
     control.report.ends(control, net)
     net.notify("on_train_end", X=valid_rows, y=None)
