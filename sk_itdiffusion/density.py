@@ -199,6 +199,8 @@ class IMMSEDensity(TableEstimator):
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch of ``net_``.
+        They are bounds of this network alone, and no entry equals ``entropy_``, which is that of
+        the whole model: of all networks and references, mixed at each log-SNR.
     entropy_ : float
         The validation bound of the whole model: an estimate from above of the entropy of the
         data, in nats, slightly optimistic since the validation rows chose the weights.

@@ -159,7 +159,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
-        ``loss="cross_entropy"`` the first is the cross-entropy, on another scale.
+        ``loss="cross_entropy"`` the first is the cross-entropy, on another scale.  They are
+        bounds of ``net_`` alone, and no entry equals ``entropy_``, which is that of the whole
+        model: of all networks and references, mixed at each log-SNR.
     entropy_ : float
         The validation bound of the whole model: an estimate from above of the entropy of the
         data, in nats, slightly optimistic since the validation rows chose the weights.

@@ -419,6 +419,15 @@ class TableEstimator(DensityEstimator):
             If there is too little memory, even for an eighth of the rows at a time, which is tried
             once and warns.
 
+        Warns
+        -----
+        ConvergenceWarning
+            If the training ends after ``max_epochs`` while the validation bound is still falling,
+            or diverges after some good epochs.
+        UserWarning
+            If there are fewer than 40 rows (distinct ones if columns are continuous), so that
+            neither networks nor other experts are fitted, and about columns without a density.
+
         Notes
         -----
         Of more than a million rows (2**20), or 67 million numbers, a random sample of so many is

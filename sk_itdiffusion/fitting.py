@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ import numpy as np
 import skorch
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from torch import Generator
 
 from sk_itdiffusion.bounds import around_cells, check_inside, shown_bounds, unbounded
@@ -104,6 +105,7 @@ from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_la
 from sk_itdiffusion.streams import Stream, StreamedRows, affordable_rows
 from sk_itdiffusion.training import (
     DenoisingObjective,
+    EpochBoard,
     Network,
     RowDataset,
     TrainingPlan,
@@ -272,6 +274,7 @@ def fit_table_model(
     step = report.step[space.continuous]
     if dequantizer is not None:
         step = noise_steps(dequantizer, space)
+    warn_of_few_rows(n_observations(grouped, space), space, settings)
     if previous is not None:
         step = step * space.standardizer.scale / previous.space.standardizer.scale
         rows = grouped.with_values(previous.space.standardized(grouped.X))
@@ -324,6 +327,7 @@ def fit_table_model(
     )
     if model.nets:
         model.history = bound_history(next(iter(model.nets.values())))
+        warn_if_still_improving(model.nets.values(), settings)
     with stretch_of_progress(SHARE_OF_TRAINING if model.nets else 0.0, 1.0):
         finish_stacking(model, split, settings)
     logger.info(
@@ -621,6 +625,29 @@ def warn_about_few_rows(n_rows: int, space: TableSpace) -> None:
             "which are those of the numerical integration alone, do not show how uncertain they "
             "are."
         )
+
+
+def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> None:
+    """Warn of so few rows that the model is the plain reference, unless no more was asked for."""
+    plain = ("gaussian", "independent")
+    is_enough = settings.max_epochs == 0 and (
+        isinstance(settings.reference, Reference) or settings.reference in plain
+    )
+    if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.denoiser is None):
+        return
+    model = "independent columns" if space.layout.variables else "a single normal distribution"
+    rows = "rows" if space.is_discrete else "distinct rows"
+    text = (
+        f"There are fewer than {LEAST_ROWS_TO_SPLIT} {rows}: the model is {model}, without "
+        "networks or other experts, and no rows are held out, so that entropy_ is that of the "
+        "training rows."
+    )
+    if n_rows <= len(space.continuous):
+        text += (
+            " Since there are no more rows than continuous columns, scores of other rows, and "
+            "their standard errors, say nothing."
+        )
+    warn(text)
 
 
 def split_rows(
@@ -937,6 +964,7 @@ def train_networks(
     other processes take part.
     """
     strands = current_progress().stretch(0.0, SHARE_OF_TRAINING).strands(len(names))
+    board = EpochBoard(has_names=len(names) > 1)
     nets: dict[str, skorch.NeuralNet] = {}
 
     def attributes_now(name: str, net: skorch.NeuralNet) -> dict[str, Any]:
@@ -960,7 +988,7 @@ def train_networks(
             settings,
             previous,
             TrainingReport(
-                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1
+                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1, board
             ),
         )
         for name, strand in zip(names, strands, strict=True)
@@ -973,6 +1001,16 @@ def train_networks(
     for name, job in jobs.items():
         nets[name] = run_interruptibly(job, limited=limited[name])
     return nets
+
+
+def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSettings) -> None:
+    """Warn once if networks would be better after more epochs."""
+    if any(dict(net.callbacks_)["control"].is_still_improving for net in nets):
+        warn(
+            f"The training ended after max_epochs={settings.max_epochs} while the validation bound "
+            "was still falling. Increase max_epochs, or steps_per_epoch.",
+            ConvergenceWarning,
+        )
 
 
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:

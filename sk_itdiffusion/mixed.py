@@ -148,7 +148,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
-        ``loss="cross_entropy"`` the first is partly a cross-entropy, on another scale.
+        ``loss="cross_entropy"`` the first is partly a cross-entropy, on another scale.  They are
+        bounds of ``net_`` alone, and no entry equals ``entropy_``, which is that of the whole
+        model: of all networks and references, mixed at each log-SNR.
     entropy_ : float
         The validation bound of the whole model, in nats.
     n_iter_ : int

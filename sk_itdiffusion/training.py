@@ -73,6 +73,10 @@ ENOUGH_NOISY_ROWS = 16_384
 MOST_VALIDATION_LEVELS = 10**8
 #: Epochs after which the importance density is refitted.
 ADAPTATION_EPOCHS = (2, 6, 14)
+#: Gain of the second half of all epochs, in nats and as a share of the whole gain, from which on
+#: a training that has not been ended by its validation rows would go on gaining.  The last epochs
+#: alone tell little, since the learning rate falls to zero.
+LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN = 0.1, 0.1
 
 
 class StopTraining(Exception):  # noqa: N818  it is a request, not an error
@@ -356,6 +360,54 @@ class MeanCriterion(nn.Module):
         return output.mean()
 
 
+class EpochBoard:
+    """One text about all networks that are being trained, for the one bar that they share.
+
+    Parameters
+    ----------
+    has_names : bool, default=False
+        Whether a network that is trained alone is named, since there are others before or after.
+    """
+
+    def __init__(self, has_names: bool = False) -> None:
+        self.has_names = has_names
+        self._lock = threading.Lock()
+        self._epochs: dict[str, tuple[int, int, tuple[float, float] | None]] = {}
+
+    def __reduce__(self) -> Any:
+        return EpochBoard, (self.has_names,)  # locks cannot be copied
+
+    def tell(
+        self,
+        progress: Progress,
+        share: float,
+        name: str,
+        epoch: tuple[int, int],
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        """Show that a network is in an epoch of so many, or has ended it with two bounds."""
+        with self._lock:
+            self._epochs[name] = *epoch, bounds
+            progress.show(share, self.text(name))
+
+    def text(self, name: str) -> str:
+        """Return the text, of which the news is that of the network of a name."""
+        epochs = self._epochs.values()
+        is_named = self.has_names and len(epochs) == 1
+        text = f"{name}, " if is_named else ""
+        # Of several networks the one that is behind.
+        text += "epoch {}/{}".format(*min(epoch[:2] for epoch in epochs))
+        known = [epoch[2] for epoch in epochs if epoch[2] is not None]
+        for part, values in zip(("train", "valid"), zip(*known, strict=True), strict=False):
+            text += f", {part} " + " and ".join(f"{value:.3f}" for value in values)
+        return text
+
+    def ended(self, name: str) -> None:
+        """Say no more of a network."""
+        with self._lock:
+            self._epochs.pop(name, None)
+
+
 @dataclass
 class TrainingReport:
     """Tells of the epochs of a network: on a bar, in the log, to scikit-learn's callbacks.
@@ -373,6 +425,8 @@ class TrainingReport:
         weights are restored, had ended now.
     is_only : bool
         Whether no other network is trained, so that its name says nothing.
+    board : EpochBoard
+        Makes the text on the bar, of this network and of those trained at the same time.
     """
 
     name: str = "network"
@@ -380,6 +434,7 @@ class TrainingReport:
     tasks: FitTasks = field(default_factory=FitTasks)
     attributes_now: Callable[[skorch.NeuralNet], dict[str, Any]] | None = None
     is_only: bool = True
+    board: EpochBoard = field(default_factory=EpochBoard)
 
     def epoch(self, number: int, n_epochs: int) -> str:
         """Return the name of an epoch."""
@@ -389,7 +444,7 @@ class TrainingReport:
         """Tell that an epoch begins."""
         if number == 1:
             self.progress.restart()
-            self.progress.show(0.0, self.epoch(number, n_epochs))
+            self.board.tell(self.progress, 0.0, self.name, (number, n_epochs))
         self.tasks.begin_task(self.epoch(number, n_epochs))
 
     def epoch_ends(self, control: TrainingControl, net: skorch.NeuralNet) -> bool:
@@ -397,9 +452,8 @@ class TrainingReport:
         row = net.history[-1]
         bounds = row["train_loss"], row.get("valid_loss", math.nan)
         name = self.epoch(row["epoch"], control.n_epochs)
-        self.progress.show(
-            control.share_done, f"{name}, train {bounds[0]:.3f}, valid {bounds[1]:.3f}"
-        )
+        epoch = row["epoch"], control.n_epochs
+        self.board.tell(self.progress, control.share_done, self.name, epoch, bounds)
         logger.debug(
             "%s of %s: training bound %.4f, validation bound %.4f nats per row",
             name,
@@ -418,6 +472,7 @@ class TrainingReport:
         """Tell that the training has ended."""
         self.tasks.end_task()
         self.progress.show(1.0)
+        self.board.ended(self.name)
         logger.info(
             "%s trained for %d of at most %d epochs; best validation bound %.4f nats per row, of "
             "epoch %d",
@@ -469,6 +524,7 @@ class TrainingControl(Callback):
         self.best = math.inf
         self.best_state: dict[str, Tensor] | None = None
         self.best_epoch = 0
+        self.is_still_improving = False
         self.cooling_from: tuple[int, int, float] | None = None
         self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
         self.averages = net.module_.averages()
@@ -546,6 +602,16 @@ class TrainingControl(Callback):
         assert self.best_state is not None
         net.module_.averaged.load_state_dict(self.best_state)
         net.module_.denoiser.load_state_dict(self.best_state)
+
+    def judge_end(self, net: skorch.NeuralNet) -> None:
+        """Note whether the last epoch was the last possible one, and more of them would gain."""
+        bounds = [row["valid_loss"] for row in net.history if "valid_loss" in row]
+        if len(bounds) < self.n_epochs or self.cooling_from is not None:
+            return
+        least = np.minimum.accumulate([self.initial_bound, *bounds])
+        gain, late = least[0] - least[-1], least[len(bounds) // 2] - least[-1]
+        tolerance = max(LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN * gain)
+        self.is_still_improving = bool(tolerance < late < math.inf)
 
     def best_net(self, net: skorch.NeuralNet) -> skorch.NeuralNet:
         """Return a copy of a net in training, with the best weights so far."""
@@ -809,6 +875,7 @@ def train(
     with contextlib.suppress(StopTraining):
         net.fit_loop(valid_rows, epochs=plan.max_epochs)
     control.restore_best(net)
+    control.judge_end(net)
     net.module_.eval()
     control.report.ends(control, net)
     net.notify("on_train_end", X=valid_rows, y=None)

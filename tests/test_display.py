@@ -376,6 +376,12 @@ def test_history_is_that_of_the_estimator(density):
         display.best_.get_data(), [[best["epoch"]], [best["valid_bound"]]]
     )
     np.testing.assert_array_equal(display.entropy_line_.get_ydata(), [density.entropy_] * 2)
+    # The network alone is another model than the finished one, and the legend says which is which.
+    texts = [text.get_text() for text in display.legend_.get_texts()]
+    assert (
+        f"best of this network: epoch {best['epoch']:.0f}, {best['valid_bound']:.4g} nats" in texts
+    )
+    assert f"finished model, all experts: {density.entropy_:.4g} nats" in texts
     assert display.train_ax_ is display.ax_
 
 

@@ -23,6 +23,7 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
+    parallel,
 )
 from sk_itdiffusion import estimator as estimator_module
 from sk_itdiffusion.parallel import map_in_workers
@@ -33,6 +34,7 @@ from sk_itdiffusion.progress import (
     progress_bar,
     stretch_of_progress,
 )
+from sk_itdiffusion.training import EpochBoard
 
 QUICK = {
     "hidden_size": 8,
@@ -64,6 +66,7 @@ ESTIMATORS = {
         ),
         LEVELS,
     ),
+    "two networks of numbers": (IMMSEDensity(**QUICK | {"n_networks": 2}), X),
     "mixed": (
         IMMSEMixedDensity(**DISCRETE, marginals="standard", categorical_features=[1]),
         np.column_stack([X[:, 0], LEVELS[:, 0]]),
@@ -119,14 +122,69 @@ def test_bar_names_the_epoch_and_both_bounds(name, capsys):
         assert "other (2/2):" in text
 
 
-def test_networks_at_the_same_time_are_both_named(capsys):
+NUMBER = r"-?\d+\.\d{3}"
+
+
+def test_networks_at_the_same_time_share_the_text_of_the_bar(capsys, monkeypatch):
+    """The text tells of both, and does not change from one to the other and back."""
+    monkeypatch.setattr(parallel, "_available", lambda: 2)
+    tell, both = EpochBoard.tell, threading.Barrier(2, timeout=60.0)
+
+    def tell_together(*arguments):  # so that neither has ended before the other begins
+        both.wait()
+        tell(*arguments)
+        both.wait()
+
+    monkeypatch.setattr(EpochBoard, "tell", tell_together)
+    estimator, rows = ESTIMATORS["two networks of numbers"]
+    fitted = clone(estimator).set_params(verbose=1, max_epochs=4, n_iter_no_change=9).fit(rows)
+    assert len(fitted.nets_) == 2
+    (shown,) = frames(capsys)
+    pattern = rf"epoch (\d)/4, train {NUMBER} and {NUMBER}, valid {NUMBER} and {NUMBER}"
+    epochs = [int(found[1]) for frame in shown for found in [re.search(pattern, frame)] if found]
+    assert epochs
+    assert epochs == sorted(epochs), "the epoch goes back"
+    # Each frame is whole: the frames are not written into each other.
+    assert all(re.fullmatch(r"[^|]+: +\d+%\|[^|]+\| \d\d:\d\d<.*", f) for f in shown if f.strip())
+
+
+def test_networks_one_after_the_other_are_named(capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "_available", lambda: 1)
     estimator, rows = ESTIMATORS["two networks"]
     clone(estimator).set_params(verbose=1).fit(rows)
     (shown,) = frames(capsys)
-    assert any("network, epoch 2/2, train" in frame for frame in shown)
-    assert any("dense_network, epoch 2/2, train" in frame for frame in shown)
-    # Each frame is whole: the frames are not written into each other.
-    assert all(re.fullmatch(r"[^|]+: +\d+%\|[^|]+\| \d\d:\d\d<.*", f) for f in shown if f.strip())
+    texts = [re.search(r"([a-z_]+), epoch 2/2, train", frame) for frame in shown]
+    names = [match[1] for match in texts if match]
+    assert list(dict.fromkeys(names)) == ["network", "dense_network"]
+    assert names == sorted(names, reverse=True), "the bar goes back to the first"
+
+
+def test_the_epoch_shown_is_that_of_the_network_behind():
+    shown = []
+
+    class Shown(Progress):
+        def show(self, share, text=None):
+            shown.append(text)
+
+    board = EpochBoard(has_names=True)
+    for name, epoch, bounds in (
+        ("a", (1, 9), None),
+        ("b", (1, 9), None),
+        ("b", (2, 9), (2.0, 3.0)),
+        ("a", (3, 9), (1.0, 1.5)),
+    ):
+        board.tell(Shown(), 0.5, name, epoch, bounds)
+    board.ended("a")
+    board.tell(Shown(), 0.5, "b", (3, 9), (2.0, 2.5))
+    EpochBoard().tell(Shown(), 0.5, "network", (1, 9))
+    assert shown == [
+        "a, epoch 1/9",
+        "epoch 1/9",
+        "epoch 1/9, train 2.000, valid 3.000",
+        "epoch 2/9, train 1.000 and 2.000, valid 1.500 and 3.000",
+        "b, epoch 3/9, train 2.000, valid 2.500",
+        "epoch 1/9",
+    ]
 
 
 def test_folds_are_parts_of_one_bar(capsys):

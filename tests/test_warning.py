@@ -3,10 +3,12 @@
 import contextlib
 import inspect
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import KNNImputer
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -15,6 +17,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
 from sk_itdiffusion.encoding import read_table
 from sk_itdiffusion.parallel import map_in_workers, run_all_interruptibly
+from sk_itdiffusion.training import TrainingControl
 from sk_itdiffusion.warning import warn
 
 rng = np.random.default_rng(0)
@@ -151,3 +154,86 @@ def test_p_values_name_the_contamination_of_the_fit():
     detector = IMMSEOutlierDetector(QUICK, contamination=0.1, random_state=0).fit(NORMAL)
     with pytest.raises(ValueError, match=r"only available .* contamination=0\.1"):
         detector.p_values(NORMAL)
+
+
+# -- short trainings and few rows ------------------------------------------------------------
+
+
+def circles(seed):
+    """Return rows of which a network has much to learn."""
+    r = np.random.default_rng(seed)
+    angle = r.uniform(0.0, 2.0 * np.pi, 600)
+    radius = np.repeat([1.0, 3.0], 300) + 0.1 * r.normal(size=600)
+    return np.column_stack([radius * np.cos(angle), radius * np.sin(angle)])
+
+
+def warnings_of_fit(X, max_epochs, **parameters):
+    """Return the fitted estimator, and whether it warned that the training was too short."""
+    density = IMMSEDensity(
+        max_epochs=max_epochs,
+        reference="gaussian",
+        marginals="standard",
+        experts=["network"],
+        hidden_size=32,
+        batch_size=256,
+        **parameters,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        density.fit(X)
+    assert all(f"max_epochs={max_epochs} while" in str(each.message) for each in caught)
+    assert len(caught) <= 1, "more than one warning of a fit"
+    return density, bool(caught)
+
+
+@pytest.mark.parametrize("n_networks", [1, 2])
+def test_trainings_that_end_too_early_warn_once(n_networks):
+    brief = {"steps_per_epoch": 40, "random_state": 0, "n_networks": n_networks}
+    assert warnings_of_fit(circles(0), 4, **brief)[1]
+    # A normal distribution is the reference itself, and there is nothing to gain.
+    assert not warnings_of_fit(NORMAL, 2, **brief)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_long_trainings_do_not_warn(seed):
+    _, warned = warnings_of_fit(circles(seed), 40, steps_per_epoch=100, random_state=seed)
+    assert not warned
+
+
+@pytest.mark.parametrize(
+    ("bounds", "n_epochs", "expected"),
+    [
+        ([3.0, 2.0, 1.5, 1.2], 4, True),
+        ([3.0, 2.0, 1.5, 1.2], 5, False),  # ended before max_epochs
+        ([3.9, 3.8, 3.78, 3.75], 4, False),  # less than 0.1 nats
+        ([3.0, 2.0, 1.9, 1.8], 4, False),  # less than a tenth of the gain
+        ([4.0, 4.1, 4.2, 4.3], 4, False),
+        ([3.5], 1, True),
+        ([np.nan, 3.9, 3.8], 3, False),
+    ],
+)
+def test_gain_of_the_second_half_decides(bounds, n_epochs, expected):
+    control = TrainingControl(100, n_epochs, None, initial_bound=4.0)
+    control.cooling_from, control.is_still_improving = None, False
+    control.judge_end(SimpleNamespace(history=[{"valid_loss": bound} for bound in bounds]))
+    assert control.is_still_improving is expected
+    control.cooling_from, control.is_still_improving = (1, 1, 1.0), False  # ended by patience
+    control.judge_end(SimpleNamespace(history=[{"valid_loss": bound} for bound in bounds]))
+    assert not control.is_still_improving
+
+
+def test_fits_to_few_rows_say_once_what_they_are():
+    few = NORMAL[:39]
+    with pytest.warns(UserWarning, match="fewer than 40 distinct rows.*normal distribution") as w:
+        IMMSEDensity(random_state=0).fit(few)
+    assert len(w) == 1
+    assert "standard errors" not in str(w[0].message)
+    with pytest.warns(UserWarning, match="no more rows than .* standard errors, say nothing"):
+        IMMSEDensity(random_state=0).fit(NORMAL[:2])
+    with pytest.warns(UserWarning, match="fewer than 40 rows: the model is independent columns"):
+        IMMSEMixedDensity(random_state=0).fit(pd.DataFrame({"a": ["u", "v"] * 10}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IMMSEDensity(max_epochs=0, reference="gaussian", random_state=0).fit(few)
+        QUICK.fit(NORMAL[:40])

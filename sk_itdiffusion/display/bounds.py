@@ -31,8 +31,10 @@ MOST_MARKED = 40  # epochs up to which each has a marker
 class BoundHistoryDisplay:
     """Training and validation bound of a network in each epoch.
 
-    The bound is the mean of -log p(x) of the network as it is after the epoch, in nats per row,
-    without the references that the finished model combines it with.
+    The bound is the mean of -log p(x) of one network, the first, as it is after the epoch, in nats
+    per row.  The finished model mixes all networks and references at each log-SNR, and the
+    validation rows with other noise judge it; so its bound is another one, mostly lower, and is
+    drawn as a line of its own.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -177,11 +179,11 @@ class BoundHistoryDisplay:
             markersize=11,
             markerfacecolor="none",
             markeredgecolor=BLACK,
-            label=f"best: epoch {self.best_epoch}, {least:.4g} nats",
+            label=f"best of this network: epoch {self.best_epoch}, {least:.4g} nats",
         )
         self.entropy_line_ = None
         if self.entropy is not None and np.isfinite(self.entropy):
-            label = f"finished model: {self.entropy:.4g} nats"
+            label = f"finished model, all experts: {self.entropy:.4g} nats"
             self.entropy_line_ = ax.axhline(
                 self.entropy, color=BLACK, linestyle=":", linewidth=1.5, label=label
             )
