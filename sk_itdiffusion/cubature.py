@@ -102,6 +102,11 @@ def spawn_keys(keys: Keys, n_streams: int, first: int = 0) -> Keys:
     return _mix(keys[:, None] ^ _mix(numbers * _GOLDEN))
 
 
+def numbered_keys(keys: Keys, numbers: NDArray[np.uint64]) -> Keys:
+    """Return a key derived from each key and a number of its own, both of shape (n,)."""
+    return _mix(keys ^ _mix((numbers + np.uint64(1)) * _GOLDEN))
+
+
 def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:
     """Return independent random signs of shape (n, n_columns)."""
     signs = np.empty((len(keys), n_columns))

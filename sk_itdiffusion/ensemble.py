@@ -48,6 +48,7 @@ from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.encoding import TableEncoder, naming_columns, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     CategoricalEstimator,
+    ChosenRows,
     DensityEstimator,
     TableEstimator,
     flattened_images,
@@ -55,17 +56,22 @@ from sk_itdiffusion.estimator import (
 from sk_itdiffusion.experts import MappedSplit, log_likelihoods
 from sk_itdiffusion.fitting import (
     LEAST_PROFILE_ROWS,
+    LEAST_ROWS_TO_SPLIT,
     N_NODES,
     FitSettings,
     expert_of_few_rows,
     in_counts,
+    n_observations,
     n_profile_rows,
     repeated,
     restrict_profile,
+    rows_together,
     scoring_rule,
-    split_rows,
+    split_groups,
+    split_independent_rows,
     table_space,
 )
+from sk_itdiffusion.groups import RowGroups, checked_groups
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
 from sk_itdiffusion.model import Effort, Seeds, TableModel, scoring_noise, summarize_profile
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
@@ -769,7 +775,13 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     # -- fit ---------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Fit the members to a part of the rows, and the weights to the others.
 
         Parameters
@@ -780,6 +792,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; a weight of 2 is the same as having the row twice.
+        groups : array-like of shape (n_samples,), default=None
+            Hashable labels of the groups that rows belong to: all rows of a group are used for
+            the members, or all for the weights; and so it is within the members.
 
         Returns
         -------
@@ -789,8 +804,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Raises
         ------
         ValueError
-            If the names or members are not as described, members cannot be combined, or X is not
-            what they take.
+            If the names or members are not as described, members cannot be combined, X is not
+            what they take, or there are too few groups to divide.
         TypeError
             If a member is not an estimator of this library.
         NotFittedError
@@ -807,14 +822,24 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             members, key=lambda name: (name not in fitted, not fixes_space(members[name]))
         )
         first = members[order[0]]
-        X = self._note_columns(in_memory(X), first)
+        X = in_memory(X)
+        codes = None if groups is None else checked_groups(groups, X)
+        X = self._note_columns(X, first)
         self._check_columns(members, fitted, X)
         read = first._read_again if order[0] in fitted else first._read_first
         values, weight, kinds = read(X, sample_weight)
         settings = replace(first._settings(), validation_fraction=self.validation_fraction)
         rows, space = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
-        train, valid = held_out(rows, space, settings, seeds) if needs_fit else (rows, rows)
+        belonging = None
+        if codes is not None:
+            if len(codes) > len(values):  # rows of weight 0 are not read
+                codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
+            belonging = RowGroups.of(rows, values, weight, codes)
+        train: ChosenRows = rows.X, rows.weight, None
+        valid = rows
+        if needs_fit:
+            train, valid = held_out(rows, space, settings, seeds, belonging)
         n_stretches = len(needs_fit) + 1
         tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
@@ -1077,16 +1102,16 @@ def fit_member(
     leader: TableEstimator,
     X: Any,
     sample_weight: ArrayLike | None,
-    train: WeightedRows,
+    train: ChosenRows,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
     The member reads all of X, so that levels that the training rows lack are known to it.
     """
 
-    def training_rows(values: Array, weight: Array) -> tuple[Array, Array]:
+    def training_rows(values: Array, weight: Array) -> ChosenRows:
         check_levels(name, member, first, leader)
-        return train.X, train.weight
+        return train
 
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):
@@ -1106,17 +1131,27 @@ def grouped_rows(
 
 
 def held_out(
-    rows: WeightedRows, space: TableSpace, settings: FitSettings, seeds: Seeds
-) -> tuple[WeightedRows, WeightedRows]:
-    """Return rows for the members and rows for the weights; very few rows are both.
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seeds: Seeds,
+    groups: RowGroups | None = None,
+) -> tuple[ChosenRows, WeightedRows]:
+    """Return rows for the members, with their groups, and rows for the weights.
 
-    Copies of a row are on one side, unless all columns are discrete.  Scaled by powers of two,
-    which is exact, rows are on the same side in other units of that kind.
+    Very few rows are both.  Copies of a row are on one side, unless all columns are discrete.
+    Scaled by powers of two, which is exact, rows are on the same side in other units of that kind.
     """
+    if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
+        return (rows.X, rows.weight, None), rows
     exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
     scaled = WeightedRows(np.ldexp(rows.X, -exponent), rows.weight)
-    train, valid = split_rows(scaled, space, settings, seeds.split)
+    together = rows_together(scaled, space, settings, groups)
+    if together is not None:
+        chosen = split_groups(together, scaled, space, settings, seeds.split)
+        return together.listed(rows, ~chosen), together.part(rows, chosen)
+    train, valid = split_independent_rows(scaled, space, settings, seeds.split)
     return (
-        WeightedRows(np.ldexp(train.X, exponent), train.weight),
+        (np.ldexp(train.X, exponent), train.weight, None),
         WeightedRows(np.ldexp(valid.X, exponent), valid.weight),
     )

@@ -101,8 +101,8 @@ class MappedSplit:
         mapped_valid, log_slope = space.rows(valid.X)
         return cls(
             space,
-            WeightedRows(mapped, train.weight),
-            WeightedRows(mapped_valid, valid.weight),
+            WeightedRows(mapped, train.weight, train.group),
+            WeightedRows(mapped_valid, valid.weight, valid.group),
             log_slope,
         )
 

@@ -56,6 +56,7 @@ from sk_itdiffusion.experts import (
     mixture_regularization,
 )
 from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.groups import RowGroups, near_copies
 from sk_itdiffusion.latent_class import level_counts, smoothed_marginals
 from sk_itdiffusion.likelihood import (
     ErrorProfile,
@@ -127,6 +128,8 @@ MOST_PROFILE_WORK = 2 * 10**9
 WIDTH_BESIDE_CONVOLUTIONS = 256
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
 LEAST_ROWS_TO_SPLIT = 40
+#: Share of the rows that near-copies of each other may be without making a split impossible.
+LARGEST_SHARE_OF_COPIES = 0.5
 #: Observations that integer weights may stand for.
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
@@ -191,6 +194,8 @@ class FitSettings:
     tasks: FitTasks = field(default_factory=FitTasks)
     #: Whether kernels may be experts without being asked for.
     kernels: bool = False
+    #: Whether rows nearer to each other than independent ones are kept on one side of the split.
+    near_copies: bool = True
     #: Returns the attributes of an estimator that has a model.
     attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
 
@@ -214,6 +219,7 @@ def fit_table_model(
     random_state: np.random.RandomState,
     previous: TableModel | None = None,
     given_space: TableSpace | None = None,
+    groups: NDArray[np.intp] | None = None,
 ) -> TableModel:
     """Return a model fitted to rows.
 
@@ -233,6 +239,8 @@ def fit_table_model(
         Model whose maps and references are kept and whose network is trained further.
     given_space : TableSpace or None, default=None
         Space of other models with the same columns, if they shall be combined.
+    groups : ndarray of shape (n_samples,), int, or None, default=None
+        Groups of the rows, of each of which all rows train or all validate.
 
     Returns
     -------
@@ -252,6 +260,7 @@ def fit_table_model(
     warn_about_columns(report, constants, settings.feature_names)
     if space.is_discrete:
         grouped = in_counts(grouped, weight)
+    belonging = None if groups is None else RowGroups.of(grouped, values, weight, groups)
     if space.is_empty:
         return _empty_model(grouped, space, settings, seeds, dequantizer)
     step = report.step[space.continuous]
@@ -261,14 +270,14 @@ def fit_table_model(
         step = step * space.standardizer.scale / previous.space.standardizer.scale
         rows = WeightedRows(previous.space.standardized(grouped.X), grouped.weight)
         split = MappedSplit.behind(
-            previous.space, *split_rows(rows, previous.space, settings, seeds.split)
+            previous.space, *split_rows(rows, previous.space, settings, seeds.split, belonging)
         )
         # Its kernels may stand on rows that now validate.
         references = {name: r for name, r in previous.references.items() if name != KERNELS}
         logsnr, preconditioner = previous.logsnr[:N_NODES], previous.preconditioner
     else:
         rows = WeightedRows(space.standardized(grouped.X), grouped.weight)
-        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
+        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split, belonging)
         current_progress().show(0.0, "references")
         split, references = fit_analytic_side(
             space, train_rows, valid_rows, step, settings, seeds.mixtures
@@ -469,11 +478,26 @@ def warn_about_columns(
 
 
 def split_rows(
-    rows: WeightedRows, space: TableSpace, settings: FitSettings, seed: int
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seed: int,
+    groups: RowGroups | None = None,
 ) -> tuple[WeightedRows, WeightedRows]:
     """Return training and validation rows; very few rows serve as both."""
     if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
         return rows, rows
+    together = rows_together(rows, space, settings, groups)
+    if together is None:
+        return split_independent_rows(rows, space, settings, seed)
+    valid = split_groups(together, rows, space, settings, seed)
+    return together.part(rows, ~valid), together.part(rows, valid)
+
+
+def split_independent_rows(
+    rows: WeightedRows, space: TableSpace, settings: FitSettings, seed: int
+) -> tuple[WeightedRows, WeightedRows]:
+    """Return training and validation rows of those that are independent."""
     split = rows.split
     if space.is_discrete:
         counts = np.maximum(np.rint(rows.weight), 1.0)
@@ -481,6 +505,52 @@ def split_rows(
         if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
             split = WeightedRows(rows.X, counts).split_copies
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
+
+
+def split_groups(
+    groups: RowGroups, rows: WeightedRows, space: TableSpace, settings: FitSettings, seed: int
+) -> NDArray[np.bool_]:
+    """Return which of the rows that groups list validate."""
+    fraction, most = settings.validation_fraction, MOST_VALIDATION_ROWS
+    return groups.split(rows, fraction, most, seed, in_counts=space.is_discrete)
+
+
+def rows_together(
+    rows: WeightedRows, space: TableSpace, settings: FitSettings, groups: RowGroups | None
+) -> RowGroups | None:
+    """Return the groups of rows that have to be on one side of a split, None if there are none.
+
+    They are those given, and near-copies of continuous rows.  Equal rows of discrete columns are
+    different observations, which may be in different groups; of other tables groups with a row in
+    common are one.
+    """
+    if space.is_discrete:
+        return groups
+    given = None if groups is None else groups.joined(rows)
+    looked_at = settings.near_copies and not space.layout.variables and not settings.has_images
+    links = near_copies(rows.X) if looked_at else np.empty((0, 2), dtype=np.intp)
+    if given is not None:
+        links = links[given.group[links[:, 0]] != given.group[links[:, 1]]]
+    if not len(links):
+        return given
+    joined = (given or RowGroups.alone(rows)).joined(rows, links)
+    warn_about_near_copies(len(np.unique(links)), len(rows), given is not None)
+    # A chain of near-copies through all rows leaves nothing to divide.
+    return joined if joined.largest_share <= LARGEST_SHARE_OF_COPIES else given
+
+
+def warn_about_near_copies(n_copies: int, n_rows: int, has_groups: bool) -> None:
+    """Warn that rows are not independent, so that new rows may not be like those that validate."""
+    where = "another row of another group" if has_groups else "another row"
+    warnings.warn(
+        f"{n_copies} of {n_rows} distinct rows are nearer to {where} than independent rows would "
+        "be, as if they were measured twice or copied with noise. Where possible such rows train "
+        "together or validate together, but the density of new rows may still be estimated from "
+        "fewer independent ones than there seem to be. If rows belong together, pass groups to "
+        "fit, and split them by group in cross-validation; otherwise remove the copies.",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def fit_analytic_side(

@@ -18,16 +18,27 @@ _ROWS_IN_A_PART = 2**16
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
-_LEAST_TRAINING_ROWS = 10
-_LEAST_VALIDATION_ROWS = 10
+LEAST_TRAINING_ROWS = 10
+LEAST_VALIDATION_ROWS = 10
 
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Distinct rows in canonical order, with positive weights."""
+    """Distinct rows in canonical order, with positive weights.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        The rows.
+    weight : ndarray of shape (n_samples,)
+        Their weights.
+    group : ndarray of shape (n_samples,), int, or None, default=None
+        Groups of rows that are not independent of each other; None if all rows are.
+    """
 
     X: Array
     weight: Array
+    group: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.X)
@@ -41,11 +52,12 @@ class WeightedRows:
         """Return the rows' first columns, which need not be distinct."""
         if n == self.X.shape[1]:
             return self
-        return WeightedRows(np.ascontiguousarray(self.X[:, :n]), self.weight)
+        return WeightedRows(np.ascontiguousarray(self.X[:, :n]), self.weight, self.group)
 
     def take(self, index: NDArray[np.intp]) -> WeightedRows:
         """Return some of the rows."""
-        return WeightedRows(self.X[index], self.weight[index])
+        group = None if self.group is None else self.group[index]
+        return WeightedRows(self.X[index], self.weight[index], group)
 
     def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
         """Return rows for training and for validation.
@@ -58,8 +70,8 @@ class WeightedRows:
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        n_valid = int(np.clip(round(fraction * len(self)), _LEAST_VALIDATION_ROWS, most))
-        if len(self) - n_valid < _LEAST_TRAINING_ROWS:
+        n_valid = int(np.clip(round(fraction * len(self)), LEAST_VALIDATION_ROWS, most))
+        if len(self) - n_valid < LEAST_TRAINING_ROWS:
             left = len(self) - n_valid
             raise ValueError(too_few_rows(fraction, left, len(self), "distinct rows"))
         order = np.argsort(row_keys(self.X, seed))
@@ -80,8 +92,8 @@ class WeightedRows:
         """
         counts = self.weight.astype(np.int64)
         n_rows = int(counts.sum())
-        n_valid = int(np.clip(round(fraction * n_rows), _LEAST_VALIDATION_ROWS, most))
-        if n_rows - n_valid < _LEAST_TRAINING_ROWS:
+        n_valid = int(np.clip(round(fraction * n_rows), LEAST_VALIDATION_ROWS, most))
+        if n_rows - n_valid < LEAST_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
         train = WeightedRows(self.X, (counts - drawn).astype(np.float64))
@@ -93,7 +105,7 @@ def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     """Return the message that validation leaves too few rows for training."""
     return (
         f"validation_fraction={fraction:g} leaves {n_left} of {n_rows} {what} for training; at "
-        f"least {_LEAST_TRAINING_ROWS} are needed."
+        f"least {LEAST_TRAINING_ROWS} are needed."
     )
 
 
