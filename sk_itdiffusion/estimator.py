@@ -628,6 +628,7 @@ class TableEstimator(DensityEstimator):
         }
         self.history_ = model.history
         self.entropy_ = model.entropy
+        self.entropy_std_ = model.entropy_std
         self.n_iter_ = len(model.history)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ from sk_itdiffusion.references.mixture import (
 )
 from sk_itdiffusion.rows import WeightedRows, resample_rows
 from sk_itdiffusion.space import TableSpace
+from sk_itdiffusion.validation import choice_optimism, fold_weights
 
 __all__ = [
     "choose_marginal_map",
@@ -87,23 +88,44 @@ _SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class MappedSplit:
-    """Training and validation rows of a space."""
+    """Training and validation rows of a space.
+
+    Attributes
+    ----------
+    space : TableSpace
+        The space.
+    train, valid : WeightedRows
+        The rows.
+    valid_log_slope : ndarray of shape (n_valid,)
+        Log-derivatives of the maps at the validation rows.
+    judged : bool, default=True
+        Whether validation rows are other rows than those for training.
+    optimism : ndarray of shape (n_valid,) or float, default=0
+        By how much choices that these rows have made flatter each of them, in nats.
+    train_log_slope : ndarray of shape (n_train,) or float, default=0
+        Log-derivatives of the maps at the training rows.
+    """
 
     space: TableSpace
     train: WeightedRows
     valid: WeightedRows
     valid_log_slope: Array
+    judged: bool = True
+    optimism: Array | float = 0.0
+    train_log_slope: Array | float = 0.0
 
     @classmethod
     def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
         """Return standardised rows behind the maps of a space."""
-        mapped, _ = space.rows(train.X)
+        mapped, train_log_slope = space.rows(train.X)
         mapped_valid, log_slope = space.rows(valid.X)
         return cls(
             space,
             WeightedRows(mapped, train.weight, train.group),
             WeightedRows(mapped_valid, valid.weight, valid.group),
             log_slope,
+            judged=train is not valid,
+            train_log_slope=train_log_slope,
         )
 
     @property
@@ -188,13 +210,26 @@ def choose_marginal_map(
     scores = map_in_workers(
         lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
     )
-    share = valid.share
+    chosen = candidates[better_by_an_error(np.stack(scores), valid.share)]
+    folds = fold_weights(valid, in_counts=False)
+    return replace(chosen, optimism=choice_optimism(np.stack(scores), folds, better_by_an_error))
+
+
+def better_by_an_error(scores: Array, share: Array) -> int:
+    """Return the last candidate that is better by a standard error than the one before it."""
     chosen = 0
-    for number in range(1, len(candidates)):
+    for number in range(1, len(scores)):
         mean, error = mean_and_error(scores[number] - scores[chosen], share)
         if mean > error:
             chosen = number
-    return candidates[chosen]
+    return chosen
+
+
+def best_beyond_an_error(scores: Array, share: Array) -> int:
+    """Return the best candidate if it is better than the first by a standard error, or 0."""
+    best = int(np.argmax(scores @ share))
+    mean, error = mean_and_error(scores[best] - scores[0], share)
+    return best if mean > error else 0
 
 
 def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
@@ -274,14 +309,14 @@ def fit_mixture_by_validation(
     regularization: float,
     random_state: np.random.RandomState,
     stop: threading.Event | None = None,
-) -> GaussianMixtureReference | None:
-    """Return the mixture whose number of components validates best, or None if one will do.
+) -> tuple[GaussianMixtureReference | None, Array]:
+    """Return the mixture whose number of components validates best, and how that flatters it.
 
     Numbers are tried in increasing order, with few steps each and at most 10,000 rows, until two in
     a row are no better; then the best is tried once more from another start, since
     expectation-maximisation ends in local optima, and a quarter more than it.  The best must beat
     a single Gaussian by more than one standard error, which guards against choosing among
-    over-fitted mixtures by a handful of rows.
+    over-fitted mixtures by a handful of rows; else there is none.
 
     Parameters
     ----------
@@ -296,11 +331,14 @@ def fit_mixture_by_validation(
 
     Returns
     -------
-    GaussianMixtureReference or None
+    mixture : GaussianMixtureReference or None
         The mixture.
+    optimism : ndarray of shape (n_valid,)
+        By how much the choice flatters each validation row; see `choice_optimism`.
     """
     X = resample_rows(train, MOST_ROWS_FOR_MIXTURES, random_state)
     share = valid.share
+    scores: dict[tuple[int, int, int], Array] = {}
     gaussian = log_likelihoods(GaussianReference.fit(X), valid.X)
 
     def fit(
@@ -312,7 +350,9 @@ def fit_mixture_by_validation(
         mixture = fit_gaussian_mixture(
             rows, n_components, np.random.RandomState(seed), regularization, n_steps
         )
-        return float(share @ log_likelihoods(mixture, valid.X)), mixture
+        likelihoods = log_likelihoods(mixture, valid.X)
+        scores[*job, n_steps] = likelihoods
+        return float(share @ likelihoods), mixture
 
     def fit_all(
         numbers: Sequence[int],
@@ -329,13 +369,15 @@ def fit_mixture_by_validation(
         if _ROWS_FOR_A_PARAMETER * k * (X.shape[1] + 1) <= len(X) and is_affordable(k, X.shape[1])
     ]
     best = search_numbers(possible, fit_all, float(share @ gaussian))
-    if best is None:
-        return None
-    score, mixture, n_best = best
-    beside = fit_all([round(1.25 * n_best), n_best], X, _MOST_EM_STEPS)
-    mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
-    mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
-    return mixture if mean > error else None
+    if best is not None:
+        score, mixture, n_best = best
+        beside = fit_all([round(1.25 * n_best), n_best], X, _MOST_EM_STEPS)
+        mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
+        mean, error = mean_and_error(log_likelihoods(mixture, valid.X) - gaussian, share)
+    tried = np.stack([gaussian, *(scores[job] for job in sorted(scores))])
+    folds = fold_weights(valid, in_counts=False)
+    optimism = choice_optimism(tried, folds, best_beyond_an_error)
+    return (mixture if best is not None and mean > error else None), optimism
 
 
 def fit_kernel_density_by_validation(

@@ -108,6 +108,7 @@ from sk_itdiffusion.training import (
     TrainingReport,
     train,
 )
+from sk_itdiffusion.validation import crossfitted_errors, fold_weights, mean_and_std
 
 __all__ = ["FitSettings", "fit_table_model"]
 
@@ -565,18 +566,19 @@ def fit_analytic_side(
 
     def mapped_and_fitted(stop: threading.Event) -> tuple[MappedSplit, dict[str, Reference]]:
         split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
-        judged = valid_rows is not train_rows
-        return split, fit_references(split, step, settings, seed, stop, judged)
+        references, optimism = fit_references(split, step, settings, seed, stop, split.judged)
+        return replace(split, optimism=split.optimism + optimism), references
 
     if settings.processes.size == 1:
         return run_interruptibly(mapped_and_fitted)
 
-    def space_and_references() -> tuple[TableSpace, dict[str, Reference]]:
+    def found_by_one() -> tuple[TableSpace, dict[str, Reference], Array | float]:
         split, references = run_interruptibly(mapped_and_fitted)
-        return split.space, references
+        return split.space, references, split.optimism
 
-    space, references = settings.processes.from_first(space_and_references)
-    return MappedSplit.behind(space, train_rows, valid_rows), references
+    space, references, optimism = settings.processes.from_first(found_by_one)
+    split = MappedSplit.behind(space, train_rows, valid_rows)
+    return replace(split, optimism=optimism), references
 
 
 def _map_columns(
@@ -604,8 +606,11 @@ def fit_references(
     seed: int,
     stop: threading.Event,
     judged: bool,
-) -> dict[str, Reference]:
-    """Return the references that the settings ask for and that validation rows can judge."""
+) -> tuple[dict[str, Reference], Array | float]:
+    """Return the references that the settings ask for and that validation rows can judge.
+
+    With them comes by how much their choice flatters each of these rows.
+    """
     random_state = np.random.RandomState(seed)
     asked = {settings.preconditioner, *asked_experts(settings)}
     if settings_ask_for_kernels(settings):
@@ -614,10 +619,12 @@ def fit_references(
     def wanted(name: str) -> bool:
         return judged and (settings.reference in ("auto", name) or name in asked)
 
-    continuous = _continuous_references(split, step, settings, random_state, stop, wanted, judged)
+    continuous, optimism = _continuous_references(
+        split, step, settings, random_state, stop, wanted, judged
+    )
     layout = split.space.layout
     if not layout.variables:
-        return continuous
+        return continuous, optimism
     marginals = smoothed_marginals(split.train, layout)
     independent = IndependentReference(layout, marginals, continuous.get("gaussian"))
     references: dict[str, Reference] = {"independent": independent}
@@ -630,7 +637,7 @@ def fit_references(
         )
         if classes is not None:
             references["latent_class"] = classes
-    return references
+    return references, optimism
 
 
 def _continuous_references(
@@ -641,10 +648,10 @@ def _continuous_references(
     stop: threading.Event,
     wanted: Callable[[str], bool],
     judged: bool,
-) -> dict[str, Reference]:
-    """Return the references of the continuous columns."""
+) -> tuple[dict[str, Reference], Array | float]:
+    """Return the references of the continuous columns, and how their choice flatters rows."""
     if not split.n_continuous:
-        return {}
+        return {}, 0.0
     train = split.continuous_train
     X = resample_rows(train, max(len(train), 100_000), random_state)
     if settings.has_images:
@@ -662,13 +669,14 @@ def _continuous_references(
         raise ValueError(
             "experts names 'reference', which needs a Reference object as the parameter reference."
         )
+    optimism: Array | float = 0.0
     if wanted("gaussian_mixture") and not settings.has_images:
-        mixture = fit_mixture_by_validation(
+        mixture, optimism = fit_mixture_by_validation(
             train, split.continuous_valid, mixture_regularization(step), random_state, stop
         )
         if mixture is not None:
             references["gaussian_mixture"] = mixture
-    return references
+    return references, optimism
 
 
 @contextmanager
@@ -1179,28 +1187,44 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     """Set the weights of the experts, the validation bound and the scoring rule, in place."""
     n_rows = n_profile_rows(model, len(split.valid))
     valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
+    folds = fold_weights(valid, model.space.is_discrete)
+    optimism = np.broadcast_to(split.optimism, len(split.valid))[:n_rows]
     keys = row_keys(valid.X, model.seeds.scoring + 1)
     if model.space.is_discrete:
+        times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
         valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
-        log_slope = np.zeros(len(valid))
+        log_slope, optimism = np.zeros(len(valid)), np.repeat(optimism, times)
+        folds = np.repeat(folds / times, times, axis=1)
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
     profile = model.profile(valid.X, valid.weight, keys)
     if KERNELS in model.references and not settings_ask_for_kernels(settings):
         profile = without_dear_kernels(model, profile, split, settings)
     members = restrict_profile(profile, model.expert_names)
-    model.weights = stacking_weights(members, expert_of_few_rows(model))
+    plain = expert_of_few_rows(model)
+    model.weights = stacking_weights(members, plain)
     model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
-    difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
-        model.weights
+    difference = profile.row_errors(profile.vertex(model.control)) - crossfitted_errors(
+        members, plain, folds
     )
     log_density = log_likelihoods(model.references[model.control], valid.X)
-    log_density += log_slope
-    mean = float(members.row_weight @ (log_density + members.integral(difference)))
-    model.entropy = -mean - model.constant_term
+    log_density += log_slope + members.integral(difference) - optimism
+    if split.judged:
+        mean, model.entropy_std = mean_and_std(
+            log_density, valid, members.n_observations, variance_of_control(model, split)
+        )
+        model.entropy = -mean - model.constant_term
     model.rule = scoring_rule(
         model, split.valid.take(np.arange(min(len(split.valid), 100))), settings
     )
+
+
+def variance_of_control(model: TableModel, split: MappedSplit) -> float:
+    """Return the variance of the control variate's log-likelihood over training rows."""
+    rows = split.train.take(np.arange(min(len(split.train), MOST_PROFILE_ROWS)))
+    log_density = log_likelihoods(model.references[model.control], rows.X)
+    log_density += np.broadcast_to(split.train_log_slope, len(split.train))[: len(rows)]
+    return float(rows.share @ (log_density - rows.share @ log_density) ** 2)
 
 
 def without_dear_kernels(
@@ -1247,11 +1271,16 @@ def expert_of_few_rows(model: TableModel) -> str:
     return plain if plain in model.expert_names else model.expert_names[0]
 
 
+def times_to_repeat(rows: WeightedRows, least: int) -> int:
+    """Return how often rows are repeated to be at least so many."""
+    return math.ceil(least / len(rows))
+
+
 def repeated(
     rows: WeightedRows, keys: NDArray[np.uint64], least: int
 ) -> tuple[WeightedRows, NDArray[np.uint64]]:
     """Return rows repeated with different keys, so that few states are seen with enough noise."""
-    times = math.ceil(least / len(rows))
+    times = times_to_repeat(rows, least)
     many = WeightedRows(np.repeat(rows.X, times, axis=0), np.repeat(rows.weight / times, times))
     return many, spawn_keys(keys, times).ravel()
 
@@ -1341,4 +1370,5 @@ def _empty_model(
         dequantizer=dequantizer,
     )
     model.entropy = -float(model.log_density(space.constant_values[None])[0][0])
+    model.entropy_std = 0.0
     return model
