@@ -78,6 +78,7 @@ from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.space import ColumnKind, TableSpace
+from sk_itdiffusion.validation import mean_and_std
 
 __all__ = ["EnsembleModel", "IMMSEEnsemble", "Transport"]
 
@@ -471,7 +472,7 @@ def fit_ensemble_model(
     )
     if space.is_empty:
         bound = -float(model.log_density(valid.X[:1])[0][0])
-        model.entropy = bound
+        model.entropy, model.entropy_std = bound, 0.0
         return model, dict.fromkeys(names, bound)
     rows = bound_rows(model, valid)
     profile = model.profile(rows.mapped.X, rows.mapped.weight, rows.keys)
@@ -491,6 +492,9 @@ def fit_ensemble_model(
     }
     stack = profile.spread(model.expert_names, model.weights)
     model.entropy = validation_bound(profile, model.control, baseline, stack)
+    difference = profile.row_errors(profile.vertex(model.control)) - profile.row_errors(stack)
+    bounds = log_density[model.control] + rows.log_slope + profile.integral(difference)
+    _, model.entropy_std = mean_and_std(bounds, rows.mapped, profile.n_observations)
     model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
     if model.sole is None:
         few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
@@ -538,7 +542,7 @@ def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
     first = valid.take(np.arange(n_profile_rows(model, len(valid))))
     values = first.X if model.dequantizer is None else model.dequantizer.noisy(first.X)
-    rows = WeightedRows(model.space.standardized(values), first.weight)
+    rows = WeightedRows(model.space.standardized(values), first.weight, first.group)
     split = MappedSplit.behind(model.space, rows, rows)
     keys = row_keys(split.valid.X, model.seeds.scoring + 1)
     if not model.space.is_discrete:
@@ -631,7 +635,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         those of the member with the closest.
     entropy_ : float
         The validation bound of the ensemble: an estimate from above of the entropy of the data,
-        in nats, slightly optimistic since the validation rows chose the weights.
+        in nats, slightly optimistic since the validation rows chose the weights.  NaN if members
+        were fitted to fewer than 40 rows, none of which were spared.
+    entropy_std_ : float
+        Its standard error, in nats, over the validation rows.
     member_entropies_ : dict of str to float
         The bounds of each member and reference alone, on the same rows, noise and nodes.
     n_features_in_ : int
@@ -850,6 +857,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                     fit_member(name, members[name], order[0], first, X, sample_weight, train)
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
                 self._combine(members, order[0], valid, settings, seeds)
+        if needs_fit and n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
+            self._forget_bounds()
         tasks.end()
         return self
 
@@ -896,7 +905,15 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             name: model.weights[:, number] for number, name in enumerate(model.expert_names)
         }
         self.entropy_, self.member_entropies_ = model.entropy, entropies
+        self.entropy_std_ = model.entropy_std
         self._model = model
+
+    def _forget_bounds(self) -> None:
+        """Let there be no validation bounds, since the members were fitted to the same rows."""
+        assert isinstance(self._model, EnsembleModel)
+        self._model.entropy = self._model.entropy_std = math.nan
+        self.entropy_ = self.entropy_std_ = math.nan
+        self.member_entropies_ = dict.fromkeys(self.member_entropies_, math.nan)
 
     def _checked_members(self) -> tuple[dict[str, TableEstimator], set[str]]:
         """Return the members that are not dropped, and the names of those that are fitted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ from sk_itdiffusion.references.mixture import (
 )
 from sk_itdiffusion.rows import WeightedRows, resample_rows
 from sk_itdiffusion.space import TableSpace
-from sk_itdiffusion.validation import choice_optimism, fold_weights
+from sk_itdiffusion.validation import Optimism, choice_optimism, fold_weights
 
 __all__ = [
     "choose_marginal_map",
@@ -100,8 +100,8 @@ class MappedSplit:
         Log-derivatives of the maps at the validation rows.
     judged : bool, default=True
         Whether validation rows are other rows than those for training.
-    optimism : ndarray of shape (n_valid,) or float, default=0
-        By how much choices that these rows have made flatter each of them, in nats.
+    optimism : Optimism
+        By how much choices that the validation rows have made flatter each of them.
     train_log_slope : ndarray of shape (n_train,) or float, default=0
         Log-derivatives of the maps at the training rows.
     """
@@ -111,7 +111,7 @@ class MappedSplit:
     valid: WeightedRows
     valid_log_slope: Array
     judged: bool = True
-    optimism: Array | float = 0.0
+    optimism: Optimism = field(default_factory=Optimism)
     train_log_slope: Array | float = 0.0
 
     @classmethod
@@ -211,8 +211,20 @@ def choose_marginal_map(
         lambda split: _guide_score(split, regularization, seed), candidates, "cpu"
     )
     chosen = candidates[better_by_an_error(np.stack(scores), valid.share)]
+    plain = np.stack([_plain_score(split) for split in candidates])
     folds = fold_weights(valid, in_counts=False)
-    return replace(chosen, optimism=choice_optimism(np.stack(scores), folds, better_by_an_error))
+    optimism = Optimism(
+        plain=choice_optimism(np.stack(scores), folds, better_by_an_error, plain),
+        others=choice_optimism(np.stack(scores), folds, better_by_an_error),
+    )
+    return replace(chosen, optimism=optimism)
+
+
+def _plain_score(split: MappedSplit) -> Array:
+    """Return the validation rows' log-likelihood under a single Gaussian."""
+    first = split.continuous_train.take(np.arange(min(len(split.train), _MOST_ROWS_FOR_MAPS)))
+    gaussian = GaussianReference.fit(first.X)
+    return log_likelihoods(gaussian, split.continuous_valid.X) + split.valid_log_slope
 
 
 def better_by_an_error(scores: Array, share: Array) -> int:

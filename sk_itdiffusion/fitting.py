@@ -108,7 +108,7 @@ from sk_itdiffusion.training import (
     TrainingReport,
     train,
 )
-from sk_itdiffusion.validation import crossfitted_errors, fold_weights, mean_and_std
+from sk_itdiffusion.validation import Optimism, crossfitted_errors, fold_weights, mean_and_std
 
 __all__ = ["FitSettings", "fit_table_model"]
 
@@ -528,10 +528,9 @@ def rows_together(
     if space.is_discrete:
         return groups
     given = None if groups is None else groups.joined(rows)
-    looked_at = settings.near_copies and not space.layout.variables and not settings.has_images
-    links = near_copies(rows.X) if looked_at else np.empty((0, 2), dtype=np.intp)
-    if given is not None:
-        links = links[given.group[links[:, 0]] != given.group[links[:, 1]]]
+    if not settings.near_copies or space.layout.variables or settings.has_images:
+        return given
+    links = near_copies(rows.X, None if given is None else given.group)
     if not len(links):
         return given
     joined = (given or RowGroups.alone(rows)).joined(rows, links)
@@ -567,12 +566,12 @@ def fit_analytic_side(
     def mapped_and_fitted(stop: threading.Event) -> tuple[MappedSplit, dict[str, Reference]]:
         split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
         references, optimism = fit_references(split, step, settings, seed, stop, split.judged)
-        return replace(split, optimism=split.optimism + optimism), references
+        return replace(split, optimism=replace(split.optimism, mixture=optimism)), references
 
     if settings.processes.size == 1:
         return run_interruptibly(mapped_and_fitted)
 
-    def found_by_one() -> tuple[TableSpace, dict[str, Reference], Array | float]:
+    def found_by_one() -> tuple[TableSpace, dict[str, Reference], Optimism]:
         split, references = run_interruptibly(mapped_and_fitted)
         return split.space, references, split.optimism
 
@@ -1188,13 +1187,11 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     n_rows = n_profile_rows(model, len(split.valid))
     valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
     folds = fold_weights(valid, model.space.is_discrete)
-    optimism = np.broadcast_to(split.optimism, len(split.valid))[:n_rows]
     keys = row_keys(valid.X, model.seeds.scoring + 1)
     if model.space.is_discrete:
         times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
         valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
-        log_slope, optimism = np.zeros(len(valid)), np.repeat(optimism, times)
-        folds = np.repeat(folds / times, times, axis=1)
+        log_slope, folds = np.zeros(len(valid)), np.repeat(folds / times, times, axis=1)
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
     profile = model.profile(valid.X, valid.weight, keys)
@@ -1208,7 +1205,11 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
         members, plain, folds
     )
     log_density = log_likelihoods(model.references[model.control], valid.X)
-    log_density += log_slope + members.integral(difference) - optimism
+    log_density += log_slope + members.integral(difference)
+    if not model.space.is_discrete:
+        used = dict(zip(members.names, model.weights.mean(axis=0), strict=True))
+        plainest = plain_reference(model.references)
+        log_density -= split.optimism.of_stack(used, plainest, len(split.valid))[:n_rows]
     if split.judged:
         mean, model.entropy_std = mean_and_std(
             log_density, valid, members.n_observations, variance_of_control(model, split)

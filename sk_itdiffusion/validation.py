@@ -14,8 +14,8 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion.likelihood import ErrorProfile, stacking_weights
 from sk_itdiffusion.rows import WeightedRows
 
-__all__ = ["choice_optimism", "crossfitted_errors", "fold_weights", "mean_and_std"]
+__all__ = ["Optimism", "choice_optimism", "crossfitted_errors", "fold_weights", "mean_and_std"]
 
 Array = NDArray[np.float64]
 
@@ -111,7 +111,56 @@ def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> A
     return errors
 
 
-def choice_optimism(scores: Array, folds: Array, choose: Callable[[Array, Array], int]) -> Array:
+@dataclass(frozen=True)
+class Optimism:
+    """By how much choices flatter the validation rows that have made them, in nats.
+
+    A choice counts as far as the stack relies on what was chosen: that of a map changes all
+    experts, the plain reference less than others, and that of a mixture changes the mixture.
+
+    Attributes
+    ----------
+    plain : ndarray of shape (n_valid,) or float, default=0
+        For the plain reference.
+    others : ndarray of shape (n_valid,) or float, default=0
+        For all other experts.
+    mixture : ndarray of shape (n_valid,) or float, default=0
+        For the mixture in addition.
+    """
+
+    plain: Array | float = 0.0
+    others: Array | float = 0.0
+    mixture: Array | float = 0.0
+
+    def of_stack(self, weights: Mapping[str, float], plain: str, n_rows: int) -> Array:
+        """Return what the choices flatter a stack, for each row.
+
+        Parameters
+        ----------
+        weights : mapping of str to float
+            Weights of the experts, averaged over the log-SNR.
+        plain : str
+            Name of the plain reference.
+        n_rows : int
+            Number of validation rows.
+
+        Returns
+        -------
+        ndarray of shape (n_valid,)
+            The optimism.
+        """
+        of_plain = weights.get(plain, 0.0)
+        of_mixture = weights.get("gaussian_mixture", 0.0)
+        total = of_plain * self.plain + (1.0 - of_plain) * self.others + of_mixture * self.mixture
+        return np.broadcast_to(total, n_rows)
+
+
+def choice_optimism(
+    scores: Array,
+    folds: Array,
+    choose: Callable[[Array, Array], int],
+    judged: Array | None = None,
+) -> Array:
     """Return by how much a choice flatters each of the rows that it was made by.
 
     Parameters
@@ -123,6 +172,8 @@ def choice_optimism(scores: Array, folds: Array, choose: Callable[[Array, Array]
     choose : callable
         Returns the number of the candidate chosen by scores (n_candidates, n_rows) and shares of
         these rows.
+    judged : ndarray of shape (n_candidates, n_samples) or None, default=None
+        Log-likelihoods that are flattered, if they are others than those that choose.
 
     Returns
     -------
@@ -130,21 +181,25 @@ def choice_optimism(scores: Array, folds: Array, choose: Callable[[Array, Array]
         Score under the candidate chosen by all rows less that under the one chosen by the rows of
         other folds.
     """
+    judged = scores if judged is None else judged
     total = folds.sum(axis=0)
     optimism = np.zeros(scores.shape[1])
     if len(folds) < 2 or len(scores) < 2:
         return optimism
-    chosen = scores[choose(scores, total / total.sum())]
+    chosen = judged[choose(scores, total / total.sum())]
     for fold in folds:
         others = total - fold
         kept = others > 0
-        other = scores[choose(scores[:, kept], others[kept] / others.sum())]
+        other = judged[choose(scores[:, kept], others[kept] / others.sum())]
         optimism += fold / total * (chosen - other)
     return optimism
 
 
 def mean_and_std(
-    values: Array, rows: WeightedRows, n_observations: float | None, least_variance: float
+    values: Array,
+    rows: WeightedRows,
+    n_observations: float | None = None,
+    least_variance: float = 0.0,
 ) -> tuple[float, float]:
     """Return the weighted mean over rows and its standard error, for few rows too.
 
@@ -154,9 +209,9 @@ def mean_and_std(
         A value for each row.
     rows : WeightedRows
         The rows; those of one group count as one.
-    n_observations : float or None
+    n_observations : float or None, default=None
         Number of observations, if weights are counts of them.
-    least_variance : float
+    least_variance : float, default=0.0
         Variance of a row's value that is known from other rows.  Validation rows choose what suits
         them, which makes few of them more alike than new rows are.
 
