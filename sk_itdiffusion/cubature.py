@@ -105,8 +105,13 @@ def spawn_keys(keys: Keys, n_streams: int, first: int = 0) -> Keys:
 def keys_of_copies(keys: Keys, number: NDArray[np.intp]) -> Keys:
     """Return a key for each copy of a row from the row's key; copy 0 has the row's own."""
     # Numbers far from those of the streams that `spawn_keys` derives from the result.
-    numbers = number.astype(np.uint64) + np.uint64(2**32)
-    return np.where(number > 0, _mix(keys ^ _mix(numbers * _GOLDEN)), keys)
+    numbers = number.astype(np.uint64) + np.uint64(2**32 - 1)
+    return np.where(number > 0, numbered_keys(keys, numbers), keys)
+
+
+def numbered_keys(keys: Keys, numbers: NDArray[np.uint64]) -> Keys:
+    """Return a key derived from each key and a number of its own, both of shape (n,)."""
+    return _mix(keys ^ _mix((numbers + np.uint64(1)) * _GOLDEN))
 
 
 def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:

@@ -202,8 +202,12 @@ class IMMSEDensity(TableEstimator):
         They are bounds of this network alone, and no entry equals ``entropy_``, which is that of
         the whole model: of all networks and references, mixed at each log-SNR.
     entropy_ : float
-        The validation bound of the whole model: an estimate from above of the entropy of the
-        data, in nats, slightly optimistic since the validation rows chose the weights.
+        The validation bound of the whole model, in nats: an estimate of its mean negative
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
+        validation row is judged by what it has chosen.  NaN if there are fewer than 40 rows, of
+        which none are spared for validation.
+    entropy_std_ : float
+        Its standard error, in nats; NaN likewise.
     n_iter_ : int
         Epochs trained; 0 if there was nothing to train.
 

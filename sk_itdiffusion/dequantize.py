@@ -40,6 +40,25 @@ LEAST_MEAN_DISTANCE = 2.0
 
 
 @dataclass(frozen=True)
+class NoisyCopies:
+    """Noisy copies of distinct rows.
+
+    Attributes
+    ----------
+    rows : WeightedRows
+        The copies.
+    index : ndarray of shape (n_copies,), int
+        Numbers of the rows that they are of.
+    observation : ndarray of shape (n_copies,), int
+        Numbers, from 0 on, of the observations of that row.
+    """
+
+    rows: WeightedRows
+    index: NDArray[np.intp]
+    observation: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
 class Dequantizer:
     """Uniform noise, centred at zero, of the width of each column's step.
 
@@ -178,7 +197,7 @@ class Dequantizer:
         """Return rows with noise that follows from their content and the numbers of the copies."""
         return X + self.offsets(keys_of_copies(self.keys(X), number))
 
-    def noisy_copies(self, rows: WeightedRows, least: int, most: int, one: bool) -> WeightedRows:
+    def noisy_copies(self, rows: WeightedRows, least: int, most: int, one: bool) -> NoisyCopies:
         """Return noisy copies of rows, in random order.
 
         Each observation has a copy, or as many (up to 16) as make ``least`` copies in all.  An
@@ -197,7 +216,7 @@ class Dequantizer:
 
         Returns
         -------
-        WeightedRows
+        NoisyCopies
             Noisy rows, with their sources.
         """
         n_observations = float(rows.weight.sum())
@@ -205,7 +224,8 @@ class Dequantizer:
         n_copies = np.ceil(rows.weight * times * min(1.0, most / n_observations)).astype(np.intp)
         keys = self.keys(rows.X)
         if n_copies.max() == 1:
-            return WeightedRows(rows.X + self.offsets(keys), rows.weight, keys)
+            noisy = WeightedRows(rows.X + self.offsets(keys), rows.weight, keys)
+            return NoisyCopies(noisy, np.arange(len(rows)), np.zeros(len(rows), dtype=np.intp))
         index = np.repeat(np.arange(len(rows)), n_copies)
         number = np.arange(len(index)) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
         own = keys_of_copies(keys[index], number)
@@ -214,7 +234,8 @@ class Dequantizer:
         index = index[order]
         copies = rows.X[index]
         copies += self.offsets(own[order])
-        return WeightedRows(copies, (rows.weight / n_copies)[index], source[order])
+        found = WeightedRows(copies, (rows.weight / n_copies)[index], source[order])
+        return NoisyCopies(found, index, number[order] // times)
 
     def in_steps(self, X: Array) -> Array:
         """Return rows in steps from the origin, which do not depend on the units."""

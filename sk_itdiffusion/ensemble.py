@@ -48,6 +48,7 @@ from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.encoding import TableEncoder, naming_columns, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     CategoricalEstimator,
+    ChosenRows,
     DensityEstimator,
     TableEstimator,
     flattened_images,
@@ -56,17 +57,22 @@ from sk_itdiffusion.experts import MappedSplit, log_likelihoods
 from sk_itdiffusion.fitting import (
     LEAST_NOISY_COPIES,
     LEAST_PROFILE_ROWS,
+    LEAST_ROWS_TO_SPLIT,
     N_NODES,
     FitSettings,
     expert_of_few_rows,
     in_counts,
+    n_observations,
     n_profile_rows,
     repeated,
     restrict_profile,
+    rows_together,
     scoring_rule,
-    split_rows,
+    split_groups,
+    split_independent_rows,
     table_space,
 )
+from sk_itdiffusion.groups import RowGroups, checked_groups
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
 from sk_itdiffusion.model import (
     Effort,
@@ -80,6 +86,7 @@ from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.space import ColumnKind, TableSpace
+from sk_itdiffusion.validation import mean_and_std
 
 __all__ = ["EnsembleModel", "IMMSEEnsemble", "Transport"]
 
@@ -474,7 +481,7 @@ def fit_ensemble_model(
     )
     if space.is_empty:
         bound = -float(model.log_density(valid.X[:1])[0][0])
-        model.entropy = bound
+        model.entropy, model.entropy_std = bound, 0.0
         return model, dict.fromkeys(names, bound)
     rows = bound_rows(model, valid)
     profile = model.profile(rows.mapped.X, rows.mapped.weight, rows.keys, rows.mapped.source)
@@ -494,6 +501,9 @@ def fit_ensemble_model(
     }
     stack = profile.spread(model.expert_names, model.weights)
     model.entropy = validation_bound(profile, model.control, baseline, stack)
+    difference = profile.row_errors(profile.vertex(model.control)) - profile.row_errors(stack)
+    bounds = log_density[model.control] + rows.log_slope + profile.integral(difference)
+    _, model.entropy_std = mean_and_std(bounds, rows.mapped, profile.n_observations)
     model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
     if model.sole is None:
         few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
@@ -542,7 +552,7 @@ def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
     first = valid.take(np.arange(n_profile_rows(model, len(valid))))
     if model.dequantizer is not None:
         n_rows = n_profile_rows(model, LEAST_NOISY_COPIES)
-        first = model.dequantizer.noisy_copies(first, n_rows, n_rows, one=False)
+        first = model.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
     rows = first.with_values(model.space.standardized(first.X))
     split = MappedSplit.behind(model.space, rows, rows)
     keys = row_keys(split.valid.X, model.seeds.scoring + 1)
@@ -636,7 +646,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         those of the member with the closest.
     entropy_ : float
         The validation bound of the ensemble: an estimate from above of the entropy of the data,
-        in nats, slightly optimistic since the validation rows chose the weights.
+        in nats, slightly optimistic since the validation rows chose the weights.  NaN if members
+        were fitted to fewer than 40 rows, none of which were spared.
+    entropy_std_ : float
+        Its standard error, in nats, over the validation rows.
     member_entropies_ : dict of str to float
         The bounds of each member and reference alone, on the same rows, noise and nodes.
     n_features_in_ : int
@@ -783,7 +796,13 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     # -- fit ---------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Fit the members to a part of the rows, and the weights to the others.
 
         Parameters
@@ -794,6 +813,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; a weight of 2 is the same as having the row twice.
+        groups : array-like of shape (n_samples,), default=None
+            Hashable labels of the groups that rows belong to: all rows of a group are used for
+            the members, or all for the weights; and so it is within the members.
 
         Returns
         -------
@@ -803,8 +825,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Raises
         ------
         ValueError
-            If the names or members are not as described, members cannot be combined, or X is not
-            what they take.
+            If the names or members are not as described, members cannot be combined, X is not
+            what they take, or there are too few groups to divide.
         TypeError
             If a member is not an estimator of this library.
         NotFittedError
@@ -821,16 +843,24 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             members, key=lambda name: (name not in fitted, not fixes_space(members[name]))
         )
         first = members[order[0]]
-        X = self._note_columns(in_memory(X), first)
+        X = in_memory(X)
+        codes = None if groups is None else checked_groups(groups, X)
+        X = self._note_columns(X, first)
         self._check_columns(members, fitted, X)
         read = first._read_again if order[0] in fitted else first._read_first
         values, weight, kinds = read(X, sample_weight)
         settings = replace(first._settings(), validation_fraction=self.validation_fraction)
         rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
-        train, valid = rows, rows
+        belonging = None
+        if codes is not None:
+            if len(codes) > len(values):  # rows of weight 0 are not read
+                codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
+            belonging = RowGroups.of(rows, values, weight, codes)
+        train: ChosenRows = rows.X, rows.weight, None
+        valid = rows
         if needs_fit:
-            train, valid = held_out(rows, space, settings, seeds, is_counted)
+            train, valid = held_out(rows, space, settings, seeds, is_counted, belonging)
         n_stretches = len(needs_fit) + 1
         tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
@@ -841,6 +871,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                     fit_member(name, members[name], order[0], first, X, sample_weight, train)
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
                 self._combine(members, order[0], valid, settings, seeds)
+        if needs_fit and number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
+            self._forget_bounds()
         tasks.end()
         return self
 
@@ -887,7 +919,15 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             name: model.weights[:, number] for number, name in enumerate(model.expert_names)
         }
         self.entropy_, self.member_entropies_ = model.entropy, entropies
+        self.entropy_std_ = model.entropy_std
         self._model = model
+
+    def _forget_bounds(self) -> None:
+        """Let there be no validation bounds, since the members were fitted to the same rows."""
+        assert isinstance(self._model, EnsembleModel)
+        self._model.entropy = self._model.entropy_std = math.nan
+        self.entropy_ = self.entropy_std_ = math.nan
+        self.member_entropies_ = dict.fromkeys(self.member_entropies_, math.nan)
 
     def _checked_members(self) -> tuple[dict[str, TableEstimator], set[str]]:
         """Return the members that are not dropped, and the names of those that are fitted."""
@@ -1102,16 +1142,16 @@ def fit_member(
     leader: TableEstimator,
     X: Any,
     sample_weight: ArrayLike | None,
-    train: WeightedRows,
+    train: ChosenRows,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
     The member reads all of X, so that levels that the training rows lack are known to it.
     """
 
-    def training_rows(values: Array, weight: Array) -> tuple[Array, Array]:
+    def training_rows(values: Array, weight: Array) -> ChosenRows:
         check_levels(name, member, first, leader)
-        return train.X, train.weight
+        return train
 
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):
@@ -1139,22 +1179,34 @@ def grouped_rows(
     return grouped, space, is_counted
 
 
+def number_of_rows(rows: WeightedRows, space: TableSpace, is_counted: bool) -> int:
+    """Return the number of rows that count: all of those that are counted, or distinct ones."""
+    return round(float(rows.weight.sum())) if is_counted else n_observations(rows, space)
+
+
 def held_out(
     rows: WeightedRows,
     space: TableSpace,
     settings: FitSettings,
     seeds: Seeds,
     is_counted: bool,
-) -> tuple[WeightedRows, WeightedRows]:
-    """Return rows for the members and rows for the weights; very few rows are both.
+    groups: RowGroups | None = None,
+) -> tuple[ChosenRows, WeightedRows]:
+    """Return rows for the members, with their groups, and rows for the weights.
 
-    Copies of a row are on one side, unless rows have probabilities.  Scaled by powers of two,
-    which is exact, rows are on the same side in other units of that kind.
+    Very few rows are both.  Copies of a row are on one side, unless rows have probabilities.
+    Scaled by powers of two, which is exact, rows are on the same side in other units of that kind.
     """
+    if number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
+        return (rows.X, rows.weight, None), rows
     exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
     scaled = WeightedRows(np.ldexp(rows.X, -exponent), rows.weight)
-    train, valid = split_rows(scaled, space, settings, seeds.split, is_counted=is_counted)
+    together = rows_together(scaled, space, settings, groups, is_counted)
+    if together is not None:
+        chosen = split_groups(together, scaled, settings, seeds.split, is_counted)
+        return together.listed(rows, ~chosen), together.part(rows, chosen)
+    train, valid = split_independent_rows(scaled, settings, seeds.split, is_counted)
     return (
-        WeightedRows(np.ldexp(train.X, exponent), train.weight),
+        (np.ldexp(train.X, exponent), train.weight, None),
         WeightedRows(np.ldexp(valid.X, exponent), valid.weight),
     )

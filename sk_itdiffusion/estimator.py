@@ -47,6 +47,7 @@ from sk_itdiffusion.fitting import (
     fit_table_model,
     networks_to_train,
 )
+from sk_itdiffusion.groups import checked_groups
 from sk_itdiffusion.incremental import IncrementalFit
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
@@ -56,7 +57,7 @@ from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
-from sk_itdiffusion.streams import Stream, without_ones
+from sk_itdiffusion.streams import Stream, is_dataset, without_ones
 from sk_itdiffusion.warning import warn
 
 __all__ = [
@@ -72,6 +73,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+#: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
+ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
 
 
 class DensityEstimator(
@@ -389,7 +392,13 @@ class TableEstimator(DensityEstimator):
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Fit the density to rows.
 
         Parameters
@@ -402,6 +411,11 @@ class TableEstimator(DensityEstimator):
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; a weight of 2 is the same as having the row twice.  Neither
             Dask collections nor datasets have weights.
+        groups : array-like of shape (n_samples,), default=None
+            Hashable labels of the groups that rows belong to, such as the person measured: all
+            rows of a group are used for training, or all for validation.  Groups that have equal
+            rows are one group, unless all columns are discrete.  None if rows are independent.
+            Rows that are not all held in memory cannot have groups.
 
         Returns
         -------
@@ -412,7 +426,8 @@ class TableEstimator(DensityEstimator):
         ------
         ValueError
             If X has fewer than 2 rows, is not finite or holds what the estimator does not take, if
-            a weight is negative, or a parameter is out of its range.
+            a weight is negative, a group has no label, there are too few groups to divide, or a
+            parameter is out of its range.
         FloatingPointError
             If training diverges before any epoch was good.
         MemoryError
@@ -438,20 +453,23 @@ class TableEstimator(DensityEstimator):
         Dask collections rows with levels that the sample lacks are not learned from, with a
         warning: they need ``categories``, or a categorical dtype.
         """
-        return self._fit(X, sample_weight, y=y)
+        return self._fit(X, sample_weight, y=y, groups=groups)
 
     def _fit(
         self,
         X: Any,
         sample_weight: ArrayLike | None,
         space: TableSpace | None = None,
-        chosen: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        chosen: Callable[[Array, Array], ChosenRows] | None = None,
         y: object = None,
+        groups: ArrayLike | None = None,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
-        ``chosen`` takes the numbers and codes and their weights, and returns those to fit to.
+        ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
+        their groups.
         """
+        codes = None if groups is None else self._checked_groups(X, groups)
         # Several processes need one seed.
         random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
@@ -462,14 +480,17 @@ class TableEstimator(DensityEstimator):
             del self._increments
         if chosen is None:
             X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
+            check_groups_are_held(codes, stream)
         if previous is None:
             values, weight, kinds = self._read_first(X, sample_weight)
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
         # Rows that are held out of this fit will be scored.
         extent = values[weight > 0].min(axis=0), values[weight > 0].max(axis=0)
+        if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
+            codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
-            values, weight = chosen(values, weight)
+            values, weight, codes = chosen(values, weight)
         settings = shared(replace(self._settings(), stream=stream), current_processes())
         self._check_warm_start(previous)
         self._kinds = kinds
@@ -479,11 +500,18 @@ class TableEstimator(DensityEstimator):
         settings = replace(settings, tasks=tasks, attributes_of=self._attributes_of, extent=extent)
         with progress_bar(type(self).__name__, self.verbose):
             self._model = fit_table_model(
-                values, weight, kinds, settings, random_state, previous, space
+                values, weight, kinds, settings, random_state, previous, space, codes
             )
         self._publish()
         tasks.end()
         return self
+
+    def _checked_groups(self, X: Any, groups: ArrayLike) -> NDArray[np.intp]:
+        """Return the numbers of the rows' groups."""
+        if is_dask(X) or is_dataset(X):
+            kind = "Dask collection" if is_dask(X) else "dataset"
+            raise ValueError(f"groups must be None if X is a {kind}.")
+        return checked_groups(groups, X)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
@@ -654,6 +682,7 @@ class TableEstimator(DensityEstimator):
         }
         self.history_ = model.history
         self.entropy_ = model.entropy
+        self.entropy_std_ = model.entropy_std
         self.n_iter_ = len(model.history)
 
 
@@ -806,6 +835,14 @@ def integration_error(log_density: Array, std: Array) -> float:
     """
     _, first, count = np.unique(log_density, return_index=True, return_counts=True)
     return float(np.linalg.norm(count * std[first])) / len(log_density)
+
+
+def check_groups_are_held(codes: NDArray[np.intp] | None, stream: Stream | None) -> None:
+    """Raise an error if there are groups of rows that are not all in memory."""
+    if codes is not None and stream is not None:
+        raise ValueError(
+            "groups must be None if X has more rows than are held in memory (see Notes)."
+        )
 
 
 def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import TypeVar
@@ -42,6 +42,7 @@ from sk_itdiffusion.references.mixture import (
 )
 from sk_itdiffusion.rows import WeightedRows, sums_over_sources
 from sk_itdiffusion.space import TableSpace
+from sk_itdiffusion.validation import Optimism, choice_optimism
 
 __all__ = [
     "choose_marginal_map",
@@ -95,23 +96,44 @@ _SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class MappedSplit:
-    """Training and validation rows of a space."""
+    """Training and validation rows of a space.
+
+    Attributes
+    ----------
+    space : TableSpace
+        The space.
+    train, valid : WeightedRows
+        The rows.
+    valid_log_slope : ndarray of shape (n_valid,)
+        Log-derivatives of the maps at the validation rows.
+    judged : bool, default=True
+        Whether validation rows are other rows than those for training.
+    optimism : Optimism
+        By how much choices that the validation rows have made flatter each of them.
+    train_log_slope : ndarray of shape (n_train,) or float, default=0
+        Log-derivatives of the maps at the training rows.
+    """
 
     space: TableSpace
     train: WeightedRows
     valid: WeightedRows
     valid_log_slope: Array
+    judged: bool = True
+    optimism: Optimism = field(default_factory=Optimism)
+    train_log_slope: Array | float = 0.0
 
     @classmethod
     def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
         """Return standardised rows behind the maps of a space."""
-        mapped, _ = space.rows(train.X)
+        mapped, train_log_slope = space.rows(train.X)
         mapped_valid, log_slope = space.rows(valid.X)
         return cls(
             space,
             train.with_values(mapped),
             valid.with_values(mapped_valid),
             log_slope,
+            judged=train is not valid,
+            train_log_slope=train_log_slope,
         )
 
     @property
@@ -236,18 +258,28 @@ def choose_marginal_map(
     scores = map_in_workers(lambda split: _guide_score(split, regularization, seed), splits, "cpu")
     least = [n_errors for group in groups for _, n_errors in group]
 
-    def best(numbers: Sequence[int], least: Sequence[float]) -> int:
-        chosen = numbers[0]
-        for number in numbers[1:]:
-            gain = scores[number] - scores[chosen]
-            mean, error = mean_and_error(gain, valid.share, source=valid.source)
-            if mean > least[number] * error:
-                chosen = number
-        return chosen
+    ends = np.cumsum([0, *map(len, groups)]).tolist()
 
-    ends = np.cumsum([0, *map(len, groups)])
-    winners = [best(range(a, b), least) for a, b in pairwise(ends.tolist())]
-    return splits[best(winners, [2.0] * len(splits))]
+    def choose(scores: Array, share: Array, source: Keys | None) -> int:
+        """Return the number of the best map behind the best space."""
+
+        def best(numbers: Sequence[int], least: Sequence[float]) -> int:
+            chosen = numbers[0]
+            for number in numbers[1:]:
+                mean, error = mean_and_error(scores[number] - scores[chosen], share, source=source)
+                if mean > least[number] * error:
+                    chosen = number
+            return chosen
+
+        winners = [best(range(a, b), least) for a, b in pairwise(ends)]
+        return best(winners, [2.0] * len(scores))
+
+    guided, plain = np.stack(scores), np.stack([_plain_score(split) for split in splits])
+    optimism = Optimism(
+        plain=choice_optimism(guided, valid, choose, plain),
+        others=choice_optimism(guided, valid, choose),
+    )
+    return replace(splits[choose(guided, valid.share, valid.unit)], optimism=optimism)
 
 
 def _candidates(
@@ -263,6 +295,20 @@ def _candidates(
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
     """Return the first rows, which are a fair sample: canonical order is random in all but name."""
     return rows.take(np.arange(min(len(rows), most)))
+
+
+def _plain_score(split: MappedSplit) -> Array:
+    """Return the validation rows' log-likelihood under a single Gaussian."""
+    first = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
+    gaussian = GaussianReference.fit(first.X, first.weight)
+    return log_likelihoods(gaussian, split.continuous_valid.X) + split.valid_log_slope
+
+
+def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> int:
+    """Return the best candidate if it is better than the first by a standard error, or 0."""
+    best = int(np.argmax(scores @ share))
+    mean, error = mean_and_error(scores[best] - scores[0], share, source=source)
+    return best if mean > error else 0
 
 
 def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
@@ -345,14 +391,14 @@ def fit_mixture_by_validation(
     regularization: float,
     random_state: np.random.RandomState,
     stop: threading.Event | None = None,
-) -> GaussianMixtureReference | None:
-    """Return the mixture whose number of components validates best, or None if one will do.
+) -> tuple[GaussianMixtureReference | None, Array]:
+    """Return the mixture whose number of components validates best, and how that flatters it.
 
     Numbers are tried in increasing order, with few steps each and at most 10,000 rows, until two in
     a row are no better; then the best is tried once more from another start, since
     expectation-maximisation ends in local optima, and a quarter more than it.  The best must beat
     a single Gaussian by more than one standard error, which guards against choosing among
-    over-fitted mixtures by a handful of rows.
+    over-fitted mixtures by a handful of rows; else there is none.
 
     Parameters
     ----------
@@ -367,13 +413,16 @@ def fit_mixture_by_validation(
 
     Returns
     -------
-    GaussianMixtureReference or None
+    mixture : GaussianMixtureReference or None
         The mixture.
+    optimism : ndarray of shape (n_valid,)
+        By how much the choice flatters each validation row; see `choice_optimism`.
     """
     train = first_rows(train, MOST_ROWS_FOR_MIXTURES)
     few = first_rows(train, _ROWS_FOR_SEARCH)
     share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(train.X, train.weight), valid.X)
+    scores: dict[tuple[int, int, int], Array] = {}
 
     def fit(
         rows: WeightedRows, n_steps: int, job: tuple[int, int]
@@ -389,7 +438,9 @@ def fit_mixture_by_validation(
             n_steps,
             rows.weight,
         )
-        return float(share @ log_likelihoods(mixture, valid.X)), mixture
+        likelihoods = log_likelihoods(mixture, valid.X)
+        scores[*job, n_steps] = likelihoods
+        return float(share @ likelihoods), mixture
 
     def fit_all(
         numbers: Sequence[int],
@@ -407,15 +458,15 @@ def fit_mixture_by_validation(
         if _ROWS_FOR_A_PARAMETER * k * (n_columns + 1) <= n_rows and is_affordable(k, n_columns)
     ]
     best = search_numbers(possible, fit_all, float(share @ gaussian))
-    if best is None:
-        return None
-    score, mixture, n_best = best
-    beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
-    mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
-    mean, error = mean_and_error(
-        log_likelihoods(mixture, valid.X) - gaussian, share, source=valid.source
-    )
-    return mixture if mean > error else None
+    if best is not None:
+        score, mixture, n_best = best
+        beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
+        mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
+        gain = log_likelihoods(mixture, valid.X) - gaussian
+        mean, error = mean_and_error(gain, share, source=valid.unit)
+    tried = np.stack([gaussian, *(scores[job] for job in sorted(scores))])
+    optimism = choice_optimism(tried, valid, best_beyond_an_error)
+    return (mixture if best is not None and mean > error else None), optimism
 
 
 def fit_kernel_density_by_validation(
@@ -459,7 +510,7 @@ def fit_kernel_density_by_validation(
         stopped=lambda: stop is not None and stop.is_set(),
     )
     gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
-    mean, error = mean_and_error(gain, valid.share, source=valid.source)
+    mean, error = mean_and_error(gain, valid.share, source=valid.unit)
     return density if mean > error else None
 
 

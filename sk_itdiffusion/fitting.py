@@ -39,7 +39,7 @@ from sk_itdiffusion.denoisers import (
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.dequantize import Dequantizer
+from sk_itdiffusion.dequantize import Dequantizer, NoisyCopies
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.experts import (
     MOST_ROWS_FOR_SPECTRUM,
@@ -57,6 +57,7 @@ from sk_itdiffusion.experts import (
     mixture_regularization,
 )
 from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.groups import RowGroups, near_copies
 from sk_itdiffusion.latent_class import level_counts, smoothed_marginals
 from sk_itdiffusion.likelihood import (
     ErrorProfile,
@@ -112,6 +113,7 @@ from sk_itdiffusion.training import (
     TrainingReport,
     train,
 )
+from sk_itdiffusion.validation import Optimism, crossfitted_errors, fold_weights, mean_and_std
 from sk_itdiffusion.warning import warn
 
 __all__ = ["FitSettings", "fit_table_model"]
@@ -135,6 +137,8 @@ WIDTH_BESIDE_CONVOLUTIONS = 256
 LEAST_ROWS_TO_SPLIT = 40
 #: Noisy copies that few dequantised rows are made into.
 LEAST_NOISY_COPIES = 10_000
+#: Share of the rows that near-copies of each other may be without making a split impossible.
+LARGEST_SHARE_OF_COPIES = 0.5
 #: Observations that integer weights may stand for.
 MOST_OBSERVATIONS = 1e8
 #: Hidden units up to which one thread trains as fast as several.
@@ -204,6 +208,8 @@ class FitSettings:
     tasks: FitTasks = field(default_factory=FitTasks)
     #: Whether kernels may be experts without being asked for.
     kernels: bool = False
+    #: Whether rows nearer to each other than independent ones are kept on one side of the split.
+    near_copies: bool = True
     #: Returns the attributes of an estimator that has a model.
     attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
 
@@ -227,6 +233,7 @@ def fit_table_model(
     random_state: np.random.RandomState,
     previous: TableModel | None = None,
     given_space: TableSpace | None = None,
+    groups: NDArray[np.intp] | None = None,
 ) -> TableModel:
     """Return a model fitted to rows.
 
@@ -246,6 +253,8 @@ def fit_table_model(
         Model whose maps and references are kept and whose network is trained further.
     given_space : TableSpace or None, default=None
         Space of other models with the same columns, if they shall be combined.
+    groups : ndarray of shape (n_samples,), int, or None, default=None
+        Groups of the rows, of each of which all rows train or all validate.
 
     Returns
     -------
@@ -259,16 +268,22 @@ def fit_table_model(
     known_space = given_space if previous is None else previous.space
     check_bounds(grouped.X, settings, dequantizer, known_space)
     if dequantizer is not None:
-        grouped = noisy_copies(counted, dequantizer, settings)
+        copies = noisy_copies(counted, dequantizer, settings)
+        grouped = copies.rows
     n_weighted = float(counted.weight.sum())
     space, report = table_space(grouped, kinds, settings, n_weighted, dequantizer)
     if given_space is not None:
         space = given_space
     check_varying_columns(space, settings, previous)
     warn_about_columns(report, space, dequantizer, settings.feature_names)
-    warn_about_few_rows(len(grouped), space)
     if space.is_discrete:
         grouped = counted
+    belonging = None
+    if groups is not None:
+        source = grouped if dequantizer is None else counted
+        belonging = RowGroups.of(source, values, weight, groups)
+        if dequantizer is not None:
+            belonging = groups_of_copies(belonging, counted, copies)
     if space.is_empty:
         return _empty_model(grouped, space, settings, seeds, dequantizer)
     step = report.step[space.continuous]
@@ -279,14 +294,14 @@ def fit_table_model(
         step = step * space.standardizer.scale / previous.space.standardizer.scale
         rows = grouped.with_values(previous.space.standardized(grouped.X))
         split = MappedSplit.behind(
-            previous.space, *split_rows(rows, previous.space, settings, seeds.split)
+            previous.space, *split_rows(rows, previous.space, settings, seeds.split, belonging)
         )
         # Its kernels may stand on rows that now validate.
         references = {name: r for name, r in previous.references.items() if name != KERNELS}
         logsnr, preconditioner = previous.logsnr[:N_NODES], previous.preconditioner
     else:
         rows = grouped.with_values(space.standardized(grouped.X))
-        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split)
+        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split, belonging)
         current_progress().show(0.0, "references")
         split, references = fit_analytic_side(
             space, train_rows, valid_rows, step, settings, seeds.mixtures
@@ -534,9 +549,25 @@ def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
     return WeightedRows(grouped.X, grouped.share * effective_number(units))
 
 
+def groups_of_copies(groups: RowGroups, counted: WeightedRows, copies: NoisyCopies) -> RowGroups:
+    """Return the groups of noisy copies of rows, from those of the rows.
+
+    Equal rows that are different observations may be in different groups; of others, groups with a
+    row in common are one.
+    """
+    group = groups.of_observations(counted, copies.index, copies.observation)
+    found = RowGroups(np.arange(len(group)), group, copies.rows.weight)
+    source = copies.rows.source
+    if source is None:
+        return found
+    first, number = np.unique(source, return_index=True, return_inverse=True)[1:]
+    links = np.column_stack([np.arange(len(group)), first[number.ravel()]])
+    return found.joined(copies.rows, links)
+
+
 def noisy_copies(
     counted: WeightedRows, dequantizer: Dequantizer, settings: FitSettings
-) -> WeightedRows:
+) -> NoisyCopies:
     """Return noisy copies of rows, several of each observation if those are few.
 
     Where all columns are on lattices, equal rows are different observations, as of discrete tables.
@@ -615,18 +646,6 @@ def warn_about_columns(
         )
 
 
-def warn_about_few_rows(n_rows: int, space: TableSpace) -> None:
-    """Warn if the rows are too few to determine the covariance of the continuous columns."""
-    n_columns = space.layout.n_continuous
-    if n_columns and n_rows <= n_columns + 1 and n_rows < LEAST_ROWS_TO_SPLIT:
-        warn(
-            f"{n_rows} distinct rows do not determine a covariance of {n_columns} continuous "
-            "column(s): log-densities rest on assumptions, and standard errors of score_samples, "
-            "which are those of the numerical integration alone, do not show how uncertain they "
-            "are."
-        )
-
-
 def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> None:
     """Warn of so few rows that the model is the plain reference, unless no more was asked for."""
     plain = ("gaussian", "independent")
@@ -639,13 +658,14 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
     rows = "rows" if space.is_discrete else "distinct rows"
     text = (
         f"There are fewer than {LEAST_ROWS_TO_SPLIT} {rows}: the model is {model}, without "
-        "networks or other experts, and no rows are held out, so that entropy_ is that of the "
-        "training rows."
+        "networks or other experts, and no rows are held out, so that entropy_ is NaN."
     )
-    if n_rows <= len(space.continuous):
+    n_columns = len(space.continuous)
+    if n_columns and n_rows <= n_columns + 1:
         text += (
-            " Since there are no more rows than continuous columns, scores of other rows, and "
-            "their standard errors, say nothing."
+            f" So few rows do not determine a covariance of {n_columns} continuous column(s): "
+            "log-densities rest on assumptions, and standard errors of score_samples, which are "
+            "those of the numerical integration alone, do not show how uncertain they are."
         )
     warn(text)
 
@@ -655,17 +675,26 @@ def split_rows(
     space: TableSpace,
     settings: FitSettings,
     seed: int,
-    is_counted: bool | None = None,
+    groups: RowGroups | None = None,
 ) -> tuple[WeightedRows, WeightedRows]:
-    """Return training and validation rows; very few rows serve as both.
-
-    Weights are counts of observations if ``is_counted`` says
-    so, by default if all columns are discrete.
-    """
-    is_counted = space.is_discrete if is_counted is None else is_counted
-    n_rows = round(float(rows.weight.sum())) if is_counted else n_observations(rows, space)
-    if n_rows < LEAST_ROWS_TO_SPLIT:
+    """Return training and validation rows; very few rows serve as both."""
+    if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
         return rows, rows
+    is_counted = space.is_discrete
+    together = rows_together(rows, space, settings, groups, is_counted)
+    if together is None:
+        return split_independent_rows(rows, settings, seed, is_counted)
+    valid = split_groups(together, rows, settings, seed, is_counted)
+    return together.part(rows, ~valid), together.part(rows, valid)
+
+
+def split_independent_rows(
+    rows: WeightedRows, settings: FitSettings, seed: int, is_counted: bool
+) -> tuple[WeightedRows, WeightedRows]:
+    """Return training and validation rows of those that are independent.
+
+    ``is_counted`` says whether weights are numbers of observations.
+    """
     split = rows.split
     if is_counted:
         counts = np.maximum(np.rint(rows.weight), 1.0)
@@ -673,6 +702,56 @@ def split_rows(
         if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
             split = WeightedRows(rows.X, counts).split_copies
     return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
+
+
+def split_groups(
+    groups: RowGroups, rows: WeightedRows, settings: FitSettings, seed: int, is_counted: bool
+) -> NDArray[np.bool_]:
+    """Return which of the rows that groups list validate."""
+    fraction, most = settings.validation_fraction, MOST_VALIDATION_ROWS
+    return groups.split(rows, fraction, most, seed, in_counts=is_counted)
+
+
+def rows_together(
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    groups: RowGroups | None,
+    is_counted: bool,
+) -> RowGroups | None:
+    """Return the groups of rows that have to be on one side of a split, None if there are none.
+
+    They are those given, and near-copies of continuous rows.  Equal rows that are counted are
+    different observations, which may be in different groups; of other tables groups with a row in
+    common are one.
+    """
+    if is_counted or rows.source is not None:
+        return groups
+    given = None if groups is None else groups.joined(rows)
+    if not settings.near_copies or space.layout.variables or settings.has_images:
+        return given
+    links = near_copies(rows.X, None if given is None else given.group)
+    if not len(links):
+        return given
+    joined = (given or RowGroups.alone(rows)).joined(rows, links)
+    warn_about_near_copies(len(np.unique(links)), len(rows), given is not None)
+    # A chain of near-copies through all rows leaves nothing to divide.
+    return joined if joined.largest_share <= LARGEST_SHARE_OF_COPIES else given
+
+
+def warn_about_near_copies(n_copies: int, n_rows: int, has_groups: bool) -> None:
+    """Warn that rows are not independent, so that new rows may not be like those that validate."""
+    where = "another row of another group" if has_groups else "another row"
+    # Rounded, so that the folds of a search say the same.
+    tenths = round(10 * n_copies / n_rows)
+    share = f"About {10 * tenths}%" if tenths else "A few"
+    warn(
+        f"{share} of the distinct rows are nearer to {where} than independent rows would be, as if "
+        "they were measured twice or copied with noise. Where possible such rows train together or "
+        "validate together, but the density of new rows may still be estimated from fewer "
+        "independent ones than there seem to be. If rows belong together, pass groups to fit, and "
+        "split them by group in cross-validation; otherwise remove the copies."
+    )
 
 
 def fit_analytic_side(
@@ -687,18 +766,19 @@ def fit_analytic_side(
 
     def mapped_and_fitted(stop: threading.Event) -> tuple[MappedSplit, dict[str, Reference]]:
         split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
-        judged = valid_rows is not train_rows
-        return split, fit_references(split, step, settings, seed, stop, judged)
+        references, optimism = fit_references(split, step, settings, seed, stop, split.judged)
+        return replace(split, optimism=replace(split.optimism, mixture=optimism)), references
 
     if settings.processes.size == 1:
         return run_interruptibly(mapped_and_fitted)
 
-    def space_and_references() -> tuple[TableSpace, dict[str, Reference]]:
+    def found_by_one() -> tuple[TableSpace, dict[str, Reference], Optimism]:
         split, references = run_interruptibly(mapped_and_fitted)
-        return split.space, references
+        return split.space, references, split.optimism
 
-    space, references = settings.processes.from_first(space_and_references)
-    return MappedSplit.behind(space, train_rows, valid_rows), references
+    space, references, optimism = settings.processes.from_first(found_by_one)
+    split = MappedSplit.behind(space, train_rows, valid_rows)
+    return replace(split, optimism=optimism), references
 
 
 def _map_columns(
@@ -728,8 +808,11 @@ def fit_references(
     seed: int,
     stop: threading.Event,
     judged: bool,
-) -> dict[str, Reference]:
-    """Return the references that the settings ask for and that validation rows can judge."""
+) -> tuple[dict[str, Reference], Array | float]:
+    """Return the references that the settings ask for and that validation rows can judge.
+
+    With them comes by how much their choice flatters each of these rows.
+    """
     random_state = np.random.RandomState(seed)
     asked = {settings.preconditioner, *asked_experts(settings)}
     if settings_ask_for_kernels(settings):
@@ -738,10 +821,12 @@ def fit_references(
     def wanted(name: str) -> bool:
         return judged and (settings.reference in ("auto", name) or name in asked)
 
-    continuous = _continuous_references(split, step, settings, random_state, stop, wanted, judged)
+    continuous, optimism = _continuous_references(
+        split, step, settings, random_state, stop, wanted, judged
+    )
     layout = split.space.layout
     if not layout.variables:
-        return continuous
+        return continuous, optimism
     marginals = smoothed_marginals(split.train, layout)
     independent = IndependentReference(layout, marginals, continuous.get("gaussian"))
     references: dict[str, Reference] = {"independent": independent}
@@ -754,7 +839,7 @@ def fit_references(
         )
         if classes is not None:
             references["latent_class"] = classes
-    return references
+    return references, optimism
 
 
 def _continuous_references(
@@ -765,10 +850,10 @@ def _continuous_references(
     stop: threading.Event,
     wanted: Callable[[str], bool],
     judged: bool,
-) -> dict[str, Reference]:
-    """Return the references of the continuous columns."""
+) -> tuple[dict[str, Reference], Array | float]:
+    """Return the references of the continuous columns, and how their choice flatters rows."""
     if not split.n_continuous:
-        return {}
+        return {}, 0.0
     train = split.continuous_train
     if settings.has_images:
         valid = split.continuous_valid if judged else None
@@ -785,13 +870,14 @@ def _continuous_references(
         raise ValueError(
             "experts names 'reference', which needs a Reference object as the parameter reference."
         )
+    optimism: Array | float = 0.0
     if wanted("gaussian_mixture") and not settings.has_images:
-        mixture = fit_mixture_by_validation(
+        mixture, optimism = fit_mixture_by_validation(
             train, split.continuous_valid, mixture_regularization(step), random_state, stop
         )
         if mixture is not None:
             references["gaussian_mixture"] = mixture
-    return references
+    return references, optimism
 
 
 @contextmanager
@@ -1317,28 +1403,46 @@ def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings
     """Set the weights of the experts, the validation bound and the scoring rule, in place."""
     n_rows = n_profile_rows(model, len(split.valid))
     valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
+    folds = fold_weights(valid, model.space.is_discrete)
     keys = row_keys(valid.X, model.seeds.scoring + 1)
     if model.space.is_discrete:
+        times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
         valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
-        log_slope = np.zeros(len(valid))
+        log_slope, folds = np.zeros(len(valid)), np.repeat(folds / times, times, axis=1)
     experts = model.experts()
     model.expert_names = chosen_experts(settings, list(experts), model.control)
     profile = model.profile(valid.X, valid.weight, keys, valid.source)
     if KERNELS in model.references and not settings_ask_for_kernels(settings):
         profile = without_dear_kernels(model, profile, split, settings)
     members = restrict_profile(profile, model.expert_names)
-    model.weights = stacking_weights(members, expert_of_few_rows(model))
+    plain = expert_of_few_rows(model)
+    model.weights = stacking_weights(members, plain)
     model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
-    difference = profile.row_errors(profile.vertex(model.control)) - members.row_errors(
-        model.weights
+    difference = profile.row_errors(profile.vertex(model.control)) - crossfitted_errors(
+        members, plain, folds
     )
     log_density = log_likelihoods(model.references[model.control], valid.X)
-    log_density += log_slope
-    mean = float(members.row_weight @ (log_density + members.integral(difference)))
-    model.entropy = -mean - model.constant_term
+    log_density += log_slope + members.integral(difference)
+    if not model.space.is_discrete:
+        used = dict(zip(members.names, model.weights.mean(axis=0), strict=True))
+        plainest = plain_reference(model.references)
+        log_density -= split.optimism.of_stack(used, plainest, len(split.valid))[:n_rows]
+    if split.judged:
+        mean, model.entropy_std = mean_and_std(
+            log_density, valid, members.n_observations, variance_of_control(model, split)
+        )
+        model.entropy = -mean - model.constant_term
     model.rule = scoring_rule(
         model, split.valid.take(np.arange(min(len(split.valid), 100))), settings
     )
+
+
+def variance_of_control(model: TableModel, split: MappedSplit) -> float:
+    """Return the variance of the control variate's log-likelihood over training rows."""
+    rows = split.train.take(np.arange(min(len(split.train), MOST_PROFILE_ROWS)))
+    log_density = log_likelihoods(model.references[model.control], rows.X)
+    log_density += np.broadcast_to(split.train_log_slope, len(split.train))[: len(rows)]
+    return float(rows.share @ (log_density - rows.share @ log_density) ** 2)
 
 
 def without_dear_kernels(
@@ -1385,11 +1489,16 @@ def expert_of_few_rows(model: TableModel) -> str:
     return plain if plain in model.expert_names else model.expert_names[0]
 
 
+def times_to_repeat(rows: WeightedRows, least: int) -> int:
+    """Return how often rows are repeated to be at least so many."""
+    return math.ceil(least / len(rows))
+
+
 def repeated(
     rows: WeightedRows, keys: NDArray[np.uint64], least: int
 ) -> tuple[WeightedRows, NDArray[np.uint64]]:
     """Return rows repeated with different keys, so that few states are seen with enough noise."""
-    times = math.ceil(least / len(rows))
+    times = times_to_repeat(rows, least)
     many = WeightedRows(np.repeat(rows.X, times, axis=0), np.repeat(rows.weight / times, times))
     return many, spawn_keys(keys, times).ravel()
 
@@ -1477,4 +1586,5 @@ def _empty_model(
         dequantizer=dequantizer,
     )
     model.entropy = -float(model.log_density(space.constant_values[None])[0][0])
+    model.entropy_std = 0.0
     return model

@@ -442,6 +442,7 @@ def first_model(
         preconditioner="independent",
         marginals=marginals,
         max_epochs=0,
+        near_copies=False,
     )
     weight = np.ones(len(values))
     return fit_table_model(values, weight, kinds, alone, np.random.RandomState(seed))

@@ -137,8 +137,8 @@ class TableModel:
         Fits so far; more than one with warm starts.
     device : torch.device
         Where the denoisers are.
-    entropy : float
-        Validation bound, in nats.
+    entropy, entropy_std : float
+        Validation bound, in nats, and its standard error; NaN if no rows were spared for it.
     history : list of dict
         Bounds of each epoch.
     curve : MSECurve or None
@@ -164,6 +164,7 @@ class TableModel:
     device: torch.device
     n_fits: int = 1
     entropy: float = math.nan
+    entropy_std: float = math.nan
     history: list[dict[str, float]] = field(default_factory=list)
     curve: MSECurve | None = None
     dequantizer: Dequantizer | None = None

@@ -20,8 +20,8 @@ _ROWS_IN_A_PART = 2**16
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
-_LEAST_TRAINING_ROWS = 10
-_LEAST_VALIDATION_ROWS = 10
+LEAST_TRAINING_ROWS = 10
+LEAST_VALIDATION_ROWS = 10
 #: Units below which the greatest weight has to be if weights that are no integers are multiples.
 #: More would make thousands of observations of rows beside one of tiny weight.
 _MOST_UNITS = 1_000
@@ -44,11 +44,14 @@ class WeightedRows:
     source : ndarray of shape (n_rows,), uint64, or None
         Keys that rows share which are copies, with different noise, of one observation; weights
         are then numbers of observations.  None if each row is one.
+    group : ndarray of shape (n_rows,), int, or None
+        Groups of rows that are not independent of each other; None if all rows are.
     """
 
     X: Array
     weight: Array
     source: Keys | None = None
+    group: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.X)
@@ -63,6 +66,11 @@ class WeightedRows:
         """Number of observations of which rows are copies; None if each row is one."""
         return None if self.source is None else float(self.weight.sum())
 
+    @property
+    def unit(self) -> Keys | None:
+        """Keys that rows share which are not independent of each other; None if all rows are."""
+        return self.source if self.group is None else self.group.astype(np.uint64)
+
     def with_values(self, X: Array) -> WeightedRows:
         """Return rows with other values and the same weights."""
         return replace(self, X=X)
@@ -74,7 +82,7 @@ class WeightedRows:
         _, first, group = np.unique(self.source, return_index=True, return_inverse=True)
         kept = np.sort(first)
         total = np.bincount(group.ravel(), self.weight).astype(np.float64)
-        return WeightedRows(self.X[kept], total[group.ravel()[kept]], self.source[kept])
+        return replace(self.take(kept), weight=total[group.ravel()[kept]])
 
     def columns(self, n: int) -> WeightedRows:
         """Return the rows' first columns, which need not be distinct."""
@@ -85,7 +93,8 @@ class WeightedRows:
     def take(self, index: NDArray[np.intp]) -> WeightedRows:
         """Return some of the rows."""
         source = None if self.source is None else self.source[index]
-        return WeightedRows(self.X[index], self.weight[index], source)
+        group = None if self.group is None else self.group[index]
+        return WeightedRows(self.X[index], self.weight[index], source, group)
 
     def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
         """Return rows for training and for validation.
@@ -103,8 +112,8 @@ class WeightedRows:
             keys = spawn_keys(self.source, 1, first=seed)[:, 0]
         _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
         n_groups, copies = len(size), len(self) / len(size)
-        n_valid = int(np.clip(round(fraction * n_groups), _LEAST_VALIDATION_ROWS, most / copies))
-        if n_groups - n_valid < _LEAST_TRAINING_ROWS:
+        n_valid = int(np.clip(round(fraction * n_groups), LEAST_VALIDATION_ROWS, most / copies))
+        if n_groups - n_valid < LEAST_TRAINING_ROWS:
             left = n_groups - n_valid
             raise ValueError(too_few_rows(fraction, left, n_groups, "distinct rows"))
         is_valid = group.ravel() < n_valid
@@ -125,8 +134,8 @@ class WeightedRows:
         """
         counts = self.weight.astype(np.int64)
         n_rows = int(counts.sum())
-        n_valid = int(np.clip(round(fraction * n_rows), _LEAST_VALIDATION_ROWS, most))
-        if n_rows - n_valid < _LEAST_TRAINING_ROWS:
+        n_valid = int(np.clip(round(fraction * n_rows), LEAST_VALIDATION_ROWS, most))
+        if n_rows - n_valid < LEAST_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
         train = WeightedRows(self.X, (counts - drawn).astype(np.float64))
@@ -148,7 +157,7 @@ def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     """Return the message that validation leaves too few rows for training."""
     return (
         f"validation_fraction={fraction:g} leaves {n_left} of {n_rows} {what} for training; at "
-        f"least {_LEAST_TRAINING_ROWS} are needed."
+        f"least {LEAST_TRAINING_ROWS} are needed."
     )
 
 

@@ -85,7 +85,7 @@ def test_copies_have_noise_of_their_own_whatever_the_order():
 
     def copies(order):
         rows = WeightedRows(X[order], np.array([3.0, 1.0, 2.0])[order])
-        return dequantizer.noisy_copies(rows, least=0, most=100, one=False)
+        return dequantizer.noisy_copies(rows, least=0, most=100, one=False).rows
 
     found = copies([0, 1, 2])
     assert len(np.unique(found.X, axis=0)) == 6
@@ -100,7 +100,7 @@ def test_copies_share_the_weight_of_their_row():
     X = np.arange(3.0)[:, None]
     rows = WeightedRows(X, np.array([2.5, 0.4, 1.0]))
     for least, most in [(0, 100), (20, 100), (0, 2)]:
-        copies = make_dequantizer(X).noisy_copies(rows, least=least, most=most, one=False)
+        copies = make_dequantizer(X).noisy_copies(rows, least=least, most=most, one=False).rows
         total = np.bincount(np.rint(copies.X[:, 0]).astype(int), copies.weight)
         np.testing.assert_allclose(total, rows.weight, rtol=1e-12)
         assert least <= len(copies) <= max(least, most) * 2 + len(rows)
@@ -109,7 +109,7 @@ def test_copies_share_the_weight_of_their_row():
 def test_noise_of_copies_is_uniform_and_independent_between_columns():
     X = np.array([[0.0, 0.0], [1.0, 1.0]])
     rows = WeightedRows(X, np.array([20_000.0, 20_000.0]))
-    copies = make_dequantizer(X).noisy_copies(rows, least=0, most=10**6, one=False)
+    copies = make_dequantizer(X).noisy_copies(rows, least=0, most=10**6, one=False).rows
     noise = copies.X - np.rint(copies.X)
     error = 4 / np.sqrt(12 * len(noise))
     np.testing.assert_allclose(noise.mean(axis=0), 0.0, atol=error)
@@ -121,7 +121,7 @@ def test_copies_of_one_source_are_on_one_side_of_the_split():
     X = np.arange(60.0)[:, None]
     rows = WeightedRows(X, np.full(60, 3.0))
     for one, n_sources in ((True, 60), (False, 180)):
-        copies = make_dequantizer(X).noisy_copies(rows, least=500, most=1000, one=one)
+        copies = make_dequantizer(X).noisy_copies(rows, least=500, most=1000, one=one).rows
         assert len(np.unique(copies.source)) == n_sources
         train, valid = copies.split(0.25, 10_000, seed=1)
         assert len(train) + len(valid) == len(copies)

@@ -231,6 +231,7 @@ def finish_ensemble(ensemble: IMMSEEnsemble) -> None:
         name: model.weights[:, number] for number, name in enumerate(model.expert_names)
     }
     ensemble.entropy_ = model.entropy
+    ensemble.entropy_std_ = model.entropy_std
 
 
 COLUMNS = ("n_features_in_", "feature_names_in_")

@@ -1,0 +1,323 @@
+"""Rows that belong together: given groups, near-copies, and what the split does with them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from scipy import stats
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
+from sk_itdiffusion.fitting import fit_table_model, in_counts
+from sk_itdiffusion.groups import (
+    RowGroups,
+    could_be_independent,
+    near_copies,
+    neighbors_too_near,
+    places_of,
+    whole_groups,
+)
+from sk_itdiffusion.rows import WeightedRows, group_rows
+
+QUICK = {"max_epochs": 0, "random_state": 0}
+WARNING = "are nearer to another row than independent rows would be"
+
+
+def repeated(n_objects, n_times, d=2, noise=1e-3, seed=0):
+    """Objects measured several times."""
+    rng = np.random.default_rng(seed)
+    objects = np.repeat(rng.normal(size=(n_objects, d)), n_times, axis=0)
+    return objects + noise * rng.normal(size=objects.shape)
+
+
+def listed_groups(X, labels, weight=None):
+    weight = np.ones(len(X)) if weight is None else weight
+    rows = group_rows(X, weight)
+    return rows, RowGroups.of(rows, X, weight, pd.factorize(labels)[0])
+
+
+def validating(X, labels, *, seed=0, fraction=0.1, in_counts=False, weight=None):
+    """Return the set of rows that validate, and whether groups are whole."""
+    rows, groups = listed_groups(X, labels, weight)
+    if not in_counts:
+        groups = groups.joined(rows)
+    chosen = groups.split(rows, fraction, 10_000, seed, in_counts)
+    assert not set(groups.group[chosen]) & set(groups.group[~chosen])
+    return {tuple(row) for row in groups.part(rows, chosen).X}
+
+
+# -- the split ---------------------------------------------------------------------------------
+
+
+def test_no_group_is_on_both_sides_and_the_fraction_is_of_rows():
+    rng = np.random.default_rng(0)
+    X, labels = rng.normal(size=(600, 2)), rng.integers(60, size=600)
+    owner = {tuple(row): label for row, label in zip(X, labels, strict=True)}
+    valid = validating(X, labels)
+    assert {owner[row] for row in valid}.isdisjoint(
+        {label for row, label in owner.items() if row not in valid}
+    )
+    largest = np.bincount(labels).max()
+    assert abs(len(valid) - 60) <= largest / 2
+
+
+def test_names_and_order_are_of_no_account():
+    rng = np.random.default_rng(0)
+    X, labels = rng.normal(size=(300, 2)), rng.integers(40, size=300)
+    valid = validating(X, labels)
+    order = rng.permutation(300)
+    named = np.array([f"person {-label}" for label in labels], dtype=object)
+    assert validating(X[order], named[order]) == valid
+    assert validating(X, labels, seed=1) != valid
+
+
+def test_groups_with_equal_rows_are_one():
+    X = np.random.default_rng(0).normal(size=(100, 2))
+    X[1] = X[0]  # joins the groups 0 and 1
+    rows, groups = listed_groups(X, np.arange(100) // 1)
+    joined = groups.joined(rows)
+    assert len(rows) == 99
+    assert len(np.unique(joined.group)) == 99
+    labels = np.arange(100) // 2
+    X[2] = X[0]  # joins the pairs 0 and 1
+    rows, groups = listed_groups(X, labels)
+    assert len(np.unique(groups.joined(rows).group)) == 49
+
+
+def test_states_of_discrete_tables_are_divided_as_their_groups_are():
+    """Two states, each in all groups, are not one group; counts add up, weights likewise."""
+    rng = np.random.default_rng(0)
+    X, labels = rng.integers(2, size=(400, 1)).astype(float), np.repeat(np.arange(40), 10)
+    weight = np.ones(400)
+    rows = in_counts(group_rows(X, weight), weight)
+    groups = RowGroups.of(rows, X, weight, labels)
+    chosen = groups.split(rows, 0.2, 10_000, 0, in_counts=True)
+    valid, train = groups.part(rows, chosen), groups.part(rows, ~chosen)
+    assert valid.weight.sum() == 80
+    np.testing.assert_array_equal(valid.weight + train.weight, rows.weight)
+    in_valid = np.unique(groups.group[chosen])
+    expected = np.bincount(X[np.isin(labels, in_valid), 0].astype(int))
+    order = valid.X[:, 0].astype(int)
+    np.testing.assert_array_equal(valid.weight, expected[order])
+    # Groups of equal content differ, and both states are on both sides.
+    assert len(in_valid) == 8
+    assert len(train) == len(valid) == 2
+
+
+def test_common_factors_of_weights_and_rows_of_weight_zero_are_nothing():
+    rng = np.random.default_rng(0)
+    X, labels = rng.normal(size=(120, 2)), rng.integers(30, size=120)
+    weight = rng.integers(0, 3, size=120).astype(float)
+    valid = validating(X, labels, weight=weight)
+    assert validating(X, labels, weight=0.37 * weight) == valid
+    kept = weight > 0
+    assert validating(X[kept], labels[kept]) == valid
+
+
+def test_wanted_numbers_are_approached_by_whole_groups():
+    np.testing.assert_array_equal(whole_groups(np.full(5, 200.0), 100.0), [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(whole_groups(np.array([500.0, 500.0]), 100.0), [1, 0])
+    np.testing.assert_array_equal(whole_groups(np.array([90.0, 4.0, 30.0]), 9.0), [0, 1, 1])
+    assert whole_groups(np.ones(1000), 100.0).sum() == 100
+
+
+def test_places_are_those_of_equal_rows():
+    distinct = np.random.default_rng(0).normal(size=(50, 2))
+    place = np.random.default_rng(1).integers(50, size=200)
+    np.testing.assert_array_equal(places_of(distinct[place] + 0.0, distinct), place)
+
+
+# -- near-copies -------------------------------------------------------------------------------
+
+
+def test_p_values_of_independent_rows_are_uniform():
+    """In any dimension and at any density; the tail that decides is not heavier.
+
+    The limits are four standard errors of a binomial number (neighbours share their gaps, which
+    makes it twice as wide).
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    for d in (1, 2, 5):
+        X = np.random.default_rng(d).standard_t(5, size=(3000, d))
+        found = neighbors_too_near(NearestNeighbors(n_neighbors=24).fit(X), X, np.arange(3000))
+        for level in (0.01, 0.1):
+            expected = 3000 * level
+            assert (found.p_value <= level).sum() < expected + 8 * np.sqrt(expected)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-15])
+@pytest.mark.parametrize("n_times", [2, 3, 7])
+def test_copies_are_found(noise, n_times):
+    for seed in range(3):
+        X = repeated(420 // n_times, n_times, noise=noise, seed=seed)
+        X = group_rows(X, np.ones(len(X))).X
+        found = np.unique(near_copies(X))
+        assert len(found) > 0.8 * len(X)
+
+
+def test_ordinary_rows_are_no_copies():
+    tables = [load_iris().data, load_wine().data, load_breast_cancer().data]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        angle, peaks = rng.uniform(0, 6, 400), rng.normal(size=(150, 2))
+        tables += [
+            rng.normal(size=(300, 2)),
+            rng.standard_cauchy(size=(500, 3)),
+            np.round(rng.normal(size=(500, 3)), 2),
+            rng.poisson(3, size=(500, 4)).astype(float),
+            np.column_stack([rng.normal(size=400) * (rng.random(400) < 0.4), rng.normal(size=400)]),
+            np.column_stack([np.cos(angle), np.sin(angle)]) + 0.01 * rng.normal(size=(400, 2)),
+            np.cumsum(rng.normal(size=(400, 2)), axis=0),
+            # Narrow peaks, on which new rows fall too.
+            peaks[rng.integers(150, size=500)] + 2e-3 * rng.normal(size=(500, 2)),
+        ]
+    for X in tables:
+        assert not len(near_copies(group_rows(X, np.ones(len(X))).X))
+
+
+def test_only_numbers_that_no_independent_rows_have_are_impossible():
+    """Mixed Poisson numbers of rows on places are possible; pairs without singles are not."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rates = rng.gamma(0.8, 2.0, size=300)
+        assert could_be_independent(np.bincount(rng.poisson(rates)))
+        assert could_be_independent(np.bincount(rng.poisson(4.0, size=300)))
+    for impossible in ([0, 0, 500], [0, 10, 460, 1], [0, 0, 0, 60], [0, 600, 200]):
+        assert not could_be_independent(np.array(impossible))
+
+
+def test_near_copies_fool_neither_entropy_nor_kernels():
+    """Pairs are as good as half as many rows, under whose density new rows are scored."""
+    new = np.random.default_rng(1).normal(size=(500, 2))
+    density = IMMSEDensity(max_epochs=1, steps_per_epoch=5, hidden_size=16, random_state=0)
+    with pytest.warns(UserWarning, match=WARNING):
+        density.fit(repeated(250, 2))
+    assert "kernel_density" not in density.references_
+    loss = -density.score_samples(new)
+    truth = -stats.norm.logpdf(new).sum(axis=1)
+    error = (loss - truth).std() / np.sqrt(len(new))
+    assert loss.mean() - truth.mean() < 0.1 + 3 * error
+    assert abs(density.entropy_ - loss.mean()) < 4 * density.entropy_std_
+
+
+def test_near_copies_within_groups_need_no_warning():
+    X = repeated(150, 3)
+    density = IMMSEDensity(**QUICK).fit(X, groups=np.repeat(np.arange(150), 3))
+    assert density.entropy_ == pytest.approx(-density.score(X), abs=6 * density.entropy_std_)
+    with pytest.warns(UserWarning, match="to another row of another group"):
+        IMMSEDensity(**QUICK).fit(X, groups=np.arange(450))
+
+
+# -- estimators --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_groups_make_the_entropy_that_of_new_groups():
+    """Rows of one person are alike beyond what near-copies are: only the labels tell.
+
+    Six small fits; the mean difference in standard errors has a variance of 1/6 if these are right.
+    """
+    rng = np.random.default_rng(0)
+    scores = []
+    for seed in range(6):
+        X = repeated(80, 5, d=3, noise=0.1, seed=seed)
+        density = IMMSEDensity(max_epochs=0, random_state=seed)
+        density.fit(X, groups=np.repeat(np.arange(80), 5))
+        new = np.sqrt(1.01) * rng.normal(size=(500, 3))
+        scores.append((density.entropy_ + density.score(new)) / density.entropy_std_)
+    assert abs(np.mean(scores)) < 4 / np.sqrt(6)
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete", "mixed", "ensemble"])
+def test_estimators_keep_groups_whole(kind, monkeypatch):
+    """Whatever the labels' type is; with other labels of the same groups the fit is the same."""
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(args)
+        return fit_table_model(*args, **kwargs)
+
+    monkeypatch.setattr("sk_itdiffusion.estimator.fit_table_model", spy)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(20, size=120)
+    numbers = rng.normal(size=(120, 2))
+    codes = rng.integers(3, size=(120, 2))
+    table, est = {
+        "continuous": (numbers, IMMSEDensity(**QUICK)),
+        "discrete": (codes, IMMSEDiscreteDensity(**QUICK)),
+        "mixed": (
+            pd.DataFrame({"a": numbers[:, 0], "b": pd.Categorical(codes[:, 0])}),
+            IMMSEMixedDensity(**QUICK),
+        ),
+        "ensemble": (numbers, IMMSEEnsemble([("a", IMMSEDensity(**QUICK))], random_state=0)),
+    }[kind]
+    scores = est.fit(table, groups=labels).score_samples(table[:9])
+    tuples = [("person", int(label)) for label in labels]
+    np.testing.assert_array_equal(est.fit(table, groups=tuples).score_samples(table[:9]), scores)
+    assert len(np.unique(seen[0][7])) > 10
+    order = rng.permutation(120)
+    shuffled = table.iloc[order] if kind == "mixed" else table[order]
+    again = est.fit(shuffled, groups=pd.Series(labels[order])).score_samples(table[:9])
+    np.testing.assert_array_equal(again, scores)
+    assert not np.array_equal(est.fit(table).score_samples(table[:9]), scores)
+
+
+def test_groups_are_routed():
+    rng = np.random.default_rng(0)
+    X, labels = rng.normal(size=(150, 2)), np.repeat(np.arange(30), 5)
+    density = IMMSEDensity(**QUICK)
+    plain = cross_val_score(
+        density, X, groups=labels, cv=GroupKFold(2), params={"groups": labels}, error_score="raise"
+    )
+    with sklearn.config_context(enable_metadata_routing=True):
+        density.set_fit_request(groups=True)
+        routed = cross_val_score(
+            density, X, cv=GroupKFold(2), params={"groups": labels}, error_score="raise"
+        )
+    np.testing.assert_array_equal(plain, routed)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.zeros(60, dtype=int), "at least 2 groups"),
+        (np.arange(60) < 5, "leaves 0 of 60 rows in 2 groups for training"),
+        (np.arange(59), "inconsistent numbers of samples"),
+        (np.zeros((60, 2)), "groups must be one-dimensional"),
+        ([None, *range(59)], "groups has 1 missing label"),
+    ],
+)
+def test_bad_groups_are_refused(groups, message):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    with pytest.raises(ValueError, match=message):
+        IMMSEDensity(**QUICK).fit(X, groups=groups)
+
+
+def test_rows_out_of_memory_have_no_groups(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    labels = np.arange(60)
+    monkeypatch.setattr("sk_itdiffusion.blocks.affordable_rows", lambda n_columns: 40)
+    with pytest.raises(ValueError, match="groups must be None if X has more rows than"):
+        IMMSEDensity(**QUICK).fit(X, groups=labels)
+    array = pytest.importorskip("dask.array").from_array(X, chunks=(20, 2))
+    with pytest.raises(ValueError, match="groups must be None if X is a Dask collection"):
+        IMMSEDensity(**QUICK).fit(array, groups=labels)
+
+
+def test_rows_of_weight_zero_have_no_say():
+    rng = np.random.default_rng(0)
+    codes, labels = rng.integers(3, size=(200, 2)), rng.integers(25, size=200)
+    weight = rng.integers(0, 2, size=200)
+    kept = weight > 0
+    est = IMMSEDiscreteDensity(**QUICK)
+    weighted = est.fit(codes, sample_weight=weight, groups=labels).score_samples(codes[kept])
+    few = est.fit(codes[kept], groups=labels[kept]).score_samples(codes[kept])
+    np.testing.assert_array_equal(weighted, few)
+
+
+def test_rows_keep_their_groups():
+    rows = WeightedRows(np.arange(6.0).reshape(3, 2), np.ones(3), np.array([0, 1, 0]))
+    np.testing.assert_array_equal(rows.take(np.array([0, 2])).group, [0, 0])
+    np.testing.assert_array_equal(rows.columns(1).group, [0, 1, 0])

@@ -1,0 +1,150 @@
+"""The validation bound: cross-fitted, with a standard error, against the loss of new rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import sk_itdiffusion
+from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble
+from sk_itdiffusion.likelihood import ErrorProfile, stacking_weights
+from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion.validation import (
+    Optimism,
+    choice_optimism,
+    crossfitted_errors,
+    fold_weights,
+    mean_and_std,
+)
+
+
+def rows_of_weight(weight, group=None):
+    return WeightedRows(np.arange(len(weight), dtype=float)[:, None], np.asarray(weight), group)
+
+
+def test_folds_have_all_weights():
+    weight = np.random.default_rng(0).integers(1, 30, size=25).astype(float)
+    for in_counts in (False, True):
+        folds = fold_weights(rows_of_weight(weight), in_counts)
+        np.testing.assert_array_equal(folds.sum(axis=0), weight)
+    np.testing.assert_allclose(folds.sum(axis=1), weight.sum() / 10, atol=1.0)
+    # Counts are spread, rows are whole.
+    assert (np.abs(folds - weight / 10) < 1.0).all()
+    assert ((fold_weights(rows_of_weight(weight), False) > 0).sum(axis=0) == 1).all()
+
+
+def test_groups_are_in_one_fold():
+    group = np.random.default_rng(0).integers(30, size=100)
+    folds = fold_weights(rows_of_weight(np.ones(100), group), False)
+    fold = folds.argmax(axis=0)
+    for label in np.unique(group):
+        assert len(set(fold[group == label])) == 1
+    assert len(folds) == 10
+
+
+def test_choice_among_equals_is_flattered_by_the_maximum_of_its_means():
+    """Of candidates with independent normal scores the best is as good as any other.
+
+    The mean of the scores less the estimated optimism has the expectation 0; the limit is four
+    standard errors over the repetitions.
+    """
+    rng = np.random.default_rng(0)
+    found, flattered = [], []
+    folds = fold_weights(rows_of_weight(np.ones(20)), False)
+    for _ in range(300):
+        scores = rng.normal(size=(8, 20))
+
+        def best(part, share):
+            return int(np.argmax(part @ share))
+
+        chosen = scores[best(scores, np.ones(20))]
+        flattered.append(chosen.mean())
+        found.append((chosen - choice_optimism(scores, folds, best)).mean())
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found)) < 4 * error
+    assert np.mean(flattered) > 10 * error
+
+
+def test_weights_of_the_stack_are_those_of_other_rows():
+    """What a fold's own residuals are has no influence on the weights that it is judged by."""
+    rng = np.random.default_rng(0)
+    residuals = rng.normal(size=(3, 60, 4))
+    gram = np.einsum("kne,knf->knef", residuals, residuals)
+    profile = ErrorProfile("abcd", np.arange(3.0), gram, np.full(60, 1 / 60))
+    folds = fold_weights(rows_of_weight(np.ones(60)), False)
+    errors = crossfitted_errors(profile, "a", folds)
+    for fold in folds:
+        here = fold > 0
+        scaled = np.where(here[:, None, None], 100.0 * gram, gram)
+        other = crossfitted_errors(replace(profile, gram=scaled), "a", folds)
+        np.testing.assert_allclose(other[:, here], 100.0 * errors[:, here], rtol=1e-9)
+    # Residuals without a pattern: weights that suit them flatter.
+    flattered = profile.row_errors(stacking_weights(profile, "a")).mean()
+    assert flattered < errors.mean()
+
+
+def test_standard_error_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(size=50)
+    mean, std = mean_and_std(values, rows_of_weight(np.ones(50)))
+    assert mean == pytest.approx(values.mean())
+    assert std == pytest.approx(values.std(ddof=1) / np.sqrt(50))
+    # Each row twice, in groups: nothing is learned.
+    group = np.repeat(np.arange(50), 2)
+    twice = mean_and_std(np.repeat(values, 2), rows_of_weight(np.ones(100), group))
+    assert twice == pytest.approx((mean, std))
+    counted = mean_and_std(values, rows_of_weight(np.full(50, 4.0)), 200.0)
+    assert counted[1] == pytest.approx(values.std() / np.sqrt(199))
+    assert mean_and_std(values, rows_of_weight(np.ones(50)), None, 25.0)[1] == pytest.approx(
+        5 / np.sqrt(50)
+    )
+
+
+@pytest.mark.slow
+def test_entropy_of_few_rows_is_not_flattered():
+    """The mean over 24 fits to 100 rows is that of the loss of new rows.
+
+    Without cross-fitting it is 0.13 to 0.2 nats less.  The limits are three standard errors, and
+    for the errors that are given a factor of 1.6: four standard deviations of a ratio of so many.
+    """
+    bias, z = [], []
+    for seed in range(24):
+        rng = np.random.default_rng(5000 + seed)
+        angle = rng.integers(4, size=400) * np.pi / 2
+        X = 3 * np.column_stack([np.cos(angle), np.sin(angle)]) + rng.normal(size=(400, 2))
+        density = IMMSEDensity(max_epochs=0, n_strata=8, random_state=seed).fit(X[:100])
+        bias.append(density.entropy_ + density.score(X[100:]))
+        z.append(bias[-1] / density.entropy_std_)
+    assert abs(np.mean(bias)) < 3 * np.std(bias) / np.sqrt(len(bias))
+    assert 1 / 1.6 < np.sqrt(np.mean(np.square(z))) < 1.6
+
+
+def test_optimism_counts_as_far_as_the_stack_relies_on_a_choice():
+    optimism = Optimism(plain=1.0, others=np.array([10.0, 20.0]), mixture=100.0)
+    weights = {"gaussian": 0.5, "gaussian_mixture": 0.25, "network": 0.25}
+    found = optimism.of_stack(weights, "gaussian", 2)
+    np.testing.assert_allclose(found, [0.5 + 5.0 + 25.0, 0.5 + 10.0 + 25.0])
+    np.testing.assert_array_equal(Optimism().of_stack(weights, "gaussian", 3), np.zeros(3))
+
+
+@pytest.mark.parametrize("n_rows", [39, 40])
+def test_nothing_validates_few_rows(n_rows):
+    rng = np.random.default_rng(0)
+    X, codes = rng.normal(size=(n_rows, 2)), rng.integers(3, size=(n_rows, 2))
+    member = IMMSEDensity(max_epochs=0, random_state=0)
+    fitted = [
+        member.fit(X),
+        IMMSEDiscreteDensity(max_epochs=0, random_state=0).fit(codes),
+        IMMSEEnsemble([("a", member)], random_state=0).fit(X),
+    ]
+    for density in fitted:
+        assert np.isfinite(density.entropy_) == (n_rows == 40)
+        assert np.isfinite(density.entropy_std_) == (n_rows == 40)
+
+
+def test_standard_error_is_stored(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    member = IMMSEDensity(max_epochs=0, random_state=0)
+    for number, density in enumerate([member, IMMSEEnsemble([("a", member)], random_state=0)]):
+        density.fit(X).save(tmp_path / f"{number}.itd")
+        loaded = sk_itdiffusion.load(tmp_path / f"{number}.itd")
+        assert loaded.entropy_std_ == density.entropy_std_ > 0.1
