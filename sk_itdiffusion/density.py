@@ -100,7 +100,11 @@ class IMMSEDensity(TableEstimator):
         `score_samples` returns the mean over the noise of the log-density, plus the logarithm of
         the steps' product: a lower bound on the log-probability.  True finds the steps, and a
         column that is on no lattice gets no noise; a number is the positive step of all columns,
-        and of an array those that are 0 stand for no noise.
+        and of an array those that are 0 stand for no noise.  Each row has a noise of its own, and
+        of fewer than 10,000 rows up to 16; equal rows are different observations, in training and
+        in validation, unless there is a column without noise, or columns are pixels of images.  A
+        constant column has its cell without noise: all other values together have the probability
+        1 / (n_samples + 2), which decreases geometrically with the distance.
     n_networks : int or "auto", default="auto"
         Networks to train and to combine, at least 1; every other one has half the dropout and the
         weight decay that ``"auto"`` gives.  ``"auto"`` is 2, and 1 for images, for a given

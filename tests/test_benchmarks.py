@@ -261,6 +261,14 @@ def test_small_tables_script_prints_a_row_for_each_table(data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_dequantization_script_prints_a_row_for_each_table(tmp_path):
+    output = tmp_path / "results.jsonl"
+    printed = run_script("dequantization.py", "--output", str(output))
+    assert printed.count("| 200 |") == 3
+    assert len(output.read_text().splitlines()) == 3 * 2 * 2
+
+
+@pytest.mark.slow
 def test_scoring_error_script_prints_a_row_for_each_effort(data_dir, tmp_path):
     output = tmp_path / "results.jsonl"
     arguments = ["--data-dir", str(data_dir), "--datasets", "phoneme", "--output", str(output)]

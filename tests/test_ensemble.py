@@ -233,11 +233,11 @@ def test_validation_bound_is_the_mean_score_of_the_rows_that_gave_the_weights(T,
 def test_held_out_rows_are_other_rows_with_all_of_their_copies(X):
     repeated = np.vstack([X, X[:100]])
     settings = replace(tiny().fit(X[:20])._settings(), validation_fraction=0.2)
-    rows, space = ensemble.grouped_rows(
+    rows, space, is_counted = ensemble.grouped_rows(
         repeated, np.ones(len(repeated)), [ColumnKind()] * 2, settings
     )
     seeds = ensemble.Seeds.draw(np.random.RandomState(0))
-    train, valid = ensemble.held_out(rows, space, settings, seeds)
+    train, valid = ensemble.held_out(rows, space, settings, seeds, is_counted)
     ours, theirs = ({tuple(row) for row in part.X} for part in (train, valid))
     assert not ours & theirs
     assert ours | theirs == {tuple(row) for row in X}
