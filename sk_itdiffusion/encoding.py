@@ -895,11 +895,11 @@ def _learn_levels(
         _check_number_of_levels(len(levels), label)
         by_weight = tally.by_weight(levels)
         learned.update({j: by_weight if kinds[j] == "nominal" else levels for j in group})
-        is_open = [j for j in group if not _is_closed(table, j, given)]
-        if is_open:
+        others = [j for j in group if not _is_closed(table, j, given)]
+        if others:
             in_order = all(kinds[j] == "ordinal" for j in group)
             found = _unseen_values(tally, levels, parts, is_number, in_order)
-            unseen.update(dict.fromkeys(is_open, found))
+            unseen.update(dict.fromkeys(others, found))
     return learned, unseen
 
 
