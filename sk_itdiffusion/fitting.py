@@ -250,7 +250,8 @@ def fit_table_model(
     check_varying_columns(space, settings, previous)
     constants = space.constant if dequantizer is None else space.constant[:0]
     warn_about_columns(report, constants, settings.feature_names)
-    warn_about_few_rows(len(grouped), space)
+    if not settings.has_images:
+        warn_about_few_rows(len(grouped), space)
     if space.is_discrete:
         grouped = in_counts(grouped, weight)
     if space.is_empty:
