@@ -661,7 +661,7 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
         "networks or other experts, and no rows are held out, so that entropy_ is NaN."
     )
     n_columns = len(space.continuous)
-    if n_columns and n_rows <= n_columns + 1:
+    if n_columns and n_rows <= n_columns + 1 and not settings.has_images:
         text += (
             f" So few rows do not determine a covariance of {n_columns} continuous column(s): "
             "log-densities rest on assumptions, and standard errors of score_samples, which are "
