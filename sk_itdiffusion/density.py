@@ -71,7 +71,8 @@ class IMMSEDensity(TableEstimator):
         others.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
-        a power transformation.  ``"auto"`` chooses by validation.
+        a power transformation.  ``"auto"`` chooses by validation, and maps columns with heavy tails
+        by their quantiles, unless that is worse by more than two standard errors.
     bounds : "auto", None, dict or sequence, default="auto"
         Bounds of columns: a dict from names (or numbers) of columns to pairs (low, high), or a pair
         or None for each column; None or an infinite number is no bound.  Rows of `fit` have to lie

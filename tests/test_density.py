@@ -418,7 +418,6 @@ def test_all_rows_equal():
         est.mse_curve()
 
 
-@pytest.mark.filterwarnings("ignore:.* distinct rows do not determine a covariance")
 @pytest.mark.parametrize(
     "make",
     [
