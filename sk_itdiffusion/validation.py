@@ -96,13 +96,14 @@ def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> A
     for fold in folds:
         others = total - fold
         kept = others > 0
-        n = profile.n_observations
+        n, source = profile.n_observations, profile.source
         weights = stacking_weights(
             replace(
                 profile,
                 gram=profile.gram[:, kept],
                 row_weight=others[kept] / others.sum(),
                 n_observations=None if n is None else n * float(others.sum() / total.sum()),
+                source=None if source is None else source[kept],
             ),
             reference,
         )

@@ -116,9 +116,10 @@ def test_score_warns_of_its_integration_error(few_strata):
 
 
 def test_cross_validation_shows_the_warning(few_strata):
-    fitted, fresh, _ = few_strata
+    fitted, fresh, worst = few_strata
+    X = np.vstack([fresh[:59], worst])
     with pytest.warns(UserWarning, match="raise n_strata or n_draws") as caught:
-        cross_val_score(IMMSEDensity(**fitted.get_params()), fresh[:60], cv=[(range(59), [59])])
+        cross_val_score(IMMSEDensity(**fitted.get_params()), X, cv=[(range(59), [59])])
     assert "\n" not in str(caught[0].message)
 
 

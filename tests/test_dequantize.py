@@ -27,6 +27,8 @@ def entropy_of(counts):
 # -- copies --------------------------------------------------------------------------------------
 
 
+# Equal rows share their error.
+@pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_few_states_of_many_rows_are_told_apart():
     """Below 40 states nothing was fitted but one normal distribution, which scores -3.0.
 
@@ -189,6 +191,8 @@ def density_scale(density):
     return density._model.space.standardizer.scale
 
 
+# Equal rows share their error.
+@pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_ensembles_of_few_states():
     X = three_states(300)
     members = [(name, IMMSEDensity(dequantize=True, **PLAIN)) for name in ("one", "two")]
@@ -227,6 +231,8 @@ def test_constants_are_a_distribution_with_mass_for_other_values(dequantize, tmp
     np.testing.assert_array_equal(loaded.score_samples(rows), density.score_samples(rows))
 
 
+# Equal rows share their error.
+@pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_constants_of_given_steps_get_no_noise():
     X = np.column_stack([three_states(100), np.full(100, 7.0)])
     density = IMMSEDensity(dequantize=1.0, **PLAIN).fit(X)

@@ -318,6 +318,6 @@ def test_rows_of_weight_zero_have_no_say():
 
 
 def test_rows_keep_their_groups():
-    rows = WeightedRows(np.arange(6.0).reshape(3, 2), np.ones(3), np.array([0, 1, 0]))
+    rows = WeightedRows(np.arange(6.0).reshape(3, 2), np.ones(3), group=np.array([0, 1, 0]))
     np.testing.assert_array_equal(rows.take(np.array([0, 2])).group, [0, 0])
     np.testing.assert_array_equal(rows.columns(1).group, [0, 1, 0])

@@ -19,7 +19,8 @@ from sk_itdiffusion.validation import (
 
 
 def rows_of_weight(weight, group=None):
-    return WeightedRows(np.arange(len(weight), dtype=float)[:, None], np.asarray(weight), group)
+    X = np.arange(len(weight), dtype=float)[:, None]
+    return WeightedRows(X, np.asarray(weight), group=group)
 
 
 def test_folds_have_all_weights():
@@ -50,16 +51,16 @@ def test_choice_among_equals_is_flattered_by_the_maximum_of_its_means():
     """
     rng = np.random.default_rng(0)
     found, flattered = [], []
-    folds = fold_weights(rows_of_weight(np.ones(20)), False)
+    rows = rows_of_weight(np.ones(20))
     for _ in range(300):
         scores = rng.normal(size=(8, 20))
 
-        def best(part, share):
+        def best(part, share, unit):
             return int(np.argmax(part @ share))
 
-        chosen = scores[best(scores, np.ones(20))]
+        chosen = scores[best(scores, np.ones(20), None)]
         flattered.append(chosen.mean())
-        found.append((chosen - choice_optimism(scores, folds, best)).mean())
+        found.append((chosen - choice_optimism(scores, rows, best)).mean())
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found)) < 4 * error
     assert np.mean(flattered) > 10 * error
