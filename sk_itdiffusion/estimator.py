@@ -257,6 +257,14 @@ class DensityEstimator(
         MemoryError
             If there is too little memory, even for an eighth of the usual number of rows at a
             time, which is tried once and warns.
+
+        Notes
+        -----
+        The samples follow a slightly other law than the density of `score_samples`: the flow and
+        the integral use the same denoiser in different ways, which agree exactly only if it is
+        optimal.  On two known densities, 1000 rows each, the mean log-density of samples was 0.02
+        and 0.12 nats below that under the density of the scores (standard errors 0.04;
+        ``benchmarks/sampling.py``).
         """
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:

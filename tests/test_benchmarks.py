@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 from torch.nn.utils import skip_init
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from peers import make_peer
 from processes import MeasurementError, call_in_fresh_process, peak_megabytes
 from results import ArrayFolder
+from sampling import energy_distance
 from scaling import Cell, exponent, measure
 from tabular import TrueDensity, best_peer, mean_lead, paired_difference
 from tabular_data import (
@@ -293,3 +294,24 @@ def test_scripts_without_data_resume(name, tmp_path):
     assert "failed" not in finished
     run_script(name, "--output", str(output))
     assert output.read_text() == finished
+
+
+@pytest.mark.slow
+def test_sampling_script_compares_samples_with_scores_and_fresh_rows():
+    printed = run_script("sampling.py", "--densities", "correlated_gaussian")
+    assert printed.count("samples less q") == 2
+    assert "energy distance: samples" in printed
+
+
+def test_energy_distance_is_that_of_two_normal_distributions():
+    """Of N(0, 1) and N(d, 1): E|X - Y| is known in closed form, within five standard errors."""
+    rng = np.random.default_rng(0)
+    shift, n, root = 1.0, 1000, np.sqrt(2.0)
+    apart = 2.0 * np.exp(-(shift**2) / 4.0) / np.sqrt(np.pi) + shift * (
+        2.0 * norm.cdf(shift / root) - 1.0
+    )
+    expected = 2.0 * apart - 4.0 / np.sqrt(np.pi)
+    found = [
+        energy_distance(rng.normal(size=(n, 1)), shift + rng.normal(size=(n, 1))) for _ in range(10)
+    ]
+    assert abs(np.mean(found) - expected) < 5.0 * np.std(found, ddof=1) / np.sqrt(10)

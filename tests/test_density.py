@@ -404,7 +404,7 @@ def test_constant_columns_warn_by_name_and_keep_the_rest(X):
     )
     off = frame.assign(c=7.0 + 2 * width)
     np.testing.assert_allclose(est.score_samples(off), est.score_samples(frame) - 2.0, rtol=1e-6)
-    assert (est.sample(5, random_state=0)[:, 2] == 7.0).all()
+    assert (est.sample(5, random_state=0)["c"] == 7.0).all()
 
 
 def test_all_rows_equal():

@@ -139,6 +139,15 @@ def test_reference_lists_every_public_object():
     assert len(listed_names()) == len(set(listed_names()))
 
 
+def test_methods_that_the_reference_names_exist():
+    page = (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)`", page.split("Files\n=====")[0])
+    assert "set_fit_request" in named
+    for name in named:
+        estimator = IMMSEOutlierDetector if name == "fit_predict" else IMMSEDensity
+        assert hasattr(estimator, name), name
+
+
 #: Sections that need not be there: see also, extended summary, examples.
 OPTIONAL = {"SA01", "ES01", "EX01"}
 

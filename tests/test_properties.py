@@ -339,7 +339,7 @@ def test_density(case):
     check_order_and_repetition(case, lambda: IMMSEDensity(**case.parameters), scores)
     drawn = density.sample(3, random_state=0)
     assert drawn.shape == (3, density.n_features_in_)
-    assert not np.isnan(drawn).any()
+    assert not np.isnan(np.asarray(drawn, dtype=np.float64)).any()
 
 
 @st.composite

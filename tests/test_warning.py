@@ -197,7 +197,8 @@ def test_trainings_that_end_too_early_warn_once(n_networks):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_long_trainings_do_not_warn(seed):
-    _, warned = warnings_of_fit(circles(seed), 40, steps_per_epoch=100, random_state=seed)
+    brief = {"steps_per_epoch": 100, "random_state": seed, "n_networks": 1}
+    _, warned = warnings_of_fit(circles(seed), 40, **brief)
     assert not warned
 
 
