@@ -60,6 +60,7 @@ from sk_itdiffusion.fitting import (
     LEAST_ROWS_TO_SPLIT,
     N_NODES,
     FitSettings,
+    check_bounds,
     expert_of_few_rows,
     in_counts,
     n_observations,
@@ -673,10 +674,11 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     All members denoise the same rows.  A member that is fitted here is fitted in the space of the
     first fitted member, or of the first one that fixes its own (by a ``denoiser`` or a `Reference`
-    object), or of the first one; the maps of continuous columns (``marginals``) are those of that
-    member.  Fitted members may differ by one common factor of all columns, and by shifts; discrete
-    columns have to have the same levels, embedded alike.  Discrete members take part with their
-    denoisers whatever their ``likelihood`` is; with ``dequantize`` all need the same steps.
+    object), or of the first one; the maps of continuous columns (``marginals``, ``bounds``) are
+    those of that member.  Fitted members may differ by one common factor of all columns, and by
+    shifts; discrete columns have to have the same levels, embedded alike.  Discrete members take
+    part with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need the
+    same steps.
 
     In `mse_curve` the members are among the ``networks``.
 
@@ -887,6 +889,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         """Find the weights of fitted members, and set the fitted attributes."""
         models = {name: member._model for name, member in members.items()}
         space = models[first].space
+        check_bounds(valid.X, settings, models[first].dequantizer, space)
         check_devices(models)
         check_dequantizers(models, first)
         transports = {

@@ -498,7 +498,9 @@ class TableEstimator(DensityEstimator):
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
         # Rows that are held out of this fit will be scored.
-        extent = values[weight > 0].min(axis=0), values[weight > 0].max(axis=0)
+        counted = (weight > 0)[:, None]
+        least = values.min(axis=0, where=counted, initial=np.inf)
+        extent = least, values.max(axis=0, where=counted, initial=-np.inf)
         if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
