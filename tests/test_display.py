@@ -295,13 +295,17 @@ def test_half_the_shaded_area_is_the_difference_of_entropies(ensemble):
 
 
 def test_gap_of_one_estimator_is_what_its_entropy_gains():
-    """The same seed gives the same validation rows, whatever the experts are."""
+    """The same seed gives the same validation rows, whatever the experts are.
+
+    The curve has the weights that suit these rows best, which `entropy_` does not trust.
+    """
     same = SMALL | {"reference": "gaussian", "marginals": "standard"}
     gaussian = IMMSEDensity(experts=["gaussian"], **(same | {"max_epochs": 0})).fit(rows())
     density = IMMSEDensity(**same).fit(rows())
     display = MSECurveDisplay.from_estimator(density, reference="gaussian")
     assert display.information_gap > 0.01
-    assert display.information_gap == pytest.approx(gaussian.entropy_ - density.entropy_)
+    flattered = display.information_gap - (gaussian.entropy_ - density.entropy_)
+    assert 0.0 <= flattered < density.entropy_std_
 
 
 @pytest.mark.parametrize(("quantity", "share"), [("error", 0.5), ("gain", 1.0)])

@@ -237,12 +237,12 @@ def test_held_out_rows_are_other_rows_with_all_of_their_copies(X):
         repeated, np.ones(len(repeated)), [ColumnKind()] * 2, settings
     )
     seeds = ensemble.Seeds.draw(np.random.RandomState(0))
-    train, valid = ensemble.held_out(rows, space, settings, seeds, is_counted)
-    ours, theirs = ({tuple(row) for row in part.X} for part in (train, valid))
+    (train, weight, _), valid = ensemble.held_out(rows, space, settings, seeds, is_counted)
+    ours, theirs = ({tuple(row) for row in part} for part in (train, valid.X))
     assert not ours & theirs
     assert ours | theirs == {tuple(row) for row in X}
     assert len(theirs) == 60
-    assert train.weight.sum() + valid.weight.sum() == len(repeated)
+    assert weight.sum() + valid.weight.sum() == len(repeated)
 
 
 def test_members_do_not_see_the_held_out_rows(X, monkeypatch):
@@ -257,9 +257,9 @@ def test_members_do_not_see_the_held_out_rows(X, monkeypatch):
 
     def spy_on_fit(self, X, weight, space, chosen):
         def spied(*read):
-            rows, weights = chosen(*read)
+            rows, *others = chosen(*read)
             seen.setdefault("fitted", []).append({tuple(row) for row in rows})
-            return rows, weights
+            return rows, *others
 
         return fit(self, X, weight, space, spied)
 
