@@ -320,7 +320,8 @@ class IMMSEOutlierDetector(
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
             self.estimator_ = fitted(template, kept, seed, quiet, tasks)
-        self._floored = self._with_floor(self.estimator_, kept)
+        build = FlooredModel.averaged if self.average else FlooredModel
+        self._floored = build(self.estimator_._model, self._floors)
         self.members_ = list(self._floored.members)
 
     def _trimmed(self, template: DensityEstimator, rows: Rows, seed: int, tasks: FitTasks) -> Rows:
@@ -347,12 +348,6 @@ class IMMSEOutlierDetector(
     def _floors(self) -> Array:
         """Log-SNRs of the floors; infinite for none."""
         return np.array([np.inf]) if self.noise_floor_ is None else self.noise_floor_
-
-    def _with_floor(self, estimator: DensityEstimator, rows: Rows) -> FlooredModel:
-        """Return the fitted model with the floors."""
-        build = FlooredModel.averaged if self.average else FlooredModel
-        floored = build(estimator._model, self._floors)
-        return floored.with_placement(estimator._read(rows), estimator._effort())
 
     # -- scores --------------------------------------------------------------------------------
 

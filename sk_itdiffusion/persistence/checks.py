@@ -233,8 +233,6 @@ def check_threshold(detector: Any) -> None:
         has_order = isinstance(scores, np.ndarray) and scores.ndim == 1 and len(scores) > 0
         if not has_order or not np.isfinite(scores).all() or (np.diff(scores) < 0.0).any():
             raise ValueError("the scores of held-out rows are no sorted numbers")
-    if detector._floored.placement is not None:
-        check_placement(detector._floored.placement)
 
 
 def check_columns(estimator: Any, density: DensityEstimator, model: TableModel) -> None:
