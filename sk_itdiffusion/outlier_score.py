@@ -552,28 +552,27 @@ class FlooredModel:
         # All that is known of a row are its values: equal ones are done once.
         _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
         distinct = values[first]
-        seen = self._points_seen(distinct)
-        share = 1.0 / len(seen)
-        found = np.zeros((len(distinct), len(columns)))
-        near = np.ones(len(distinct), dtype=bool)
-        for number, points in enumerate(seen):
-            with stretch_of_progress(0.5 * number * share, 0.5 * (number + 1) * share):
-                by_column, is_near = self._columns_of_references(points, effort)
-            found += share * by_column
-            near &= is_near
+        with stretch_of_progress(0.0, 0.5):
+            found, near = self._columns_of_references(self._points_seen(distinct), effort)
+        # One after the other: the points of each row, of which most models see one.
+        found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
+        near = near.reshape(-1, len(distinct)).all(axis=0)
         if MODEL in self.members:
             with stretch_of_progress(0.5, 1.0):
                 self._add_columns_of_model(found, distinct, near, effort)
         parts[:, columns] += found[group.ravel()]
         return parts
 
-    def _points_seen(self, values: Array) -> list[Array]:
-        """Return the values over which the references' part of a score is averaged."""
+    def _points_seen(self, values: Array) -> Array:
+        """Return the points over which the references' part of a score is averaged.
+
+        They are the rows, or as many times so many: all rows with one noise after the other.
+        """
         dequantizer = self.model.dequantizer
         if dequantizer is None or not self.is_plain:
-            return [values]
+            return values
         keys = row_keys(self.model.space.standardized(values), self.model.seeds.scoring)
-        return [values + offsets for offsets in self.model.reference_offsets(keys)]
+        return np.concatenate([values + noise for noise in self.model.reference_offsets(keys)])
 
     def _columns_of_references(
         self, values: Array, effort: Effort
@@ -680,7 +679,8 @@ class FlooredModel:
         share = share_above(np.append(-np.inf, nodes[:-1]), self.floors)
         widest = max(reference.n_intermediate for reference in (plain, *references))
         n_draws = min(PATH_DRAWS, n_floor_draws(effort))
-        n_rows = max(1, 2**18 // (max(widest, 1) * n_draws * noise.n_evaluations))
+        # Not too large, since few rows are padded to as many.
+        n_rows = max(1, 2**17 // (max(widest, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()
         def block(start: int) -> Array:
