@@ -46,6 +46,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -89,6 +91,11 @@ SHARE_OF_REFERENCES = 0.1
 LONGEST_INTERVAL = 5.0
 #: In nats; information about other columns below the least log-SNR of an explanation.
 LEAST_INFORMATION = 0.001
+#: Factor by which the density between two modes is lower than in the lesser one, and the number of
+#: points at which it is looked at.
+VALLEY = math.e
+POINTS_BETWEEN_MODES = 9
+ROWS_IN_A_PASS = 4096
 #: Name of the fitted model among the members.
 MODEL = "model"
 #: Stream of the row's keys from which the noise at the floors comes; strata use lower ones.
@@ -523,6 +530,21 @@ class FlooredModel:
         blocks = map_in_workers(block, range(0, len(chosen), n_rows), "cpu", current_progress())
         return np.concatenate(blocks)[: len(chosen)]
 
+    def modes(self, values: Array) -> NDArray[np.intp] | None:
+        """Return the mode of the control variate that each row belongs to; None if it has but one.
+
+        Components of a mixture are of one mode if the density between their means is nowhere
+        lower than at the lower of the two, by a factor of `VALLEY`.
+        """
+        mixture = self.model.references[self.control]
+        if not isinstance(mixture, GaussianMixtureReference):
+            return None
+        rows = _MappedRows.of(self.model, values)
+        variance = math.exp(-float(self.floors.max()))
+        near = np.where(rows.finite[:, None], rows.mapped, 0.0)
+        own = mixture.component_log_prob(torch.from_numpy(near), variance).argmax(1)
+        return np.asarray(joined_components(mixture, variance)[own.numpy()])
+
     # -- contributions -----------------------------------------------------------------------
 
     def contributions(self, values: Array, effort: Effort) -> Array:
@@ -556,7 +578,7 @@ class FlooredModel:
             found, near = self._columns_of_references(self._points_seen(distinct), effort)
         # One after the other: the points of each row, of which most models see one.
         found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
-        near = near.reshape(-1, len(distinct)).all(axis=0)
+        near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
         if MODEL in self.members:
             with stretch_of_progress(0.5, 1.0):
                 self._add_columns_of_model(found, distinct, near, effort)
@@ -754,6 +776,27 @@ class FlooredModel:
         starts = range(0, len(seen), n_rows)
         blocks = map_in_workers(one_block, starts, model.device, current_progress())
         return np.concatenate(blocks)[: len(seen)]
+
+
+def joined_components(mixture: GaussianMixtureReference, variance: float) -> NDArray[np.intp]:
+    """Return the mode of each component of a mixture that is smoothed by a variance."""
+
+    def log_density(points: Tensor) -> Tensor:
+        parts = points.split(ROWS_IN_A_PASS)
+        return torch.cat(
+            [mixture.component_log_prob(part, variance).logsumexp(1) for part in parts]
+        )
+
+    means = mixture.means
+    first, second = np.triu_indices(len(means), 1)
+    peaks = log_density(means)
+    share = torch.linspace(0.0, 1.0, POINTS_BETWEEN_MODES + 2, dtype=means.dtype)[1:-1]
+    between = torch.lerp(means[first, None], means[second, None], share[:, None])
+    lowest = log_density(between.flatten(0, 1)).reshape(len(first), -1).amin(1)
+    is_joined = (lowest > torch.minimum(peaks[first], peaks[second]) - math.log(VALLEY)).numpy()
+    edges = (np.ones(is_joined.sum()), (first[is_joined], second[is_joined]))
+    graph = coo_array(edges, shape=(len(means), len(means)))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
 
 
 def path_contributions(nodes: Array, share: Array, heights: Array, slopes: Array) -> Array:

@@ -21,7 +21,7 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.model import Effort
-from sk_itdiffusion.outlier import threshold
+from sk_itdiffusion.outlier import DistinctRows, threshold
 from sk_itdiffusion.outlier_score import (
     MODEL,
     FlooredModel,
@@ -597,6 +597,66 @@ def test_p_values_need_held_out_rows():
     found.set_params(contamination="auto")  # which takes effect at the next fit
     with pytest.raises(ValueError, match="contamination"):
         found.p_values(gaussian_rows(3))
+
+
+# -- weights ---------------------------------------------------------------------------------
+
+
+def results_of(X, weight, contamination, estimator, new):
+    found = make_detector(estimator, contamination=contamination, false_alarm_rate=0.1)
+    return found.fit(X, sample_weight=weight).decision_function(new)
+
+
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+@pytest.mark.parametrize("kind", ["continuous", "mixed", "many"])
+def test_weights_are_repetitions_and_order_does_not_matter(kind, contamination):
+    rng = np.random.default_rng(0)
+    independent = {"reference": "independent", "max_epochs": 0}
+    X, estimator = {
+        "continuous": (pd.DataFrame(gaussian_rows(60)), plain_density()),
+        "mixed": (mixed_table(60), IMMSEMixedDensity(marginals="standard", **independent)),
+        "many": (pd.DataFrame(gaussian_rows(600)), plain_density()),  # rows are spared
+    }[kind]
+    weight = rng.integers(0, 4, size=len(X))
+    repeated = X.iloc[np.repeat(np.arange(len(X)), weight)]
+    weighted = results_of(X, weight, contamination, estimator, X)
+    order = rng.permutation(len(repeated))
+    expected = results_of(repeated.iloc[order], None, contamination, estimator, X)
+    np.testing.assert_array_equal(weighted, expected)
+
+
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+def test_a_common_factor_of_weights_is_nothing(contamination):
+    X, rng = gaussian_rows(80), np.random.default_rng(0)
+    weight = rng.uniform(1.0, 5.0, size=80)
+    first, second = (
+        results_of(X, factor * weight, contamination, plain_density(), X) for factor in (1, 0.25)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-9)
+
+
+def test_heavy_rows_set_the_threshold():
+    """The weighted share of rejected training rows is the contamination."""
+    X, rng = gaussian_rows(400), np.random.default_rng(0)
+    weight = rng.uniform(1.0, 5.0, size=400)
+    found = make_detector(plain_density(), contamination=0.2, trim=0.0).fit(X, sample_weight=weight)
+    rejected = weight[found.predict(X) == -1].sum() / weight.sum()
+    assert abs(rejected - 0.2) <= weight.max() / weight.sum()
+    held_out = make_detector(plain_density(), false_alarm_rate=0.1).fit(X, sample_weight=weight)
+    new = gaussian_rows(50, seed=3)
+    assert held_out.calibration_weights_.mean() == pytest.approx(1.0)
+    rejects = held_out.predict(new) == -1
+    np.testing.assert_array_equal(rejects, held_out.p_values(new) <= 0.1)
+
+
+def test_equal_rows_are_one_and_others_are_not():
+    rows = np.array([[0.0, "a"], [1.0, "a"], [1.0, "b"], [-0.0, "a"]], dtype=object)
+    assert sorted(DistinctRows.of(rows, [1, 2, 3, 4]).n_copies) == [2, 3, 5]
+    large = pd.DataFrame({"number": [2**60, 2**60 + 1, 2**60]})
+    assert sorted(DistinctRows.of(large, None).n_copies) == [1, 2]
+    fractions = DistinctRows.of(np.arange(3.0)[:, None], [0.5, 1.0, 0.7])
+    assert list(fractions.n_copies) == [1, 1, 1]
+    assert sorted(fractions.weight) == pytest.approx([1.0, 1.4, 2.0])
 
 
 # -- contaminated rows, kinds of tables, errors ----------------------------------------------
