@@ -57,8 +57,10 @@ MOST_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
 #: Rows below which none is left out: a fit to so few chooses nothing by validation.
 LEAST_ROWS_TO_TRIM = 50
-#: Share of the rows of a value, or of a mode, that trimming may take, and how many rows these are.
-MOST_TRIMMED_OF_A_GROUP = 0.5
+#: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
+#: stays then, and how many rows are a value that comes again, or a mode.
+LEAST_LEFT_OF_A_GROUP = 0.25
+SHARE_KEPT_OF_A_GROUP = 0.5
 LEAST_COPIES_OF_A_VALUE = 2
 LEAST_ROWS_OF_A_MODE = 10
 #: In standard deviations of a column: numbers as near as this stand for each other.
@@ -395,12 +397,13 @@ class IMMSEOutlierDetector(
         below = np.cumsum(weight[order]) <= n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
         # Rows as bad as the last trimmed one stay: no order among equal ones.
         cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
-        kept = scores >= cutoff
+        kept_before = scores >= cutoff
+        kept = kept_before.copy()
         for group in separate_values(values, given, model.space.discrete):
-            kept |= needed_of_groups(group, given, scores, LEAST_COPIES_OF_A_VALUE)
-        modes = floored.modes(values)
+            kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
+        modes = None if model.space.is_empty else floored.modes(values)
         if modes is not None:
-            kept |= needed_of_groups(modes, given, scores, LEAST_ROWS_OF_A_MODE)
+            kept |= needed_of_groups(modes, given, scores, kept_before, LEAST_ROWS_OF_A_MODE)
         kept[varying_again(values, scores, kept)] = True
         return given.part(np.where(kept, given.n_copies, 0))
 
@@ -829,19 +832,25 @@ def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iter
 
 
 def needed_of_groups(
-    group: Index, given: DistinctRows, scores: Array, least: int
+    group: Index, given: DistinctRows, scores: Array, kept: NDArray[np.bool_], least: int
 ) -> NDArray[np.bool_]:
-    """Return the likeliest rows of each group of so many rows, half of its weight."""
+    """Return rows to keep of groups of at least so many rows that would nearly all be left out.
+
+    They are the likeliest ones, half of the group's weight.
+    """
     group = group + 1
     total = np.bincount(group, weights=given.weight)
-    is_group = np.bincount(group, weights=given.n_copies) >= least
-    is_group[0] = False
+    left = np.bincount(group, weights=given.weight * kept)
+    is_lost = np.bincount(group, weights=given.n_copies) >= least
+    is_lost &= left < LEAST_LEFT_OF_A_GROUP * total
+    is_lost[0] = False
     order = np.lexsort([-scores, group])
     weight, group = given.weight[order], group[order]
     before = np.cumsum(weight) - weight - (np.cumsum(total) - total)[group]
     found = np.empty(len(order), dtype=bool)
-    wanted = (1.0 - MOST_TRIMMED_OF_A_GROUP) * total[group] * (1.0 - 1e-9)
-    found[order] = is_group[group] & (before < wanted)
+    # Rounding of sums must not add a row.
+    wanted = SHARE_KEPT_OF_A_GROUP * total[group] - 1e-9 * total.sum()
+    found[order] = is_lost[group] & (before < wanted)
     return found
 
 
