@@ -123,9 +123,11 @@ class IMMSEOutlierDetector(
         Whether the score is averaged over the models that the estimator holds, or is that of its
         stack alone.
     trim : float, default=0.1
-        Share in [0, 0.5] of at least 50 training rows that a first fit without a network finds
-        least likely and the final fit leaves out, so that outliers among the training rows are
-        not learned.  Nothing of fewer rows is left out, and for each column that would be constant
+        Share in [0, 0.5] of the weight of at least 50 training rows that a first fit without a
+        network finds least likely and the final fit leaves out, so that outliers among the
+        training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
+        that come again and lie apart from others (counts), and of modes of at least 10 rows, half
+        of the rows stay where less than a quarter would; for each column that would be constant
         the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
@@ -170,7 +172,8 @@ class IMMSEOutlierDetector(
     too, and the rate is that among rows of the mixture: fewer inliers are rejected.
 
     Rows that were trained on score a little higher than new ones, so that fewer of them are
-    rejected.
+    rejected.  Which rows are held out follows from the content of the rows and the seed: their
+    order does not matter.  Equal rows are different observations and may be on both sides.
 
     References
     ----------
@@ -542,8 +545,12 @@ class IMMSEOutlierDetector(
         -------
         DataFrame of shape (n_samples, n_features)
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
-            its score, up to the numerical error of the integral: q is not the reference that
-            `score_samples` uses.
+            its score up to rounding, on every kind of table: with the same noise, what the columns
+            tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
+            Single contributions have the numerical error of the integral, some 0.01 nats for
+            ordinary rows and a few percent of the score for far ones.  With
+            ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
+            instead.
         """
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
