@@ -63,6 +63,8 @@ LEAST_LEFT_OF_A_GROUP = 0.25
 SHARE_KEPT_OF_A_GROUP = 0.5
 LEAST_COPIES_OF_A_VALUE = 2
 LEAST_ROWS_OF_A_MODE = 10
+#: Share of all rows below which a mode may as well be anomalies that are alike.
+LEAST_SHARE_OF_A_MODE = 0.025
 #: In standard deviations of a column: numbers as near as this stand for each other.
 NEARBY_VALUES = 0.1
 #: Sum of weights above which they are no numbers of copies, and numbers up to which all are exact.
@@ -126,8 +128,8 @@ class IMMSEOutlierDetector(
         Share in [0, 0.5] of the weight of at least 50 training rows that a first fit without a
         network finds least likely and the final fit leaves out, so that outliers among the
         training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
-        that come again and lie apart from others (counts), and of modes of at least 10 rows, half
-        of the rows stay where less than a quarter would; for each column that would be constant
+        that come again and lie apart from others (counts), and of modes of at least 10 rows and
+        2.5% of all, half of the rows stay where less than a quarter would; for each column that would be constant
         the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
@@ -406,7 +408,8 @@ class IMMSEOutlierDetector(
             kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
         modes = None if model.space.is_empty else floored.modes(values)
         if modes is not None:
-            kept |= needed_of_groups(modes, given, scores, kept_before, LEAST_ROWS_OF_A_MODE)
+            least = max(LEAST_ROWS_OF_A_MODE, math.ceil(LEAST_SHARE_OF_A_MODE * given.n_units))
+            kept |= needed_of_groups(modes, given, scores, kept_before, least)
         kept[varying_again(values, scores, kept)] = True
         return given.part(np.where(kept, given.n_copies, 0))
 
