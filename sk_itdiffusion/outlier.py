@@ -129,8 +129,8 @@ class IMMSEOutlierDetector(
         network finds least likely and the final fit leaves out, so that outliers among the
         training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
         that come again and lie apart from others (counts), and of modes of at least 10 rows and
-        2.5% of all, half of the rows stay where less than a quarter would; for each column that would be constant
-        the likeliest row in which it differs stays.
+        2.5% of all, half of the rows stay where less than a quarter would; for each column that
+        would be constant the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
