@@ -51,6 +51,7 @@ __all__ = [
     "error_profile",
     "fit_placement",
     "information_gap",
+    "paired_draws",
     "stacking_weights",
 ]
 
@@ -221,6 +222,43 @@ def _strata_contributions(
     points: PointsOfDraws | None,
 ) -> Array:
     """Return the contribution of each draw to the integral, (n, n_strata, n_draws)."""
+    difference, coefficient = paired_draws(
+        rows, keys, denoisers, rule, first, n_strata, device, dtype, points, by_coordinate=False
+    )
+    return np.asarray((0.5 * difference * coefficient).sum(axis=-1))
+
+
+def paired_draws(
+    rows: Array,
+    keys: Keys,
+    denoisers: PairedDenoiser,
+    rule: IntegrationRule,
+    first: int,
+    n_strata: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    points: PointsOfDraws | None,
+    *,
+    by_coordinate: bool = True,
+) -> tuple[Array, Array]:
+    """Return the reference's squared error minus the model's in each draw of some strata.
+
+    Parameters
+    ----------
+    rows, keys, denoisers, rule, device, dtype, points
+        See `information_gap`.
+    first, n_strata : int
+        The first stratum, and how many.
+    by_coordinate : bool, default=True
+        Whether the differences are those of each coordinate or their sum.
+
+    Returns
+    -------
+    difference : ndarray of shape (n, n_strata, n_draws, m) or (n, n_strata, n_draws, m, d)
+        Differences of squared errors.
+    coefficient : ndarray of shape (n, n_strata, n_draws, m)
+        Factors with which they are summed to the integral.
+    """
     logsnr, eps, coefficient = rule.draw(keys, first, n_strata)
     shape = coefficient.shape
     repeated = np.broadcast_to(logsnr[..., None], shape)
@@ -234,9 +272,9 @@ def _strata_contributions(
         _tensor(in_whole_tiles(eps.reshape(-1, eps.shape[-1])), device, dtype),
         _tensor(in_whole_tiles(repeated.reshape(-1)), device, dtype),
         denoisers,
+        by_coordinate=by_coordinate,
     )[: coefficient.size]
-    integrand = 0.5 * difference.cpu().numpy().reshape(shape)
-    return np.asarray((integrand * coefficient).sum(axis=-1))
+    return difference.cpu().numpy().reshape(*shape, *difference.shape[1:]), coefficient
 
 
 def in_whole_tiles(values: Array) -> Array:
@@ -257,10 +295,21 @@ def _tensor(values: Array, device: torch.device | str, dtype: torch.dtype) -> Te
 
 
 @torch.no_grad()
-def paired_difference(x: Tensor, eps: Tensor, logsnr: Tensor, denoisers: PairedDenoiser) -> Tensor:
-    """Return the reference's squared error minus the model's, (B,), without cancellation."""
+def paired_difference(
+    x: Tensor,
+    eps: Tensor,
+    logsnr: Tensor,
+    denoisers: PairedDenoiser,
+    *,
+    by_coordinate: bool = False,
+) -> Tensor:
+    """Return the reference's squared error minus the model's without cancellation.
+
+    They are those of each coordinate, (B, d), or their sums, (B,).
+    """
     reference, model = denoisers(add_noise(x, eps, logsnr), logsnr)
-    return ((model - reference) * (2.0 * eps - reference - model)).sum(1)
+    difference = (model - reference) * (2.0 * eps - reference - model)
+    return difference if by_coordinate else difference.sum(1)
 
 
 @retry_with_less_memory

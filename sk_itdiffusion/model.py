@@ -368,12 +368,9 @@ class TableModel:
     ) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Return the mean over the noise of what `_log_reference` gives, and its variance."""
         assert self.dequantizer is not None
-        drawn = spawn_keys(keys, DEQUANTIZATIONS, first=2**20)
         draws = [
-            self._log_reference(
-                self.space.standardized(values + self.dequantizer.offsets(drawn[:, number]))
-            )[1:]
-            for number in range(DEQUANTIZATIONS)
+            self._log_reference(self.space.standardized(values + offsets))[1:]
+            for offsets in self.reference_offsets(keys)
         ]
         near = np.all([draw[1] for draw in draws], axis=0)
         # Each row's draws are contiguous, so that they are summed in one order.
@@ -381,6 +378,12 @@ class TableModel:
         variance = np.zeros(len(values))
         variance[near] = logs[near].var(axis=1, ddof=1) / DEQUANTIZATIONS
         return logs.mean(axis=1), variance, near
+
+    def reference_offsets(self, keys: Keys) -> list[Array]:
+        """Return the noise over which the reference's log-density is averaged, for each draw."""
+        assert self.dequantizer is not None
+        drawn = spawn_keys(keys, DEQUANTIZATIONS, first=2**20)
+        return [self.dequantizer.offsets(column) for column in drawn.T]
 
     def _log_reference(self, standardized: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Return the model's rows, the control's log-density, and which rows it does not rule out.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
@@ -27,6 +29,7 @@ from sk_itdiffusion.encoding import Table, naming_columns, read_table, without_t
 from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
+    checked_weight,
     flattened_images,
     long_call,
     numbers_in,
@@ -36,6 +39,7 @@ from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
+from sk_itdiffusion.rows import in_common_units
 from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]
@@ -54,6 +58,19 @@ MOST_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
 #: Rows below which none is left out: a fit to so few chooses nothing by validation.
 LEAST_ROWS_TO_TRIM = 50
+#: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
+#: stays then, and how many rows are a value that comes again, or a mode.
+LEAST_LEFT_OF_A_GROUP = 0.25
+SHARE_KEPT_OF_A_GROUP = 0.5
+LEAST_COPIES_OF_A_VALUE = 2
+LEAST_ROWS_OF_A_MODE = 10
+#: Share of all rows below which a mode may as well be anomalies that are alike.
+LEAST_SHARE_OF_A_MODE = 0.025
+#: In standard deviations of a column: numbers as near as this stand for each other.
+NEARBY_VALUES = 0.1
+#: Sum of weights above which they are no numbers of copies, and numbers up to which all are exact.
+MOST_COPIES = 1_000_000_000
+LARGEST_EXACT = 2.0**53
 #: What the estimators say about columns without a density, and about ties among it.
 COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
@@ -92,9 +109,8 @@ class IMMSEOutlierDetector(
         a map that makes tails normal hides outliers.  Numbers, integers too, are continuous then;
         texts, booleans, objects and categoricals are not.  Rows that are left out or held out may
         be the only ones with a value, so an estimator with ``handle_unknown="error"`` is apt to
-        fail here.  It has kernels among
-        its experts only if they name them: rows with a kernel of their own would seem likelier
-        than the others that are ranked with them.
+        fail here.  It has kernels among its experts only if they name them: rows with a kernel of
+        their own would seem likelier than the others that are ranked with them.
     contamination : "auto" or float, default="auto"
         Float in (0, 0.5]: the share of the training rows that are called outliers.  ``"auto"``:
         the threshold is that of ``false_alarm_rate`` on held-out rows.
@@ -109,10 +125,12 @@ class IMMSEOutlierDetector(
         Whether the score is averaged over the models that the estimator holds, or is that of its
         stack alone.
     trim : float, default=0.1
-        Share in [0, 0.5] of at least 50 training rows that a first fit without a network finds
-        least likely and the final fit leaves out, so that outliers among the training rows are
-        not learned.  Nothing of fewer rows is left out, and for each column that would be constant
-        the likeliest row in which it differs stays.
+        Share in [0, 0.5] of the weight of at least 50 training rows that a first fit without a
+        network finds least likely and the final fit leaves out, so that outliers among the
+        training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
+        that come again and lie apart from others (counts), and of modes of at least 10 rows and
+        2.5% of all, half of the rows stay where less than a quarter would; for each column that
+        would be constant the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -132,6 +150,8 @@ class IMMSEOutlierDetector(
         Threshold: ``decision_function`` is ``score_samples`` minus it.
     calibration_scores_ : ndarray of shape (n_calibration,)
         Sorted scores of the held-out rows; only for ``contamination="auto"``.
+    calibration_weights_ : ndarray of shape (n_calibration,)
+        Weights of the held-out rows, of mean 1; only for ``contamination="auto"``.
     noise_floor_ : ndarray of shape (n_floors,) or None
         Log-SNRs of the floors.
     members_ : list of str
@@ -154,7 +174,8 @@ class IMMSEOutlierDetector(
     too, and the rate is that among rows of the mixture: fewer inliers are rejected.
 
     Rows that were trained on score a little higher than new ones, so that fewer of them are
-    rejected.  There are no sample weights.
+    rejected.  Which rows are held out follows from the content of the rows and the seed: their
+    order does not matter.  Equal rows are different observations and may be on both sides.
 
     References
     ----------
@@ -225,7 +246,7 @@ class IMMSEOutlierDetector(
     # -- fit -----------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the density and the threshold.
 
         Parameters
@@ -234,6 +255,10 @@ class IMMSEOutlierDetector(
             Rows; at least 2.
         y : Ignored
             Not used, present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows in the density, in trimming and in the threshold.  An
+            integer weight is the same as having the row so many times, and 0 as not having it;
+            other weights count in units of the least, and such rows are held out as a whole.
 
         Returns
         -------
@@ -243,7 +268,8 @@ class IMMSEOutlierDetector(
         Raises
         ------
         ValueError
-            If the estimator does not take X, or a parameter is out of its range.
+            If the estimator does not take X, a weight is negative, or a parameter is out of its
+            range.
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
@@ -251,109 +277,144 @@ class IMMSEOutlierDetector(
         self.noise_floor_ = checked_floors(self.noise_floor)
         random_state = check_random_state(self.random_state)
         split_seed, fit_seed = (int(seed) for seed in random_state.randint(2**31 - 1, size=2))
-        order = np.random.default_rng(split_seed).permutation(len(rows))
+        given = DistinctRows.of(rows, sample_weight)
         template = self.estimator
-        template = default_estimator(rows) if template is None else template
-        template = with_common_lattice(template, rows)
+        template = default_estimator(given.rows) if template is None else template
+        template = with_common_lattice(template, given.rows)
         # Each fit may come after one that trims its rows.
-        tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y)
+        tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
-            scores = self._fit_and_score_others(template, rows, order, fit_seed, tasks)
+            scores, weight = self._fit_and_score_others(
+                template, given, np.random.default_rng(split_seed), fit_seed, tasks
+            )
+        order = np.argsort(scores, kind="stable")
+        scores, weight = scores[order], weight[order]
         if self.contamination == "auto":
-            self.calibration_scores_ = np.sort(scores)
-            self.offset_ = threshold(self.calibration_scores_, self.false_alarm_rate)
+            self.calibration_scores_ = scores
+            self.calibration_weights_ = weight / weight.mean()
+            self.offset_ = threshold(
+                self.calibration_scores_, self.false_alarm_rate, self.calibration_weights_
+            )
         else:
             # As in scikit-learn: exactly the share of the training rows, but for equal scores.
-            self.offset_ = float(np.percentile(scores, 100.0 * float(self.contamination)))
+            self.offset_ = weighted_quantile(scores, weight, float(self.contamination))
         tasks.end()
         return self
 
     def _fit_and_score_others(
-        self, template: DensityEstimator, rows: Rows, order: Index, seed: int, tasks: FitTasks
-    ) -> Array:
-        """Fit the density, and return the scores that the threshold comes from."""
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        generator: np.random.Generator,
+        seed: int,
+        tasks: FitTasks,
+    ) -> tuple[Array, Array]:
+        """Fit the density; return the scores that the threshold comes from, and their weights."""
         if self.contamination != "auto":
-            return self._fit_and_score(template, rows, rows, seed, tasks)
-        if len(rows) >= LEAST_ROWS_TO_SPARE:
-            n_spared = min(round(self.calibration_fraction * len(rows)), MOST_CALIBRATION_ROWS)
-            n_spared = max(n_spared, 1)
-            kept, spared = take(rows, np.sort(order[n_spared:])), take(rows, order[:n_spared])
-            return self._fit_and_score(template, kept, spared, seed, tasks)
-        scores = self._fold_scores(template, rows, order, seed, tasks)
+            return self._fit_and_score(template, given, given, seed, tasks), given.weight
+        if given.n_units >= LEAST_ROWS_TO_SPARE:
+            n_spared = min(round(self.calibration_fraction * given.n_units), MOST_CALIBRATION_ROWS)
+            spared = given.draw(max(n_spared, 1), generator)
+            others = given.part(spared)
+            scores = self._fit_and_score(
+                template, given.part(given.n_copies - spared), others, seed, tasks
+            )
+            return others.repeated(scores), others.repeated(others.unit_weight)
+        scores, weight = self._fold_scores(template, given, generator, seed, tasks)
         with stretch_of_progress(N_FOLDS / (N_FOLDS + 1), 1.0, "all rows"):
-            self._fit_density(template, rows, seed, tasks)
-        return scores
+            self._fit_density(template, given, seed, tasks)
+        return scores, weight
 
     def _fold_scores(
-        self, template: DensityEstimator, rows: Rows, order: Index, seed: int, tasks: FitTasks
-    ) -> Array:
-        """Return the score of each row under a density fitted without it."""
-        scores = np.empty(len(rows))
-        folds = np.array_split(order, min(N_FOLDS, len(rows) // 2))
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        generator: np.random.Generator,
+        seed: int,
+        tasks: FitTasks,
+    ) -> tuple[Array, Array]:
+        """Return the score of each row under a density fitted without it, and its weight."""
+        scores, weight = [], []
+        folds = given.folds(max(1, min(N_FOLDS, given.n_units // 2)), generator)
         for number, fold in enumerate(folds):
-            others = np.setdiff1d(order, fold)
-            if len(others) < 2:  # two or three rows are too few to hold any out
-                others = np.arange(len(rows))
+            left = given.n_copies - fold
+            # Two or three rows are too few to hold any out.
+            others = given.part(left) if left.sum() >= 2 else given
+            held_out = given.part(fold)
             place = number / (N_FOLDS + 1), (number + 1) / (N_FOLDS + 1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
                 with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
-                    scores[fold] = self._fit_and_score(
-                        template, take(rows, others), take(rows, fold), seed, tasks
-                    )
-        return scores
+                    found = self._fit_and_score(template, others, held_out, seed, tasks)
+            scores.append(held_out.repeated(found))
+            weight.append(held_out.repeated(held_out.unit_weight))
+        return np.concatenate(scores), np.concatenate(weight)
 
     def _fit_and_score(
-        self, template: DensityEstimator, rows: Rows, others: Rows, seed: int, tasks: FitTasks
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        others: DistinctRows,
+        seed: int,
+        tasks: FitTasks,
     ) -> Array:
-        """Fit the density to rows and return the scores of others."""
+        """Fit the density to rows and return the scores of others, each once."""
         with stretch_of_progress(0.0, FIT_ENDS):
-            self._fit_density(template, rows, seed, tasks)
+            self._fit_density(template, given, seed, tasks)
         with stretch_of_progress(FIT_ENDS, 1.0):
-            return self._scores(others)
+            return self._scores(others.rows)
 
     def _fit_density(
-        self, template: DensityEstimator, rows: Rows, seed: int, tasks: FitTasks
+        self, template: DensityEstimator, given: DistinctRows, seed: int, tasks: FitTasks
     ) -> None:
         """Fit the density to the rows that are left of trimming."""
         with stretch_of_progress(0.0, FIT_BEGINS):
-            kept = self._trimmed(template, rows, seed, tasks)
+            kept = self._trimmed(template, given, seed, tasks)
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
             self.estimator_ = fitted(template, kept, seed, quiet, tasks)
-        self._floored = self._with_floor(self.estimator_, kept)
+        build = FlooredModel.averaged if self.average else FlooredModel
+        self._floored = build(self.estimator_._model, self._floors)
         self.members_ = list(self._floored.members)
 
-    def _trimmed(self, template: DensityEstimator, rows: Rows, seed: int, tasks: FitTasks) -> Rows:
+    def _trimmed(
+        self, template: DensityEstimator, given: DistinctRows, seed: int, tasks: FitTasks
+    ) -> DistinctRows:
         """Return the rows without those that a quick fit finds least likely."""
-        n_trimmed = round(self.trim * len(rows))
-        if n_trimmed == 0 or len(rows) < LEAST_ROWS_TO_TRIM:
-            return rows
+        n_trimmed = round(self.trim * given.n_units)
+        if n_trimmed == 0 or given.n_units < LEAST_ROWS_TO_TRIM:
+            return given
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
-            first = fitted(first, rows, seed, quiet=False, tasks=tasks)
+            first = fitted(first, given, seed, quiet=False, tasks=tasks)
         model = first._model
         floored = FlooredModel(model, self._floors)
         if not model.space.is_empty:
             # The likeliest reference alone, which is quick.
             floored = FlooredModel(model, self._floors, (floored.control,))
-        scores = score_rows(first, floored, rows)
+        scores = score_rows(first, floored, given.rows)
+        values = first._read(given.rows)
+        weight = given.weight
+        order = np.argsort(scores, kind="stable")
+        below = np.cumsum(weight[order]) <= n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
         # Rows as bad as the last trimmed one stay: no order among equal ones.
-        kept = scores >= np.sort(scores)[n_trimmed]
-        kept[varying_again(first._read(rows), scores, kept)] = True
-        return take(rows, np.flatnonzero(kept))
+        cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
+        kept_before = scores >= cutoff
+        kept = kept_before.copy()
+        for group in separate_values(values, given, model.space.discrete):
+            kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
+        modes = None if model.space.is_empty else floored.modes(values)
+        if modes is not None:
+            least = max(LEAST_ROWS_OF_A_MODE, math.ceil(LEAST_SHARE_OF_A_MODE * given.n_units))
+            kept |= needed_of_groups(modes, given, scores, kept_before, least)
+        kept[varying_again(values, scores, kept)] = True
+        return given.part(np.where(kept, given.n_copies, 0))
 
     @property
     def _floors(self) -> Array:
         """Log-SNRs of the floors; infinite for none."""
         return np.array([np.inf]) if self.noise_floor_ is None else self.noise_floor_
-
-    def _with_floor(self, estimator: DensityEstimator, rows: Rows) -> FlooredModel:
-        """Return the fitted model with the floors."""
-        build = FlooredModel.averaged if self.average else FlooredModel
-        floored = build(estimator._model, self._floors)
-        return floored.with_placement(estimator._read(rows), estimator._effort())
 
     # -- scores --------------------------------------------------------------------------------
 
@@ -437,7 +498,8 @@ class IMMSEOutlierDetector(
     def p_values(self, X: ArrayLike) -> Array:
         """Return conformal p-values: how likely inliers score as low.
 
-        With n held-out rows, of which k score no higher than the row, it is (k + 1) / (n + 1).
+        With n held-out rows, of which k score no higher than the row, it is (k + 1) / (n + 1); if
+        they have weights of mean 1, k is the sum of those.
 
         Parameters
         ----------
@@ -462,7 +524,8 @@ class IMMSEOutlierDetector(
                 f"contamination={self.contamination!r}."
             )
         below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")
-        return np.asarray((below + 1.0) / (len(self.calibration_scores_) + 1.0))
+        up_to = np.append(0.0, np.cumsum(self.calibration_weights_))
+        return np.asarray((up_to[below] + 1.0) / (len(self.calibration_scores_) + 1.0))
 
     def explain(self, X: ArrayLike) -> pd.DataFrame:
         r"""Return the contribution of each column to the rows' scores.
@@ -484,8 +547,12 @@ class IMMSEOutlierDetector(
         -------
         DataFrame of shape (n_samples, n_features)
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
-            its score, up to the numerical error of the integral: q is not the reference that
-            `score_samples` uses.
+            its score up to rounding, on every kind of table: with the same noise, what the columns
+            tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
+            Single contributions have the numerical error of the integral, some 0.01 nats for
+            ordinary rows and a few percent of the score for far ones.  With
+            ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
+            instead.
         """
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
@@ -535,21 +602,147 @@ def checked_floors(noise_floor: Any) -> Array | None:
     return floors
 
 
-def threshold(calibration_scores: Array, false_alarm_rate: float) -> float:
+def threshold(
+    calibration_scores: Array, false_alarm_rate: float, weight: Array | None = None
+) -> float:
     """Return the score below which rows are rejected at a rate of at most the one asked for.
 
     Of n sorted held-out scores it is number floor(rate * (n + 1)), below which the score of a
-    new row is with that probability divided by n + 1; the lowest if that number is 0.
+    new row is with that probability divided by n + 1; the lowest if that number is 0.  Weights of
+    mean 1 are counted instead of scores.
     """
     n = len(calibration_scores)
-    number = min(math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12)), n)
-    if number < 1:
+    if math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12)) < 1:
         warn(
             f"false_alarm_rate={false_alarm_rate:g} needs at least "
             f"{math.ceil(1.0 / false_alarm_rate) - 1} held-out rows, and there are fewer; the "
             f"threshold is the lowest held-out score, for a rate of about {1.0 / (n + 1):.1g}.",
         )
-    return float(calibration_scores[max(number, 1) - 1])
+    counts = np.ones(n) if weight is None else weight
+    # Rows are rejected if (weight of scores up to theirs + 1) / (n + 1) is at most the rate.
+    most = false_alarm_rate * (n + 1) * (1 + 1e-12) - 1.0
+    number = int((np.cumsum(counts) <= most).sum())
+    return float(calibration_scores[min(number, n - 1)])
+
+
+def weighted_quantile(scores: Array, weight: Array, share: float) -> float:
+    """Return the quantile of sorted scores, interpolated as `numpy.percentile` does.
+
+    Integer weights are repetitions.
+    """
+    total = np.cumsum(weight)
+    place = share * (total[-1] - 1.0)
+    lower = min(math.floor(place), total[-1] - 1.0)
+    low, high = (
+        scores[min(int(np.searchsorted(total, number, side="right")), len(scores) - 1)]
+        for number in (lower, lower + 1.0)
+    )
+    return float(low + (high - low) * (place - lower))
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """Distinct rows in an order that follows from their content, with positive weights.
+
+    Attributes
+    ----------
+    rows : ndarray or data frame of shape (n, n_columns)
+        The rows.
+    weight : ndarray of shape (n,)
+        Their weights.
+    n_copies : ndarray of shape (n,), int
+        Units that can be held out: the weight if all weights are integers, else 1.
+    """
+
+    rows: Rows
+    weight: Array
+    n_copies: Index
+
+    @classmethod
+    def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
+        """Return the distinct rows of positive weight; the weights of equal rows are added."""
+        weight = np.ones(len(rows))
+        if sample_weight is not None:
+            weight = checked_weight(sample_weight, np.empty((len(rows), 0)))
+            rows, weight = take(rows, np.flatnonzero(weight)), weight[weight > 0.0]
+            weight = in_common_units(weight)
+        _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
+        total = np.bincount(group, weights=weight)
+        is_count = (total == np.rint(total)).all() and total.sum() < MOST_COPIES
+        n_copies = total.astype(np.intp) if is_count else np.ones(len(total), dtype=np.intp)
+        return cls(take(rows, first), total.astype(np.float64), n_copies)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return int(self.n_copies.sum())
+
+    @property
+    def unit_weight(self) -> Array:
+        """Weight of one unit of each row."""
+        return self.weight / self.n_copies
+
+    def part(self, n_copies: Index) -> DistinctRows:
+        """Return the rows with so many of their units."""
+        kept = np.flatnonzero(n_copies)
+        weight = self.unit_weight[kept] * n_copies[kept]
+        return DistinctRows(take(self.rows, kept), weight, n_copies[kept])
+
+    def draw(self, n_units: int, generator: np.random.Generator) -> Index:
+        """Return how many units of each row are among randomly drawn ones."""
+        drawn = generator.multivariate_hypergeometric(self.n_copies, n_units, method="marginals")
+        return np.asarray(drawn, dtype=np.intp)
+
+    def folds(self, n_folds: int, generator: np.random.Generator) -> list[Index]:
+        """Return how many units of each row are in random folds of nearly equal size."""
+        left, found = self.n_copies, []
+        for number in range(n_folds):
+            size = -(-int(left.sum()) // (n_folds - number))
+            kept = np.flatnonzero(left)
+            fold = np.zeros_like(left)
+            fold[kept] = self.part(left).draw(size, generator)
+            found.append(fold)
+            left = left - fold
+        return found
+
+    def repeated(self, values: Array) -> Array:
+        """Return a value of each row once for each of its units."""
+        return np.repeat(values, self.n_copies)
+
+
+def content_keys(rows: Rows) -> Keys:
+    """Return a hash of each row, which changes of the units by powers of two leave as it is."""
+    table = read_table(rows)
+    columns = []
+    for j, holds_numbers in enumerate(table.holds_numbers):
+        column = table.frame.iloc[:, j]
+        numbers = exact_numbers(column) if holds_numbers else None
+        if numbers is not None:
+            columns.append(in_units_of_the_largest(numbers))
+        else:
+            texts = column.astype(str).to_numpy(dtype=object)
+            hashed = pd.util.hash_array(texts, categorize=False)
+            columns.append((hashed >> np.uint64(11)).astype(np.float64))
+    return row_keys(np.column_stack(columns))
+
+
+def exact_numbers(column: pd.Series) -> Array | None:
+    """Return finite numbers, or None if floats may not tell all of them apart."""
+    try:
+        numbers = column.to_numpy(dtype=np.float64)
+    except OverflowError:
+        return None
+    is_exact = column.dtype.kind == "f" or np.abs(numbers).max(initial=0.0) < LARGEST_EXACT
+    return numbers if is_exact and np.isfinite(numbers).all() else None
+
+
+def in_units_of_the_largest(numbers: Array) -> Array:
+    """Return numbers divided by the power of two above the largest."""
+    largest = np.abs(numbers).max(initial=0.0)
+    return np.asarray(np.ldexp(numbers, -int(np.frexp(largest)[1])))
 
 
 def default_estimator(rows: Rows) -> DensityEstimator:
@@ -611,20 +804,68 @@ def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Inde
     return np.asarray(np.where(differs, scores[:, None], -np.inf).argmax(axis=0))
 
 
+def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iterator[Index]:
+    """Return groups of rows with one value, for each column of separate values; -1 for no group.
+
+    Levels are separate, and numbers that are farther than a tenth of a standard deviation from all
+    others: no other number stands for them.  In a column of other numbers equal ones are chance.
+    """
+    for j, column in enumerate(values.T):
+        levels, group = np.unique(column, return_inverse=True)
+        # The mean of squares of far values would overflow.
+        scale = np.abs(column).max() + np.finfo(np.float64).tiny
+        width = 0.0 if j in discrete else NEARBY_VALUES * scale * float((column / scale).std())
+        with np.errstate(over="ignore"):
+            is_apart = np.diff(levels) > width
+        copies = np.bincount(group, weights=given.n_copies)
+        is_separate = np.append(True, is_apart) & np.append(is_apart, True)
+        is_separate &= copies >= LEAST_COPIES_OF_A_VALUE
+        if 2.0 * copies[is_separate].sum() >= copies.sum():
+            yield np.where(is_separate[group], group, -1)
+
+
+def needed_of_groups(
+    group: Index, given: DistinctRows, scores: Array, kept: NDArray[np.bool_], least: int
+) -> NDArray[np.bool_]:
+    """Return rows to keep of groups of at least so many rows that would nearly all be left out.
+
+    They are the likeliest ones, half of the group's weight.
+    """
+    group = group + 1
+    total = np.bincount(group, weights=given.weight)
+    left = np.bincount(group, weights=given.weight * kept)
+    is_lost = np.bincount(group, weights=given.n_copies) >= least
+    is_lost &= left < LEAST_LEFT_OF_A_GROUP * total
+    is_lost[0] = False
+    order = np.lexsort([-scores, group])
+    weight, group = given.weight[order], group[order]
+    before = np.cumsum(weight) - weight - (np.cumsum(total) - total)[group]
+    found = np.empty(len(order), dtype=bool)
+    # Rounding of sums must not add a row.
+    wanted = SHARE_KEPT_OF_A_GROUP * total[group] - 1e-9 * total.sum()
+    found[order] = is_lost[group] & (before < wanted)
+    return found
+
+
 def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
     """Return a mask of the chosen columns."""
     return np.isin(np.arange(n_columns), chosen)
 
 
 def fitted(
-    template: DensityEstimator, rows: Rows, seed: int, quiet: bool, tasks: FitTasks
+    template: DensityEstimator, given: DistinctRows, seed: int, quiet: bool, tasks: FitTasks
 ) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
     estimator: DensityEstimator = clone(template).set_params(random_state=seed)
     with warnings.catch_warnings(), tasks.subfit("fit", estimator), without_kernels():
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
-        estimator.fit(rows)
+        rows, weight = given.rows, given.weight
+        if len(given) == 1:  # which the estimators take for a mistake
+            rows, weight = take(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
+        # Not each estimator takes weights of rows that it reads in parts.
+        equal = (weight == weight[0]).all()
+        estimator.fit(rows, sample_weight=None if equal else weight)
     return estimator
 
 

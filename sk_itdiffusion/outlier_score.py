@@ -23,7 +23,19 @@ cell's width is added: the score is on the scale of log-probabilities and does n
 Values of discrete columns that are no levels have the log-probabilities of their column (see
 `sk_itdiffusion.unseen`), and the other columns those of the references, without the network.
 
-With independent columns as q, both terms are sums over columns; these are the contributions.
+**Contributions.**  With independent columns q the difference of a member and q is followed from no
+signal, where it is 0, to the floor, along the paths :math:`z_a = x + e^{-a/2} \epsilon` of fixed
+noise.  On such a path
+
+.. math:: \frac{d}{da} \log p_a(z_a) = \frac12 \sum_j \left( 1
+    + \epsilon_j E[\epsilon_j \mid z_a] - E[\epsilon_j^2 \mid z_a] \right),
+
+which follows from the heat equation and is, averaged over the noise, the relation of Kong et al.
+column by column: the expectation of each term is :math:`(1 - (\epsilon_j -
+\hat\epsilon_j)^2) / 2`.  The left side is known at both ends of each interval, so the terms of an
+interval are averaged such that their sum is what the log-densities differ by, whatever the rows.
+Where values are no levels, what the other columns tell about each other is known from the
+references, and is divided equally among them.
 
 References
 ----------
@@ -34,23 +46,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.likelihood import (
-    Denoiser,
     IntegrationRule,
     PairedDenoiser,
-    fit_placement,
+    PointsOfDraws,
     information_gap,
+    paired_draws,
 )
-from sk_itdiffusion.model import LEAST_LOG_DENSITY, Effort, TableModel, on_device, scoring_noise
+from sk_itdiffusion.model import LEAST_LOG_DENSITY, Effort, TableModel, scoring_noise
+from sk_itdiffusion.noise_moments import noise_moments
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import (
@@ -67,14 +82,25 @@ __all__ = ["FlooredModel", "smoothed_log_prob"]
 
 Array = NDArray[np.float64]
 
-#: Rows whose errors place the strata of the explanation.
-ROWS_FOR_PLACEMENT = 100
+#: Nodes of the log-SNR at which the paths of explanations are evaluated, and draws of their noise.
+PATH_NODES = 24
+PATH_DRAWS = 2
+#: By how much the paths begin below the log-SNR at which columns tell little about one another:
+#: what they tell grows with the squared distance of rows.
+ROOM_FOR_FAR_ROWS = 6.0
 #: In mapped units; squares of numbers farther out overflow.
 FARTHEST = 1e100
 #: Share of a progress bar that is for the references' part of a score, if a network has another.
 SHARE_OF_REFERENCES = 0.1
+#: Intervals of the log-SNR that are longer lie beyond the model's range.
+LONGEST_INTERVAL = 5.0
 #: In nats; information about other columns below the least log-SNR of an explanation.
 LEAST_INFORMATION = 0.001
+#: Factor by which the density between two modes is lower than in the lesser one, and the number of
+#: points at which it is looked at.
+VALLEY = math.e
+POINTS_BETWEEN_MODES = 9
+ROWS_IN_A_PASS = 4096
 #: Name of the fitted model among the members.
 MODEL = "model"
 #: Stream of the row's keys from which the noise at the floors comes; strata use lower ones.
@@ -245,6 +271,37 @@ def _smoothed_classes(
     return joint.logsumexp(1)
 
 
+def smoothed_slopes(
+    reference: Reference, rows: Tensor, eps: Tensor, logsnr: float
+) -> tuple[Tensor, Tensor]:
+    """Return what `smoothed_log_prob` does, and its derivative in the log-SNR for fixed noise.
+
+    Parameters
+    ----------
+    reference : Reference
+        A reference that can be smoothed.
+    rows : Tensor of shape (B, n_columns)
+        Rows; codes in discrete columns.
+    eps : Tensor of shape (B, d)
+        Noise of the points of the rows.
+    logsnr : float
+        Log-SNR of the noise; infinite for none.
+
+    Returns
+    -------
+    log_prob : Tensor of shape (B,)
+        Log-densities in nats.
+    slopes : Tensor of shape (B, d)
+        Terms of the derivative, one for each coordinate, up to one half of those of discrete
+        columns, which all references have in common.  Zero where there is no noise.
+    """
+    height = smoothed_log_prob(reference, rows, eps, logsnr)
+    if math.isinf(logsnr):
+        return height, torch.zeros_like(eps)
+    mean, square = noise_moments(reference, rows, eps, logsnr)
+    return height, 0.5 * (1.0 + eps * mean - square)
+
+
 # -- the score -------------------------------------------------------------------------------
 
 
@@ -283,6 +340,11 @@ class FlooredRule(IntegrationRule):
         return logsnr, eps, coefficient * share[..., None]
 
 
+def n_floor_draws(effort: Effort) -> int:
+    """Return the draws of noise at each floor."""
+    return max(1, effort.n_strata * effort.n_draws // 8)
+
+
 def share_above(logsnr: Array, floors: Array) -> Array:
     """Return the share of the floors that lie above log-SNRs."""
     return np.asarray((floors > np.asarray(logsnr)[..., None]).mean(axis=-1))
@@ -300,14 +362,11 @@ class FlooredModel:
         Log-SNRs of the floors, on the mapped columns; infinite for none.
     members : tuple of str
         References whose log-densities are averaged, and ``MODEL``.
-    placement : PiecewiseDensity or None, default=None
-        Where explanations evaluate the log-SNR; see `with_placement`.
     """
 
     model: TableModel
     floors: Array
     members: tuple[str, ...] = (MODEL,)
-    placement: PiecewiseDensity | None = None
 
     # -- references --------------------------------------------------------------------------
 
@@ -462,7 +521,7 @@ class FlooredModel:
     ) -> Array:
         """Return means over floors and noise of what is evaluated, (len(chosen), n_values)."""
         noise = self._noise(effort)
-        n_draws = max(1, effort.n_strata * effort.n_draws // 8)
+        n_draws = n_floor_draws(effort)
         n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()
@@ -487,131 +546,120 @@ class FlooredModel:
         blocks = map_in_workers(block, range(0, len(chosen), n_rows), "cpu", current_progress())
         return np.concatenate(blocks)[: len(chosen)]
 
+    def modes(self, values: Array) -> NDArray[np.intp] | None:
+        """Return the mode of the control variate that each row belongs to; None if it has but one.
+
+        Components of a mixture are of one mode if the density between their means is nowhere
+        lower than at the lower of the two, by a factor of `VALLEY`.
+        """
+        mixture = self.model.references[self.control]
+        if not isinstance(mixture, GaussianMixtureReference):
+            return None
+        rows = _MappedRows.of(self.model, values)
+        variance = math.exp(-float(self.floors.max()))
+        near = np.where(rows.finite[:, None], rows.mapped, 0.0)
+        own = mixture.component_log_prob(torch.from_numpy(near), variance).argmax(1)
+        return np.asarray(joined_components(mixture, variance)[own.numpy()])
+
     # -- contributions -----------------------------------------------------------------------
 
-    def with_placement(self, values: Array, effort: Effort) -> FlooredModel:
-        """Return the same with the strata of explanations placed by a few rows."""
-        space = self.model.space
-        if space.is_empty:
-            return self
-        rows = _MappedRows.of(self.model, values[:ROWS_FOR_PLACEMENT])
-        chosen = np.flatnonzero(rows.finite)
-        low = min(float(self.model.logsnr[0]), self._least_logsnr())
-        nodes = np.linspace(low, float(self.model.logsnr[-1]), 41)
-        placement = fit_placement(
-            space.layout.embed_array(rows.mapped[chosen]),
-            rows.keys[chosen],
-            self._paired_with_independent()[-1],
-            self._noise(effort),
-            nodes,
-            budget=self.model.budget,
-            device=self.model.device,
-            dtype=self.model.precision,
-        )
-        return replace(self, placement=placement)
-
-    def _least_logsnr(self) -> float:
-        """Return the log-SNR below which columns tell nearly nothing about each other."""
-        known = self.model.references[self.plain]
-        continuous = known.continuous if isinstance(known, IndependentReference) else known
-        if not isinstance(continuous, GaussianReference):
-            return float(self.model.logsnr[0])
-        covariance = continuous.covariance.numpy()
-        squares = float((covariance**2).sum() - (np.diag(covariance) ** 2).sum())
-        return 0.5 * math.log(4.0 * LEAST_INFORMATION / max(squares, 1e-12))
-
-    def _denoisers(self) -> list[Denoiser]:
-        """Return the members' denoisers; below its range the model is its control variate."""
-        experts = self.model.experts()
-        stack, control = self.model.stack(experts), experts[self.model.control]
-        low = float(self.model.logsnr[0])
-
-        def model(z: Tensor, logsnr: Tensor) -> Tensor:
-            inside = (logsnr >= low)[:, None]
-            return torch.where(inside, stack(z, logsnr), control(z, logsnr))
-
-        return [model if name == MODEL else experts[name] for name in self.members]
-
-    def _paired_with_independent(self) -> list[PairedDenoiser]:
-        """Return independent columns beside each member."""
-        plain = on_device(self.independent(), self.model.device, self.model.precision)
-
-        def pair(denoiser: Denoiser) -> PairedDenoiser:
-            return lambda z, logsnr: (plain(z, logsnr), denoiser(z, logsnr))
-
-        return [pair(denoiser) for denoiser in self._denoisers()]
-
-    def explanation_rule(self, effort: Effort) -> FlooredRule | None:
-        """Return the rule of explanations: as many evaluations as scores, and their own strata."""
-        assert self.placement is not None
-        noise = scoring_noise(self.model.space, self.model.seeds.scoring, effort.n_directions)
-        rule = IntegrationRule(self.placement, noise, effort.n_strata, effort.n_draws)
-        return FlooredRule.within(rule, self.floors)
-
-    def explained_log_density(self, values: Array, effort: Effort) -> Array:
-        """Return the log-density with independent columns as the control variate.
-
-        It differs from `log_density` by the error of the integration only.
-        """
-        space = self.model.space
-        total: Array = constant_parts(self.model, values).sum(axis=1)
-        total += space.unseen_log_odds(values).sum(axis=1) + space.log_seen.sum()
-        if space.is_empty:
-            return total
-        rows = _MappedRows.of(self.model, values)
-        chosen = np.flatnonzero(rows.finite)
-        total[~rows.finite] = -np.inf
-        total += rows.log_slope
-        complete = space.is_complete(rows.mapped[chosen])
-        if not complete.all():
-            others = chosen[~complete]
-            total[others] += self._mean_over_members(rows, others, effort)
-        chosen = chosen[complete]
-        if not len(chosen):
-            return total
-        total[chosen] += self._floored_reference(self.independent(), rows, chosen, effort)
-        rule = self.explanation_rule(effort)
-        if rule is not None:
-            pairs = self._paired_with_independent()
-            total[chosen] += np.mean([self._gap(rows, chosen, p, rule) for p in pairs], axis=0)
-        return total
-
     def contributions(self, values: Array, effort: Effort) -> Array:
-        """Return each column's part of `explained_log_density`, (n_samples, n_columns).
+        """Return each column's part of `log_density`, (n_samples, n_columns).
 
-        Minus infinity for entries so far out that they cannot be standardised.  Where values are
-        no levels, what the other columns tell about each other is not integrated but known from
-        the references, and is divided equally among them.
+        Without floors and average they are those of the model's own log-density.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_columns)
+            Numbers and codes.
+        effort : Effort
+            How exactly to integrate.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_columns)
+            Contributions in nats; minus infinity for entries so far out that they cannot be
+            standardised.
         """
-        space = self.model.space
+        model, space = self.model, self.model.space
         parts = np.zeros((len(values), space.n_columns))
-        parts[:, space.constant] = constant_parts(self.model, values)
+        parts[:, space.constant] = constant_parts(model, values)
         parts[:, space.open] = space.unseen_log_odds(values) + space.log_seen[space.open]
         if space.is_empty:
             return parts
-        rows = _MappedRows.of(self.model, values)
         columns = np.concatenate([space.continuous, space.discrete])
-        parts[:, columns] += np.where(rows.is_near, 0.0, -np.inf)
-        parts[:, space.continuous] += slope_parts(self.model, values)
+        # All that is known of a row are its values: equal ones are done once.
+        _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
+        distinct = values[first]
+        with stretch_of_progress(0.0, 0.5):
+            found, near = self._columns_of_references(self._points_seen(distinct), effort)
+        # One after the other: the points of each row, of which most models see one.
+        found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
+        near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
+        if MODEL in self.members:
+            with stretch_of_progress(0.5, 1.0):
+                self._add_columns_of_model(found, distinct, near, effort)
+        parts[:, columns] += found[group.ravel()]
+        return parts
+
+    def _points_seen(self, values: Array) -> Array:
+        """Return the points over which the references' part of a score is averaged.
+
+        They are the rows, or as many times so many: all rows with one noise after the other.
+        """
+        dequantizer = self.model.dequantizer
+        if dequantizer is None or not self.is_plain:
+            return values
+        keys = row_keys(self.model.space.standardized(values), self.model.seeds.scoring)
+        return np.concatenate([values + noise for noise in self.model.reference_offsets(keys)])
+
+    def _columns_of_references(
+        self, values: Array, effort: Effort
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Return the parts that need no network, and whether the network has a say in a row."""
+        model, space = self.model, self.model.space
+        rows = _MappedRows.of(model, values)
+        parts = np.where(rows.is_near, 0.0, -np.inf)
+        near = rows.finite.copy()
         chosen = np.flatnonzero(rows.finite)
         if not len(chosen):
-            return parts
-        first, group = rows.distinct(chosen)
-        distinct = chosen[first]
-        found = self._floored_columns(rows, distinct, effort)
-        rule = self.explanation_rule(effort)
-        complete = space.is_complete(rows.mapped[distinct])
-        if rule is not None and complete.any():
-            found[complete] += self._column_gaps(rows, distinct[complete], rule)
-        if not complete.all():
-            others = distinct[~complete]
-            rest = self._mean_over_members(rows, others, effort) - found[~complete].sum(axis=1)
-            observed = rows.mapped[others] >= 0.0
-            observed[:, : len(space.continuous)] = True
-            n_observed = observed.sum(axis=1).clip(min=1)
-            found[~complete] += observed * (rest / n_observed)[:, None]
-        parts[np.ix_(chosen, columns)] += found[group]
-        return parts
+            return parts, near
+        parts[:, : len(space.continuous)] += slope_parts(model, values)
+        names = [self.control if name == MODEL else name for name in self.members]
+        distinct = list(dict.fromkeys(names))
+        alone = self._floored_columns(rows, chosen, effort)
+        references = [model.references[name] for name in distinct]
+        complete = space.is_complete(rows.mapped[chosen])
+        gaps = self._path_gaps(references, rows, chosen[complete], effort)
+        for number, name in enumerate(distinct):
+            total = self._floored_reference(references[number], rows, chosen, effort)
+            rest = total - alone.sum(axis=1)
+            found = shared_by_levels(rest, rows.mapped[chosen], len(space.continuous))
+            if complete.any():
+                # The paths have fewer draws of noise than the score; nothing else is left over.
+                gap, spread = gaps[number]
+                found[complete] = reconciled(gap, rest[complete], spread)
+            parts[chosen] += names.count(name) / len(names) * (alone + found)
+            if name == self.control:
+                near[chosen] = complete & (total > LEAST_LOG_DENSITY)
+        return parts, near
+
+    def _add_columns_of_model(
+        self, parts: Array, values: Array, near: NDArray[np.bool_], effort: Effort
+    ) -> None:
+        """Add what the stack says beyond its control variate, by the draws of the score."""
+        rule = self._rule(self.model.scoring_rule(effort))
+        if rule is None or not near.any():
+            return
+        experts = self.model.experts()
+        paired = self.model.stack(experts).paired_with(experts[self.control])
+        rows, chosen = _MappedRows.of(self.model, values), np.flatnonzero(near)
+        points = None
+        if self.is_plain and self.model.dequantizer is not None:
+            points = self.model.dequantized_points
+        parts[chosen] += self._column_gaps(rows, values, chosen, paired, rule, points) / len(
+            self.members
+        )
 
     def _floored_columns(
         self, rows: _MappedRows, chosen: NDArray[np.intp], effort: Effort
@@ -639,32 +687,201 @@ class FlooredModel:
 
         return self._floor_means(evaluate, rows, chosen, effort, reference.n_intermediate)
 
-    def _column_gaps(self, rows: _MappedRows, chosen: NDArray[np.intp], rule: FlooredRule) -> Array:
+    def _path_nodes(self) -> Array:
+        """Return the log-SNRs of the paths' nodes, the floors among them."""
+        low = min(float(self.model.logsnr[0]), self._least_logsnr()) - ROOM_FOR_FAR_ROWS
+        low = min(low, float(self.floors.min()))
+        high = max(low, min(float(self.floors.max()), float(self.model.logsnr[-1])))
+        return np.unique(np.append(np.linspace(low, high, PATH_NODES), self.floors))
+
+    def _least_logsnr(self) -> float:
+        """Return the log-SNR below which columns tell nearly nothing about each other."""
+        known = self.model.references[self.plain]
+        continuous = known.continuous if isinstance(known, IndependentReference) else known
+        if not isinstance(continuous, GaussianReference):
+            return float(self.model.logsnr[0])
+        covariance = continuous.covariance.numpy()
+        squares = float((covariance**2).sum() - (np.diag(covariance) ** 2).sum())
+        return 0.5 * math.log(4.0 * LEAST_INFORMATION / max(squares, 1e-12))
+
+    def _path_gaps(
+        self,
+        references: Sequence[Reference],
+        rows: _MappedRows,
+        chosen: NDArray[np.intp],
+        effort: Effort,
+    ) -> list[tuple[Array, Array]]:
+        """Return what paths say about each column, and its variance between two draws of noise.
+
+        For each reference it is the log-density less that of independent columns.
+        """
+        model, nodes, noise = self.model, self._path_nodes(), self._noise(effort)
+        layout = model.space.layout
+        owner = layout.owners() + layout.n_continuous
+        owner[: layout.n_continuous] = np.arange(layout.n_continuous)
+        to_columns = (owner[:, None] == np.arange(layout.n_columns)).astype(np.float64)
+        plain = self.independent()
+        share = share_above(np.append(-np.inf, nodes[:-1]), self.floors)
+        widest = max(reference.n_intermediate for reference in (plain, *references))
+        n_draws = min(PATH_DRAWS, n_floor_draws(effort))
+        # Not too large, since few rows are padded to as many.
+        n_rows = max(1, 2**17 // (max(widest, 1) * n_draws * noise.n_evaluations))
+
+        @torch.no_grad()
+        def block(start: int) -> Array:
+            part = chosen[start : start + n_rows]
+            # Padded to one shape, so that a row's value is the same in any company.
+            part = np.pad(part, (0, n_rows - len(part)), mode="edge")
+            keys = spawn_keys(rows.keys[part], n_draws, FLOOR_STREAM)
+            eps, coefficient = noise.draw(keys.ravel())
+            noisy = torch.from_numpy(np.ascontiguousarray(eps.reshape(-1, eps.shape[-1])))
+            x = torch.from_numpy(np.repeat(rows.mapped[part], noisy.shape[0] // n_rows, axis=0))
+            factor = coefficient.reshape(n_rows, n_draws, -1)
+
+            def mean(found: Tensor) -> Array:
+                """Return the mean over the noise of a draw, (n_rows, n_draws, n_values)."""
+                values = found.numpy().reshape(*factor.shape, -1)
+                return np.asarray(np.einsum("ndm,ndmc->ndc", factor, values))
+
+            heights = np.empty((len(references), n_rows, n_draws, len(nodes)))
+            slopes = np.zeros((*heights.shape, layout.n_columns))
+            for number, node in enumerate(nodes):
+                base, base_slope = smoothed_slopes(plain, x, noisy, float(node))
+                for r, reference in enumerate(references):
+                    height, slope = smoothed_slopes(reference, x, noisy, float(node))
+                    heights[r, :, :, number] = mean(height - base)[..., 0]
+                    slopes[r, :, :, number] = mean(slope - base_slope) @ to_columns
+            return path_contributions(nodes, share, heights, slopes)
+
+        starts = range(0, len(chosen), n_rows)
+        blocks = map_in_workers(block, starts, "cpu", current_progress())
+        found = np.concatenate(blocks, axis=1)[:, : len(chosen)]
+        return [(each.mean(axis=1), each.var(axis=1)) for each in found]
+
+    def _column_gaps(
+        self,
+        rows: _MappedRows,
+        values: Array,
+        chosen: NDArray[np.intp],
+        paired: PairedDenoiser,
+        rule: FlooredRule,
+        points: PointsOfDraws | None,
+    ) -> Array:
         """Return half the integral of each modelled column's difference of squared errors."""
         model = self.model
         layout = model.space.layout
         owner = layout.owners() + layout.n_continuous
         owner[: layout.n_continuous] = np.arange(layout.n_continuous)
-        plain = on_device(self.independent(), model.device, model.precision)
-        members = self._denoisers()
-        points = layout.embed_array(rows.mapped[chosen])
+        seen = layout.embed_array(rows.mapped[chosen]) if points is None else values[chosen]
         n_rows, n_strata = rule.block_shape(model.budget)
 
         def one_block(start: int) -> Array:
-            part = np.arange(start, start + n_rows).clip(max=len(points) - 1)
+            part = np.arange(start, start + n_rows).clip(max=len(seen) - 1)
             total = np.zeros((n_rows, layout.n_columns))
             for first in range(0, rule.n_strata, n_strata):
-                keys = rows.keys[chosen[part]]
-                logsnr, eps, coefficient = rule.draw(keys, first, n_strata)
-                gaps = coordinate_gaps(model, plain, members, points[part], logsnr, eps)
-                weighted = np.einsum("nsdm,nsdmc->nc", 0.5 * coefficient / rule.n_draws, gaps)
+                differences, coefficient = paired_draws(
+                    seen[part],
+                    rows.keys[chosen[part]],
+                    paired,
+                    rule,
+                    first,
+                    n_strata,
+                    model.device,
+                    model.precision,
+                    points,
+                )
+                factor = 0.5 * coefficient / rule.n_draws
+                weighted = np.einsum("nsdm,nsdmc->nc", factor, differences)
                 for coordinate, column in enumerate(owner):
                     total[:, column] += weighted[:, coordinate]
             return total
 
-        starts = range(0, len(points), n_rows)
+        starts = range(0, len(seen), n_rows)
         blocks = map_in_workers(one_block, starts, model.device, current_progress())
-        return np.concatenate(blocks)[: len(points)]
+        return np.concatenate(blocks)[: len(seen)]
+
+
+def joined_components(mixture: GaussianMixtureReference, variance: float) -> NDArray[np.intp]:
+    """Return the mode of each component of a mixture that is smoothed by a variance."""
+
+    def log_density(points: Tensor) -> Tensor:
+        parts = points.split(ROWS_IN_A_PASS)
+        return torch.cat(
+            [mixture.component_log_prob(part, variance).logsumexp(1) for part in parts]
+        )
+
+    means = mixture.means
+    first, second = np.triu_indices(len(means), 1)
+    peaks = log_density(means)
+    share = torch.linspace(0.0, 1.0, POINTS_BETWEEN_MODES + 2, dtype=means.dtype)[1:-1]
+    between = torch.lerp(means[first, None], means[second, None], share[:, None])
+    lowest = log_density(between.flatten(0, 1)).reshape(len(first), -1).amin(1)
+    is_joined = (lowest > torch.minimum(peaks[first], peaks[second]) - math.log(VALLEY)).numpy()
+    edges = (np.ones(is_joined.sum()), (first[is_joined], second[is_joined]))
+    graph = coo_array(edges, shape=(len(means), len(means)))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
+
+
+def path_contributions(nodes: Array, share: Array, heights: Array, slopes: Array) -> Array:
+    """Return the contributions of columns (..., c) to a difference of log-densities.
+
+    Parameters
+    ----------
+    nodes : ndarray of shape (n_nodes,)
+        Increasing log-SNRs; the last may be infinite.
+    share : ndarray of shape (n_nodes,)
+        Factors of the intervals that end at the nodes; the first begins at no signal.
+    heights : ndarray of shape (..., n_nodes)
+        Differences of log-densities at the nodes.
+    slopes : ndarray of shape (..., n_nodes, n_columns)
+        The columns' terms of their derivatives.
+
+    Returns
+    -------
+    ndarray of shape (..., n_columns)
+        Contributions in nats.
+    """
+    # Below the first node the difference grows with the square of the signal.
+    total = share[0] * reconciled(0.5 * slopes[..., 0, :], heights[..., 0])
+    for number in range(1, len(nodes)):
+        left, right = slopes[..., number - 1, :], slopes[..., number, :]
+        change = heights[..., number] - heights[..., number - 1]
+        width = nodes[number] - nodes[number - 1]
+        if width > LONGEST_INTERVAL:  # beyond the model's range the slopes fall with the noise
+            part = reconciled(left, change)
+        else:
+            part = width * intermediate(left, right, change / width)
+        total = total + share[number] * part
+    return np.asarray(total)
+
+
+def intermediate(left: Array, right: Array, total: Array) -> Array:
+    """Return terms between those at the ends of an interval whose sum is the given one.
+
+    They are the mean of the ends where the terms change evenly; where another component of a
+    mixture takes over, and the terms jump, the ends are weighted by the parts before and after.
+    """
+    step = right - left
+    rise = step.sum(axis=-1)
+    missing = total - 0.5 * (left + right).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = np.where(rise != 0.0, missing / rise, 0.0).clip(-0.5, 0.5)
+    between = 0.5 * (left + right) + shift[..., None] * step
+    return reconciled(between, total, np.abs(left) + np.abs(right))
+
+
+def reconciled(parts: Array, total: Array, weight: Array | None = None) -> Array:
+    """Return parts whose sum is the total: what is missing is shared in proportion to a weight.
+
+    Without a weight, and where all weights are 0, it is shared in proportion to the parts' sizes.
+    """
+    size = np.abs(parts)
+    if weight is not None:
+        size = np.where(weight.sum(axis=-1, keepdims=True) > 0.0, weight, size)
+    size = size / size.max(axis=-1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
+    size = np.where(size.any(axis=-1, keepdims=True), size, 1.0)
+    missing = total - parts.sum(axis=-1)
+    return np.asarray(parts + missing[..., None] * size / size.sum(axis=-1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -699,33 +916,11 @@ class _MappedRows:
         return first, group
 
 
-def coordinate_gaps(
-    model: TableModel,
-    plain: Denoiser,
-    members: Sequence[Denoiser],
-    points: Array,
-    logsnr: Array,
-    eps: Array,
-) -> Array:
-    """Return the mean difference of squared errors of each coordinate, shaped as the noise."""
-    shape = eps.shape
-    level = np.broadcast_to(logsnr[..., None], shape[:-1]).reshape(-1)
-    clean = np.broadcast_to(points[:, None, None, None, :], shape).reshape(-1, shape[-1])
-
-    def tensor(values: Array) -> Tensor:
-        contiguous = np.require(values, requirements=["C", "W"])
-        return torch.from_numpy(contiguous).to(device=model.device, dtype=model.precision)
-
-    with torch.no_grad():
-        noise, scale = tensor(eps.reshape(-1, shape[-1])), tensor(level)
-        signal, width = signal_scale(scale)[:, None], noise_scale(scale)[:, None]
-        z = signal * tensor(clean) + width * noise
-        baseline = plain(z, scale)
-        gaps = torch.zeros_like(z)
-        for member in members:
-            best = member(z, scale)
-            gaps += (best - baseline) * (2.0 * noise - baseline - best) / len(members)
-    return np.asarray(gaps.cpu().numpy().astype(np.float64).reshape(shape))
+def shared_by_levels(values: Array, mapped: Array, n_continuous: int) -> Array:
+    """Return values (n,) in equal parts for the columns whose entries are numbers or levels."""
+    observed = mapped >= 0.0
+    observed[:, :n_continuous] = True
+    return np.asarray(observed * (values / observed.sum(axis=1).clip(min=1))[:, None])
 
 
 def discrete_log_marginals(reference: IndependentReference, rows: Tensor) -> Tensor:

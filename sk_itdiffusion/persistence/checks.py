@@ -234,8 +234,10 @@ def check_threshold(detector: Any) -> None:
         has_order = isinstance(scores, np.ndarray) and scores.ndim == 1 and len(scores) > 0
         if not has_order or not np.isfinite(scores).all() or (np.diff(scores) < 0.0).any():
             raise ValueError("the scores of held-out rows are no sorted numbers")
-    if detector._floored.placement is not None:
-        check_placement(detector._floored.placement)
+        weights = detector.calibration_weights_
+        has_shape = isinstance(weights, np.ndarray) and weights.shape == scores.shape
+        if not has_shape or not np.isfinite(weights).all() or (weights <= 0.0).any():
+            raise ValueError("the weights of held-out rows are no positive numbers")
 
 
 def check_columns(estimator: Any, density: DensityEstimator, model: TableModel) -> None:

@@ -251,6 +251,7 @@ DETECTOR = (
     "estimator_",
     "offset_",
     "calibration_scores_",
+    "calibration_weights_",
     "noise_floor_",
     "members_",
     "_floored",

@@ -332,8 +332,30 @@ class LatentClassReference(DiscreteReference):
             joint = joint + nn.functional.embedding_bag(index, log_table, mode="sum")
         return joint.logsumexp(1)
 
-    def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
-        """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
+    def class_log_joint(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the logarithms of the classes' weights times their densities of noisy rows.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations of the points.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        Tensor of shape (B, n_classes)
+            Logarithms, up to a constant of each row.
+        """
+        return self._evidence(z, logsnr)[0]
+
+    def _evidence(
+        self, z: Tensor, logsnr: Tensor
+    ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
+        """Return the joint of the classes, whitened residuals, and what each block tells.
+
+        Of a block these are the likelihoods of levels (m, B, K) and of classes (m, B, C).
+        """
         joint = self.log_weights.to(z.dtype).expand(len(z), -1)
         whitened = None
         if self.continuous is not None:
@@ -348,6 +370,11 @@ class LatentClassReference(DiscreteReference):
             by_class = torch.bmm(likelihood, table)  # (m, B, C)
             joint = joint + by_class.log().sum(0)
             evidence.append((likelihood, by_class))
+        return joint, whitened, evidence
+
+    def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
+        """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
+        joint, whitened, evidence = self._evidence(z, logsnr)
         posterior = without_denormals(joint.softmax(1))
         levels: list[LevelPosterior] = [
             # The tiny number keeps the logarithm finite where float underflows.

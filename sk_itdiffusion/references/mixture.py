@@ -245,6 +245,24 @@ class GaussianMixtureReference(Reference):
         quadratic = (self._project(x).square() / spread).sum(1)
         return self.log_weights - 0.5 * (quadratic + self._log_volume(spread))
 
+    def component_noise(self, noisy: Tensor, variance: float) -> Tensor:
+        """Return the noise that each component predicts, in standard deviations of the noise.
+
+        Parameters
+        ----------
+        noisy : Tensor of shape (B, d)
+            Points plus noise.
+        variance : float
+            Positive variance of the noise.
+
+        Returns
+        -------
+        Tensor of shape (B, K, d)
+            The predictions.
+        """
+        whitened = self._project(noisy) * (math.sqrt(variance) / (self.variances.T + variance))
+        return torch.matmul(self.basis, whitened.permute(2, 1, 0)).permute(2, 0, 1)
+
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
