@@ -492,6 +492,9 @@ class TrainingControl(Callback):
     taken to zero quickly from there; training then ends.
     """
 
+    #: Whether the bound was still improving when training reached its last epoch.
+    is_still_improving = False
+
     def __init__(
         self,
         n_steps: int,

@@ -174,6 +174,8 @@ def test_maps_of_columns_are_those_of_the_first_rows():
 # -- discrete and mixed columns --------------------------------------------------------------------
 
 
+# Equal rows share their error.
+@pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_levels_are_learned_from_streams():
     rng = np.random.default_rng(0)
     first = rng.integers(0, 3, size=6000)
