@@ -630,12 +630,14 @@ class FlooredModel:
         alone = self._floored_columns(rows, chosen, effort)
         references = [model.references[name] for name in distinct]
         complete = space.is_complete(rows.mapped[chosen])
-        gaps = self._path_gaps(references, rows, chosen[complete], effort)
+        gaps: list[tuple[Array, Array]] = []
+        if complete.any():
+            gaps = self._path_gaps(references, rows, chosen[complete], effort)
         for number, name in enumerate(distinct):
             total = self._floored_reference(references[number], rows, chosen, effort)
             rest = total - alone.sum(axis=1)
             found = shared_by_levels(rest, rows.mapped[chosen], len(space.continuous))
-            if complete.any():
+            if gaps:
                 # The paths have fewer draws of noise than the score; nothing else is left over.
                 gap, spread = gaps[number]
                 found[complete] = reconciled(gap, rest[complete], spread)

@@ -147,10 +147,10 @@ def test_interrupt_of_scoring_leaves_the_estimator_as_it_was(monkeypatch):
 
     pending = [signal.SIGINT]
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **named):
         if pending:
             signal.pthread_kill(threading.main_thread().ident, pending.pop())
-        return difference(*arguments)
+        return difference(*arguments, **named)
 
     difference = likelihood.paired_difference
     with monkeypatch.context() as patch:
@@ -233,10 +233,10 @@ OUT_OF_MEMORY = {
 def with_memory_for(most, function, error, position=0):
     """Return the function, which raises the error for tensors of more rows than there is room."""
 
-    def limited(*arguments):
+    def limited(*arguments, **named):
         if len(arguments[position]) > most:
             raise error
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return limited
 
