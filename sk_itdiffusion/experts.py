@@ -63,6 +63,7 @@ _COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
 _COMPONENTS_FOR_MAPS = (6, 20)
 _EM_STEPS_FOR_MAPS = 60
 _MOST_ROWS_FOR_MAPS = 5_000
+_KERNELS_FOR_MAPS = 3_000
 _MOST_ROWS_TO_FIT_MAPS = 50_000
 _BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
@@ -224,6 +225,7 @@ def choose_marginal_map(
     valid: WeightedRows,
     regularization: float,
     seed: int,
+    resolution: float | None = None,
 ) -> MappedSplit:
     """Return the rows behind the map whose Gaussian or mixture validates best.
 
@@ -245,6 +247,9 @@ def choose_marginal_map(
         Added to the mixture's variances.
     seed : int
         Seed of the mixture.
+    resolution : float or None, default=None
+        Largest lattice step of a column if kernels may be experts, which are then a guide too; 0
+        if there is none.  None without kernels.
 
     Returns
     -------
@@ -255,7 +260,9 @@ def choose_marginal_map(
         return map_split(kinds[0], spaces[0], train, valid)
     groups = [_candidates(kinds, space, train, valid) for space in spaces]
     splits = [split for group in groups for split, _ in group]
-    scores = map_in_workers(lambda split: _guide_score(split, regularization, seed), splits, "cpu")
+    scores = map_in_workers(
+        lambda split: _guide_score(split, regularization, seed, resolution), splits, "cpu"
+    )
     least = [n_errors for group in groups for _, n_errors in group]
 
     ends = np.cumsum([0, *map(len, groups)]).tolist()
@@ -311,7 +318,9 @@ def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> in
     return best if mean > error else 0
 
 
-def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
+def _guide_score(
+    split: MappedSplit, regularization: float, seed: int, resolution: float | None
+) -> Array:
     """Return the validation rows' log-likelihood under the best of a few quick references."""
     random_state = np.random.RandomState(seed)
     train = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
@@ -324,10 +333,20 @@ def _guide_score(split: MappedSplit, regularization: float, seed: int) -> Array:
         if (train.n_observations or len(train)) >= 10 * n_components
         and is_affordable(n_components, train.X.shape[1])
     ]
+    if resolution is not None and train.X.shape[1] <= _MOST_COLUMNS_FOR_KERNELS:
+        guides.append(_quick_kernels(split, guides[-1], resolution))
     share = split.valid.share
     valid = split.continuous_valid.X
     scores = [log_likelihoods(guide, valid) + split.valid_log_slope for guide in guides]
     return max(scores, key=lambda score: float(share @ score))
+
+
+def _quick_kernels(split: MappedSplit, plain: Reference, resolution: float) -> Reference:
+    """Return kernels around a few of the training rows."""
+    assert isinstance(plain, GaussianReference | GaussianMixtureReference)
+    rows = first_rows(split.continuous_train.without_copies(), _KERNELS_FOR_MAPS)
+    floor = np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2)
+    return fit_kernel_density(rows.X, rows.share, as_mixture(plain), floor)
 
 
 def fit_gaussian_by_validation(

@@ -721,36 +721,33 @@ def rows_together(
 ) -> RowGroups | None:
     """Return the groups of rows that have to be on one side of a split, None if there are none.
 
-    They are those given, and near-copies of continuous rows.  Equal rows that are counted are
+    They are those given, or near-copies of continuous rows.  Equal rows that are counted are
     different observations, which may be in different groups; of other tables groups with a row in
     common are one.
     """
     if is_counted or rows.source is not None:
         return groups
-    given = None if groups is None else groups.joined(rows)
+    if groups is not None:
+        return groups.joined(rows)
     if not settings.near_copies or space.layout.variables or settings.has_images:
-        return given
-    links = near_copies(rows.X, None if given is None else given.group)
+        return None
+    links = near_copies(rows.X)
     if not len(links):
-        return given
-    joined = (given or RowGroups.alone(rows)).joined(rows, links)
-    warn_about_near_copies(len(np.unique(links)), len(rows), given is not None)
+        return None
+    joined = RowGroups.alone(rows).joined(rows, links)
+    warn_about_near_copies()
     # A chain of near-copies through all rows leaves nothing to divide.
-    return joined if joined.largest_share <= LARGEST_SHARE_OF_COPIES else given
+    return joined if joined.largest_share <= LARGEST_SHARE_OF_COPIES else None
 
 
-def warn_about_near_copies(n_copies: int, n_rows: int, has_groups: bool) -> None:
+def warn_about_near_copies() -> None:
     """Warn that rows are not independent, so that new rows may not be like those that validate."""
-    where = "another row of another group" if has_groups else "another row"
-    # Rounded, so that the folds of a search say the same.
-    tenths = round(10 * n_copies / n_rows)
-    share = f"About {10 * tenths}%" if tenths else "A few"
     warn(
-        f"{share} of the distinct rows are nearer to {where} than independent rows would be, as if "
-        "they were measured twice or copied with noise. Where possible such rows train together or "
-        "validate together, but the density of new rows may still be estimated from fewer "
-        "independent ones than there seem to be. If rows belong together, pass groups to fit, and "
-        "split them by group in cross-validation; otherwise remove the copies."
+        "Rows are nearer to each other than independent rows would be, as if they were measured "
+        "twice or copied with noise. Where possible such rows train together or validate "
+        "together, but the density of new rows may still be estimated from fewer independent ones "
+        "than there seem to be. If rows belong together, pass groups to fit, and split them by "
+        "group in cross-validation; otherwise remove the copies."
     )
 
 
@@ -798,7 +795,12 @@ def _map_columns(
     regularization = mixture_regularization(step)
     is_choice = space.bounds is not None and settings.bounds is None
     spaces = [space, replace(space, bounds=None)] if is_choice else [space]
-    return choose_marginal_map(kinds, spaces, train_rows, valid_rows, regularization, seed)
+    resolution = None
+    if kernels_may_be_experts(space, settings):
+        resolution = float(step.max(initial=0.0))
+    return choose_marginal_map(
+        kinds, spaces, train_rows, valid_rows, regularization, seed, resolution
+    )
 
 
 def fit_references(
@@ -905,14 +907,8 @@ def kernel_reference(
 
     A fit without networks is meant to be quick, and gets it only if it is asked for.
     """
-    layout = split.space.layout
-    asked = settings_ask_for_kernels(settings)
-    by_default = (settings.reference, settings.experts) == ("auto", "auto")
-    by_default = by_default and settings.kernels and settings.max_epochs > 0
     judged = not np.array_equal(split.valid.X, split.train.X)
-    # Apple's devices have no double precision, which narrow kernels need.
-    possible = judged and not settings.has_images and settings.device.type != "mps"
-    if layout.variables or not possible or not (asked or by_default):
+    if not judged or not kernels_may_be_experts(split.space, settings):
         return {}
     plain = references.get("gaussian_mixture", references["gaussian"])
     assert isinstance(plain, GaussianReference | GaussianMixtureReference)
@@ -923,6 +919,16 @@ def kernel_reference(
 
     density = settings.processes.from_first(lambda: run_interruptibly(fitted))
     return {} if density is None else {KERNELS: density}
+
+
+def kernels_may_be_experts(space: TableSpace, settings: FitSettings) -> bool:
+    """Return whether the columns and the settings allow kernels among the experts."""
+    by_default = (settings.reference, settings.experts) == ("auto", "auto")
+    by_default = by_default and settings.kernels and settings.max_epochs > 0
+    # Apple's devices have no double precision, which narrow kernels need.
+    possible = not settings.has_images and settings.device.type != "mps"
+    possible = possible and not space.layout.variables
+    return possible and (settings_ask_for_kernels(settings) or by_default)
 
 
 def settings_ask_for_kernels(settings: FitSettings) -> bool:

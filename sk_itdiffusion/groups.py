@@ -341,7 +341,7 @@ def places_of(X: Array, distinct: Array) -> Index:
 # -- near-copies -----------------------------------------------------------------------------
 
 
-def near_copies(X: Array, groups: Index | None = None) -> NDArray[np.intp]:
+def near_copies(X: Array) -> NDArray[np.intp]:
     """Return pairs of rows that are nearer to each other than independent rows would be.
 
     Equal values of a column are spread over their share of the rows before distances are taken, so
@@ -351,8 +351,6 @@ def near_copies(X: Array, groups: Index | None = None) -> NDArray[np.intp]:
     ----------
     X : ndarray of shape (n_samples, n_features)
         Distinct rows.
-    groups : ndarray of shape (n_samples,), int, or None, default=None
-        Known groups; pairs within them are left out.
 
     Returns
     -------
@@ -376,8 +374,6 @@ def near_copies(X: Array, groups: Index | None = None) -> NDArray[np.intp]:
     others = order[ROWS_TO_TEST:]
     parts = [found, *(neighbors_too_near(neighbors, scores, others) for _ in others[:1])]
     links = np.concatenate([part.pairs(threshold) for part in parts])
-    if groups is not None:
-        links = links[groups[links[:, 0]] != groups[links[:, 1]]]
     graph = coo_array((np.ones(len(links), dtype=bool), links.T), (len(X), len(X)))
     _, cluster = connected_components(graph, directed=False)
     return none if could_be_independent(np.bincount(np.bincount(cluster))) else links

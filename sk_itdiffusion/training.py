@@ -73,9 +73,8 @@ ENOUGH_NOISY_ROWS = 16_384
 MOST_VALIDATION_LEVELS = 10**8
 #: Epochs after which the importance density is refitted.
 ADAPTATION_EPOCHS = (2, 6, 14)
-#: Gain of the second half of all epochs, in nats and as a share of the whole gain, from which on
-#: a training that has not been ended by its validation rows would go on gaining.  The last epochs
-#: alone tell little, since the learning rate falls to zero.
+#: Gain of the last quarter of all epochs, in nats and as a share of the whole gain, from which on
+#: a training that has not been ended by its validation rows would go on gaining.
 LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN = 0.1, 0.1
 
 
@@ -612,7 +611,8 @@ class TrainingControl(Callback):
         if len(bounds) < self.n_epochs or self.cooling_from is not None:
             return
         least = np.minimum.accumulate([self.initial_bound, *bounds])
-        gain, late = least[0] - least[-1], least[len(bounds) // 2] - least[-1]
+        n_last = max(1, len(bounds) // 4)
+        gain, late = least[0] - least[-1], least[-1 - n_last] - least[-1]
         tolerance = max(LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN * gain)
         self.is_still_improving = bool(tolerance < late < math.inf)
 

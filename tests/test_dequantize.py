@@ -43,6 +43,8 @@ def test_few_states_of_many_rows_are_told_apart():
 
 
 @pytest.mark.slow
+# Equal rows share their error.
+@pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_trained_networks_come_near_the_entropy_of_few_states():
     X = three_states(1500)
     density = IMMSEDensity(dequantize=True, random_state=0).fit(X)

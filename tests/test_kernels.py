@@ -312,6 +312,7 @@ def test_weights_of_any_ratio(largest):
     assert np.isfinite(density.score_samples(X)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Rows are nearer to each other")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "X",

@@ -214,7 +214,7 @@ def test_long_trainings_do_not_warn(seed):
         ([np.nan, 3.9, 3.8], 3, False),
     ],
 )
-def test_gain_of_the_second_half_decides(bounds, n_epochs, expected):
+def test_gain_of_the_last_quarter_decides(bounds, n_epochs, expected):
     control = TrainingControl(100, n_epochs, None, initial_bound=4.0)
     control.cooling_from, control.is_still_improving = None, False
     control.judge_end(SimpleNamespace(history=[{"valid_loss": bound} for bound in bounds]))
