@@ -189,6 +189,7 @@ def test_a_row_beyond_the_others_does_not_spoil_a_mean():
     assert np.isfinite(density.score(new))
 
 
+@pytest.mark.slow
 def test_bounds_reach_all_that_is_fitted(tmp_path):
     table = incomes().assign(colour=np.random.default_rng(1).choice(["red", "blue"], 300))
     new = table.iloc[:3].copy()

@@ -138,6 +138,7 @@ def test_copies_are_numbered_among_equal_rows():
     np.testing.assert_array_equal(copy_numbers(keys), [0, 0, 1, 2, 1])
 
 
+@pytest.mark.slow
 def test_weights_are_repetition_and_a_common_factor_is_nothing():
     X = three_states(301)
     states, counts = np.unique(X, axis=0, return_counts=True)
