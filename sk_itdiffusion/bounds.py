@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["around_cells", "check_inside", "outside", "resolve_bounds", "shown_bounds", "unbounded"]
+__all__ = [
+    "around_cells",
+    "check_inside",
+    "outside",
+    "resolve_bounds",
+    "rounded_inside",
+    "shown_bounds",
+    "unbounded",
+]
 
 Array = NDArray[np.float64]
 
@@ -102,6 +110,39 @@ def outside(X: Array, bounds: Array) -> NDArray[np.bool_]:
     """Return which values are not between the bounds of their columns, the bounds excluded."""
     low, high = bounds.T
     return np.asarray(~(np.greater(X, low) & np.less(X, high)))
+
+
+def rounded_inside(values: Array, dtype: np.dtype[Any], low: float, high: float) -> NDArray[Any]:
+    """Return the nearest numbers that a dtype holds between bounds, the bounds excluded.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+        Values of a column.
+    dtype : dtype
+        Dtype of integers or floats.
+    low, high : float
+        Bounds, infinite where there are none, with a number of the dtype between them.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Integers as 64-bit floats, floats in their dtype.
+    """
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        # 64-bit floats round the greatest 64-bit integer up to one that the dtype does not hold.
+        end = float(limits.max) if limits.max < 2**53 else np.nextafter(float(limits.max), 0.0)
+        least = max(float(limits.min), np.ceil(np.nextafter(low, np.inf)))
+        greatest = min(end, np.floor(np.nextafter(high, -np.inf)))
+        return np.asarray(np.clip(np.rint(values), least, greatest))
+    with np.errstate(over="ignore"):  # numbers beyond the dtype's range are infinite
+        held, first, last = values.astype(dtype), dtype.type(low), dtype.type(high)
+    if np.isfinite(low) and float(first) <= low:
+        first = np.nextafter(first, dtype.type(np.inf))
+    if np.isfinite(high) and float(last) >= high:
+        last = np.nextafter(last, dtype.type(-np.inf))
+    return np.asarray(np.clip(held, first, last))
 
 
 def check_inside(X: Array, bounds: Array, labels: Sequence[str], advice: str) -> None:

@@ -80,8 +80,8 @@ class IMMSEDensity(TableEstimator):
         lattice); elsewhere the density is 0.  ``"auto"`` lets validation choose, for
         ``marginals="auto"``, between maps with the bounds that the rows show and without: 0 of a
         column of one sign, 0 and 1 of one between these, if values come near.  Rows beyond such
-        bounds are never drawn, and have the probability 1 / (n + 2) together, spread as a normal
-        distribution.
+        bounds are never drawn, and have together a probability of at most 1 / (n + 2), the weight
+        of a normal distribution over the whole space.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"``, or an object of
@@ -386,7 +386,9 @@ class IMMSEDensity(TableEstimator):
     def _write(self, values: NDArray[np.float64]) -> Any:
         """Return rows as a table of the kind that was fitted."""
         frame_format: TableEncoder | None = getattr(self, "_frame_format", None)
-        return values if frame_format is None else frame_format.decode(values)
+        if frame_format is None:
+            return values
+        return frame_format.decode(values, self._model.space.bounds_of_columns())
 
     def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
         shape = self._images()

@@ -247,6 +247,13 @@ class Dequantizer:
         """Return the nearest lattice points."""
         return np.where(self.step > 0, self.origin + self.step * self.in_steps(X), X)
 
+    def rounded_inside(self, X: Array, bounds: Array) -> Array:
+        """Return the nearest lattice points between the bounds (d, 2) of the columns."""
+        width = np.where(self.step > 0, self.step, 1.0)
+        low, high = ((bounds - self.origin[:, None]) / width[:, None]).T
+        steps = np.clip(self.in_steps(X), np.floor(low) + 1.0, np.ceil(high) - 1.0)
+        return np.where(self.step > 0, self.origin + self.step * steps, X)
+
     def check(self, X: Array, names: Sequence[str] | None) -> None:
         """Raise an error that names the columns with values off the lattice."""
         wrong = np.zeros(X.shape[1], dtype=bool)

@@ -55,7 +55,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         What other values are in `score_samples`: unlikely, so that all of them together have the
         Good-Turing mass of their column and the other columns are scored by the references (see
         Notes), or an error.  They are an error in any case in columns whose levels ``categories``
-        gives, and in those of a boolean dtype.
+        gives, and in those of numpy's boolean dtype.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; the network is
         then convolutional and all pixels have the same, ordered levels.
@@ -189,9 +189,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     ``(N + 1) / (n + 2)``.  Names are one event, so that each has the whole mass; whole numbers in
     order have a geometric tail beyond the least (unless that is 0) and the greatest one, and a
     part between levels.  The other columns of such a row are scored by the control variate as if
-    this one were unknown, with the standard error 0.  Columns with ``categories`` or a boolean
-    dtype have no such mass, and the pixels of images have one and the same, which all of them
-    determine.  Samples have levels only.
+    this one were unknown, with the standard error 0.  Columns with ``categories`` or numpy's
+    boolean dtype have no such mass, and the pixels of images have one and the same, which all of
+    them determine.  Samples have levels only.
 
     References
     ----------

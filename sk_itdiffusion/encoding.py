@@ -25,6 +25,7 @@ from pandas.api import types
 from scipy import stats
 from sklearn.utils.validation import _check_sample_weight, check_array
 
+from sk_itdiffusion.bounds import rounded_inside, unbounded
 from sk_itdiffusion.frames import as_polars, polars_dtypes
 from sk_itdiffusion.rows import column_labels, in_common_units
 from sk_itdiffusion.unseen import UnseenValues, is_whole_number
@@ -162,13 +163,21 @@ class Table:
         """Raise a ValueError if a chosen column has missing or infinite values."""
         missing = self._which(chosen, lambda column: bool(column.isna().any()))
         if missing.any():
-            advice = (
-                " Drop the rows that have them, or impute values that vary from row to row, for "
-                "example with sklearn.impute.KNNImputer; many copies of a constant have no density."
-            )
+            advice = ""
+            if (missing & continuous).any():
+                advice += (
+                    " Drop the rows that have them, or impute values that vary from row to row, "
+                    "for example with sklearn.impute.KNNImputer; many copies of a constant have no "
+                    "density."
+                )
+            if (missing & ~continuous).any():
+                advice += (
+                    " A missing value is a level of its own in categories: convert codes and "
+                    "discrete numbers that may be missing to a categorical dtype before fit, for "
+                    "example with X[column].astype('category')."
+                )
             raise ValueError(
-                f"Input X contains NaN in column(s) {column_labels(missing, self.names)}."
-                + (advice if (missing & continuous).any() else "")
+                f"Input X contains NaN in column(s) {column_labels(missing, self.names)}.{advice}"
             )
         infinite = self._which(chosen, _has_infinity)
         if infinite.any():
@@ -208,7 +217,7 @@ def reason_of_columns(X: Any) -> str | None:
     """Return which columns of a table are no finite numbers; None if that is not what is wrong."""
     try:
         table = read_table(X)
-        chosen = table.holds_numbers
+        chosen = table.holds_numbers.copy()
     except (TypeError, ValueError):
         return None
     others = {j: _first_text(table.column(j)) for j in range(table.n_columns) if not chosen[j]}
@@ -220,6 +229,8 @@ def reason_of_columns(X: Any) -> str | None:
             f"such as {next(iter(texts.values()))}, which are no numbers. Convert them, leave them "
             "out, or use IMMSEMixedDensity, which takes texts as categories."
         )
+    # Missing values make others of truths, and of what is no text in objects.
+    chosen[list(others)] = [not _no_numbers(table.column(j)).any() for j in others]
     try:
         table.check_finite(chosen, chosen)
     except ValueError as error:
@@ -308,10 +319,8 @@ def _storage(column: pd.Series[Any], label: str) -> Storage:
         raise ValueError(f"Complex data not supported: column {label!r} holds complex numbers.")
     if isinstance(dtype, pd.CategoricalDtype):
         return "ordered" if dtype.ordered else "unordered"
-    if inferred == "boolean" and bool(column.isna().any()):
-        return "text"  # the missing value is a level
     if inferred == "boolean" or types.is_bool_dtype(dtype):
-        return "boolean"
+        return "text" if column.isna().any() else "boolean"  # a missing value is a level
     if inferred == "integer" or types.is_integer_dtype(dtype):
         return "integer"
     if inferred in _INFERRED_NUMBERS or types.is_numeric_dtype(dtype):
@@ -833,10 +842,8 @@ def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels |
 
 def _is_closed(table: Table, j: int, given: Mapping[int, Labels]) -> bool:
     """Return whether a column can have no other values than its levels."""
-    dtype = table.column(j).dtype
-    # Categoricals may lack a value, or have other categories in another table.
-    is_truth = types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype)
-    return j in given or is_truth
+    # Categoricals and pandas' own truths may lack a value in another table.
+    return j in given or table.column(j).dtype == np.dtype(bool)
 
 
 def columns_of_learned_levels(
@@ -1037,7 +1044,7 @@ class TableEncoder:
             own, the last one, if it occurs or is given.
         handle_unknown : {"good_turing", "error"}, default="good_turing"
             Whether other values get the mass of Good and Turing, or are an error.  In columns of
-            a boolean dtype, and in those of given levels, they are an error in any case.
+            numpy's boolean dtype, and in those of given levels, they are an error in any case.
         shared_levels : bool, default=False
             Whether all discrete columns have the same levels, learned from all of them together.
         sample_weight : array-like of shape (n_rows,), default=None
@@ -1074,11 +1081,10 @@ class TableEncoder:
         )
         dtypes = [_dtype_for(table.column(j).dtype, levels.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
-        # Truths among objects may be missing in other tables.
-        is_object = np.array([types.is_object_dtype(dtype) for dtype in table.frame.dtypes])
+        # Truths may be missing in other tables, but for those of numpy.
         is_truth = np.array([storage == "boolean" for storage in table.storages])
-        is_discrete = ~_is_continuous(kinds)
-        holds_numbers = table.holds_numbers & ~(is_object & is_truth & is_discrete)
+        may_lack = is_truth & np.array([dtype != np.dtype(bool) for dtype in table.frame.dtypes])
+        holds_numbers = table.holds_numbers & ~(may_lack & ~_is_continuous(kinds))
         dtype, polars = table.dtype, table.polars
         return cls(columns, names, tuple(dtypes), dtype, holds_numbers, polars)
 
@@ -1129,21 +1135,24 @@ class TableEncoder:
         is_discrete = np.array([column.levels is not None for column in self.columns])
         return is_discrete & (values < 0.0)
 
-    def decode(self, values: ArrayLike) -> Any:
+    def decode(self, values: ArrayLike, bounds: Array | None = None) -> Any:
         """Return the table that encodes as given numbers and codes.
 
         Parameters
         ----------
         values : array-like of shape (n_rows, n_columns)
             Numbers and codes of known levels.
+        bounds : ndarray of shape (n_columns, 2) or None, default=None
+            Bounds of continuous columns, themselves excluded, which hold for the rounded numbers
+            too; infinite where there are none.  None stands for no bounds.
 
         Returns
         -------
         ndarray or DataFrame of shape (n_rows, n_columns)
             An array of the fitted dtype, or a data frame of the fitted names and dtypes if the
             encoder was fitted on any data frame: of polars if that one was, else of pandas.
-            Numbers of continuous columns of integers are rounded.  Where given or shared levels do
-            not fit into a dtype, it gives way to one that holds them.
+            Numbers of continuous columns are rounded to what their dtype holds.  Where given or
+            shared levels do not fit into a dtype, it gives way to one that holds them.
 
         Raises
         ------
@@ -1155,8 +1164,9 @@ class TableEncoder:
             raise ValueError(
                 f"values must have the shape (n_rows, {len(self.columns)}), got {values.shape}."
             )
+        limits = unbounded(len(self.columns)) if bounds is None else bounds
         decoded = [
-            _decode(np.ascontiguousarray(values[:, j]), column, self.dtypes[j])
+            _decode(np.ascontiguousarray(values[:, j]), column, self.dtypes[j], *limits[j])
             for j, column in enumerate(self.columns)
         ]
         if self.names is not None:
@@ -1255,10 +1265,10 @@ def _dtype_for(dtype: Any, levels: Labels | None) -> Any:
     return dtype if all(same) else np.dtype(object)
 
 
-def _decode(values: Array, column: Column, dtype: Any) -> pd.Series[Any]:
-    """Return a column of a dtype from its numbers or codes."""
+def _decode(values: Array, column: Column, dtype: Any, low: float, high: float) -> pd.Series[Any]:
+    """Return a column of a dtype from its numbers, between bounds, or codes."""
     if column.levels is None:
-        return _decode_continuous(values, dtype)
+        return _decode_continuous(values, dtype, low, high)
     codes = np.rint(values)
     if not ((codes >= 0) & (codes < len(column.levels))).all():
         raise ValueError(
@@ -1270,10 +1280,10 @@ def _decode(values: Array, column: Column, dtype: Any) -> pd.Series[Any]:
     return decoded
 
 
-def _decode_continuous(values: Array, dtype: Any) -> pd.Series[Any]:
+def _decode_continuous(values: Array, dtype: Any, low: float, high: float) -> pd.Series[Any]:
     if types.is_bool_dtype(dtype):
         return pd.Series(values > 0.5).astype(dtype)
-    if types.is_integer_dtype(dtype):
-        bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
-        values = np.clip(np.rint(values), bounds.min, bounds.max)
+    if types.is_integer_dtype(dtype) or types.is_float_dtype(dtype):
+        held = np.dtype(getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype)))
+        return pd.Series(rounded_inside(values, held, low, high)).astype(dtype)
     return pd.Series(values).astype(dtype)

@@ -1012,7 +1012,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     def _write(self, values: Array) -> Any:
         """Return the table of numbers and codes."""
         encoder = self._encoder or getattr(self, "_frame_format", None)
-        return values if encoder is None else encoder.decode(values)
+        if encoder is None:
+            return values
+        return encoder.decode(values, self._model.space.bounds_of_columns())
 
     # -- effort ------------------------------------------------------------------------------
 

@@ -160,7 +160,8 @@ class DensityEstimator(
         ValueError
             If X is not finite, its columns are not those of `fit`, or a value of a discrete
             column has no probability: with ``handle_unknown="error"``, in columns whose levels
-            ``categories`` gives, and in those of a boolean dtype, all values but the levels.
+            ``categories`` gives, and in those of numpy's boolean dtype, all values but the
+            levels.
         MemoryError
             If there is too little memory, even at an eighth of the usual number of evaluations at
             a time, which is tried once and warns.
@@ -791,7 +792,7 @@ class CategoricalEstimator(TableEstimator):
 
     def _write(self, values: Array) -> Any:
         """Return a table with the fitted levels."""
-        return self._encoder.decode(values)
+        return self._encoder.decode(values, self._model.space.bounds_of_columns())
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of discrete columns."""

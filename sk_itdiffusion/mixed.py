@@ -56,7 +56,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Increasing map of each continuous column; see `IMMSEDensity`.
     bounds : "auto", None, dict or sequence, default="auto"
         Bounds of continuous columns: a dict from names (or numbers) of columns to pairs
-        (low, high), or a pair or None for each column; see `IMMSEDensity`.
+        (low, high), or a pair or None for each column; see `IMMSEDensity`.  Rows beyond bounds
+        that ``"auto"`` finds have together a probability of at most 1 / (n + 2).
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
         ones it is the squared error.
@@ -173,9 +174,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
     (c, x), log p(c | x) + log P(x) in nats.  Its exponentials, integrated over c and summed over
     x, give at most 1.
 
-    Missing values are a level of nominal columns of texts, objects and categoricals; in continuous
-    columns they are an error, since a density needs numbers: drop these rows, or impute values
-    that vary from row to row.
+    Missing values are a level of columns of texts, objects, booleans and categoricals; in columns
+    of numbers they are an error, since a density needs numbers: drop these rows, or impute values
+    that vary from row to row.  Codes that may be missing have to have a categorical dtype.
 
     References
     ----------

@@ -495,8 +495,13 @@ class TableModel:
     def _values(self, points: Tensor) -> Array:
         """Return the table's values of points, on the lattices of its columns."""
         rows = self.space.layout.nearest_rows(points)
-        values = self.space.values(rows.numpy())
-        return values if self.dequantizer is None else self.dequantizer.rounded(values)
+        return self.on_lattice(self.space.values(rows.numpy()))
+
+    def on_lattice(self, values: Array) -> Array:
+        """Return the nearest points of the columns' lattices that are between their bounds."""
+        if self.dequantizer is None:
+            return values
+        return self.dequantizer.rounded_inside(values, self.space.bounds_of_columns())
 
     def mse_curve(self, values: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""

@@ -7,7 +7,7 @@ from scipy import integrate, stats
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity
-from sk_itdiffusion.bounds import resolve_bounds, shown_bounds
+from sk_itdiffusion.bounds import resolve_bounds, rounded_inside, shown_bounds
 from sk_itdiffusion.marginals import BoundMap
 
 QUICK = {"max_epochs": 0, "random_state": 0}
@@ -245,3 +245,58 @@ def test_bounds_of_lattice_columns_leave_room_for_their_cells():
     assert samples.min() == 0.0
     assert np.isfinite(density.score_samples(np.array([[0.0, 0.0], [3.0, 30.0]]))).all()
     assert density.score_samples(np.array([[-1.0, 3.0]]))[0] == -np.inf
+
+
+def check_samples(density):
+    """Assert that samples are between the bounds and possible, after they have been rounded."""
+    samples = density.sample(2000, random_state=0)
+    low, high = density.bounds_.T
+    values = np.asarray(samples, dtype=np.float64)
+    assert ((values > low) & (values < high)).all()
+    assert np.isfinite(density.score_samples(samples)).all()
+    return samples
+
+
+@pytest.mark.filterwarnings("ignore:.*many equal or coarsely rounded")
+@pytest.mark.parametrize("estimator", [IMMSEDensity, IMMSEMixedDensity])
+@pytest.mark.parametrize("dtype", ["int64", "int8", "Int32", "float32", "Float32"])
+def test_samples_are_between_bounds_in_the_dtype_of_their_column(estimator, dtype):
+    rng = np.random.default_rng(0)
+    shares = np.clip(rng.beta(0.2, 0.2, 300), 1e-7, 1.0 - 1e-7)
+    counts = np.ceil(20.0 * shares - 1e-6)  # from 1 to 20
+    is_whole = "int" in dtype.lower()
+    X = pd.DataFrame({"x": counts if is_whole else shares, "y": rng.normal(size=300)})
+    X["x"] = X["x"].astype(dtype)
+    high = 21 if is_whole else 1
+    plain = QUICK | {"reference": "gaussian", "experts": ["gaussian"]}
+    if estimator is IMMSEMixedDensity:
+        plain |= {"ordinal_features": None}
+    density = estimator(bounds={"x": (0, high)}, **plain).fit(X)
+    samples = check_samples(density)
+    assert samples["x"].dtype == dtype
+    ensemble = IMMSEEnsemble([("a", density), ("b", density)], random_state=0).fit(X)
+    samples = ensemble.sample(500, random_state=0)
+    assert samples["x"].between(0, high, inclusive="neither").all()
+
+
+@pytest.mark.filterwarnings("ignore:.*many equal or coarsely rounded")
+@pytest.mark.parametrize("step", [1.0, 0.1])
+@pytest.mark.parametrize("ends", [(-0.5, 3.5), (-0.3, 3.2), (0.0, 3.0), (-0.5, np.inf)])
+def test_samples_of_lattice_columns_are_between_bounds(step, ends):
+    numbers = np.minimum(np.random.default_rng(0).poisson(1.0, (300, 1)), 3)
+    bounds = [(step * ends[0], step * ends[1])]
+    density = IMMSEDensity(dequantize=True, bounds=bounds, **NORMAL).fit(step * numbers)
+    check_samples(density)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int64", "uint64"])
+def test_the_nearest_number_of_a_dtype_between_bounds(dtype):
+    values = np.array([-1e5, 0.0, 1e-9, 0.7, 99.5, 100.0, 1e5])
+    rounded = rounded_inside(values, np.dtype(dtype), 0.0, 100.0)
+    assert ((rounded > 0) & (rounded < 100)).all()
+    ends = np.array([[0, 100], [1, 99]], dtype)
+    least, greatest = ends[1] if "int" in dtype else np.nextafter(*ends)
+    assert rounded[[0, 1, -2, -1]].tolist() == [least, least, greatest, greatest]
+    if "float" in dtype:
+        free = rounded_inside(np.array([-np.inf, 0.5, np.inf]), np.dtype(dtype), -np.inf, np.inf)
+        assert free.tolist() == [-np.inf, 0.5, np.inf]

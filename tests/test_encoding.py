@@ -8,8 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.utils.validation import check_array
 
-from sk_itdiffusion.encoding import TableEncoder, discrete_kinds, mixed_kinds, read_table
+from sk_itdiffusion.encoding import (
+    TableEncoder,
+    discrete_kinds,
+    mixed_kinds,
+    naming_columns,
+    read_table,
+)
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -118,6 +125,8 @@ def test_samples_of_continuous_integers_are_rounded_into_their_range():
     X = np.array([[0], [200]], dtype=np.uint8)
     decoded = fit(X, ["continuous"]).decode([[-3.0], [1.6], [300.0]])
     np.testing.assert_array_equal(decoded, [[0], [2], [255]])
+    large = fit(np.array([[0], [2**62]]), ["continuous"]).decode([[1e30], [-1e30]])
+    assert (large[0] > 2**62) & (large[1] == -(2**63))
 
 
 def test_nominal_codes_do_not_depend_on_the_names_of_the_levels():
@@ -250,12 +259,53 @@ def test_a_value_that_was_never_missing_is_unknown_when_missing():
     np.testing.assert_allclose(fit(X).encode(gap), [[0], [np.log(3 / 4)]])
 
 
-@pytest.mark.parametrize("dtype", ["category", object])
+@pytest.mark.parametrize("dtype", ["category", object, "boolean"])
 def test_truths_and_categories_may_be_missing_in_other_tables(dtype):
     values = pd.Series([True, False] * 5, dtype=object).astype(dtype)
     gap = pd.DataFrame({"x": pd.Series([True, None], dtype=object)})
     encoded = fit_column(values, "nominal").encode(gap)
     np.testing.assert_allclose(encoded[1], np.log(1 / 12))
+
+
+@pytest.mark.parametrize("dtype", ["boolean", object])
+def test_a_missing_truth_is_a_level(dtype):
+    X = pd.DataFrame({"x": pd.Series([True, None, False, True, True, None], dtype=dtype)})
+    assert discrete_kinds(X) == mixed_kinds(X) == ["nominal"]
+    encoder = fit(X)
+    assert levels_of(encoder) == [True, None, False]
+    np.testing.assert_array_equal(encoder.encode(X)[:, 0], [0, 1, 2, 0, 0, 1])
+    decoded = encoder.decode(encoder.encode(X))
+    assert decoded["x"].dtype == X["x"].dtype
+    assert decoded["x"].isna().tolist() == X["x"].isna().tolist()
+    pd.testing.assert_frame_equal(decoded.dropna(), X.dropna())
+
+
+@pytest.mark.parametrize("dtype", ["boolean", object])
+def test_errors_of_missing_truths_among_numbers_name_the_column(dtype):
+    X = pd.DataFrame({"x": pd.Series([True, None], dtype=dtype), "y": [0.5, 1.5]})
+    with pytest.raises(ValueError, match=r"NaN in column\(s\) 'x'\."), naming_columns(X):
+        check_array(X)
+
+
+def test_numpy_truths_have_no_other_values():
+    gap = pd.DataFrame({"x": pd.array([True, None], dtype="boolean")})
+    encoder = fit_column([True, False, True])
+    assert encoder.columns[0].log_seen == 0.0
+    with pytest.raises(ValueError, match=r"NaN in column\(s\) 'x'"):
+        encoder.encode(gap)
+
+
+@pytest.mark.parametrize("kind", ["nominal", "ordinal"])
+@pytest.mark.parametrize("dtype", ["Int64", float])
+def test_errors_of_missing_codes_tell_how_to_make_them_a_level(kind, dtype):
+    X = pd.DataFrame({"x": pd.Series([1, None, 2, 1], dtype=dtype)})
+    with pytest.raises(ValueError, match=r"'x'.*before fit.*astype\('category'\)"):
+        fit(X, [kind])
+    with pytest.raises(ValueError, match=r"'x'.*before fit.*astype\('category'\)"):
+        fit(X.dropna(), [kind]).encode(X)
+    encoder = fit(X.astype("category"), [kind])
+    assert levels_of(encoder) == [1, 2, None]
+    np.testing.assert_array_equal(encoder.encode(X)[:, 0], [0, 2, 1, 0])
 
 
 def test_unknown_levels_are_errors_that_name_them():
@@ -411,7 +461,7 @@ def test_polars_frames():
         encoder.encode(X.with_columns(n=pl.Series([1, None, 3])))
 
 
-@pytest.mark.parametrize("dtype", [np.float64, object, "Float64", "Int64", "boolean"])
+@pytest.mark.parametrize("dtype", [np.float64, object, "Float64", "Int64"])
 def test_missing_numbers_are_errors(dtype):
     X = pd.DataFrame({"a": ["x", "y"], "b": pd.Series([1, None], dtype=dtype)})
     clean = pd.DataFrame({"a": ["x", "y"], "b": pd.Series([1, 0], dtype=dtype)})
@@ -420,7 +470,7 @@ def test_missing_numbers_are_errors(dtype):
         lambda: fit(X, ["nominal", "ordinal"]),
         lambda: fit(clean).encode(X),
     ):
-        with pytest.raises(ValueError, match=r"Input X contains NaN in column\(s\) 'b'\.$"):
+        with pytest.raises(ValueError, match=r"X contains NaN in column\(s\) 'b'\. A missing"):
             action()
     for action in (
         lambda: fit(X, ["nominal", "continuous"]),

@@ -381,3 +381,23 @@ def test_the_validation_bound_counts_the_mass_of_other_values():
     closed = IMMSEDiscreteDensity(handle_unknown="error", **settings).fit(table)
     log_seen = sum(column.log_seen for column in density._encoder.columns)
     np.testing.assert_allclose(density.entropy_, closed.entropy_ - log_seen)
+
+
+@pytest.mark.parametrize("rows", ["with missing truths", "without"])
+@pytest.mark.parametrize("estimator", [IMMSEDiscreteDensity, IMMSEMixedDensity])
+def test_missing_truths_of_pandas_are_fitted_scored_sampled_and_saved(estimator, rows, tmp_path):
+    rng = np.random.default_rng(0)
+    truths = pd.array(rng.choice([True, False, None], 60), dtype="boolean")
+    table = pd.DataFrame({"b": truths, "n": rng.integers(0, 3, 60)})
+    fitted = table if rows == "with missing truths" else table.dropna()
+    density = estimator(**analytic("independent")).fit(fitted)
+    log_p = density.score_samples(table)
+    # About 1/3 times 1/3, or 1/42 times 1/3 if no value was missing.
+    is_likely = np.exp(log_p[table["b"].isna()]) > 0.02
+    assert is_likely.all() if fitted is table else not is_likely.any()
+    samples = density.sample(100, random_state=0)
+    assert samples["b"].dtype == "boolean"
+    assert samples["b"].isna().any() == (fitted is table)
+    density.save(tmp_path / "density")
+    loaded = sk_itdiffusion.load(tmp_path / "density")
+    np.testing.assert_array_equal(loaded.score_samples(table), log_p)

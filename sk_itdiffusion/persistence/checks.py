@@ -210,7 +210,7 @@ def rows_at(model: TableModel, places: Array) -> Array:
     values = values[np.isfinite(values).all(axis=1)]
     if len(values) == 0:
         raise ValueError("its columns have no numbers")
-    return values if model.dequantizer is None else model.dequantizer.rounded(values)
+    return model.on_lattice(values)
 
 
 def log_density_of(estimator: Any, density: DensityEstimator) -> Callable[[Any], Array]:
