@@ -106,7 +106,7 @@ class MSECurveDisplay:
     >>> density = IMMSEDensity(max_epochs=1, random_state=0).fit(X)
     >>> display = MSECurveDisplay.from_estimator(density)
     >>> sorted(display.lines_)
-    ['gaussian', 'gaussian_mixture', 'network', 'network_2']
+    ['gaussian', 'network', 'network_2']
     >>> display.information_gap > 0.0
     True
     """
