@@ -224,7 +224,8 @@ class DensityEstimator(
         float
             Bits per column; lower is better.
         """
-        return -self.score(X) / (self.n_features_in_ * math.log(2.0))
+        mean = float(np.mean(self.score_samples(X)))
+        return -mean / (self.n_features_in_ * math.log(2.0))
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
