@@ -281,7 +281,7 @@ def choose_marginal_map(
         winners = [best(range(a, b), least) for a, b in pairwise(ends)]
         return best(winners, [2.0] * len(scores))
 
-    guided, plain = np.stack(scores), np.stack([_plain_score(split) for split in splits])
+    guided, plain = (np.stack(part) for part in zip(*scores, strict=True))
     optimism = Optimism(
         plain=choice_optimism(guided, valid, choose, plain),
         others=choice_optimism(guided, valid, choose),
@@ -304,13 +304,6 @@ def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
     return rows.take(np.arange(min(len(rows), most)))
 
 
-def _plain_score(split: MappedSplit) -> Array:
-    """Return the validation rows' log-likelihood under a single Gaussian."""
-    first = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
-    gaussian = GaussianReference.fit(first.X, first.weight)
-    return log_likelihoods(gaussian, split.continuous_valid.X) + split.valid_log_slope
-
-
 def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> int:
     """Return the best candidate if it is better than the first by a standard error, or 0."""
     best = int(np.argmax(scores @ share))
@@ -320,8 +313,11 @@ def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> in
 
 def _guide_score(
     split: MappedSplit, regularization: float, seed: int, resolution: float | None
-) -> Array:
-    """Return the validation rows' log-likelihood under the best of a few quick references."""
+) -> tuple[Array, Array]:
+    """Return the validation rows' log-likelihood under the best of a few quick references.
+
+    Beside it is that under the first of them, a single Gaussian.
+    """
     random_state = np.random.RandomState(seed)
     train = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
     guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
@@ -338,7 +334,7 @@ def _guide_score(
     share = split.valid.share
     valid = split.continuous_valid.X
     scores = [log_likelihoods(guide, valid) + split.valid_log_slope for guide in guides]
-    return max(scores, key=lambda score: float(share @ score))
+    return max(scores, key=lambda score: float(share @ score)), scores[0]
 
 
 def _quick_kernels(split: MappedSplit, plain: Reference, resolution: float) -> Reference:
