@@ -29,9 +29,9 @@ from results import Record, ResultsFile, format_markdown
 from sk_itdiffusion.cubature import NoiseRule, row_keys
 from sk_itdiffusion.datasets import GaussianMixtureDensity, load_density
 from sk_itdiffusion.experts import logsnr_range
-from sk_itdiffusion.fitting import N_NODES
 from sk_itdiffusion.likelihood import IntegrationRule, fit_placement, information_gap
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
+from sk_itdiffusion.selection import N_NODES
 
 Array = NDArray[np.float64]
 

@@ -27,11 +27,11 @@ from sk_itdiffusion.estimator import (
     flattened_images,
     numbers_in,
 )
-from sk_itdiffusion.fitting import kernels_by_default
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion.selection import kernels_by_default
 from sk_itdiffusion.space import ColumnKind
 from sk_itdiffusion.streams import RowStream, Stream, is_dataset, read_rows
 

@@ -53,27 +53,8 @@ from sk_itdiffusion.estimator import (
     TableEstimator,
     flattened_images,
 )
-from sk_itdiffusion.experts import MappedSplit, log_likelihoods
-from sk_itdiffusion.fitting import (
-    LEAST_NOISY_COPIES,
-    LEAST_PROFILE_ROWS,
-    LEAST_ROWS_TO_SPLIT,
-    N_NODES,
-    FitSettings,
-    check_bounds,
-    expert_of_few_rows,
-    in_counts,
-    n_observations,
-    n_profile_rows,
-    repeated,
-    restrict_profile,
-    rows_together,
-    scoring_rule,
-    split_groups,
-    split_independent_rows,
-    table_space,
-)
 from sk_itdiffusion.groups import RowGroups, checked_groups
+from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
 from sk_itdiffusion.model import (
     Effort,
@@ -86,7 +67,31 @@ from sk_itdiffusion.model import (
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
+from sk_itdiffusion.schema import (
+    LEAST_NOISY_COPIES,
+    LEAST_ROWS_TO_SPLIT,
+    check_bounds,
+    in_counts,
+    n_observations,
+    table_space,
+)
+from sk_itdiffusion.selection import N_NODES
+from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
+from sk_itdiffusion.splitting import (
+    MappedSplit,
+    rows_together,
+    split_groups,
+    split_independent_rows,
+)
+from sk_itdiffusion.stacking import (
+    LEAST_PROFILE_ROWS,
+    expert_of_few_rows,
+    n_profile_rows,
+    repeated,
+    restrict_profile,
+    scoring_rule,
+)
 from sk_itdiffusion.validation import mean_and_std
 
 __all__ = ["EnsembleModel", "IMMSEEnsemble", "Transport"]

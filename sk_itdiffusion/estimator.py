@@ -41,21 +41,19 @@ from sk_itdiffusion.encoding import (
     read_table,
     without_tensors,
 )
-from sk_itdiffusion.fitting import (
-    LEAST_ROWS_TO_SPLIT,
-    FitSettings,
-    fit_table_model,
-    networks_to_train,
-)
+from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.groups import checked_groups
 from sk_itdiffusion.incremental import IncrementalFit
 from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
+from sk_itdiffusion.networks import networks_to_train
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
+from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT
+from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.streams import Stream, is_dataset, without_ones
 from sk_itdiffusion.warning import warn

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import Keys
+from sk_itdiffusion.judging import (
+    best_beyond_an_error,
+    first_rows,
+    log_likelihoods,
+    mean_and_error,
+    search_numbers,
+)
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.marginals import (
@@ -40,21 +45,14 @@ from sk_itdiffusion.references.mixture import (
     as_mixture,
     fit_gaussian_mixture,
 )
-from sk_itdiffusion.rows import WeightedRows, sums_over_sources
+from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.space import TableSpace
+from sk_itdiffusion.splitting import MappedSplit
 from sk_itdiffusion.validation import Optimism, choice_optimism
 
-__all__ = [
-    "choose_marginal_map",
-    "fit_gaussian_by_validation",
-    "fit_kernel_density_by_validation",
-    "fit_mixture_by_validation",
-    "log_likelihoods",
-    "logsnr_range",
-]
+__all__ = []
 
 Array = NDArray[np.float64]
-
 #: Rows that the mixtures see at most; more hardly change them.
 MOST_ROWS_FOR_MIXTURES = 20_000
 #: Rows on which the number of components is searched.
@@ -65,7 +63,6 @@ _EM_STEPS_FOR_MAPS = 60
 _MOST_ROWS_FOR_MAPS = 5_000
 _KERNELS_FOR_MAPS = 3_000
 _MOST_ROWS_TO_FIT_MAPS = 50_000
-_BLOCK_ROWS = 256
 _MOST_EM_STEPS = 100
 _EM_STEPS_FOR_SEARCH = 40
 #: Rows from which covariances of levels are taken.
@@ -93,82 +90,6 @@ _MOST_COLUMNS_FOR_KERNELS = 50
 _LEAST_KERNEL_VARIANCE = 1e-7
 #: Weights of the diagonal matrix in the covariances to choose from.
 _SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-
-
-@dataclass(frozen=True)
-class MappedSplit:
-    """Training and validation rows of a space.
-
-    Attributes
-    ----------
-    space : TableSpace
-        The space.
-    train, valid : WeightedRows
-        The rows.
-    valid_log_slope : ndarray of shape (n_valid,)
-        Log-derivatives of the maps at the validation rows.
-    judged : bool, default=True
-        Whether validation rows are other rows than those for training.
-    optimism : Optimism
-        By how much choices that the validation rows have made flatter each of them.
-    train_log_slope : ndarray of shape (n_train,) or float, default=0
-        Log-derivatives of the maps at the training rows.
-    """
-
-    space: TableSpace
-    train: WeightedRows
-    valid: WeightedRows
-    valid_log_slope: Array
-    judged: bool = True
-    optimism: Optimism = field(default_factory=Optimism)
-    train_log_slope: Array | float = 0.0
-
-    @classmethod
-    def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
-        """Return standardised rows behind the maps of a space."""
-        mapped, train_log_slope = space.rows(train.X)
-        mapped_valid, log_slope = space.rows(valid.X)
-        return cls(
-            space,
-            train.with_values(mapped),
-            valid.with_values(mapped_valid),
-            log_slope,
-            judged=train is not valid,
-            train_log_slope=train_log_slope,
-        )
-
-    @property
-    def n_continuous(self) -> int:
-        """Number of continuous columns."""
-        return self.space.layout.n_continuous
-
-    @property
-    def continuous_train(self) -> WeightedRows:
-        """Continuous columns of the training rows."""
-        return self.train.columns(self.n_continuous)
-
-    @property
-    def continuous_valid(self) -> WeightedRows:
-        """Continuous columns of the validation rows."""
-        return self.valid.columns(self.n_continuous)
-
-
-def log_likelihoods(reference: Reference, X: Array) -> Array:
-    """Return a reference's log-density of rows, in nats.
-
-    Rows are done in blocks of one fixed shape, so that a row's value does not depend on the other
-    rows to the last bit.
-    """
-
-    @torch.no_grad()
-    def block(start: int) -> Array:
-        rows = X[start : start + _BLOCK_ROWS]
-        padded = np.pad(rows, ((0, _BLOCK_ROWS - len(rows)), (0, 0)))
-        values = reference.log_prob(torch.from_numpy(padded))
-        return np.asarray(values.numpy()[: len(rows)])
-
-    blocks = map_in_workers(block, range(0, len(X), _BLOCK_ROWS), "cpu")
-    return np.concatenate([np.empty(0), *blocks])
 
 
 def map_split(
@@ -297,18 +218,6 @@ def _candidates(
     tame = [tame_split(split, space, train, valid) for split in plain]
     wild = [split for split in plain if all(split is not other for other in tame)]
     return [(split, 1.0) for split in tame] + [(split, 2.0) for split in wild]
-
-
-def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
-    """Return the first rows, which are a fair sample: canonical order is random in all but name."""
-    return rows.take(np.arange(min(len(rows), most)))
-
-
-def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> int:
-    """Return the best candidate if it is better than the first by a standard error, or 0."""
-    best = int(np.argmax(scores @ share))
-    mean, error = mean_and_error(scores[best] - scores[0], share, source=source)
-    return best if mean > error else 0
 
 
 def _guide_score(
@@ -529,43 +438,6 @@ def fit_kernel_density_by_validation(
     return density if mean > error else None
 
 
-Fitted = TypeVar("Fitted", bound=Reference)
-
-
-def search_numbers(
-    numbers: Sequence[int],
-    fit_all: Callable[[Sequence[int]], list[tuple[float, Fitted]]],
-    least_score: float,
-) -> tuple[float, Fitted, int] | None:
-    """Return score, reference and number of the best, ending after two in a row that are worse.
-
-    Parameters
-    ----------
-    numbers : sequence of int
-        Increasing numbers of components or classes.
-    fit_all : callable
-        Returns scores and references of some numbers.
-    least_score : float
-        Score that has to be exceeded.
-
-    Returns
-    -------
-    tuple or None
-        The best, or None if none exceeds the least score.
-    """
-    best: tuple[float, Fitted, int] | None = None
-    failures = 0
-    # Two at a time, whatever the number of workers, so that their number changes no result.
-    for pair in (numbers[i : i + 2] for i in range(0, len(numbers), 2)):
-        for number, (score, reference) in zip(pair, fit_all(pair), strict=True):
-            failures += 1
-            if score > (least_score if best is None else best[0]):
-                best, failures = (score, reference, number), 0
-        if failures >= 2:
-            break
-    return best
-
-
 def fit_latent_class_by_validation(
     split: MappedSplit,
     independent: IndependentReference,
@@ -635,25 +507,6 @@ def fit_latent_class_by_validation(
     n_valid = None if layout.n_continuous else float(valid.weight.sum())
     mean, error = mean_and_error(gain, valid.share, n_valid)
     return chosen if mean > error else None
-
-
-def mean_and_error(
-    values: Array,
-    share: Array,
-    n_observations: float | None = None,
-    source: Keys | None = None,
-) -> tuple[float, float]:
-    """Return the weighted mean over rows and its standard error; the shares sum to 1.
-
-    Each row is one observation, or rows of one source are, or with ``n_observations`` the shares
-    are those of so many.
-    """
-    mean = float(share @ values)
-    if n_observations is not None:
-        return mean, math.sqrt(float(share @ (values - mean) ** 2) / n_observations)
-    return mean, math.sqrt(
-        float(np.square(sums_over_sources(share * (values - mean), source)).sum())
-    )
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:

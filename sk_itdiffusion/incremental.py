@@ -38,31 +38,31 @@ from torch import Generator
 
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion.denoisers import LevelDenoiser
-from sk_itdiffusion.experts import MOST_COLUMNS_FOR_COVARIANCE, MappedSplit
-from sk_itdiffusion.fitting import (
-    MOST_VALIDATION_ROWS,
-    FitSettings,
+from sk_itdiffusion.experts import MOST_COLUMNS_FOR_COVARIANCE
+from sk_itdiffusion.fitting import fit_table_model
+from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
+from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
+from sk_itdiffusion.networks import (
     build_network,
-    check_bounds,
     cross_entropy_in_data_units,
     density_adapter,
-    finish_stacking,
-    fit_table_model,
     networks_to_train,
-    plain_reference,
     regularization_for,
     spectrum_of,
     trains_in_one_thread,
 )
-from sk_itdiffusion.generators import CopyableGenerator
-from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
-from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
 from sk_itdiffusion.optimizers import optimizer_settings
 from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.rows import WeightedRows, column_labels
+from sk_itdiffusion.schema import check_bounds
+from sk_itdiffusion.selection import plain_reference
+from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
+from sk_itdiffusion.splitting import MOST_VALIDATION_ROWS, MappedSplit
+from sk_itdiffusion.stacking import finish_stacking
 from sk_itdiffusion.streams import RowDataset
 from sk_itdiffusion.training import (
     Averages,

@@ -17,7 +17,7 @@ from torch import Tensor
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.dequantize import Dequantizer, copy_numbers
-from sk_itdiffusion.experts import log_likelihoods
+from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.likelihood import (
     Denoiser,
     ErrorProfile,

@@ -34,12 +34,12 @@ from sk_itdiffusion.estimator import (
     long_call,
     numbers_in,
 )
-from sk_itdiffusion.fitting import without_kernels
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.rows import in_common_units
+from sk_itdiffusion.selection import without_kernels
 from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]

@@ -9,7 +9,7 @@ from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
-from sk_itdiffusion.fitting import fit_table_model, in_counts
+from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.groups import (
     RowGroups,
     could_be_independent,
@@ -19,6 +19,7 @@ from sk_itdiffusion.groups import (
     whole_groups,
 )
 from sk_itdiffusion.rows import WeightedRows, group_rows
+from sk_itdiffusion.schema import in_counts
 
 QUICK = {"max_epochs": 0, "random_state": 0}
 WARNING = "Rows are nearer to each other than independent rows would be"

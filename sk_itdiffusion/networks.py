@@ -1,0 +1,481 @@
+"""The networks of a model and their training: the fourth stage of a fit."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from torch import Generator
+
+from sk_itdiffusion.cubature import PiecewiseDensity, row_keys
+from sk_itdiffusion.denoisers import (
+    ConvolutionalNetwork,
+    LevelDenoiser,
+    PreconditionedDenoiser,
+    ReferencedDenoiser,
+    ResidualMLP,
+    UNetBackbone,
+)
+from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
+from sk_itdiffusion.denoisers.mlp import replace_dropout
+from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.distributed import Processes
+from sk_itdiffusion.experts import MOST_ROWS_FOR_SPECTRUM
+from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.judging import log_likelihoods
+from sk_itdiffusion.latent_class import level_counts
+from sk_itdiffusion.likelihood import error_profile
+from sk_itdiffusion.model import (
+    NETWORKS,
+    TableModel,
+    kind_of_expert,
+    names_of_networks,
+    network_denoiser,
+    number_of_network,
+    profile_noise,
+)
+from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
+from sk_itdiffusion.progress import current_progress
+from sk_itdiffusion.references import IndependentReference, Reference
+from sk_itdiffusion.references.discrete import DiscreteReference
+from sk_itdiffusion.rows import WeightedRows, resample_rows
+from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT, check_bounds, n_observations
+from sk_itdiffusion.selection import N_NODES
+from sk_itdiffusion.settings import FitSettings
+from sk_itdiffusion.space import TableSpace
+from sk_itdiffusion.splitting import MappedSplit
+from sk_itdiffusion.stacking import finish_stacking
+from sk_itdiffusion.streams import StreamedRows
+from sk_itdiffusion.training import (
+    DenoisingObjective,
+    EpochBoard,
+    Network,
+    RowDataset,
+    TrainingPlan,
+    TrainingReport,
+    train,
+)
+from sk_itdiffusion.warning import warn
+
+__all__ = []
+
+Array = NDArray[np.float64]
+LEAST_VALIDATION_ROWS = 2_000
+#: Noisy validation rows that judge an epoch of continuous columns.
+NOISY_VALIDATION_ROWS = 4_096
+WIDTH_BESIDE_CONVOLUTIONS = 256
+#: Hidden units up to which one thread trains as fast as several.
+WIDEST_FOR_ONE_THREAD = 256
+#: Rows from which the importance density is refitted; images are dear.
+ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
+MOST_PIXELS_FOR_ONE_THREAD = 256
+#: Dropout that is worth the time of its random numbers.
+LEAST_DROPOUT = 0.01
+#: Networks, of different regularisation, that a table of continuous columns gets.
+NETWORKS_OF_A_TABLE = 2
+#: Epochs for which their length is meant where it grows with the rows.
+EPOCHS_OF_A_TABLE = 40
+#: Share of a progress bar that is for the training; the rest is for the weights of the experts.
+SHARE_OF_TRAINING = 0.95
+
+
+def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
+    """Return the names of the networks; an untrained one adds nothing to its reference."""
+    trained = settings.max_epochs > 0 or settings.denoiser is not None
+    by_default = settings.experts == "auto" and trained
+    if n_rows < LEAST_ROWS_TO_SPLIT:
+        return []
+    has_two_kinds = settings.image_shape is not None and settings.is_discrete
+    possible = NETWORKS if has_two_kinds else names_of_networks(number_of_networks(settings))
+    return [name for name in possible if by_default or kind_of_expert(name) in settings.experts]
+
+
+def number_of_networks(settings: FitSettings) -> int:
+    """Return how many networks of one kind are trained.
+
+    A second one is worth its time where both see rows that are in memory, each with a core.
+    Callbacks of the user, such as one that writes checkpoints to a file, may know of one only.
+    """
+    if settings.n_networks is not None:
+        return settings.n_networks
+    in_memory = settings.stream is None and settings.processes.size == 1
+    has_several = settings.has_table_network and in_memory and not settings.callbacks
+    return NETWORKS_OF_A_TABLE if has_several else 1
+
+
+def is_large(image_shape: tuple[int, ...]) -> bool:
+    """Return whether images have so many pixels that one thread is slow."""
+    return math.prod(image_shape) > MOST_PIXELS_FOR_ONE_THREAD
+
+
+def train_networks(
+    names: Sequence[str],
+    model: TableModel,
+    split: MappedSplit,
+    settings: FitSettings,
+    previous: TableModel | None,
+) -> dict[str, skorch.NeuralNet]:
+    """Return the trained nets, built and trained in workers.
+
+    No torch mode of the calling thread reaches those.  Networks that one thread trains are trained
+    at the same time, unless callbacks, which they would share, could be in each other's way, or
+    other processes take part.
+    """
+    strands = current_progress().stretch(0.0, SHARE_OF_TRAINING).strands(len(names))
+    board = EpochBoard(has_names=len(names) > 1)
+    nets: dict[str, skorch.NeuralNet] = {}
+
+    def attributes_now(name: str, net: skorch.NeuralNet) -> dict[str, Any]:
+        """Return the attributes of the estimator if its fit ended with the nets that there are."""
+        assert settings.attributes_of is not None
+        found = nets | {name: net}
+        so_far = replace(model, nets=found, history=bound_history(next(iter(found.values()))))
+        experts = settings.experts
+        if experts != "auto":  # no warning that some are not trained yet
+            there = set(map(kind_of_expert, so_far.experts()))
+            experts = [expert for expert in experts if expert in there]
+        finish_stacking(so_far, split, replace(settings, experts=experts))
+        return settings.attributes_of(so_far)
+
+    jobs = {
+        name: partial(
+            train_network,
+            name,
+            model,
+            split,
+            settings,
+            previous,
+            TrainingReport(
+                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1, board
+            ),
+        )
+        for name, strand in zip(names, strands, strict=True)
+    }
+    limited = {name: trains_in_one_thread(name, settings) for name in names}
+    is_watched = bool(settings.callbacks) or settings.tasks.are_watched
+    alone = settings.processes.size == 1 and not is_watched
+    if len(names) > 1 and all(limited.values()) and alone:
+        return dict(zip(names, run_all_interruptibly(list(jobs.values())), strict=True))
+    for name, job in jobs.items():
+        nets[name] = run_interruptibly(job, limited=limited[name])
+    return nets
+
+
+def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSettings) -> None:
+    """Warn once if networks would be better after more epochs."""
+    if any(dict(net.callbacks_)["control"].is_still_improving for net in nets):
+        warn(
+            f"The training ended after max_epochs={settings.max_epochs} while the validation bound "
+            "was still falling. Increase max_epochs, or steps_per_epoch.",
+            ConvergenceWarning,
+        )
+
+
+def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
+    """Return whether a network is so small that more threads would not train it faster."""
+    shape = settings.image_shape
+    large_images = shape is not None and name == NETWORKS[0] and is_large(shape)
+    small = settings.hidden_size <= WIDEST_FOR_ONE_THREAD and not large_images
+    return settings.device.type == "cpu" and small
+
+
+def range_of_network(model: TableModel) -> tuple[float, float]:
+    """Return the log-SNRs between which networks are trained; kernels may reach beyond."""
+    return float(model.logsnr[0]), float(model.logsnr[:N_NODES][-1])
+
+
+def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
+    """Return the preconditioner's mean negative log-likelihood of the validation rows."""
+    mapped = log_likelihoods(model.references[model.preconditioner], split.valid.X)
+    mean = float(split.valid.share @ (mapped + split.valid_log_slope))
+    return -mean - model.constant_term
+
+
+def build_network(
+    name: str,
+    model: TableModel,
+    rows: WeightedRows,
+    settings: FitSettings,
+    dropout: float,
+    generator: Generator,
+) -> Network:
+    """Return a network that corrects the preconditioner: untrained, or a copy of the one given."""
+    layout = model.space.layout
+    low, high = range_of_network(model)
+    embedding = LogSNREmbedding(low, high)
+    reference = copy.deepcopy(model.references[model.preconditioner]).float()
+    if settings.denoiser is not None:
+        given = copy.deepcopy(settings.denoiser).float()
+        if not any(parameter.requires_grad for parameter in given.parameters()):
+            given.requires_grad_(True)
+        replace_dropout(given, generator)
+        return ReferencedDenoiser(given, reference)
+    if settings.has_images:
+        assert settings.image_shape is not None
+        unet = UNetBackbone(
+            settings.image_shape,
+            low,
+            high,
+            width=settings.hidden_size,
+            n_blocks=settings.n_blocks,
+            dropout=dropout,
+            generator=generator,
+        )
+        return PreconditionedDenoiser(unet, reference, embedding)
+    beside = settings.image_shape is not None and name == NETWORKS[1]
+    if settings.image_shape is not None and not beside:
+        n_outputs = n_level_outputs(layout) // len(layout.variables)
+        backbone: torch.nn.Module = ConvolutionalNetwork(
+            settings.image_shape,
+            n_outputs,
+            embedding,
+            width=settings.hidden_size,
+            n_blocks=settings.n_blocks,
+            dropout=dropout,
+            generator=generator,
+        )
+    else:
+        backbone = ResidualMLP(
+            layout.n_points,
+            embedding,
+            width=WIDTH_BESIDE_CONVOLUTIONS if beside else settings.hidden_size,
+            n_blocks=2 if beside else settings.n_blocks,
+            n_frequencies=settings.n_frequencies,
+            dropout=dropout,
+            generator=generator,
+            n_periodic=n_periodic_inputs(layout),
+            n_outputs=layout.n_continuous + n_level_outputs(layout),
+        )
+    if not isinstance(reference, DiscreteReference):
+        return PreconditionedDenoiser(backbone, reference, embedding)
+    inputs: Reference = reference
+    if not isinstance(inputs, IndependentReference):
+        inputs = copy.deepcopy(model.references["independent"]).float()
+    assert isinstance(inputs, IndependentReference)
+    counts = level_counts(rows, layout)
+    return LevelDenoiser(backbone, reference, inputs, embedding, counts)
+
+
+def train_network(
+    name: str,
+    model: TableModel,
+    split: MappedSplit,
+    settings: FitSettings,
+    previous: TableModel | None,
+    report: TrainingReport,
+    stop: threading.Event,
+) -> skorch.NeuralNet:
+    """Return the trained skorch net."""
+    # Warm starts go on with other noise.
+    generator = CopyableGenerator().manual_seed(
+        model.seeds.network + model.n_fits - 1 + 1_000_003 * number_of_network(name)
+    )
+    low, high = range_of_network(model)
+    n_rows = n_observations(split.train, split.space)
+    if settings.stream is not None:
+        n_rows += len(settings.stream)
+    has_levels = bool(split.space.layout.variables)
+    dropout, weight_decay = regularization_for(name, n_rows, has_levels, settings)
+    denoiser = build_network(name, model, split.train, settings, dropout, generator)
+    if previous is not None and name in previous.nets:
+        _copy_weights(previous.nets[name].module_.averaged, denoiser)
+    plan = TrainingPlan(
+        density=settings.schedule.density(low, high, spectrum_of(split)),
+        adaptive=settings.schedule.adaptive,
+        batch_size=settings.batch_size,
+        n_batches=settings.steps_per_epoch or epoch_length(n_rows, has_levels, settings),
+        max_epochs=settings.max_epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=weight_decay,
+        patience=settings.patience,
+        n_validation_noises=n_validation_noises(len(split.valid), split.space, settings),
+        verbose=settings.verbose,
+        micro_batch_size=settings.micro_batch_size,
+        processes=settings.processes,
+    )
+    net = train(
+        DenoisingObjective(
+            denoiser,
+            copy.deepcopy(split.space.layout).float(),
+            offset=cross_entropy_in_data_units(model, split),
+            loss=settings.loss,
+        ),
+        training_rows(model, split, settings),
+        RowDataset(split.valid.X, split.valid.weight, settings.device),
+        plan,
+        generator,
+        adapt=density_adapter(model, split, plan.density, settings.processes),
+        callbacks=list(settings.callbacks),
+        device=settings.device,
+        interrupted=stop,
+        report=report,
+    )
+    net.forget_training()
+    return net
+
+
+def training_rows(
+    model: TableModel, split: MappedSplit, settings: FitSettings
+) -> RowDataset | StreamedRows:
+    """Return the rows to train on; the noise of dequantisation is new in each step if it can be."""
+    dequantizer, space, device = model.dequantizer, split.space, settings.device
+
+    def mapped(values: Array) -> Array:
+        return space.rows(space.standardized(values))[0]
+
+    n_seen = 0
+
+    def prepared(values: Array) -> Array:
+        nonlocal n_seen
+        if values.shape[1] != space.n_columns or not np.isfinite(values).all():
+            raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
+        if dequantizer is not None:
+            dequantizer.check(values, settings.feature_names)
+        check_bounds(values, settings, dequantizer, space)
+        if fresh or dequantizer is None:
+            return mapped(values)
+        numbers = n_seen + np.arange(len(values))
+        n_seen += len(values)
+        return mapped(dequantizer.noisy(values, numbers))
+
+    # Behind other maps the width of a cell varies, so there each row has one noise for good.
+    fresh = dequantizer is not None and space.marginal_map.is_identity
+    rows, width = split.train.X, None
+    if dequantizer is not None and fresh:
+        rows = mapped(dequantizer.rounded(space.values(rows)))
+        width = dequantizer.step[space.continuous] / space.standardizer.scale
+    if settings.stream is None:
+        return RowDataset(rows, split.train.weight, device, width)
+    # The stream's rows, which take the places of these, have no weights.
+    alike = resample_rows(
+        WeightedRows(rows, split.train.weight),
+        2 * len(rows),
+        np.random.RandomState(model.seeds.network),
+    )
+    return StreamedRows(
+        settings.stream, prepared, RowDataset(alike, np.ones(len(alike)), device, width)
+    )
+
+
+def spectrum_of(split: MappedSplit) -> Array:
+    """Return the eigenvalues of the covariance of the training points, at least 1e-6."""
+    sample = split.train
+    if split.space.layout.variables:
+        sample = sample.take(np.arange(min(len(sample), MOST_ROWS_FOR_SPECTRUM)))
+    points = split.space.layout.embed_array(sample.X)
+    if points.shape[1] > len(points):
+        # The eigenvalues other than 0 are those of the smaller matrix of products of rows.
+        points = (np.sqrt(sample.share)[:, None] * (points - sample.share @ points)).T
+        return np.asarray(np.maximum(np.linalg.eigvalsh(points.T @ points), 1e-6))
+    # One row may have all the weight that numbers can tell.
+    ddof = 0 if float((sample.share**2).sum()) >= 1.0 else 1
+    covariance = np.atleast_2d(np.cov(points.T, aweights=sample.weight, ddof=ddof))
+    return np.asarray(np.maximum(np.linalg.eigvalsh(covariance), 1e-6))
+
+
+def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Copy the weights of an earlier network of the same size."""
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            "warm_start needs a network of the same size as in the earlier fit; keep hidden_size, "
+            "n_blocks and n_frequencies, or set warm_start=False."
+        ) from error
+
+
+def regularization_for(
+    name: str, n_rows: int, has_levels: bool, settings: FitSettings
+) -> tuple[float, float]:
+    """Return dropout and weight decay, stronger for fewer rows and for discrete columns.
+
+    Of the networks of a table every other one has half of it: which of them is right differs
+    between log-SNRs, where the validation rows weigh them.
+    """
+    scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
+    if has_levels:
+        strength, most = scarcity**2, 0.6
+    else:
+        share = 0.5 if number_of_network(name) % 2 else 1.0
+        strength, most = share * scarcity**3, 0.4
+    usual = most * strength if most * strength >= LEAST_DROPOUT else 0.0
+    dropout = usual if settings.dropout is None else settings.dropout
+    decay = 0.3 * strength if settings.weight_decay is None else settings.weight_decay
+    return dropout, decay
+
+
+def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
+    """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
+    if has_levels or not settings.has_table_network:
+        return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
+    steps = np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)
+    return round(float(steps) / EPOCHS_OF_A_TABLE)
+
+
+def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -> int:
+    """Return with how many noises an epoch sees each validation row."""
+    if space.layout.variables or not settings.has_table_network:
+        # Few states, each of many rows, are seen with more noise.
+        return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
+    # The epochs of a table are short, and their judgement is not to take much of their time.
+    return int(np.clip(math.ceil(NOISY_VALIDATION_ROWS / n_rows), 4, 32))
+
+
+def density_adapter(
+    model: TableModel, split: MappedSplit, base: PiecewiseDensity, processes: Processes
+) -> Callable[[Network], PiecewiseDensity]:
+    """Return a function that refits the importance density to the validation gap."""
+    most = IMAGES_TO_ADAPT if model.has_images else ROWS_TO_ADAPT
+    few = split.valid.take(np.arange(min(len(split.valid), most)))
+    keys = row_keys(few.X, 1)
+    points = split.space.layout.embed_array(few.X)
+    noise = replace(profile_noise(points.shape[1], model.has_images), seed=2)
+    plain, nodes = model.preconditioner, model.logsnr[:N_NODES]
+
+    def adapt(network: Network) -> PiecewiseDensity:
+        network.eval()
+        profile = error_profile(
+            points,
+            few.weight,
+            keys,
+            {"network": network_denoiser(network), plain: model.experts()[plain]},
+            nodes,
+            noise,
+            budget=model.budget,
+            device=model.device,
+            dtype=model.precision,
+        )
+        gap = profile.row_errors(profile.vertex(plain)) - profile.row_errors(
+            profile.vertex("network")
+        )
+        height = np.sqrt(gap**2 @ profile.row_weight)
+        centers = 0.5 * (base.edges[1:] + base.edges[:-1])
+        measured = PiecewiseDensity.from_profile(
+            base.edges, np.interp(centers, nodes, height), floor=0.1
+        )
+        return PiecewiseDensity(base.edges, 0.5 * base.mass + 0.5 * measured.mass)
+
+    return lambda network: processes.from_first(lambda: adapt(network))
+
+
+def bound_history(net: skorch.NeuralNet) -> list[dict[str, float]]:
+    """Return the bounds of each epoch, in nats per row."""
+    return [
+        {
+            "epoch": int(row["epoch"]),
+            "train_bound": float(row["train_loss"]),
+            "valid_bound": float(row["valid_loss"]),
+        }
+        for row in net.history
+        if "valid_loss" in row
+    ]
