@@ -31,7 +31,6 @@ from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import Schedule
-from sk_itdiffusion.selection import kernels_by_default
 from sk_itdiffusion.space import ColumnKind
 from sk_itdiffusion.streams import RowStream, Stream, is_dataset, read_rows
 
@@ -441,7 +440,6 @@ class IMMSEDensity(TableEstimator):
             "marginals": self.marginals if self.denoiser is None else "standard",
             **self._checked_bounds(images),
             "n_frequencies": self.n_frequencies,
-            "kernels": kernels_by_default(),
             "image_shape": images,
             "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
             "denoiser": as_pretrained(self.denoiser),

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -53,17 +53,12 @@ from sk_itdiffusion.estimator import (
     TableEstimator,
     flattened_images,
 )
+from sk_itdiffusion.experts import Experts, Mixing, Seeds, covers, scoring_noise
+from sk_itdiffusion.grids import N_NODES
 from sk_itdiffusion.groups import RowGroups, checked_groups
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
-from sk_itdiffusion.model import (
-    Effort,
-    Seeds,
-    TableModel,
-    covers,
-    scoring_noise,
-    summarize_profile,
-)
+from sk_itdiffusion.model import Effort, TableModel, summarize_profile
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
@@ -75,7 +70,6 @@ from sk_itdiffusion.schema import (
     n_observations,
     table_space,
 )
-from sk_itdiffusion.selection import N_NODES
 from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.splitting import (
@@ -86,7 +80,7 @@ from sk_itdiffusion.splitting import (
 )
 from sk_itdiffusion.stacking import (
     LEAST_PROFILE_ROWS,
-    expert_of_few_rows,
+    fallback,
     n_profile_rows,
     repeated,
     restrict_profile,
@@ -291,9 +285,9 @@ def member_denoiser(
     return denoise
 
 
-@dataclass
-class EnsembleModel(TableModel):
-    """A fitted density whose experts are other fitted densities and their references.
+@dataclass(frozen=True, kw_only=True)
+class EnsembleExperts(Experts):
+    """Other fitted densities and their references, as experts.
 
     Attributes
     ----------
@@ -303,15 +297,11 @@ class EnsembleModel(TableModel):
         Maps from the ensemble's rows to theirs.
     reference_names : dict of str to dict of str to str
         For each member, the names in ``references`` of its own references.
-    sole : str or None
-        The member that has all the weight because all other experts equal it; then the integral
-        is that member's, digit by digit.
     """
 
-    members: dict[str, TableModel] = field(default_factory=dict)
-    transports: dict[str, Transport] = field(default_factory=dict)
-    reference_names: dict[str, dict[str, str]] = field(default_factory=dict)
-    sole: str | None = None
+    members: dict[str, TableModel]
+    transports: dict[str, Transport]
+    reference_names: dict[str, dict[str, str]]
 
     @property
     def network_names(self) -> Collection[str]:
@@ -330,6 +320,20 @@ class EnsembleModel(TableModel):
             shared = {theirs: references[ours] for theirs, ours in own.items()}
             members[name] = member_denoiser(model, transport, shared)
         return members | references
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleModel(TableModel, EnsembleExperts):
+    """A fitted density whose experts are other fitted densities and their references.
+
+    Attributes
+    ----------
+    sole : str or None
+        The member that has all the weight because all other experts equal it; then the integral
+        is that member's, digit by digit.
+    """
+
+    sole: str | None = None
 
     def paired(self) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
@@ -466,19 +470,17 @@ def fit_ensemble_model(
     """
     names = list(members)
     references, reference_names = distinct_references(members, transports)
-    model = EnsembleModel(
+    first = members[names[0]]
+    experts = EnsembleExperts(
         space=space,
         references=references,
-        control="",
+        plain="" if space.is_empty else reference_names[names[0]][first.plain],
         preconditioner="",
         nets={},
-        logsnr=common_nodes(members, transports),
-        expert_names=names,
-        weights=np.empty((0, len(names))),
-        rule=None,
+        grid=common_nodes(members, transports),
         seeds=seeds,
-        device=members[names[0]].device,
-        dequantizer=members[names[0]].dequantizer,
+        device=first.device,
+        dequantizer=first.dequantizer,
         has_images=any(member.has_images for member in members.values()),
         beyond=next((m.beyond for m in members.values() if m.beyond is not None), None),
         members=dict(members),
@@ -486,34 +488,50 @@ def fit_ensemble_model(
         reference_names=reference_names,
     )
     if space.is_empty:
-        bound = -float(model.log_density(valid.X[:1])[0][0])
-        model.entropy, model.entropy_std = bound, 0.0
+        bound = -float(experts.log_density_of_constants(valid.X[:1])[0])
+        mixing = Mixing("", experts.grid, names, np.empty((0, len(names))))
+        model = EnsembleModel.of(experts, mixing, rule=None, entropy=bound, entropy_std=0.0)
         return model, dict.fromkeys(names, bound)
-    rows = bound_rows(model, valid)
-    profile = model.profile(rows.mapped.X, rows.mapped.weight, rows.keys, rows.mapped.source)
-    if settings.include_references:
-        model.expert_names = [*names, *model.references]
+    rows = bound_rows(experts, valid)
+    profile = experts.profile(
+        rows.mapped.X, rows.mapped.weight, rows.keys, experts.grid, rows.mapped.source
+    )
+    chosen = [*names, *references] if settings.include_references else names
     share = rows.mapped.share
     log_density = {
-        name: log_likelihoods(reference, rows.mapped.X)
-        for name, reference in model.references.items()
+        name: log_likelihoods(reference, rows.mapped.X) for name, reference in references.items()
     }
-    model.control = max(log_density, key=lambda name: float(share @ log_density[name]))
-    set_weights(model, profile, settings.rule)
-    baseline = float(share @ (log_density[model.control] + rows.log_slope)) + model.constant_term
+    likeliest = max(log_density, key=lambda name: float(share @ log_density[name]))
+    weights = expert_weights(profile, chosen, fallback(experts, likeliest, chosen), settings.rule)
+    mixing = Mixing(likeliest, experts.grid, chosen, weights)
+    sole = sole_member(experts, profile, chosen)
+    if sole is not None:
+        member = members[sole]
+        mixing = replace(mixing, control=reference_names[sole][member.control])
+        experts = replace(experts, seeds=member.seeds)
+    control = mixing.control
+    baseline = float(share @ (log_density[control] + rows.log_slope)) + experts.constant_term
     entropies = {
-        name: validation_bound(profile, model.control, baseline, profile.vertex(name))
-        for name in model.expert_names
+        name: validation_bound(profile, control, baseline, profile.vertex(name)) for name in chosen
     }
-    stack = profile.spread(model.expert_names, model.weights)
-    model.entropy = validation_bound(profile, model.control, baseline, stack)
-    difference = profile.row_errors(profile.vertex(model.control)) - profile.row_errors(stack)
-    bounds = log_density[model.control] + rows.log_slope + profile.integral(difference)
-    _, model.entropy_std = mean_and_std(bounds, rows.mapped, profile.n_observations)
-    model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
-    if model.sole is None:
+    stack = profile.spread(chosen, weights)
+    difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(stack)
+    bounds = log_density[control] + rows.log_slope + profile.integral(difference)
+    if sole is None:
         few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
-        model.rule = scoring_rule(model, few, settings.scoring)
+        paired = mixing.paired(experts.experts())
+        rule = scoring_rule(experts, mixing, paired, few, settings.scoring)
+    else:
+        rule = members[sole].rule
+    model = EnsembleModel.of(
+        experts,
+        mixing,
+        rule=rule,
+        entropy=validation_bound(profile, control, baseline, stack),
+        entropy_std=mean_and_std(bounds, rows.mapped, profile.n_observations)[1],
+        curve=summarize_profile(profile, chosen, weights, experts.network_names),
+        sole=sole,
+    )
     return model, entropies
 
 
@@ -553,31 +571,29 @@ class BoundRows:
     keys: NDArray[np.uint64]
 
 
-def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
+def bound_rows(experts: Experts, valid: WeightedRows) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
-    first = valid.take(np.arange(n_profile_rows(model, len(valid))))
-    if model.dequantizer is not None:
-        n_rows = n_profile_rows(model, LEAST_NOISY_COPIES)
-        first = model.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
-    rows = first.with_values(model.space.standardized(first.X))
-    split = MappedSplit.behind(model.space, rows, rows)
-    keys = row_keys(split.valid.X, model.seeds.scoring + 1)
-    if not model.space.is_discrete:
+    first = valid.take(np.arange(n_profile_rows(experts, len(experts.grid), len(valid))))
+    if experts.dequantizer is not None:
+        n_rows = n_profile_rows(experts, len(experts.grid), LEAST_NOISY_COPIES)
+        first = experts.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
+    rows = first.with_values(experts.space.standardized(first.X))
+    split = MappedSplit.behind(experts.space, rows, rows)
+    keys = row_keys(split.valid.X, experts.seeds.scoring + 1)
+    if not experts.space.is_discrete:
         return BoundRows(split.valid, split.valid, split.valid_log_slope, keys)
     mapped, keys = repeated(split.valid, keys, LEAST_PROFILE_ROWS)
     return BoundRows(split.valid, mapped, np.zeros(len(mapped)), keys)
 
 
-def set_weights(model: EnsembleModel, profile: ErrorProfile, rule: str) -> None:
-    """Set the weights of the experts in place, and the member that all others equal, if any."""
-    names = list(model.expert_names)
-    model.weights = expert_weights(profile, names, expert_of_few_rows(model), rule)
+def sole_member(
+    experts: EnsembleExperts, profile: ErrorProfile, names: Sequence[str]
+) -> str | None:
+    """Return the member that all other experts equal; None if they are not all the same."""
     if len(set(distinct_experts(profile, names).values())) > 1:
-        return
+        return None
     # Of equal experts the first has the weight, and the first experts are the members.
-    sole = model.members[names[0]]
-    model.sole, model.rule, model.seeds = names[0], sole.rule, sole.seeds
-    model.control = model.reference_names[names[0]][sole.control]
+    return next(iter(experts.members))
 
 
 def validation_bound(profile: ErrorProfile, control: str, baseline: float, weights: Array) -> float:
@@ -839,6 +855,22 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         NotFittedError
             If a member that should be fitted is not.
         """
+        return self._fit(X, y, sample_weight, groups)
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        return self._fit(X, sample_weight=sample_weight, ranks_training_rows=True)
+
+    def _fit(
+        self,
+        X: Any,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        ranks_training_rows: bool = False,
+    ) -> Self:
+        """Fit the members and the weights."""
         self._forget_fit()
         members, fitted = self._checked_members()
         random_state = check_random_state(self.random_state)
@@ -875,7 +907,16 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                 place = number / n_stretches, (number + 1) / n_stretches
                 title = f"{name} ({number + 1}/{len(needs_fit)})"
                 with stretch_of_progress(*place, title), tasks.subfit(f"fit {name}", members[name]):
-                    fit_member(name, members[name], order[0], first, X, sample_weight, train)
+                    fit_member(
+                        name,
+                        members[name],
+                        order[0],
+                        first,
+                        X,
+                        sample_weight,
+                        train,
+                        ranks_training_rows,
+                    )
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
                 self._combine(members, order[0], valid, settings, seeds)
         if needs_fit and number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
@@ -932,8 +973,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     def _forget_bounds(self) -> None:
         """Let there be no validation bounds, since the members were fitted to the same rows."""
-        assert isinstance(self._model, EnsembleModel)
-        self._model.entropy = self._model.entropy_std = math.nan
+        self._model = replace(self._model, entropy=math.nan, entropy_std=math.nan)
         self.entropy_ = self.entropy_std_ = math.nan
         self.member_entropies_ = dict.fromkeys(self.member_entropies_, math.nan)
 
@@ -1153,6 +1193,7 @@ def fit_member(
     X: Any,
     sample_weight: ArrayLike | None,
     train: ChosenRows,
+    ranks_training_rows: bool,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
@@ -1168,7 +1209,15 @@ def fit_member(
         # A Reference object is in the units of X, of which standardisation is known.
         is_plain = space.marginal_map.is_identity
         space = space if is_plain and isinstance(member.reference, Reference) else None
-    with_callbacks(type(member)._fit)(member, X, sample_weight, space, training_rows)
+    fit = with_callbacks(type(member)._fit)
+    fit(
+        member,
+        X,
+        sample_weight,
+        space,
+        training_rows,
+        ranks_training_rows=ranks_training_rows,
+    )
 
 
 def grouped_rows(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import Keys
 from sk_itdiffusion.parallel import map_in_workers
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.rows import WeightedRows, sums_over_sources
 
 __all__ = []

@@ -305,9 +305,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
         # Without discrete columns the independent reference is the normal distribution.
         plain = {} if levels else {"independent": "gaussian"}
         experts = self.experts
+        if not isinstance(experts, str):
+            experts = [plain.get(e, e) if isinstance(e, str) else e for e in experts]
         return super()._specific_settings() | {
             "reference": plain.get(str(self.reference), self.reference),
-            "experts": experts if experts == "auto" else [plain.get(e, e) for e in experts],
+            **resolve_experts(experts, self._experts, self.reference),
             "marginals": self.marginals,
             **self._checked_bounds(),
             "n_frequencies": self.n_frequencies,

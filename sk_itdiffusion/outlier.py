@@ -39,7 +39,6 @@ from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.rows import in_common_units
-from sk_itdiffusion.selection import without_kernels
 from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]
@@ -857,7 +856,7 @@ def fitted(
 ) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
     estimator: DensityEstimator = clone(template).set_params(random_state=seed)
-    with warnings.catch_warnings(), tasks.subfit("fit", estimator), without_kernels():
+    with warnings.catch_warnings(), tasks.subfit("fit", estimator):
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
         rows, weight = given.rows, given.weight
@@ -865,7 +864,7 @@ def fitted(
             rows, weight = take(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
         # Not each estimator takes weights of rows that it reads in parts.
         equal = (weight == weight[0]).all()
-        estimator.fit(rows, sample_weight=None if equal else weight)
+        estimator._fit_to_rank(rows, None if equal else weight)
     return estimator
 
 

@@ -57,6 +57,7 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion.experts import scoring_noise
 from sk_itdiffusion.likelihood import (
     IntegrationRule,
     PairedDenoiser,
@@ -64,7 +65,7 @@ from sk_itdiffusion.likelihood import (
     information_gap,
     paired_draws,
 )
-from sk_itdiffusion.model import LEAST_LOG_DENSITY, Effort, TableModel, scoring_noise
+from sk_itdiffusion.model import LEAST_LOG_DENSITY, Effort, TableModel
 from sk_itdiffusion.noise_moments import noise_moments
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.progress import current_progress, stretch_of_progress

@@ -15,6 +15,7 @@ from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.streams import Stream
 
@@ -66,8 +67,13 @@ class FitSettings:
     #: Least and greatest values of the columns of all rows that are known of.
     extent: tuple[Array, Array] | None = None
     tasks: FitTasks = field(default_factory=FitTasks)
-    #: Whether kernels may be experts without being asked for.
-    kernels: bool = False
+    #: Families of references that may take part, in the order in which they are fitted.
+    families: tuple[ReferenceFamily, ...] = BUILT_IN_FAMILIES
+    #: Names of the experts that are asked for, and those of them that are no objects.
+    asked: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    #: Whether the training rows will be ranked among themselves.
+    ranks_training_rows: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
     #: Returns the attributes of an estimator that has a model.

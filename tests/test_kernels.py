@@ -10,12 +10,12 @@ from sklearn.base import clone
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion.experts import fit_kernel_density_by_validation
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
     KernelDensityReference,
 )
+from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.selection import with_nodes_for_kernels
 

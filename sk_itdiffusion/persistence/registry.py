@@ -31,6 +31,7 @@ from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.encoding import Column, TableEncoder
 from sk_itdiffusion.ensemble import EnsembleModel, IMMSEEnsemble, Transport
 from sk_itdiffusion.estimator import TableEstimator
+from sk_itdiffusion.experts import BeyondBounds, Seeds
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.likelihood import IntegrationRule, MSECurve
 from sk_itdiffusion.marginals import (
@@ -44,7 +45,7 @@ from sk_itdiffusion.marginals import (
     YeoJohnsonMap,
 )
 from sk_itdiffusion.mixed import IMMSEMixedDensity
-from sk_itdiffusion.model import BeyondBounds, Seeds, TableModel
+from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.outlier import IMMSEOutlierDetector
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence.checks import check_fields
