@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_itdiffusion.encoding import Kind, Table, mixed_kinds
-from sk_itdiffusion.estimator import CategoricalEstimator
+from sk_itdiffusion.estimator import CategoricalEstimator, resolve_experts
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import Schedule
