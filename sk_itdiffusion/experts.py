@@ -26,7 +26,20 @@ from sk_itdiffusion.likelihood import (
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.space import TableSpace
 
-__all__ = []
+__all__ = [
+    "NETWORKS",
+    "BeyondBounds",
+    "Experts",
+    "Mixing",
+    "Seeds",
+    "covers",
+    "kind_of_expert",
+    "names_of_networks",
+    "network_denoiser",
+    "number_of_network",
+    "profile_noise",
+    "scoring_noise",
+]
 
 Array = NDArray[np.float64]
 #: Kinds of networks: the only or convolutional one, and the fully connected one beside the latter.

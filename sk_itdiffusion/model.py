@@ -32,7 +32,11 @@ from sk_itdiffusion.references import IndependentReference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.sampling import probability_flow_in_blocks
 
-__all__ = []
+__all__ = [
+    "Effort",
+    "TableModel",
+    "summarize_profile",
+]
 
 Array = NDArray[np.float64]
 #: Log-density of the reference below which the network adds nothing that float64 resolves.

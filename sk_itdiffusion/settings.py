@@ -19,7 +19,9 @@ from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamil
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.streams import Stream
 
-__all__ = []
+__all__ = [
+    "FitSettings",
+]
 
 Array = NDArray[np.float64]
 

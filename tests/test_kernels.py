@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
+from sk_itdiffusion.grids import n_nodes_needed, with_more_nodes
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -17,7 +18,6 @@ from sk_itdiffusion.references import (
 )
 from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
 from sk_itdiffusion.rows import WeightedRows, group_rows
-from sk_itdiffusion.selection import with_nodes_for_kernels
 
 NOISE = 2e-3
 N_ATOMS = 150
@@ -205,12 +205,14 @@ def test_values_that_come_again_are_found():
 def test_nodes_reach_where_the_kernels_are():
     nodes = np.linspace(-4.0, 10.0, 41)
     kernels = KernelDensityReference(atoms(), 1e-6 * np.eye(2), normal(2), 0.5)
-    more = with_nodes_for_kernels(nodes, {"kernel_density": kernels}, np.zeros(2))
+    more = with_more_nodes(nodes, [kernels], 0.0)
     np.testing.assert_array_equal(more[:41], nodes)
     assert more[-1] == 18.0
     assert np.diff(more).max() <= np.diff(nodes).max() * (1 + 1e-9)
-    same = with_nodes_for_kernels(nodes, {"gaussian": normal(2)}, np.zeros(2))
-    np.testing.assert_array_equal(same, nodes)
+    np.testing.assert_array_equal(with_more_nodes(nodes, [normal(2)], 0.0), nodes)
+    np.testing.assert_array_equal(with_more_nodes(nodes, [], 0.0), nodes)
+    assert n_nodes_needed(more, nodes, [kernels], 0.0) == len(more)
+    assert n_nodes_needed(more, nodes, [], 0.0) == len(nodes)
 
 
 def test_kernels_that_bring_nothing_are_dropped():

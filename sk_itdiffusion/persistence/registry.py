@@ -29,7 +29,8 @@ from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.encoding import Column, TableEncoder
-from sk_itdiffusion.ensemble import EnsembleModel, IMMSEEnsemble, Transport
+from sk_itdiffusion.ensemble import IMMSEEnsemble
+from sk_itdiffusion.ensemble_model import EnsembleModel, Transport
 from sk_itdiffusion.estimator import TableEstimator
 from sk_itdiffusion.experts import BeyondBounds, Seeds
 from sk_itdiffusion.layout import Layout, Variable
