@@ -84,7 +84,7 @@ from sk_itdiffusion.model import (
     summarize_profile,
 )
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference, Reference
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.validation import mean_and_std
@@ -144,6 +144,7 @@ class Transport:
         """Return a member's reference as a distribution of the ensemble's rows."""
         if self.is_identity:
             return reference
+        assert isinstance(reference, ContinuousReference)  # levels are not shifted
         return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
 
 
@@ -1137,7 +1138,9 @@ def prepared(member: TableEstimator, random_state: np.random.RandomState) -> Tab
 
 def fixes_space(member: TableEstimator) -> bool:
     """Return whether a member cannot be fitted in any space: what it is given has its own."""
-    return getattr(member, "denoiser", None) is not None or isinstance(member.reference, Reference)
+    return getattr(member, "denoiser", None) is not None or isinstance(
+        member.reference, ContinuousReference
+    )
 
 
 def fit_member(
@@ -1162,7 +1165,7 @@ def fit_member(
     if space is not None and fixes_space(member):
         # A Reference object is in the units of X, of which standardisation is known.
         is_plain = space.marginal_map.is_identity
-        space = space if is_plain and isinstance(member.reference, Reference) else None
+        space = space if is_plain and isinstance(member.reference, ContinuousReference) else None
     with_callbacks(type(member)._fit)(member, X, sample_weight, space, training_rows)
 
 

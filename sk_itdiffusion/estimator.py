@@ -53,7 +53,7 @@ from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.space import ColumnKind, TableSpace
@@ -344,7 +344,7 @@ class TableEstimator(DensityEstimator):
     }
 
     # Declared for the type checker; subclasses set them.
-    reference: str | Reference
+    reference: str | ContinuousReference
     experts: str | Sequence[str]
     schedule: str | Schedule
     hidden_size: int | str

@@ -84,6 +84,7 @@ from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import (
+    ContinuousReference,
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
@@ -167,7 +168,7 @@ SHARE_OF_TRAINING = 0.95
 class FitSettings:
     """The estimator's parameters, resolved and checked."""
 
-    reference: str | Reference
+    reference: str | ContinuousReference
     experts: str | Sequence[str]
     marginals: str
     schedule: Schedule
@@ -399,7 +400,7 @@ def candidate_bounds(
         bounds = bounds_of_cells(settings.bounds, dequantizer)[continuous]
         return bounds if np.isfinite(bounds).any() else None
     judged = settings.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
-    judged = judged and not isinstance(settings.reference, Reference)
+    judged = judged and not isinstance(settings.reference, ContinuousReference)
     if not settings.finds_bounds or not judged or settings.stream is not None:
         return None
     least, greatest = varying.X.min(axis=0), varying.X.max(axis=0)
@@ -596,7 +597,7 @@ def check_varying_columns(
     """Raise an error if columns do not vary where something given needs them to."""
     names = settings.feature_names
     constant = np.isin(np.arange(space.n_columns), space.constant)
-    if isinstance(settings.reference, Reference) and constant.any():
+    if isinstance(settings.reference, ContinuousReference) and constant.any():
         raise ValueError(
             f"A reference object needs all columns to vary; column(s) "
             f"{column_labels(constant, names)} are constant. Leave them out of both."
@@ -650,7 +651,7 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
     """Warn of so few rows that the model is the plain reference, unless no more was asked for."""
     plain = ("gaussian", "independent")
     is_enough = settings.max_epochs == 0 and (
-        isinstance(settings.reference, Reference) or settings.reference in plain
+        isinstance(settings.reference, ContinuousReference) or settings.reference in plain
     )
     if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.denoiser is None):
         return
@@ -790,7 +791,7 @@ def _map_columns(
     if space.is_mapped:
         return MappedSplit.behind(space, train_rows, valid_rows)
     kinds = marginal_kinds(settings.marginals)
-    if isinstance(settings.reference, Reference) or valid_rows is train_rows:
+    if isinstance(settings.reference, ContinuousReference) or valid_rows is train_rows:
         kinds = kinds[:1]
     regularization = mixture_regularization(step)
     is_choice = space.bounds is not None and settings.bounds is None
@@ -864,13 +865,14 @@ def _continuous_references(
         gaussian = GaussianReference.fit(train.X, train.weight)
     references: dict[str, Reference] = {"gaussian": gaussian}
     standardizer = split.space.standardizer
-    if isinstance(settings.reference, Reference):
+    if isinstance(settings.reference, ContinuousReference):
         references["reference"] = settings.reference.standardized(
             standardizer.center, standardizer.scale
         )
     elif "reference" in settings.experts:
         raise ValueError(
-            "experts names 'reference', which needs a Reference object as the parameter reference."
+            "experts names 'reference', which needs a ContinuousReference object as the parameter "
+            "reference."
         )
     optimism: Array | float = 0.0
     if wanted("gaussian_mixture") and not settings.has_images:
@@ -959,7 +961,7 @@ def choose_control(
     references: dict[str, Reference], valid: WeightedRows, settings: FitSettings
 ) -> str:
     """Return the name of the control variate: the one asked for, else the likeliest expert."""
-    if isinstance(settings.reference, Reference):
+    if isinstance(settings.reference, ContinuousReference):
         return "reference"
     if settings.reference in references:
         return str(settings.reference)
@@ -1002,12 +1004,7 @@ def model_range(
     layout = split.space.layout
     ranges = []
     if split.n_continuous:
-        parts = [
-            reference.continuous if isinstance(reference, DiscreteReference) else reference
-            for reference in references.values()
-        ]
-        known = [part for part in parts if part is not None]
-        ranges.append(logsnr_range(known, float(step.max(initial=0.0))))
+        ranges.append(logsnr_range(list(references.values()), float(step.max(initial=0.0))))
     if layout.variables:
         ranges.append(level_logsnr_range(layout, split.train))
     return min(low for low, _ in ranges), max(high for _, high in ranges)

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion.contributions import Contributions
 from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
@@ -558,7 +559,7 @@ class IMMSEOutlierDetector(
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
         with long_call(self, "explain"):
-            parts = self._floored.contributions(values, self.estimator_._effort())
+            parts = Contributions(self._floored).of(values, self.estimator_._effort())
         # Columns so far out that they have no density share the least score.
         far = np.isneginf(parts)
         parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))

@@ -17,7 +17,6 @@ from scipy import stats
 
 from sk_itdiffusion.channel import add_noise, noise_from_data
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.outlier_score import smoothed_log_prob
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -138,13 +137,13 @@ def test_smoothed_density_is_the_mean_over_the_noise(grid, level):
     # The density of z / signal, of which rows plus noise of variance exp(-level) are an example.
     expected += m * (signal.log() - 0.5 * (2 * math.pi * noise).log())
     expected += 0.5 * eps[:, m:].square().sum(1)
-    found = smoothed_log_prob(grid.reference, rows, eps, level)
+    found = grid.reference.smoothed_log_prob(rows, eps, level)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_noise_the_smoothed_density_is_the_density(grid):
     rows, eps, _, _ = noisy_points(grid, 0.0)
-    found = smoothed_log_prob(grid.reference, rows, eps, math.inf)
+    found = grid.reference.smoothed_log_prob(rows, eps, math.inf)
     torch.testing.assert_close(found, grid.reference.log_prob(rows))
 
 

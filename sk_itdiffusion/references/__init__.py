@@ -1,6 +1,6 @@
 """Distributions whose log-density and optimal denoiser are known in closed form."""
 
-from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.base import ContinuousReference, PlainReference, Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.kernel_density import KernelDensityReference
@@ -8,11 +8,13 @@ from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = [
+    "ContinuousReference",
     "GaussianMixtureReference",
     "GaussianReference",
     "IndependentReference",
     "KernelDensityReference",
     "LatentClassReference",
     "LowRankGaussianReference",
+    "PlainReference",
     "Reference",
 ]

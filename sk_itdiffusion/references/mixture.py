@@ -18,14 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import single_blas_thread
-from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference, floor_eigenvalues
+from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.gaussian import (
+    VARIANCE_FLOOR,
+    GaussianReference,
+    add_white_noise,
+    floor_eigenvalues,
+)
 from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianMixtureReference"]
@@ -43,9 +50,14 @@ _WIDTHS = np.array([2.0, 4.0, 8.0])
 _SHARES_OF_WIDTHS = np.array([4.0, 2.0, 1.0])
 #: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
 ROWS_IN_A_TILE = 32
+#: Factor by which the density between two modes is lower than in the lesser one, and the number of
+#: points at which it is looked at.
+VALLEY = math.e
+POINTS_BETWEEN_MODES = 9
+ROWS_IN_A_PASS = 4096
 
 
-class GaussianMixtureReference(Reference):
+class GaussianMixtureReference(ContinuousReference):
     """Mixture of normal distributions with full covariances.
 
     Parameters
@@ -263,6 +275,53 @@ class GaussianMixtureReference(Reference):
         whitened = self._project(noisy) * (math.sqrt(variance) / (self.variances.T + variance))
         return torch.matmul(self.basis, whitened.permute(2, 1, 0)).permute(2, 0, 1)
 
+    def component_moments(
+        self, noisy: Tensor, variance: float, posterior: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise under components of given probabilities.
+
+        Parameters
+        ----------
+        noisy : Tensor of shape (B, d)
+            Points plus noise.
+        variance : float
+            Positive variance of the noise.
+        posterior : Tensor of shape (B, K)
+            Probabilities of the components.
+
+        Returns
+        -------
+        mean, square : Tensor of shape (B, d)
+            Means of the noise and of its square, in standard deviations of the noise.
+        """
+        predicted = self.component_noise(noisy, variance)
+        kept = self.variances / (self.variances + variance)
+        own = torch.einsum("kde,ke->kd", self.basis.square(), kept)
+        weight = posterior[:, None, :]
+        mean = torch.bmm(weight, predicted)[:, 0]
+        return mean, torch.bmm(weight, predicted.square() + own)[:, 0]
+
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        return self.component_log_prob(*add_white_noise(rows, eps, logsnr)).logsumexp(1)
+
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise, given noisy rows; see `Reference.noise_moments`."""
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        posterior = self.component_log_prob(noisy, variance).softmax(1)
+        return self.component_moments(noisy, variance, posterior)
+
+    def modes(self, rows: Tensor, variance: float) -> NDArray[np.intp]:
+        """Return the mode of the likeliest component of each row; see `Reference.modes`.
+
+        Components are of one mode if the density between their means is nowhere lower than at the
+        lower of the two by a factor of e.
+        """
+        own = self.component_log_prob(rows, variance).argmax(1)
+        return np.asarray(joined_components(self, variance)[own.numpy()])
+
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
@@ -330,6 +389,27 @@ class GaussianMixtureReference(Reference):
             The sizes.
         """
         return f"n_components={self.n_components}, n_features={self.n_features}"
+
+
+def joined_components(mixture: GaussianMixtureReference, variance: float) -> NDArray[np.intp]:
+    """Return the mode of each component of a mixture that is smoothed by a variance."""
+
+    def log_density(points: Tensor) -> Tensor:
+        parts = points.split(ROWS_IN_A_PASS)
+        return torch.cat(
+            [mixture.component_log_prob(part, variance).logsumexp(1) for part in parts]
+        )
+
+    means = mixture.means
+    first, second = np.triu_indices(len(means), 1)
+    peaks = log_density(means)
+    share = torch.linspace(0.0, 1.0, POINTS_BETWEEN_MODES + 2, dtype=means.dtype)[1:-1]
+    between = torch.lerp(means[first, None], means[second, None], share[:, None])
+    lowest = log_density(between.flatten(0, 1)).reshape(len(first), -1).amin(1)
+    is_joined = (lowest > torch.minimum(peaks[first], peaks[second]) - math.log(VALLEY)).numpy()
+    edges = (np.ones(is_joined.sum()), (first[is_joined], second[is_joined]))
+    graph = coo_array(edges, shape=(len(means), len(means)))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
 
 
 def as_mixture(reference: GaussianReference | GaussianMixtureReference) -> GaussianMixtureReference:
