@@ -315,7 +315,7 @@ def registry() -> Registry:
             ),
             bare_codec(
                 GaussianMixtureReference,
-                ["n_features"],
+                ["n_features", "n_wide"],
                 ["log_weights", "means", "variances", "basis"],
             ),
             bare_codec(

@@ -113,6 +113,20 @@ class Reference(nn.Module, ABC):
             The distribution on the other scale.
         """
 
+    def without_wide_components(self) -> Reference:
+        """Return the distribution without components for rows unlike all those seen.
+
+        A density needs such components, so that no row is impossible; a score of how unlike a row
+        is from those seen does not.
+
+        Returns
+        -------
+        Reference
+            The other components, with weights that sum to 1; the same object if it has no such
+            components.
+        """
+        return self
+
     @property
     def n_intermediate(self) -> int:
         """Numbers that the widest step of one evaluation makes, which sets the size of batches."""
