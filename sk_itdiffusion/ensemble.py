@@ -327,6 +327,15 @@ class EnsembleModel(TableModel):
             members[name] = member_denoiser(model, transport, shared)
         return members | references
 
+    def without_wide_components(self) -> TableModel:
+        """Return the ensemble with such references, and with members that have such."""
+        members = {name: each.without_wide_components() for name, each in self.members.items()}
+        kept = super().without_wide_components()
+        assert isinstance(kept, EnsembleModel)
+        if all(members[name] is each for name, each in self.members.items()):
+            return kept
+        return replace(kept, members=members)
+
     def paired(self) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
         return super().paired() if self.sole is None else self.members[self.sole].paired()

@@ -20,6 +20,10 @@ a.
 Columns that the model dequantises are seen at the middle of their cells, and the logarithm of the
 cell's width is added: the score is on the scale of log-probabilities and does not depend on units.
 
+The references are those of the model without the components that stand for rows unlike all those
+seen.  A density needs these, so that no row is impossible; but their tail is heavy, whereas the
+question here is how unlike a row is from those seen.
+
 Values of discrete columns that are no levels have the log-probabilities of their column (see
 `sk_itdiffusion.unseen`), and the other columns those of the references, without the network.  What
 each column contributes to a score is in `sk_itdiffusion.contributions`.
@@ -113,7 +117,8 @@ class FlooredModel:
     Attributes
     ----------
     model : TableModel
-        The model.
+        The model, with references without components for rows unlike all those seen, unless the
+        score is the log-density of the model as it is.
     floors : ndarray of shape (n_floors,)
         Log-SNRs of the floors, on the mapped columns; infinite for none.
     members : tuple of str
@@ -123,6 +128,10 @@ class FlooredModel:
     model: TableModel
     floors: Array
     members: tuple[str, ...] = (MODEL,)
+
+    def __post_init__(self) -> None:
+        if not self.is_plain:
+            object.__setattr__(self, "model", self.model.without_wide_components())
 
     # -- references --------------------------------------------------------------------------
 

@@ -214,6 +214,44 @@ def test_without_floor_and_average_the_score_is_the_log_density():
     assert np.array_equal(found.score_samples(X), found.estimator_.score_samples(X))
 
 
+def mixtures_alone(**parameters):
+    """Return a density estimator whose only expert is a mixture."""
+    settings = {"experts": ["gaussian_mixture"], "reference": "gaussian_mixture"}
+    return IMMSEDensity(**settings, marginals="standard", max_epochs=0, **parameters)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        mixtures_alone(random_state=0),
+        IMMSEDensity(marginals="standard", max_epochs=0),
+        IMMSEEnsemble([("a", mixtures_alone()), ("b", plain_density())]),
+    ],
+    ids=["mixture", "default", "ensemble"],
+)
+def test_scores_fall_with_the_distance_as_those_of_a_normal_distribution(estimator):
+    """A density has wide components for rows unlike all others, whose tail is heavy.
+
+    Each of three blobs is narrower in every direction than all rows together, so that the scores
+    of its detector fall at least as fast as under the normal distribution of all rows; the density
+    falls slower, since its widest component has eight times the standard deviations of all rows.
+    """
+    rng = np.random.default_rng(0)
+    centers = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    X = rng.normal(size=(150, 2)) + centers[rng.integers(3, size=150)]
+    settings = {"trim": 0.0, "contamination": 0.1, "noise_floor": 4.0}
+    found = make_detector(estimator, **settings).fit(X)
+    normal = make_detector(plain_density(), **settings).fit(X)
+    far = np.array([[50.0, 50.0], [99.0, 99.0], [200.0, 200.0], [50.0, -80.0], [99.0, -160.0]])
+    ends = np.array([[0, 1], [1, 2], [3, 4]])
+    fall = np.diff(found.score_samples(far)[ends], axis=1)
+    assert (fall <= np.diff(normal.score_samples(far)[ends], axis=1) + 1e-6).all()
+    density = found.estimator_.score_samples(far)
+    assert (np.diff(density[ends], axis=1) > fall / 10.0).all()
+    assert (found.score_samples(far) < density).all()
+    np.testing.assert_allclose(found.explain(far).sum(axis=1), found.score_samples(far), rtol=1e-9)
+
+
 def test_average_is_the_mean_of_the_members():
     X = two_blobs(300)
     model = quick_network(random_state=0).fit(X)._model

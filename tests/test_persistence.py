@@ -310,6 +310,26 @@ def test_loaded_detector_does_all_that_the_saved_one_does(name, fitted, tmp_path
     pd.testing.assert_frame_equal(loaded.explain(X[:5]), estimator.explain(X[:5]))
 
 
+def test_detector_of_a_loaded_density_is_that_of_the_saved_one(fitted, tmp_path):
+    """Which components are for rows unlike all others is stored."""
+    density, X = fitted("untrained")
+    loaded = saved_and_loaded(density, tmp_path)
+    references = loaded._model.references
+    assert references["gaussian_mixture"].n_wide == 3
+    far = np.vstack([X[:3], [[30.0, -40.0]]])
+    ours, theirs = (
+        IMMSEOutlierDetector(
+            IMMSEEnsemble([("frozen", FrozenEstimator(each))]),
+            contamination=0.1,
+            trim=0.0,
+            random_state=0,
+        ).fit(X)
+        for each in (density, loaded)
+    )
+    assert np.array_equal(ours.score_samples(far), theirs.score_samples(far))
+    assert ours.score_samples(far)[-1] < density.score_samples(far)[-1] - 100.0
+
+
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
 @pytest.mark.parametrize("name", CASES)
 def test_saving_again_gives_the_same_content(name, fitted, tmp_path):

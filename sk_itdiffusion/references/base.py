@@ -203,6 +203,20 @@ class Reference(nn.Module, ABC):
         """
         return None
 
+    def without_wide_components(self) -> Reference:
+        """Return the distribution without components for rows unlike all those seen.
+
+        A density needs such components, so that no row is impossible; a score of how unlike a row
+        is from those seen does not.
+
+        Returns
+        -------
+        Reference
+            The other components, with weights that sum to 1; the same object if it has no such
+            components.
+        """
+        return self
+
     # -- sizes ---------------------------------------------------------------------------------
 
     def logsnr_range(self, resolution: float) -> tuple[float, float] | None:

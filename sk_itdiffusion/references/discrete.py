@@ -11,6 +11,7 @@ mixed tables, of any continuous reference.  `LatentClassReference` is a mixture 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -321,6 +322,19 @@ class IndependentReference(DiscreteReference, PlainReference):
                 joint = log_prior + block.log_likelihood(part, logsnr)
                 found.append(DensePosterior(block, joint.log_softmax(2)))
         return self.continuous_noise(z, logsnr), found
+
+    def without_wide_components(self) -> IndependentReference:
+        """Return the same without them in the continuous reference.
+
+        See `Reference.without_wide_components`.
+        """
+        continuous = self.continuous
+        narrow = None if continuous is None else continuous.without_wide_components()
+        if narrow is continuous:
+            return self
+        kept = copy.deepcopy(self)
+        kept.continuous = narrow
+        return kept
 
     def continuous_noise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise of the continuous columns.

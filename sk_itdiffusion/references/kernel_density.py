@@ -264,6 +264,20 @@ class KernelDensityReference(ContinuousReference):
             self.log_weights.exp(),
         )
 
+    def without_wide_components(self) -> KernelDensityReference:
+        """Return the density without them in the background.
+
+        See `Reference.without_wide_components`.
+        """
+        background = self.background.without_wide_components()
+        if background is self.background:
+            return self
+        kept = copy.deepcopy(self)
+        kept.background = background
+        share, left = self.background_weight, 1.0 - self.background.share_of_wide
+        kept.background_weight = share * left / (1.0 - share + share * left)
+        return kept
+
     def variance_range(self) -> tuple[float, float]:
         """Return the kernels' or a component's least variance, and the greatest one of all.
 

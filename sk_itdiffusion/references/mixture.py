@@ -11,8 +11,10 @@ optimal denoiser is the average of the components' linear ones under the posteri
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -68,12 +70,15 @@ class GaussianMixtureReference(ContinuousReference):
         Means.
     covariances : array-like of shape (n_components, n_features, n_features)
         Covariances; symmetric and positive definite.
+    n_wide : int, default=0
+        How many of the last components stand for rows unlike all that the mixture was fitted to;
+        `without_wide_components` leaves them out.  At least 0 and less than ``n_components``.
 
     Raises
     ------
     ValueError
-        If the shapes disagree, a value is not finite, a weight is not positive, or a covariance
-        is not positive definite.
+        If the shapes disagree, a value is not finite, a weight is not positive, a covariance is
+        not positive definite, or `n_wide` is out of its range.
 
     Examples
     --------
@@ -94,6 +99,7 @@ class GaussianMixtureReference(ContinuousReference):
         weights: ArrayLike | Tensor,
         means: ArrayLike | Tensor,
         covariances: ArrayLike | Tensor,
+        n_wide: int = 0,
     ) -> None:
         super().__init__()
         proportions = as_float_tensor(weights, 1, "weights")
@@ -109,6 +115,7 @@ class GaussianMixtureReference(ContinuousReference):
             )
         variances, basis = eigenbasis(matrices, "covariances")
         self.n_features = n_features
+        self.n_wide = checked_number_of_wide(n_wide, n_components)
         self.register_buffer("log_weights", (proportions / proportions.sum()).log())
         self.register_buffer("means", centers)
         self.register_buffer("variances", variances)
@@ -358,7 +365,27 @@ class GaussianMixtureReference(ContinuousReference):
             self.log_weights.exp().cpu().numpy(),
             (self.means.cpu().numpy() - shift) / width,
             covariances.cpu().numpy() / np.outer(width, width),
+            self.n_wide,
         )
+
+    def without_wide_components(self) -> GaussianMixtureReference:
+        """Return the mixture of the other components; see `Reference.without_wide_components`."""
+        n_kept = self.n_components - checked_number_of_wide(self.n_wide, self.n_components)
+        if n_kept == self.n_components:
+            return self
+        # The constructor would factorise the covariances, which does not give back the same bits.
+        kept = copy.deepcopy(self)
+        kept.n_wide = 0
+        kept.log_weights = self.log_weights[:n_kept].log_softmax(0)
+        for name in ("means", "variances", "basis"):
+            setattr(kept, name, getattr(self, name)[:n_kept].clone())
+        return kept
+
+    @property
+    def share_of_wide(self) -> float:
+        """Probability of the wide components."""
+        n_kept = self.n_components - self.n_wide
+        return float(self.log_weights[n_kept:].exp().sum())
 
     @property
     def mean(self) -> Tensor:
@@ -388,7 +415,19 @@ class GaussianMixtureReference(ContinuousReference):
         str
             The sizes.
         """
-        return f"n_components={self.n_components}, n_features={self.n_features}"
+        sizes = f"n_components={self.n_components}, n_features={self.n_features}"
+        return f"{sizes}, n_wide={self.n_wide}" if self.n_wide else sizes
+
+
+def checked_number_of_wide(n_wide: int, n_components: int) -> int:
+    """Return the number of wide components, or raise an error if there are not so many."""
+    is_whole = isinstance(n_wide, Integral) and not isinstance(n_wide, bool)
+    if not is_whole or not 0 <= n_wide < n_components:
+        raise ValueError(
+            f"n_wide must be an integer from 0 to {n_components - 1}, less than the number of "
+            f"components, got {n_wide!r}."
+        )
+    return int(n_wide)
 
 
 def joined_components(mixture: GaussianMixtureReference, variance: float) -> NDArray[np.intp]:
@@ -526,6 +565,8 @@ def with_wide_components(
     They have the weight of one more row: as likely the next row is like none of those seen.  Rows
     beside all other components have a small density, but not one of minus thousands of nats, which
     the integral would have to make good for.  Scales and weights are those of a heavy tail.
+    That is right for a density, but a detector asks how unlike a row is from those seen, and uses
+    the mixture without them.
     """
     share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
     overall = GaussianReference.fit(X, weight)
@@ -535,6 +576,7 @@ def with_wide_components(
         np.append((1.0 - share.sum()) * mixture.log_weights.exp().numpy(), share),
         np.vstack([mixture.means.numpy(), np.tile(overall.mean.numpy(), (len(share), 1))]),
         np.concatenate([narrow.numpy(), wide]),
+        n_wide=len(share),
     )
 
 
