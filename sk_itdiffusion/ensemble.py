@@ -372,7 +372,17 @@ def equal_references(first: Reference, second: Reference) -> bool:
         type(first) is type(second)
         and ours.keys() == theirs.keys()
         and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        and sizes_of(first) == sizes_of(second)
     )
+
+
+def sizes_of(reference: Reference) -> object:
+    """Return what a reference is made from beside tensors and parts; unlike all else if unknown."""
+    try:
+        config = reference.config()
+    except TypeError:  # of a class of the user's own that no file can hold
+        return object()
+    return {name: v for name, v in config.items() if not isinstance(v, torch.nn.Module)}
 
 
 def distinct_experts(profile: ErrorProfile, names: Sequence[str]) -> dict[str, str]:

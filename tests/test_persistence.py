@@ -593,18 +593,25 @@ def test_unfitted_estimators_are_not_saved(estimator, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_objects_of_ones_own_classes_are_not_saved(tmp_path):
-    class OwnSchedule(LogisticSchedule):
-        pass
+def test_objects_that_do_not_tell_what_they_are_made_from_are_not_saved(tmp_path):
+    class OwnSchedule:
+        adaptive = False
+        density = LogisticSchedule().density
 
     class OwnDensity(IMMSEDensity):
         pass
 
-    estimator = IMMSEDensity(max_epochs=0, schedule=OwnSchedule(), random_state=0).fit(clusters())
+    estimator = IMMSEDensity(max_epochs=0, random_state=0).fit(clusters())
+    estimator.schedule = OwnSchedule()
     with pytest.raises(TypeError, match=r"IMMSEDensity\.schedule is of type .*OwnSchedule"):
         estimator.save(tmp_path / "model")
+    own = OwnDensity(max_epochs=0, random_state=0).fit(clusters())
     with pytest.raises(TypeError, match="OwnDensity cannot be saved"):
-        OwnDensity(max_epochs=0, random_state=0).fit(clusters()).save(tmp_path / "model")
+        own.save(tmp_path / "model")
+    detector = IMMSEOutlierDetector(own, contamination=0.1, trim=0.0, random_state=0)
+    detector.fit(clusters())
+    with pytest.raises(TypeError, match=r"OwnDensity that has .*_model.* beside its parameters"):
+        detector.save(tmp_path / "model")
     assert not os.listdir(tmp_path)
 
 

@@ -99,7 +99,7 @@ class SaveMixin:
 
     def __dask_tokenize__(self) -> str:
         """Return what tells the content from any other, by which Dask names its results."""
-        return hashlib.sha256(encoded_file(self)).hexdigest()
+        return str(encoded_parts(self)[1]["sha256"])
 
 
 def load(
@@ -183,6 +183,15 @@ def load(
 
 def encoded_file(estimator: Any) -> bytes:
     """Return the content of the file of a fitted estimator."""
+    arrays, metadata = encoded_parts(estimator)
+    content: bytes = safetensors.numpy.save(arrays, metadata)
+    if int.from_bytes(content[:8], "little") > MOST_HEADER_BYTES:
+        raise TypeError(f"{type(estimator).__name__} has too many levels or names to be saved.")
+    return content
+
+
+def encoded_parts(estimator: Any) -> tuple[Arrays, dict[str, str]]:
+    """Return the arrays and the metadata of the file of a fitted estimator."""
     from sk_itdiffusion.persistence.registry import (  # they import this module
         EstimatorCodec,
         registry,
@@ -209,10 +218,7 @@ def encoded_file(estimator: Any) -> bytes:
         "config": json.dumps(config, allow_nan=False, separators=(",", ":")),
     }
     metadata["sha256"] = checksum(encoder.arrays, metadata)
-    content: bytes = safetensors.numpy.save(encoder.arrays, metadata)
-    if int.from_bytes(content[:8], "little") > MOST_HEADER_BYTES:
-        raise TypeError(f"{codec.name} has too many levels or names to be saved.")
-    return content
+    return encoder.arrays, metadata
 
 
 def decoded_estimator(

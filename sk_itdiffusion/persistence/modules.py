@@ -116,8 +116,7 @@ class ConfigCodec(Codec):
             raise TypeError(f"{error}, and cannot be saved.") from error
         held = own_tensors(value, encoder) if isinstance(value, nn.Module) else {}
         tensors = {name: owner[key] for name, (owner, key) in held.items()}
-        with encoder.at(self.name):
-            return {"config": encoder.fields(config), "tensors": encoder.fields(tensors)}
+        return {"config": encoder.fields(config), "tensors": encoder.fields(tensors)}
 
     def decode(self, fields: Node, decoder: Decoder) -> Any:
         """Return the object with its tensors."""

@@ -170,13 +170,19 @@ class GaussianReference(ContinuousReference, PlainReference):
         return np.asarray(self.mean.cpu().numpy() + white @ root.T)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianReference:
-        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        """Return the distribution of ``(x - center) / scale``.
+
+        See `ContinuousReference.standardized`.
+        """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariance = self.covariance.cpu().numpy() / np.outer(width, width)
         return GaussianReference((self.mean.cpu().numpy() - shift) / width, covariance)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the covariance's least and greatest eigenvalue; see `Reference.variance_range`."""
+        """Return the covariance's least and greatest eigenvalue.
+
+        See `ContinuousReference.variance_range`.
+        """
         return float(self.variances.min()), float(self.variances.max())
 
     def extra_repr(self) -> str:

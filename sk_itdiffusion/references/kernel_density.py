@@ -254,7 +254,10 @@ class KernelDensityReference(ContinuousReference):
         return np.where(is_background[:, None], elsewhere, near)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> KernelDensityReference:
-        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        """Return the distribution of ``(x - center) / scale``.
+
+        See `ContinuousReference.standardized`.
+        """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         return KernelDensityReference(
             (self.points.cpu().numpy() - shift) / width,
@@ -281,7 +284,7 @@ class KernelDensityReference(ContinuousReference):
     def variance_range(self) -> tuple[float, float]:
         """Return the kernels' or a component's least variance, and the greatest one of all.
 
-        See `Reference.variance_range`.
+        See `ContinuousReference.variance_range`.
         """
         least, _ = self.background.variance_range()
         weights, share = self.log_weights.exp(), self.background_weight

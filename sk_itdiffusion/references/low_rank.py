@@ -184,7 +184,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> LowRankGaussianReference:
         """Return the distribution of ``(x - center) / scale``, for one scale of all columns.
 
-        See `Reference.standardized`.
+        See `ContinuousReference.standardized`.
 
         Raises
         ------
@@ -207,6 +207,6 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         return self.n_features + len(self.variances)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance; see `Reference.variance_range`."""
+        """Return the least and greatest variance; see `ContinuousReference.variance_range`."""
         residual = float(self.residual)
         return residual, max(residual, float(self.variances.max()))

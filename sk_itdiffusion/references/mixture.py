@@ -358,7 +358,10 @@ class GaussianMixtureReference(ContinuousReference):
         return np.asarray(self.means.cpu().numpy()[chosen] + spread)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianMixtureReference:
-        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        """Return the distribution of ``(x - center) / scale``.
+
+        See `ContinuousReference.standardized`.
+        """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariances = torch.einsum("kde,ke,kfe->kdf", self.basis, self.variances, self.basis)
         return GaussianMixtureReference(
@@ -403,7 +406,7 @@ class GaussianMixtureReference(ContinuousReference):
     def variance_range(self) -> tuple[float, float]:
         """Return a component's least variance and the greatest one of the whole covariance.
 
-        See `Reference.variance_range`.
+        See `ContinuousReference.variance_range`.
         """
         return float(self.variances.min()), float(torch.linalg.eigvalsh(self.covariance).max())
 
