@@ -97,9 +97,12 @@ class IMMSEOutlierDetector(
     Ties, integers and duplicates, which have no density, then do no harm.  Averaged over the
     models m = 1, ..., M of different smoothness that the density estimator holds (a normal
     distribution, a mixture of them, the stack with the network if there is one),
-    :math:`S(x) = \frac1M \sum_m S_m(x)`.  The threshold comes from rows that steered nothing, so
-    that new inliers are rejected at a rate that is known; with fewer than 1000 rows folds take
-    turns in this, and the rate is known approximately.
+    :math:`S(x) = \frac1M \sum_m S_m(x)`.  Mixtures are without the wide components that they have
+    for rows unlike all those seen: the detector asks how unlike a row is.  Only without a noise
+    floor and without the average is the score the log-density of the estimator as it is.  The
+    threshold comes from rows that steered nothing, so that new inliers are rejected at a rate that
+    is known; with fewer than 1000 rows folds take turns in this, and the rate is known
+    approximately.
 
     Parameters
     ----------
