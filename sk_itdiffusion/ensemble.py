@@ -58,7 +58,7 @@ from sk_itdiffusion.experts import Seeds, covers, scoring_noise
 from sk_itdiffusion.groups import RowGroups, checked_groups
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.schema import (
     LEAST_ROWS_TO_SPLIT,
@@ -651,7 +651,9 @@ def prepared(member: TableEstimator, random_state: np.random.RandomState) -> Tab
 
 def fixes_space(member: TableEstimator) -> bool:
     """Return whether a member cannot be fitted in any space: what it is given has its own."""
-    return getattr(member, "denoiser", None) is not None or isinstance(member.reference, Reference)
+    return getattr(member, "denoiser", None) is not None or isinstance(
+        member.reference, ContinuousReference
+    )
 
 
 def fit_member(
@@ -677,7 +679,7 @@ def fit_member(
     if space is not None and fixes_space(member):
         # A Reference object is in the units of X, of which standardisation is known.
         is_plain = space.marginal_map.is_identity
-        space = space if is_plain and isinstance(member.reference, Reference) else None
+        space = space if is_plain and isinstance(member.reference, ContinuousReference) else None
     fit = with_callbacks(type(member)._fit)
     fit(
         member,

@@ -19,7 +19,7 @@ from sk_itdiffusion.grids import N_NODES
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
 from sk_itdiffusion.model import TableModel, summarize_profile
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference, Reference
 from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.schema import LEAST_NOISY_COPIES
 from sk_itdiffusion.settings import FitSettings
@@ -92,6 +92,7 @@ class Transport:
         """Return a member's reference as a distribution of the ensemble's rows."""
         if self.is_identity:
             return reference
+        assert isinstance(reference, ContinuousReference)  # levels are not shifted
         return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
 
 
@@ -281,6 +282,15 @@ class EnsembleModel(TableModel, EnsembleExperts):
 
     sole: str | None = None
 
+    def without_wide_components(self) -> TableModel:
+        """Return the ensemble with such references, and with members that have such."""
+        members = {name: each.without_wide_components() for name, each in self.members.items()}
+        kept = super().without_wide_components()
+        assert isinstance(kept, EnsembleModel)
+        if all(members[name] is each for name, each in self.members.items()):
+            return kept
+        return replace(kept, members=members)
+
     def paired(self) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
         return super().paired() if self.sole is None else self.members[self.sole].paired()
@@ -317,7 +327,17 @@ def equal_references(first: Reference, second: Reference) -> bool:
         type(first) is type(second)
         and ours.keys() == theirs.keys()
         and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        and sizes_of(first) == sizes_of(second)
     )
+
+
+def sizes_of(reference: Reference) -> object:
+    """Return what a reference is made from beside tensors and parts; unlike all else if unknown."""
+    try:
+        config = reference.config()
+    except TypeError:  # of a class of the user's own that no file can hold
+        return object()
+    return {name: v for name, v in config.items() if not isinstance(v, torch.nn.Module)}
 
 
 def distinct_experts(profile: ErrorProfile, names: Sequence[str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.networks import networks_to_train
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, GivenFamily, ReferenceFamily
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
@@ -351,7 +351,7 @@ class TableEstimator(DensityEstimator):
     }
 
     # Declared for the type checker; subclasses set them.
-    reference: str | Reference
+    reference: str | ContinuousReference
     experts: str | Sequence[str | ReferenceFamily]
     schedule: str | Schedule
     hidden_size: int | str
@@ -820,7 +820,7 @@ class CategoricalEstimator(TableEstimator):
 
 
 def resolve_experts(
-    experts: Any, possible: Sequence[str], reference: str | Reference
+    experts: Any, possible: Sequence[str], reference: str | ContinuousReference
 ) -> dict[str, Any]:
     """Return the settings that follow from the parameter ``experts``.
 
@@ -860,7 +860,7 @@ def resolve_experts(
                 "attribute name to another one."
             )
     known = [family for family in BUILT_IN_FAMILIES if family.name in possible]
-    if isinstance(reference, Reference):
+    if isinstance(reference, ContinuousReference):
         known.insert(1, GivenFamily(reference))
     named = tuple(text for text in texts if text != "auto")
     return {

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
-from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.rows import WeightedRows
 
 __all__ = ["N_NODES", "level_logsnr_range", "logsnr_range", "model_range", "with_more_nodes"]
@@ -25,16 +24,14 @@ N_NODES = 41
 
 
 def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
-    """Return the range of the log-SNR in which a model can differ from continuous references.
+    """Return the range of the log-SNR in which a model can differ from its references.
 
-    Below it nothing but mean and covariance matters; above it the noise is much finer than the
-    narrowest direction of the references (at most exp(-5) standard deviations, since a network can
-    find what is finer than a single Gaussian), or as fine as the resolution of the columns.
+    It holds those of all references, see `ContinuousReference.logsnr_range`, and is not short.
 
     Parameters
     ----------
     references : sequence of Reference
-        Fitted references.
+        Fitted references, at least one of them with continuous columns.
     resolution : float
         Largest lattice step of a column, in standard deviations; 0 if there is none.
 
@@ -43,13 +40,10 @@ def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[fl
     low, high : float
         The range.
     """
-    ranges = [reference.variance_range() for reference in references]
-    low = -math.log(max(high for _, high in ranges)) - 4.0
-    high = -math.log(min(low for low, _ in ranges)) + 6.9
-    high = float(np.clip(high, 10.0, 18.0))
-    if resolution > 0.0:
-        high = min(high, -2.0 * math.log(0.5 * resolution))
-    return low, max(high, low + 4.0)
+    ranges = [reference.logsnr_range(resolution) for reference in references]
+    known = [each for each in ranges if each is not None]
+    low = min(low for low, _ in known)
+    return low, max(low + 4.0, *(high for _, high in known))
 
 
 def model_range(
@@ -75,8 +69,7 @@ def model_range(
     """
     ranges = []
     if layout.n_continuous:
-        parts = [r.continuous if isinstance(r, DiscreteReference) else r for r in references]
-        ranges.append(logsnr_range([part for part in parts if part is not None], resolution))
+        ranges.append(logsnr_range(list(references), resolution))
     if layout.variables:
         ranges.append(level_logsnr_range(layout, train))
     return min(low for low, _ in ranges), max(high for _, high in ranges)

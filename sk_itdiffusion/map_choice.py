@@ -19,7 +19,7 @@ from sk_itdiffusion.marginals import (
     heavy_columns,
 )
 from sk_itdiffusion.parallel import map_in_workers, run_interruptibly
-from sk_itdiffusion.references import GaussianReference, Reference
+from sk_itdiffusion.references import ContinuousReference, GaussianReference, Reference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.families.mixture import is_affordable, mixture_regularization
 from sk_itdiffusion.references.mixture import fit_gaussian_mixture
@@ -231,7 +231,7 @@ def choose_map(
     if space.is_mapped:
         return MappedSplit.behind(space, train, valid)
     kinds = marginal_kinds(settings.marginals)
-    if isinstance(settings.reference, Reference) or valid is train:
+    if isinstance(settings.reference, ContinuousReference) or valid is train:
         kinds = kinds[:1]
     is_choice = space.bounds is not None and settings.bounds is None
     spaces = [space, replace(space, bounds=None)] if is_choice else [space]

@@ -114,6 +114,16 @@ class TableModel(Experts):
         """Return the control variate and the stack as one function."""
         return self.mixing.paired(self.experts())
 
+    def without_wide_components(self) -> TableModel:
+        """Return the model with references without components for rows unlike all those seen.
+
+        See `Reference.without_wide_components`.  It is the same object if no reference has any.
+        """
+        kept = {name: each.without_wide_components() for name, each in self.references.items()}
+        if all(kept[name] is each for name, each in self.references.items()):
+            return self
+        return replace(self, references=kept)
+
     # -- density -----------------------------------------------------------------------------
 
     def scoring_rule(self, effort: Effort | None) -> IntegrationRule | None:

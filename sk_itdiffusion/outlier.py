@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion.contributions import Contributions
 from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
@@ -95,9 +96,12 @@ class IMMSEOutlierDetector(
     Ties, integers and duplicates, which have no density, then do no harm.  Averaged over the
     models m = 1, ..., M of different smoothness that the density estimator holds (a normal
     distribution, a mixture of them, the stack with the network if there is one),
-    :math:`S(x) = \frac1M \sum_m S_m(x)`.  The threshold comes from rows that steered nothing, so
-    that new inliers are rejected at a rate that is known; with fewer than 1000 rows folds take
-    turns in this, and the rate is known approximately.
+    :math:`S(x) = \frac1M \sum_m S_m(x)`.  Mixtures are without the wide components that they have
+    for rows unlike all those seen: the detector asks how unlike a row is.  Only without a noise
+    floor and without the average is the score the log-density of the estimator as it is.  The
+    threshold comes from rows that steered nothing, so that new inliers are rejected at a rate that
+    is known; with fewer than 1000 rows folds take turns in this, and the rate is known
+    approximately.
 
     Parameters
     ----------
@@ -557,7 +561,7 @@ class IMMSEOutlierDetector(
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
         with long_call(self, "explain"):
-            parts = self._floored.contributions(values, self.estimator_._effort())
+            parts = Contributions(self._floored).of(values, self.estimator_._effort())
         # Columns so far out that they have no density share the least score.
         far = np.isneginf(parts)
         parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))

@@ -18,7 +18,7 @@ from sk_itdiffusion.dequantize import Dequantizer, NoisyCopies
 from sk_itdiffusion.experts import Seeds
 from sk_itdiffusion.groups import RowGroups
 from sk_itdiffusion.marginals import AffineMap, MarginalMap, Standardizer
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.rows import (
     ColumnReport,
     WeightedRows,
@@ -231,7 +231,7 @@ def candidate_bounds(
         bounds = bounds_of_cells(settings.bounds, dequantizer)[continuous]
         return bounds if np.isfinite(bounds).any() else None
     judged = settings.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
-    judged = judged and not isinstance(settings.reference, Reference)
+    judged = judged and not isinstance(settings.reference, ContinuousReference)
     if not settings.finds_bounds or not judged or settings.stream is not None:
         return None
     least, greatest = varying.X.min(axis=0), varying.X.max(axis=0)
@@ -432,7 +432,7 @@ def check_varying_columns(
     """Raise an error if columns do not vary where something given needs them to."""
     names = settings.feature_names
     constant = np.isin(np.arange(space.n_columns), space.constant)
-    if isinstance(settings.reference, Reference) and constant.any():
+    if isinstance(settings.reference, ContinuousReference) and constant.any():
         raise ValueError(
             f"A reference object needs all columns to vary; column(s) "
             f"{column_labels(constant, names)} are constant. Leave them out of both."
@@ -488,7 +488,7 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
     """Warn of so few rows that the model is the plain reference, unless no more was asked for."""
     plain = ("gaussian", "independent")
     is_enough = settings.max_epochs == 0 and (
-        isinstance(settings.reference, Reference) or settings.reference in plain
+        isinstance(settings.reference, ContinuousReference) or settings.reference in plain
     )
     if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.denoiser is None):
         return

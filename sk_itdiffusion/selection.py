@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion.grids import N_NODES, model_range, with_more_nodes
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.parallel import run_interruptibly
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference, Reference
 from sk_itdiffusion.references.families import Demand, FamilyContext, ReferenceFamily
 from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.schema import Schema
@@ -55,7 +55,7 @@ class FittedReferences:
 
 def demand_of(settings: FitSettings) -> Demand:
     """Return what the settings ask of the families of references."""
-    given = isinstance(settings.reference, Reference)
+    given = isinstance(settings.reference, ContinuousReference)
     return Demand(
         reference=None if given else str(settings.reference),
         automatic=settings.experts == "auto",
@@ -114,10 +114,11 @@ def fit_families(
 
 def check_reference_is_given(n_continuous: int, settings: FitSettings) -> None:
     """Raise an error if an object that is not given is asked for as an expert."""
-    given = isinstance(settings.reference, Reference)
+    given = isinstance(settings.reference, ContinuousReference)
     if n_continuous and not given and "reference" in settings.asked:
         raise ValueError(
-            "experts names 'reference', which needs a Reference object as the parameter reference."
+            "experts names 'reference', which needs a ContinuousReference object as the parameter "
+            "reference."
         )
 
 
@@ -224,7 +225,7 @@ def choose_control(
     references: Mapping[str, Reference], valid: WeightedRows, settings: FitSettings
 ) -> str:
     """Return the name of the control variate: the one asked for, else the likeliest expert."""
-    if isinstance(settings.reference, Reference):
+    if isinstance(settings.reference, ContinuousReference):
         return "reference"
     if settings.reference in references:
         return str(settings.reference)

@@ -14,7 +14,7 @@ from sk_itdiffusion.callbacks import FitTasks
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.pretrained import PretrainedDenoiser
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.streams import Stream
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 class FitSettings:
     """The estimator's parameters, resolved and checked."""
 
-    reference: str | Reference
+    reference: str | ContinuousReference
     experts: str | Sequence[str]
     marginals: str
     schedule: Schedule

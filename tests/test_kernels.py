@@ -96,7 +96,7 @@ def test_smoothed_density_is_that_of_the_smoothed_mixture(variance):
     density, mixture = make_density()
     X = torch.from_numpy(np.random.default_rng(1).normal(scale=2.0, size=(50, 3)))
     expected = mixture.component_log_prob(X, variance).logsumexp(1)
-    np.testing.assert_allclose(density.smoothed_log_prob(X, variance), expected, rtol=1e-12)
+    np.testing.assert_allclose(density.log_prob(X, variance), expected, rtol=1e-12)
 
 
 def test_log_density_far_away_is_the_backgrounds():
@@ -381,7 +381,7 @@ def test_detector_with_kernels_scores_by_the_smoothed_density(experts):
     points = torch.from_numpy((X[:60] - X.mean(axis=0)) / X.std(axis=0))
     noise = np.exp(-4.0) * np.random.default_rng(3).normal(size=(400, 60, 2))
     smoothed = torch.stack(
-        [reference.smoothed_log_prob(points + eps, np.exp(-8.0)) for eps in torch.from_numpy(noise)]
+        [reference.log_prob(points + eps, np.exp(-8.0)) for eps in torch.from_numpy(noise)]
     )
     gap = detector.score_samples(X[:60]) - smoothed.mean(0).numpy()
     # Another scale of the scores is a constant; the stack is the kernels but for a little.

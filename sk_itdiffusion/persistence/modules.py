@@ -28,6 +28,7 @@ from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
 from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, Network, _Net
 
 __all__ = [
+    "ConfigCodec",
     "LoadedNet",
     "ModuleCodec",
     "NetCodec",
@@ -96,12 +97,48 @@ class ModuleCodec(Codec):
         if self.least_numbers and self.least_numbers(**arguments) > decoder.n_numbers:
             raise ValueError(f"a {self.name} has more numbers than the file")
         module = self.build(**arguments)
-        owners = own_tensors(module, decoder)
-        if owners.keys() != tensors.keys():
-            raise ValueError(f"a {self.name} has other tensors than the file")
-        for name, (owner, key) in owners.items():
-            put_tensor(owner, key, tensors[name], f"{self.name}.{name}")
+        put_tensors(module, tensors, decoder, self.name)
         return module.eval()
+
+
+class ConfigCodec(Codec):
+    """Objects with the methods `config` and `from_config`; of modules the tensors too.
+
+    Classes of the user's own are stored like those of the library.
+    """
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return what an empty object is made from, and its tensors."""
+        config = value.config()
+        try:
+            check_arguments(config, self.name)
+        except ValueError as error:
+            raise TypeError(f"{error}, and cannot be saved.") from error
+        held = own_tensors(value, encoder) if isinstance(value, nn.Module) else {}
+        tensors = {name: owner[key] for name, (owner, key) in held.items()}
+        return {"config": encoder.fields(config), "tensors": encoder.fields(tensors)}
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the object with its tensors."""
+        tensors = decoder.fields(fields["tensors"])
+        config = decoder.fields(fields["config"])
+        check_arguments(config, self.name)
+        made = self.cls.from_config(**config)  # type: ignore[attr-defined]
+        if type(made) is not self.cls:
+            raise ValueError(f"from_config of {self.name} makes a {type(made).__name__}")
+        if not isinstance(made, nn.Module):
+            return made
+        put_tensors(made, tensors, decoder, self.name)
+        return made.eval()
+
+
+def put_tensors(module: nn.Module, tensors: Mapping[str, Any], decoder: Decoder, name: str) -> None:
+    """Put tensors in their places in a module."""
+    owners = own_tensors(module, decoder)
+    if owners.keys() != tensors.keys():
+        raise ValueError(f"a {name} has other tensors than the file")
+    for key, (owner, place) in owners.items():
+        put_tensor(owner, place, tensors[key], f"{name}.{key}")
 
 
 def own_tensors(
@@ -125,7 +162,7 @@ def own_tensors(
     for held in (module._parameters, module._buffers):
         found.update({name: (held, name) for name in held})
     for name, child in module._modules.items():
-        if child is not None and coder.registry.find(child) is None:
+        if child is not None and not coder.registry.stores(child):
             inner = own_tensors(child, coder)
             found.update({f"{name}.{key}": place for key, place in inner.items()})
     return found
@@ -154,10 +191,7 @@ def put_tensor(owner: dict[str, Any], name: str, tensor: Any, where: str) -> Non
 
 
 def bare(cls: type[nn.Module], buffers: Sequence[str], **attributes: Any) -> nn.Module:
-    """Return a module with attributes and places for buffers, made without its constructor.
-
-    The constructors of the references factorise matrices, which does not give back the same bits.
-    """
+    """Return a module with attributes and places for buffers, made without its constructor."""
     module: nn.Module = cls.__new__(cls)
     nn.Module.__init__(module)
     for name, value in attributes.items():
@@ -168,21 +202,13 @@ def bare(cls: type[nn.Module], buffers: Sequence[str], **attributes: Any) -> nn.
 
 
 def bare_codec(cls: type[nn.Module], attributes: Sequence[str], buffers: Sequence[str]) -> Codec:
-    """Return the codec of a module that is made without its constructor.
-
-    Names of buffers that end with ``_#`` stand for one for each block of the layout.
-    """
+    """Return the codec of a module that is made without its constructor."""
 
     def arguments(module: nn.Module) -> dict[str, Any]:
         return {name: getattr(module, name) for name in attributes}
 
     def build(**values: Any) -> nn.Module:
-        n_blocks = len(values["layout"].blocks) if "layout" in values else 0
-        names: list[str] = []
-        for name in buffers:
-            each = [name.replace("#", str(block)) for block in range(n_blocks)]
-            names.extend(each if name.endswith("#") else [name])
-        return bare(cls, names, **{name: values[name] for name in attributes})
+        return bare(cls, buffers, **{name: values[name] for name in attributes})
 
     return ModuleCodec(cls, arguments, build)
 

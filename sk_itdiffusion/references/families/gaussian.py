@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
+from sk_itdiffusion.judging import log_likelihoods
+from sk_itdiffusion.references.base import ContinuousReference, Reference
 from sk_itdiffusion.references.families.base import (
     FamilyContext,
     ReferenceFamily,
 )
+from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
+from sk_itdiffusion.references.low_rank import LowRankGaussianReference
+from sk_itdiffusion.rows import WeightedRows
 
 if TYPE_CHECKING:
     from sk_itdiffusion.schema import Schema
     from sk_itdiffusion.splitting import MappedSplit
-
-
-import numpy as np
-
-from sk_itdiffusion.judging import log_likelihoods
-from sk_itdiffusion.references import GaussianReference, LowRankGaussianReference, Reference
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
-from sk_itdiffusion.rows import WeightedRows
 
 __all__ = ["GaussianFamily", "GivenFamily", "fit_gaussian_by_validation"]
 
@@ -105,14 +104,14 @@ class GivenFamily(ReferenceFamily):
 
     Parameters
     ----------
-    reference : Reference
+    reference : ContinuousReference
         The distribution.
     """
 
     name: ClassVar[str] = "reference"
     is_judged: ClassVar[bool] = False
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: ContinuousReference) -> None:
         self.reference = reference
 
     def applies(self, schema: Schema) -> bool:

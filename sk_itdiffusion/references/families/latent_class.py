@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.families.base import (
-    FamilyContext,
-    ReferenceFamily,
-)
-from sk_itdiffusion.references.families.mixture import mixture_regularization
-
-if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
-
-
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from sk_itdiffusion.judging import log_likelihoods, mean_and_error, search_numbers
 from sk_itdiffusion.latent_class import fit_latent_class
 from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
-from sk_itdiffusion.references import IndependentReference, LatentClassReference
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
+from sk_itdiffusion.references.families.base import (
+    FamilyContext,
+    ReferenceFamily,
+)
 from sk_itdiffusion.references.families.mixture import (
     _EM_STEPS_FOR_SEARCH,
     _MOST_EM_STEPS,
     MOST_ROWS_FOR_MIXTURES,
+    mixture_regularization,
 )
+
+if TYPE_CHECKING:
+    from sk_itdiffusion.schema import Schema
+    from sk_itdiffusion.splitting import MappedSplit
 
 __all__ = ["LatentClassFamily", "fit_latent_class_by_validation"]
 

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.families.base import (
-    FamilyContext,
-    JudgedReference,
-    ReferenceFamily,
-)
-
-if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
-
-
 import threading
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +19,21 @@ from sk_itdiffusion.judging import (
 )
 from sk_itdiffusion.latent_class import smoothed_marginals
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference
+from sk_itdiffusion.references.families.base import (
+    FamilyContext,
+    JudgedReference,
+    ReferenceFamily,
+)
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
 from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.validation import choice_optimism
+
+if TYPE_CHECKING:
+    from sk_itdiffusion.schema import Schema
+    from sk_itdiffusion.splitting import MappedSplit
 
 __all__ = [
     "GaussianMixtureFamily",
