@@ -41,11 +41,11 @@ from sk_itdiffusion.encoding import (
     read_table,
     without_tensors,
 )
+from sk_itdiffusion.error_profiles import MSECurve
 from sk_itdiffusion.experts import NETWORKS
 from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.groups import checked_groups
 from sk_itdiffusion.incremental import IncrementalFit
-from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.networks import networks_to_train
 from sk_itdiffusion.persistence import SaveMixin
