@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -143,9 +144,8 @@ class FlooredModel:
     @property
     def plain(self) -> PlainReference:
         """The smoothest reference, of which it is known what each column tells by itself."""
-        reference = self.model.references[plain_name(self.model.references)]
-        assert isinstance(reference, PlainReference)
-        return reference
+        references = self.model.references
+        return cast(PlainReference, references[plain_name(references)])
 
     @classmethod
     def averaged(cls, model: TableModel, floors: Array) -> FlooredModel:
