@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion.blocks import blocks_of, sample
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import (
     TableEncoder,
     naming_columns,
@@ -21,13 +22,13 @@ from sk_itdiffusion.encoding import (
 )
 from sk_itdiffusion.estimator import (
     TableEstimator,
-    automatic,
     checked_image_shape,
     checked_weight,
     flattened_images,
     numbers_in,
 )
 from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.networks import GivenFamily
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import Schedule
@@ -258,6 +259,7 @@ class IMMSEDensity(TableEstimator):
         "marginals",
         "bounds",
         "dequantize",
+        "network",
         "denoiser",
         "image_shape",
     )
@@ -270,6 +272,7 @@ class IMMSEDensity(TableEstimator):
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
         "bounds": [StrOptions({"auto"}), dict, "array-like", None],
         "image_shape": [tuple, list, None],
+        "network": [StrOptions({"auto", "mlp", "convolutional", "unet"}), NetworkFamily],
         "denoiser": [torch.nn.Module, None],
         "dequantize": ["boolean", Interval(Real, 0, None, closed="neither"), "array-like"],
         "n_networks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -291,6 +294,7 @@ class IMMSEDensity(TableEstimator):
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
         schedule: str | Schedule = "adaptive",
         image_shape: tuple[int, ...] | None = None,
+        network: str | NetworkFamily = "auto",
         denoiser: torch.nn.Module | None = None,
         dequantize: bool | float | ArrayLike = False,
         n_networks: int | str = "auto",
@@ -323,6 +327,7 @@ class IMMSEDensity(TableEstimator):
         self.bounds = bounds
         self.schedule = schedule
         self.image_shape = image_shape
+        self.network = network
         self.denoiser = denoiser
         self.dequantize = dequantize
         self.n_networks = n_networks
@@ -417,6 +422,19 @@ class IMMSEDensity(TableEstimator):
             )
         return shape
 
+    def _network_task(self) -> NetworkTask:
+        return NetworkTask(image_shape=self._images())
+
+    def _network_family(self, task: NetworkTask) -> NetworkFamily:
+        given = as_pretrained(self.denoiser)
+        if given is None:
+            return super()._network_family(task)
+        if self.network != "auto":
+            raise ValueError(
+                f"network must be 'auto' if there is a denoiser of your own, got {self.network!r}."
+            )
+        return GivenFamily(given)
+
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous columns."""
         check_reference_object(self.reference, self.marginals, self.n_features_in_)
@@ -429,14 +447,6 @@ class IMMSEDensity(TableEstimator):
                 "Images and denoisers of your own need marginals='auto' or 'standard', got "
                 f"{self.marginals!r}."
             )
-        unet = images is not None and self.denoiser is None
-        if unet and self.hidden_size != "auto" and int(self.hidden_size) % 8:
-            raise ValueError(
-                f"With image_shape, hidden_size must be a multiple of 8, got {self.hidden_size!r}."
-            )
-        usual_rate = 0.03 if images is None else 0.007
-        if self.denoiser is not None:
-            usual_rate = 0.001
         return {
             "marginals": self.marginals if self.denoiser is None else "standard",
             **self._checked_bounds(images),
@@ -446,13 +456,7 @@ class IMMSEDensity(TableEstimator):
             "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
             "denoiser": as_pretrained(self.denoiser),
             "dequantize": self._dequantization(),
-            "hidden_size": automatic(self.hidden_size, 32 if unet else 128),
-            "n_blocks": automatic(self.n_blocks, 1 if unet else 2),
-            "batch_size": automatic(self.batch_size, 512 if images is None else 64),
             "micro_batch_size": self.micro_batch_size,
-            "learning_rate": float(
-                usual_rate if self.learning_rate == "auto" else self.learning_rate
-            ),
         }
 
     def _checked_bounds(self, images: tuple[int, ...] | None) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
 from sk_itdiffusion.estimator import (
     Array,
     CategoricalEstimator,
-    automatic,
     checked_image_shape,
     flattened_images,
 )
@@ -221,11 +221,13 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         "categories",
         "handle_unknown",
         "image_shape",
+        "network",
     )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CategoricalEstimator._parameter_constraints,
         "kind": [StrOptions({"auto", "nominal", "ordinal"}), list, tuple, dict, np.ndarray],
         "image_shape": [tuple, list, None],
+        "network": [StrOptions({"auto", "mlp", "convolutional"}), NetworkFamily],
         "reference": [StrOptions({"auto", "independent", "latent_class"})],
         "likelihood": [StrOptions({"immse", "path"})],
         "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -240,6 +242,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
         image_shape: tuple[int, ...] | None = None,
+        network: str | NetworkFamily = "auto",
         reference: str = "auto",
         experts: str | Sequence[str] = "auto",
         preconditioner: str = "auto",
@@ -270,6 +273,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.categories = categories
         self.handle_unknown = handle_unknown
         self.image_shape = image_shape
+        self.network = network
         self.reference = reference
         self.experts = experts
         self.preconditioner = preconditioner
@@ -328,16 +332,22 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of discrete columns."""
         self._effort()
-        if self.image_shape is None and NETWORKS[1] in self.experts and self.experts != "auto":
-            raise ValueError(f"experts names {NETWORKS[1]!r}, which needs image_shape.")
-        images = self.image_shape is not None
+        task = self._network_task()
+        beside = self._network_family(task).beside(task)
+        missing = {NETWORKS[1]} - beside.keys() if self.experts != "auto" else set()
+        if missing & set(self.experts):
+            raise ValueError(
+                f"experts names {NETWORKS[1]!r}, which needs image_shape, and network='auto' or "
+                "'convolutional'."
+            )
         return super()._specific_settings() | {
             "is_discrete": True,
-            "image_shape": checked_image_shape(self.image_shape) if images else None,
-            "hidden_size": automatic(self.hidden_size, 64 if images else 256),
-            "n_blocks": automatic(self.n_blocks, 3 if images else 2),
-            "batch_size": automatic(self.batch_size, 128 if images else 512),
+            "image_shape": task.image_shape,
         }
+
+    def _network_task(self) -> NetworkTask:
+        shape = None if self.image_shape is None else checked_image_shape(self.image_shape)
+        return NetworkTask(has_levels=True, has_continuous=False, image_shape=shape)
 
     def _log_density(self, values: Array) -> tuple[Array, Array]:
         """Return log-probabilities and their variances, by the integral or by paths."""

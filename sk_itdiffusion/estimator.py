@@ -31,6 +31,8 @@ from sklearn.utils.validation import (
 from sk_itdiffusion.blocks import blocks_of, is_dask, parts_of, sample
 from sk_itdiffusion.bounds import resolve_bounds
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion.denoisers.built_in import resolve_family
 from sk_itdiffusion.distributed import Processes, current_processes
 from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import (
@@ -320,7 +322,7 @@ class TableEstimator(DensityEstimator):
     _increments: IncrementalFit
     _experts: ClassVar[tuple[str, ...]]
     #: Parameters that a warm start must not change.
-    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts")
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts", "network")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **DensityEstimator._parameter_constraints,
         "experts": [StrOptions({"auto"}), list, tuple],
@@ -344,6 +346,7 @@ class TableEstimator(DensityEstimator):
     # Declared for the type checker; subclasses set them.
     reference: str | Reference
     experts: str | Sequence[str]
+    network: str | NetworkFamily
     schedule: str | Schedule
     hidden_size: int | str
     n_blocks: int | str
@@ -365,6 +368,14 @@ class TableEstimator(DensityEstimator):
         self, X: Any, weight: ArrayLike | None
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return numbers and codes, weights and kinds of the columns of a table to be fitted."""
+
+    @abstractmethod
+    def _network_task(self) -> NetworkTask:
+        """Return the kind of table that networks are for."""
+
+    def _network_family(self, task: NetworkTask) -> NetworkFamily:
+        """Return the family of the networks."""
+        return resolve_family(self.network, task)
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return settings that only some estimators have."""
@@ -641,13 +652,21 @@ class TableEstimator(DensityEstimator):
                     f"experts must be 'auto' or a list of names from {list(self._experts)}, got "
                     f"{experts!r}."
                 )
+        task = self._network_task()
+        network = self._network_family(task)
+        usual = network.usual(task)
+        hidden_size = automatic(self.hidden_size, usual.hidden_size)
+        network.check(task, hidden_size)
+        rate = usual.learning_rate if self.learning_rate == "auto" else self.learning_rate
         settings: dict[str, Any] = {
             "reference": self.reference,
             "experts": experts,
             "marginals": "standard",
             "schedule": resolve_schedule(self.schedule),
-            "hidden_size": self.hidden_size,
-            "n_blocks": self.n_blocks,
+            "network": network,
+            "task": task,
+            "hidden_size": hidden_size,
+            "n_blocks": automatic(self.n_blocks, usual.n_blocks),
             "n_frequencies": 4,
             "dropout": None if self.dropout == "auto" else float(self.dropout),
             "weight_decay": None if self.weight_decay == "auto" else float(self.weight_decay),
@@ -655,8 +674,8 @@ class TableEstimator(DensityEstimator):
             "steps_per_epoch": None
             if self.steps_per_epoch == "auto"
             else int(self.steps_per_epoch),
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
+            "batch_size": automatic(self.batch_size, usual.batch_size),
+            "learning_rate": float(rate),
             "patience": self.n_iter_no_change if self.early_stopping else None,
             "validation_fraction": self.validation_fraction,
             "n_strata": self.n_strata,
@@ -821,6 +840,8 @@ def alike(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(alike(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(alike, first, second))
+    if isinstance(first, BaseEstimator):
+        return alike(vars(first), vars(second))
     if hasattr(first, "shape"):
         return np.array_equal(np.asarray(first), np.asarray(second))
     return bool(first == second)

@@ -19,12 +19,13 @@ from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
+    LogSNREmbedding,
     PreconditionedDenoiser,
     ReferencedDenoiser,
     ResidualMLP,
     UNetBackbone,
 )
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.denoisers.built_in import NETWORK_FAMILIES
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
@@ -51,20 +52,11 @@ from sk_itdiffusion.persistence.checks import check_fields
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node, Registry
 from sk_itdiffusion.persistence.kinds import KINDS
 from sk_itdiffusion.persistence.modules import (
-    ModuleCodec,
+    BareCodec,
+    ConfigCodec,
     NetCodec,
     PretrainedCodec,
     ReferencedCodec,
-    attributes_of,
-    bare_codec,
-    convolutional_arguments,
-    level_arguments,
-    mlp_arguments,
-    numbers_of_convolutions,
-    numbers_of_layout,
-    numbers_of_mlp,
-    numbers_of_unet,
-    unet_arguments,
 )
 from sk_itdiffusion.pretrained import (
     DiscreteTimeNoise,
@@ -307,51 +299,44 @@ def registry() -> Registry:
             ),
             NetCodec(_Net, "Net"),
             # References.
-            bare_codec(GaussianReference, ["n_features"], ["mean", "variances", "basis"]),
-            bare_codec(
+            BareCodec(GaussianReference, ["n_features"], ["mean", "variances", "basis"]),
+            BareCodec(
                 LowRankGaussianReference,
                 ["n_features"],
                 ["mean", "basis", "variances", "residual"],
             ),
-            bare_codec(
+            BareCodec(
                 GaussianMixtureReference,
                 ["n_features"],
                 ["log_weights", "means", "variances", "basis"],
             ),
-            bare_codec(
+            BareCodec(
                 KernelDensityReference,
                 ["background", "n_features"],
                 ["points", "log_weights", "variances", "basis", "background_weight"],
             ),
-            bare_codec(
+            BareCodec(
                 IndependentReference, ["layout", "continuous", "n_features"], ["log_prior_#"]
             ),
-            bare_codec(
+            BareCodec(
                 LatentClassReference,
                 ["layout", "continuous", "n_features"],
                 ["log_weights", "table_#"],
             ),
             # Networks.
-            ModuleCodec(
-                Layout, attributes_of("n_continuous", "variables"), Layout, numbers_of_layout
+            *map(
+                ConfigCodec,
+                [
+                    ConvolutionalNetwork,
+                    Layout,
+                    LevelDenoiser,
+                    LogSNREmbedding,
+                    PreconditionedDenoiser,
+                    ResidualMLP,
+                    UNetBackbone,
+                ],
             ),
-            bare_codec(
-                LogSNREmbedding, ["spacing", "middle", "half_width", "n_features"], ["centers"]
-            ),
-            ModuleCodec(ResidualMLP, mlp_arguments, ResidualMLP, numbers_of_mlp),
-            ModuleCodec(
-                ConvolutionalNetwork,
-                convolutional_arguments,
-                ConvolutionalNetwork,
-                numbers_of_convolutions,
-            ),
-            ModuleCodec(UNetBackbone, unet_arguments, UNetBackbone, numbers_of_unet),
-            ModuleCodec(
-                PreconditionedDenoiser,
-                attributes_of("backbone", "reference", "embedding"),
-                PreconditionedDenoiser,
-            ),
-            ModuleCodec(LevelDenoiser, level_arguments, LevelDenoiser),
+            *map(ArgumentsCodec, NETWORK_FAMILIES.values()),
             # Networks of the user's own.
             ReferencedCodec(ReferencedDenoiser),
             PretrainedCodec(PretrainedDenoiser),
