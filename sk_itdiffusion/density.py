@@ -89,11 +89,16 @@ class IMMSEDensity(TableEstimator):
         `sk_itdiffusion.schedules` whose parameters can be searched (``schedule__loc``).
     image_shape : tuple of int or None, default=None
         Channels, height and width (or height and width) if columns are pixels, in this order; X may
-        also be an array of images.  The network is then `diffusers.UNet2DModel`, which the extra
-        ``sk_itdiffusion[images]`` installs, all pixels are standardised alike, and the normal
-        reference has a covariance shrunk to its diagonal, or one of low rank.
+        also be an array of images.  All pixels are standardised alike, and the normal reference has
+        a covariance shrunk to its diagonal, or one of low rank.
+    network : {"auto", "mlp", "convolutional", "unet"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, small convolutional ones or `diffusers.UNet2DModel`
+        (both for images only; the extra ``sk_itdiffusion[images]`` installs the latter), or a
+        family of your own, see `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` takes the
+        U-Net for images, else fully connected networks.
     denoiser : nn.Module or None, default=None
-        Network to use instead: a `PretrainedDenoiser`, or a module called as
+        A complete denoiser to use instead of networks of the library's making, with
+        ``network="auto"``: a `PretrainedDenoiser`, or a module called as
         ``denoiser(z, logsnr)`` with standardised noisy rows (B, d) and log-SNRs (B,) that returns
         the noise.  A copy is trained; with ``max_epochs=0`` it is evaluated as it is.
     dequantize : bool, float or array-like of shape (n_features,), default=False
@@ -115,10 +120,10 @@ class IMMSEDensity(TableEstimator):
         in turn.
     hidden_size : int or "auto", default="auto"
         Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
-        multiple of 8) at full resolution for images.
+        multiple of 8) at full resolution for U-Nets, 64 for convolutional networks.
     n_blocks : int or "auto", default="auto"
-        Residual blocks (for images: at each resolution), at least 1; ``"auto"`` is 2, and 1 for
-        images.
+        Residual blocks (of U-Nets: at each resolution), at least 1; ``"auto"`` is 2, 1 for U-Nets
+        and 3 for convolutional networks.
     n_frequencies : int, default=4
         Frequencies of the sines and cosines of each column, at least 0.
     dropout : float or "auto", default="auto"
@@ -134,7 +139,8 @@ class IMMSEDensity(TableEstimator):
         rows a fortieth of them, and at least 10) and 160; for images and given denoisers it is
         100, and less for fewer than 5000 rows.
     batch_size : int or "auto", default="auto"
-        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 64 for images.
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, 64 for U-Nets and for given denoisers
+        of images, and 128 for convolutional networks.
     num_workers : int, default=0
         Processes that read the items of a torch dataset, at least 0; 0 reads them in this one.
     micro_batch_size : int or None, default=None
@@ -142,8 +148,8 @@ class IMMSEDensity(TableEstimator):
         bounds the memory of training.
     learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for images 0.007, and for a
-        given denoiser 0.001.
+        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for U-Nets 0.007, for
+        convolutional networks 0.02, and for a given denoiser 0.001.
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves.
     validation_fraction : float, default=0.1

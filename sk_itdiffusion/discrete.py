@@ -57,14 +57,19 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Notes), or an error.  They are an error in any case in columns whose levels ``categories``
         gives, and in those of numpy's boolean dtype.
     image_shape : tuple of int or None, default=None
-        Height and width (or channels, height and width) if columns are pixels; the network is
-        then convolutional and all pixels have the same, ordered levels.
+        Height and width (or channels, height and width) if columns are pixels; all pixels then
+        have the same, ordered levels.
+    network : {"auto", "mlp", "convolutional"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, a convolutional one (for images, with
+        ``"dense_network"`` beside it), or a family of your own, see
+        `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` is convolutional for images, else
+        fully connected.
     reference : {"auto", "independent", "latent_class"}, default="auto"
         Reference q, the control variate of the integral: independent columns or a latent class
         model whose number of classes is found by validation; ``"auto"`` takes the likelier.
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
-        ``"dense_network"`` (for images: a fully connected one beside the convolutional one),
+        ``"dense_network"`` (the fully connected one beside a convolutional one),
         ``"independent"`` and ``"latent_class"``.  ``"auto"`` takes all there are.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
@@ -83,9 +88,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
         Units (or channels) of the network's hidden layers, at least 1; ``"auto"`` is 256, and 64
-        for images.
+        for convolutional networks.
     n_blocks : int or "auto", default="auto"
-        Residual blocks, at least 1; ``"auto"`` is 2, and 3 for images.
+        Residual blocks, at least 1; ``"auto"`` is 2, and 3 for convolutional networks.
     dropout : float or "auto", default="auto"
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
@@ -98,7 +103,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
     batch_size : int or "auto", default="auto"
-        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for images.
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for convolutional networks.
     learning_rate : float, default=0.02
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
         times it.

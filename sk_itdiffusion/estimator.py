@@ -382,7 +382,7 @@ class TableEstimator(DensityEstimator):
         return {}
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, nested ones of the schedule as ``schedule__<name>``.
+        """Set parameters, nested ones of objects as ``schedule__<name>`` and ``network__<name>``.
 
         Parameters
         ----------
@@ -397,16 +397,20 @@ class TableEstimator(DensityEstimator):
         Raises
         ------
         ValueError
-            If a parameter is unknown, or one of the schedule is given while the schedule is a
-            string.
+            If a parameter is unknown, or one of an object is given while there is a string.
         """
-        schedule = params.get("schedule", self.schedule)
-        nested = [name for name in params if name.startswith("schedule__")]
-        if nested and isinstance(schedule, str):
-            raise ValueError(
-                f"{nested[0]} needs schedule to be an object, such as "
-                f"sk_itdiffusion.schedules.LogisticSchedule(), not the string {schedule!r}."
-            )
+        examples = {
+            "schedule": "sk_itdiffusion.schedules.LogisticSchedule()",
+            "network": "a sk_itdiffusion.denoisers.NetworkFamily of your own",
+        }
+        for holder, example in examples.items():
+            value = params.get(holder, getattr(self, holder))
+            nested = [name for name in params if name.startswith(f"{holder}__")]
+            if nested and isinstance(value, str):
+                raise ValueError(
+                    f"{nested[0]} needs {holder} to be an object, such as {example}, not the "
+                    f"string {value!r}."
+                )
         super().set_params(**params)
         return self
 

@@ -59,6 +59,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Bounds of continuous columns: a dict from names (or numbers) of columns to pairs
         (low, high), or a pair or None for each column; see `IMMSEDensity`.  Rows beyond bounds
         that ``"auto"`` finds have together a probability of at most 1 / (n + 2).
+    network : {"auto", "mlp"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, which ``"auto"`` is too, or a family of your own,
+        see `sk_itdiffusion.denoisers.NetworkFamily`.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
         ones it is the squared error.

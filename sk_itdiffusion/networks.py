@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,7 +33,7 @@ from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.distributed import Processes
 from sk_itdiffusion.experts import MOST_ROWS_FOR_SPECTRUM
-from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.generators import CopyableGenerator, seeded
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.latent_class import level_counts
 from sk_itdiffusion.likelihood import error_profile
@@ -84,8 +83,6 @@ LEAST_DROPOUT = 0.01
 EPOCHS_OF_A_TABLE = 40
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
 SHARE_OF_TRAINING = 0.95
-#: Torch's own random numbers are set while a backbone is built, in one thread at a time.
-_BUILDING = threading.Lock()
 
 
 def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
@@ -242,7 +239,7 @@ def build_network(
 
 def build_backbone(family: NetworkFamily, plan: BackbonePlan) -> torch.nn.Module:
     """Return a family's backbone in single precision, made of random numbers of the plan only."""
-    with own_random_numbers(plan.generator.initial_seed()):
+    with seeded(plan.generator.initial_seed()):
         backbone = family.build(plan)
         if not isinstance(backbone, torch.nn.Module):
             raise TypeError(
@@ -273,18 +270,6 @@ def check_backbone(backbone: torch.nn.Module, plan: BackbonePlan) -> None:
         raise ValueError(
             f"{type(backbone).__name__} must return 32-bit numbers, got {outputs.dtype}."
         )
-
-
-@contextlib.contextmanager
-def own_random_numbers(seed: int) -> Iterator[None]:
-    """Let torch's own random numbers come from a seed, and then be as they were."""
-    with _BUILDING:
-        before = torch.random.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.random.set_rng_state(before)
 
 
 class GivenFamily(NetworkFamily):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sk_itdiffusion.configured import ConfiguredModule
 from sk_itdiffusion.denoisers import ReferencedDenoiser
 from sk_itdiffusion.density import as_pretrained
+from sk_itdiffusion.generators import seeded
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node
 from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
@@ -61,7 +62,8 @@ class ConfigCodec(Codec):
         # Before anything is built that is larger than the file.
         if issubclass(cls, ConfiguredModule) and cls.least_numbers(**config) > decoder.n_numbers:
             raise ValueError(f"a {self.name} has more numbers than the file")
-        made = cls.from_config(**config)
+        with seeded(0):  # modules of torch begin with random numbers
+            made = cls.from_config(**config)
         if type(made) is not cls:
             raise ValueError(f"from_config of {self.name} makes a {type(made).__name__}")
         if not isinstance(made, nn.Module):
