@@ -28,10 +28,9 @@ from results import Record, ResultsFile, format_markdown
 
 from sk_itdiffusion.cubature import NoiseRule, row_keys
 from sk_itdiffusion.datasets import GaussianMixtureDensity, load_density
-from sk_itdiffusion.experts import logsnr_range
+from sk_itdiffusion.grids import N_NODES, logsnr_range
 from sk_itdiffusion.likelihood import IntegrationRule, fit_placement, information_gap
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
-from sk_itdiffusion.selection import N_NODES
 
 Array = NDArray[np.float64]
 

@@ -30,9 +30,8 @@ from sk_itdiffusion.estimator import (
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.networks import GivenFamily
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.schedules import Schedule
-from sk_itdiffusion.selection import kernels_by_default
 from sk_itdiffusion.space import ColumnKind
 from sk_itdiffusion.streams import RowStream, Stream, is_dataset, read_rows
 
@@ -53,10 +52,10 @@ class IMMSEDensity(TableEstimator):
 
     Parameters
     ----------
-    reference : str or Reference, default="auto"
+    reference : str or ContinuousReference, default="auto"
         Reference q, the control variate of the integral: ``"gaussian"``, ``"gaussian_mixture"``,
-        ``"kernel_density"``, ``"auto"`` or a `Reference` object.  ``"auto"`` takes the likeliest,
-        on validation rows, of a normal distribution, a mixture of normal distributions whose number
+        ``"kernel_density"``, ``"auto"`` or an object.  ``"auto"`` takes the likeliest, on
+        validation rows, of a normal distribution, a mixture of normal distributions whose number
         of components is found by validation, and the kernel density of ``experts``; the normal one
         if none is an expert.  An object is in the units of X; columns are then only standardised.
     experts : "auto" or list of str, default="auto"
@@ -273,7 +272,7 @@ class IMMSEDensity(TableEstimator):
         **TableEstimator._parameter_constraints,
         "reference": [
             StrOptions({"auto", "gaussian", "gaussian_mixture", "kernel_density"}),
-            Reference,
+            ContinuousReference,
         ],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
         "bounds": [StrOptions({"auto"}), dict, "array-like", None],
@@ -294,7 +293,7 @@ class IMMSEDensity(TableEstimator):
     def __init__(
         self,
         *,
-        reference: str | Reference = "auto",
+        reference: str | ContinuousReference = "auto",
         experts: str | Sequence[str] = "auto",
         marginals: str = "auto",
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
@@ -457,7 +456,6 @@ class IMMSEDensity(TableEstimator):
             "marginals": self.marginals if self.denoiser is None else "standard",
             **self._checked_bounds(images),
             "n_frequencies": self.n_frequencies,
-            "kernels": kernels_by_default(),
             "image_shape": images,
             "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
             "denoiser": as_pretrained(self.denoiser),
@@ -469,7 +467,7 @@ class IMMSEDensity(TableEstimator):
         """Return the settings of the bounds, which need maps of the library's own."""
         settings = self._bounds_settings(self.bounds)
         fixed = images is not None or self.denoiser is not None
-        if "bounds" in settings and (fixed or isinstance(self.reference, Reference)):
+        if "bounds" in settings and (fixed or isinstance(self.reference, ContinuousReference)):
             raise ValueError(
                 "Images, and denoisers and reference objects of your own, need bounds='auto' or "
                 f"None, got {self.bounds!r}."
@@ -509,9 +507,11 @@ def as_pretrained(denoiser: torch.nn.Module | None) -> PretrainedDenoiser | None
     return PretrainedDenoiser(denoiser, noise_schedule=LogSNRNoise(), data_range=None)
 
 
-def check_reference_object(reference: str | Reference, marginals: str, n_features: int) -> None:
+def check_reference_object(
+    reference: str | ContinuousReference, marginals: str, n_features: int
+) -> None:
     """Raise an error if a reference object does not fit to the maps or the columns."""
-    if not isinstance(reference, Reference):
+    if not isinstance(reference, ContinuousReference):
         return
     if marginals not in ("auto", "standard"):
         raise ValueError(

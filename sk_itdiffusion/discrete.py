@@ -19,7 +19,8 @@ from sk_itdiffusion.estimator import (
     checked_image_shape,
     flattened_images,
 )
-from sk_itdiffusion.model import NETWORKS, Effort
+from sk_itdiffusion.experts import NETWORKS
+from sk_itdiffusion.model import Effort
 from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEDiscreteDensity"]

@@ -21,14 +21,12 @@ Any other difference of the spaces would be noise of another shape.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context, clone
 from sklearn.ensemble._base import _set_random_states
@@ -38,14 +36,17 @@ from sklearn.utils import Bunch, check_random_state, get_tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.validation import validate_data
-from torch import Tensor
 
 from sk_itdiffusion.blocks import in_memory
 from sk_itdiffusion.callbacks import FitTasks, with_callbacks
-from sk_itdiffusion.channel import signal_scale
-from sk_itdiffusion.cubature import row_keys
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.encoding import TableEncoder, naming_columns, read_table, without_tensors
+from sk_itdiffusion.ensemble_model import (
+    WeightSettings,
+    fit_ensemble_model,
+    incompatible,
+    transport_between,
+)
 from sk_itdiffusion.estimator import (
     CategoricalEstimator,
     ChosenRows,
@@ -53,540 +54,27 @@ from sk_itdiffusion.estimator import (
     TableEstimator,
     flattened_images,
 )
+from sk_itdiffusion.experts import Seeds, covers, scoring_noise
 from sk_itdiffusion.groups import RowGroups, checked_groups
-from sk_itdiffusion.judging import log_likelihoods
-from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
-from sk_itdiffusion.model import (
-    Effort,
-    Seeds,
-    TableModel,
-    covers,
-    scoring_noise,
-    summarize_profile,
-)
+from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.rows import WeightedRows, group_rows
 from sk_itdiffusion.schema import (
-    LEAST_NOISY_COPIES,
     LEAST_ROWS_TO_SPLIT,
     check_bounds,
     in_counts,
     n_observations,
     table_space,
 )
-from sk_itdiffusion.selection import N_NODES
 from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
-from sk_itdiffusion.splitting import (
-    MappedSplit,
-    rows_together,
-    split_groups,
-    split_independent_rows,
-)
-from sk_itdiffusion.stacking import (
-    LEAST_PROFILE_ROWS,
-    expert_of_few_rows,
-    n_profile_rows,
-    repeated,
-    restrict_profile,
-    scoring_rule,
-)
-from sk_itdiffusion.validation import mean_and_std
+from sk_itdiffusion.splitting import rows_together, split_groups, split_independent_rows
 
-__all__ = ["EnsembleModel", "IMMSEEnsemble", "Transport"]
+__all__ = ["IMMSEEnsemble"]
 
 Array = NDArray[np.float64]
-
-#: Relative tolerance of comparisons of spaces.
-SPACE_TOLERANCE = 1e-9
-#: Standardised values at which the maps of columns are compared.
-PROBES = np.linspace(-4.0, 4.0, 17)
-#: Share of their squared errors by which the predictions of equal denoisers may differ.
-EQUAL_DENOISERS = 1e-13
-#: Keeps the ends of a member's range of the log-SNR in it when they are rounded to float32.
-RANGE_TOLERANCE = 1e-4
-
-
-# -- spaces ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Transport:
-    """The affine map ``u_m = factor * u + shift`` from an ensemble's rows to a member's.
-
-    Attributes
-    ----------
-    factor : float
-        The positive factor c, the same for all columns.
-    shift : ndarray of shape (d,)
-        The shift b of each column.
-    """
-
-    factor: float
-    shift: Array
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing changes."""
-        return self.factor == 1.0 and not self.shift.any()
-
-    @property
-    def rise(self) -> float:
-        """By how much a log-SNR of the ensemble exceeds that of the member."""
-        return 2.0 * math.log(self.factor)
-
-    def __call__(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the noisy points and log-SNRs as the member knows them."""
-        if self.is_identity:
-            return z, logsnr
-        own = logsnr - self.rise
-        shift = torch.from_numpy(self.shift).to(z)
-        scale = (signal_scale(own) / signal_scale(logsnr))[:, None]
-        return scale * self.factor * z + signal_scale(own)[:, None] * shift, own
-
-    def reference(self, reference: Reference) -> Reference:
-        """Return a member's reference as a distribution of the ensemble's rows."""
-        if self.is_identity:
-            return reference
-        return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
-
-
-def transport_between(ensemble: TableSpace, member: TableSpace, name: str, first: str) -> Transport:
-    """Return the map between two spaces, found from rows all over the ensemble's.
-
-    Parameters
-    ----------
-    ensemble, member : TableSpace
-        Spaces of the ensemble and of a member.
-    name, first : str
-        Names of the member, and of the one whose space is the ensemble's, for the message.
-
-    Returns
-    -------
-    Transport
-        The map.
-
-    Raises
-    ------
-    ValueError
-        If the spaces differ by anything but one factor and a shift of each column.
-    """
-    if not same_columns(ensemble, member):
-        raise ValueError(incompatible(name, first, "do not model the same columns and levels"))
-    if ensemble is member or ensemble.is_empty:
-        return Transport(1.0, np.zeros(ensemble.layout.n_points))
-    n_continuous = len(ensemble.continuous)
-    probes = np.zeros((len(PROBES), n_continuous + len(ensemble.discrete)))
-    probes[:, :n_continuous] = PROBES[:, None]
-    values = ensemble.values(probes)
-    ours, theirs = (s.rows(s.standardized(values))[0] for s in (ensemble, member))
-    ours, theirs = ours[:, :n_continuous], theirs[:, :n_continuous]
-    if np.array_equal(ours, theirs):
-        return Transport(1.0, np.zeros(ensemble.layout.n_points))
-    factor, shift = common_affine_map(ours, theirs)
-    size = np.abs(theirs).max()
-    fits = np.abs(factor * ours + shift - theirs).max() <= SPACE_TOLERANCE * max(size, 1.0)
-    if not fits or ensemble.layout.variables:
-        raise ValueError(incompatible(name, first, "see their columns on different scales"))
-    return Transport(factor, shift)
-
-
-def common_affine_map(ours: Array, theirs: Array) -> tuple[float, Array]:
-    """Return the factor and the shifts that map increasing columns to others, if there are any."""
-    factor = float((theirs[-1, 0] - theirs[0, 0]) / (ours[-1, 0] - ours[0, 0]))
-    middle = len(ours) // 2
-    return factor, theirs[middle] - factor * ours[middle]
-
-
-def same_columns(first: TableSpace, second: TableSpace) -> bool:
-    """Return whether two spaces model the same columns, and embed their levels alike."""
-    if first.n_columns != second.n_columns:
-        return False
-    pairs = [
-        (first.continuous, second.continuous),
-        (first.discrete, second.discrete),
-        (first.constant, second.constant),
-        (first.constant_values[first.constant], second.constant_values[second.constant]),
-    ]
-    if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
-        return False
-    variables = zip(first.layout.variables, second.layout.variables, strict=True)
-    return all(
-        ours.n_levels == theirs.n_levels
-        and (ours.values is None) == (theirs.values is None)
-        and (
-            ours.values is None
-            or theirs.values is None
-            or np.allclose(ours.values, theirs.values, rtol=SPACE_TOLERANCE, atol=SPACE_TOLERANCE)
-        )
-        for ours, theirs in variables
-    )
-
-
-def incompatible(name: str, first: str, what: str) -> str:
-    """Return the message that two members cannot be combined."""
-    return (
-        f"The members {name!r} and {first!r} {what}, so their denoisers see different noise and "
-        "cannot be combined. Let the ensemble fit them (prefit=False), or fit both to the same "
-        "rows with the same marginals='standard' or the same levels."
-    )
-
-
-# -- the model -------------------------------------------------------------------------------
-
-
-class SharedDenoiser:
-    """A denoiser that several members have: they call it with the same points, it works once.
-
-    Parameters
-    ----------
-    denoiser : callable
-        The denoiser.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-        self._last = threading.local()
-
-    def __call__(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the predicted noise; that of the thread's last call if the tensors are those."""
-        last: tuple[Tensor, Tensor, Tensor] | None = getattr(self._last, "call", None)
-        if last is None or last[0] is not z or last[1] is not logsnr:
-            last = z, logsnr, self.denoiser(z, logsnr)
-            self._last.call = last
-        return last[2]
-
-
-def member_denoiser(
-    model: TableModel, transport: Transport, shared: Mapping[str, Denoiser]
-) -> Denoiser:
-    """Return a member's complete model as a denoiser of the ensemble's noisy rows.
-
-    Outside of the member's range of the log-SNR it is the member's control variate.
-
-    Parameters
-    ----------
-    model : TableModel
-        The member.
-    transport : Transport
-        The map from the ensemble's rows to its own.
-    shared : dict of str to callable
-        Those of its experts that are evaluated for others too, of its own rows.
-
-    Returns
-    -------
-    callable
-        The denoiser.
-    """
-    experts = {**model.experts(), **shared}
-    paired = model.stack(experts).paired_with(experts[model.control])
-    low, high = model.logsnr[0] - RANGE_TOLERANCE, model.logsnr[-1] + RANGE_TOLERANCE
-
-    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
-        own_z, own = transport(z, logsnr)
-        reference, stack = paired(own_z, own)
-        return torch.where(((own >= low) & (own <= high))[:, None], stack, reference)
-
-    return denoise
-
-
-@dataclass
-class EnsembleModel(TableModel):
-    """A fitted density whose experts are other fitted densities and their references.
-
-    Attributes
-    ----------
-    members : dict of str to TableModel
-        The members' models.
-    transports : dict of str to Transport
-        Maps from the ensemble's rows to theirs.
-    reference_names : dict of str to dict of str to str
-        For each member, the names in ``references`` of its own references.
-    sole : str or None
-        The member that has all the weight because all other experts equal it; then the integral
-        is that member's, digit by digit.
-    """
-
-    members: dict[str, TableModel] = field(default_factory=dict)
-    transports: dict[str, Transport] = field(default_factory=dict)
-    reference_names: dict[str, dict[str, str]] = field(default_factory=dict)
-    sole: str | None = None
-
-    @property
-    def network_names(self) -> Collection[str]:
-        """Names of the experts that are no analytic references."""
-        return self.members.keys()
-
-    def experts(self) -> dict[str, Denoiser]:
-        """Return all denoisers by name: the members' and the references'."""
-        references: dict[str, Denoiser] = {
-            name: SharedDenoiser(denoiser) for name, denoiser in super().experts().items()
-        }
-        members: dict[str, Denoiser] = {}
-        for name, model in self.members.items():
-            transport = self.transports[name]
-            own = self.reference_names[name] if transport.is_identity else {}
-            shared = {theirs: references[ours] for theirs, ours in own.items()}
-            members[name] = member_denoiser(model, transport, shared)
-        return members | references
-
-    def paired(self) -> PairedDenoiser:
-        """Return the control variate and the stack as one function."""
-        return super().paired() if self.sole is None else self.members[self.sole].paired()
-
-
-def distinct_references(
-    members: Mapping[str, TableModel], transports: Mapping[str, Transport]
-) -> tuple[dict[str, Reference], dict[str, dict[str, str]]]:
-    """Return the members' references in the ensemble's space, and how each member calls them.
-
-    Equal ones are there once.  A reference keeps its name if no other expert has it, else the
-    member's name is put before it.
-    """
-    found: dict[str, Reference] = {}
-    names: dict[str, dict[str, str]] = {}
-    for member, model in members.items():
-        names[member] = {}
-        for own_name, own in model.references.items():
-            reference = transports[member].reference(own)
-            equal = [name for name, other in found.items() if equal_references(reference, other)]
-            is_free = own_name not in found and own_name not in members
-            name = equal[0] if equal else own_name if is_free else f"{member}__{own_name}"
-            found.setdefault(name, reference)
-            names[member][own_name] = name
-    return found, names
-
-
-def equal_references(first: Reference, second: Reference) -> bool:
-    """Return whether two references are the same distribution, number by number."""
-    if first is second:
-        return True
-    ours, theirs = first.state_dict(), second.state_dict()
-    return (
-        type(first) is type(second)
-        and ours.keys() == theirs.keys()
-        and all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    )
-
-
-def distinct_experts(profile: ErrorProfile, names: Sequence[str]) -> dict[str, str]:
-    """Return, for each expert, the first one of those named that predicts the same."""
-    gram = profile.mean_gram
-    index = {name: list(profile.names).index(name) for name in names}
-    same: dict[str, str] = {}
-    for name in names:
-        i = index[name]
-        for other in dict.fromkeys(same.values()):
-            j = index[other]
-            total = gram[:, i, i] + gram[:, j, j]
-            difference = np.abs(total - gram[:, i, j] - gram[:, j, i])
-            if (difference <= EQUAL_DENOISERS * total).all():
-                same[name] = other
-                break
-        else:
-            same[name] = name
-    return same
-
-
-def expert_weights(profile: ErrorProfile, names: Sequence[str], anchor: str, rule: str) -> Array:
-    """Return the weights of experts at the nodes, (n_nodes, n_experts).
-
-    Of experts that predict the same only the first has weight.
-
-    Parameters
-    ----------
-    profile : ErrorProfile
-        Products of the residuals on validation rows.
-    names : sequence of str
-        The experts.
-    anchor : str
-        The expert to fall back to with few rows.
-    rule : {"stack", "select"}
-        Whether the weights minimise the error, or are all on the best expert.
-
-    Returns
-    -------
-    ndarray of shape (n_nodes, n_experts)
-        Non-negative weights; rows sum to 1.
-    """
-    same = distinct_experts(profile, names)
-    chosen = list(dict.fromkeys(same.values()))
-    members = restrict_profile(profile, chosen)
-    if rule == "select":
-        errors = np.diagonal(members.mean_gram, axis1=1, axis2=2)
-        found = np.eye(len(chosen))[errors.argmin(axis=1)]
-    else:
-        found = stacking_weights(members, same[anchor])
-    weights = np.zeros((len(profile.logsnr), len(names)))
-    weights[:, [list(names).index(name) for name in chosen]] = found
-    return weights
-
-
-@dataclass(frozen=True)
-class WeightSettings:
-    """How the weights of an ensemble are found, and how it scores."""
-
-    rule: str
-    include_references: bool
-    scoring: FitSettings
-
-
-def fit_ensemble_model(
-    members: Mapping[str, TableModel],
-    space: TableSpace,
-    transports: Mapping[str, Transport],
-    valid: WeightedRows,
-    settings: WeightSettings,
-    seeds: Seeds,
-) -> tuple[EnsembleModel, dict[str, float]]:
-    """Return the weighted ensemble, and the validation bound of each expert alone.
-
-    Parameters
-    ----------
-    members : dict of str to TableModel
-        Fitted models.
-    space : TableSpace
-        The ensemble's space.
-    transports : dict of str to Transport
-        Maps from it to the members' spaces.
-    valid : WeightedRows
-        Rows, in the units of the data, that none of the members was fitted to.
-    settings : WeightSettings
-        Parameters.
-    seeds : Seeds
-        Seeds of the noise.
-
-    Returns
-    -------
-    model : EnsembleModel
-        The ensemble.
-    entropies : dict of str to float
-        Validation bounds in nats.
-    """
-    names = list(members)
-    references, reference_names = distinct_references(members, transports)
-    model = EnsembleModel(
-        space=space,
-        references=references,
-        control="",
-        preconditioner="",
-        nets={},
-        logsnr=common_nodes(members, transports),
-        expert_names=names,
-        weights=np.empty((0, len(names))),
-        rule=None,
-        seeds=seeds,
-        device=members[names[0]].device,
-        dequantizer=members[names[0]].dequantizer,
-        has_images=any(member.has_images for member in members.values()),
-        beyond=next((m.beyond for m in members.values() if m.beyond is not None), None),
-        members=dict(members),
-        transports=dict(transports),
-        reference_names=reference_names,
-    )
-    if space.is_empty:
-        bound = -float(model.log_density(valid.X[:1])[0][0])
-        model.entropy, model.entropy_std = bound, 0.0
-        return model, dict.fromkeys(names, bound)
-    rows = bound_rows(model, valid)
-    profile = model.profile(rows.mapped.X, rows.mapped.weight, rows.keys, rows.mapped.source)
-    if settings.include_references:
-        model.expert_names = [*names, *model.references]
-    share = rows.mapped.share
-    log_density = {
-        name: log_likelihoods(reference, rows.mapped.X)
-        for name, reference in model.references.items()
-    }
-    model.control = max(log_density, key=lambda name: float(share @ log_density[name]))
-    set_weights(model, profile, settings.rule)
-    baseline = float(share @ (log_density[model.control] + rows.log_slope)) + model.constant_term
-    entropies = {
-        name: validation_bound(profile, model.control, baseline, profile.vertex(name))
-        for name in model.expert_names
-    }
-    stack = profile.spread(model.expert_names, model.weights)
-    model.entropy = validation_bound(profile, model.control, baseline, stack)
-    difference = profile.row_errors(profile.vertex(model.control)) - profile.row_errors(stack)
-    bounds = log_density[model.control] + rows.log_slope + profile.integral(difference)
-    _, model.entropy_std = mean_and_std(bounds, rows.mapped, profile.n_observations)
-    model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
-    if model.sole is None:
-        few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
-        model.rule = scoring_rule(model, few, settings.scoring)
-    return model, entropies
-
-
-def common_nodes(members: Mapping[str, TableModel], transports: Mapping[str, Transport]) -> Array:
-    """Return nodes of the log-SNR over all members' ranges, in the ensemble's space.
-
-    They are as close as those of a member are at the closest.
-    """
-    nodes = [model.logsnr + transports[name].rise for name, model in members.items()]
-    nodes = [each for each in nodes if len(each)]
-    if not nodes:
-        return np.empty(0)
-    low, high = min(each[0] for each in nodes), max(each[-1] for each in nodes)
-    closest = min(each[1] - each[0] for each in nodes)
-    return np.linspace(low, high, max(N_NODES, math.ceil((high - low) / closest - 1e-6) + 1))
-
-
-@dataclass(frozen=True)
-class BoundRows:
-    """Validation rows as the denoisers see them.
-
-    Attributes
-    ----------
-    distinct : WeightedRows
-        Distinct rows.
-    mapped : WeightedRows
-        The same, but few states are repeated.
-    log_slope : ndarray of shape (n,)
-        Log-derivatives of the maps of these.
-    keys : ndarray of shape (n,), uint64
-        Keys of their noise.
-    """
-
-    distinct: WeightedRows
-    mapped: WeightedRows
-    log_slope: Array
-    keys: NDArray[np.uint64]
-
-
-def bound_rows(model: TableModel, valid: WeightedRows) -> BoundRows:
-    """Return as many validation rows as the error profile can afford."""
-    first = valid.take(np.arange(n_profile_rows(model, len(valid))))
-    if model.dequantizer is not None:
-        n_rows = n_profile_rows(model, LEAST_NOISY_COPIES)
-        first = model.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
-    rows = first.with_values(model.space.standardized(first.X))
-    split = MappedSplit.behind(model.space, rows, rows)
-    keys = row_keys(split.valid.X, model.seeds.scoring + 1)
-    if not model.space.is_discrete:
-        return BoundRows(split.valid, split.valid, split.valid_log_slope, keys)
-    mapped, keys = repeated(split.valid, keys, LEAST_PROFILE_ROWS)
-    return BoundRows(split.valid, mapped, np.zeros(len(mapped)), keys)
-
-
-def set_weights(model: EnsembleModel, profile: ErrorProfile, rule: str) -> None:
-    """Set the weights of the experts in place, and the member that all others equal, if any."""
-    names = list(model.expert_names)
-    model.weights = expert_weights(profile, names, expert_of_few_rows(model), rule)
-    if len(set(distinct_experts(profile, names).values())) > 1:
-        return
-    # Of equal experts the first has the weight, and the first experts are the members.
-    sole = model.members[names[0]]
-    model.sole, model.rule, model.seeds = names[0], sole.rule, sole.seeds
-    model.control = model.reference_names[names[0]][sole.control]
-
-
-def validation_bound(profile: ErrorProfile, control: str, baseline: float, weights: Array) -> float:
-    """Return the negative mean log-density of a stack of experts on validation rows."""
-    difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(weights)
-    return -baseline - float(profile.row_weight @ profile.integral(difference))
-
-
-# -- the estimator ---------------------------------------------------------------------------
+DROP = "drop"
 
 
 class IMMSEEnsemble(_BaseComposition, DensityEstimator):
@@ -839,6 +327,22 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         NotFittedError
             If a member that should be fitted is not.
         """
+        return self._fit(X, y, sample_weight, groups)
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        return self._fit(X, sample_weight=sample_weight, ranks_training_rows=True)
+
+    def _fit(
+        self,
+        X: Any,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        ranks_training_rows: bool = False,
+    ) -> Self:
+        """Fit the members and the weights."""
         self._forget_fit()
         members, fitted = self._checked_members()
         random_state = check_random_state(self.random_state)
@@ -875,7 +379,16 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                 place = number / n_stretches, (number + 1) / n_stretches
                 title = f"{name} ({number + 1}/{len(needs_fit)})"
                 with stretch_of_progress(*place, title), tasks.subfit(f"fit {name}", members[name]):
-                    fit_member(name, members[name], order[0], first, X, sample_weight, train)
+                    fit_member(
+                        name,
+                        members[name],
+                        order[0],
+                        first,
+                        X,
+                        sample_weight,
+                        train,
+                        ranks_training_rows,
+                    )
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
                 self._combine(members, order[0], valid, settings, seeds)
         if needs_fit and number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
@@ -932,8 +445,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     def _forget_bounds(self) -> None:
         """Let there be no validation bounds, since the members were fitted to the same rows."""
-        assert isinstance(self._model, EnsembleModel)
-        self._model.entropy = self._model.entropy_std = math.nan
+        self._model = replace(self._model, entropy=math.nan, entropy_std=math.nan)
         self.entropy_ = self.entropy_std_ = math.nan
         self.member_entropies_ = dict.fromkeys(self.member_entropies_, math.nan)
 
@@ -1042,9 +554,6 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         )
 
 
-DROP = "drop"
-
-
 def image_shape_of(member: TableEstimator) -> Sequence[int] | None:
     """Return the shape of the images that a member takes, or None."""
     given = getattr(getattr(member, "denoiser", None), "image_shape", None)
@@ -1142,7 +651,9 @@ def prepared(member: TableEstimator, random_state: np.random.RandomState) -> Tab
 
 def fixes_space(member: TableEstimator) -> bool:
     """Return whether a member cannot be fitted in any space: what it is given has its own."""
-    return getattr(member, "denoiser", None) is not None or isinstance(member.reference, Reference)
+    return getattr(member, "denoiser", None) is not None or isinstance(
+        member.reference, ContinuousReference
+    )
 
 
 def fit_member(
@@ -1153,6 +664,7 @@ def fit_member(
     X: Any,
     sample_weight: ArrayLike | None,
     train: ChosenRows,
+    ranks_training_rows: bool,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
@@ -1167,8 +679,16 @@ def fit_member(
     if space is not None and fixes_space(member):
         # A Reference object is in the units of X, of which standardisation is known.
         is_plain = space.marginal_map.is_identity
-        space = space if is_plain and isinstance(member.reference, Reference) else None
-    with_callbacks(type(member)._fit)(member, X, sample_weight, space, training_rows)
+        space = space if is_plain and isinstance(member.reference, ContinuousReference) else None
+    fit = with_callbacks(type(member)._fit)
+    fit(
+        member,
+        X,
+        sample_weight,
+        space,
+        training_rows,
+        ranks_training_rows=ranks_training_rows,
+    )
 
 
 def grouped_rows(

@@ -43,6 +43,7 @@ from sk_itdiffusion.encoding import (
     read_table,
     without_tensors,
 )
+from sk_itdiffusion.experts import NETWORKS
 from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.groups import checked_groups
 from sk_itdiffusion.incremental import IncrementalFit
@@ -51,7 +52,8 @@ from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.networks import networks_to_train
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, GivenFamily, ReferenceFamily
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT
@@ -102,6 +104,13 @@ class DensityEstimator(
     @abstractmethod
     def _read(self, X: Any) -> Array:
         """Return numbers and codes of a table like the one fitted."""
+
+    @abstractmethod
+    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to rows that will be ranked among themselves, as by a detector.
+
+        No expert takes part by default that is made of some of the rows: these would be likely.
+        """
 
     def _read_levels(self, X: Any, what: str = "learned from") -> Array:
         """Return numbers and codes of the rows that have no other values than levels.
@@ -344,8 +353,8 @@ class TableEstimator(DensityEstimator):
     }
 
     # Declared for the type checker; subclasses set them.
-    reference: str | Reference
-    experts: str | Sequence[str]
+    reference: str | ContinuousReference
+    experts: str | Sequence[str | ReferenceFamily]
     network: str | NetworkFamily
     schedule: str | Schedule
     hidden_size: int | str
@@ -482,6 +491,11 @@ class TableEstimator(DensityEstimator):
         """
         return self._fit(X, sample_weight, y=y, groups=groups)
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        return self._fit(X, sample_weight, ranks_training_rows=True)
+
     def _fit(
         self,
         X: Any,
@@ -490,11 +504,12 @@ class TableEstimator(DensityEstimator):
         chosen: Callable[[Array, Array], ChosenRows] | None = None,
         y: object = None,
         groups: ArrayLike | None = None,
+        ranks_training_rows: bool = False,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
-        their groups.
+        their groups.  ``ranks_training_rows`` says that these will be ranked among themselves.
         """
         codes = None if groups is None else self._checked_groups(X, groups)
         # Several processes need one seed.
@@ -526,7 +541,13 @@ class TableEstimator(DensityEstimator):
         self.schedule_ = settings.schedule
         n_networks = len(networks_to_train(settings, LEAST_ROWS_TO_SPLIT))
         tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
-        settings = replace(settings, tasks=tasks, attributes_of=self._attributes_of, extent=extent)
+        settings = replace(
+            settings,
+            tasks=tasks,
+            attributes_of=self._attributes_of,
+            extent=extent,
+            ranks_training_rows=ranks_training_rows,
+        )
         with progress_bar(type(self).__name__, self.verbose):
             self._model = fit_table_model(
                 values, weight, kinds, settings, random_state, previous, space, codes
@@ -648,14 +669,6 @@ class TableEstimator(DensityEstimator):
 
     def _settings(self) -> FitSettings:
         """Return the parameters in the form that the model takes."""
-        experts = self.experts
-        if experts != "auto":
-            unknown = [name for name in experts if name not in self._experts]
-            if unknown or not experts:
-                raise ValueError(
-                    f"experts must be 'auto' or a list of names from {list(self._experts)}, got "
-                    f"{experts!r}."
-                )
         task = self._network_task()
         network = self._network_family(task)
         usual = network.usual(task)
@@ -664,7 +677,7 @@ class TableEstimator(DensityEstimator):
         rate = usual.learning_rate if self.learning_rate == "auto" else self.learning_rate
         settings: dict[str, Any] = {
             "reference": self.reference,
-            "experts": experts,
+            **resolve_experts(self.experts, self._experts, self.reference),
             "marginals": "standard",
             "schedule": resolve_schedule(self.schedule),
             "network": network,
@@ -827,6 +840,58 @@ class CategoricalEstimator(TableEstimator):
     def _shares_levels(self) -> bool:
         """Return whether all columns have the same levels."""
         return False
+
+
+def resolve_experts(
+    experts: Any, possible: Sequence[str], reference: str | ContinuousReference
+) -> dict[str, Any]:
+    """Return the settings that follow from the parameter ``experts``.
+
+    Parameters
+    ----------
+    experts : "auto" or sequence of str and ReferenceFamily
+        The parameter.
+    possible : sequence of str
+        Names that an estimator knows.
+    reference : str or Reference
+        The control variate, which is an expert if it is an object.
+
+    Returns
+    -------
+    dict of str to Any
+        Settings by name.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or two experts have one name.
+    """
+    items = ["auto"] if isinstance(experts, str) else list(experts)
+    given = [item for item in items if isinstance(item, ReferenceFamily)]
+    texts = [item for item in items if not isinstance(item, ReferenceFamily)]
+    unknown = [item for item in texts if item not in ("auto", *possible)]
+    if unknown or not items:
+        raise ValueError(
+            f"experts must be 'auto' or a list of names from {list(possible)}, or of families of "
+            f"references of your own, with 'auto' or without, got {experts!r}."
+        )
+    names = [family.name for family in given]
+    for name in names:
+        if name in (*NETWORKS, "reference") or name in possible or names.count(name) > 1:
+            raise ValueError(
+                f"experts has a family with the name {name!r}, which another expert has. Set its "
+                "attribute name to another one."
+            )
+    known = [family for family in BUILT_IN_FAMILIES if family.name in possible]
+    if isinstance(reference, ContinuousReference):
+        known.insert(1, GivenFamily(reference))
+    named = tuple(text for text in texts if text != "auto")
+    return {
+        "experts": "auto" if "auto" in texts else [*named, *names],
+        "families": (*known, *given),
+        "asked": (*named, *names),
+        "named": named,
+    }
 
 
 def alike(first: Any, second: Any) -> bool:

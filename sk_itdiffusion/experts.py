@@ -1,586 +1,381 @@
-"""The analytic side of a fit: maps of the columns, references, range of the log-SNR."""
+"""The fitted denoisers behind a model, and their weights."""
 
 from __future__ import annotations
 
+import copy
 import math
-import threading
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from itertools import pairwise
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import skorch
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sk_itdiffusion.cubature import Keys
-from sk_itdiffusion.judging import (
-    best_beyond_an_error,
-    first_rows,
-    log_likelihoods,
-    mean_and_error,
-    search_numbers,
+from sk_itdiffusion.cubature import Keys, NoiseRule
+from sk_itdiffusion.dequantize import Dequantizer
+from sk_itdiffusion.likelihood import (
+    Denoiser,
+    ErrorProfile,
+    PairedDenoiser,
+    StackedDenoiser,
+    error_profile,
 )
-from sk_itdiffusion.latent_class import fit_latent_class
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.marginals import (
-    MARGINAL_KINDS,
-    ColumnMap,
-    first_map,
-    fit_marginal_map,
-    heavy_columns,
-)
-from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
-from sk_itdiffusion.references import (
-    GaussianReference,
-    IndependentReference,
-    KernelDensityReference,
-    LatentClassReference,
-    LowRankGaussianReference,
-    Reference,
-)
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, floor_eigenvalues
-from sk_itdiffusion.references.kernel_density import fit_kernel_density
-from sk_itdiffusion.references.mixture import (
-    GaussianMixtureReference,
-    as_mixture,
-    fit_gaussian_mixture,
-)
-from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion.references import Reference
 from sk_itdiffusion.space import TableSpace
-from sk_itdiffusion.splitting import MappedSplit
-from sk_itdiffusion.validation import Optimism, choice_optimism
 
-__all__ = []
+__all__ = [
+    "NETWORKS",
+    "BeyondBounds",
+    "Experts",
+    "Mixing",
+    "Seeds",
+    "covers",
+    "kind_of_expert",
+    "names_of_networks",
+    "network_denoiser",
+    "number_of_network",
+    "profile_noise",
+    "scoring_noise",
+]
 
 Array = NDArray[np.float64]
-#: Rows that the mixtures see at most; more hardly change them.
-MOST_ROWS_FOR_MIXTURES = 20_000
-#: Rows on which the number of components is searched.
-_ROWS_FOR_SEARCH = 10_000
-_COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
-_COMPONENTS_FOR_MAPS = (6, 20)
-_EM_STEPS_FOR_MAPS = 60
-_MOST_ROWS_FOR_MAPS = 5_000
-_KERNELS_FOR_MAPS = 3_000
-_MOST_ROWS_TO_FIT_MAPS = 50_000
-_MOST_EM_STEPS = 100
-_EM_STEPS_FOR_SEARCH = 40
-#: Rows from which covariances of levels are taken.
-MOST_ROWS_FOR_SPECTRUM = 2_000
-_CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-MOST_ROWS_FOR_CLASSES = 50_000
-#: Entries of the matrix of rows and levels that latent class models are fitted to.
-_MOST_INDICATORS = 4 * 10**7
-#: Probabilities in a latent class model.
-_MOST_CLASS_LEVELS = 10**6
-#: Products of rows, levels and classes in one step of expectation-maximisation.
-_MOST_CLASS_WORK = 5 * 10**9
-#: In nats; information below the least log-SNR that may be left to the control variate.
-_LEAST_INFORMATION = 0.005
-_ROWS_FOR_A_PARAMETER = 3
-#: Numbers in all covariances of a mixture; thousands of columns would take hours and gigabytes.
-_MOST_COVARIANCE_ENTRIES = 4 * 10**6
-#: Columns up to which a Gaussian has a full covariance, and its rank otherwise.
-MOST_COLUMNS_FOR_COVARIANCE = 4_096
-MOST_DIRECTIONS = 256
-#: Kernels in a density of kernels, and columns beyond which they are hopeless.
-_MOST_KERNELS = 10_000
-_MOST_COLUMNS_FOR_KERNELS = 50
-#: Variance of a kernel, in standardised units, that the highest log-SNR still resolves.
-_LEAST_KERNEL_VARIANCE = 1e-7
-#: Weights of the diagonal matrix in the covariances to choose from.
-_SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+#: Kinds of networks: the only or convolutional one, and the fully connected one beside the latter.
+NETWORKS = ("network", "dense_network")
+#: In standard deviations; what a network says of points farther away means nothing.
+LARGEST_NETWORK_INPUT = 1e6
+#: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
+WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
 
 
-def map_split(
-    kind: str, space: TableSpace, train: WeightedRows, valid: WeightedRows
-) -> MappedSplit:
-    """Return standardised rows behind the map of one kind, fitted to the training rows."""
-    sample = _rows_for_maps(space, train)
-    before = _first_maps(space, sample)
-    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, before=before)
-    return MappedSplit.behind(space.behind(marginal_map), train, valid)
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds of the parts of a fit."""
+
+    split: int
+    mixtures: int
+    network: int
+    scoring: int
+
+    @classmethod
+    def draw(cls, random_state: np.random.RandomState) -> Seeds:
+        """Return seeds drawn all at once, so that no choice in a fit shifts another's."""
+        return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
 
 
-def tame_split(
-    plain: MappedSplit, space: TableSpace, train: WeightedRows, valid: WeightedRows
-) -> MappedSplit:
-    """Return rows behind the same kind of map, but columns with heavy tails by their quantiles.
+@dataclass(frozen=True)
+class BeyondBounds:
+    """The law of rows that are not between bounds which earlier rows showed.
 
-    Validation rows help to tell whether tails are heavy: no mean over them can tell.
-    """
-    kind = plain.space.marginal_map.kind
-    sample, more = (_rows_for_maps(space, rows) for rows in (train, valid))
-    X, weight = np.concatenate([sample.X, more.X]), np.append(sample.weight, more.weight)
-    heavy = heavy_columns(plain.space.marginal_map, X, weight)
-    if kind == "quantile" or not any(heavy):
-        return plain
-    kind = "quantile" if all(heavy) else kind
-    before = _first_maps(space, sample)
-    marginal_map = fit_marginal_map(kind, sample.X, sample.weight, heavy, before)
-    return MappedSplit.behind(space.behind(marginal_map), train, valid)
-
-
-def _rows_for_maps(space: TableSpace, rows: WeightedRows) -> WeightedRows:
-    """Return the continuous columns of as many rows as maps are fitted to."""
-    # Canonical order is random in all but name, so the first rows are a fair sample.
-    sample = rows.take(np.arange(min(len(rows), _MOST_ROWS_TO_FIT_MAPS)))
-    return sample.columns(space.layout.n_continuous)
-
-
-def _first_maps(space: TableSpace, rows: WeightedRows) -> list[ColumnMap | None]:
-    """Return the maps of columns that are standardised around a bound; None for the others."""
-    bounds = space.standardized_bounds()
-    return [
-        first_map(np.ascontiguousarray(rows.X[:, j]), rows.weight, *map(float, bounds[j]))
-        if j in space.anchored
-        else None
-        for j in range(space.layout.n_continuous)
-    ]
-
-
-def choose_marginal_map(
-    kinds: Sequence[str],
-    spaces: Sequence[TableSpace],
-    train: WeightedRows,
-    valid: WeightedRows,
-    regularization: float,
-    seed: int,
-    resolution: float | None = None,
-) -> MappedSplit:
-    """Return the rows behind the map whose Gaussian or mixture validates best.
-
-    A mixture is a cheap guide: where a map makes the mixture better it makes the network better.
-    A map other than plain standardisation must gain more than one standard error.  Where a map
-    leaves tails heavy, mean and error say little, and columns are mapped by their quantiles unless
-    it gains more than two.
-
-    Parameters
+    Attributes
     ----------
-    kinds : sequence of str
-        Kinds of maps to choose from; the first is preferred.
-    spaces : sequence of TableSpace
-        Spaces whose continuous columns are mapped, which differ in their bounds only; the others
-        must gain more than two standard errors.
-    train, valid : WeightedRows
-        Standardised rows.
-    regularization : float
-        Added to the mixture's variances.
-    seed : int
-        Seed of the mixture.
-    resolution : float or None, default=None
-        Largest lattice step of a column if kernels may be experts, which are then a guide too; 0
-        if there is none.  None without kernels.
-
-    Returns
-    -------
-    MappedSplit
-        The chosen map and the mapped rows.
+    reference : Reference
+        Distribution of standardised rows, without bounds.
+    share : float
+        Probability that is kept for such rows.
     """
-    if len(kinds) * len(spaces) == 1 or spaces[0].layout.n_continuous == 0:
-        return map_split(kinds[0], spaces[0], train, valid)
-    groups = [_candidates(kinds, space, train, valid) for space in spaces]
-    splits = [split for group in groups for split, _ in group]
-    scores = map_in_workers(
-        lambda split: _guide_score(split, regularization, seed, resolution), splits, "cpu"
-    )
-    least = [n_errors for group in groups for _, n_errors in group]
 
-    ends = np.cumsum([0, *map(len, groups)]).tolist()
-
-    def choose(scores: Array, share: Array, source: Keys | None) -> int:
-        """Return the number of the best map behind the best space."""
-
-        def best(numbers: Sequence[int], least: Sequence[float]) -> int:
-            chosen = numbers[0]
-            for number in numbers[1:]:
-                mean, error = mean_and_error(scores[number] - scores[chosen], share, source=source)
-                if mean > least[number] * error:
-                    chosen = number
-            return chosen
-
-        winners = [best(range(a, b), least) for a, b in pairwise(ends)]
-        return best(winners, [2.0] * len(scores))
-
-    guided, plain = (np.stack(part) for part in zip(*scores, strict=True))
-    optimism = Optimism(
-        plain=choice_optimism(guided, valid, choose, plain),
-        others=choice_optimism(guided, valid, choose),
-    )
-    return replace(splits[choose(guided, valid.share, valid.unit)], optimism=optimism)
+    reference: Reference
+    share: float
 
 
-def _candidates(
-    kinds: Sequence[str], space: TableSpace, train: WeightedRows, valid: WeightedRows
-) -> list[tuple[MappedSplit, float]]:
-    """Return rows behind maps, and by how many standard errors each must beat those before it."""
-    plain = [map_split(kind, space, train, valid) for kind in kinds]
-    tame = [tame_split(split, space, train, valid) for split in plain]
-    wild = [split for split in plain if all(split is not other for other in tame)]
-    return [(split, 1.0) for split in tame] + [(split, 2.0) for split in wild]
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The denoisers that are fitted to the rows of a table, before they are weighted.
 
-
-def _guide_score(
-    split: MappedSplit, regularization: float, seed: int, resolution: float | None
-) -> tuple[Array, Array]:
-    """Return the validation rows' log-likelihood under the best of a few quick references.
-
-    Beside it is that under the first of them, a single Gaussian.
+    Attributes
+    ----------
+    space : TableSpace
+        Maps of the table's columns to the space of the denoisers.
+    references : dict of str to Reference
+        Analytic references there.
+    plain : str
+        Name of the reference of the fewest assumptions: one normal distribution, independent
+        discrete columns, or both.
+    preconditioner : str
+        Name of the reference that the networks correct.
+    nets : dict of str to NeuralNet
+        The trained networks.
+    grid : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR between which the networks are trained.
+    seeds : Seeds
+        Seeds of the split and of the noise in scoring.
+    device : torch.device
+        Where the denoisers are.
+    n_fits : int
+        Fits so far; more than one with warm starts.
+    dequantizer : Dequantizer or None
+        Noise that is added to the rows before all else.
+    has_images : bool
+        Whether the rows are images of continuous pixels.
+    beyond : BeyondBounds or None
+        The law of rows beyond the bounds of the space; None if they are impossible.
     """
-    random_state = np.random.RandomState(seed)
-    train = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
-    guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
-    guides += [
-        fit_gaussian_mixture(
-            train.X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS, train.weight
+
+    space: TableSpace
+    references: dict[str, Reference]
+    plain: str
+    preconditioner: str
+    nets: dict[str, skorch.NeuralNet]
+    grid: Array
+    seeds: Seeds
+    device: torch.device
+    n_fits: int = 1
+    dequantizer: Dequantizer | None = None
+    has_images: bool = False
+    beyond: BeyondBounds | None = None
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision of the references' denoisers; Apple's devices have no float64.
+
+        For levels alone single precision changes a log-probability by less than 1e-3 nats, far
+        less than the noise of its integration, and is up to twice as fast.
+        """
+        single = self.device.type == "mps" or self.space.is_discrete
+        return torch.float32 if single else torch.float64
+
+    @property
+    def network_names(self) -> Collection[str]:
+        """Names of the experts that are no analytic references."""
+        return tuple(self.nets)
+
+    def experts(self) -> dict[str, Denoiser]:
+        """Return all denoisers by name, on the device, in the space of the mapped columns."""
+        denoisers: dict[str, Denoiser] = {
+            name: on_device(reference, self.device, self.precision)
+            for name, reference in self.references.items()
+        }
+        networks: dict[str, Denoiser] = {
+            name: network_denoiser(net.module_.averaged) for name, net in self.nets.items()
+        }
+        return networks | denoisers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            self.__dict__["device"] = torch.device("cpu")
+
+    @property
+    def widest(self) -> int:
+        """Numbers that the widest step of one evaluation makes."""
+        widest = max(
+            reference.n_fused if self.device.type == "cpu" else reference.n_intermediate
+            for reference in self.references.values()
         )
-        for n_components in _COMPONENTS_FOR_MAPS
-        if (train.n_observations or len(train)) >= 10 * n_components
-        and is_affordable(n_components, train.X.shape[1])
-    ]
-    if resolution is not None and train.X.shape[1] <= _MOST_COLUMNS_FOR_KERNELS:
-        guides.append(_quick_kernels(split, guides[-1], resolution))
-    share = split.valid.share
-    valid = split.continuous_valid.X
-    scores = [log_likelihoods(guide, valid) + split.valid_log_slope for guide in guides]
-    return max(scores, key=lambda score: float(share @ score)), scores[0]
+        factor = WIDTH_OF_IMAGES if self.has_images else WIDTH_OF_TABLES
+        return max(widest, factor * self.space.layout.n_points, 256)
 
+    @property
+    def budget(self) -> int:
+        """Evaluations in one forward pass: as many as keep the widest layer in the cache.
 
-def _quick_kernels(split: MappedSplit, plain: Reference, resolution: float) -> Reference:
-    """Return kernels around a few of the training rows."""
-    assert isinstance(plain, GaussianReference | GaussianMixtureReference)
-    rows = first_rows(split.continuous_train.without_copies(), _KERNELS_FOR_MAPS)
-    floor = np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2)
-    return fit_kernel_density(rows.X, rows.share, as_mixture(plain), floor)
+        Larger passes are up to three times slower on a CPU, where the mixture's intermediate
+        results, one number for each component and feature, no longer fit; GPUs want large ones.
+        Of continuous tables passes are larger in any case: below two thousand evaluations Python's
+        own work, for which workers wait for each other, takes as long as the networks'.
+        """
+        widest = self.widest
+        cached = 2**18 if self.device.type == "cpu" else 2**27
+        # Enough to be worth a pass, but a bounded number of intermediate results.
+        least = int(np.clip(16 * cached // widest, 1, 64))
+        if not self.space.layout.variables and not self.has_images:
+            least = max(least, min(16 * cached // widest, 2048))
+        return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
 
+    @property
+    def constant_term(self) -> float:
+        """What all log-densities of levels and numbers have in common beside the maps' slopes.
 
-def fit_gaussian_by_validation(
-    train: WeightedRows, valid: WeightedRows | None, random_state: np.random.RandomState
-) -> Reference:
-    """Return a Gaussian of images: the covariance shrunk to its diagonal as validation rows ask.
+        It is that of the values that the columns without variation have.
+        """
+        term = float(self.greatest_constant_log_densities.sum()) + float(self.space.log_seen.sum())
+        if self.dequantizer is not None:
+            term += self.dequantizer.log_volume(self.space.continuous)
+        if self.beyond is not None:
+            term += math.log1p(-self.beyond.share)
+        return term
 
-    Pixels that hardly vary stay narrow so, other than in a covariance shrunk to one variance of
-    all columns.  Images of more than 4096 columns get a covariance of low rank.
+    @property
+    def greatest_constant_log_densities(self) -> Array:
+        """Logs of densities of columns without variation, or probabilities, at their values."""
+        greatest = self.space.greatest_constant_log_densities()
+        if self.dequantizer is None:
+            return greatest
+        has_cell = self.dequantizer.has_cell[self.space.constant]
+        return np.where(has_cell, math.log1p(-self.dequantizer.unseen), greatest)
 
-    Parameters
-    ----------
-    train : WeightedRows
-        Training rows.
-    valid : WeightedRows or None
-        Validation rows; without them the columns are taken as independent.
-    random_state : RandomState
-        Source of the decomposition of large images.
-
-    Returns
-    -------
-    Reference
-        The fitted Gaussian.
-    """
-    n_rows, n_columns = train.X.shape
-    if n_columns > MOST_COLUMNS_FOR_COVARIANCE:
-        rank = max(1, min(MOST_DIRECTIONS, n_rows // 4, n_columns - 1))
-        return LowRankGaussianReference.fit(train.X, rank, random_state, train.weight)
-    mean = train.share @ train.X
-    covariance = np.atleast_2d(np.cov(train.X.T, ddof=0, aweights=train.weight))
-    diagonal = np.diag(np.diag(covariance))
-
-    def shrunk(shrinkage: float) -> Reference:
-        mixed = (1.0 - shrinkage) * covariance + shrinkage * diagonal
-        return GaussianReference(mean, floor_eigenvalues(mixed))
-
-    if valid is None:
-        return shrunk(1.0)
-
-    def scored(shrinkage: float) -> tuple[float, Reference]:
-        reference = shrunk(shrinkage)
-        return float(valid.share @ log_likelihoods(reference, valid.X)), reference
-
-    best = scored(_SHRINKAGES[0])
-    for shrinkage in _SHRINKAGES[1:]:
-        candidate = scored(shrinkage)
-        if candidate[0] <= best[0]:
-            break
-        best = candidate
-    return best[1]
-
-
-def is_affordable(n_components: int, n_columns: int) -> bool:
-    """Return whether the covariances of a mixture are few enough numbers."""
-    return n_components * n_columns**2 <= _MOST_COVARIANCE_ENTRIES
-
-
-def fit_mixture_by_validation(
-    train: WeightedRows,
-    valid: WeightedRows,
-    regularization: float,
-    random_state: np.random.RandomState,
-    stop: threading.Event | None = None,
-) -> tuple[GaussianMixtureReference | None, Array]:
-    """Return the mixture whose number of components validates best, and how that flatters it.
-
-    Numbers are tried in increasing order, with few steps each and at most 10,000 rows, until two in
-    a row are no better; then the best is tried once more from another start, since
-    expectation-maximisation ends in local optima, and a quarter more than it.  The best must beat
-    a single Gaussian by more than one standard error, which guards against choosing among
-    over-fitted mixtures by a handful of rows; else there is none.
-
-    Parameters
-    ----------
-    train, valid : WeightedRows
-        Mapped rows.
-    regularization : float
-        Added to the variances.
-    random_state : RandomState
-        Source of the starts.
-    stop : threading.Event or None, default=None
-        Ends the search by a KeyboardInterrupt once it is set.
-
-    Returns
-    -------
-    mixture : GaussianMixtureReference or None
-        The mixture.
-    optimism : ndarray of shape (n_valid,)
-        By how much the choice flatters each validation row; see `choice_optimism`.
-    """
-    train = first_rows(train, MOST_ROWS_FOR_MIXTURES)
-    few = first_rows(train, _ROWS_FOR_SEARCH)
-    share = valid.share
-    gaussian = log_likelihoods(GaussianReference.fit(train.X, train.weight), valid.X)
-    scores: dict[tuple[int, int, int], Array] = {}
-
-    def fit(
-        rows: WeightedRows, n_steps: int, job: tuple[int, int]
-    ) -> tuple[float, GaussianMixtureReference]:
-        if stop is not None and stop.is_set():
-            raise KeyboardInterrupt
-        n_components, seed = job
-        mixture = fit_gaussian_mixture(
-            rows.X,
-            n_components,
-            np.random.RandomState(seed),
-            regularization,
-            n_steps,
-            rows.weight,
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether rows have probabilities, so that equal ones are different observations."""
+        return self.space.is_discrete or (
+            not self.has_images and covers(self.dequantizer, self.space)
         )
-        likelihoods = log_likelihoods(mixture, valid.X)
-        scores[*job, n_steps] = likelihoods
-        return float(share @ likelihoods), mixture
 
-    def fit_all(
-        numbers: Sequence[int],
-        rows: WeightedRows = few,
-        n_steps: int = _EM_STEPS_FOR_SEARCH,
-    ) -> list[tuple[float, GaussianMixtureReference]]:
-        seeds = random_state.randint(2**31 - 1, size=len(numbers))
-        jobs = zip(numbers, seeds, strict=True)
-        return map_in_workers(partial(fit, rows, n_steps), jobs, "cpu")
+    def constant_log_ratios(self, values: Array) -> Array:
+        """Return by how much entries are less likely than the only value of their column.
 
-    n_rows, n_columns = train.n_observations or len(train), train.X.shape[1]
-    possible = [
-        k
-        for k in _COMPONENTS
-        if _ROWS_FOR_A_PARAMETER * k * (n_columns + 1) <= n_rows and is_affordable(k, n_columns)
-    ]
-    best = search_numbers(possible, fit_all, float(share @ gaussian))
-    if best is not None:
-        score, mixture, n_best = best
-        beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
-        mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
-        gain = log_likelihoods(mixture, valid.X) - gaussian
-        mean, error = mean_and_error(gain, share, source=valid.unit)
-    tried = np.stack([gaussian, *(scores[job] for job in sorted(scores))])
-    optimism = choice_optimism(tried, valid, best_beyond_an_error)
-    return (mixture if best is not None and mean > error else None), optimism
+        The shape is (n, n_constant), of the columns without variation; in nats.
+        """
+        ratios = -0.5 * self.space.squared_constant_deviations(values)
+        if self.dequantizer is not None:
+            has_cell = self.dequantizer.has_cell[self.space.constant]
+            found = self.dequantizer.log_ratio(values)[:, self.space.constant]
+            ratios = np.where(has_cell, found, ratios)
+        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+        return np.ascontiguousarray(ratios)
 
+    def log_density_of_constants(self, values: Array) -> Array:
+        """Return the part of log-densities that no denoiser is asked for, in nats.
 
-def fit_kernel_density_by_validation(
-    train: WeightedRows,
-    valid: WeightedRows,
-    plain: GaussianReference | GaussianMixtureReference,
-    resolution: float,
-    stop: threading.Event | None = None,
-) -> KernelDensityReference | None:
-    """Return kernels around the training rows, or None if they are no better than none.
+        It is that of columns without variation and of values that no row of the fit has.
+        """
+        total = self.constant_log_ratios(values).sum(axis=1) + self.constant_term
+        total += self.space.unseen_log_odds(values).sum(axis=1)
+        return np.asarray(total)
 
-    The covariance that the kernels share and the weight of what lies between them are those of
-    greatest likelihood of training rows, each without the kernel around itself, by
-    expectation-maximisation.  The density must beat the plain one on the validation rows by more
-    than one standard error.
+    def dequantized_points(self, values: Array, keys: Keys) -> Array:
+        """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
+        assert self.dequantizer is not None
+        repeated = np.repeat(values, keys[0].size, axis=0)
+        noisy = repeated + self.dequantizer.offsets(keys.ravel())
+        rows, _ = self.space.rows(self.space.standardized(noisy))
+        return self.space.layout.embed_array(rows).reshape(*keys.shape, -1)
 
-    Parameters
-    ----------
-    train, valid : WeightedRows
-        Mapped rows, distinct and in random order.
-    plain : GaussianReference or GaussianMixtureReference
-        Distribution that stands for what lies far from all rows.
-    resolution : float
-        Largest lattice step of a column, which kernels shall not resolve; 0 if there is none.
-    stop : threading.Event or None, default=None
-        Ends the fit by a KeyboardInterrupt once it is set.
+    def profile(
+        self, rows: Array, weight: Array, keys: Keys, logsnr: Array, source: Keys | None = None
+    ) -> ErrorProfile:
+        """Return the products of all experts' residuals at nodes of the log-SNR.
 
-    Returns
-    -------
-    KernelDensityReference or None
-        The density; of more than 50 columns there is none.
-    """
-    rows = first_rows(train.without_copies(), _MOST_KERNELS)
-    if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
-        return None
-    density = fit_kernel_density(
-        rows.X,
-        rows.share,
-        as_mixture(plain),
-        np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2),
-        stopped=lambda: stop is not None and stop.is_set(),
-    )
-    gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
-    mean, error = mean_and_error(gain, valid.share, source=valid.unit)
-    return density if mean > error else None
-
-
-def fit_latent_class_by_validation(
-    split: MappedSplit,
-    independent: IndependentReference,
-    regularization: float,
-    random_state: np.random.RandomState,
-    stop: threading.Event | None = None,
-) -> LatentClassReference | None:
-    """Return the latent class model whose number of classes validates best, or None.
-
-    It must be better than the independent reference by more than one standard error.
-
-    Parameters
-    ----------
-    split : MappedSplit
-        Training and validation rows.
-    independent : IndependentReference
-        Reference without classes.
-    regularization : float
-        Added to the variances of continuous columns.
-    random_state : RandomState
-        Source of the starts.
-    stop : threading.Event or None, default=None
-        Ends the search by a KeyboardInterrupt once it is set.
-
-    Returns
-    -------
-    LatentClassReference or None
-        The model.
-    """
-    layout, valid = independent.layout, split.valid
-    width = layout.n_level_points + layout.n_continuous * (layout.n_continuous + 1) // 2
-    most = int(np.clip(_MOST_INDICATORS // width, 1000, MOST_ROWS_FOR_CLASSES))
-    rows = split.train.take(np.arange(min(len(split.train), most)))
-    few = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_MIXTURES)))
-    baseline = log_likelihoods(independent, valid.X)
-
-    def fit(job: tuple[int, int], last: bool = False) -> tuple[float, LatentClassReference]:
-        reference = fit_latent_class(
-            rows if last else few,
-            layout,
-            job[0],
-            np.random.RandomState(job[1]),
-            regularization=regularization,
-            max_iter=_MOST_EM_STEPS if last else _EM_STEPS_FOR_SEARCH,
-            stopped=lambda: stop is not None and stop.is_set(),
+        Rows of one source are copies of one observation, with different noise.
+        """
+        points = self.space.layout.embed_array(rows)
+        n_points = points.shape[1]
+        if self.space.is_discrete:
+            noise = NoiseRule.for_levels(n_points, seed=1)
+        else:
+            noise = profile_noise(n_points, self.has_images)
+        profile = error_profile(
+            points,
+            weight,
+            keys,
+            self.experts(),
+            logsnr,
+            noise,
+            budget=self.budget,
+            device=self.device,
+            dtype=self.precision,
         )
-        return float(valid.share @ log_likelihoods(reference, valid.X)), reference
-
-    def fit_all(numbers: Sequence[int]) -> list[tuple[float, LatentClassReference]]:
-        seeds = random_state.randint(2**31 - 1, size=len(numbers))
-        with single_blas_thread():
-            return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
-
-    n_levels = layout.n_level_points
-    n_possible = min(
-        len(rows), _MOST_CLASS_LEVELS // n_levels, _MOST_CLASS_WORK // (len(rows) * n_levels)
-    )
-    possible = [c for c in _CLASSES if c < 2 * n_possible]
-    best = search_numbers(possible, fit_all, float(valid.share @ baseline))
-    if best is None:
-        return None
-    # The search is brief; its winner is fitted once more, to all rows and to the end.
-    with single_blas_thread():
-        final = fit((best[2], int(random_state.randint(2**31 - 1))), last=True)
-    chosen = final[1] if final[0] > best[0] else best[1]
-    gain = log_likelihoods(chosen, valid.X) - baseline
-    n_valid = None if layout.n_continuous else float(valid.weight.sum())
-    mean, error = mean_and_error(gain, valid.share, n_valid)
-    return chosen if mean > error else None
+        if source is not None:
+            return replace(profile, n_observations=weight.sum(), source=source)
+        # Equal rows of discrete columns are different observations.
+        return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
 
 
-def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
-    """Return the range of the log-SNR in which a model can differ from continuous references.
+@dataclass(frozen=True)
+class Mixing:
+    """Weights of experts at nodes of the log-SNR.
 
-    Below it nothing but mean and covariance matters; above it the noise is much finer than the
-    narrowest direction of the references (at most exp(-5) standard deviations, since a network can
-    find what is finer than a single Gaussian), or as fine as the resolution of the columns.
-
-    Parameters
+    Attributes
     ----------
-    references : sequence of Reference
-        Fitted references.
-    resolution : float
-        Largest lattice step of a column, in standard deviations; 0 if there is none.
-
-    Returns
-    -------
-    low, high : float
-        The range.
+    control : str
+        Name of the reference that is the control variate.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_names : sequence of str
+        The experts.
+    weights : ndarray of shape (n_nodes, n_experts)
+        Their weights at the nodes.
     """
-    ranges = [reference.variance_range() for reference in references]
-    low = -math.log(max(high for _, high in ranges)) - 4.0
-    high = -math.log(min(low for low, _ in ranges)) + 6.9
-    high = float(np.clip(high, 10.0, 18.0))
-    if resolution > 0.0:
-        high = min(high, -2.0 * math.log(0.5 * resolution))
-    return low, max(high, low + 4.0)
+
+    control: str
+    logsnr: Array
+    expert_names: Sequence[str]
+    weights: Array
+
+    def stack(self, experts: Mapping[str, Denoiser]) -> StackedDenoiser:
+        """Return the stacked denoiser."""
+        members = {name: experts[name] for name in self.expert_names}
+        return StackedDenoiser(members, self.logsnr, self.weights)
+
+    def paired(self, experts: Mapping[str, Denoiser]) -> PairedDenoiser:
+        """Return the control variate and the stack as one function."""
+        return self.stack(experts).paired_with(experts[self.control])
 
 
-def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float]:
-    """Return the range of the log-SNR in which a model can differ from independent columns.
+def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:
+    """Return whether all columns that vary are on lattices, so that rows have probabilities."""
+    if dequantizer is None or len(space.discrete) or not len(space.continuous):
+        return False
+    return bool((dequantizer.step[space.continuous] > 0).all())
 
-    At a low log-SNR a, two columns of covariance c tell ``exp(2 a) / 4 c**2`` nats more than
-    independent ones do; above the upper end no level is taken for another.
 
-    Parameters
-    ----------
-    layout : Layout
-        Where the columns are, with at least one discrete variable.
-    rows : WeightedRows
-        Rows of the layout.
+def names_of_networks(n_networks: int) -> list[str]:
+    """Return the names of networks of one kind: network, network_2, network_3 and so on."""
+    return [NETWORKS[0], *(f"{NETWORKS[0]}_{number + 1}" for number in range(1, n_networks))]
 
-    Returns
-    -------
-    low, high : float
-        The range.
+
+def number_of_network(name: str) -> int:
+    """Return the number, from 0 on, of a network of this name."""
+    if name in NETWORKS:
+        return NETWORKS.index(name)
+    return int(name.removeprefix(f"{NETWORKS[0]}_")) - 1
+
+
+def kind_of_expert(name: str) -> str:
+    """Return the name by which the parameter ``experts`` knows an expert: all networks have one."""
+    kind, _, number = name.rpartition("_")
+    return kind if kind == NETWORKS[0] and number.isdecimal() else name
+
+
+def scoring_noise(
+    space: TableSpace, seed: int, n_directions: int | None, has_images: bool = False
+) -> NoiseRule:
+    """Return the noise rule that suits the kinds of the columns."""
+    n_points = space.layout.n_points
+    if has_images:
+        n_directions = 1 if n_directions is None else n_directions
+    if not space.layout.variables:
+        return NoiseRule.for_scoring(n_points, seed, n_directions)
+    mirrored = space.layout.is_nearly_continuous
+    return NoiseRule.for_levels(n_points, seed, n_directions, mirrored=mirrored)
+
+
+def profile_noise(n_points: int, has_images: bool) -> NoiseRule:
+    """Return the noise rule of error profiles of continuous columns; images get less of it."""
+    return NoiseRule(n_points, 1 if has_images else min(n_points, 2), central=False, seed=1)
+
+
+def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) -> Reference:
+    """Return the reference, or a copy of it where it has to move."""
+    if device.type == "cpu" and dtype == torch.float64:
+        return reference
+    return copy.deepcopy(reference).to(device=device, dtype=dtype)
+
+
+def network_denoiser(module: torch.nn.Module) -> Denoiser:
+    """Return a float32 network as a denoiser for tensors of any precision.
+
+    Points beyond all data are seen by the network at a bound, where float32 still squares them.
+    Any function of the noisy point is a denoiser, so the bound on the likelihood holds.
     """
-    sample = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_SPECTRUM)))
-    points = layout.embed_array(sample.X)
-    deviation = np.sqrt(sample.share)[:, None] * (points - sample.share @ points)
-    squared = squared_norm(deviation)
-    # Columns of one variable belong together.
-    owner = layout.owners()
-    order = np.argsort(owner, kind="stable")
-    for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
-        squared -= squared_norm(deviation[:, group])
-    low = 0.5 * math.log(4.0 * _LEAST_INFORMATION / max(squared, 1e-3))
-    high = math.log(60.0) - 2.0 * math.log(min(v.spacing for v in layout.variables))
-    return low, max(high, low + 4.0)
+
+    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        noise: Tensor = module(bounded.float(), logsnr.float())
+        return noise.to(z.dtype)
+
+    return denoise
 
 
-def squared_norm(deviation: Array) -> float:
-    """Return the sum of the squared entries of A'A, by the smaller of A'A and AA'."""
-    tall = deviation.shape[0] >= deviation.shape[1]
-    gram = deviation.T @ deviation if tall else deviation @ deviation.T
-    return float((gram**2).sum())
+def network_posterior(module: torch.nn.Module) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """Return a float32 network's log-posterior of levels for tensors of any precision."""
 
+    def posterior(z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        parts = module.log_posterior(bounded.float(), logsnr.float())  # type: ignore[operator]
+        return [part.to(z.dtype) for part in parts]
 
-def mixture_regularization(step: Array) -> float:
-    """Return the variance that keeps a mixture from resolving the columns' lattices."""
-    return float(np.clip((step**2).max(initial=0.0) / 12.0, VARIANCE_FLOOR, 1e-2))
-
-
-def marginal_kinds(marginals: str) -> Sequence[str]:
-    """Return the kinds of maps that a parameter value allows."""
-    return MARGINAL_KINDS if marginals == "auto" else (marginals,)
+    return posterior

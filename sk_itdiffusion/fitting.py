@@ -1,24 +1,30 @@
-"""How the model behind the estimators is fitted.
+"""How the model behind the estimators is fitted: a pipeline of stages.
 
-Rows are grouped and split, the columns are standardised and mapped, references are fitted, the
-network is trained on what they lack, and at each log-SNR the experts are stacked by their
-validation errors.
+1. `sk_itdiffusion.schema`: rows are grouped, and the columns standardised;
+2. `sk_itdiffusion.splitting` and `sk_itdiffusion.map_choice`: rows are divided for training and
+   validation, which chooses the maps of the columns;
+3. `sk_itdiffusion.selection`: families of references are fitted;
+4. `sk_itdiffusion.networks`: networks are trained on what the references lack;
+5. `sk_itdiffusion.stacking`: at each log-SNR the experts are weighted by their validation errors.
+
+Each stage returns a frozen object, and the model is built once, from all of them.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import skorch
 from numpy.typing import NDArray
 
-from sk_itdiffusion.dequantize import Dequantizer
-from sk_itdiffusion.experts import choose_marginal_map, marginal_kinds, mixture_regularization
-from sk_itdiffusion.groups import RowGroups
-from sk_itdiffusion.model import Seeds, TableModel
+from sk_itdiffusion.experts import BeyondBounds, Experts, Mixing, Seeds, kind_of_expert
+from sk_itdiffusion.latent_class import smoothed_marginals
+from sk_itdiffusion.map_choice import choose_map
+from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.networks import (
     SHARE_OF_TRAINING,
     bound_history,
@@ -26,42 +32,17 @@ from sk_itdiffusion.networks import (
     train_networks,
     warn_if_still_improving,
 )
-from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
-from sk_itdiffusion.references import Reference
-from sk_itdiffusion.rows import WeightedRows, group_rows
-from sk_itdiffusion.schema import (
-    check_bounds,
-    check_varying_columns,
-    groups_of_copies,
-    in_counts,
-    make_dequantizer,
-    n_observations,
-    noise_steps,
-    noisy_copies,
-    table_space,
-    warn_about_columns,
-    warn_of_few_rows,
-)
-from sk_itdiffusion.selection import (
-    KERNELS,
-    N_NODES,
-    choose_control,
-    choose_preconditioner,
-    fit_references,
-    kernel_reference,
-    kernels_may_be_experts,
-    law_beyond_bounds,
-    model_range,
-    with_nodes_for_kernels,
-)
+from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion.schema import KnownColumns, Schema, n_observations, read_schema
+from sk_itdiffusion.selection import EarlierReferences, FittedReferences, fit_references
 from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.splitting import MappedSplit, split_rows
-from sk_itdiffusion.stacking import finish_stacking
-from sk_itdiffusion.validation import Optimism
+from sk_itdiffusion.stacking import stacked_model
 
-__all__ = []
+__all__ = ["fit_table_model"]
 
 logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
@@ -104,89 +85,39 @@ def fit_table_model(
         The fitted model.
     """
     seeds = Seeds.draw(random_state) if previous is None else previous.seeds
-    grouped = group_rows(values, weight)
-    counted = in_counts(grouped, weight)
-    dequantizer = make_dequantizer(counted, settings, seeds, previous)
-    known_space = given_space if previous is None else previous.space
-    check_bounds(grouped.X, settings, dequantizer, known_space)
-    if dequantizer is not None:
-        copies = noisy_copies(counted, dequantizer, settings)
-        grouped = copies.rows
-    n_weighted = float(counted.weight.sum())
-    space, report = table_space(grouped, kinds, settings, n_weighted, dequantizer)
-    if given_space is not None:
-        space = given_space
-    check_varying_columns(space, settings, previous)
-    warn_about_columns(report, space, dequantizer, settings.feature_names)
-    if space.is_discrete:
-        grouped = counted
-    belonging = None
-    if groups is not None:
-        source = grouped if dequantizer is None else counted
-        belonging = RowGroups.of(source, values, weight, groups)
-        if dequantizer is not None:
-            belonging = groups_of_copies(belonging, counted, copies)
-    if space.is_empty:
-        return _empty_model(grouped, space, settings, seeds, dequantizer)
-    step = report.step[space.continuous]
-    if dequantizer is not None:
-        step = noise_steps(dequantizer, space)
-    warn_of_few_rows(n_observations(grouped, space), space, settings)
-    if previous is not None:
-        step = step * space.standardizer.scale / previous.space.standardizer.scale
-        rows = grouped.with_values(previous.space.standardized(grouped.X))
-        split = MappedSplit.behind(
-            previous.space, *split_rows(rows, previous.space, settings, seeds.split, belonging)
-        )
-        # Its kernels may stand on rows that now validate.
-        references = {name: r for name, r in previous.references.items() if name != KERNELS}
-        logsnr, preconditioner = previous.logsnr[:N_NODES], previous.preconditioner
-    else:
-        rows = grouped.with_values(space.standardized(grouped.X))
-        train_rows, valid_rows = split_rows(rows, space, settings, seeds.split, belonging)
+    known = known_columns(previous, given_space)
+    schema, observed = read_schema(values, weight, kinds, settings, seeds, known, groups)
+    if schema.space.is_empty:
+        return empty_model(schema, seeds)
+    rows = observed.rows.with_values(schema.space.standardized(observed.rows.X))
+    train, valid = split_rows(rows, schema.space, settings, seeds.split, observed.groups)
+    if previous is None:
         current_progress().show(0.0, "references")
-        split, references = fit_analytic_side(
-            space, train_rows, valid_rows, step, settings, seeds.mixtures
-        )
-        preconditioner = choose_preconditioner(references, settings)
-        logsnr = np.linspace(*model_range(split, references, step), N_NODES)
-    references |= kernel_reference(split, references, step, settings)
-    logsnr = with_nodes_for_kernels(logsnr, references, step)
-    if previous is not None and previous.control in references and KERNELS not in references:
-        control = previous.control
+        split = choose_map(schema, train, valid, settings, seeds.mixtures)
     else:
-        control = choose_control(references, split.valid, settings)
-    model = TableModel(
+        split = MappedSplit.behind(schema.space, train, valid)
+    split, references = fit_references(
+        split, schema, settings, seeds.mixtures, earlier_references(previous)
+    )
+    experts = Experts(
         space=split.space,
-        references=references,
-        control=control,
-        preconditioner=preconditioner,
+        references=references.references,
+        plain=references.plain,
+        preconditioner=references.preconditioner,
         nets={},
-        logsnr=logsnr,
-        expert_names=(),
-        weights=np.empty((len(logsnr), 0)),
-        rule=None,
+        grid=references.grid,
         seeds=seeds,
         device=settings.device,
         n_fits=1 if previous is None else previous.n_fits + 1,
-        dequantizer=dequantizer,
-        has_images=settings.has_images,
+        dequantizer=schema.dequantizer,
+        has_images=schema.has_images,
         beyond=law_beyond_bounds(split.space, rows, settings)
         if previous is None
         else previous.beyond,
     )
-    model.nets = train_networks(
-        networks_to_train(settings, n_observations(rows, space)),
-        model,
-        split,
-        settings,
-        previous,
-    )
-    if model.nets:
-        model.history = bound_history(next(iter(model.nets.values())))
-        warn_if_still_improving(model.nets.values(), settings)
-    with stretch_of_progress(SHARE_OF_TRAINING if model.nets else 0.0, 1.0):
-        finish_stacking(model, split, settings)
+    experts, history = with_networks(experts, references, split, schema, settings, rows, previous)
+    with stretch_of_progress(SHARE_OF_TRAINING if experts.nets else 0.0, 1.0):
+        model = stacked_model(experts, references, split, schema, settings, history)
     logger.info(
         "fitted to %d rows: control variate %r of %s, %r maps, log-SNRs from %.2f to %.2f, "
         "validation bound %.4f nats per row",
@@ -200,83 +131,90 @@ def fit_table_model(
     return model
 
 
-def fit_analytic_side(
-    space: TableSpace,
-    train_rows: WeightedRows,
-    valid_rows: WeightedRows,
-    step: Array,
-    settings: FitSettings,
-    seed: int,
-) -> tuple[MappedSplit, dict[str, Reference]]:
-    """Return the mapped rows and the references; the first of several processes finds them."""
-
-    def mapped_and_fitted(stop: threading.Event) -> tuple[MappedSplit, dict[str, Reference]]:
-        split = _map_columns(space, train_rows, valid_rows, step, settings, seed)
-        references, optimism = fit_references(split, step, settings, seed, stop, split.judged)
-        return replace(split, optimism=replace(split.optimism, mixture=optimism)), references
-
-    if settings.processes.size == 1:
-        return run_interruptibly(mapped_and_fitted)
-
-    def found_by_one() -> tuple[TableSpace, dict[str, Reference], Optimism]:
-        split, references = run_interruptibly(mapped_and_fitted)
-        return split.space, references, split.optimism
-
-    space, references, optimism = settings.processes.from_first(found_by_one)
-    split = MappedSplit.behind(space, train_rows, valid_rows)
-    return replace(split, optimism=optimism), references
+def known_columns(
+    previous: TableModel | None, given_space: TableSpace | None
+) -> KnownColumns | None:
+    """Return what an earlier model, or the space of other models, tells of the columns."""
+    if previous is not None:
+        return KnownColumns(previous.space, previous.dequantizer)
+    return None if given_space is None else KnownColumns(given_space, must_vary_alike=False)
 
 
-def _map_columns(
-    space: TableSpace,
-    train_rows: WeightedRows,
-    valid_rows: WeightedRows,
-    step: Array,
-    settings: FitSettings,
-    seed: int,
-) -> MappedSplit:
-    """Return the rows behind the chosen marginal map."""
-    if space.is_mapped:
-        return MappedSplit.behind(space, train_rows, valid_rows)
-    kinds = marginal_kinds(settings.marginals)
-    if isinstance(settings.reference, Reference) or valid_rows is train_rows:
-        kinds = kinds[:1]
-    regularization = mixture_regularization(step)
-    is_choice = space.bounds is not None and settings.bounds is None
-    spaces = [space, replace(space, bounds=None)] if is_choice else [space]
-    resolution = None
-    if kernels_may_be_experts(space, settings):
-        resolution = float(step.max(initial=0.0))
-    return choose_marginal_map(
-        kinds, spaces, train_rows, valid_rows, regularization, seed, resolution
+def earlier_references(previous: TableModel | None) -> EarlierReferences | None:
+    """Return the references of an earlier model."""
+    if previous is None:
+        return None
+    return EarlierReferences(
+        previous.references, previous.preconditioner, previous.control, previous.grid
     )
 
 
-def _empty_model(
-    grouped: WeightedRows,
-    space: TableSpace,
+def with_networks(
+    experts: Experts,
+    references: FittedReferences,
+    split: MappedSplit,
+    schema: Schema,
     settings: FitSettings,
-    seeds: Seeds,
-    dequantizer: Dequantizer | None,
-) -> TableModel:
+    rows: WeightedRows,
+    previous: TableModel | None,
+) -> tuple[Experts, list[dict[str, float]]]:
+    """Return the experts with the trained networks, and the bounds of each epoch."""
+
+    def attributes_with(nets: dict[str, skorch.NeuralNet]) -> dict[str, Any]:
+        """Return the attributes of an estimator whose fit ended with some nets."""
+        assert settings.attributes_of is not None
+        so_far = replace(experts, nets=nets)
+        asked = settings.experts
+        if asked != "auto":  # no warning that some are not trained yet
+            there = set(map(kind_of_expert, so_far.experts()))
+            asked = [expert for expert in asked if expert in there]
+        history = bound_history(next(iter(nets.values())))
+        now = replace(settings, experts=asked)
+        return settings.attributes_of(
+            stacked_model(so_far, references, split, schema, now, history)
+        )
+
+    names = networks_to_train(settings, n_observations(rows, split.space))
+    nets = train_networks(names, experts, split, settings, previous, attributes_with)
+    if not nets:
+        return experts, []
+    warn_if_still_improving(nets.values(), settings)
+    return replace(experts, nets=nets), bound_history(next(iter(nets.values())))
+
+
+def law_beyond_bounds(
+    space: TableSpace, rows: WeightedRows, settings: FitSettings
+) -> BeyondBounds | None:
+    """Return the law of rows beyond bounds that none of the rows crosses; None if given ones."""
+    if space.bounds is None or settings.bounds is not None:
+        return None
+    continuous = rows.columns(space.layout.n_continuous)
+    gaussian = GaussianReference.fit(continuous.X, continuous.weight)
+    reference: Reference = gaussian
+    if space.layout.variables:
+        marginals = smoothed_marginals(rows, space.layout)
+        reference = IndependentReference(space.layout, marginals, gaussian)
+    return BeyondBounds(reference, 1.0 / (len(rows) + 2.0))
+
+
+def empty_model(schema: Schema, seeds: Seeds) -> TableModel:
     """Return the model of rows without columns that vary."""
-    if dequantizer is not None:
-        lattice = dequantizer.rounded(space.constant_values[None])[0]
-        space = replace(space, constant_values=lattice)
-    model = TableModel(
-        space=space,
+    experts = Experts(
+        space=schema.space,
         references={},
-        control="",
+        plain="",
         preconditioner="",
         nets={},
-        logsnr=np.empty(0),
-        expert_names=(),
-        weights=np.empty((0, 0)),
-        rule=None,
+        grid=np.empty(0),
         seeds=seeds,
-        device=settings.device,
-        dequantizer=dequantizer,
+        device=schema.device,
+        dequantizer=schema.dequantizer,
     )
-    model.entropy = -float(model.log_density(space.constant_values[None])[0][0])
-    model.entropy_std = 0.0
-    return model
+    only = schema.space.constant_values[None]
+    return TableModel.of(
+        experts,
+        Mixing("", np.empty(0), (), np.empty((0, 0))),
+        rule=None,
+        entropy=-float(experts.log_density_of_constants(only)[0]),
+        entropy_std=0.0,
+    )

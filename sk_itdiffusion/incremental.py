@@ -27,7 +27,7 @@ import copy
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import numpy as np
@@ -38,11 +38,11 @@ from torch import Generator
 
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion.denoisers import LevelDenoiser
-from sk_itdiffusion.experts import MOST_COLUMNS_FOR_COVARIANCE
+from sk_itdiffusion.experts import NETWORKS, Experts, number_of_network
 from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.generators import CopyableGenerator
 from sk_itdiffusion.latent_class import level_counts, smoothed_frequencies
-from sk_itdiffusion.model import NETWORKS, TableModel, number_of_network
+from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.networks import (
     build_network,
     cross_entropy_in_data_units,
@@ -55,14 +55,15 @@ from sk_itdiffusion.networks import (
 from sk_itdiffusion.optimizers import optimizer_settings
 from sk_itdiffusion.parallel import run_interruptibly
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references.families.gaussian import MOST_COLUMNS_FOR_COVARIANCE
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.rows import WeightedRows, column_labels
-from sk_itdiffusion.schema import check_bounds
-from sk_itdiffusion.selection import plain_reference
+from sk_itdiffusion.schema import Schema, check_bounds
+from sk_itdiffusion.selection import FittedReferences
 from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.splitting import MOST_VALIDATION_ROWS, MappedSplit
-from sk_itdiffusion.stacking import finish_stacking
+from sk_itdiffusion.stacking import stacked_model
 from sk_itdiffusion.streams import RowDataset
 from sk_itdiffusion.training import (
     Averages,
@@ -361,20 +362,28 @@ class IncrementalFit:
         new = WeightedRows(train, np.ones(len(train)))
         for total, counts in zip(self.counts, level_counts(new, space.layout), strict=True):
             total += counts
-        references = self._references(space)
-        plain = plain_reference(references)
-        model = replace(
-            previous, references=references, control=plain, preconditioner=plain, nets={}
+        schema = Schema(
+            space, np.zeros(0), previous.dequantizer, previous.has_images, previous.device
         )
+        experts, references = self._experts(previous)
         valid = WeightedRows(self.reservoir.rows, np.ones(len(self.reservoir.rows)))
         split = MappedSplit(space, new, valid, self.reservoir.log_slope)
-        losses = self._train(model, split, settings)
-        model.nets = {name: network.net for name, network in self.networks.items()}
-        finish_stacking(model, split, settings)
+        losses = self._train(experts, split, settings)
+        nets = {name: network.net for name, network in self.networks.items()}
+        experts = replace(experts, nets=nets)
+        model = stacked_model(experts, references, split, schema, settings)
         if losses:
             self._note(model, split, losses)
-        model.history = list(self.history)
-        return model
+        return replace(model, history=list(self.history))
+
+    def _experts(self, previous: TableModel) -> tuple[Experts, FittedReferences]:
+        """Return the reference of all training rows so far, as the only expert yet."""
+        plain = previous.plain
+        references = self._references(previous.space)
+        parts = {each.name: getattr(previous, each.name) for each in fields(Experts)}
+        parts |= {"references": references, "preconditioner": plain, "nets": {}}
+        grid = previous.grid
+        return Experts(**parts), FittedReferences(references, plain, plain, plain, grid, grid)
 
     def _references(self, space: TableSpace) -> dict[str, Reference]:
         """Return the reference of all training rows so far."""
@@ -386,7 +395,7 @@ class IncrementalFit:
         return {"independent": IndependentReference(space.layout, marginals, gaussian)}
 
     def _train(
-        self, model: TableModel, split: MappedSplit, settings: FitSettings
+        self, experts: Experts, split: MappedSplit, settings: FitSettings
     ) -> dict[str, float]:
         """Train the networks on the rows that fill batches, and return the mean losses."""
         rows = np.concatenate([self.pending, split.train.X])
@@ -396,10 +405,10 @@ class IncrementalFit:
         settings = replace(settings, n_networks=settings.n_networks or 1)
         for name in networks_to_train(settings, MANY_ROWS):
             if name not in self.networks:
-                self.networks[name] = new_network(name, model, split, settings)
+                self.networks[name] = new_network(name, experts, split, settings)
             network = self.networks[name]
-            network.correct(model.references[model.preconditioner], self.counts)
-            network.objective.offset = cross_entropy_in_data_units(model, split)
+            network.correct(experts.references[experts.preconditioner], self.counts)
+            network.objective.offset = cross_entropy_in_data_units(experts, split)
             if n_used == 0:
                 continue
             losses[name] = run_interruptibly(
@@ -407,7 +416,7 @@ class IncrementalFit:
                 limited=trains_in_one_thread(name, settings),
             )
             if settings.schedule.adaptive and network.n_steps >= 2 * network.adapted_at:
-                adapt = density_adapter(model, split, network.base, settings.processes)
+                adapt = density_adapter(experts, split, network.base, settings.processes)
                 network.density = adapt(network.objective.averaged)
                 network.adapted_at = network.n_steps
         return losses
@@ -439,6 +448,8 @@ def first_model(
         settings,
         reference=plain,
         experts=[plain],
+        asked=(plain,),
+        named=(plain,),
         preconditioner="independent",
         marginals=marginals,
         max_epochs=0,
@@ -449,13 +460,13 @@ def first_model(
 
 
 def new_network(
-    name: str, model: TableModel, split: MappedSplit, settings: FitSettings
+    name: str, experts: Experts, split: MappedSplit, settings: FitSettings
 ) -> StreamedNetwork:
     """Return an untrained network."""
-    generator = CopyableGenerator().manual_seed(model.seeds.network + number_of_network(name))
+    generator = CopyableGenerator().manual_seed(experts.seeds.network + number_of_network(name))
     has_levels = bool(split.space.layout.variables)
     dropout, weight_decay = regularization_for(name, MANY_ROWS, has_levels, settings)
-    denoiser = build_network(name, model, split.train, settings, dropout, generator)
+    denoiser = build_network(name, experts, split.train, settings, dropout, generator)
     objective = DenoisingObjective(
         denoiser,
         copy.deepcopy(split.space.layout).float(),
@@ -475,7 +486,7 @@ def new_network(
     net.micro_batch_size = settings.micro_batch_size
     net.initialize()
     net.module_.eval()
-    low, high = float(model.logsnr[0]), float(model.logsnr[-1])
+    low, high = float(experts.grid[0]), float(experts.grid[-1])
     base = settings.schedule.density(low, high, spectrum_of(split))
     rates = [group["lr"] for group in net.optimizer_.param_groups]
     return StreamedNetwork(net, base, base, generator, rates)

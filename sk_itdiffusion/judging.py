@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import Keys
 from sk_itdiffusion.parallel import map_in_workers
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.rows import WeightedRows, sums_over_sources
 
-__all__ = []
+__all__ = [
+    "best_beyond_an_error",
+    "first_rows",
+    "log_likelihoods",
+    "mean_and_error",
+    "search_numbers",
+]
 
 Array = NDArray[np.float64]
 _BLOCK_ROWS = 256

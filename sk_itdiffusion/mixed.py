@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, mixed_kinds
-from sk_itdiffusion.estimator import CategoricalEstimator
+from sk_itdiffusion.estimator import CategoricalEstimator, resolve_experts
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import Schedule
@@ -312,9 +312,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
         # Without discrete columns the independent reference is the normal distribution.
         plain = {} if has_levels else {"independent": "gaussian"}
         experts = self.experts
+        if not isinstance(experts, str):
+            experts = [plain.get(e, e) if isinstance(e, str) else e for e in experts]
         return super()._specific_settings() | {
             "reference": plain.get(str(self.reference), self.reference),
-            "experts": experts if experts == "auto" else [plain.get(e, e) for e in experts],
+            **resolve_experts(experts, self._experts, self.reference),
             "marginals": self.marginals,
             **self._checked_bounds(),
             "n_frequencies": self.n_frequencies,

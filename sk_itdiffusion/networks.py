@@ -32,19 +32,20 @@ from sk_itdiffusion.denoisers import (
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.distributed import Processes
-from sk_itdiffusion.experts import MOST_ROWS_FOR_SPECTRUM
-from sk_itdiffusion.generators import CopyableGenerator, seeded
-from sk_itdiffusion.judging import log_likelihoods
-from sk_itdiffusion.latent_class import level_counts
-from sk_itdiffusion.likelihood import error_profile
-from sk_itdiffusion.model import (
-    TableModel,
+from sk_itdiffusion.experts import (
+    Experts,
     kind_of_expert,
     names_of_networks,
     network_denoiser,
     number_of_network,
     profile_noise,
 )
+from sk_itdiffusion.generators import CopyableGenerator, seeded
+from sk_itdiffusion.grids import MOST_ROWS_FOR_SPECTRUM
+from sk_itdiffusion.judging import log_likelihoods
+from sk_itdiffusion.latent_class import level_counts
+from sk_itdiffusion.likelihood import error_profile
+from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.progress import current_progress
@@ -52,11 +53,9 @@ from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.rows import WeightedRows, resample_rows
 from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT, check_bounds, n_observations
-from sk_itdiffusion.selection import N_NODES
 from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import TableSpace
 from sk_itdiffusion.splitting import MappedSplit
-from sk_itdiffusion.stacking import finish_stacking
 from sk_itdiffusion.streams import StreamedRows
 from sk_itdiffusion.training import (
     DenoisingObjective,
@@ -69,7 +68,7 @@ from sk_itdiffusion.training import (
 )
 from sk_itdiffusion.warning import warn
 
-__all__ = []
+__all__ = ["bound_history", "networks_to_train", "train_networks", "warn_if_still_improving"]
 
 Array = NDArray[np.float64]
 LEAST_VALIDATION_ROWS = 2_000
@@ -117,12 +116,15 @@ def number_of_networks(settings: FitSettings) -> int:
 
 def train_networks(
     names: Sequence[str],
-    model: TableModel,
+    experts: Experts,
     split: MappedSplit,
     settings: FitSettings,
     previous: TableModel | None,
+    attributes_with: Callable[[dict[str, skorch.NeuralNet]], dict[str, Any]],
 ) -> dict[str, skorch.NeuralNet]:
     """Return the trained nets, built and trained in workers.
+
+    ``attributes_with`` returns the attributes of an estimator whose fit ended with some nets.
 
     No torch mode of the calling thread reaches those.  Networks that one thread trains are trained
     at the same time, unless callbacks, which they would share, could be in each other's way, or
@@ -134,21 +136,13 @@ def train_networks(
 
     def attributes_now(name: str, net: skorch.NeuralNet) -> dict[str, Any]:
         """Return the attributes of the estimator if its fit ended with the nets that there are."""
-        assert settings.attributes_of is not None
-        found = nets | {name: net}
-        so_far = replace(model, nets=found, history=bound_history(next(iter(found.values()))))
-        experts = settings.experts
-        if experts != "auto":  # no warning that some are not trained yet
-            there = set(map(kind_of_expert, so_far.experts()))
-            experts = [expert for expert in experts if expert in there]
-        finish_stacking(so_far, split, replace(settings, experts=experts))
-        return settings.attributes_of(so_far)
+        return attributes_with(nets | {name: net})
 
     jobs = {
         name: partial(
             train_network,
             name,
-            model,
+            experts,
             split,
             settings,
             previous,
@@ -185,21 +179,16 @@ def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
     return settings.device.type == "cpu" and is_small
 
 
-def range_of_network(model: TableModel) -> tuple[float, float]:
-    """Return the log-SNRs between which networks are trained; kernels may reach beyond."""
-    return float(model.logsnr[0]), float(model.logsnr[:N_NODES][-1])
-
-
-def cross_entropy_in_data_units(model: TableModel, split: MappedSplit) -> float:
+def cross_entropy_in_data_units(experts: Experts, split: MappedSplit) -> float:
     """Return the preconditioner's mean negative log-likelihood of the validation rows."""
-    mapped = log_likelihoods(model.references[model.preconditioner], split.valid.X)
+    mapped = log_likelihoods(experts.references[experts.preconditioner], split.valid.X)
     mean = float(split.valid.share @ (mapped + split.valid_log_slope))
-    return -mean - model.constant_term
+    return -mean - experts.constant_term
 
 
 def build_network(
     name: str,
-    model: TableModel,
+    experts: Experts,
     rows: WeightedRows,
     settings: FitSettings,
     dropout: float,
@@ -207,8 +196,8 @@ def build_network(
 ) -> Network:
     """Return a network that corrects the preconditioner: untrained, or a copy of the one given."""
     planned = planned_networks(settings)[name]
-    layout = model.space.layout
-    low, high = range_of_network(model)
+    layout = experts.space.layout
+    low, high = map(float, experts.grid[[0, -1]])
     plan = BackbonePlan(
         n_inputs=layout.n_points,
         n_outputs=layout.n_continuous + n_level_outputs(layout),
@@ -223,7 +212,7 @@ def build_network(
         task=settings.task,
         layout=layout,
     )
-    reference = copy.deepcopy(model.references[model.preconditioner]).float()
+    reference = copy.deepcopy(experts.references[experts.preconditioner]).float()
     backbone = build_backbone(planned.family, plan)
     if planned.family.is_complete:
         return ReferencedDenoiser(backbone, reference)
@@ -231,7 +220,7 @@ def build_network(
         return PreconditionedDenoiser(backbone, reference, plan.embedding)
     inputs: Reference = reference
     if not isinstance(inputs, IndependentReference):
-        inputs = copy.deepcopy(model.references["independent"]).float()
+        inputs = copy.deepcopy(experts.references["independent"]).float()
     assert isinstance(inputs, IndependentReference)
     counts = level_counts(rows, layout)
     return LevelDenoiser(backbone, reference, inputs, plan.embedding, counts)
@@ -305,7 +294,7 @@ class GivenFamily(NetworkFamily):
 
 def train_network(
     name: str,
-    model: TableModel,
+    experts: Experts,
     split: MappedSplit,
     settings: FitSettings,
     previous: TableModel | None,
@@ -315,15 +304,15 @@ def train_network(
     """Return the trained skorch net."""
     # Warm starts go on with other noise.
     generator = CopyableGenerator().manual_seed(
-        model.seeds.network + model.n_fits - 1 + 1_000_003 * number_of_network(name)
+        experts.seeds.network + experts.n_fits - 1 + 1_000_003 * number_of_network(name)
     )
-    low, high = range_of_network(model)
+    low, high = map(float, experts.grid[[0, -1]])
     n_rows = n_observations(split.train, split.space)
     if settings.stream is not None:
         n_rows += len(settings.stream)
     has_levels = bool(split.space.layout.variables)
     dropout, weight_decay = regularization_for(name, n_rows, has_levels, settings)
-    denoiser = build_network(name, model, split.train, settings, dropout, generator)
+    denoiser = build_network(name, experts, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
     plan = TrainingPlan(
@@ -344,14 +333,14 @@ def train_network(
         DenoisingObjective(
             denoiser,
             copy.deepcopy(split.space.layout).float(),
-            offset=cross_entropy_in_data_units(model, split),
+            offset=cross_entropy_in_data_units(experts, split),
             loss=settings.loss,
         ),
-        training_rows(model, split, settings),
+        training_rows(experts, split, settings),
         RowDataset(split.valid.X, split.valid.weight, settings.device),
         plan,
         generator,
-        adapt=density_adapter(model, split, plan.density, settings.processes),
+        adapt=density_adapter(experts, split, plan.density, settings.processes),
         callbacks=list(settings.callbacks),
         device=settings.device,
         interrupted=stop,
@@ -362,10 +351,10 @@ def train_network(
 
 
 def training_rows(
-    model: TableModel, split: MappedSplit, settings: FitSettings
+    experts: Experts, split: MappedSplit, settings: FitSettings
 ) -> RowDataset | StreamedRows:
     """Return the rows to train on; the noise of dequantisation is new in each step if it can be."""
-    dequantizer, space, device = model.dequantizer, split.space, settings.device
+    dequantizer, space, device = experts.dequantizer, split.space, settings.device
 
     def mapped(values: Array) -> Array:
         return space.rows(space.standardized(values))[0]
@@ -397,7 +386,7 @@ def training_rows(
     alike = resample_rows(
         WeightedRows(rows, split.train.weight),
         2 * len(rows),
-        np.random.RandomState(model.seeds.network),
+        np.random.RandomState(experts.seeds.network),
     )
     return StreamedRows(
         settings.stream, prepared, RowDataset(alike, np.ones(len(alike)), device, width)
@@ -469,15 +458,15 @@ def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -
 
 
 def density_adapter(
-    model: TableModel, split: MappedSplit, base: PiecewiseDensity, processes: Processes
+    experts: Experts, split: MappedSplit, base: PiecewiseDensity, processes: Processes
 ) -> Callable[[Network], PiecewiseDensity]:
     """Return a function that refits the importance density to the validation gap."""
-    most = IMAGES_TO_ADAPT if model.has_images else ROWS_TO_ADAPT
+    most = IMAGES_TO_ADAPT if experts.has_images else ROWS_TO_ADAPT
     few = split.valid.take(np.arange(min(len(split.valid), most)))
     keys = row_keys(few.X, 1)
     points = split.space.layout.embed_array(few.X)
-    noise = replace(profile_noise(points.shape[1], model.has_images), seed=2)
-    plain, nodes = model.preconditioner, model.logsnr[:N_NODES]
+    noise = replace(profile_noise(points.shape[1], experts.has_images), seed=2)
+    plain, nodes = experts.preconditioner, experts.grid
 
     def adapt(network: Network) -> PiecewiseDensity:
         network.eval()
@@ -485,12 +474,12 @@ def density_adapter(
             points,
             few.weight,
             keys,
-            {"network": network_denoiser(network), plain: model.experts()[plain]},
+            {"network": network_denoiser(network), plain: experts.experts()[plain]},
             nodes,
             noise,
-            budget=model.budget,
-            device=model.device,
-            dtype=model.precision,
+            budget=experts.budget,
+            device=experts.device,
+            dtype=experts.precision,
         )
         gap = profile.row_errors(profile.vertex(plain)) - profile.row_errors(
             profile.vertex("network")

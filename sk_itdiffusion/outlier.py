@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion.contributions import Contributions
 from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
@@ -39,7 +40,6 @@ from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.rows import in_common_units
-from sk_itdiffusion.selection import without_kernels
 from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]
@@ -96,9 +96,12 @@ class IMMSEOutlierDetector(
     Ties, integers and duplicates, which have no density, then do no harm.  Averaged over the
     models m = 1, ..., M of different smoothness that the density estimator holds (a normal
     distribution, a mixture of them, the stack with the network if there is one),
-    :math:`S(x) = \frac1M \sum_m S_m(x)`.  The threshold comes from rows that steered nothing, so
-    that new inliers are rejected at a rate that is known; with fewer than 1000 rows folds take
-    turns in this, and the rate is known approximately.
+    :math:`S(x) = \frac1M \sum_m S_m(x)`.  Mixtures are without the wide components that they have
+    for rows unlike all those seen: the detector asks how unlike a row is.  Only without a noise
+    floor and without the average is the score the log-density of the estimator as it is.  The
+    threshold comes from rows that steered nothing, so that new inliers are rejected at a rate that
+    is known; with fewer than 1000 rows folds take turns in this, and the rate is known
+    approximately.
 
     Parameters
     ----------
@@ -558,7 +561,7 @@ class IMMSEOutlierDetector(
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
         with long_call(self, "explain"):
-            parts = self._floored.contributions(values, self.estimator_._effort())
+            parts = Contributions(self._floored).of(values, self.estimator_._effort())
         # Columns so far out that they have no density share the least score.
         far = np.isneginf(parts)
         parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
@@ -857,7 +860,7 @@ def fitted(
 ) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
     estimator: DensityEstimator = clone(template).set_params(random_state=seed)
-    with warnings.catch_warnings(), tasks.subfit("fit", estimator), without_kernels():
+    with warnings.catch_warnings(), tasks.subfit("fit", estimator):
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
         rows, weight = given.rows, given.weight
@@ -865,7 +868,7 @@ def fitted(
             rows, weight = take(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
         # Not each estimator takes weights of rows that it reads in parts.
         equal = (weight == weight[0]).all()
-        estimator.fit(rows, sample_weight=None if equal else weight)
+        estimator._fit_to_rank(rows, None if equal else weight)
     return estimator
 
 

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion.bounds import around_cells, check_inside, shown_bounds, unbounded
 from sk_itdiffusion.dequantize import Dequantizer, NoisyCopies
+from sk_itdiffusion.experts import Seeds
 from sk_itdiffusion.groups import RowGroups
 from sk_itdiffusion.marginals import AffineMap, MarginalMap, Standardizer
-from sk_itdiffusion.model import Seeds, TableModel
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.rows import (
     ColumnReport,
     WeightedRows,
     column_labels,
     effective_number,
+    group_rows,
     in_common_units,
     inspect_columns,
 )
@@ -30,7 +33,16 @@ from sk_itdiffusion.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_la
 from sk_itdiffusion.streams import affordable_rows
 from sk_itdiffusion.warning import warn
 
-__all__ = []
+__all__ = [
+    "KnownColumns",
+    "Observations",
+    "Schema",
+    "check_bounds",
+    "in_counts",
+    "n_observations",
+    "read_schema",
+    "table_space",
+]
 
 Array = NDArray[np.float64]
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
@@ -41,6 +53,141 @@ LEAST_NOISY_COPIES = 10_000
 MOST_OBSERVATIONS = 1e8
 #: Steps of dequantisation that the noise at the highest log-SNR is finer than.
 FINENESS_OF_DEQUANTIZATION = 10.0
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the columns of a table are.
+
+    Attributes
+    ----------
+    space : TableSpace
+        Maps of the columns; those of the continuous ones may be chosen later.
+    step : ndarray of shape (n_continuous,)
+        Steps of the lattices of continuous columns that the log-SNR need not resolve, in standard
+        deviations; 0 where there is none.
+    dequantizer : Dequantizer or None
+        Noise that is added to the rows before all else.
+    has_images : bool
+        Whether the rows are images of continuous pixels.
+    device : torch.device
+        Where the denoisers will be.
+    """
+
+    space: TableSpace
+    step: Array
+    dequantizer: Dequantizer | None
+    has_images: bool
+    device: torch.device
+
+    @property
+    def resolution(self) -> float:
+        """Largest step of a lattice, in standard deviations; 0 if there is none."""
+        return float(self.step.max(initial=0.0))
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether discrete columns vary."""
+        return bool(self.space.layout.variables)
+
+    @property
+    def n_continuous(self) -> int:
+        """Number of continuous columns that vary."""
+        return self.space.layout.n_continuous
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Distinct rows of a table, with the noise of dequantisation.
+
+    Attributes
+    ----------
+    rows : WeightedRows
+        Rows in the units of the table, in canonical order.
+    groups : RowGroups or None
+        The groups that they belong to, if there are any.
+    """
+
+    rows: WeightedRows
+    groups: RowGroups | None
+
+
+def read_schema(
+    values: Array,
+    weight: Array,
+    kinds: Sequence[ColumnKind],
+    settings: FitSettings,
+    seeds: Seeds,
+    known: KnownColumns | None = None,
+    groups: NDArray[np.intp] | None = None,
+) -> tuple[Schema, Observations]:
+    """Return what the columns are, and the rows; warn of what there is no density for.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, n_columns)
+        Finite numbers of continuous columns, codes of discrete ones.
+    weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+    kinds : sequence of ColumnKind
+        Kinds of the columns.
+    settings : FitSettings
+        Parameters.
+    seeds : Seeds
+        Seeds of the fit.
+    known : KnownColumns or None, default=None
+        What is known of the columns from another fit.
+    groups : ndarray of shape (n_samples,), int, or None, default=None
+        Groups of the rows.
+
+    Returns
+    -------
+    schema : Schema
+        What the columns are.
+    observations : Observations
+        The rows.
+
+    Raises
+    ------
+    ValueError
+        If rows are not between bounds, or columns do not vary where something given needs them to.
+    """
+    grouped = group_rows(values, weight)
+    counted = in_counts(grouped, weight)
+    dequantizer = make_dequantizer(counted, settings, seeds, known)
+    check_bounds(grouped.X, settings, dequantizer, None if known is None else known.space)
+    copies = None
+    if dequantizer is not None:
+        copies = noisy_copies(counted, dequantizer, settings)
+        grouped = copies.rows
+    n_weighted = float(counted.weight.sum())
+    space, report = table_space(grouped, kinds, settings, n_weighted, dequantizer)
+    own_scale = space.standardizer.scale
+    if known is not None and not known.must_vary_alike:
+        space = known.space
+    check_varying_columns(space, settings, known)
+    warn_about_columns(report, space, dequantizer, settings.feature_names)
+    if space.is_discrete:
+        grouped = counted
+    belonging = None
+    if groups is not None:
+        source = grouped if copies is None else counted
+        belonging = RowGroups.of(source, values, weight, groups)
+        if copies is not None:
+            belonging = groups_of_copies(belonging, counted, copies)
+    if space.is_empty and dequantizer is not None:
+        lattice = dequantizer.rounded(space.constant_values[None])[0]
+        space = replace(space, constant_values=lattice)
+    step = report.step[space.continuous]
+    if dequantizer is not None:
+        step = noise_steps(dequantizer, space)
+    if not space.is_empty:
+        warn_of_few_rows(n_observations(grouped, space), space, settings)
+    if known is not None and known.must_vary_alike and not space.is_empty:
+        step = step * own_scale / known.space.standardizer.scale
+        space = known.space
+    schema = Schema(space, step, dequantizer, settings.has_images, settings.device)
+    return schema, Observations(grouped, belonging)
 
 
 def check_bounds(
@@ -84,7 +231,7 @@ def candidate_bounds(
         bounds = bounds_of_cells(settings.bounds, dequantizer)[continuous]
         return bounds if np.isfinite(bounds).any() else None
     judged = settings.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
-    judged = judged and not isinstance(settings.reference, Reference)
+    judged = judged and not isinstance(settings.reference, ContinuousReference)
     if not settings.finds_bounds or not judged or settings.stream is not None:
         return None
     least, greatest = varying.X.min(axis=0), varying.X.max(axis=0)
@@ -191,15 +338,34 @@ def image_space(
     return space, inspect_columns(grouped, standardizer.scale, n_weighted)
 
 
+@dataclass(frozen=True)
+class KnownColumns:
+    """What is known of the columns from another fit.
+
+    Attributes
+    ----------
+    space : TableSpace
+        Its space.
+    dequantizer : Dequantizer or None, default=None
+        Noise that it adds; None lets the rows say it.
+    must_vary_alike : bool, default=True
+        Whether the same columns must vary, as where a model is fitted further.
+    """
+
+    space: TableSpace
+    dequantizer: Dequantizer | None = None
+    must_vary_alike: bool = True
+
+
 def make_dequantizer(
-    grouped: WeightedRows, settings: FitSettings, seeds: Seeds, previous: TableModel | None
+    grouped: WeightedRows, settings: FitSettings, seeds: Seeds, known: KnownColumns | None
 ) -> Dequantizer | None:
     """Return what adds noise to the rows, None if nothing does."""
     if settings.dequantize is False:
         return None
-    if previous is not None and previous.dequantizer is not None:
-        previous.dequantizer.check(grouped.X, settings.feature_names)
-        return previous.dequantizer
+    if known is not None and known.dequantizer is not None:
+        known.dequantizer.check(grouped.X, settings.feature_names)
+        return known.dequantizer
     step = None if settings.dequantize is True else settings.dequantize
     found = Dequantizer.fit(grouped.X, step, settings.has_images, seeds.scoring + 3, grouped.weight)
     found.check(grouped.X, settings.feature_names)
@@ -261,18 +427,20 @@ def n_observations(rows: WeightedRows, space: TableSpace) -> int:
 
 
 def check_varying_columns(
-    space: TableSpace, settings: FitSettings, previous: TableModel | None
+    space: TableSpace, settings: FitSettings, known: KnownColumns | None
 ) -> None:
     """Raise an error if columns do not vary where something given needs them to."""
     names = settings.feature_names
     constant = np.isin(np.arange(space.n_columns), space.constant)
-    if isinstance(settings.reference, Reference) and constant.any():
+    if isinstance(settings.reference, ContinuousReference) and constant.any():
         raise ValueError(
             f"A reference object needs all columns to vary; column(s) "
             f"{column_labels(constant, names)} are constant. Leave them out of both."
         )
-    if previous is not None and not np.array_equal(space.constant, previous.space.constant):
-        earlier = np.isin(np.arange(space.n_columns), previous.space.constant)
+    if known is None or not known.must_vary_alike:
+        return
+    if not np.array_equal(space.constant, known.space.constant):
+        earlier = np.isin(np.arange(space.n_columns), known.space.constant)
         raise ValueError(
             f"warm_start needs the columns that vary to be those of the earlier fit; column(s) "
             f"{column_labels(constant != earlier, names)} changed. Set warm_start=False to fit "
@@ -320,7 +488,7 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
     """Warn of so few rows that the model is the plain reference, unless no more was asked for."""
     plain = ("gaussian", "independent")
     is_enough = settings.max_epochs == 0 and (
-        isinstance(settings.reference, Reference) or settings.reference in plain
+        isinstance(settings.reference, ContinuousReference) or settings.reference in plain
     )
     if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.denoiser is None):
         return

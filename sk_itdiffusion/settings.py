@@ -15,11 +15,14 @@ from sk_itdiffusion.denoisers import MLPFamily, NetworkFamily, NetworkTask
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.pretrained import PretrainedDenoiser
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.streams import Stream
 
-__all__ = []
+__all__ = [
+    "FitSettings",
+]
 
 Array = NDArray[np.float64]
 
@@ -28,7 +31,7 @@ Array = NDArray[np.float64]
 class FitSettings:
     """The estimator's parameters, resolved and checked."""
 
-    reference: str | Reference
+    reference: str | ContinuousReference
     experts: str | Sequence[str]
     marginals: str
     schedule: Schedule
@@ -70,8 +73,13 @@ class FitSettings:
     #: Least and greatest values of the columns of all rows that are known of.
     extent: tuple[Array, Array] | None = None
     tasks: FitTasks = field(default_factory=FitTasks)
-    #: Whether kernels may be experts without being asked for.
-    kernels: bool = False
+    #: Families of references that may take part, in the order in which they are fitted.
+    families: tuple[ReferenceFamily, ...] = BUILT_IN_FAMILIES
+    #: Names of the experts that are asked for, and those of them that are no objects.
+    asked: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    #: Whether the training rows will be ranked among themselves.
+    ranks_training_rows: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
     #: Returns the attributes of an estimator that has a model.

@@ -15,7 +15,13 @@ from sk_itdiffusion.space import TableSpace
 from sk_itdiffusion.validation import Optimism
 from sk_itdiffusion.warning import warn
 
-__all__ = []
+__all__ = [
+    "MappedSplit",
+    "rows_together",
+    "split_groups",
+    "split_independent_rows",
+    "split_rows",
+]
 
 Array = NDArray[np.float64]
 MOST_VALIDATION_ROWS = 10_000

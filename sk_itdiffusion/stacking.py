@@ -3,129 +3,192 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import row_keys, spawn_keys
+from sk_itdiffusion.experts import Experts, Mixing, kind_of_expert, scoring_noise
+from sk_itdiffusion.grids import n_nodes_needed
 from sk_itdiffusion.judging import log_likelihoods, mean_and_error
-from sk_itdiffusion.likelihood import ErrorProfile, IntegrationRule, fit_placement, stacking_weights
-from sk_itdiffusion.model import TableModel, kind_of_expert, scoring_noise, summarize_profile
-from sk_itdiffusion.rows import WeightedRows
-from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT
-from sk_itdiffusion.selection import (
-    KERNELS,
-    N_NODES,
-    choose_control,
-    plain_reference,
-    settings_ask_for_kernels,
+from sk_itdiffusion.likelihood import (
+    ErrorProfile,
+    IntegrationRule,
+    PairedDenoiser,
+    fit_placement,
+    stacking_weights,
 )
+from sk_itdiffusion.model import TableModel, summarize_profile
+from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.families import ReferenceFamily
+from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT, Schema
+from sk_itdiffusion.selection import FittedReferences, choose_control
 from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.splitting import MappedSplit
 from sk_itdiffusion.validation import crossfitted_errors, fold_weights, mean_and_std
 from sk_itdiffusion.warning import warn
 
-__all__ = []
+__all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 
 MOST_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
 LEAST_PROFILE_ROWS = 1_000
 #: Intermediate numbers that the error profile may take; large images get fewer rows.
 MOST_PROFILE_WORK = 2 * 10**9
-#: Gain in nats for which each score may pass through all kernels.
-LEAST_GAIN_OF_KERNELS = 0.02
 
 
-def finish_stacking(model: TableModel, split: MappedSplit, settings: FitSettings) -> None:
-    """Set the weights of the experts, the validation bound and the scoring rule, in place."""
-    n_rows = n_profile_rows(model, len(split.valid))
+def stacked_model(
+    experts: Experts,
+    references: FittedReferences,
+    split: MappedSplit,
+    schema: Schema,
+    settings: FitSettings,
+    history: Sequence[dict[str, float]] = (),
+) -> TableModel:
+    """Return the model of experts that are weighted by their validation errors.
+
+    Parameters
+    ----------
+    experts : Experts
+        The fitted denoisers.
+    references : FittedReferences
+        What follows from the references among them.
+    split : MappedSplit
+        Training and validation rows.
+    schema : Schema
+        What the columns are.
+    settings : FitSettings
+        Parameters.
+    history : sequence of dict, default=()
+        Bounds of each epoch of the training.
+
+    Returns
+    -------
+    TableModel
+        The model.
+    """
+    control, logsnr = references.control, references.logsnr
+    n_rows = n_profile_rows(experts, len(logsnr), len(split.valid))
     valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
-    folds = fold_weights(valid, model.space.is_discrete)
-    keys = row_keys(valid.X, model.seeds.scoring + 1)
-    if model.space.is_discrete:
+    folds = fold_weights(valid, experts.space.is_discrete)
+    keys = row_keys(valid.X, experts.seeds.scoring + 1)
+    if experts.space.is_discrete:
         times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
         valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
         log_slope, folds = np.zeros(len(valid)), np.repeat(folds / times, times, axis=1)
-    experts = model.experts()
-    model.expert_names = chosen_experts(settings, list(experts), model.control)
-    profile = model.profile(valid.X, valid.weight, keys, valid.source)
-    if KERNELS in model.references and not settings_ask_for_kernels(settings):
-        profile = without_dear_kernels(model, profile, split, settings)
-    members = restrict_profile(profile, model.expert_names)
-    plain = expert_of_few_rows(model)
-    model.weights = stacking_weights(members, plain)
-    model.curve = summarize_profile(profile, model.expert_names, model.weights, model.network_names)
-    difference = profile.row_errors(profile.vertex(model.control)) - crossfitted_errors(
+    names = chosen_experts(settings, list(experts.experts()), control)
+    profile = experts.profile(valid.X, valid.weight, keys, logsnr, valid.source)
+    for dear in dear_families(settings, experts.references):
+        if gains_by(dear, profile, names, fallback(experts, control, names), settings):
+            continue
+        names = tuple(name for name in names if name != dear.name)
+        kept = {name: r for name, r in experts.references.items() if name != dear.name}
+        experts = replace(experts, references=kept)
+        profile = restrict_profile(profile, [name for name in profile.names if name != dear.name])
+        if control == dear.name:
+            control = choose_control(kept, split.valid, settings)
+    profile = with_nodes_needed(profile, experts, schema, settings)
+    logsnr = profile.logsnr
+    members = restrict_profile(profile, names)
+    plain = fallback(experts, control, names)
+    mixing = Mixing(control, logsnr, names, stacking_weights(members, plain))
+    difference = profile.row_errors(profile.vertex(control)) - crossfitted_errors(
         members, plain, folds
     )
-    log_density = log_likelihoods(model.references[model.control], valid.X)
+    log_density = log_likelihoods(experts.references[control], valid.X)
     log_density += log_slope + members.integral(difference)
-    if not model.space.is_discrete:
-        used = dict(zip(members.names, model.weights.mean(axis=0), strict=True))
-        plainest = plain_reference(model.references)
-        log_density -= split.optimism.of_stack(used, plainest, len(split.valid))[:n_rows]
+    if not experts.space.is_discrete:
+        used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
+        log_density -= split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
+    entropy = entropy_std = math.nan
     if split.judged:
-        mean, model.entropy_std = mean_and_std(
-            log_density, valid, members.n_observations, variance_of_control(model, split)
-        )
-        model.entropy = -mean - model.constant_term
-    model.rule = scoring_rule(
-        model, split.valid.take(np.arange(min(len(split.valid), 100))), settings
+        variance = variance_of_reference(experts.references[control], split)
+        mean, entropy_std = mean_and_std(log_density, valid, members.n_observations, variance)
+        entropy = -mean - experts.constant_term
+    few = split.valid.take(np.arange(min(len(split.valid), 100)))
+    return TableModel.of(
+        experts,
+        mixing,
+        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few, settings),
+        entropy=entropy,
+        entropy_std=entropy_std,
+        history=list(history),
+        curve=summarize_profile(profile, names, mixing.weights, experts.network_names),
     )
 
 
-def variance_of_control(model: TableModel, split: MappedSplit) -> float:
-    """Return the variance of the control variate's log-likelihood over training rows."""
+def variance_of_reference(reference: Reference, split: MappedSplit) -> float:
+    """Return the variance of a reference's log-likelihood over training rows."""
     rows = split.train.take(np.arange(min(len(split.train), MOST_PROFILE_ROWS)))
-    log_density = log_likelihoods(model.references[model.control], rows.X)
+    log_density = log_likelihoods(reference, rows.X)
     log_density += np.broadcast_to(split.train_log_slope, len(split.train))[: len(rows)]
     return float(rows.share @ (log_density - rows.share @ log_density) ** 2)
 
 
-def without_dear_kernels(
-    model: TableModel, profile: ErrorProfile, split: MappedSplit, settings: FitSettings
-) -> ErrorProfile:
-    """Return the profile of the experts that are kept, and drop kernels that bring little.
+def dear_families(
+    settings: FitSettings, references: Mapping[str, Reference]
+) -> list[ReferenceFamily]:
+    """Return the families whose references stay only if they are worth their time."""
+    return [
+        family
+        for family in settings.families
+        if family.least_gain > 0.0
+        and family.name in references
+        and settings.experts == "auto"
+        and family.name not in (*settings.named, settings.reference)
+    ]
 
-    They must lower the validation bound of the stack by more than 0.02 nats and one standard error.
+
+def gains_by(
+    family: ReferenceFamily,
+    profile: ErrorProfile,
+    names: Sequence[str],
+    plain: str,
+    settings: FitSettings,
+) -> bool:
+    """Return whether a stack gains so much by an expert as its evaluation is worth.
+
+    The expert must lower the validation bound by more than the family's least gain and by more than
+    one standard error.
     """
-    members = restrict_profile(profile, model.expert_names)
-    others = restrict_profile(profile, [name for name in model.expert_names if name != KERNELS])
-    plain = expert_of_few_rows(model)
+    members = restrict_profile(profile, names)
+    others = restrict_profile(profile, [name for name in names if name != family.name])
     errors, errors_of_others = (
         part.row_errors(stacking_weights(part, plain)) for part in (members, others)
     )
     gain = profile.integral(errors_of_others - errors)
     mean, error = mean_and_error(gain, profile.row_weight, source=profile.source)
-    if settings.processes.from_first(lambda: mean > max(error, LEAST_GAIN_OF_KERNELS)):
-        return profile
-    model.references = {name: r for name, r in model.references.items() if name != KERNELS}
-    model.expert_names = others.names
-    model.logsnr = model.logsnr[:N_NODES]
-    if model.control == KERNELS:
-        model.control = choose_control(model.references, split.valid, settings)
-    kept = restrict_profile(profile, [name for name in profile.names if name != KERNELS])
-    return replace(kept, logsnr=kept.logsnr[:N_NODES], gram=kept.gram[:N_NODES])
+    return settings.processes.from_first(lambda: mean > max(error, family.least_gain))
 
 
-def n_profile_rows(model: TableModel, n_rows: int) -> int:
+def with_nodes_needed(
+    profile: ErrorProfile, experts: Experts, schema: Schema, settings: FitSettings
+) -> ErrorProfile:
+    """Return the profile at as many nodes as the experts that are left need."""
+    beyond = {family.name for family in settings.families if not family.shares_grid}
+    fine = [reference for name, reference in experts.references.items() if name in beyond]
+    n_nodes = n_nodes_needed(profile.logsnr, experts.grid, fine, schema.resolution)
+    return replace(profile, logsnr=profile.logsnr[:n_nodes], gram=profile.gram[:n_nodes])
+
+
+def n_profile_rows(experts: Experts, n_nodes: int, n_rows: int) -> int:
     """Return how many of the validation rows the error profile can afford."""
-    affordable = MOST_PROFILE_WORK // (len(model.logsnr) * model.widest)
+    affordable = MOST_PROFILE_WORK // (n_nodes * experts.widest)
     return min(n_rows, MOST_PROFILE_ROWS, max(100, affordable))
 
 
-def expert_of_few_rows(model: TableModel) -> str:
+def fallback(experts: Experts, control: str, names: Sequence[str]) -> str:
     """Return the expert to which few validation rows draw the weights back.
 
     It is the one that no choice on those rows has favoured, or with levels the control variate,
     which has passed a one-standard-error rule of its own.
     """
-    if model.space.layout.variables and model.control in model.expert_names:
-        return model.control
-    plain = plain_reference(model.references)
-    return plain if plain in model.expert_names else model.expert_names[0]
+    if experts.space.layout.variables and control in names:
+        return control
+    return experts.plain if experts.plain in names else names[0]
 
 
 def times_to_repeat(rows: WeightedRows, least: int) -> int:
@@ -166,34 +229,39 @@ def restrict_profile(profile: ErrorProfile, names: Sequence[str]) -> ErrorProfil
 
 
 def scoring_rule(
-    model: TableModel, valid: WeightedRows, settings: FitSettings
+    experts: Experts,
+    mixing: Mixing,
+    paired: PairedDenoiser,
+    valid: WeightedRows,
+    settings: FitSettings,
 ) -> IntegrationRule | None:
-    """Return the integration rule fitted to the validation gap, None if there is no gap."""
-    control = (
-        list(model.expert_names).index(model.control)
-        if (model.control in model.expert_names)
-        else None
-    )
-    differs = np.ones(len(model.logsnr), dtype=bool)
-    if control is not None:
-        differs = model.weights[:, control] < 1.0
+    """Return the integration rule fitted to the validation gap, None if there is no gap.
+
+    ``paired`` is the control variate and the stack.
+    """
+    names = list(mixing.expert_names)
+    differs = np.ones(len(mixing.logsnr), dtype=bool)
+    if mixing.control in names:
+        differs = mixing.weights[:, names.index(mixing.control)] < 1.0
     if not differs.any():
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]
-    nodes = slice(max(first - 1, 0), min(last + 2, len(model.logsnr)))
-    keys = row_keys(valid.X, model.seeds.scoring + 2)
-    if model.space.is_discrete:
+    nodes = slice(max(first - 1, 0), min(last + 2, len(mixing.logsnr)))
+    keys = row_keys(valid.X, experts.seeds.scoring + 2)
+    if experts.space.is_discrete:
         valid, keys = repeated(valid, keys, 100)
-    points = model.space.layout.embed_array(valid.X)
-    noise = scoring_noise(model.space, model.seeds.scoring, settings.n_directions, model.has_images)
+    points = experts.space.layout.embed_array(valid.X)
+    noise = scoring_noise(
+        experts.space, experts.seeds.scoring, settings.n_directions, experts.has_images
+    )
     placement = fit_placement(
         points,
         keys,
-        model.paired(),
+        paired,
         noise,
-        model.logsnr[nodes],
-        budget=model.budget,
-        device=model.device,
-        dtype=model.precision,
+        mixing.logsnr[nodes],
+        budget=experts.budget,
+        device=experts.device,
+        dtype=experts.precision,
     )
     return IntegrationRule(placement, noise, settings.n_strata, settings.n_draws)

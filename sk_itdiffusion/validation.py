@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ class Optimism:
     """By how much choices flatter the validation rows that have made them, in nats.
 
     A choice counts as far as the stack relies on what was chosen: that of a map changes all
-    experts, the plain reference less than others, and that of a mixture changes the mixture.
+    experts, the plain reference less than others, and that of a mixture only the mixture.
 
     Attributes
     ----------
@@ -126,13 +126,13 @@ class Optimism:
         For the plain reference.
     others : ndarray of shape (n_valid,) or float, default=0
         For all other experts.
-    mixture : ndarray of shape (n_valid,) or float, default=0
-        For the mixture in addition.
+    families : mapping of str to ndarray of shape (n_valid,) or float
+        For references of families in addition, by name.
     """
 
     plain: Array | float = 0.0
     others: Array | float = 0.0
-    mixture: Array | float = 0.0
+    families: Mapping[str, Array | float] = field(default_factory=dict)
 
     def of_stack(self, weights: Mapping[str, float], plain: str, n_rows: int) -> Array:
         """Return what the choices flatter a stack, for each row.
@@ -152,8 +152,9 @@ class Optimism:
             The optimism.
         """
         of_plain = weights.get(plain, 0.0)
-        of_mixture = weights.get("gaussian_mixture", 0.0)
-        total = of_plain * self.plain + (1.0 - of_plain) * self.others + of_mixture * self.mixture
+        total = of_plain * self.plain + (1.0 - of_plain) * self.others
+        for name, optimism in self.families.items():
+            total = total + weights.get(name, 0.0) * optimism
         return np.broadcast_to(total, n_rows)
 
 

@@ -642,7 +642,7 @@ def test_modes_and_defaults_of_torch_do_not_matter(X, quick):
 
 
 def test_named_experts_that_cannot_be_had_are_not_dropped_silently(X):
-    with pytest.raises(ValueError, match="needs a Reference object"):
+    with pytest.raises(ValueError, match="needs a ContinuousReference"):
         IMMSEDensity(**TINY | {"experts": ["reference"]}).fit(X)
     few = np.random.default_rng(0).normal(size=(12, 2))
     with pytest.warns(UserWarning, match=r"experts names \['network'\]"):

@@ -16,10 +16,11 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEOutlierDetector,
     documentation,
-    experts,
-    fitting,
+    map_choice,
+    selection,
 )
 from sk_itdiffusion.estimator import DensityEstimator, TableEstimator
+from sk_itdiffusion.references.families import latent_class, mixture
 from sk_itdiffusion.schedules import LogisticSchedule
 
 DOCS = ROOT / "docs"
@@ -62,10 +63,10 @@ def short_work(monkeypatch):
 
     monkeypatch.setattr(TableEstimator, "_settings", few_steps)
     monkeypatch.setattr(DensityEstimator, "_effort", few_evaluations)
-    monkeypatch.setattr(experts, "_COMPONENTS", (2,))
-    monkeypatch.setattr(experts, "_COMPONENTS_FOR_MAPS", (2,))
-    monkeypatch.setattr(experts, "_CLASSES", (2,))
-    monkeypatch.setattr(fitting, "N_NODES", 9)
+    monkeypatch.setattr(mixture, "_COMPONENTS", (2,))
+    monkeypatch.setattr(map_choice, "_COMPONENTS_FOR_MAPS", (2,))
+    monkeypatch.setattr(latent_class, "_CLASSES", (2,))
+    monkeypatch.setattr(selection, "N_NODES", 9)
 
 
 @pytest.mark.slow  # real, if short, fits; .ci/run runs it in a step of its own

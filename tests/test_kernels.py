@@ -10,14 +10,14 @@ from sklearn.base import clone
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion.experts import fit_kernel_density_by_validation
+from sk_itdiffusion.grids import n_nodes_needed, with_more_nodes
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
     KernelDensityReference,
 )
+from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
 from sk_itdiffusion.rows import WeightedRows, group_rows
-from sk_itdiffusion.selection import with_nodes_for_kernels
 
 NOISE = 2e-3
 N_ATOMS = 150
@@ -96,7 +96,7 @@ def test_smoothed_density_is_that_of_the_smoothed_mixture(variance):
     density, mixture = make_density()
     X = torch.from_numpy(np.random.default_rng(1).normal(scale=2.0, size=(50, 3)))
     expected = mixture.component_log_prob(X, variance).logsumexp(1)
-    np.testing.assert_allclose(density.smoothed_log_prob(X, variance), expected, rtol=1e-12)
+    np.testing.assert_allclose(density.log_prob(X, variance), expected, rtol=1e-12)
 
 
 def test_log_density_far_away_is_the_backgrounds():
@@ -205,12 +205,14 @@ def test_values_that_come_again_are_found():
 def test_nodes_reach_where_the_kernels_are():
     nodes = np.linspace(-4.0, 10.0, 41)
     kernels = KernelDensityReference(atoms(), 1e-6 * np.eye(2), normal(2), 0.5)
-    more = with_nodes_for_kernels(nodes, {"kernel_density": kernels}, np.zeros(2))
+    more = with_more_nodes(nodes, [kernels], 0.0)
     np.testing.assert_array_equal(more[:41], nodes)
     assert more[-1] == 18.0
     assert np.diff(more).max() <= np.diff(nodes).max() * (1 + 1e-9)
-    same = with_nodes_for_kernels(nodes, {"gaussian": normal(2)}, np.zeros(2))
-    np.testing.assert_array_equal(same, nodes)
+    np.testing.assert_array_equal(with_more_nodes(nodes, [normal(2)], 0.0), nodes)
+    np.testing.assert_array_equal(with_more_nodes(nodes, [], 0.0), nodes)
+    assert n_nodes_needed(more, nodes, [kernels], 0.0) == len(more)
+    assert n_nodes_needed(more, nodes, [], 0.0) == len(nodes)
 
 
 def test_kernels_that_bring_nothing_are_dropped():
@@ -379,7 +381,7 @@ def test_detector_with_kernels_scores_by_the_smoothed_density(experts):
     points = torch.from_numpy((X[:60] - X.mean(axis=0)) / X.std(axis=0))
     noise = np.exp(-4.0) * np.random.default_rng(3).normal(size=(400, 60, 2))
     smoothed = torch.stack(
-        [reference.smoothed_log_prob(points + eps, np.exp(-8.0)) for eps in torch.from_numpy(noise)]
+        [reference.log_prob(points + eps, np.exp(-8.0)) for eps in torch.from_numpy(noise)]
     )
     gap = detector.score_samples(X[:60]) - smoothed.mean(0).numpy()
     # Another scale of the scores is a constant; the stack is the kernels but for a little.

@@ -19,16 +19,11 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
+from sk_itdiffusion.contributions import smoothed_slopes
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.model import Effort
 from sk_itdiffusion.outlier import DistinctRows, needed_of_groups, separate_values, threshold
-from sk_itdiffusion.outlier_score import (
-    MODEL,
-    FlooredModel,
-    column_variances,
-    smoothed_log_prob,
-    smoothed_slopes,
-)
+from sk_itdiffusion.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -36,7 +31,6 @@ from sk_itdiffusion.references import (
     KernelDensityReference,
     LatentClassReference,
     LowRankGaussianReference,
-    Reference,
 )
 
 EFFORT = Effort(32, 2, None)
@@ -112,7 +106,7 @@ def test_smoothed_mixture_is_the_convolution_with_the_noise():
     kernel = stats.norm.pdf(noisy[:, None], grid, math.exp(-logsnr / 2))
     expected = np.log(np.trapezoid(kernel * density, grid, axis=1))
     x, eps = (torch.from_numpy(values[:, None]) for values in (x, eps))
-    assert np.allclose(smoothed_log_prob(mixture, x, eps, logsnr), expected, atol=1e-8)
+    assert np.allclose(mixture.smoothed_log_prob(x, eps, logsnr), expected, atol=1e-8)
 
 
 def test_smoothed_independent_columns_obey_bayes():
@@ -122,7 +116,7 @@ def test_smoothed_independent_columns_obey_bayes():
     level = torch.full((2,), 0.7, dtype=torch.float64)
     z = level.sigmoid().sqrt()[:, None] * reference.layout.embed(ROWS)
     z = z + (-level).sigmoid().sqrt()[:, None] * eps
-    continuous = smoothed_log_prob(reference.continuous, ROWS[:, :1], eps[:, :1], 0.7)
+    continuous = reference.continuous.smoothed_log_prob(ROWS[:, :1], eps[:, :1], 0.7)
     expected = continuous.clone()
     posteriors = reference.log_posterior(z, level)
     for block, prior, posterior in zip(
@@ -131,7 +125,7 @@ def test_smoothed_independent_columns_obey_bayes():
         codes = block.codes(ROWS, 1)
         expected += prior.gather(1, codes.T).T.sum(1)
         expected -= posterior.gather(2, codes[:, :, None])[:, :, 0].sum(1)
-    assert torch.allclose(smoothed_log_prob(reference, ROWS, eps, 0.7), expected)
+    assert torch.allclose(reference.smoothed_log_prob(ROWS, eps, 0.7), expected)
 
 
 def test_one_latent_class_is_independent_columns():
@@ -144,14 +138,14 @@ def test_one_latent_class_is_independent_columns():
     )
     eps = torch.from_numpy(np.random.default_rng(1).normal(size=(2, independent.n_features)))
     for logsnr in (-1.0, 2.0, math.inf):
-        ours = smoothed_log_prob(classes, ROWS, eps, logsnr)
-        assert torch.allclose(ours, smoothed_log_prob(independent, ROWS, eps, logsnr))
+        ours = classes.smoothed_log_prob(ROWS, eps, logsnr)
+        assert torch.allclose(ours, independent.smoothed_log_prob(ROWS, eps, logsnr))
 
 
 @pytest.mark.parametrize("reference", references(), ids=lambda r: type(r).__name__)
 def test_smoothed_density_becomes_the_density_as_noise_vanishes(reference):
     eps = torch.from_numpy(np.random.default_rng(2).normal(size=(2, reference.n_features)))
-    found = smoothed_log_prob(reference, ROWS, eps, 25.0)
+    found = reference.smoothed_log_prob(ROWS, eps, 25.0)
     assert torch.allclose(found, reference.log_prob(ROWS), atol=1e-4)
 
 
@@ -161,21 +155,8 @@ def test_low_rank_and_full_covariances_are_smoothed_alike():
     low = LowRankGaussianReference(np.arange(4.0), basis, [2.5, 1.5], 0.5)
     full = GaussianReference(np.arange(4.0), covariance)
     x, eps = torch.from_numpy(np.random.default_rng(4).normal(size=(2, 5, 4)))
-    assert torch.allclose(smoothed_log_prob(low, x, eps, 0.3), smoothed_log_prob(full, x, eps, 0.3))
-    assert np.allclose(column_variances(low), np.diag(covariance))
-
-
-def test_unknown_reference_cannot_be_smoothed():
-    class Other(GaussianReference):
-        pass
-
-    class Unknown(Reference):
-        log_prob = denoise = sample = standardized = variance_range = None
-
-    eps = torch.zeros(1, 1, dtype=torch.float64)
-    assert smoothed_log_prob(Other([0.0], [[1.0]]), eps, eps, 0.0).isfinite()
-    with pytest.raises(TypeError, match="Unknown"):
-        smoothed_log_prob(Unknown(), eps, eps, 0.0)
+    assert torch.allclose(low.smoothed_log_prob(x, eps, 0.3), full.smoothed_log_prob(x, eps, 0.3))
+    assert np.allclose(low.column_variances, np.diag(covariance))
 
 
 # -- the score -------------------------------------------------------------------------------
@@ -231,6 +212,44 @@ def test_without_floor_and_average_the_score_is_the_log_density():
     ).fit(X)
     assert found.members_ == [MODEL]
     assert np.array_equal(found.score_samples(X), found.estimator_.score_samples(X))
+
+
+def mixtures_alone(**parameters):
+    """Return a density estimator whose only expert is a mixture."""
+    settings = {"experts": ["gaussian_mixture"], "reference": "gaussian_mixture"}
+    return IMMSEDensity(**settings, marginals="standard", max_epochs=0, **parameters)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        mixtures_alone(random_state=0),
+        IMMSEDensity(marginals="standard", max_epochs=0),
+        IMMSEEnsemble([("a", mixtures_alone()), ("b", plain_density())]),
+    ],
+    ids=["mixture", "default", "ensemble"],
+)
+def test_scores_fall_with_the_distance_as_those_of_a_normal_distribution(estimator):
+    """A density has wide components for rows unlike all others, whose tail is heavy.
+
+    Each of three blobs is narrower in every direction than all rows together, so that the scores
+    of its detector fall at least as fast as under the normal distribution of all rows; the density
+    falls slower, since its widest component has eight times the standard deviations of all rows.
+    """
+    rng = np.random.default_rng(0)
+    centers = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    X = rng.normal(size=(150, 2)) + centers[rng.integers(3, size=150)]
+    settings = {"trim": 0.0, "contamination": 0.1, "noise_floor": 4.0}
+    found = make_detector(estimator, **settings).fit(X)
+    normal = make_detector(plain_density(), **settings).fit(X)
+    far = np.array([[50.0, 50.0], [99.0, 99.0], [200.0, 200.0], [50.0, -80.0], [99.0, -160.0]])
+    ends = np.array([[0, 1], [1, 2], [3, 4]])
+    fall = np.diff(found.score_samples(far)[ends], axis=1)
+    assert (fall <= np.diff(normal.score_samples(far)[ends], axis=1) + 1e-6).all()
+    density = found.estimator_.score_samples(far)
+    assert (np.diff(density[ends], axis=1) > fall / 10.0).all()
+    assert (found.score_samples(far) < density).all()
+    np.testing.assert_allclose(found.explain(far).sum(axis=1), found.score_samples(far), rtol=1e-9)
 
 
 def test_average_is_the_mean_of_the_members():
@@ -465,7 +484,7 @@ def test_slopes_are_the_derivatives_along_paths_of_fixed_noise(logsnr):
         eps = torch.from_numpy(rng.normal(size=(6, reference.n_features)))
         step = 1e-4
         ahead, behind = (
-            smoothed_log_prob(reference, rows, eps, logsnr + sign * step) for sign in (1, -1)
+            reference.smoothed_log_prob(rows, eps, logsnr + sign * step) for sign in (1, -1)
         )
         slopes = smoothed_slopes(reference, rows, eps, logsnr)[1].sum(1)
         n_of_levels = 0 if reference in continuous else reference.n_features - 1

@@ -310,6 +310,26 @@ def test_loaded_detector_does_all_that_the_saved_one_does(name, fitted, tmp_path
     pd.testing.assert_frame_equal(loaded.explain(X[:5]), estimator.explain(X[:5]))
 
 
+def test_detector_of_a_loaded_density_is_that_of_the_saved_one(fitted, tmp_path):
+    """Which components are for rows unlike all others is stored."""
+    density, X = fitted("untrained")
+    loaded = saved_and_loaded(density, tmp_path)
+    references = loaded._model.references
+    assert references["gaussian_mixture"].n_wide == 3
+    far = np.vstack([X[:3], [[30.0, -40.0]]])
+    ours, theirs = (
+        IMMSEOutlierDetector(
+            IMMSEEnsemble([("frozen", FrozenEstimator(each))]),
+            contamination=0.1,
+            trim=0.0,
+            random_state=0,
+        ).fit(X)
+        for each in (density, loaded)
+    )
+    assert np.array_equal(ours.score_samples(far), theirs.score_samples(far))
+    assert ours.score_samples(far)[-1] < density.score_samples(far)[-1] - 100.0
+
+
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
 @pytest.mark.parametrize("name", CASES)
 def test_saving_again_gives_the_same_content(name, fitted, tmp_path):
@@ -573,18 +593,25 @@ def test_unfitted_estimators_are_not_saved(estimator, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_objects_of_ones_own_classes_are_not_saved(tmp_path):
-    class OwnSchedule(LogisticSchedule):
-        pass
+def test_objects_that_do_not_tell_what_they_are_made_from_are_not_saved(tmp_path):
+    class OwnSchedule:
+        adaptive = False
+        density = LogisticSchedule().density
 
     class OwnDensity(IMMSEDensity):
         pass
 
-    estimator = IMMSEDensity(max_epochs=0, schedule=OwnSchedule(), random_state=0).fit(clusters())
+    estimator = IMMSEDensity(max_epochs=0, random_state=0).fit(clusters())
+    estimator.schedule = OwnSchedule()
     with pytest.raises(TypeError, match=r"IMMSEDensity\.schedule is of type .*OwnSchedule"):
         estimator.save(tmp_path / "model")
+    own = OwnDensity(max_epochs=0, random_state=0).fit(clusters())
     with pytest.raises(TypeError, match="OwnDensity cannot be saved"):
-        OwnDensity(max_epochs=0, random_state=0).fit(clusters()).save(tmp_path / "model")
+        own.save(tmp_path / "model")
+    detector = IMMSEOutlierDetector(own, contamination=0.1, trim=0.0, random_state=0)
+    detector.fit(clusters())
+    with pytest.raises(TypeError, match=r"OwnDensity that has .*_model.* beside its parameters"):
+        detector.save(tmp_path / "model")
     assert not os.listdir(tmp_path)
 
 

@@ -13,18 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from outside import StudentTReference
 from scipy import stats
 
 from sk_itdiffusion.channel import add_noise, noise_from_data
+from sk_itdiffusion.experts import logsnr_range
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.outlier_score import smoothed_log_prob
+from sk_itdiffusion.outlier_score import plain_name
+from sk_itdiffusion.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import (
+    ContinuousReference,
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     KernelDensityReference,
     LatentClassReference,
     LowRankGaussianReference,
+    PlainReference,
     Reference,
 )
 
@@ -64,8 +70,14 @@ REFERENCES = {
     "kernels": lambda: kernels(2),
     "kernels, one column": lambda: kernels(1),
     "low rank": lambda: LowRankGaussianReference([0.2, 0.0], [[0.6], [0.8]], [1.5], 0.4),
+    "Student t, of the user's own": lambda: StudentTReference(
+        [0.2, -0.1], [[0.3, 0.1], [0.1, 0.2]], 5.0
+    ),
     "independent": lambda: independent(None),
     "independent beside a normal column": lambda: independent(GaussianReference([0.5], [[0.7]])),
+    "independent beside a column of low rank": lambda: independent(
+        LowRankGaussianReference([0.2], [[1.0]], [1.5], 0.4)
+    ),
     "independent beside a mixture": lambda: independent(mixture(1)),
     "classes": lambda: classes(0),
     "classes with a continuous column": lambda: classes(1),
@@ -138,14 +150,39 @@ def test_smoothed_density_is_the_mean_over_the_noise(grid, level):
     # The density of z / signal, of which rows plus noise of variance exp(-level) are an example.
     expected += m * (signal.log() - 0.5 * (2 * math.pi * noise).log())
     expected += 0.5 * eps[:, m:].square().sum(1)
-    found = smoothed_log_prob(grid.reference, rows, eps, level)
+    found = grid.reference.smoothed_log_prob(rows, eps, level)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_noise_the_smoothed_density_is_the_density(grid):
     rows, eps, _, _ = noisy_points(grid, 0.0)
-    found = smoothed_log_prob(grid.reference, rows, eps, math.inf)
+    found = grid.reference.smoothed_log_prob(rows, eps, math.inf)
     torch.testing.assert_close(found, grid.reference.log_prob(rows))
+
+
+@pytest.mark.parametrize("level", [-3.0, 0.5, 3.0])
+def test_moments_are_those_of_the_noise_given_the_noisy_row(grid, level):
+    """Whether they are known in closed form, or come from the denoiser as they do by default."""
+    rows, eps, z, logsnr = noisy_points(grid, level)
+    joint = grid.joint(z, logsnr)
+    posterior = joint / joint.sum(1, keepdim=True)
+    signal, noise = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
+    leading = (z[:, None] - signal[:, None, None] * grid.points) / noise[:, None, None]
+    mean = (posterior[:, :, None] * leading).sum(1)
+    square = (posterior[:, :, None] * leading.square()).sum(1)
+    with torch.no_grad():  # as scores are calculated
+        for found in (
+            grid.reference.noise_moments(rows, eps, level),
+            Reference.noise_moments(grid.reference, rows, eps, level),
+        ):
+            torch.testing.assert_close(found, (mean, square), rtol=1e-5, atol=2e-5)
+            assert not any(part.requires_grad for part in found)
+
+
+def test_strong_smoothing_leaves_one_mode(grid):
+    rows = grid.rows[::7]
+    found = grid.reference.modes(rows, 100.0)
+    assert found is None or (found.shape == (len(rows),) and len(np.unique(found)) == 1)
 
 
 def test_samples_have_the_frequencies(grid):
@@ -196,14 +233,10 @@ def test_sizes_are_told(grid):
     assert grid.reference.n_features == grid.points.shape[1]
 
 
-CONTINUOUS = [
-    "normal",
-    "normal, one column",
-    "mixture",
-    "kernels",
-    "kernels, one column",
-    "low rank",
-]
+CONTINUOUS = [name for name, make in REFERENCES.items() if isinstance(make(), ContinuousReference)]
+PLAIN = ["normal", "normal, one column", "low rank"]
+PLAIN += ["independent", "independent beside a normal column"]
+PLAIN += ["independent beside a column of low rank"]
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -227,3 +260,175 @@ def test_variance_range_holds_all_directions(name):
     least, greatest = reference.variance_range()
     assert greatest == pytest.approx(variances[-1], rel=0.05)
     assert 0.0 < least <= 1.05 * variances[0]
+
+
+# -- modes -----------------------------------------------------------------------------------
+
+
+def test_components_are_one_mode_unless_there_is_a_valley_between_them():
+    """Two normal components of one variance have a valley if they are some deviations apart."""
+    means = np.array([[-4.0], [-3.5], [4.0]])
+    mixture = GaussianMixtureReference([0.3, 0.3, 0.4], means, np.ones((3, 1, 1)))
+    rows = torch.tensor([[-5.0], [-4.0], [-3.0], [3.0], [6.0]], dtype=torch.float64)
+    first, *others = mixture.modes(rows, 0.0)
+    assert [mode == first for mode in others] == [True, True, False, False]
+    grid = torch.linspace(-6.0, 6.0, 1201, dtype=torch.float64)[:, None]
+    for variance in (0.0, 2.0, 8.0, 30.0):
+        heights = mixture.component_log_prob(grid, variance).logsumexp(1)
+        between = heights[(grid[:, 0] > -3.5) & (grid[:, 0] < 4.0)].min()
+        peaks = mixture.component_log_prob(torch.from_numpy(means), variance).logsumexp(1)
+        depth = float(peaks[1:].min() - between)
+        assert abs(depth - 1.0) > 0.05  # the threshold is not the question here
+        assert len(np.unique(mixture.modes(rows, variance))) == (2 if depth > 1.0 else 1)
+
+
+# -- ranges ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resolution", [0.0, 0.01, 3.0])
+def test_range_of_several_references_is_that_of_their_variances(resolution):
+    """To the last bit: nodes of fits are placed in this range."""
+    chosen = [REFERENCES[name]() for name in CONTINUOUS]
+    variances = [reference.variance_range() for reference in chosen]
+    low = -math.log(max(greatest for _, greatest in variances)) - 4.0
+    high = float(np.clip(-math.log(min(least for least, _ in variances)) + 6.9, 10.0, 18.0))
+    if resolution > 0.0:
+        high = min(high, -2.0 * math.log(0.5 * resolution))
+    expected = low, max(high, low + 4.0)
+    assert logsnr_range([*chosen, independent(None)], resolution) == expected
+
+
+def test_range_is_that_of_the_continuous_columns(grid):
+    found = grid.reference.logsnr_range(0.1)
+    assert (found is None) == (grid.n_continuous == 0)
+    if found is not None:
+        continuous = getattr(grid.reference, "continuous", grid.reference)
+        assert found == continuous.logsnr_range(0.1)
+        # At both ends a normal distribution of any of the variances is known.
+        _, greatest = continuous.variance_range()
+        assert greatest * math.exp(found[0]) < 0.02
+        assert found[1] == pytest.approx(-2.0 * math.log(0.05))
+
+
+# -- columns by themselves -------------------------------------------------------------------
+
+
+def test_plain_references():
+    found = {name: make() for name, make in REFERENCES.items()}
+    plain = [n for n, r in found.items() if isinstance(r, PlainReference) and r.is_plain]
+    assert sorted(plain) == sorted(PLAIN)
+    with pytest.raises(TypeError, match="not known of a GaussianMixtureReference"):
+        found["independent beside a mixture"].independent()
+    names = ["mixture", "independent beside a mixture", "low rank", "independent"]
+    assert plain_name({name: found[name] for name in names}) == "low rank"
+
+
+@pytest.mark.parametrize("level", [-1.0, 2.0, math.inf])
+@pytest.mark.parametrize("name", PLAIN)
+def test_columns_by_themselves_have_their_marginal_density(name, level):
+    """Also where the columns were made independent, and the sum over these is their density."""
+    grid = Grid.of(REFERENCES[name]())
+    m = grid.n_continuous
+    layout = getattr(grid.reference, "layout", Layout(m))
+    rows, eps, z, logsnr = noisy_points(grid, min(level, 12.0))
+    found = grid.reference.column_log_prob(rows, eps, level)
+    alone = grid.reference.independent()
+    assert isinstance(alone, PlainReference)
+    torch.testing.assert_close(alone.column_log_prob(rows, eps, level), found)
+    total = alone.smoothed_log_prob(rows, eps, level)
+    torch.testing.assert_close(found.sum(1), total)
+    if math.isinf(level):
+        return
+    owner = m + layout.owners()
+    owner[:m] = np.arange(m)
+    signal, variance = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr)
+    squares = (z[:, None] - signal[:, None, None] * grid.points).square() / variance[:, None, None]
+    for column in range(layout.n_columns):
+        here = np.flatnonzero(owner == column)
+        density = (-0.5 * squares[:, :, here].sum(2)).exp() @ grid.probability
+        expected = density.log()
+        if column < m:
+            expected += signal.log() - 0.5 * (2 * math.pi * variance).log()
+        else:
+            expected += 0.5 * eps[:, here].square().sum(1)
+        torch.testing.assert_close(found[:, column], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_tell_little_about_each_other_below_the_log_snr_of_independence():
+    """The mutual information of normal columns is known: it is a thousandth of a nat there.
+
+    The log-SNR is found to leading order in the correlations of the noisy columns, here 0.03.
+    """
+    reference = GaussianReference([0.5, -0.5, 0.0], 0.05 * np.eye(3) + np.ones((3, 3)))
+    covariance = reference.covariance.numpy()
+    noisy = covariance + math.exp(-reference.independence_logsnr()) * np.eye(3)
+    root = np.sqrt(np.diag(noisy))
+    information = -0.5 * np.linalg.slogdet(noisy / np.outer(root, root))[1]
+    assert information == pytest.approx(0.001, rel=0.1)
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+def stored(reference):
+    """Return a reference as it comes out of a file."""
+    encoder = Encoder(registry())
+    node = encoder.encode(reference)
+    known = registry().with_classes([StudentTReference])
+    arrays = {name: array.copy() for name, array in encoder.arrays.items()}
+    return Decoder(known, arrays, encoder.objects, {}, torch.device("cpu")).decode(node)
+
+
+def test_empty_reference_has_places_for_all_buffers(grid):
+    empty = type(grid.reference).from_config(**grid.reference.config())
+    assert list(empty._buffers) == list(grid.reference._buffers)
+    assert all(value is None for value in empty._buffers.values())
+    assert repr(empty.config()) == repr(grid.reference.config())
+
+
+def test_stored_reference_is_the_same_to_the_last_bit(grid):
+    found = stored(grid.reference)
+    assert type(found) is type(grid.reference)
+    assert repr(found) == repr(grid.reference)
+    rows, eps, z, logsnr = noisy_points(grid, 1.0)
+    assert torch.equal(found.log_prob(rows), grid.reference.log_prob(rows))
+    assert torch.equal(found.denoise(z, logsnr), grid.reference.denoise(z, logsnr))
+    for level in (1.0, math.inf):
+        ours, theirs = (r.smoothed_log_prob(rows, eps, level) for r in (found, grid.reference))
+        assert torch.equal(ours, theirs)
+    ours, theirs = (r.sample(5, np.random.RandomState(0)) for r in (found, grid.reference))
+    assert np.array_equal(ours, theirs)
+    assert found.logsnr_range(0.1) == grid.reference.logsnr_range(0.1)
+
+
+class Unusual(GaussianReference):
+    """A reference with something that has no place in a file."""
+
+    def __init__(self, value):
+        super().__init__([0.0], [[1.0]])
+        self.extra = value
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), len, {"a": 1}, torch.zeros(2)])
+def test_what_no_file_can_hold_is_named(value):
+    with pytest.raises(TypeError, match=r"Unusual\.extra is no number or text"):
+        Unusual(value).config()
+    with pytest.raises(TypeError, match="Unusual has parameters"):
+        Unusual(torch.nn.Parameter(torch.zeros(1))).config()
+
+
+@pytest.mark.parametrize("name", ["denoise", "n_intermediate", "_buffers", "training"])
+def test_files_do_not_replace_methods(name):
+    config = GaussianReference([0.0], [[1.0]]).config()
+    with pytest.raises(ValueError, match="no attribute of a GaussianReference"):
+        GaussianReference.from_config(**config | {name: 1.0})
+    with pytest.raises(KeyError):
+        GaussianReference.from_config(**config | {"buffers": ["denoise"]})
+
+
+def test_all_of_the_contract_has_to_be_defined():
+    class Incomplete(StudentTReference):
+        smoothed_log_prob = ContinuousReference.smoothed_log_prob
+
+    with pytest.raises(TypeError, match=r"abstract method '?smoothed_log_prob"):
+        Incomplete([0.0], [[1.0]], 3.0)

@@ -1,5 +1,9 @@
 """Analytic references against independent computations."""
 
+import copy
+import math
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +13,16 @@ from sklearn.mixture import GaussianMixture
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.experts import fit_gaussian_by_validation
+from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
+    IndependentReference,
+    KernelDensityReference,
     LowRankGaussianReference,
 )
 from sk_itdiffusion.references import mixture as mixture_module
+from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validation
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
 from sk_itdiffusion.references.mixture import fit_gaussian_mixture
 from sk_itdiffusion.rows import WeightedRows, effective_number, in_common_units
@@ -202,6 +209,80 @@ def test_moments_of_weighted_rows_are_those_of_repeated_ones():
         np.testing.assert_allclose(reference.mean, repeated.mean(axis=0), rtol=1e-9)
         # Shrunk by up to 0.015.
         np.testing.assert_allclose(reference.covariance, np.cov(repeated.T), atol=0.02)
+
+
+def with_wide():
+    """Return a fitted mixture, its own components again, and rows near and far."""
+    X = np.random.default_rng(0).normal(size=(60, 2)) + np.arange(60)[:, None] % 2 * 5.0
+    fitted = fit_gaussian_mixture(X, 2, np.random.RandomState(0))
+    weights, means, covariances = (part[:-3] for part in parameters(fitted))
+    x = torch.from_numpy(np.vstack([X[:5], [[60.0, -40.0], [-50.0, 80.0]]]))
+    return fitted, GaussianMixtureReference(weights, means, covariances), x
+
+
+def test_mixture_without_wide_components_is_the_other_components():
+    fitted, narrow, x = with_wide()
+    assert fitted.n_wide == 3
+    kept = fitted.without_wide_components()
+    assert (kept.n_components, kept.n_wide) == (2, 0)
+    assert kept.without_wide_components() is kept
+    torch.testing.assert_close(kept.log_prob(x), narrow.log_prob(x), rtol=1e-9, atol=1e-9)
+    noise = torch.full((len(x),), 1.0, dtype=torch.float64)
+    torch.testing.assert_close(kept.denoise(x, noise), narrow.denoise(x, noise), rtol=1e-8, atol=0)
+    # The wide components have the weight of one of 61 rows, and matter far away only.
+    difference = (fitted.log_prob(x) - kept.log_prob(x)).numpy()
+    assert (np.abs(difference[:5]) < 0.1).all()
+    assert (difference[5:] > 100.0).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        lambda reference: pickle.loads(pickle.dumps(reference)),
+        lambda reference: copy.deepcopy(reference).to(dtype=torch.float32),
+        lambda reference: reference.standardized([1.0, 2.0], [2.0, 0.5]),
+    ],
+    ids=["copied", "pickled", "in single precision", "standardised"],
+)
+def test_wide_components_are_known_in_every_form(change):
+    fitted = with_wide()[0]
+    changed = change(fitted)
+    assert changed.n_wide == 3
+    x = torch.tensor([[0.3, -0.2], [9.0, 40.0]], dtype=changed.means.dtype)
+    expected = change(fitted.without_wide_components()).log_prob(x)
+    found = changed.without_wide_components().log_prob(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_without_wide_components_are_those_that_are_no_wide_component():
+    """p = (1 - s) p_without + s p_wide, where s is the share of the wide components."""
+    fitted, _, x = with_wide()
+    density = KernelDensityReference(x[:5], 0.1 * np.eye(2), fitted, 0.4)
+    kept = density.without_wide_components()
+    assert kept.background.n_components == 2
+    share = 0.4 / 61.0
+    assert 0.4 * fitted.share_of_wide == pytest.approx(share)
+    wide = fitted.component_log_prob(x)[:, -3:].logsumexp(1) + math.log(0.4)
+    expected = torch.logaddexp(math.log1p(-share) + kept.log_prob(x), wide)
+    torch.testing.assert_close(density.log_prob(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_independent_columns_without_wide_components():
+    fitted, narrow, x = with_wide()
+    layout = Layout(2, [Variable(2)])
+    rows = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+    kept = IndependentReference(layout, [[0.3, 0.7]], fitted).without_wide_components()
+    expected = IndependentReference(layout, [[0.3, 0.7]], narrow).log_prob(rows)
+    torch.testing.assert_close(kept.log_prob(rows), expected, rtol=1e-9, atol=1e-9)
+    plain = IndependentReference(layout, [[0.3, 0.7]], GaussianReference([0, 0], np.eye(2)))
+    assert plain.without_wide_components() is plain
+
+
+@pytest.mark.parametrize("n_wide", [-1, 2, 1.0, True, None])
+def test_number_of_wide_components_is_checked(n_wide):
+    with pytest.raises(ValueError, match="n_wide must be an integer from 0 to 1"):
+        GaussianMixtureReference([0.5, 0.5], np.zeros((2, 1)), np.ones((2, 1, 1)), n_wide)
 
 
 @pytest.fixture

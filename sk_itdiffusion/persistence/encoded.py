@@ -3,7 +3,8 @@
 JSON holds null, booleans, whole numbers, finite numbers, texts and lists as they are.  Any other
 value is a dict with its kind as ``"$"``; numbers of arrays and tensors are apart, in a dict from
 names to arrays.  Objects of registered classes are stored once, however often they are referred to.
-Nothing that is read names code: a kind or a class is looked up in a dict that this library fills.
+Nothing that is read names code: a kind or a class is looked up in a dict that this library fills,
+or among the classes that whoever loads a file has passed.
 """
 
 from __future__ import annotations
@@ -97,15 +98,48 @@ class Registry:
     kinds : sequence of Kind
         The kinds of values.
     codecs : sequence of Codec
-        One for each class.
+        One for each class of the library.
+    own_codec : callable, default=lambda cls: None
+        Returns the codec of a class of the user's own, or None if its objects cannot be stored.
+    classes : sequence of type, default=()
+        Classes of the user's own whose objects files may hold.
     """
 
-    def __init__(self, kinds: Sequence[Kind], codecs: Sequence[Codec]) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        codecs: Sequence[Codec],
+        own_codec: Callable[[type], Codec | None] = lambda cls: None,
+        classes: Sequence[type] = (),
+    ) -> None:
         self.kinds = {kind.name: kind for kind in kinds}
         self.codecs = {codec.name: codec for codec in codecs}
+        self.own_codec = own_codec
+        self.own_codecs = {cls.__name__: self._checked_codec(cls) for cls in classes}
+        if len(self.own_codecs) < len(set(classes)):
+            raise ValueError("classes must have different names.")
+
+    def _checked_codec(self, cls: type) -> Codec:
+        codec = self.own_codec(cls) if isinstance(cls, type) else None
+        if codec is None:
+            raise TypeError(
+                "classes must be classes that have config and from_config, are dataclasses, or "
+                f"have get_params, got {cls!r}."
+            )
+        return codec
+
+    def with_classes(self, classes: Sequence[type]) -> Registry:
+        """Return what may be stored, classes of the user's own among it."""
+        return Registry(
+            list(self.kinds.values()), list(self.codecs.values()), self.own_codec, classes
+        )
+
+    def stores(self, value: object) -> bool:
+        """Return whether an object is stored by itself, whatever holds it."""
+        return self.find(value) is not None or self.own_codec(type(value)) is not None
 
     def find(self, value: object) -> Codec | None:
-        """Return the codec of an object; None if its class is not registered."""
+        """Return the codec of an object; None if its class is none of the library's."""
         exact = self.codecs.get(type(value).__name__)
         if exact is not None and exact.accepts(value):
             return exact
@@ -143,6 +177,7 @@ class Encoder:
         self._path: list[str] = []
         self._numbers: dict[int, int] = {}
         self._names: dict[tuple[Any, ...], str] = {}
+        self._own: dict[str, type] = {}
         # What is encoded is kept, so that no address is used twice.
         self._kept: list[object] = []
 
@@ -175,10 +210,7 @@ class Encoder:
         for kind in self.registry.kinds.values():
             if kind.accepts(value):
                 return {KIND: kind.name, **kind.encode(value, self)}
-        codec = self.registry.find(value)
-        if codec is None:
-            raise self.refusal(f"is of type {type(value).__module__}.{type(value).__qualname__}")
-        return {KIND: "object", "number": self._object(value, codec)}
+        return {KIND: "object", "number": self._object(value)}
 
     def items(self, values: Any) -> list[Json]:
         """Return the items of a sequence as JSON."""
@@ -230,14 +262,27 @@ class Encoder:
         name = ".".join(parts)
         return name if name not in self.arrays else f"{name}.{len(self.arrays)}"
 
-    def _object(self, value: object, codec: Codec) -> int:
+    def _object(self, value: object) -> int:
         if id(value) not in self._numbers:
+            codec = self.registry.find(value)
+            mark = {} if codec is not None else {"own": True}
+            codec = self._own_codec(value) if codec is None else codec
             self._numbers[id(value)] = number = len(self.objects)
             self.keep(value)
             self.objects.append({})
             fields = codec.encode(value, self)
-            self.objects[number] = {"class": codec.name, "fields": fields}
+            self.objects[number] = {"class": codec.name, "fields": fields} | mark
         return self._numbers[id(value)]
+
+    def _own_codec(self, value: object) -> Codec:
+        """Return the codec of an object of the user's own, or raise an error if there is none."""
+        cls = type(value)
+        codec = self.registry.own_codec(cls)
+        if codec is None:
+            raise self.refusal(f"is of type {cls.__module__}.{cls.__qualname__}")
+        if self._own.setdefault(codec.name, cls) is not cls:
+            raise self.refusal(f"is of another class {codec.name} than a second object")
+        return codec
 
 
 class Decoder:
@@ -325,8 +370,18 @@ class Decoder:
             raise ValueError(f"object {number} is a part of itself")
         self._begun.add(number)
         entry = self.objects[number]
-        codec = self.registry.codecs.get(entry["class"])
-        if codec is None:
-            raise ValueError(f"there is no class {entry['class']!r}")
+        codec = self._codec(entry["class"], entry.get("own", False))
         self._made[number] = codec.decode(entry["fields"], self)
         return self._made[number]
+
+    def _codec(self, name: str, is_own: bool) -> Codec:
+        """Return the codec of a class by its name; those of the user's own are names apart."""
+        codec = (self.registry.own_codecs if is_own else self.registry.codecs).get(name)
+        if codec is not None:
+            return codec
+        if not is_own:
+            raise ValueError(f"there is no class {name!r}")
+        raise ValueError(
+            f"it holds an object of the class {name!r}, which is none of the library's own; pass "
+            f"the class: load(..., classes=[{name}])"
+        )

@@ -8,7 +8,7 @@ The tensors of the file hold all weights and all other arrays of numbers; its me
 - ``sha256``: the checksum over all of it, which tells damage from content.  It is no signature.
 
 Nothing in a file is executed, and no name in it is looked up but in this library's own list of
-classes (`sk_itdiffusion.persistence.registry`).
+classes (`sk_itdiffusion.persistence.registry`) and among those passed to `load`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._version import __version__
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder, Node
+from sk_itdiffusion.persistence.encoded import Decoder, Encoder, Node, Registry
 
 if TYPE_CHECKING:
     from sk_itdiffusion.persistence.registry import EstimatorCodec
@@ -61,7 +61,9 @@ class SaveMixin:
 
         ``callbacks``, a ``random_state`` that is a generator, and metadata requests are not saved:
         the loaded estimator has None for them.  Of a ``denoiser`` of your own the trained weights
-        are saved, not the code; give it again to `sk_itdiffusion.load`.
+        are saved, not the code; give it again to `sk_itdiffusion.load`.  Objects of other classes
+        of your own, such as a ``reference`` or a ``schedule``, are saved by the names of their
+        classes, which `sk_itdiffusion.load` is to be passed.
 
         Parameters
         ----------
@@ -73,7 +75,8 @@ class SaveMixin:
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If it holds something that cannot be saved, such as an object of a class of your own.
+            If it holds something that cannot be saved, such as an object of a class of your own
+            that has neither ``config`` and ``from_config`` nor ``get_params``, and is no dataclass.
         OSError
             If the file cannot be written.
 
@@ -96,7 +99,7 @@ class SaveMixin:
 
     def __dask_tokenize__(self) -> str:
         """Return what tells the content from any other, by which Dask names its results."""
-        return hashlib.sha256(encoded_file(self)).hexdigest()
+        return str(encoded_parts(self)[1]["sha256"])
 
 
 def load(
@@ -104,6 +107,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     denoiser: torch.nn.Module | Mapping[str, torch.nn.Module] | None = None,
+    classes: Sequence[type] = (),
 ) -> Any:
     """Return the estimator that was saved to a file.
 
@@ -119,6 +123,10 @@ def load(
     denoiser : Module, dict of str to Module or None, default=None
         The module of your own that the estimator was fitted with, if it was.  A copy of it gets the
         weights from the file.  For an ensemble of several such members, a dict from their names.
+    classes : sequence of type, default=()
+        Classes of your own whose objects the estimator holds, such as that of its ``reference``.
+        They have ``config`` and ``from_config``, as references do, are dataclasses, or have
+        ``get_params``.  Others than these are never looked for, whatever the file says.
 
     Returns
     -------
@@ -130,7 +138,10 @@ def load(
     ValueError
         If the file is none that ``save`` wrote, is truncated or altered, was written by a newer
         version of the library, does not fit to the device or the denoiser, or if its parts do not
-        fit together, which the score of one row tells.
+        fit together, which the score of one row tells; if it holds objects of classes of your own
+        that are not passed; if two of these have the same name.
+    TypeError
+        If something else than classes that can be saved is passed as such.
     ImportError
         If the estimator needs a package that is not installed, such as diffusers.
     OSError
@@ -154,10 +165,13 @@ def load(
     >>> loaded
     IMMSEDiscreteDensity(max_epochs=0, random_state=0)
     """
+    from sk_itdiffusion.persistence.registry import registry  # it imports this module
+
+    known = registry().with_classes(classes)
     config, arrays = read_checked(path)
     try:
         with np.errstate(all="ignore"):  # what is no number is refused, or as it was saved
-            return decoded_estimator(config, arrays, device, denoiser)
+            return decoded_estimator(config, arrays, device, denoiser, known)
     except ImportError:
         raise
     except Exception as error:  # whatever nonsense may cause
@@ -169,6 +183,15 @@ def load(
 
 def encoded_file(estimator: Any) -> bytes:
     """Return the content of the file of a fitted estimator."""
+    arrays, metadata = encoded_parts(estimator)
+    content: bytes = safetensors.numpy.save(arrays, metadata)
+    if int.from_bytes(content[:8], "little") > MOST_HEADER_BYTES:
+        raise TypeError(f"{type(estimator).__name__} has too many levels or names to be saved.")
+    return content
+
+
+def encoded_parts(estimator: Any) -> tuple[Arrays, dict[str, str]]:
+    """Return the arrays and the metadata of the file of a fitted estimator."""
     from sk_itdiffusion.persistence.registry import (  # they import this module
         EstimatorCodec,
         registry,
@@ -195,10 +218,7 @@ def encoded_file(estimator: Any) -> bytes:
         "config": json.dumps(config, allow_nan=False, separators=(",", ":")),
     }
     metadata["sha256"] = checksum(encoder.arrays, metadata)
-    content: bytes = safetensors.numpy.save(encoder.arrays, metadata)
-    if int.from_bytes(content[:8], "little") > MOST_HEADER_BYTES:
-        raise TypeError(f"{codec.name} has too many levels or names to be saved.")
-    return content
+    return encoder.arrays, metadata
 
 
 def decoded_estimator(
@@ -206,18 +226,19 @@ def decoded_estimator(
     arrays: Arrays,
     device: str | torch.device | None,
     denoiser: torch.nn.Module | Mapping[str, torch.nn.Module] | None,
+    registry: Registry,
 ) -> Any:
     """Return the estimator of a file's content."""
     from sk_itdiffusion.persistence.checks import rehearse  # they import this module
-    from sk_itdiffusion.persistence.registry import EstimatorCodec, registry
+    from sk_itdiffusion.persistence.registry import EstimatorCodec
 
     number = config["estimator"]["number"]
-    codec: EstimatorCodec | Any = registry().codecs.get(config["objects"][number]["class"])
+    codec: EstimatorCodec | Any = registry.codecs.get(config["objects"][number]["class"])
     if not isinstance(codec, EstimatorCodec):
         raise ValueError("it holds no estimator")
     given = given_modules(config["modules"], denoiser)
     target = chosen_device(config["device"], device)
-    decoder = Decoder(registry(), arrays, config["objects"], given, target)
+    decoder = Decoder(registry, arrays, config["objects"], given, target)
     estimator = decoder.decode(config["estimator"])
     rehearse(estimator)
     return estimator

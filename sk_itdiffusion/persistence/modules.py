@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,7 +22,6 @@ from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
 from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, Network, _Net
 
 __all__ = [
-    "BareCodec",
     "ConfigCodec",
     "LoadedNet",
     "NetCodec",
@@ -40,7 +39,10 @@ PARTS_OF_MODULES = (nn.Module, Real, str, Variable)
 
 
 class ConfigCodec(Codec):
-    """Objects with the methods `config` and `from_config`; of modules the tensors too."""
+    """Objects with the methods `config` and `from_config`; of modules the tensors too.
+
+    Classes of the user's own are stored like those of the library.
+    """
 
     def encode(self, value: Any, encoder: Encoder) -> Node:
         """Return what an empty object is made from, and its tensors."""
@@ -81,50 +83,6 @@ def put_tensors(module: nn.Module, tensors: Mapping[str, Any], decoder: Decoder,
         put_tensor(owner, place, tensors[key], f"{name}.{key}")
 
 
-class BareCodec(Codec):
-    """Modules that are made without their constructor: attributes, and the numbers in them.
-
-    The constructors of the references factorise matrices, which does not give back the same bits.
-
-    Parameters
-    ----------
-    cls : type
-        The class.
-    attributes, buffers : sequence of str
-        Names.  Those of buffers that end with ``_#`` stand for one for each block of the layout.
-    """
-
-    def __init__(
-        self, cls: type[nn.Module], attributes: Sequence[str], buffers: Sequence[str]
-    ) -> None:
-        super().__init__(cls)
-        self.attributes = attributes
-        self.buffers = buffers
-
-    def encode(self, value: nn.Module, encoder: Encoder) -> Node:
-        """Return attributes and tensors."""
-        tensors = {name: owner[key] for name, (owner, key) in own_tensors(value, encoder).items()}
-        held = {name: getattr(value, name) for name in self.attributes}
-        return encoder.fields(held) | {"tensors": encoder.fields(tensors)}
-
-    def decode(self, fields: Node, decoder: Decoder) -> nn.Module:
-        """Return the module with its tensors."""
-        tensors = decoder.fields(fields["tensors"])
-        held = decoder.fields({name: node for name, node in fields.items() if name != "tensors"})
-        check_arguments(held, self.name)
-        module: nn.Module = self.cls.__new__(self.cls)  # type: ignore[call-overload]
-        nn.Module.__init__(module)
-        for name in self.attributes:
-            setattr(module, name, held[name])
-        n_blocks = len(held["layout"].blocks) if "layout" in held else 0
-        for name in self.buffers:
-            each = [name.replace("#", str(block)) for block in range(n_blocks)]
-            for buffer in each if name.endswith("#") else [name]:
-                module.register_buffer(buffer, None)
-        put_tensors(module, tensors, decoder, self.name)
-        return module.eval()
-
-
 def own_tensors(
     module: nn.Module, coder: Encoder | Decoder
 ) -> dict[str, tuple[dict[str, Any], str]]:
@@ -146,7 +104,7 @@ def own_tensors(
     for held in (module._parameters, module._buffers):
         found.update({name: (held, name) for name in held})
     for name, child in module._modules.items():
-        if child is not None and coder.registry.find(child) is None:
+        if child is not None and not coder.registry.stores(child):
             inner = own_tensors(child, coder)
             found.update({f"{name}.{key}": place for key, place in inner.items()})
     return found

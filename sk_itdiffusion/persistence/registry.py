@@ -1,6 +1,8 @@
 """The classes whose objects are in saved estimators, and how each becomes fields, and back.
 
-A new estimator, reference, schedule or network is added to `registry` with a line.
+A new estimator, reference, schedule or network is added to `registry` with a line.  Objects of
+classes of the user's own are stored too, by what they tell of themselves (`own_codec`), and made
+again if their classes are passed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
@@ -30,8 +33,10 @@ from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.encoding import Column, TableEncoder
-from sk_itdiffusion.ensemble import EnsembleModel, IMMSEEnsemble, Transport
+from sk_itdiffusion.ensemble import IMMSEEnsemble
+from sk_itdiffusion.ensemble_model import EnsembleModel, Transport
 from sk_itdiffusion.estimator import TableEstimator
+from sk_itdiffusion.experts import BeyondBounds, Seeds
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.likelihood import IntegrationRule, MSECurve
 from sk_itdiffusion.marginals import (
@@ -45,14 +50,13 @@ from sk_itdiffusion.marginals import (
     YeoJohnsonMap,
 )
 from sk_itdiffusion.mixed import IMMSEMixedDensity
-from sk_itdiffusion.model import BeyondBounds, Seeds, TableModel
+from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.outlier import IMMSEOutlierDetector
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence.checks import check_fields
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node, Registry
 from sk_itdiffusion.persistence.kinds import KINDS
 from sk_itdiffusion.persistence.modules import (
-    BareCodec,
     ConfigCodec,
     NetCodec,
     PretrainedCodec,
@@ -125,6 +129,51 @@ class ArgumentsCodec(Codec):
     def decode(self, fields: Node, decoder: Decoder) -> Any:
         """Return the object with the arguments."""
         return self.cls(**decoder.fields(fields))
+
+
+# -- classes of the user's own -----------------------------------------------------------------
+
+
+class InitFieldsCodec(Codec):
+    """Dataclass objects of the user's own, which are the arguments they are made with."""
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return the arguments."""
+        names = [each.name for each in dataclasses.fields(value) if each.init]
+        return encoder.fields({name: getattr(value, name) for name in names})
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the object with the arguments."""
+        return self.cls(**decoder.fields(fields))
+
+
+class ParametersCodec(Codec):
+    """Objects of the user's own that are their parameters, as those of scikit-learn are."""
+
+    def encode(self, value: Any, encoder: Encoder) -> Node:
+        """Return the parameters, or raise an error if that is not all."""
+        params = value.get_params(deep=False)
+        others = sorted(vars(value).keys() - params.keys())
+        if others:
+            raise encoder.refusal(
+                f"is a {self.name} that has {', '.join(others)} beside its parameters"
+            )
+        return encoder.fields(params)
+
+    def decode(self, fields: Node, decoder: Decoder) -> Any:
+        """Return the object with the parameters."""
+        return self.cls(**decoder.fields(fields))
+
+
+def own_codec(cls: type) -> Codec | None:
+    """Return the codec of a class of the user's own; None if its objects cannot be stored."""
+    if all(callable(getattr(cls, name, None)) for name in ("config", "from_config")):
+        return ConfigCodec(cls)
+    if issubclass(cls, torch.nn.Module):
+        return None
+    if dataclasses.is_dataclass(cls):
+        return InitFieldsCodec(cls)
+    return ParametersCodec(cls) if callable(getattr(cls, "get_params", None)) else None
 
 
 # -- estimators --------------------------------------------------------------------------------
@@ -299,29 +348,16 @@ def registry() -> Registry:
             ),
             NetCodec(_Net, "Net"),
             # References.
-            BareCodec(GaussianReference, ["n_features"], ["mean", "variances", "basis"]),
-            BareCodec(
-                LowRankGaussianReference,
-                ["n_features"],
-                ["mean", "basis", "variances", "residual"],
-            ),
-            BareCodec(
-                GaussianMixtureReference,
-                ["n_features"],
-                ["log_weights", "means", "variances", "basis"],
-            ),
-            BareCodec(
-                KernelDensityReference,
-                ["background", "n_features"],
-                ["points", "log_weights", "variances", "basis", "background_weight"],
-            ),
-            BareCodec(
-                IndependentReference, ["layout", "continuous", "n_features"], ["log_prior_#"]
-            ),
-            BareCodec(
-                LatentClassReference,
-                ["layout", "continuous", "n_features"],
-                ["log_weights", "table_#"],
+            *map(
+                ConfigCodec,
+                [
+                    GaussianMixtureReference,
+                    GaussianReference,
+                    IndependentReference,
+                    KernelDensityReference,
+                    LatentClassReference,
+                    LowRankGaussianReference,
+                ],
             ),
             # Networks.
             *map(
@@ -345,4 +381,5 @@ def registry() -> Registry:
             ArgumentsCodec(EDMNoise, "sigma_data"),
             ArgumentsCodec(DiscreteTimeNoise, "alphas_cumprod", "continuous_time"),
         ],
+        own_codec,
     )

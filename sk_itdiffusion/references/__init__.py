@@ -1,18 +1,27 @@
-"""Distributions whose log-density and optimal denoiser are known in closed form."""
+"""Distributions whose log-density and optimal denoiser are known in closed form.
 
-from sk_itdiffusion.references.base import Reference
+A family of references says when a kind of distribution takes part in a fit, and how it is fitted.
+"""
+
+from sk_itdiffusion.references.base import ContinuousReference, PlainReference, Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
+from sk_itdiffusion.references.families import FamilyContext, JudgedReference, ReferenceFamily
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.kernel_density import KernelDensityReference
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = [
+    "ContinuousReference",
+    "FamilyContext",
     "GaussianMixtureReference",
     "GaussianReference",
     "IndependentReference",
+    "JudgedReference",
     "KernelDensityReference",
     "LatentClassReference",
     "LowRankGaussianReference",
+    "PlainReference",
     "Reference",
+    "ReferenceFamily",
 ]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import ABC, abstractmethod
+from numbers import Real
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-__all__ = ["Reference"]
+from sk_itdiffusion.channel import noise_scale, signal_scale
+
+__all__ = ["ContinuousReference", "PlainReference", "Reference"]
 
 
 class Reference(nn.Module, ABC):
@@ -19,6 +25,9 @@ class Reference(nn.Module, ABC):
     learns only what the reference lacks; it is the control variate of the likelihood integral;
     and it is an expert among which the estimator chooses at each log-SNR.
 
+    A reference of your own derives from `ContinuousReference` and defines its abstract methods;
+    tensors are registered as buffers.  The other methods have defaults.
+
     Attributes
     ----------
     n_features : int
@@ -26,6 +35,8 @@ class Reference(nn.Module, ABC):
 
     See Also
     --------
+    ContinuousReference : Base class of the references on continuous columns.
+    PlainReference : Base class of the references that know their columns one by one.
     GaussianReference : Normal distribution.
     GaussianMixtureReference : Mixture of normal distributions.
     KernelDensityReference : Normal kernels around points.
@@ -46,6 +57,8 @@ class Reference(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+
+    # -- the distribution ----------------------------------------------------------------------
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -96,22 +109,131 @@ class Reference(nn.Module, ABC):
             Independent points; with discrete columns rows with codes.
         """
 
+    # -- rows plus noise -----------------------------------------------------------------------
+
     @abstractmethod
-    def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
-        """Return the distribution of ``(x - center) / scale`` for x of this distribution.
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows under the distribution with as much noise.
+
+        With a variance of ``exp(-logsnr)`` the noisy rows are ``rows + exp(-logsnr / 2) * eps``,
+        and their density is that of points of the distribution plus independent normal noise.
 
         Parameters
         ----------
-        center : array-like of shape (n_features,)
-            What is subtracted.
-        scale : array-like of shape (n_features,)
-            Positive numbers to divide by.
+        rows : Tensor of shape (B, n_columns)
+            Rows; codes in discrete columns.
+        eps : Tensor of shape (B, d)
+            Noise of the points of the rows.
+        logsnr : float
+            Log-SNR of the noise; infinite for none.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats.  That of discrete columns is relative to the density of their
+            noise given the row: the log-probability if there is none.
+        """
+
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        r"""Return the mean of the noise and that of its square, given rows plus noise.
+
+        They tell how `smoothed_log_prob` changes with the log-SNR a for fixed noise,
+        :math:`\frac12 \sum_j (1 + \epsilon_j E[\epsilon_j \mid z] - E[\epsilon_j^2 \mid z])` for
+        continuous columns.  By default they come from `denoise` and its derivatives,
+        :math:`\mathrm{Var}(\epsilon_j \mid z) = 1 - \sqrt{\sigma(-a)}\,
+        \partial \hat\epsilon_j / \partial z_j`, which torch has to be able to calculate.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; codes in discrete columns.
+        eps : Tensor of shape (B, d)
+            Noise of the points of the rows.
+        logsnr : float
+            Finite log-SNR of the noise.
+
+        Returns
+        -------
+        mean, square : Tensor of shape (B, d)
+            The two moments of each coordinate.
+        """
+        level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
+        noise = noise_scale(level)[:, None]
+        with torch.enable_grad():
+            z = signal_scale(level)[:, None] * self.points_of(rows) + noise * eps
+            z = z.detach().requires_grad_(True)
+            mean = self.denoise(z, level)
+            # Rows do not depend on each other: the gradient of a sum has the derivatives of all.
+            slopes = [
+                torch.autograd.grad(column.sum(), z, retain_graph=True)[0][:, j]
+                for j, column in enumerate(mean.unbind(1))
+            ]
+        mean = mean.detach()
+        return mean, mean.square() + 1.0 - noise * torch.stack(slopes, dim=1)
+
+    def points_of(self, rows: Tensor) -> Tensor:
+        """Return the points of rows, which are the rows where all columns are continuous.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; codes in discrete columns.
+
+        Returns
+        -------
+        Tensor of shape (B, d)
+            The points, to which noise is added.
+        """
+        return rows
+
+    def modes(self, rows: Tensor, variance: float) -> NDArray[np.intp] | None:
+        """Return the mode that each row belongs to.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows.
+        variance : float
+            Variance of normal noise by which the density is smoothed, at least 0.
+
+        Returns
+        -------
+        ndarray of shape (B,) or None
+            Numbers of the modes; None, the default, if the distribution is taken as one mode.
+        """
+        return None
+
+    def without_wide_components(self) -> Reference:
+        """Return the distribution without components for rows unlike all those seen.
+
+        A density needs such components, so that no row is impossible; a score of how unlike a row
+        is from those seen does not.
 
         Returns
         -------
         Reference
-            The distribution on the other scale.
+            The other components, with weights that sum to 1; the same object if it has no such
+            components.
         """
+        return self
+
+    # -- sizes ---------------------------------------------------------------------------------
+
+    def logsnr_range(self, resolution: float) -> tuple[float, float] | None:
+        """Return the range of the log-SNR in which a model can differ from continuous columns.
+
+        Parameters
+        ----------
+        resolution : float
+            Largest lattice step of a column, in standard deviations; 0 if there is none.
+
+        Returns
+        -------
+        tuple of (float, float) or None
+            The two ends, which are in reverse order where the columns are coarser than all that the
+            distribution knows; None, the default, if there is no continuous column.
+        """
+        return None
 
     @property
     def n_intermediate(self) -> int:
@@ -123,15 +245,75 @@ class Reference(nn.Module, ABC):
         """The same where a CPU's fused operations hold fewer numbers at a time."""
         return self.n_intermediate
 
-    @abstractmethod
-    def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance along any principal direction.
+    # -- files ---------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Return what an empty reference is made from: all that a file holds but the buffers.
+
+        By default these are the names of the buffers as ``"buffers"``, and by their names the
+        submodules and all other attributes, which have to be numbers, texts, None, or tuples or
+        lists of such.
 
         Returns
         -------
-        tuple of (float, float)
-            The two variances.
+        dict of str to object
+            Arguments of `from_config`.
+
+        Raises
+        ------
+        TypeError
+            If there are other attributes, or parameters; a class that has such defines `config`
+            and `from_config`.
         """
+        attributes = {name: v for name, v in vars(self).items() if name not in _OF_ALL_MODULES}
+        held = dict(self._modules) | attributes
+        for name, value in attributes.items():
+            items = value if isinstance(value, tuple | list) else [value]
+            if not all(item is None or isinstance(item, Real | str) for item in items):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is no number or text: register tensors as "
+                    "buffers, or define config and from_config."
+                )
+        if self._parameters:
+            raise TypeError(
+                f"{type(self).__name__} has parameters: register them as buffers, or define config "
+                "and from_config."
+            )
+        return {**held, "buffers": list(self._buffers)}
+
+    @classmethod
+    def from_config(cls, **config: Any) -> Self:
+        """Return a reference with empty places for its buffers.
+
+        It is made without the constructor, which may not give back the same bits.
+
+        Parameters
+        ----------
+        **config : dict
+            What `config` returns.
+
+        Returns
+        -------
+        Reference
+            The reference, whose buffers are None.
+
+        Raises
+        ------
+        ValueError
+            If a name is that of a method.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        for name, value in config.items():
+            if name == "buffers":
+                continue
+            known = inspect.getattr_static(cls, name, None)
+            if name in _OF_ALL_MODULES or callable(known) or hasattr(known, "__get__"):
+                raise ValueError(f"{name!r} is no attribute of a {cls.__name__}")
+            setattr(made, name, value)
+        for name in config["buffers"]:
+            made.register_buffer(name, None)
+        return made
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; a reference is a denoiser like any other.
@@ -149,6 +331,136 @@ class Reference(nn.Module, ABC):
             What `denoise` returns.
         """
         return self.denoise(z, logsnr)
+
+
+#: Attributes that modules have whatever their class.
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+
+
+class ContinuousReference(Reference):
+    """A reference on continuous columns; those of your own derive from it.
+
+    Beside `log_prob`, `denoise`, `sample` and `smoothed_log_prob` it can be standardised, and its
+    variances are known.
+
+    See Also
+    --------
+    Reference : What all references have.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.references import ContinuousReference, GaussianReference
+    >>> reference = GaussianReference([1.0, 0.0], [[4.0, 0.0], [0.0, 1.0]])
+    >>> isinstance(reference, ContinuousReference)
+    True
+    >>> reference.standardized([1.0, 0.0], [2.0, 2.0]).variance_range()
+    (0.25, 1.0)
+    """
+
+    @abstractmethod
+    def standardized(self, center: ArrayLike, scale: ArrayLike) -> ContinuousReference:
+        """Return the distribution of ``(x - center) / scale`` for x of this distribution.
+
+        Parameters
+        ----------
+        center : array-like of shape (n_features,)
+            What is subtracted.
+        scale : array-like of shape (n_features,)
+            Positive numbers to divide by.
+
+        Returns
+        -------
+        ContinuousReference
+            The distribution on the other scale.
+        """
+
+    @abstractmethod
+    def variance_range(self) -> tuple[float, float]:
+        """Return the least and greatest variance along any principal direction.
+
+        Returns
+        -------
+        tuple of (float, float)
+            The two variances.
+        """
+
+    def logsnr_range(self, resolution: float) -> tuple[float, float]:
+        """Return the range in which a model can differ from it; see `Reference.logsnr_range`.
+
+        Below it nothing but mean and covariance matters; above it the noise is much finer than the
+        narrowest direction (at most exp(-5) standard deviations, since a network can find what is
+        finer than a single Gaussian), or as fine as the resolution of the columns.
+        """
+        least, greatest = self.variance_range()
+        high = float(np.clip(-math.log(least) + 6.9, 10.0, 18.0))
+        if resolution > 0.0:
+            high = min(high, -2.0 * math.log(0.5 * resolution))
+        return -math.log(greatest) - 4.0, high
+
+
+class PlainReference(Reference):
+    """A reference so smooth that it is known what each column tells by itself.
+
+    Explanations of scores begin at independent columns, which come from such a reference.
+
+    See Also
+    --------
+    GaussianReference : Normal distribution.
+    IndependentReference : Independent discrete columns, beside continuous ones.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.references import GaussianReference, PlainReference
+    >>> reference = GaussianReference([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
+    >>> isinstance(reference, PlainReference)
+    True
+    >>> reference.independent().covariance.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is; references with parts are if these are."""
+        return True
+
+    @abstractmethod
+    def independent(self) -> PlainReference:
+        """Return the distribution of independent columns, each with its own distribution here.
+
+        Returns
+        -------
+        PlainReference
+            The product of the columns' distributions.
+        """
+
+    @abstractmethod
+    def column_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of each noisy column by itself.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; codes in discrete columns.
+        eps : Tensor of shape (B, d)
+            Noise of the points of the rows.
+        logsnr : float
+            Log-SNR of the noise; infinite for none.
+
+        Returns
+        -------
+        Tensor of shape (B, n_columns)
+            Log-densities in nats; see `Reference.smoothed_log_prob`.
+        """
+
+    def independence_logsnr(self) -> float | None:
+        """Return the log-SNR below which columns tell nearly nothing about each other.
+
+        Returns
+        -------
+        float or None
+            The log-SNR; None, the default, if it is not known.
+        """
+        return None
 
 
 def as_float_tensor(values: ArrayLike | Tensor, ndim: int, name: str) -> Tensor:

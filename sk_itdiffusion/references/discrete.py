@@ -11,6 +11,8 @@ mixed tables, of any continuous reference.  `LatentClassReference` is a mixture 
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -19,10 +21,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.channel import noise_from_data
-from sk_itdiffusion.layout import LatticeBlock, Layout
+from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
+from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeBlock, Layout, OneHotBlock
 from sk_itdiffusion.posteriors import DensePosterior, LevelPosterior, StreamedPosterior, is_long
-from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.base import PlainReference, Reference
+from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = ["DiscreteReference", "IndependentReference", "LatentClassReference"]
@@ -86,13 +89,50 @@ class DiscreteReference(Reference):
         """Return the predicted noise; see `Reference.denoise`."""
         return noise_of_posteriors(z, logsnr, *self.posteriors(z, logsnr))
 
-    def standardized(self, center: ArrayLike, scale: ArrayLike) -> Reference:
-        """Raise an error, since levels are not standardised; see `Reference.standardized`."""
-        raise NotImplementedError
+    def points_of(self, rows: Tensor) -> Tensor:
+        """Return the points of rows with codes; see `Reference.points_of`."""
+        return self.layout.embed(rows)
 
-    def variance_range(self) -> tuple[float, float]:
-        """Raise an error, since levels have no variance; see `Reference.variance_range`."""
-        raise NotImplementedError
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise, given noisy rows; see `Reference.noise_moments`."""
+        level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
+        points = self.points_of(rows)
+        z = signal_scale(level)[:, None] * points + noise_scale(level)[:, None] * eps
+        found = []
+        if self.continuous is not None:
+            found.append(self.continuous_moments(rows, eps, logsnr, z))
+        for block, log_p in zip(self.layout.blocks, self.log_posterior(z, level), strict=True):
+            part, noise = points[:, block.coordinates], eps[:, block.coordinates]
+            found.append(moments_of_levels(block, log_p.exp(), part, noise, math.exp(0.5 * logsnr)))
+        means, squares = zip(*found, strict=True)
+        return torch.cat(means, dim=1), torch.cat(squares, dim=1)
+
+    @abstractmethod
+    def continuous_moments(
+        self, rows: Tensor, eps: Tensor, logsnr: float, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the moments of the noise of the continuous columns, given all columns.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; codes in discrete columns.
+        eps : Tensor of shape (B, d)
+            Noise of the points of the rows.
+        logsnr : float
+            Finite log-SNR of the noise.
+        z : Tensor of shape (B, d)
+            Noisy observations of the points.
+
+        Returns
+        -------
+        mean, square : Tensor of shape (B, n_continuous)
+            The two moments of each column.
+        """
+
+    def logsnr_range(self, resolution: float) -> tuple[float, float] | None:
+        """Return the range of the continuous columns, if any; see `Reference.logsnr_range`."""
+        return None if self.continuous is None else self.continuous.logsnr_range(resolution)
 
 
 def noise_of_posteriors(
@@ -105,7 +145,7 @@ def noise_of_posteriors(
     return torch.cat(parts, dim=1)
 
 
-class IndependentReference(DiscreteReference):
+class IndependentReference(DiscreteReference, PlainReference):
     """Independent discrete columns, times a continuous reference for the continuous ones.
 
     Parameters
@@ -189,6 +229,88 @@ class IndependentReference(DiscreteReference):
             total = total + (log_prior.gather(1, codes.T).T * observed).sum(1)
         return total
 
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        total = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
+        if self.continuous is not None:
+            part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
+            total = total + self.continuous.smoothed_log_prob(part, noise, logsnr)
+        return total + self.level_log_ratios(rows, eps, logsnr).sum(1)
+
+    def level_log_ratios(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of each noisy discrete variable by itself.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; codes in discrete columns.
+        eps : Tensor of shape (B, d)
+            Noise of the points of the rows.
+        logsnr : float
+            Log-SNR of the noise; infinite for none.
+
+        Returns
+        -------
+        Tensor of shape (B, m)
+            Log-densities, relative to those of the noise given the row, in nats; 0 where there is
+            no level.
+        """
+        layout = self.layout
+        found = rows.new_zeros(len(rows), len(layout.variables))
+        if math.isinf(logsnr):
+            for block, log_prior in zip(layout.blocks, self.log_priors, strict=True):
+                codes, observed = block.observed_codes(rows, layout.n_continuous)
+                found[:, block.columns] = log_prior.gather(1, codes.T).T * observed
+            return found
+        for number, likelihood, hit, observed in level_likelihoods(layout, rows, eps, logsnr):
+            block, log_prior = layout.blocks[number], self.log_priors[number]
+            found[:, block.columns] = ((log_prior + likelihood).logsumexp(2) - hit) * observed
+        return found
+
+    def continuous_moments(
+        self, rows: Tensor, eps: Tensor, logsnr: float, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return their moments, whatever z; see `DiscreteReference.continuous_moments`."""
+        assert self.continuous is not None
+        part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
+        return self.continuous.noise_moments(part, noise, logsnr)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the continuous reference is plain, if there is one."""
+        return self.continuous is None or isinstance(self.continuous, PlainReference)
+
+    def independent(self) -> IndependentReference:
+        """Return the product of all columns; see `PlainReference.independent`."""
+        continuous = self._plain_continuous()
+        alone = None if continuous is None else continuous.independent()
+        return IndependentReference(self.layout, self.marginals(), alone)
+
+    def column_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return each column's own log-density; see `PlainReference.column_log_prob`."""
+        parts = []
+        continuous = self._plain_continuous()
+        if continuous is not None:
+            part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
+            parts.append(continuous.column_log_prob(part, noise, logsnr))
+        parts.append(self.level_log_ratios(rows, eps, logsnr))
+        return torch.cat(parts, dim=1)
+
+    def independence_logsnr(self) -> float | None:
+        """Return that of the continuous columns; see `PlainReference.independence_logsnr`."""
+        continuous = self._plain_continuous()
+        return None if continuous is None else continuous.independence_logsnr()
+
+    def _plain_continuous(self) -> PlainReference | None:
+        """Return the continuous reference, if there is one, as a plain one."""
+        if self.continuous is None or isinstance(self.continuous, PlainReference):
+            return self.continuous
+        raise TypeError(
+            f"What each column tells by itself is not known of a {type(self.continuous).__name__}."
+        )
+
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
         """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         found: list[LevelPosterior] = []
@@ -200,6 +322,19 @@ class IndependentReference(DiscreteReference):
                 joint = log_prior + block.log_likelihood(part, logsnr)
                 found.append(DensePosterior(block, joint.log_softmax(2)))
         return self.continuous_noise(z, logsnr), found
+
+    def without_wide_components(self) -> IndependentReference:
+        """Return the same without them in the continuous reference.
+
+        See `Reference.without_wide_components`.
+        """
+        continuous = self.continuous
+        narrow = None if continuous is None else continuous.without_wide_components()
+        if narrow is continuous:
+            return self
+        kept = copy.deepcopy(self)
+        kept.continuous = narrow
+        return kept
 
     def continuous_noise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise of the continuous columns.
@@ -332,6 +467,36 @@ class LatentClassReference(DiscreteReference):
             joint = joint + nn.functional.embedding_bag(index, log_table, mode="sum")
         return joint.logsumexp(1)
 
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        joint = self.log_weights.to(rows.dtype).expand(len(rows), -1)
+        if self.continuous is not None:
+            density = self.continuous.component_log_prob(*self._noisy(rows, eps, logsnr))
+            joint = joint + density - self.continuous.log_weights
+        for number, likelihood, hit, observed in level_likelihoods(self.layout, rows, eps, logsnr):
+            highest = likelihood.amax(2, keepdim=True)
+            scaled = (likelihood - highest).exp().transpose(0, 1)
+            by_class = torch.bmm(scaled, self.tables[number])  # (m, B, C)
+            log_ratio = by_class.log() + (highest[:, :, 0] - hit).T[:, :, None]
+            joint = joint + (log_ratio * observed.T[:, :, None]).sum(0)
+        return joint.logsumexp(1)
+
+    def continuous_moments(
+        self, rows: Tensor, eps: Tensor, logsnr: float, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return their moments in the classes; see `DiscreteReference.continuous_moments`."""
+        assert self.continuous is not None
+        level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
+        posterior = self.class_log_joint(z, level).softmax(1)
+        return self.continuous.component_moments(*self._noisy(rows, eps, logsnr), posterior)
+
+    def _noisy(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, float]:
+        """Return the continuous columns of noisy rows, and the variance of the noise."""
+        part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
+        return add_white_noise(part, noise, logsnr)
+
     def class_log_joint(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the logarithms of the classes' weights times their densities of noisy rows.
 
@@ -432,3 +597,39 @@ def checked_probabilities(values: ArrayLike, n_levels: int, name: str) -> Array:
     if array.shape != (n_levels,) or not (np.isfinite(array).all() and (array > 0).all()):
         raise ValueError(f"{name} must be {n_levels} positive, finite numbers.")
     return np.asarray(array / array.sum())
+
+
+def level_likelihoods(
+    layout: Layout, rows: Tensor, eps: Tensor, logsnr: float
+) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+    """Return number of block, log p(z | k), log p(z | x), and which x are levels, of each block.
+
+    The shapes are (B, m, K), (B, m) and (B, m).
+    """
+    level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
+    signal, noise = signal_scale(level)[:, None], noise_scale(level)[:, None]
+    found = []
+    for number, block in enumerate(layout.blocks):
+        codes, observed = block.observed_codes(rows, layout.n_continuous)
+        points = block.embed(codes, rows.dtype)
+        z = signal * points + noise * eps[:, block.coordinates]
+        likelihood = block.log_likelihood(z, level)
+        hit = likelihood.gather(2, codes[:, :, None])[:, :, 0]
+        found.append((number, likelihood.masked_fill(~block.allowed, -torch.inf), hit, observed))
+    return found
+
+
+def moments_of_levels(
+    block: LatticeBlock | OneHotBlock, probability: Tensor, points: Tensor, eps: Tensor, root: float
+) -> tuple[Tensor, Tensor]:
+    """Return moments of the noise under levels of given probabilities (B, m, K).
+
+    The root is that of the signal-to-noise ratio.
+    """
+    if isinstance(block, LatticeBlock):
+        leading = eps[:, :, None] + root * (points[:, :, None] - block.values)
+        return (probability * leading).sum(2), (probability * leading.square()).sum(2)
+    here = block.flat(probability)
+    there, elsewhere = eps + root * (points - ONE_HOT_LENGTH), eps + root * points
+    mean = torch.lerp(elsewhere, there, here)
+    return mean, torch.lerp(elsewhere.square(), there.square(), here)

@@ -18,16 +18,23 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.base import (
+    ContinuousReference,
+    PlainReference,
+    as_float_tensor,
+    eigenbasis,
+)
 from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianReference"]
 
 #: Least variance, in standardised units, along any direction of a fitted reference.
 VARIANCE_FLOOR = 1e-6
+#: In nats; information about other columns below the log-SNR of independence.
+LEAST_INFORMATION = 0.001
 
 
-class GaussianReference(Reference):
+class GaussianReference(ContinuousReference, PlainReference):
     """Multivariate normal distribution with a full covariance.
 
     Parameters
@@ -121,6 +128,41 @@ class GaussianReference(Reference):
         shrunk = noise * projected / (signal.square() * self.variances + noise.square())
         return shrunk @ self.basis.T
 
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        spread = self.variances + variance
+        whitened = ((noisy - self.mean) @ self.basis) / spread.sqrt()
+        constant = self.n_features * math.log(2 * math.pi) + spread.log().sum()
+        return -0.5 * (whitened.square().sum(1) + constant)
+
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise, given noisy rows; see `Reference.noise_moments`."""
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        spread = self.variances + variance
+        whitened = (noisy - self.mean) @ self.basis / spread
+        mean = math.sqrt(variance) * whitened @ self.basis.T
+        return mean, mean.square() + self.basis.square() @ (self.variances / spread)
+
+    def independent(self) -> GaussianReference:
+        """Return the normal distribution of the variances; see `PlainReference.independent`."""
+        return GaussianReference(self.mean, np.diag(np.diag(self.covariance.numpy())))
+
+    def column_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return each column's own log-density; see `PlainReference.column_log_prob`."""
+        return normal_columns(self.mean, self.covariance.diagonal(), rows, eps, logsnr)
+
+    def independence_logsnr(self) -> float:
+        """Return the log-SNR of a thousandth of a nat; see `PlainReference.independence_logsnr`.
+
+        At a low log-SNR a, two columns of covariance c tell ``exp(2 a) / 4 c**2`` nats.
+        """
+        covariance = self.covariance.numpy()
+        squares = float((covariance**2).sum() - (np.diag(covariance) ** 2).sum())
+        return 0.5 * math.log(4.0 * LEAST_INFORMATION / max(squares, 1e-12))
+
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
         white = random_state.standard_normal((n_samples, self.n_features))
@@ -128,13 +170,19 @@ class GaussianReference(Reference):
         return np.asarray(self.mean.cpu().numpy() + white @ root.T)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianReference:
-        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        """Return the distribution of ``(x - center) / scale``.
+
+        See `ContinuousReference.standardized`.
+        """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariance = self.covariance.cpu().numpy() / np.outer(width, width)
         return GaussianReference((self.mean.cpu().numpy() - shift) / width, covariance)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the covariance's least and greatest eigenvalue; see `Reference.variance_range`."""
+        """Return the covariance's least and greatest eigenvalue.
+
+        See `ContinuousReference.variance_range`.
+        """
         return float(self.variances.min()), float(self.variances.max())
 
     def extra_repr(self) -> str:
@@ -146,6 +194,23 @@ class GaussianReference(Reference):
             The sizes.
         """
         return f"n_features={self.n_features}"
+
+
+def add_white_noise(rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, float]:
+    """Return rows plus noise of a log-SNR, and the variance of the noise."""
+    variance = math.exp(-logsnr)
+    return rows + math.sqrt(variance) * eps, variance
+
+
+def normal_columns(
+    mean: Tensor, variances: Tensor, rows: Tensor, eps: Tensor, logsnr: float
+) -> Tensor:
+    """Return the log-density of each noisy column under normal distributions of the columns."""
+    noisy, variance = add_white_noise(rows, eps, logsnr)
+    # The eigenvectors of a diagonal matrix are unit vectors, but in another order.
+    spread = variances + variance
+    deviation = (noisy - mean).square() / spread
+    return -0.5 * (deviation + spread.log() + math.log(2 * math.pi))
 
 
 def shrunk_covariance(

@@ -25,8 +25,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import map_in_workers
-from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = ["KernelDensityReference"]
@@ -42,7 +42,7 @@ _LEAST_GAIN_OF_A_STEP = 0.005
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
-class KernelDensityReference(Reference):
+class KernelDensityReference(ContinuousReference):
     """Normal kernels of one covariance around points, mixed with a Gaussian mixture.
 
     Parameters
@@ -134,18 +134,14 @@ class KernelDensityReference(Reference):
         """Numbers beside attention that holds none of all points; see `Reference.n_fused`."""
         return max(2 * self.n_features, self.background.n_intermediate)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log-density in nats; see `Reference.log_prob`."""
-        return self.smoothed_log_prob(x, 0.0)
-
-    def smoothed_log_prob(self, x: Tensor, added_variance: float) -> Tensor:
-        """Return the log-density of points after independent normal noise.
+    def log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
+        """Return the log-density of points, also after independent normal noise.
 
         Parameters
         ----------
         x : Tensor of shape (B, d)
             Points.
-        added_variance : float
+        added_variance : float, default=0.0
             Variance of the noise, at least 0.
 
         Returns
@@ -221,6 +217,31 @@ class KernelDensityReference(Reference):
         found: Tensor = attended[0, 0, :, : n_features + 1]
         return found
 
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        return self.log_prob(*add_white_noise(rows, eps, logsnr))
+
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise, given noisy rows; see `Reference.noise_moments`."""
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        spread = self.variances + variance
+        shrink = math.sqrt(variance) * (self.basis / spread) @ self.basis.T
+        kernels = self.kernel_log_prob(noisy, variance)
+        behind = self.background.component_log_prob(noisy, variance)
+        odds = behind.logsumexp(1) - kernels.logsumexp(1) + self.background_weight.logit()
+        share, posterior = odds.sigmoid()[:, None], kernels.softmax(1)
+        # Relative to a point in their middle, so that far ones do not cancel.
+        middle = self.points.mean(0)
+        centers = (self.points - middle) @ shrink
+        first, second = posterior @ centers, posterior @ centers.square()
+        mean = (noisy - middle) @ shrink - first
+        own = self.basis.square() @ (self.variances / spread)
+        square = mean.square() + (second - first.square()) + own
+        other = self.background.component_moments(noisy, variance, behind.softmax(1))
+        return torch.lerp(mean, other[0], share), torch.lerp(square, other[1], share)
+
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
         is_background = random_state.uniform(size=n_samples) < float(self.background_weight)
@@ -233,7 +254,10 @@ class KernelDensityReference(Reference):
         return np.where(is_background[:, None], elsewhere, near)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> KernelDensityReference:
-        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        """Return the distribution of ``(x - center) / scale``.
+
+        See `ContinuousReference.standardized`.
+        """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         return KernelDensityReference(
             (self.points.cpu().numpy() - shift) / width,
@@ -243,10 +267,24 @@ class KernelDensityReference(Reference):
             self.log_weights.exp(),
         )
 
+    def without_wide_components(self) -> KernelDensityReference:
+        """Return the density without them in the background.
+
+        See `Reference.without_wide_components`.
+        """
+        background = self.background.without_wide_components()
+        if background is self.background:
+            return self
+        kept = copy.deepcopy(self)
+        kept.background = background
+        share, left = self.background_weight, 1.0 - self.background.share_of_wide
+        kept.background_weight = share * left / (1.0 - share + share * left)
+        return kept
+
     def variance_range(self) -> tuple[float, float]:
         """Return the kernels' or a component's least variance, and the greatest one of all.
 
-        See `Reference.variance_range`.
+        See `ContinuousReference.variance_range`.
         """
         least, _ = self.background.variance_range()
         weights, share = self.log_weights.exp(), self.background_weight

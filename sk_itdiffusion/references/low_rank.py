@@ -16,13 +16,18 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references.base import Reference, as_float_tensor
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR
+from sk_itdiffusion.references.base import ContinuousReference, PlainReference, as_float_tensor
+from sk_itdiffusion.references.gaussian import (
+    VARIANCE_FLOOR,
+    GaussianReference,
+    add_white_noise,
+    normal_columns,
+)
 
 __all__ = ["LowRankGaussianReference"]
 
 
-class LowRankGaussianReference(Reference):
+class LowRankGaussianReference(ContinuousReference, PlainReference):
     """Normal distribution with k principal directions and one variance in all others.
 
     Parameters
@@ -131,6 +136,41 @@ class LowRankGaussianReference(Reference):
         change = ((along - plain) * (deviation @ self.basis)) @ self.basis.T
         return noise * (plain * deviation + change)
 
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        smoothed = LowRankGaussianReference(
+            self.mean, self.basis, self.variances + variance, float(self.residual) + variance
+        )
+        return smoothed.log_prob(noisy)
+
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise, given noisy rows; see `Reference.noise_moments`."""
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        spread, outside = self.variances + variance, self.residual + variance
+        residual = noisy - self.mean
+        along = residual @ self.basis * (1.0 / spread - 1.0 / outside)
+        mean = math.sqrt(variance) * (residual / outside + along @ self.basis.T)
+        kept = self.residual / outside
+        own = kept + self.basis.square() @ (self.variances / spread - kept)
+        return mean, mean.square() + own
+
+    def independent(self) -> GaussianReference:
+        """Return the normal distribution of the variances; see `PlainReference.independent`."""
+        return GaussianReference(self.mean, np.diag(self.column_variances.numpy()))
+
+    def column_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return each column's own log-density; see `PlainReference.column_log_prob`."""
+        return normal_columns(self.mean, self.column_variances, rows, eps, logsnr)
+
+    @property
+    def column_variances(self) -> Tensor:
+        """Variance of each column, shape (n_features,)."""
+        along = self.variances - self.residual
+        return self.residual + self.basis.square() @ along
+
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
         basis, along = self.basis.cpu().numpy(), self.variances.cpu().numpy()
@@ -144,7 +184,7 @@ class LowRankGaussianReference(Reference):
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> LowRankGaussianReference:
         """Return the distribution of ``(x - center) / scale``, for one scale of all columns.
 
-        See `Reference.standardized`.
+        See `ContinuousReference.standardized`.
 
         Raises
         ------
@@ -167,6 +207,6 @@ class LowRankGaussianReference(Reference):
         return self.n_features + len(self.variances)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance; see `Reference.variance_range`."""
+        """Return the least and greatest variance; see `ContinuousReference.variance_range`."""
         residual = float(self.residual)
         return residual, max(residual, float(self.variances.max()))

@@ -11,21 +11,30 @@ optimal denoiser is the average of the components' linear ones under the posteri
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import single_blas_thread
-from sk_itdiffusion.references.base import Reference, as_float_tensor, eigenbasis
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference, floor_eigenvalues
+from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
+from sk_itdiffusion.references.gaussian import (
+    VARIANCE_FLOOR,
+    GaussianReference,
+    add_white_noise,
+    floor_eigenvalues,
+)
 from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianMixtureReference"]
@@ -43,9 +52,14 @@ _WIDTHS = np.array([2.0, 4.0, 8.0])
 _SHARES_OF_WIDTHS = np.array([4.0, 2.0, 1.0])
 #: Parts are multiples of this, so that no row falls into the rest of a product of matrices.
 ROWS_IN_A_TILE = 32
+#: Factor by which the density between two modes is lower than in the lesser one, and the number of
+#: points at which it is looked at.
+VALLEY = math.e
+POINTS_BETWEEN_MODES = 9
+ROWS_IN_A_PASS = 4096
 
 
-class GaussianMixtureReference(Reference):
+class GaussianMixtureReference(ContinuousReference):
     """Mixture of normal distributions with full covariances.
 
     Parameters
@@ -56,12 +70,15 @@ class GaussianMixtureReference(Reference):
         Means.
     covariances : array-like of shape (n_components, n_features, n_features)
         Covariances; symmetric and positive definite.
+    n_wide : int, default=0
+        How many of the last components stand for rows unlike all that the mixture was fitted to;
+        `without_wide_components` leaves them out.  At least 0 and less than ``n_components``.
 
     Raises
     ------
     ValueError
-        If the shapes disagree, a value is not finite, a weight is not positive, or a covariance
-        is not positive definite.
+        If the shapes disagree, a value is not finite, a weight is not positive, a covariance is
+        not positive definite, or `n_wide` is out of its range.
 
     Examples
     --------
@@ -82,6 +99,7 @@ class GaussianMixtureReference(Reference):
         weights: ArrayLike | Tensor,
         means: ArrayLike | Tensor,
         covariances: ArrayLike | Tensor,
+        n_wide: int = 0,
     ) -> None:
         super().__init__()
         proportions = as_float_tensor(weights, 1, "weights")
@@ -97,6 +115,7 @@ class GaussianMixtureReference(Reference):
             )
         variances, basis = eigenbasis(matrices, "covariances")
         self.n_features = n_features
+        self.n_wide = checked_number_of_wide(n_wide, n_components)
         self.register_buffer("log_weights", (proportions / proportions.sum()).log())
         self.register_buffer("means", centers)
         self.register_buffer("variances", variances)
@@ -263,6 +282,53 @@ class GaussianMixtureReference(Reference):
         whitened = self._project(noisy) * (math.sqrt(variance) / (self.variances.T + variance))
         return torch.matmul(self.basis, whitened.permute(2, 1, 0)).permute(2, 0, 1)
 
+    def component_moments(
+        self, noisy: Tensor, variance: float, posterior: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise under components of given probabilities.
+
+        Parameters
+        ----------
+        noisy : Tensor of shape (B, d)
+            Points plus noise.
+        variance : float
+            Positive variance of the noise.
+        posterior : Tensor of shape (B, K)
+            Probabilities of the components.
+
+        Returns
+        -------
+        mean, square : Tensor of shape (B, d)
+            Means of the noise and of its square, in standard deviations of the noise.
+        """
+        predicted = self.component_noise(noisy, variance)
+        kept = self.variances / (self.variances + variance)
+        own = torch.einsum("kde,ke->kd", self.basis.square(), kept)
+        weight = posterior[:, None, :]
+        mean = torch.bmm(weight, predicted)[:, 0]
+        return mean, torch.bmm(weight, predicted.square() + own)[:, 0]
+
+    def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
+        if math.isinf(logsnr):
+            return self.log_prob(rows)
+        return self.component_log_prob(*add_white_noise(rows, eps, logsnr)).logsumexp(1)
+
+    def noise_moments(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """Return moments of the noise, given noisy rows; see `Reference.noise_moments`."""
+        noisy, variance = add_white_noise(rows, eps, logsnr)
+        posterior = self.component_log_prob(noisy, variance).softmax(1)
+        return self.component_moments(noisy, variance, posterior)
+
+    def modes(self, rows: Tensor, variance: float) -> NDArray[np.intp]:
+        """Return the mode of the likeliest component of each row; see `Reference.modes`.
+
+        Components are of one mode if the density between their means is nowhere lower than at the
+        lower of the two by a factor of e.
+        """
+        own = self.component_log_prob(rows, variance).argmax(1)
+        return np.asarray(joined_components(self, variance)[own.numpy()])
+
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
@@ -292,14 +358,37 @@ class GaussianMixtureReference(Reference):
         return np.asarray(self.means.cpu().numpy()[chosen] + spread)
 
     def standardized(self, center: ArrayLike, scale: ArrayLike) -> GaussianMixtureReference:
-        """Return the distribution of ``(x - center) / scale``; see `Reference.standardized`."""
+        """Return the distribution of ``(x - center) / scale``.
+
+        See `ContinuousReference.standardized`.
+        """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariances = torch.einsum("kde,ke,kfe->kdf", self.basis, self.variances, self.basis)
         return GaussianMixtureReference(
             self.log_weights.exp().cpu().numpy(),
             (self.means.cpu().numpy() - shift) / width,
             covariances.cpu().numpy() / np.outer(width, width),
+            self.n_wide,
         )
+
+    def without_wide_components(self) -> GaussianMixtureReference:
+        """Return the mixture of the other components; see `Reference.without_wide_components`."""
+        n_kept = self.n_components - checked_number_of_wide(self.n_wide, self.n_components)
+        if n_kept == self.n_components:
+            return self
+        # The constructor would factorise the covariances, which does not give back the same bits.
+        kept = copy.deepcopy(self)
+        kept.n_wide = 0
+        kept.log_weights = self.log_weights[:n_kept].log_softmax(0)
+        for name in ("means", "variances", "basis"):
+            setattr(kept, name, getattr(self, name)[:n_kept].clone())
+        return kept
+
+    @property
+    def share_of_wide(self) -> float:
+        """Probability of the wide components."""
+        n_kept = self.n_components - self.n_wide
+        return float(self.log_weights[n_kept:].exp().sum())
 
     @property
     def mean(self) -> Tensor:
@@ -317,7 +406,7 @@ class GaussianMixtureReference(Reference):
     def variance_range(self) -> tuple[float, float]:
         """Return a component's least variance and the greatest one of the whole covariance.
 
-        See `Reference.variance_range`.
+        See `ContinuousReference.variance_range`.
         """
         return float(self.variances.min()), float(torch.linalg.eigvalsh(self.covariance).max())
 
@@ -329,7 +418,40 @@ class GaussianMixtureReference(Reference):
         str
             The sizes.
         """
-        return f"n_components={self.n_components}, n_features={self.n_features}"
+        sizes = f"n_components={self.n_components}, n_features={self.n_features}"
+        return f"{sizes}, n_wide={self.n_wide}" if self.n_wide else sizes
+
+
+def checked_number_of_wide(n_wide: int, n_components: int) -> int:
+    """Return the number of wide components, or raise an error if there are not so many."""
+    is_whole = isinstance(n_wide, Integral) and not isinstance(n_wide, bool)
+    if not is_whole or not 0 <= n_wide < n_components:
+        raise ValueError(
+            f"n_wide must be an integer from 0 to {n_components - 1}, less than the number of "
+            f"components, got {n_wide!r}."
+        )
+    return int(n_wide)
+
+
+def joined_components(mixture: GaussianMixtureReference, variance: float) -> NDArray[np.intp]:
+    """Return the mode of each component of a mixture that is smoothed by a variance."""
+
+    def log_density(points: Tensor) -> Tensor:
+        parts = points.split(ROWS_IN_A_PASS)
+        return torch.cat(
+            [mixture.component_log_prob(part, variance).logsumexp(1) for part in parts]
+        )
+
+    means = mixture.means
+    first, second = np.triu_indices(len(means), 1)
+    peaks = log_density(means)
+    share = torch.linspace(0.0, 1.0, POINTS_BETWEEN_MODES + 2, dtype=means.dtype)[1:-1]
+    between = torch.lerp(means[first, None], means[second, None], share[:, None])
+    lowest = log_density(between.flatten(0, 1)).reshape(len(first), -1).amin(1)
+    is_joined = (lowest > torch.minimum(peaks[first], peaks[second]) - math.log(VALLEY)).numpy()
+    edges = (np.ones(is_joined.sum()), (first[is_joined], second[is_joined]))
+    graph = coo_array(edges, shape=(len(means), len(means)))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
 
 
 def as_mixture(reference: GaussianReference | GaussianMixtureReference) -> GaussianMixtureReference:
@@ -446,6 +568,8 @@ def with_wide_components(
     They have the weight of one more row: as likely the next row is like none of those seen.  Rows
     beside all other components have a small density, but not one of minus thousands of nats, which
     the integral would have to make good for.  Scales and weights are those of a heavy tail.
+    That is right for a density, but a detector asks how unlike a row is from those seen, and uses
+    the mixture without them.
     """
     share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
     overall = GaussianReference.fit(X, weight)
@@ -455,6 +579,7 @@ def with_wide_components(
         np.append((1.0 - share.sum()) * mixture.log_weights.exp().numpy(), share),
         np.vstack([mixture.means.numpy(), np.tile(overall.mean.numpy(), (len(share), 1))]),
         np.concatenate([narrow.numpy(), wide]),
+        n_wide=len(share),
     )
 
 

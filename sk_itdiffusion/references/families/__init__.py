@@ -1,0 +1,36 @@
+"""Families of references: when each can take part in a fit, and how it is fitted."""
+
+from sk_itdiffusion.references.families.base import (
+    Demand,
+    FamilyContext,
+    JudgedReference,
+    ReferenceFamily,
+)
+from sk_itdiffusion.references.families.gaussian import GaussianFamily, GivenFamily
+from sk_itdiffusion.references.families.independent import IndependentFamily
+from sk_itdiffusion.references.families.kernel_density import KernelDensityFamily
+from sk_itdiffusion.references.families.latent_class import LatentClassFamily
+from sk_itdiffusion.references.families.mixture import GaussianMixtureFamily
+
+__all__ = [
+    "BUILT_IN_FAMILIES",
+    "Demand",
+    "FamilyContext",
+    "GaussianFamily",
+    "GaussianMixtureFamily",
+    "GivenFamily",
+    "IndependentFamily",
+    "JudgedReference",
+    "KernelDensityFamily",
+    "LatentClassFamily",
+    "ReferenceFamily",
+]
+
+#: The families of the library, in the order in which they are fitted.
+BUILT_IN_FAMILIES: tuple[ReferenceFamily, ...] = (
+    GaussianFamily(),
+    IndependentFamily(),
+    GaussianMixtureFamily(),
+    LatentClassFamily(),
+    KernelDensityFamily(),
+)

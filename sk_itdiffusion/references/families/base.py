@@ -1,0 +1,257 @@
+"""What a family of references is: one kind of analytic distribution, as an expert of a fit.
+
+A family says for which tables it is made, when it takes part without being asked for, how it is
+fitted, and what it costs.  It is one object with everything about its kind: a fit knows no names.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion.references.base import Reference
+
+if TYPE_CHECKING:
+    from sk_itdiffusion.rows import WeightedRows
+    from sk_itdiffusion.schema import Schema
+    from sk_itdiffusion.splitting import MappedSplit
+
+__all__ = ["Demand", "FamilyContext", "JudgedReference", "ReferenceFamily"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a fit asks of the families of references.
+
+    Attributes
+    ----------
+    reference : str or None
+        Name of the control variate that is asked for, ``"auto"`` if any will do; None if it is an
+        object that is given.
+    automatic : bool
+        Whether all experts that are experts by default may take part.
+    names : tuple of str
+        Names of experts that are asked for.
+    with_networks : bool
+        Whether networks are trained: a fit without them is meant to be quick.
+    ranks_training_rows : bool
+        Whether the training rows will be ranked among themselves, so that no expert may stand on
+        some of them.
+    """
+
+    reference: str | None = "auto"
+    automatic: bool = True
+    names: tuple[str, ...] = ()
+    with_networks: bool = True
+    ranks_training_rows: bool = False
+
+    def asks_for(self, name: str) -> bool:
+        """Return whether an expert is asked for by its name."""
+        return name in self.names or name == self.reference
+
+
+@dataclass(frozen=True)
+class FamilyContext:
+    """What is known when a family is fitted.
+
+    Attributes
+    ----------
+    schema : Schema
+        What the columns are.
+    references : mapping of str to Reference
+        References that have been fitted before, by their families' names.
+    random_state : RandomState
+        Source of the family's randomness.
+    stop : threading.Event
+        Set if the fit is to end; a family that takes long then raises `KeyboardInterrupt`.
+    """
+
+    schema: Schema
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    random_state: np.random.RandomState = field(
+        default_factory=lambda: np.random.RandomState(0)  # only for direct calls
+    )
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class JudgedReference:
+    """A reference, and by how much its choice flatters the rows that judged it.
+
+    Attributes
+    ----------
+    reference : Reference or None
+        The reference; None if it is not worth having.
+    optimism : ndarray of shape (n_valid,) or float, default=0
+        In nats, for each validation row; see `sk_itdiffusion.validation`.
+    """
+
+    reference: Reference | None
+    optimism: Array | float = 0.0
+
+
+class ReferenceFamily(ABC):
+    """One kind of analytic distribution, as an expert of density estimators.
+
+    Derive from this class to let a distribution of your own take part in fits: pass an object as
+    ``experts=["auto", MyFamily()]``.  Its reference is then an expert like any other, and the
+    control variate where it is the likeliest of them.  The objects are parameters: they are
+    cloned, pickled and compared, so what they are made with is kept in attributes and not changed.
+
+    Attributes
+    ----------
+    name : str
+        Name of the expert, in ``expert_weights_`` and ``references_``.
+    is_plain : bool, default=False
+        Whether it is the family that each table has, of the fewest assumptions.
+    is_judged : bool, default=True
+        Whether validation rows have to judge it; with fewer than 40 rows it then takes no part.
+    needs : tuple of str, default=()
+        Names of families whose references are fitted before it, asked for or not.
+    holds_rows : bool, default=False
+        Whether the reference is made of the training rows themselves.  It is then fitted anew at
+        warm starts, and takes no part by default where training rows are ranked.
+    shares_grid : bool, default=True
+        Whether networks are trained over the range of the log-SNR in which the reference differs
+        from a normal distribution; if not only the weights reach so far.
+    least_gain : float, default=0.0
+        Gain of the validation bound, in nats per row, that is worth the time of its evaluation: if
+        the stack gains less by it, or less than a standard error, it is left out again, unless it
+        is asked for by its name.
+
+    See Also
+    --------
+    sk_itdiffusion.references.ContinuousReference : What a distribution has to know.
+    sk_itdiffusion.IMMSEDensity : Takes families as ``experts``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEDensity
+    >>> from sk_itdiffusion.references import GaussianReference, ReferenceFamily
+    >>> class WideFamily(ReferenceFamily):
+    ...     name = "wide"
+    ...
+    ...     def fit(self, split, context):
+    ...         rows = split.continuous_train
+    ...         normal = GaussianReference.fit(rows.X, rows.weight)
+    ...         return GaussianReference(normal.mean, 1.5 * normal.covariance)
+    >>> X = np.random.default_rng(0).standard_t(5, size=(300, 2))
+    >>> density = IMMSEDensity(experts=["auto", WideFamily()], max_epochs=0, random_state=0)
+    >>> "wide" in density.fit(X).expert_weights_
+    True
+    """
+
+    name: ClassVar[str]
+    is_plain: ClassVar[bool] = False
+    is_judged: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    holds_rows: ClassVar[bool] = False
+    shares_grid: ClassVar[bool] = True
+    least_gain: ClassVar[float] = 0.0
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+    def applies(self, schema: Schema) -> bool:
+        """Return whether the family is made for a table.
+
+        Parameters
+        ----------
+        schema : Schema
+            What the columns are.
+
+        Returns
+        -------
+        bool
+            Whether it is, by default if all columns that vary are continuous and are no pixels.
+        """
+        return not schema.has_levels and not schema.has_images
+
+    def by_default(self, demand: Demand) -> bool:
+        """Return whether the family takes part in a fit that does not ask for it.
+
+        Parameters
+        ----------
+        demand : Demand
+            What the fit asks for.
+
+        Returns
+        -------
+        bool
+            Whether it does, by default if any control variate will do and, for one that is made
+            of the training rows, if nothing is said of the experts, networks are trained, and no
+            training rows are ranked.
+        """
+        if not self.holds_rows:
+            return demand.reference == "auto"
+        is_open = demand.reference == "auto" and demand.automatic
+        return is_open and demand.with_networks and not demand.ranks_training_rows
+
+    @abstractmethod
+    def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
+        """Return the reference that is fitted to training rows.
+
+        Parameters
+        ----------
+        split : MappedSplit
+            Training and validation rows, behind the maps of the columns.
+        context : FamilyContext
+            What else is known.
+
+        Returns
+        -------
+        Reference or None
+            The reference, of rows behind the maps; None if the validation rows say that it is not
+            worth having.
+        """
+
+    def fit_judged(self, split: MappedSplit, context: FamilyContext) -> JudgedReference:
+        """Return the reference, and by how much its choice flatters the validation rows.
+
+        Parameters
+        ----------
+        split : MappedSplit
+            Training and validation rows, behind the maps of the columns.
+        context : FamilyContext
+            What else is known.
+
+        Returns
+        -------
+        JudgedReference
+            What `fit` returns, which flatters no row unless a family knows better.
+        """
+        return JudgedReference(self.fit(split, context))
+
+    def guide(self, rows: WeightedRows, plain: Reference, resolution: float) -> Reference | None:
+        """Return a quick version of the reference, to help in the choice of maps of columns.
+
+        Parameters
+        ----------
+        rows : WeightedRows
+            Mapped continuous columns of training rows.
+        plain : Reference
+            Normal distribution or mixture that has been fitted to them.
+        resolution : float
+            Largest lattice step of a column in standard deviations; 0 if there is none.
+
+        Returns
+        -------
+        Reference or None
+            The reference; None, by default, if it is no guide.
+        """
+        return None

@@ -1,0 +1,115 @@
+"""Kernels around training rows as experts."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from sk_itdiffusion.judging import first_rows, log_likelihoods, mean_and_error
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.families.base import (
+    FamilyContext,
+    ReferenceFamily,
+)
+from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion.references.kernel_density import KernelDensityReference, fit_kernel_density
+from sk_itdiffusion.references.mixture import GaussianMixtureReference, as_mixture
+from sk_itdiffusion.rows import WeightedRows
+
+if TYPE_CHECKING:
+    from sk_itdiffusion.schema import Schema
+    from sk_itdiffusion.splitting import MappedSplit
+
+__all__ = ["KernelDensityFamily", "fit_kernel_density_by_validation"]
+
+_KERNELS_FOR_MAPS = 3_000
+#: Kernels in a density of kernels, and columns beyond which they are hopeless.
+_MOST_KERNELS = 10_000
+_MOST_COLUMNS_FOR_KERNELS = 50
+#: Variance of a kernel, in standardised units, that the highest log-SNR still resolves.
+_LEAST_KERNEL_VARIANCE = 1e-7
+
+
+def _quick_kernels(rows: WeightedRows, plain: Reference, resolution: float) -> Reference:
+    """Return kernels around a few of the training rows."""
+    assert isinstance(plain, GaussianReference | GaussianMixtureReference)
+    rows = first_rows(rows.without_copies(), _KERNELS_FOR_MAPS)
+    floor = np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2)
+    return fit_kernel_density(rows.X, rows.share, as_mixture(plain), floor)
+
+
+def fit_kernel_density_by_validation(
+    train: WeightedRows,
+    valid: WeightedRows,
+    plain: GaussianReference | GaussianMixtureReference,
+    resolution: float,
+    stop: threading.Event | None = None,
+) -> KernelDensityReference | None:
+    """Return kernels around the training rows, or None if they are no better than none.
+
+    The covariance that the kernels share and the weight of what lies between them are those of
+    greatest likelihood of training rows, each without the kernel around itself, by
+    expectation-maximisation.  The density must beat the plain one on the validation rows by more
+    than one standard error.
+
+    Parameters
+    ----------
+    train, valid : WeightedRows
+        Mapped rows, distinct and in random order.
+    plain : GaussianReference or GaussianMixtureReference
+        Distribution that stands for what lies far from all rows.
+    resolution : float
+        Largest lattice step of a column, which kernels shall not resolve; 0 if there is none.
+    stop : threading.Event or None, default=None
+        Ends the fit by a KeyboardInterrupt once it is set.
+
+    Returns
+    -------
+    KernelDensityReference or None
+        The density; of more than 50 columns there is none.
+    """
+    rows = first_rows(train.without_copies(), _MOST_KERNELS)
+    if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
+        return None
+    density = fit_kernel_density(
+        rows.X,
+        rows.share,
+        as_mixture(plain),
+        np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2),
+        stopped=lambda: stop is not None and stop.is_set(),
+    )
+    gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
+    mean, error = mean_and_error(gain, valid.share, source=valid.unit)
+    return density if mean > error else None
+
+
+class KernelDensityFamily(ReferenceFamily):
+    """Kernels around training rows, for values and rows that nearly come again."""
+
+    name: ClassVar[str] = "kernel_density"
+    needs: ClassVar[tuple[str, ...]] = ("gaussian_mixture",)  # between the kernels
+    holds_rows: ClassVar[bool] = True
+    shares_grid: ClassVar[bool] = False
+    least_gain: ClassVar[float] = 0.02
+
+    def applies(self, schema: Schema) -> bool:
+        """Return whether kernels can be evaluated; see `ReferenceFamily.applies`."""
+        # Apple's devices have no double precision, which narrow kernels need.
+        return super().applies(schema) and schema.device.type != "mps"
+
+    def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
+        """Return kernels that are better than what is between them; see `ReferenceFamily.fit`."""
+        known = context.references
+        plain = known.get("gaussian_mixture", known["gaussian"])
+        assert isinstance(plain, GaussianReference | GaussianMixtureReference)
+        return fit_kernel_density_by_validation(
+            split.train, split.valid, plain, context.schema.resolution, context.stop
+        )
+
+    def guide(self, rows: WeightedRows, plain: Reference, resolution: float) -> Reference | None:
+        """Return kernels around a few of the rows; see `ReferenceFamily.guide`."""
+        if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
+            return None
+        return _quick_kernels(rows, plain, resolution)
