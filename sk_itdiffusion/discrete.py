@@ -340,8 +340,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self._effort()
         task = self._network_task()
         beside = self._network_family(task).beside(task)
-        missing = {NETWORKS[1]} - beside.keys() if self.experts != "auto" else set()
-        if missing & set(self.experts):
+        is_named = self.experts != "auto" and NETWORKS[1] in self.experts
+        if is_named and NETWORKS[1] not in beside:
             raise ValueError(
                 f"experts names {NETWORKS[1]!r}, which needs image_shape, and network='auto' or "
                 "'convolutional'."

@@ -11,6 +11,7 @@ from outside_network import SmallBackbone, SmallFamily
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
+import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
 from sk_itdiffusion.denoisers import (
     ConvolutionalFamily,
@@ -193,6 +194,30 @@ def test_own_network_clones_pickles_and_copies(X):
     density.fit(X)
     for again in (pickle.loads(pickle.dumps(density)), copy.deepcopy(density)):
         np.testing.assert_array_equal(again.score_samples(X), density.score_samples(X))
+
+
+def test_own_network_is_saved_with_its_class(X, tmp_path):
+    table = pd.DataFrame({"side": np.where(X[:, 0] > 0, "right", "left"), "size": X[:, 1]})
+    mixed = IMMSEMixedDensity(**QUICK, network=SmallFamily(3)).fit(table)
+    density = IMMSEDensity(**PLAIN, network=SmallFamily(12)).fit(X)
+    before = torch.random.get_rng_state()
+    for estimator, rows in ((density, X), (mixed, table)):
+        estimator.save(tmp_path / "file")
+        loaded = sk_itdiffusion.load(tmp_path / "file", classes=[SmallFamily, SmallBackbone])
+        assert loaded.network.get_params() == estimator.network.get_params()
+        np.testing.assert_array_equal(loaded.score_samples(rows), estimator.score_samples(rows))
+        for classes, missing in (([], "Small"), ([SmallFamily], "SmallBackbone")):
+            with pytest.raises(ValueError, match=missing):
+                sk_itdiffusion.load(tmp_path / "file", classes=classes)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_families_of_the_library_are_saved(X, tmp_path):
+    density = IMMSEDensity(**PLAIN, network=MLPFamily()).fit(X)
+    density.save(tmp_path / "file")
+    loaded = sk_itdiffusion.load(tmp_path / "file")
+    assert isinstance(loaded.network, MLPFamily)
+    np.testing.assert_array_equal(loaded.score_samples(X), density.score_samples(X))
 
 
 def test_own_network_is_searched_in_worker_processes(X):
