@@ -252,6 +252,34 @@ def test_files_give_networks_back_to_the_last_bit(name):
     assert again.embedding is getattr(again.backbone, "embedding", again.embedding)
 
 
+@pytest.mark.parametrize(
+    ("name", "cls", "argument"),
+    [
+        ("perceptron", "ResidualMLP", "width"),
+        ("perceptron", "ResidualMLP", "n_blocks"),
+        ("perceptron", "LogSNREmbedding", "n_bumps"),
+        ("levels", "ResidualMLP", "n_outputs"),
+        ("convolutions over levels", "ConvolutionalNetwork", "width"),
+        ("convolutions over levels", "ConvolutionalNetwork", "n_outputs"),
+        ("U-Net", "UNetBackbone", "width"),
+        ("U-Net", "UNetBackbone", "n_blocks"),
+        ("levels and numbers", "Layout", "n_continuous"),
+    ],
+)
+def test_files_that_tell_of_more_numbers_than_they_have_are_refused(name, cls, argument):
+    if name == "U-Net":
+        pytest.importorskip("diffusers")
+    encoder = Encoder(registry())
+    node = encoder.encode(BUILDERS[name](generator()))
+    for entry in encoder.objects:
+        if entry["class"] == cls:
+            assert argument in entry["fields"]["config"]
+            entry["fields"]["config"][argument] = 10**12
+    decoder = Decoder(registry(), encoder.arrays, encoder.objects, {}, torch.device("cpu"))
+    with pytest.raises(ValueError, match="more numbers than the file"):
+        decoder.decode(node)
+
+
 def test_given_denoisers_have_a_config_too():
     denoiser = torch.nn.Identity()
     network = ReferencedDenoiser(denoiser, normal(3).float())
