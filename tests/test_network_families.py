@@ -98,6 +98,31 @@ def test_which_networks_are_trained_follows_from_the_family():
     assert {name: p.hidden_size for name, p in found.items()} == {"network": 256}
 
 
+def usual(estimator, kinds=None):
+    estimator.n_features_in_ = 64
+    if kinds is not None:
+        estimator.kinds_ = kinds
+    settings = estimator._settings()
+    names = ("hidden_size", "n_blocks", "batch_size", "learning_rate")
+    return tuple(getattr(settings, name) for name in names)
+
+
+def test_automatic_parameters_follow_from_the_family():
+    images = {"image_shape": (8, 8)}
+    assert usual(IMMSEDensity()) == (128, 2, 512, 0.03)
+    assert usual(IMMSEDensity(**images)) == (32, 1, 64, 0.007)
+    denoiser = torch.nn.Identity()
+    assert usual(IMMSEDensity(denoiser=denoiser)) == (128, 2, 512, 0.001)
+    assert usual(IMMSEDensity(denoiser=denoiser, **images)) == (128, 2, 64, 0.001)
+    assert usual(IMMSEDiscreteDensity()) == (256, 2, 512, 0.02)
+    assert usual(IMMSEDiscreteDensity(**images)) == (64, 3, 128, 0.02)
+    assert usual(IMMSEMixedDensity(), ["continuous", "nominal"]) == (256, 2, 512, 0.02)
+    assert usual(IMMSEMixedDensity(), ["continuous"]) == (128, 2, 512, 0.02)
+    given = {"hidden_size": 24, "n_blocks": 5, "batch_size": 7, "learning_rate": 0.5}
+    for estimator in (IMMSEDensity, IMMSEDiscreteDensity):
+        assert usual(estimator(**images, **given)) == (24, 5, 7, 0.5)
+
+
 def test_named_family_is_what_auto_takes(X):
     auto, named, given = (
         IMMSEDensity(**PLAIN, network=network).fit(X) for network in ("auto", "mlp", MLPFamily())

@@ -299,7 +299,7 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         dict of str to PlannedNetwork
-            The other networks.
+            The other networks.  The only name that there is for one is ``"dense_network"``.
         """
         return {}
 
