@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion.blocks import blocks_of, sample
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import (
     TableEncoder,
     naming_columns,
@@ -21,13 +22,13 @@ from sk_itdiffusion.encoding import (
 )
 from sk_itdiffusion.estimator import (
     TableEstimator,
-    automatic,
     checked_image_shape,
     checked_weight,
     flattened_images,
     numbers_in,
 )
 from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.networks import GivenFamily
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.schedules import Schedule
@@ -87,11 +88,16 @@ class IMMSEDensity(TableEstimator):
         `sk_itdiffusion.schedules` whose parameters can be searched (``schedule__loc``).
     image_shape : tuple of int or None, default=None
         Channels, height and width (or height and width) if columns are pixels, in this order; X may
-        also be an array of images.  The network is then `diffusers.UNet2DModel`, which the extra
-        ``sk_itdiffusion[images]`` installs, all pixels are standardised alike, and the normal
-        reference has a covariance shrunk to its diagonal, or one of low rank.
+        also be an array of images.  All pixels are standardised alike, and the normal reference has
+        a covariance shrunk to its diagonal, or one of low rank.
+    network : {"auto", "mlp", "convolutional", "unet"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, small convolutional ones or `diffusers.UNet2DModel`
+        (both for images only; the extra ``sk_itdiffusion[images]`` installs the latter), or a
+        family of your own, see `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` takes the
+        U-Net for images, else fully connected networks.
     denoiser : nn.Module or None, default=None
-        Network to use instead: a `PretrainedDenoiser`, or a module called as
+        A complete denoiser to use instead of networks of the library's making, with
+        ``network="auto"``: a `PretrainedDenoiser`, or a module called as
         ``denoiser(z, logsnr)`` with standardised noisy rows (B, d) and log-SNRs (B,) that returns
         the noise.  A copy is trained; with ``max_epochs=0`` it is evaluated as it is.
     dequantize : bool, float or array-like of shape (n_features,), default=False
@@ -113,10 +119,10 @@ class IMMSEDensity(TableEstimator):
         in turn.
     hidden_size : int or "auto", default="auto"
         Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
-        multiple of 8) at full resolution for images.
+        multiple of 8) at full resolution for U-Nets, 64 for convolutional networks.
     n_blocks : int or "auto", default="auto"
-        Residual blocks (for images: at each resolution), at least 1; ``"auto"`` is 2, and 1 for
-        images.
+        Residual blocks (of U-Nets: at each resolution), at least 1; ``"auto"`` is 2, 1 for U-Nets
+        and 3 for convolutional networks.
     n_frequencies : int, default=4
         Frequencies of the sines and cosines of each column, at least 0.
     dropout : float or "auto", default="auto"
@@ -132,7 +138,8 @@ class IMMSEDensity(TableEstimator):
         rows a fortieth of them, and at least 10) and 160; for images and given denoisers it is
         100, and less for fewer than 5000 rows.
     batch_size : int or "auto", default="auto"
-        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 64 for images.
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, 64 for U-Nets and for given denoisers
+        of images, and 128 for convolutional networks.
     num_workers : int, default=0
         Processes that read the items of a torch dataset, at least 0; 0 reads them in this one.
     micro_batch_size : int or None, default=None
@@ -140,8 +147,8 @@ class IMMSEDensity(TableEstimator):
         bounds the memory of training.
     learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for images 0.007, and for a
-        given denoiser 0.001.
+        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for U-Nets 0.007, for
+        convolutional networks 0.02, and for a given denoiser 0.001.
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves.
     validation_fraction : float, default=0.1
@@ -257,6 +264,7 @@ class IMMSEDensity(TableEstimator):
         "marginals",
         "bounds",
         "dequantize",
+        "network",
         "denoiser",
         "image_shape",
     )
@@ -269,6 +277,7 @@ class IMMSEDensity(TableEstimator):
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
         "bounds": [StrOptions({"auto"}), dict, "array-like", None],
         "image_shape": [tuple, list, None],
+        "network": [StrOptions({"auto", "mlp", "convolutional", "unet"}), NetworkFamily],
         "denoiser": [torch.nn.Module, None],
         "dequantize": ["boolean", Interval(Real, 0, None, closed="neither"), "array-like"],
         "n_networks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -290,6 +299,7 @@ class IMMSEDensity(TableEstimator):
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
         schedule: str | Schedule = "adaptive",
         image_shape: tuple[int, ...] | None = None,
+        network: str | NetworkFamily = "auto",
         denoiser: torch.nn.Module | None = None,
         dequantize: bool | float | ArrayLike = False,
         n_networks: int | str = "auto",
@@ -322,6 +332,7 @@ class IMMSEDensity(TableEstimator):
         self.bounds = bounds
         self.schedule = schedule
         self.image_shape = image_shape
+        self.network = network
         self.denoiser = denoiser
         self.dequantize = dequantize
         self.n_networks = n_networks
@@ -416,6 +427,19 @@ class IMMSEDensity(TableEstimator):
             )
         return shape
 
+    def _network_task(self) -> NetworkTask:
+        return NetworkTask(image_shape=self._images())
+
+    def _network_family(self, task: NetworkTask) -> NetworkFamily:
+        given = as_pretrained(self.denoiser)
+        if given is None:
+            return super()._network_family(task)
+        if self.network != "auto":
+            raise ValueError(
+                f"network must be 'auto' if there is a denoiser of your own, got {self.network!r}."
+            )
+        return GivenFamily(given)
+
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous columns."""
         check_reference_object(self.reference, self.marginals, self.n_features_in_)
@@ -428,14 +452,6 @@ class IMMSEDensity(TableEstimator):
                 "Images and denoisers of your own need marginals='auto' or 'standard', got "
                 f"{self.marginals!r}."
             )
-        unet = images is not None and self.denoiser is None
-        if unet and self.hidden_size != "auto" and int(self.hidden_size) % 8:
-            raise ValueError(
-                f"With image_shape, hidden_size must be a multiple of 8, got {self.hidden_size!r}."
-            )
-        usual_rate = 0.03 if images is None else 0.007
-        if self.denoiser is not None:
-            usual_rate = 0.001
         return {
             "marginals": self.marginals if self.denoiser is None else "standard",
             **self._checked_bounds(images),
@@ -444,13 +460,7 @@ class IMMSEDensity(TableEstimator):
             "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
             "denoiser": as_pretrained(self.denoiser),
             "dequantize": self._dequantization(),
-            "hidden_size": automatic(self.hidden_size, 32 if unet else 128),
-            "n_blocks": automatic(self.n_blocks, 1 if unet else 2),
-            "batch_size": automatic(self.batch_size, 512 if images is None else 64),
             "micro_batch_size": self.micro_batch_size,
-            "learning_rate": float(
-                usual_rate if self.learning_rate == "auto" else self.learning_rate
-            ),
         }
 
     def _checked_bounds(self, images: tuple[int, ...] | None) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
 from sk_itdiffusion.estimator import (
     Array,
     CategoricalEstimator,
-    automatic,
     checked_image_shape,
     flattened_images,
 )
@@ -58,14 +58,19 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Notes), or an error.  They are an error in any case in columns whose levels ``categories``
         gives, and in those of numpy's boolean dtype.
     image_shape : tuple of int or None, default=None
-        Height and width (or channels, height and width) if columns are pixels; the network is
-        then convolutional and all pixels have the same, ordered levels.
+        Height and width (or channels, height and width) if columns are pixels; all pixels then
+        have the same, ordered levels.
+    network : {"auto", "mlp", "convolutional"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, a convolutional one (for images, with
+        ``"dense_network"`` beside it), or a family of your own, see
+        `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` is convolutional for images, else
+        fully connected.
     reference : {"auto", "independent", "latent_class"}, default="auto"
         Reference q, the control variate of the integral: independent columns or a latent class
         model whose number of classes is found by validation; ``"auto"`` takes the likelier.
     experts : "auto" or list of str, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
-        ``"dense_network"`` (for images: a fully connected one beside the convolutional one),
+        ``"dense_network"`` (the fully connected one beside a convolutional one),
         ``"independent"`` and ``"latent_class"``.  ``"auto"`` takes all there are.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
@@ -84,9 +89,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
         Units (or channels) of the network's hidden layers, at least 1; ``"auto"`` is 256, and 64
-        for images.
+        for convolutional networks.
     n_blocks : int or "auto", default="auto"
-        Residual blocks, at least 1; ``"auto"`` is 2, and 3 for images.
+        Residual blocks, at least 1; ``"auto"`` is 2, and 3 for convolutional networks.
     dropout : float or "auto", default="auto"
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
@@ -99,7 +104,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
     batch_size : int or "auto", default="auto"
-        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for images.
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for convolutional networks.
     learning_rate : float, default=0.02
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
         times it.
@@ -222,11 +227,13 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         "categories",
         "handle_unknown",
         "image_shape",
+        "network",
     )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CategoricalEstimator._parameter_constraints,
         "kind": [StrOptions({"auto", "nominal", "ordinal"}), list, tuple, dict, np.ndarray],
         "image_shape": [tuple, list, None],
+        "network": [StrOptions({"auto", "mlp", "convolutional"}), NetworkFamily],
         "reference": [StrOptions({"auto", "independent", "latent_class"})],
         "likelihood": [StrOptions({"immse", "path"})],
         "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -241,6 +248,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
         image_shape: tuple[int, ...] | None = None,
+        network: str | NetworkFamily = "auto",
         reference: str = "auto",
         experts: str | Sequence[str] = "auto",
         preconditioner: str = "auto",
@@ -271,6 +279,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.categories = categories
         self.handle_unknown = handle_unknown
         self.image_shape = image_shape
+        self.network = network
         self.reference = reference
         self.experts = experts
         self.preconditioner = preconditioner
@@ -329,16 +338,22 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of discrete columns."""
         self._effort()
-        if self.image_shape is None and NETWORKS[1] in self.experts and self.experts != "auto":
-            raise ValueError(f"experts names {NETWORKS[1]!r}, which needs image_shape.")
-        images = self.image_shape is not None
+        task = self._network_task()
+        beside = self._network_family(task).beside(task)
+        is_named = self.experts != "auto" and NETWORKS[1] in self.experts
+        if is_named and NETWORKS[1] not in beside:
+            raise ValueError(
+                f"experts names {NETWORKS[1]!r}, which needs image_shape, and network='auto' or "
+                "'convolutional'."
+            )
         return super()._specific_settings() | {
             "is_discrete": True,
-            "image_shape": checked_image_shape(self.image_shape) if images else None,
-            "hidden_size": automatic(self.hidden_size, 64 if images else 256),
-            "n_blocks": automatic(self.n_blocks, 3 if images else 2),
-            "batch_size": automatic(self.batch_size, 128 if images else 512),
+            "image_shape": task.image_shape,
         }
+
+    def _network_task(self) -> NetworkTask:
+        shape = None if self.image_shape is None else checked_image_shape(self.image_shape)
+        return NetworkTask(has_levels=True, has_continuous=False, image_shape=shape)
 
     def _log_density(self, values: Array) -> tuple[Array, Array]:
         """Return log-probabilities and their variances, by the integral or by paths."""

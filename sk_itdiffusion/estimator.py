@@ -31,6 +31,8 @@ from sklearn.utils.validation import (
 from sk_itdiffusion.blocks import blocks_of, is_dask, parts_of, sample
 from sk_itdiffusion.bounds import resolve_bounds
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion.denoisers.built_in import resolve_family
 from sk_itdiffusion.distributed import Processes, current_processes
 from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import (
@@ -333,7 +335,7 @@ class TableEstimator(DensityEstimator):
     _increments: IncrementalFit
     _experts: ClassVar[tuple[str, ...]]
     #: Parameters that a warm start must not change.
-    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts")
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts", "network")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **DensityEstimator._parameter_constraints,
         "experts": [StrOptions({"auto"}), list, tuple],
@@ -357,6 +359,7 @@ class TableEstimator(DensityEstimator):
     # Declared for the type checker; subclasses set them.
     reference: str | ContinuousReference
     experts: str | Sequence[str | ReferenceFamily]
+    network: str | NetworkFamily
     schedule: str | Schedule
     hidden_size: int | str
     n_blocks: int | str
@@ -379,12 +382,20 @@ class TableEstimator(DensityEstimator):
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return numbers and codes, weights and kinds of the columns of a table to be fitted."""
 
+    @abstractmethod
+    def _network_task(self) -> NetworkTask:
+        """Return the kind of table that networks are for."""
+
+    def _network_family(self, task: NetworkTask) -> NetworkFamily:
+        """Return the family of the networks."""
+        return resolve_family(self.network, task)
+
     def _specific_settings(self) -> dict[str, Any]:
         """Return settings that only some estimators have."""
         return {}
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, nested ones of the schedule as ``schedule__<name>``.
+        """Set parameters, nested ones of objects as ``schedule__<name>`` and ``network__<name>``.
 
         Parameters
         ----------
@@ -399,16 +410,20 @@ class TableEstimator(DensityEstimator):
         Raises
         ------
         ValueError
-            If a parameter is unknown, or one of the schedule is given while the schedule is a
-            string.
+            If a parameter is unknown, or one of an object is given while there is a string.
         """
-        schedule = params.get("schedule", self.schedule)
-        nested = [name for name in params if name.startswith("schedule__")]
-        if nested and isinstance(schedule, str):
-            raise ValueError(
-                f"{nested[0]} needs schedule to be an object, such as "
-                f"sk_itdiffusion.schedules.LogisticSchedule(), not the string {schedule!r}."
-            )
+        examples = {
+            "schedule": "sk_itdiffusion.schedules.LogisticSchedule()",
+            "network": "a sk_itdiffusion.denoisers.NetworkFamily of your own",
+        }
+        for holder, example in examples.items():
+            value = params.get(holder, getattr(self, holder))
+            nested = [name for name in params if name.startswith(f"{holder}__")]
+            if nested and isinstance(value, str):
+                raise ValueError(
+                    f"{nested[0]} needs {holder} to be an object, such as {example}, not the "
+                    f"string {value!r}."
+                )
         super().set_params(**params)
         return self
 
@@ -658,13 +673,21 @@ class TableEstimator(DensityEstimator):
 
     def _settings(self) -> FitSettings:
         """Return the parameters in the form that the model takes."""
+        task = self._network_task()
+        network = self._network_family(task)
+        usual = network.usual(task)
+        hidden_size = automatic(self.hidden_size, usual.hidden_size)
+        network.check(task, hidden_size)
+        rate = usual.learning_rate if self.learning_rate == "auto" else self.learning_rate
         settings: dict[str, Any] = {
             "reference": self.reference,
             **resolve_experts(self.experts, self._experts, self.reference),
             "marginals": "standard",
             "schedule": resolve_schedule(self.schedule),
-            "hidden_size": self.hidden_size,
-            "n_blocks": self.n_blocks,
+            "network": network,
+            "task": task,
+            "hidden_size": hidden_size,
+            "n_blocks": automatic(self.n_blocks, usual.n_blocks),
             "n_frequencies": 4,
             "dropout": None if self.dropout == "auto" else float(self.dropout),
             "weight_decay": None if self.weight_decay == "auto" else float(self.weight_decay),
@@ -672,8 +695,8 @@ class TableEstimator(DensityEstimator):
             "steps_per_epoch": None
             if self.steps_per_epoch == "auto"
             else int(self.steps_per_epoch),
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
+            "batch_size": automatic(self.batch_size, usual.batch_size),
+            "learning_rate": float(rate),
             "patience": self.n_iter_no_change if self.early_stopping else None,
             "validation_fraction": self.validation_fraction,
             "n_strata": self.n_strata,
@@ -890,6 +913,8 @@ def alike(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(alike(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(alike, first, second))
+    if isinstance(first, BaseEstimator):
+        return alike(vars(first), vars(second))
     if hasattr(first, "shape"):
         return np.array_equal(np.asarray(first), np.asarray(second))
     return bool(first == second)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.configured import ConfiguredModule, check_size
 
 __all__ = ["LatticeBlock", "Layout", "OneHotBlock", "Variable", "lattice_values"]
 
@@ -228,7 +230,7 @@ class OneHotBlock(Block):
         return points[:, self.gather_index].masked_fill(~self.allowed, -torch.inf).argmax(2)
 
 
-class Layout(nn.Module):
+class Layout(ConfiguredModule):
     """Where the columns of rows are in the points.
 
     Parameters
@@ -252,6 +254,15 @@ class Layout(nn.Module):
             start += blocks[-1].n_points
         self._blocks = nn.ModuleList(blocks)
         self.n_points = start
+
+    @classmethod
+    def least_numbers(cls, **config: Any) -> int:
+        """Return how many numbers the references of a layout have at least."""
+        sizes = [check_size(variable.n_levels, least=2) for variable in config["variables"]]
+        for variable in config["variables"]:
+            if variable.values is not None and variable.values.shape != (variable.n_levels,):
+                raise ValueError("a variable has other levels than values")
+        return check_size(config["n_continuous"]) + sum(sizes)
 
     @property
     def n_columns(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, mixed_kinds
 from sk_itdiffusion.estimator import CategoricalEstimator, resolve_experts
 from sk_itdiffusion.marginals import MARGINAL_KINDS
@@ -58,6 +59,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Bounds of continuous columns: a dict from names (or numbers) of columns to pairs
         (low, high), or a pair or None for each column; see `IMMSEDensity`.  Rows beyond bounds
         that ``"auto"`` finds have together a probability of at most 1 / (n + 2).
+    network : {"auto", "mlp"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, which ``"auto"`` is too, or a family of your own,
+        see `sk_itdiffusion.denoisers.NetworkFamily`.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
         ones it is the squared error.
@@ -215,6 +219,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         "ordinal_features",
         "categories",
         "handle_unknown",
+        "network",
     )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CategoricalEstimator._parameter_constraints,
@@ -225,6 +230,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         ],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
         "bounds": [StrOptions({"auto"}), dict, "array-like", None],
+        "network": [StrOptions({"auto", "mlp"}), NetworkFamily],
         "n_frequencies": [Interval(Integral, 0, None, closed="left")],
     }
 
@@ -240,6 +246,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         preconditioner: str = "auto",
         marginals: str = "auto",
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
+        network: str | NetworkFamily = "auto",
         loss: str = "cross_entropy",
         schedule: str | Schedule = "adaptive",
         hidden_size: int | str = "auto",
@@ -272,6 +279,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.preconditioner = preconditioner
         self.marginals = marginals
         self.bounds = bounds
+        self.network = network
         self.loss = loss
         self.schedule = schedule
         self.hidden_size = hidden_size
@@ -300,10 +308,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous and discrete columns."""
-        levels = any(kind != "continuous" for kind in self.kinds_)
-        usual = 256 if levels else 128
+        has_levels = self._network_task().has_levels
         # Without discrete columns the independent reference is the normal distribution.
-        plain = {} if levels else {"independent": "gaussian"}
+        plain = {} if has_levels else {"independent": "gaussian"}
         experts = self.experts
         if not isinstance(experts, str):
             experts = [plain.get(e, e) if isinstance(e, str) else e for e in experts]
@@ -313,8 +320,13 @@ class IMMSEMixedDensity(CategoricalEstimator):
             "marginals": self.marginals,
             **self._checked_bounds(),
             "n_frequencies": self.n_frequencies,
-            "hidden_size": usual if self.hidden_size == "auto" else self.hidden_size,
         }
+
+    def _network_task(self) -> NetworkTask:
+        return NetworkTask(
+            has_levels=any(kind != "continuous" for kind in self.kinds_),
+            has_continuous="continuous" in self.kinds_,
+        )
 
     def _checked_bounds(self) -> dict[str, Any]:
         """Return the settings of the bounds, which only continuous columns have."""

@@ -19,20 +19,21 @@ from torch import Generator
 
 from sk_itdiffusion.cubature import PiecewiseDensity, row_keys
 from sk_itdiffusion.denoisers import (
-    ConvolutionalNetwork,
+    BackbonePlan,
     LevelDenoiser,
+    LogSNREmbedding,
+    NetworkFamily,
+    NetworkTask,
+    PlannedNetwork,
     PreconditionedDenoiser,
     ReferencedDenoiser,
-    ResidualMLP,
-    UNetBackbone,
+    UsualParameters,
 )
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.distributed import Processes
 from sk_itdiffusion.error_profiles import error_profile
 from sk_itdiffusion.experts import (
-    NETWORKS,
     Experts,
     kind_of_expert,
     names_of_networks,
@@ -40,12 +41,13 @@ from sk_itdiffusion.experts import (
     number_of_network,
     profile_noise,
 )
-from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.generators import CopyableGenerator, seeded
 from sk_itdiffusion.grids import MOST_ROWS_FOR_SPECTRUM
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.latent_class import level_counts
 from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
+from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.progress import current_progress
 from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
@@ -65,16 +67,10 @@ Array = NDArray[np.float64]
 LEAST_VALIDATION_ROWS = 2_000
 #: Noisy validation rows that judge an epoch of continuous columns.
 NOISY_VALIDATION_ROWS = 4_096
-WIDTH_BESIDE_CONVOLUTIONS = 256
-#: Hidden units up to which one thread trains as fast as several.
-WIDEST_FOR_ONE_THREAD = 256
 #: Rows from which the importance density is refitted; images are dear.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
-MOST_PIXELS_FOR_ONE_THREAD = 256
 #: Dropout that is worth the time of its random numbers.
 LEAST_DROPOUT = 0.01
-#: Networks, of different regularisation, that a table of continuous columns gets.
-NETWORKS_OF_A_TABLE = 2
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -83,17 +79,23 @@ SHARE_OF_TRAINING = 0.95
 
 def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     """Return the names of the networks; an untrained one adds nothing to its reference."""
-    trained = settings.max_epochs > 0 or settings.denoiser is not None
+    trained = settings.max_epochs > 0 or settings.network.is_complete
     by_default = settings.experts == "auto" and trained
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return []
-    has_two_kinds = settings.image_shape is not None and settings.is_discrete
-    possible = NETWORKS if has_two_kinds else names_of_networks(number_of_networks(settings))
+    possible = planned_networks(settings)
     return [name for name in possible if by_default or kind_of_expert(name) in settings.experts]
 
 
+def planned_networks(settings: FitSettings) -> dict[str, PlannedNetwork]:
+    """Return the networks of a fit by name: those of a family, and others beside them."""
+    network = PlannedNetwork(settings.network, settings.hidden_size, settings.n_blocks)
+    names = names_of_networks(number_of_networks(settings))
+    return dict.fromkeys(names, network) | dict(settings.network.beside(settings.task))
+
+
 def number_of_networks(settings: FitSettings) -> int:
-    """Return how many networks of one kind are trained.
+    """Return how many networks of the family are trained.
 
     A second one is worth its time where both see rows that are in memory, each with a core.
     Callbacks of the user, such as one that writes checkpoints to a file, may know of one only.
@@ -101,13 +103,8 @@ def number_of_networks(settings: FitSettings) -> int:
     if settings.n_networks is not None:
         return settings.n_networks
     in_memory = settings.stream is None and settings.processes.size == 1
-    has_several = settings.has_table_network and in_memory and not settings.callbacks
-    return NETWORKS_OF_A_TABLE if has_several else 1
-
-
-def is_large(image_shape: tuple[int, ...]) -> bool:
-    """Return whether images have so many pixels that one thread is slow."""
-    return math.prod(image_shape) > MOST_PIXELS_FOR_ONE_THREAD
+    may_be_several = in_memory and not settings.callbacks
+    return settings.network.n_networks(settings.task) if may_be_several else 1
 
 
 def train_networks(
@@ -170,10 +167,9 @@ def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSetti
 
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
     """Return whether a network is so small that more threads would not train it faster."""
-    shape = settings.image_shape
-    large_images = shape is not None and name == NETWORKS[0] and is_large(shape)
-    small = settings.hidden_size <= WIDEST_FOR_ONE_THREAD and not large_images
-    return settings.device.type == "cpu" and small
+    planned = planned_networks(settings)[name]
+    is_small = planned.family.trains_in_one_thread(settings.task, planned.hidden_size)
+    return settings.device.type == "cpu" and is_small
 
 
 def cross_entropy_in_data_units(experts: Experts, split: MappedSplit) -> float:
@@ -192,60 +188,101 @@ def build_network(
     generator: Generator,
 ) -> Network:
     """Return a network that corrects the preconditioner: untrained, or a copy of the one given."""
+    planned = planned_networks(settings)[name]
     layout = experts.space.layout
     low, high = map(float, experts.grid[[0, -1]])
-    embedding = LogSNREmbedding(low, high)
+    plan = BackbonePlan(
+        n_inputs=layout.n_points,
+        n_outputs=layout.n_continuous + n_level_outputs(layout),
+        n_periodic=n_periodic_inputs(layout),
+        embedding=LogSNREmbedding(low, high),
+        logsnr_range=(low, high),
+        hidden_size=planned.hidden_size,
+        n_blocks=planned.n_blocks,
+        n_frequencies=settings.n_frequencies,
+        dropout=dropout,
+        generator=generator,
+        task=settings.task,
+        layout=layout,
+    )
     reference = copy.deepcopy(experts.references[experts.preconditioner]).float()
-    if settings.denoiser is not None:
-        given = copy.deepcopy(settings.denoiser).float()
-        if not any(parameter.requires_grad for parameter in given.parameters()):
-            given.requires_grad_(True)
-        replace_dropout(given, generator)
-        return ReferencedDenoiser(given, reference)
-    if settings.has_images:
-        assert settings.image_shape is not None
-        unet = UNetBackbone(
-            settings.image_shape,
-            low,
-            high,
-            width=settings.hidden_size,
-            n_blocks=settings.n_blocks,
-            dropout=dropout,
-            generator=generator,
-        )
-        return PreconditionedDenoiser(unet, reference, embedding)
-    beside = settings.image_shape is not None and name == NETWORKS[1]
-    if settings.image_shape is not None and not beside:
-        n_outputs = n_level_outputs(layout) // len(layout.variables)
-        backbone: torch.nn.Module = ConvolutionalNetwork(
-            settings.image_shape,
-            n_outputs,
-            embedding,
-            width=settings.hidden_size,
-            n_blocks=settings.n_blocks,
-            dropout=dropout,
-            generator=generator,
-        )
-    else:
-        backbone = ResidualMLP(
-            layout.n_points,
-            embedding,
-            width=WIDTH_BESIDE_CONVOLUTIONS if beside else settings.hidden_size,
-            n_blocks=2 if beside else settings.n_blocks,
-            n_frequencies=settings.n_frequencies,
-            dropout=dropout,
-            generator=generator,
-            n_periodic=n_periodic_inputs(layout),
-            n_outputs=layout.n_continuous + n_level_outputs(layout),
-        )
+    backbone = build_backbone(planned.family, plan)
+    if planned.family.is_complete:
+        return ReferencedDenoiser(backbone, reference)
     if not isinstance(reference, DiscreteReference):
-        return PreconditionedDenoiser(backbone, reference, embedding)
+        return PreconditionedDenoiser(backbone, reference, plan.embedding)
     inputs: Reference = reference
     if not isinstance(inputs, IndependentReference):
         inputs = copy.deepcopy(experts.references["independent"]).float()
     assert isinstance(inputs, IndependentReference)
     counts = level_counts(rows, layout)
-    return LevelDenoiser(backbone, reference, inputs, embedding, counts)
+    return LevelDenoiser(backbone, reference, inputs, plan.embedding, counts)
+
+
+def build_backbone(family: NetworkFamily, plan: BackbonePlan) -> torch.nn.Module:
+    """Return a family's backbone in single precision, made of random numbers of the plan only."""
+    with seeded(plan.generator.initial_seed()):
+        backbone = family.build(plan)
+        if not isinstance(backbone, torch.nn.Module):
+            raise TypeError(
+                f"{type(family).__name__}.build must return a torch.nn.Module, got {backbone!r}."
+            )
+        backbone = backbone.float()
+        replace_dropout(backbone, plan.generator)
+        if not family.is_complete:
+            check_backbone(backbone, plan)
+    return backbone
+
+
+@torch.no_grad()
+def check_backbone(backbone: torch.nn.Module, plan: BackbonePlan) -> None:
+    """Raise an error if the outputs of a backbone have another shape or type than planned."""
+    was_training = backbone.training
+    inputs = torch.zeros(2, plan.n_inputs)
+    outputs = backbone.eval()(inputs, torch.tensor(plan.logsnr_range, dtype=torch.float32))
+    backbone.train(was_training)
+    wanted = (2, plan.n_outputs)
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != wanted:
+        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else outputs
+        raise ValueError(
+            f"{type(backbone).__name__} must return outputs of shape {wanted} for inputs of shape "
+            f"{tuple(inputs.shape)}, got {found!r}."
+        )
+    if outputs.dtype != torch.float32:
+        raise ValueError(
+            f"{type(backbone).__name__} must return 32-bit numbers, got {outputs.dtype}."
+        )
+
+
+class GivenFamily(NetworkFamily):
+    """Copies of a denoiser that is given, which predicts the noise by itself.
+
+    Parameters
+    ----------
+    denoiser : PretrainedDenoiser
+        The denoiser.
+    """
+
+    is_complete = True
+
+    def __init__(self, denoiser: PretrainedDenoiser) -> None:
+        self.denoiser = denoiser
+
+    def build(self, plan: BackbonePlan) -> PretrainedDenoiser:
+        """Return a copy whose weights, if all are frozen, can be trained."""
+        given = copy.deepcopy(self.denoiser)
+        if not any(parameter.requires_grad for parameter in given.parameters()):
+            given.requires_grad_(True)
+        return given
+
+    def usual(self, task: NetworkTask) -> UsualParameters:
+        """Return what "auto" stands for; sizes are those of the denoiser."""
+        batch_size = 64 if task.has_continuous_images else 512
+        return UsualParameters(128, n_blocks=2, batch_size=batch_size, learning_rate=0.001)
+
+    def is_costly(self, task: NetworkTask) -> bool:
+        """Return True: it is one network, of any size."""
+        return True
 
 
 def train_network(
@@ -398,7 +435,7 @@ def regularization_for(
 
 def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
     """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
-    if has_levels or not settings.has_table_network:
+    if has_levels or settings.network.is_costly(settings.task):
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
     steps = np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)
     return round(float(steps) / EPOCHS_OF_A_TABLE)
@@ -406,7 +443,7 @@ def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
 
 def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -> int:
     """Return with how many noises an epoch sees each validation row."""
-    if space.layout.variables or not settings.has_table_network:
+    if space.layout.variables or settings.network.is_costly(settings.task):
         # Few states, each of many rows, are seen with more noise.
         return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
     # The epochs of a table are short, and their judgement is not to take much of their time.

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion.callbacks import FitTasks
+from sk_itdiffusion.denoisers import MLPFamily, NetworkFamily, NetworkTask
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.pretrained import PretrainedDenoiser
@@ -56,6 +57,9 @@ class FitSettings:
     preconditioner: str = "independent"
     loss: str = "mse"
     image_shape: tuple[int, ...] | None = None
+    #: What the networks are, and the kind of table that they are for.
+    network: NetworkFamily = field(default_factory=MLPFamily)
+    task: NetworkTask = field(default_factory=NetworkTask)
     #: None for as many as suit the rows.
     n_networks: int | None = 1
     denoiser: PretrainedDenoiser | None = None
@@ -86,8 +90,3 @@ class FitSettings:
         """Whether the network takes images of continuous pixels."""
         given = self.denoiser is not None and self.denoiser.image_shape is not None
         return given or (self.image_shape is not None and not self.is_discrete)
-
-    @property
-    def has_table_network(self) -> bool:
-        """Whether the network is the library's own for columns that are no continuous pixels."""
-        return self.denoiser is None and not self.has_images

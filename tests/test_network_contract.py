@@ -6,19 +6,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from outside_network import SmallFamily
 
 from sk_itdiffusion.channel import noise_from_data
 from sk_itdiffusion.denoisers import (
-    ConvolutionalNetwork,
+    BackbonePlan,
+    ConvolutionalFamily,
     LevelDenoiser,
+    LogSNREmbedding,
+    MLPFamily,
+    NetworkTask,
     PreconditionedDenoiser,
-    ResidualMLP,
-    UNetBackbone,
+    ReferencedDenoiser,
+    UNetFamily,
 )
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.generators import CopyableGenerator
+from sk_itdiffusion.generators import CopyableGenerator, seeded
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
+from sk_itdiffusion.networks import build_backbone
+from sk_itdiffusion.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -44,67 +51,66 @@ def normal(d):
     return GaussianReference(np.linspace(-0.5, 0.5, d), 0.5 * np.eye(d) + 0.3)
 
 
-def perceptron(embedding, source, layout):
-    return ResidualMLP(
-        layout.n_points,
-        embedding,
-        width=16,
-        n_blocks=2,
-        n_frequencies=2,
-        dropout=0.3,
-        generator=source,
-        n_periodic=n_periodic_inputs(layout),
+def plan_of(layout, source, image_shape=None, dropout=0.3):
+    return BackbonePlan(
+        n_inputs=layout.n_points,
         n_outputs=layout.n_continuous + n_level_outputs(layout),
+        n_periodic=n_periodic_inputs(layout),
+        embedding=LogSNREmbedding(LOW, HIGH),
+        logsnr_range=(LOW, HIGH),
+        hidden_size=8 if image_shape else 16,
+        n_blocks=1 if image_shape else 2,
+        n_frequencies=2,
+        dropout=dropout,
+        generator=source,
+        task=NetworkTask(bool(layout.variables), layout.n_continuous > 0, image_shape),
+        layout=layout,
     )
 
 
-def table(source):
-    embedding = LogSNREmbedding(LOW, HIGH)
-    backbone = perceptron(embedding, source, Layout(3))
-    return PreconditionedDenoiser(backbone, normal(3).float(), embedding)
+def table(family, source, n_columns=3, **options):
+    plan = plan_of(Layout(n_columns), source, **options)
+    assert family.applies(plan.task)
+    backbone = build_backbone(family, plan)
+    return PreconditionedDenoiser(backbone, normal(n_columns).float(), plan.embedding)
 
 
-def levels(source, n_continuous=0, with_classes=False):
-    embedding = LogSNREmbedding(LOW, HIGH)
-    layout = Layout(n_continuous, VARIABLES)
+def levels(family, source, n_continuous=0, with_classes=False, variables=VARIABLES, **options):
+    layout = Layout(n_continuous, variables)
+    plan = plan_of(layout, source, **options)
+    assert family.applies(plan.task)
     continuous = normal(n_continuous) if n_continuous else None
-    independent = IndependentReference(layout, probabilities(VARIABLES), continuous)
+    independent = IndependentReference(layout, probabilities(variables), continuous)
     reference = independent
     if with_classes:
         inner = None
         if continuous is not None:
             covariances = np.stack([continuous.covariance] * 2)
             inner = GaussianMixtureReference([0.5, 0.5], np.eye(2, n_continuous), covariances)
-        tables = probabilities(VARIABLES, 2)
+        tables = probabilities(variables, 2)
         reference = LatentClassReference(layout, [0.4, 0.6], tables, inner)
     independent, reference = independent.float(), reference.float()
-    return LevelDenoiser(perceptron(embedding, source, layout), reference, independent, embedding)
+    backbone = build_backbone(family, plan)
+    return LevelDenoiser(backbone, reference, independent, plan.embedding)
 
 
-def pixel_levels(source):
-    embedding = LogSNREmbedding(LOW, HIGH)
-    layout = Layout(0, PIXELS)
-    n_outputs = n_level_outputs(layout) // len(PIXELS)
-    sizes = {"width": 8, "n_blocks": 1, "dropout": 0.3, "generator": source}
-    backbone = ConvolutionalNetwork((3, 4), n_outputs, embedding, **sizes)
-    reference = IndependentReference(layout, probabilities(PIXELS)).float()
-    return LevelDenoiser(backbone, reference, reference, embedding)
-
-
-def pixels(source):
-    sizes = {"width": 8, "n_blocks": 1, "dropout": 0.3, "generator": source}
-    backbone = UNetBackbone((1, 8, 8), LOW, HIGH, **sizes)
-    return PreconditionedDenoiser(backbone, normal(64).float(), LogSNREmbedding(LOW, HIGH))
-
-
+MLP, CONVOLUTIONAL, UNET, SMALL = MLPFamily(), ConvolutionalFamily(), UNetFamily(), SmallFamily()
 BUILDERS = {
-    "perceptron": table,
-    "levels": levels,
-    "levels over classes": lambda source: levels(source, with_classes=True),
-    "levels and numbers": lambda source: levels(source, 2),
-    "levels and numbers over classes": lambda source: levels(source, 2, with_classes=True),
-    "convolutions over levels": pixel_levels,
-    "U-Net": pixels,
+    "perceptron": lambda source, **o: table(MLP, source, **o),
+    "levels": lambda source, **o: levels(MLP, source, **o),
+    "levels over classes": lambda source, **o: levels(MLP, source, with_classes=True, **o),
+    "levels and numbers": lambda source, **o: levels(MLP, source, 2, **o),
+    "levels and numbers over classes": lambda source, **o: levels(MLP, source, 2, True, **o),
+    "perceptron over pixels": lambda source, **o: table(MLP, source, 12, image_shape=(3, 4), **o),
+    "convolutions over levels": lambda source, **o: levels(
+        CONVOLUTIONAL, source, variables=PIXELS, image_shape=(3, 4), **o
+    ),
+    "convolutions over numbers": lambda source, **o: table(
+        CONVOLUTIONAL, source, 50, image_shape=(2, 5, 5), **o
+    ),
+    "U-Net": lambda source, **o: table(UNET, source, 64, image_shape=(1, 8, 8), **o),
+    "one's own": lambda source, **o: table(SMALL, source, **o),
+    "one's own over levels and numbers": lambda source, **o: levels(SMALL, source, 2, **o),
 }
 
 
@@ -188,6 +194,98 @@ def test_copies_predict_the_same(build):
     network = perturbed(build(generator()))
     z, logsnr = noisy(network)
     assert torch.equal(copy.deepcopy(network)(z, logsnr), network(z, logsnr))
+
+
+def test_networks_are_of_single_precision(build):
+    network = perturbed(build(generator()))
+    z, logsnr = noisy(network)
+    assert network(z, logsnr).dtype == torch.float32
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_dropout_is_in_training_only_and_as_much_as_planned(build):
+    network = perturbed(build(generator(), dropout=0.0))
+    z, logsnr = noisy(network)
+    expected = network(z, logsnr)
+    torch.testing.assert_close(network.train()(z, logsnr), expected)
+    # The rate changes neither the initial weights nor what is evaluated.
+    other = perturbed(build(generator(), dropout=0.3))
+    assert torch.equal(other(z, logsnr), expected)
+    assert not torch.allclose(other.train()(z, logsnr), expected)
+
+
+def same_bits(first, second):
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_backbone_is_made_again_from_its_config_and_its_tensors(build):
+    backbone = perturbed(build(generator())).backbone
+    config = backbone.config()
+    with seeded(1):
+        again = type(backbone).from_config(**config)
+    again.load_state_dict(backbone.state_dict())
+    same_bits(again, backbone)
+    assert again.config() == config
+    n_numbers = sum(value.numel() for value in backbone.state_dict().values())
+    assert getattr(backbone, "least_numbers", lambda **_: 0)(**config) <= n_numbers
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if "one's own" not in name])
+def test_files_give_networks_back_to_the_last_bit(name):
+    if name == "U-Net":
+        pytest.importorskip("diffusers")
+    network = perturbed(BUILDERS[name](generator()))
+    encoder = Encoder(registry())
+    node = encoder.encode(network)
+    device = torch.device("cpu")
+    decoder = Decoder(registry(), encoder.arrays, encoder.objects, {}, device)
+    again = decoder.decode(node)
+    assert type(again) is type(network)
+    same_bits(again, network)
+    z, logsnr = noisy(network)
+    assert torch.equal(again(z, logsnr), network(z, logsnr))
+    # Objects that were one are one again.
+    assert again.embedding is getattr(again.backbone, "embedding", again.embedding)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "argument"),
+    [
+        ("perceptron", "ResidualMLP", "width"),
+        ("perceptron", "ResidualMLP", "n_blocks"),
+        ("perceptron", "LogSNREmbedding", "n_bumps"),
+        ("levels", "ResidualMLP", "n_outputs"),
+        ("convolutions over levels", "ConvolutionalNetwork", "width"),
+        ("convolutions over levels", "ConvolutionalNetwork", "n_outputs"),
+        ("U-Net", "UNetBackbone", "width"),
+        ("U-Net", "UNetBackbone", "n_blocks"),
+        ("levels and numbers", "Layout", "n_continuous"),
+    ],
+)
+def test_files_that_tell_of_more_numbers_than_they_have_are_refused(name, cls, argument):
+    if name == "U-Net":
+        pytest.importorskip("diffusers")
+    encoder = Encoder(registry())
+    node = encoder.encode(BUILDERS[name](generator()))
+    for entry in encoder.objects:
+        if entry["class"] == cls:
+            assert argument in entry["fields"]["config"]
+            entry["fields"]["config"][argument] = 10**12
+    decoder = Decoder(registry(), encoder.arrays, encoder.objects, {}, torch.device("cpu"))
+    with pytest.raises(ValueError, match="more numbers than the file"):
+        decoder.decode(node)
+
+
+def test_given_denoisers_have_a_config_too():
+    denoiser = torch.nn.Identity()
+    network = ReferencedDenoiser(denoiser, normal(3).float())
+    again = ReferencedDenoiser.from_config(**network.config())
+    assert again.denoiser is denoiser
+    assert again.reference is network.reference
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if "levels" in name])

@@ -1,16 +1,36 @@
 """Denoising networks."""
 
-from sk_itdiffusion.denoisers.convolutional import ConvolutionalNetwork
+from sk_itdiffusion.denoisers.convolutional import ConvolutionalFamily, ConvolutionalNetwork
+from sk_itdiffusion.denoisers.family import (
+    BackbonePlan,
+    NetworkFamily,
+    NetworkTask,
+    PlannedNetwork,
+    UsualParameters,
+)
 from sk_itdiffusion.denoisers.levels import LevelDenoiser
-from sk_itdiffusion.denoisers.mlp import ResidualMLP
-from sk_itdiffusion.denoisers.precondition import PreconditionedDenoiser, ReferencedDenoiser
-from sk_itdiffusion.denoisers.unet import UNetBackbone
+from sk_itdiffusion.denoisers.mlp import MLPFamily, ResidualMLP
+from sk_itdiffusion.denoisers.precondition import (
+    LogSNREmbedding,
+    PreconditionedDenoiser,
+    ReferencedDenoiser,
+)
+from sk_itdiffusion.denoisers.unet import UNetBackbone, UNetFamily
 
 __all__ = [
+    "BackbonePlan",
+    "ConvolutionalFamily",
     "ConvolutionalNetwork",
     "LevelDenoiser",
+    "LogSNREmbedding",
+    "MLPFamily",
+    "NetworkFamily",
+    "NetworkTask",
+    "PlannedNetwork",
     "PreconditionedDenoiser",
     "ReferencedDenoiser",
     "ResidualMLP",
     "UNetBackbone",
+    "UNetFamily",
+    "UsualParameters",
 ]

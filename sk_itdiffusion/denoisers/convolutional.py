@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion.denoisers.mlp import LocalDropout, linear
+from sk_itdiffusion.configured import ConfiguredModule, check_size
+from sk_itdiffusion.denoisers.family import (
+    BackbonePlan,
+    NetworkFamily,
+    NetworkTask,
+    PlannedNetwork,
+    UsualParameters,
+)
+from sk_itdiffusion.denoisers.mlp import LocalDropout, MLPFamily, linear
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.generators import CopyableGenerator
 
-__all__ = ["ConvolutionalNetwork"]
+__all__ = ["ConvolutionalFamily", "ConvolutionalNetwork"]
 
 #: Positions up to which each pixel is one; larger images are cut into patches of 2 x 2, 4 x 4, ...
 MOST_POSITIONS = 256
+#: The fully connected network that is trained beside one on images of discrete pixels.
+NETWORK_BESIDE = "dense_network"
+WIDTH_BESIDE, BLOCKS_BESIDE = 256, 2
 
 
 class ConvolutionalBlock(nn.Module):
@@ -45,7 +57,7 @@ class ConvolutionalBlock(nn.Module):
         return h + update.permute(0, 3, 1, 2)
 
 
-class ConvolutionalNetwork(nn.Module):
+class ConvolutionalNetwork(ConfiguredModule):
     """Residual convolutional network on the posterior means of an image's pixels.
 
     Parameters
@@ -79,6 +91,8 @@ class ConvolutionalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         source = CopyableGenerator().manual_seed(0) if generator is None else generator
+        self.image_shape = tuple(image_shape)
+        self.width, self.n_blocks, self.dropout = width, n_blocks, dropout
         self.channels, self.height, self.columns = (1, *image_shape)[-3:]
         self.n_outputs = n_outputs
         self.embedding = embedding
@@ -97,6 +111,17 @@ class ConvolutionalNetwork(nn.Module):
         )
         self.norm = RMSNorm()
         self.outlet = linear(width, area * n_outputs, source, zero=True)
+
+    @classmethod
+    def least_numbers(cls, **config: Any) -> int:
+        """Return how many weights such a network has at least."""
+        sizes = [check_size(size, least=1) for size in config["image_shape"]]
+        channels, height, columns = (1, *sizes)[-3:]
+        width = check_size(config["width"])
+        area = channels * patch_size(height, columns) ** 2
+        n_condition = 2 * check_size(config["embedding"].n_features)
+        in_blocks = check_size(config["n_blocks"]) * (4 * width + n_condition)
+        return width * (area * (1 + check_size(config["n_outputs"])) + in_blocks)
 
     def to_patches(self, pixels: Tensor) -> Tensor:
         """Return pixels (B, channels * height * width) as (B, rows, columns, area)."""
@@ -129,3 +154,52 @@ def patch_size(height: int, width: int) -> int:
     while math.ceil(height / size) * math.ceil(width / size) > MOST_POSITIONS:
         size *= 2
     return size
+
+
+class ConvolutionalFamily(NetworkFamily):
+    """Small convolutional networks, for images.
+
+    Beside a network on discrete pixels a fully connected one of 2 blocks of 256 units is trained,
+    which is called ``"dense_network"``.
+
+    See Also
+    --------
+    ConvolutionalNetwork : The networks.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.denoisers import ConvolutionalFamily, NetworkTask
+    >>> family = ConvolutionalFamily()
+    >>> family.applies(NetworkTask(image_shape=(8, 8))), family.applies(NetworkTask())
+    (True, False)
+    """
+
+    name = "convolutional"
+    needs = "images: IMMSEDiscreteDensity or IMMSEDensity with image_shape"
+
+    def build(self, plan: BackbonePlan) -> ConvolutionalNetwork:
+        """Return an untrained network; see `NetworkFamily.build`."""
+        assert plan.task.image_shape is not None
+        return ConvolutionalNetwork(
+            plan.task.image_shape,
+            plan.n_outputs // math.prod(plan.task.image_shape),
+            plan.embedding,
+            width=plan.hidden_size,
+            n_blocks=plan.n_blocks,
+            dropout=plan.dropout,
+            generator=plan.generator,
+        )
+
+    def applies(self, task: NetworkTask) -> bool:
+        """Return whether columns are pixels; see `NetworkFamily.applies`."""
+        return task.image_shape is not None
+
+    def usual(self, task: NetworkTask) -> UsualParameters:
+        """Return what "auto" stands for; see `NetworkFamily.usual`."""
+        return UsualParameters(64, n_blocks=3, batch_size=128, learning_rate=0.02)
+
+    def beside(self, task: NetworkTask) -> dict[str, PlannedNetwork]:
+        """Return the fully connected network; see `NetworkFamily.beside`."""
+        if not task.has_levels:
+            return {}
+        return {NETWORK_BESIDE: PlannedNetwork(MLPFamily(), WIDTH_BESIDE, BLOCKS_BESIDE)}

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sk_itdiffusion.configured import ConfiguredModule
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.layout import FINE_LATTICE, LatticeBlock, Layout, OneHotBlock
 from sk_itdiffusion.posteriors import (
@@ -85,7 +87,7 @@ def n_level_outputs(layout: Layout) -> int:
     return sum(n_outputs_of(block) for block in layout.blocks)
 
 
-class LevelDenoiser(nn.Module):
+class LevelDenoiser(ConfiguredModule):
     """Denoiser that corrects a reference's posterior of the levels.
 
     Parameters
@@ -102,6 +104,9 @@ class LevelDenoiser(nn.Module):
     counts : sequence of ndarray of shape (n_levels,), or None
         Training rows of the levels of each variable; None if all levels have enough.
     """
+
+    #: Which levels are rare is in buffers.
+    _only_initial: ClassVar[tuple[str, ...]] = ("counts",)
 
     def __init__(
         self,
@@ -123,6 +128,11 @@ class LevelDenoiser(nn.Module):
             if isinstance(block, LatticeBlock):
                 self.register_buffer(f"powers_{number}", level_powers(block))
         self.mark_rare_levels(counts)
+
+    def config(self) -> dict[str, Any]:
+        """Return what a denoiser of the same shape is made from."""
+        own = self.independent
+        return super().config() | {"independent": self.reference if own is None else own}
 
     def mark_rare_levels(self, counts: Sequence[NDArray[np.float64]] | None) -> None:
         """Let levels of few training rows keep the reference's posterior."""

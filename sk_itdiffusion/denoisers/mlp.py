@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from sk_itdiffusion.configured import ConfiguredModule, check_size
+from sk_itdiffusion.denoisers.family import (
+    WIDEST_FOR_ONE_THREAD,
+    BackbonePlan,
+    NetworkFamily,
+    NetworkTask,
+)
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.generators import CopyableGenerator
 
-__all__ = ["ResidualMLP"]
+__all__ = ["MLPFamily", "ResidualMLP"]
 
 
 class LocalDropout(nn.Module):
@@ -125,7 +132,7 @@ class ResidualBlock(nn.Module):
         return h + change
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(ConfiguredModule):
     """Residual MLP on per-feature Fourier features, conditioned on the log-SNR.
 
     Parameters
@@ -150,6 +157,9 @@ class ResidualMLP(nn.Module):
         Outputs; None means as many as inputs.
     """
 
+    #: Whether the features of the log-SNR may be given as ``condition``.
+    takes_condition = True
+
     def __init__(
         self,
         n_features: int,
@@ -165,8 +175,12 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         source = CopyableGenerator().manual_seed(0) if generator is None else generator
+        self.n_features = n_features
         self.embedding = embedding
+        self.width, self.n_blocks, self.n_frequencies = width, n_blocks, n_frequencies
+        self.dropout = dropout
         self.n_periodic = n_features if n_periodic is None else n_periodic
+        self.n_outputs = n_features if n_outputs is None else n_outputs
         self.features = FourierFeatures(self.n_periodic, n_frequencies, source)
         n_plain = n_features - self.n_periodic
         self.inlet = linear(self.features.n_outputs + n_plain, width, source)
@@ -175,8 +189,18 @@ class ResidualMLP(nn.Module):
             ResidualBlock(width, n_condition, dropout, source) for _ in range(n_blocks)
         )
         self.norm = RMSNorm()
-        n_results = n_features if n_outputs is None else n_outputs
-        self.outlet = linear(width, n_results, source, zero=True)
+        self.outlet = linear(width, self.n_outputs, source, zero=True)
+
+    @classmethod
+    def least_numbers(cls, **config: Any) -> int:
+        """Return how many weights such a network has at least."""
+        names = ("n_features", "n_frequencies", "n_periodic", "n_outputs", "n_blocks", "width")
+        n_features, n_frequencies, n_periodic, n_outputs, n_blocks, width = (
+            check_size(config[name]) for name in names
+        )
+        n_inputs = n_features + 2 * n_frequencies * n_periodic
+        n_condition = 2 * check_size(config["embedding"].n_features)
+        return width * (n_inputs + n_blocks * (2 * width + n_condition) + n_outputs)
 
     def forward(self, z: Tensor, logsnr: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the outputs, (B, n_outputs), for inputs z (B, n_features) and logsnr (B,).
@@ -191,3 +215,42 @@ class ResidualMLP(nn.Module):
             h = block(h, condition)
         outputs: Tensor = self.outlet(self.norm(h))
         return outputs
+
+
+class MLPFamily(NetworkFamily):
+    """Fully connected residual networks, for any table.
+
+    See Also
+    --------
+    ResidualMLP : The networks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEDensity
+    >>> from sk_itdiffusion.denoisers import MLPFamily
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> density = IMMSEDensity(network=MLPFamily(), max_epochs=1, random_state=0).fit(X)
+    >>> type(density.net_.module_.denoiser.backbone).__name__
+    'ResidualMLP'
+    """
+
+    name = "mlp"
+
+    def build(self, plan: BackbonePlan) -> ResidualMLP:
+        """Return an untrained network; see `NetworkFamily.build`."""
+        return ResidualMLP(
+            plan.n_inputs,
+            plan.embedding,
+            width=plan.hidden_size,
+            n_blocks=plan.n_blocks,
+            n_frequencies=plan.n_frequencies,
+            dropout=plan.dropout,
+            generator=plan.generator,
+            n_periodic=plan.n_periodic,
+            n_outputs=plan.n_outputs,
+        )
+
+    def trains_in_one_thread(self, task: NetworkTask, hidden_size: int) -> bool:
+        """Return whether the layers are small; see `NetworkFamily.trains_in_one_thread`."""
+        return hidden_size <= WIDEST_FOR_ONE_THREAD

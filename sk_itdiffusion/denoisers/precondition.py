@@ -9,26 +9,43 @@ starts at zero, so that an untrained model is the reference; :math:`g` is a lear
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from sk_itdiffusion.configured import ConfiguredModule, check_size
 from sk_itdiffusion.references.base import Reference
 
 __all__ = ["LogSNREmbedding", "PreconditionedDenoiser", "ReferencedDenoiser"]
 
 
-class LogSNREmbedding(nn.Module):
-    """Smooth features of the log-SNR: itself and bumps over the range in use."""
+class LogSNREmbedding(ConfiguredModule):
+    """Smooth features of the log-SNR: itself and bumps over the range in use.
+
+    Parameters
+    ----------
+    low, high : float
+        The range.
+    n_bumps : int, default=12
+        Bumps, at least 2.
+    """
 
     centers: Tensor
 
     def __init__(self, low: float, high: float, n_bumps: int = 12) -> None:
         super().__init__()
+        self.low, self.high, self.n_bumps = low, high, n_bumps
         self.register_buffer("centers", torch.linspace(low, high, n_bumps, dtype=torch.float32))
         self.spacing = (high - low) / (n_bumps - 1)
         self.middle = 0.5 * (low + high)
         self.half_width = 0.5 * (high - low)
         self.n_features = n_bumps + 1
+
+    @classmethod
+    def least_numbers(cls, **config: Any) -> int:
+        """Return how many centers there are."""
+        return check_size(config["n_bumps"], least=2)
 
     def forward(self, logsnr: Tensor) -> Tensor:
         """Return features of shape (B, n_features)."""
@@ -36,14 +53,15 @@ class LogSNREmbedding(nn.Module):
         return torch.cat([(logsnr[:, None] - self.middle) / self.half_width, bumps], dim=1)
 
 
-class PreconditionedDenoiser(nn.Module):
+class PreconditionedDenoiser(ConfiguredModule):
     """Denoiser that adds a scaled backbone to a reference.
 
     Parameters
     ----------
     backbone : nn.Module
-        Called as ``backbone(z, logsnr)`` with shapes (B, d) and (B,); returns (B, d).  If its
-        attribute ``embedding`` is the one below, the features are given as ``condition`` too.
+        Called as ``backbone(z, logsnr)`` with shapes (B, d) and (B,); returns (B, d).  If it has a
+        true attribute ``takes_condition``, and its attribute ``embedding`` is the one below, the
+        features are given as ``condition`` too.
     reference : Reference
         Analytic reference on the same d features.
     embedding : LogSNREmbedding
@@ -75,7 +93,8 @@ class PreconditionedDenoiser(nn.Module):
         """Return the network's correction to the reference, given what `constants` returns."""
         gain = torch.exp(features @ self.gain)
         # A backbone with the same embedding need not compute it once more.
-        shares = getattr(self.backbone, "embedding", None) is self.embedding
+        takes = getattr(self.backbone, "takes_condition", False)
+        shares = takes and getattr(self.backbone, "embedding", None) is self.embedding
         condition = {"condition": features} if shares else {}
         correction: Tensor = (spread * gain)[:, None] * self.backbone(z, logsnr, **condition)
         return correction
@@ -92,7 +111,7 @@ class PreconditionedDenoiser(nn.Module):
         return baseline + correction
 
 
-class ReferencedDenoiser(nn.Module):
+class ReferencedDenoiser(ConfiguredModule):
     """A denoiser that predicts the noise by itself, beside a reference that it is compared with.
 
     Parameters

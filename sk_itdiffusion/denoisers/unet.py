@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from sk_itdiffusion.configured import ConfiguredModule, check_size
+from sk_itdiffusion.denoisers.family import (
+    BackbonePlan,
+    NetworkFamily,
+    NetworkTask,
+    UsualParameters,
+)
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.generators import CopyableGenerator
 from sk_itdiffusion.pretrained import first_output, half_precision, import_diffusers
 
-__all__ = ["UNetBackbone", "unet_channels"]
+__all__ = ["UNetBackbone", "UNetFamily", "unet_channels"]
 
 #: Time steps over the range of the log-SNR, in the units of the network's time embedding.
 N_TIMES = 1000.0
@@ -19,7 +27,7 @@ LEAST_SIDE = 4
 GROUPS = 8
 
 
-class UNetBackbone(nn.Module):
+class UNetBackbone(ConfiguredModule):
     """`diffusers.UNet2DModel` on flat images, called with the log-SNR.
 
     Its last layer starts at zero, and its weights come from a local generator.
@@ -52,8 +60,9 @@ class UNetBackbone(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.image_shape = image_shape
+        self.image_shape = tuple(image_shape)
         self.low, self.high = low, high
+        self.width, self.n_blocks, self.dropout = width, n_blocks, dropout
         channels = unet_channels(image_shape, width)
         side = 2 ** (len(channels) - 1)
         height, columns = image_shape[1:]
@@ -79,6 +88,13 @@ class UNetBackbone(nn.Module):
         replace_dropout(self.network, source)
         with torch.no_grad():
             self.network.conv_out.weight.zero_()
+
+    @classmethod
+    def least_numbers(cls, **config: Any) -> int:
+        """Return how many weights such a network has at least: those of its widest blocks."""
+        channels = check_size(config["image_shape"][0], least=1)
+        width = check_size(config["width"])
+        return width * (9 * channels + check_size(config["n_blocks"]) * 9 * width)
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return (B, d) for flat images z (B, d) and logsnr (B,)."""
@@ -115,3 +131,50 @@ def initialize(network: nn.Module, generator: Generator) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
         if own.get("bias") is not None:
             own["bias"].zero_()
+
+
+class UNetFamily(NetworkFamily):
+    """U-Nets of the diffusers package, for images of continuous pixels.
+
+    See Also
+    --------
+    UNetBackbone : The networks.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.denoisers import NetworkTask, UNetFamily
+    >>> family = UNetFamily()
+    >>> family.applies(NetworkTask(image_shape=(1, 8, 8))), family.applies(NetworkTask())
+    (True, False)
+    """
+
+    name = "unet"
+    needs = "images of continuous pixels: IMMSEDensity with image_shape"
+
+    def build(self, plan: BackbonePlan) -> UNetBackbone:
+        """Return an untrained network; see `NetworkFamily.build`."""
+        assert plan.task.image_shape is not None
+        return UNetBackbone(
+            plan.task.image_shape,
+            *plan.logsnr_range,
+            width=plan.hidden_size,
+            n_blocks=plan.n_blocks,
+            dropout=plan.dropout,
+            generator=plan.generator,
+        )
+
+    def applies(self, task: NetworkTask) -> bool:
+        """Return whether columns are continuous pixels; see `NetworkFamily.applies`."""
+        return task.has_continuous_images
+
+    def check(self, task: NetworkTask, hidden_size: int) -> None:
+        """Raise an error if channels make no groups of 8; see `NetworkFamily.check`."""
+        if hidden_size % GROUPS:
+            raise ValueError(
+                f"With image_shape, hidden_size must be a multiple of {GROUPS}, got "
+                f"{hidden_size!r}."
+            )
+
+    def usual(self, task: NetworkTask) -> UsualParameters:
+        """Return what "auto" stands for; see `NetworkFamily.usual`."""
+        return UsualParameters(32, n_blocks=1, batch_size=64, learning_rate=0.007)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,16 +12,10 @@ import skorch
 import torch
 from torch import Tensor, nn
 
-from sk_itdiffusion.denoisers import (
-    ConvolutionalNetwork,
-    LevelDenoiser,
-    ReferencedDenoiser,
-    ResidualMLP,
-    UNetBackbone,
-)
-from sk_itdiffusion.denoisers.convolutional import patch_size
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.configured import ConfiguredModule
+from sk_itdiffusion.denoisers import ReferencedDenoiser
 from sk_itdiffusion.density import as_pretrained
+from sk_itdiffusion.generators import seeded
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node
 from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
@@ -30,20 +24,9 @@ from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, Network, 
 __all__ = [
     "ConfigCodec",
     "LoadedNet",
-    "ModuleCodec",
     "NetCodec",
     "PretrainedCodec",
     "ReferencedCodec",
-    "attributes_of",
-    "bare_codec",
-    "convolutional_arguments",
-    "level_arguments",
-    "mlp_arguments",
-    "numbers_of_convolutions",
-    "numbers_of_layout",
-    "numbers_of_mlp",
-    "numbers_of_unet",
-    "unet_arguments",
 ]
 
 #: Relative difference of what a module of the user's own predicts from what it did when saved.
@@ -53,52 +36,6 @@ PROBE_LOGSNRS = (-1.0, 2.0)
 
 #: What modules of the library are made with, or sequences of it.
 PARTS_OF_MODULES = (nn.Module, Real, str, Variable)
-
-
-class ModuleCodec(Codec):
-    """Modules of the library: what they are made with, and the numbers in them.
-
-    Parameters
-    ----------
-    cls : type
-        The class.
-    arguments : callable
-        Returns what a module is made with, by name; submodules of registered classes among it.
-    build : callable
-        Makes a module of that, with any numbers (None for tensors of unknown shape).
-    least_numbers : callable or None, default=None
-        Returns, from the arguments, how many numbers a module has at least.
-    """
-
-    def __init__(
-        self,
-        cls: type[nn.Module],
-        arguments: Callable[[Any], dict[str, Any]],
-        build: Callable[..., nn.Module],
-        least_numbers: Callable[..., int] | None = None,
-    ) -> None:
-        super().__init__(cls)
-        self.arguments = arguments
-        self.build = build
-        self.least_numbers = least_numbers
-
-    def encode(self, value: nn.Module, encoder: Encoder) -> Node:
-        """Return arguments and tensors."""
-        tensors = {name: owner[key] for name, (owner, key) in own_tensors(value, encoder).items()}
-        return encoder.fields(self.arguments(value)) | {"tensors": encoder.fields(tensors)}
-
-    def decode(self, fields: Node, decoder: Decoder) -> nn.Module:
-        """Return the module with its tensors."""
-        tensors = decoder.fields(fields["tensors"])
-        nodes = {name: node for name, node in fields.items() if name != "tensors"}
-        arguments = decoder.fields(nodes)
-        check_arguments(arguments, self.name)
-        # Before anything is built that is larger than the file.
-        if self.least_numbers and self.least_numbers(**arguments) > decoder.n_numbers:
-            raise ValueError(f"a {self.name} has more numbers than the file")
-        module = self.build(**arguments)
-        put_tensors(module, tensors, decoder, self.name)
-        return module.eval()
 
 
 class ConfigCodec(Codec):
@@ -123,8 +60,13 @@ class ConfigCodec(Codec):
         tensors = decoder.fields(fields["tensors"])
         config = decoder.fields(fields["config"])
         check_arguments(config, self.name)
-        made = self.cls.from_config(**config)  # type: ignore[attr-defined]
-        if type(made) is not self.cls:
+        cls: Any = self.cls
+        # Before anything is built that is larger than the file.
+        if issubclass(cls, ConfiguredModule) and cls.least_numbers(**config) > decoder.n_numbers:
+            raise ValueError(f"a {self.name} has more numbers than the file")
+        with seeded(0):  # modules of torch begin with random numbers
+            made = cls.from_config(**config)
+        if type(made) is not cls:
             raise ValueError(f"from_config of {self.name} makes a {type(made).__name__}")
         if not isinstance(made, nn.Module):
             return made
@@ -188,155 +130,6 @@ def put_tensor(owner: dict[str, Any], name: str, tensor: Any, where: str) -> Non
     if tensor is not None and isinstance(before, nn.Parameter):
         tensor = nn.Parameter(tensor)
     owner[name] = tensor
-
-
-def bare(cls: type[nn.Module], buffers: Sequence[str], **attributes: Any) -> nn.Module:
-    """Return a module with attributes and places for buffers, made without its constructor."""
-    module: nn.Module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    for name, value in attributes.items():
-        setattr(module, name, value)
-    for name in buffers:
-        module.register_buffer(name, None)
-    return module
-
-
-def bare_codec(cls: type[nn.Module], attributes: Sequence[str], buffers: Sequence[str]) -> Codec:
-    """Return the codec of a module that is made without its constructor."""
-
-    def arguments(module: nn.Module) -> dict[str, Any]:
-        return {name: getattr(module, name) for name in attributes}
-
-    def build(**values: Any) -> nn.Module:
-        return bare(cls, buffers, **{name: values[name] for name in attributes})
-
-    return ModuleCodec(cls, arguments, build)
-
-
-def numbers_of_layout(n_continuous: int, variables: Sequence[Variable]) -> int:
-    """Return how many numbers the references of a layout have at least."""
-    sizes = [check_size(variable.n_levels, least=2) for variable in variables]
-    for variable in variables:
-        if variable.values is not None and variable.values.shape != (variable.n_levels,):
-            raise ValueError("a variable has other levels than values")
-    return check_size(n_continuous) + sum(sizes)
-
-
-def numbers_of_mlp(
-    n_features: int,
-    embedding: LogSNREmbedding,
-    *,
-    width: int,
-    n_frequencies: int,
-    n_periodic: int,
-    n_outputs: int,
-    n_blocks: int,
-    dropout: float,
-) -> int:
-    """Return how many weights a fully connected network has at least."""
-    sizes = (n_features, n_frequencies, n_periodic, n_outputs, n_blocks)
-    n_features, n_frequencies, n_periodic, n_outputs, n_blocks = map(check_size, sizes)
-    n_inputs = n_features + 2 * n_frequencies * n_periodic
-    n_condition = 2 * check_size(embedding.n_features)
-    return check_size(width) * (n_inputs + n_blocks * (2 * width + n_condition) + n_outputs)
-
-
-def numbers_of_convolutions(
-    image_shape: tuple[int, ...],
-    n_outputs: int,
-    embedding: LogSNREmbedding,
-    *,
-    width: int,
-    n_blocks: int,
-    dropout: float,
-) -> int:
-    """Return how many weights a convolutional network has at least."""
-    channels, height, columns = (check_size(size, least=1) for size in image_shape)
-    area = channels * patch_size(height, columns) ** 2
-    n_condition = 2 * check_size(embedding.n_features)
-    in_blocks = check_size(n_blocks) * (4 * width + n_condition)
-    return check_size(width) * (area * (1 + check_size(n_outputs)) + in_blocks)
-
-
-def numbers_of_unet(
-    image_shape: tuple[int, ...],
-    low: float,
-    high: float,
-    *,
-    width: int,
-    n_blocks: int,
-    dropout: float,
-) -> int:
-    """Return how many weights a U-Net has at least: those of its widest blocks."""
-    channels = check_size(image_shape[0], least=1)
-    return check_size(width) * (9 * channels + check_size(n_blocks) * 9 * width)
-
-
-def check_size(size: int, least: int = 0) -> int:
-    """Return a size that a file tells, or raise an error if it is none."""
-    if not isinstance(size, Integral) or isinstance(size, bool) or size < least:
-        raise ValueError(f"{size!r} is no size")
-    return int(size)
-
-
-def mlp_arguments(network: ResidualMLP) -> dict[str, Any]:
-    """Return what a network is made with."""
-    n_plain = network.inlet.in_features - network.features.n_outputs
-    return {
-        "n_features": network.n_periodic + n_plain,
-        "embedding": network.embedding,
-        "width": network.inlet.out_features,
-        "n_frequencies": network.features.frequencies.shape[1],
-        "n_periodic": network.n_periodic,
-        "n_outputs": network.outlet.out_features,
-        **block_arguments(network.blocks),
-    }
-
-
-def convolutional_arguments(network: ConvolutionalNetwork) -> dict[str, Any]:
-    """Return what a network is made with."""
-    return {
-        "image_shape": (network.channels, network.height, network.columns),
-        "n_outputs": network.n_outputs,
-        "embedding": network.embedding,
-        "width": network.inlet.out_features,
-        **block_arguments(network.blocks),
-    }
-
-
-def block_arguments(blocks: nn.ModuleList) -> dict[str, Any]:
-    """Return the number of residual blocks and their dropout."""
-    dropout: Any = blocks[0].dropout
-    return {"n_blocks": len(blocks), "dropout": float(dropout.rate)}
-
-
-def unet_arguments(backbone: UNetBackbone) -> dict[str, Any]:
-    """Return what a network is made with."""
-    config: Any = backbone.network.config
-    return {
-        "image_shape": tuple(backbone.image_shape),
-        "low": backbone.low,
-        "high": backbone.high,
-        "width": config["block_out_channels"][0],
-        "n_blocks": config["layers_per_block"],
-        "dropout": float(config["dropout"]),
-    }
-
-
-def level_arguments(denoiser: LevelDenoiser) -> dict[str, Any]:
-    """Return what a denoiser is made with."""
-    own = denoiser.independent
-    return {
-        "backbone": denoiser.backbone,
-        "reference": denoiser.reference,
-        "independent": denoiser.reference if own is None else own,
-        "embedding": denoiser.embedding,
-    }
-
-
-def attributes_of(*names: str) -> Callable[[Any], dict[str, Any]]:
-    """Return a function that returns attributes by name."""
-    return lambda value: {name: getattr(value, name) for name in names}
 
 
 # -- modules of the user's own -----------------------------------------------------------------
@@ -414,18 +207,14 @@ class ReferencedCodec(Codec):
     def encode(self, value: ReferencedDenoiser, encoder: Encoder) -> Node:
         """Return the parts, and predictions if they are reproducible."""
         first, second = predictions(value), predictions(value)
-        parts = {
-            "denoiser": value.denoiser,
-            "reference": value.reference,
-            "probe": first if torch.equal(first, second) else None,
-        }
-        return encoder.fields(parts)
+        probe = first if torch.equal(first, second) else None
+        return encoder.fields(value.config() | {"probe": probe})
 
     def decode(self, fields: Node, decoder: Decoder) -> ReferencedDenoiser:
         """Return the network, once it predicts what it did."""
         parts = decoder.fields(fields)
-        network = ReferencedDenoiser(parts["denoiser"], parts["reference"]).eval()
-        probe = parts["probe"]
+        probe = parts.pop("probe")
+        network = ReferencedDenoiser.from_config(**parts).eval()
         if probe is None:
             return network
         difference = float((predictions(network) - probe).norm())

@@ -22,12 +22,13 @@ from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
+    LogSNREmbedding,
     PreconditionedDenoiser,
     ReferencedDenoiser,
     ResidualMLP,
     UNetBackbone,
 )
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.denoisers.built_in import NETWORK_FAMILIES
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
@@ -58,20 +59,9 @@ from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node, Re
 from sk_itdiffusion.persistence.kinds import KINDS
 from sk_itdiffusion.persistence.modules import (
     ConfigCodec,
-    ModuleCodec,
     NetCodec,
     PretrainedCodec,
     ReferencedCodec,
-    attributes_of,
-    bare_codec,
-    convolutional_arguments,
-    level_arguments,
-    mlp_arguments,
-    numbers_of_convolutions,
-    numbers_of_layout,
-    numbers_of_mlp,
-    numbers_of_unet,
-    unet_arguments,
 )
 from sk_itdiffusion.pretrained import (
     DiscreteTimeNoise,
@@ -371,26 +361,19 @@ def registry() -> Registry:
                 ],
             ),
             # Networks.
-            ModuleCodec(
-                Layout, attributes_of("n_continuous", "variables"), Layout, numbers_of_layout
+            *map(
+                ConfigCodec,
+                [
+                    ConvolutionalNetwork,
+                    Layout,
+                    LevelDenoiser,
+                    LogSNREmbedding,
+                    PreconditionedDenoiser,
+                    ResidualMLP,
+                    UNetBackbone,
+                ],
             ),
-            bare_codec(
-                LogSNREmbedding, ["spacing", "middle", "half_width", "n_features"], ["centers"]
-            ),
-            ModuleCodec(ResidualMLP, mlp_arguments, ResidualMLP, numbers_of_mlp),
-            ModuleCodec(
-                ConvolutionalNetwork,
-                convolutional_arguments,
-                ConvolutionalNetwork,
-                numbers_of_convolutions,
-            ),
-            ModuleCodec(UNetBackbone, unet_arguments, UNetBackbone, numbers_of_unet),
-            ModuleCodec(
-                PreconditionedDenoiser,
-                attributes_of("backbone", "reference", "embedding"),
-                PreconditionedDenoiser,
-            ),
-            ModuleCodec(LevelDenoiser, level_arguments, LevelDenoiser),
+            *map(ArgumentsCodec, NETWORK_FAMILIES.values()),
             # Networks of the user's own.
             ReferencedCodec(ReferencedDenoiser),
             PretrainedCodec(PretrainedDenoiser),
