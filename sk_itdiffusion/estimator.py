@@ -43,11 +43,11 @@ from sk_itdiffusion.encoding import (
     read_table,
     without_tensors,
 )
-from sk_itdiffusion.error_profiles import MSECurve
 from sk_itdiffusion.experts import NETWORKS
 from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.groups import checked_groups
 from sk_itdiffusion.incremental import IncrementalFit
+from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.networks import networks_to_train
 from sk_itdiffusion.persistence import SaveMixin
@@ -890,11 +890,11 @@ def resolve_experts(
     if isinstance(reference, ContinuousReference):
         known.insert(1, GivenReferenceFamily(reference))
     named = tuple(text for text in texts if text != "auto")
+    is_automatic = "auto" in texts
     return {
-        "experts": "auto" if "auto" in texts else [*named, *names],
+        "experts": "auto" if is_automatic else [*named, *names],
         "families": (*known, *given),
-        "asked": (*named, *names),
-        "named": named,
+        "asked": named if is_automatic else (*named, *names),
     }
 
 

@@ -444,7 +444,6 @@ def first_model(
         reference=plain,
         experts=[plain],
         asked=(plain,),
-        named=(plain,),
         preconditioner="independent",
         marginals=marginals,
         max_epochs=0,

@@ -21,7 +21,7 @@ parts differ by, is nearer to the truth when strata are few.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ from sk_itdiffusion.progress import current_progress
 
 __all__ = [
     "IntegrationRule",
+    "MSECurve",
     "StackedDenoiser",
     "fit_placement",
     "information_gap",
@@ -440,3 +441,78 @@ class StackedDenoiser:
             if self.weights[:, number].any()
         ]
         return torch.stack(predictions).sum(0)
+
+
+@dataclass(frozen=True)
+class MSECurve:
+    """Mean squared errors of the noise prediction against the log-SNR.
+
+    All errors are of ``|eps - eps_hat|**2``, summed over columns, which is ``exp(logsnr)`` times
+    that of ``|x - x_hat|**2`` in the standardised, mapped columns; half the area between a
+    reference's curve and the model's is the difference of their log-likelihoods in nats.
+
+    Attributes
+    ----------
+    logsnr : ndarray of shape (n_nodes,)
+        Log signal-to-noise ratios.
+    model, model_stderr : ndarray of shape (n_nodes,)
+        Error of the model (the stack of the experts), and its standard error over rows.
+    references, references_stderr : dict of str to ndarray of shape (n_nodes,)
+        Errors of the analytic references, and their standard errors.
+    networks, networks_stderr : dict of str to ndarray of shape (n_nodes,)
+        Errors of the networks alone, and their standard errors.
+    weights : dict of str to ndarray of shape (n_nodes,)
+        Weights of the experts in the stack.
+    """
+
+    logsnr: Array
+    model: Array
+    model_stderr: Array
+    references: dict[str, Array]
+    references_stderr: dict[str, Array]
+    networks: dict[str, Array]
+    networks_stderr: dict[str, Array]
+    weights: dict[str, Array]
+
+    @classmethod
+    def pooled(cls, curves: Sequence[MSECurve], counts: Sequence[int]) -> MSECurve:
+        """Return the curve of all rows from those of parts of them, exactly.
+
+        Parameters
+        ----------
+        curves : sequence of MSECurve
+            Curves on disjoint sets of rows of equal weight.
+        counts : sequence of int
+            Numbers of rows.
+
+        Returns
+        -------
+        MSECurve
+            Means and standard errors over all rows.
+        """
+        n = np.asarray(counts, dtype=np.float64)[:, None]
+
+        def pool(means: Sequence[Array], errors: Sequence[Array]) -> tuple[Array, Array]:
+            mean = (n * np.stack(means)).sum(axis=0) / n.sum()
+            squares = (n * np.stack(errors)) ** 2 + n * (np.stack(means) - mean) ** 2
+            return mean, np.sqrt(squares.sum(axis=0)) / n.sum()
+
+        def pool_all(kind: str) -> tuple[dict[str, Array], dict[str, Array]]:
+            pooled = {
+                name: pool(
+                    [getattr(curve, kind)[name] for curve in curves],
+                    [getattr(curve, f"{kind}_stderr")[name] for curve in curves],
+                )
+                for name in getattr(curves[0], kind)
+            }
+            means = {name: pair[0] for name, pair in pooled.items()}
+            return means, {name: pair[1] for name, pair in pooled.items()}
+
+        model = pool([c.model for c in curves], [c.model_stderr for c in curves])
+        return cls(
+            curves[0].logsnr,
+            *model,
+            *pool_all("references"),
+            *pool_all("networks"),
+            curves[0].weights,
+        )

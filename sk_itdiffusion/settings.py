@@ -75,9 +75,8 @@ class FitSettings:
     tasks: FitTasks = field(default_factory=FitTasks)
     #: Families of references that may take part, in the order in which they are fitted.
     families: tuple[ReferenceFamily, ...] = BUILT_IN_FAMILIES
-    #: Names of the experts that are asked for, and those of them that are no objects.
+    #: Names of the experts that are asked for.
     asked: tuple[str, ...] = ()
-    named: tuple[str, ...] = ()
     #: Whether the training rows will be ranked among themselves.
     ranks_training_rows: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.

@@ -133,7 +133,7 @@ def dear_families(
         if family.least_gain > 0.0
         and family.name in references
         and settings.experts == "auto"
-        and family.name not in (*settings.named, settings.reference)
+        and family.name not in (*settings.asked, settings.reference)
     ]
 
 

@@ -13,8 +13,8 @@ from sklearn.model_selection import GridSearchCV
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
 from sk_itdiffusion.display import MSECurveDisplay
-from sk_itdiffusion.references import FamilyContext, GaussianReference, ReferenceFamily
-from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, Demand
+from sk_itdiffusion.references import GaussianReference, ReferenceFamily
+from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, Demand, FamilyContext
 from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.schema import Schema
 from sk_itdiffusion.selection import families_of, fit_families

@@ -5,7 +5,7 @@ A family of references says when a kind of distribution takes part in a fit, and
 
 from sk_itdiffusion.references.base import ContinuousReference, PlainReference, Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
-from sk_itdiffusion.references.families import FamilyContext, JudgedReference, ReferenceFamily
+from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.kernel_density import KernelDensityReference
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
@@ -13,11 +13,9 @@ from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
 __all__ = [
     "ContinuousReference",
-    "FamilyContext",
     "GaussianMixtureReference",
     "GaussianReference",
     "IndependentReference",
-    "JudgedReference",
     "KernelDensityReference",
     "LatentClassReference",
     "LowRankGaussianReference",

@@ -55,6 +55,11 @@ class Demand:
     with_networks: bool = True
     ranks_training_rows: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether any control variate will do."""
+        return self.reference == "auto"
+
     def asks_for(self, name: str) -> bool:
         """Return whether an expert is asked for by its name."""
         return name in self.names or name == self.reference
@@ -186,14 +191,12 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         bool
-            Whether it does, by default if any control variate will do and, for one that is made
-            of the training rows, if nothing is said of the experts, networks are trained, and no
-            training rows are ranked.
+            Whether it does.  By default it does, but for one that is made of the training rows
+            only if networks are trained and no training rows are ranked.
         """
         if not self.holds_rows:
-            return demand.reference == "auto"
-        is_open = demand.reference == "auto" and demand.automatic
-        return is_open and demand.with_networks and not demand.ranks_training_rows
+            return True
+        return demand.with_networks and not demand.ranks_training_rows
 
     @abstractmethod
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:

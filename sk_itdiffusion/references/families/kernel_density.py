@@ -10,6 +10,7 @@ import numpy as np
 from sk_itdiffusion.judging import first_rows, log_likelihoods, mean_and_error
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.families.base import (
+    Demand,
     FamilyContext,
     ReferenceFamily,
 )
@@ -98,6 +99,10 @@ class KernelDensityFamily(ReferenceFamily):
         """Return whether kernels can be evaluated; see `ReferenceFamily.applies`."""
         # Apple's devices have no double precision, which narrow kernels need.
         return super().applies(schema) and schema.device.type != "mps"
+
+    def by_default(self, demand: Demand) -> bool:
+        """Return whether nothing is said of the experts; see `ReferenceFamily.by_default`."""
+        return super().by_default(demand) and demand.is_open and demand.automatic
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
         """Return kernels that are better than what is between them; see `ReferenceFamily.fit`."""

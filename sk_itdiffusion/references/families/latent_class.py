@@ -14,6 +14,7 @@ from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.families.base import (
+    Demand,
     FamilyContext,
     ReferenceFamily,
 )
@@ -119,6 +120,10 @@ class LatentClassFamily(ReferenceFamily):
     def applies(self, schema: Schema) -> bool:
         """Return whether there are discrete columns; see `ReferenceFamily.applies`."""
         return schema.has_levels
+
+    def by_default(self, demand: Demand) -> bool:
+        """Return whether any control variate will do; see `ReferenceFamily.by_default`."""
+        return demand.is_open
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
         """Return the classes if they are better than none; see `ReferenceFamily.fit`."""

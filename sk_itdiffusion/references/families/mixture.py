@@ -22,6 +22,7 @@ from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families.base import (
+    Demand,
     FamilyContext,
     JudgedReference,
     ReferenceFamily,
@@ -157,6 +158,10 @@ class GaussianMixtureFamily(ReferenceFamily):
     def applies(self, schema: Schema) -> bool:
         """Return whether there are continuous columns, no pixels; see `ReferenceFamily`."""
         return schema.n_continuous > 0 and not schema.has_images
+
+    def by_default(self, demand: Demand) -> bool:
+        """Return whether any control variate will do; see `ReferenceFamily.by_default`."""
+        return demand.is_open
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
         """Return the mixture; see `ReferenceFamily.fit`."""
