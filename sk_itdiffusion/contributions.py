@@ -1,8 +1,7 @@
 r"""What each column contributes to a log-density with a noise floor.
 
-With independent columns q the difference of a member and q is followed from no
-signal, where it is 0, to the floor, along the paths :math:`z_a = x + e^{-a/2} \epsilon` of fixed
-noise.  On such a path
+With independent columns q the difference of a member and q is followed from no signal, where it is
+0, to the floor, along the paths :math:`z_a = x + e^{-a/2} \epsilon` of fixed noise.  On such a path
 
 .. math:: \frac{d}{da} \log p_a(z_a) = \frac12 \sum_j \left( 1
     + \epsilon_j E[\epsilon_j \mid z_a] - E[\epsilon_j^2 \mid z_a] \right),

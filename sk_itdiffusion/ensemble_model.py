@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import signal_scale
 from sk_itdiffusion.cubature import row_keys
+from sk_itdiffusion.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion.experts import Experts, Mixing, Seeds
 from sk_itdiffusion.grids import N_NODES
 from sk_itdiffusion.judging import log_likelihoods
-from sk_itdiffusion.likelihood import Denoiser, ErrorProfile, PairedDenoiser, stacking_weights
+from sk_itdiffusion.likelihood import Denoiser, PairedDenoiser
 from sk_itdiffusion.model import TableModel, summarize_profile
 from sk_itdiffusion.references import ContinuousReference, Reference
 from sk_itdiffusion.rows import WeightedRows

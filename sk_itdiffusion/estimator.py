@@ -43,17 +43,21 @@ from sk_itdiffusion.encoding import (
     read_table,
     without_tensors,
 )
+from sk_itdiffusion.error_profiles import MSECurve
 from sk_itdiffusion.experts import NETWORKS
 from sk_itdiffusion.fitting import fit_table_model
 from sk_itdiffusion.groups import checked_groups
 from sk_itdiffusion.incremental import IncrementalFit
-from sk_itdiffusion.likelihood import MSECurve
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.networks import networks_to_train
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
 from sk_itdiffusion.references import ContinuousReference
-from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, GivenFamily, ReferenceFamily
+from sk_itdiffusion.references.families import (
+    BUILT_IN_FAMILIES,
+    GivenReferenceFamily,
+    ReferenceFamily,
+)
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.schema import LEAST_ROWS_TO_SPLIT
@@ -884,7 +888,7 @@ def resolve_experts(
             )
     known = [family for family in BUILT_IN_FAMILIES if family.name in possible]
     if isinstance(reference, ContinuousReference):
-        known.insert(1, GivenFamily(reference))
+        known.insert(1, GivenReferenceFamily(reference))
     named = tuple(text for text in texts if text != "auto")
     return {
         "experts": "auto" if "auto" in texts else [*named, *names],

@@ -16,13 +16,8 @@ from torch import Tensor
 
 from sk_itdiffusion.cubature import Keys, NoiseRule
 from sk_itdiffusion.dequantize import Dequantizer
-from sk_itdiffusion.likelihood import (
-    Denoiser,
-    ErrorProfile,
-    PairedDenoiser,
-    StackedDenoiser,
-    error_profile,
-)
+from sk_itdiffusion.error_profiles import ErrorProfile, error_profile
+from sk_itdiffusion.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.space import TableSpace
 

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from skorch.callbacks import GradientNormClipping
 from torch import Generator
 
+from sk_itdiffusion.batches import NoisyRowIterator
 from sk_itdiffusion.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion.denoisers import LevelDenoiser
 from sk_itdiffusion.experts import NETWORKS, Experts, number_of_network
@@ -65,13 +66,7 @@ from sk_itdiffusion.space import ColumnKind, TableSpace
 from sk_itdiffusion.splitting import MOST_VALIDATION_ROWS, MappedSplit
 from sk_itdiffusion.stacking import stacked_model
 from sk_itdiffusion.streams import RowDataset
-from sk_itdiffusion.training import (
-    Averages,
-    DenoisingObjective,
-    MeanCriterion,
-    NoisyRowIterator,
-    _Net,
-)
+from sk_itdiffusion.training import Averages, DenoisingObjective, MeanCriterion, _Net
 
 __all__ = ["IncrementalFit", "Reservoir", "RunningMoments"]
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.dequantize import copy_numbers
+from sk_itdiffusion.error_profiles import ErrorProfile, MSECurve
 from sk_itdiffusion.experts import Experts, Mixing, network_posterior, on_device, scoring_noise
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.likelihood import (
     Denoiser,
-    ErrorProfile,
     IntegrationRule,
-    MSECurve,
     PairedDenoiser,
     StackedDenoiser,
     information_gap,

@@ -32,6 +32,7 @@ from sk_itdiffusion.denoisers import (
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.distributed import Processes
+from sk_itdiffusion.error_profiles import error_profile
 from sk_itdiffusion.experts import (
     Experts,
     kind_of_expert,
@@ -44,7 +45,6 @@ from sk_itdiffusion.generators import CopyableGenerator, seeded
 from sk_itdiffusion.grids import MOST_ROWS_FOR_SPECTRUM
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.latent_class import level_counts
-from sk_itdiffusion.likelihood import error_profile
 from sk_itdiffusion.model import TableModel
 from sk_itdiffusion.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion.pretrained import PretrainedDenoiser
@@ -57,15 +57,8 @@ from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import TableSpace
 from sk_itdiffusion.splitting import MappedSplit
 from sk_itdiffusion.streams import StreamedRows
-from sk_itdiffusion.training import (
-    DenoisingObjective,
-    EpochBoard,
-    Network,
-    RowDataset,
-    TrainingPlan,
-    TrainingReport,
-    train,
-)
+from sk_itdiffusion.training import DenoisingObjective, Network, RowDataset, TrainingPlan, train
+from sk_itdiffusion.training_report import EpochBoard, TrainingReport
 from sk_itdiffusion.warning import warn
 
 __all__ = ["bound_history", "networks_to_train", "train_networks", "warn_if_still_improving"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -21,16 +20,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.contributions import Contributions
-from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.density import IMMSEDensity
 from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion.distinct_rows import DistinctRows, Index, Rows, take
 from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import Table, naming_columns, read_table, without_tensors
 from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
-    checked_weight,
     flattened_images,
     long_call,
     numbers_in,
@@ -39,15 +37,19 @@ from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion.rows import in_common_units
+from sk_itdiffusion.trimming import (
+    LEAST_COPIES_OF_A_VALUE,
+    LEAST_ROWS_OF_A_MODE,
+    LEAST_SHARE_OF_A_MODE,
+    needed_of_groups,
+    separate_values,
+    varying_again,
+)
 from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]
 
 Array = NDArray[np.float64]
-Index = NDArray[np.intp]
-Rows = Array | NDArray[Any] | pd.DataFrame
-
 #: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
 AUTOMATIC_FLOOR = 7.0
 #: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
@@ -58,19 +60,6 @@ MOST_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
 #: Rows below which none is left out: a fit to so few chooses nothing by validation.
 LEAST_ROWS_TO_TRIM = 50
-#: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
-#: stays then, and how many rows are a value that comes again, or a mode.
-LEAST_LEFT_OF_A_GROUP = 0.25
-SHARE_KEPT_OF_A_GROUP = 0.5
-LEAST_COPIES_OF_A_VALUE = 2
-LEAST_ROWS_OF_A_MODE = 10
-#: Share of all rows below which a mode may as well be anomalies that are alike.
-LEAST_SHARE_OF_A_MODE = 0.025
-#: In standard deviations of a column: numbers as near as this stand for each other.
-NEARBY_VALUES = 0.1
-#: Sum of weights above which they are no numbers of copies, and numbers up to which all are exact.
-MOST_COPIES = 1_000_000_000
-LARGEST_EXACT = 2.0**53
 #: What the estimators say about columns without a density, and about ties among it.
 COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
@@ -585,11 +574,6 @@ def takes_numbers(estimator: DensityEstimator | None, table: Table) -> bool:
     return all(storage in ("integer", "float") for storage in table.storages)
 
 
-def take(rows: Rows, index: Index) -> Rows:
-    """Return some of the rows."""
-    return rows.iloc[index] if isinstance(rows, pd.DataFrame) else rows[index]
-
-
 def checked_floors(noise_floor: Any) -> Array | None:
     """Return the log-SNRs of the floors, or raise an error that names the parameter."""
     if noise_floor is None:
@@ -643,111 +627,6 @@ def weighted_quantile(scores: Array, weight: Array, share: float) -> float:
     return float(low + (high - low) * (place - lower))
 
 
-@dataclass(frozen=True)
-class DistinctRows:
-    """Distinct rows in an order that follows from their content, with positive weights.
-
-    Attributes
-    ----------
-    rows : ndarray or data frame of shape (n, n_columns)
-        The rows.
-    weight : ndarray of shape (n,)
-        Their weights.
-    n_copies : ndarray of shape (n,), int
-        Units that can be held out: the weight if all weights are integers, else 1.
-    """
-
-    rows: Rows
-    weight: Array
-    n_copies: Index
-
-    @classmethod
-    def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
-        """Return the distinct rows of positive weight; the weights of equal rows are added."""
-        weight = np.ones(len(rows))
-        if sample_weight is not None:
-            weight = checked_weight(sample_weight, np.empty((len(rows), 0)))
-            rows, weight = take(rows, np.flatnonzero(weight)), weight[weight > 0.0]
-            weight = in_common_units(weight)
-        _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
-        total = np.bincount(group, weights=weight)
-        is_count = (total == np.rint(total)).all() and total.sum() < MOST_COPIES
-        n_copies = total.astype(np.intp) if is_count else np.ones(len(total), dtype=np.intp)
-        return cls(take(rows, first), total.astype(np.float64), n_copies)
-
-    def __len__(self) -> int:
-        return len(self.weight)
-
-    @property
-    def n_units(self) -> int:
-        """Number of units."""
-        return int(self.n_copies.sum())
-
-    @property
-    def unit_weight(self) -> Array:
-        """Weight of one unit of each row."""
-        return self.weight / self.n_copies
-
-    def part(self, n_copies: Index) -> DistinctRows:
-        """Return the rows with so many of their units."""
-        kept = np.flatnonzero(n_copies)
-        weight = self.unit_weight[kept] * n_copies[kept]
-        return DistinctRows(take(self.rows, kept), weight, n_copies[kept])
-
-    def draw(self, n_units: int, generator: np.random.Generator) -> Index:
-        """Return how many units of each row are among randomly drawn ones."""
-        drawn = generator.multivariate_hypergeometric(self.n_copies, n_units, method="marginals")
-        return np.asarray(drawn, dtype=np.intp)
-
-    def folds(self, n_folds: int, generator: np.random.Generator) -> list[Index]:
-        """Return how many units of each row are in random folds of nearly equal size."""
-        left, found = self.n_copies, []
-        for number in range(n_folds):
-            size = -(-int(left.sum()) // (n_folds - number))
-            kept = np.flatnonzero(left)
-            fold = np.zeros_like(left)
-            fold[kept] = self.part(left).draw(size, generator)
-            found.append(fold)
-            left = left - fold
-        return found
-
-    def repeated(self, values: Array) -> Array:
-        """Return a value of each row once for each of its units."""
-        return np.repeat(values, self.n_copies)
-
-
-def content_keys(rows: Rows) -> Keys:
-    """Return a hash of each row, which changes of the units by powers of two leave as it is."""
-    table = read_table(rows)
-    columns = []
-    for j, holds_numbers in enumerate(table.holds_numbers):
-        column = table.frame.iloc[:, j]
-        numbers = exact_numbers(column) if holds_numbers else None
-        if numbers is not None:
-            columns.append(in_units_of_the_largest(numbers))
-        else:
-            texts = column.astype(str).to_numpy(dtype=object)
-            hashed = pd.util.hash_array(texts, categorize=False)
-            columns.append((hashed >> np.uint64(11)).astype(np.float64))
-    return row_keys(np.column_stack(columns))
-
-
-def exact_numbers(column: pd.Series) -> Array | None:
-    """Return finite numbers, or None if floats may not tell all of them apart."""
-    try:
-        numbers = column.to_numpy(dtype=np.float64)
-    except OverflowError:
-        return None
-    is_exact = column.dtype.kind == "f" or np.abs(numbers).max(initial=0.0) < LARGEST_EXACT
-    return numbers if is_exact and np.isfinite(numbers).all() else None
-
-
-def in_units_of_the_largest(numbers: Array) -> Array:
-    """Return numbers divided by the power of two above the largest."""
-    largest = np.abs(numbers).max(initial=0.0)
-    return np.asarray(np.ldexp(numbers, -int(np.frexp(largest)[1])))
-
-
 def default_estimator(rows: Rows) -> DensityEstimator:
     """Return the density estimator for the kinds of the columns, without a network."""
     table = read_table(rows)
@@ -793,61 +672,6 @@ def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstima
     step = Dequantizer.fit(numbers, None, shared, seed=0).step
     changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, step))
     return changed
-
-
-def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
-    """Return, for each column that is constant among the rows kept, the likeliest other row.
-
-    Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
-    """
-    usual = values[np.flatnonzero(kept)[0]]
-    is_constant = (values[kept] == usual).all(axis=0)
-    differs = values[:, is_constant] != usual[is_constant]
-    differs = differs[:, differs.any(axis=0)]
-    return np.asarray(np.where(differs, scores[:, None], -np.inf).argmax(axis=0))
-
-
-def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iterator[Index]:
-    """Return groups of rows with one value, for each column of separate values; -1 for no group.
-
-    Levels are separate, and numbers that are farther than a tenth of a standard deviation from all
-    others: no other number stands for them.  In a column of other numbers equal ones are chance.
-    """
-    for j, column in enumerate(values.T):
-        levels, group = np.unique(column, return_inverse=True)
-        # The mean of squares of far values would overflow.
-        scale = np.abs(column).max() + np.finfo(np.float64).tiny
-        width = 0.0 if j in discrete else NEARBY_VALUES * scale * float((column / scale).std())
-        with np.errstate(over="ignore"):
-            is_apart = np.diff(levels) > width
-        copies = np.bincount(group, weights=given.n_copies)
-        is_separate = np.append(True, is_apart) & np.append(is_apart, True)
-        is_separate &= copies >= LEAST_COPIES_OF_A_VALUE
-        if 2.0 * copies[is_separate].sum() >= copies.sum():
-            yield np.where(is_separate[group], group, -1)
-
-
-def needed_of_groups(
-    group: Index, given: DistinctRows, scores: Array, kept: NDArray[np.bool_], least: int
-) -> NDArray[np.bool_]:
-    """Return rows to keep of groups of at least so many rows that would nearly all be left out.
-
-    They are the likeliest ones, half of the group's weight.
-    """
-    group = group + 1
-    total = np.bincount(group, weights=given.weight)
-    left = np.bincount(group, weights=given.weight * kept)
-    is_lost = np.bincount(group, weights=given.n_copies) >= least
-    is_lost &= left < LEAST_LEFT_OF_A_GROUP * total
-    is_lost[0] = False
-    order = np.lexsort([-scores, group])
-    weight, group = given.weight[order], group[order]
-    before = np.cumsum(weight) - weight - (np.cumsum(total) - total)[group]
-    found = np.empty(len(order), dtype=bool)
-    # Rounding of sums must not add a row.
-    wanted = SHARE_KEPT_OF_A_GROUP * total[group] - 1e-9 * total.sum()
-    found[order] = is_lost[group] & (before < wanted)
-    return found
 
 
 def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:

@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -144,9 +145,7 @@ class FlooredModel:
     @property
     def plain(self) -> PlainReference:
         """The smoothest reference, of which it is known what each column tells by itself."""
-        reference = self.model.references[self.model.plain]
-        assert isinstance(reference, PlainReference)
-        return reference
+        return cast(PlainReference, self.model.references[self.model.plain])
 
     @classmethod
     def averaged(cls, model: TableModel, floors: Array) -> FlooredModel:

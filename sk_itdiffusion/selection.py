@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -98,18 +99,27 @@ def families_of(
 
 
 def fit_families(
-    families: Iterable[ReferenceFamily],
-    split: MappedSplit,
-    context: FamilyContext,
+    families: Iterable[ReferenceFamily], split: MappedSplit, context: FamilyContext, seed: int
 ) -> tuple[dict[str, Reference], dict[str, Array | float]]:
-    """Return the references of families by name, and how their choice flatters validation rows."""
+    """Return the references of families by name, and how their choice flatters validation rows.
+
+    Each family has a seed of its own, so that another one beside it shifts no randomness.
+    """
     references, optimism = dict(context.references), {}
     for family in families:
-        found = family.fit_judged(split, replace(context, references=references))
+        own = np.random.RandomState(seed_of_family(seed, family.name))
+        known = replace(context, references=references, random_state=own)
+        found = family.fit_judged(split, known)
         optimism[family.name] = found.optimism
         if found.reference is not None:
             references[family.name] = found.reference
     return references, optimism
+
+
+def seed_of_family(seed: int, name: str) -> int:
+    """Return the seed of a family."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+    return int(sequence.generate_state(1)[0])
 
 
 def check_reference_is_given(n_continuous: int, settings: FitSettings) -> None:
@@ -182,8 +192,8 @@ def fit_references(
         check_reference_is_given(schema.n_continuous, settings)
 
     def fitted(stop: threading.Event) -> tuple[dict[str, Reference], dict[str, Array | float]]:
-        context = FamilyContext(schema, kept, np.random.RandomState(seed), stop)
-        return fit_families(families, split, context)
+        context = FamilyContext(schema, kept, stop=stop)
+        return fit_families(families, split, context, seed)
 
     references, optimism = settings.processes.from_first(lambda: run_interruptibly(fitted))
     split = replace(split, optimism=replace(split.optimism, families=optimism))

@@ -10,16 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import row_keys, spawn_keys
+from sk_itdiffusion.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion.experts import Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion.grids import n_nodes_needed
 from sk_itdiffusion.judging import log_likelihoods, mean_and_error
-from sk_itdiffusion.likelihood import (
-    ErrorProfile,
-    IntegrationRule,
-    PairedDenoiser,
-    fit_placement,
-    stacking_weights,
-)
+from sk_itdiffusion.likelihood import IntegrationRule, PairedDenoiser, fit_placement
 from sk_itdiffusion.model import TableModel, summarize_profile
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.references.families import ReferenceFamily

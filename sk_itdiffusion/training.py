@@ -7,8 +7,8 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,45 +20,39 @@ from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion.callbacks import FitTasks
+from sk_itdiffusion.batches import (
+    Batches,
+    FixedNoiseIterator,
+    NoisyRowIterator,
+    NoisyRows,
+    StreamedRowIterator,
+)
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import PiecewiseDensity
-from sk_itdiffusion.denoisers import (
-    LevelDenoiser,
-    PreconditionedDenoiser,
-    ReferencedDenoiser,
-)
+from sk_itdiffusion.denoisers import LevelDenoiser, PreconditionedDenoiser, ReferencedDenoiser
 from sk_itdiffusion.denoisers.mlp import share_dropout
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.memory import LESS, is_out_of_memory, release_memory
 from sk_itdiffusion.optimizers import clip_norm, optimizer_settings
-from sk_itdiffusion.progress import Progress
 from sk_itdiffusion.streams import RowDataset, StreamedRows
+from sk_itdiffusion.training_report import TrainingReport
 from sk_itdiffusion.warning import warn
 
 __all__ = [
     "DenoisingObjective",
-    "NoisyRowIterator",
     "RowDataset",
     "StopTraining",
     "TrainingControl",
     "TrainingPlan",
-    "TrainingReport",
     "train",
 ]
 
 logger = logging.getLogger(__name__)
-
 Array = NDArray[np.float64]
 Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
-#: Rows ``x`` with noise ``eps``, ``logsnr`` and its weight ``importance``, or what
-#: `DenoisingObjective.prepared` returns for them.
-NoisyRows = dict[str, Tensor]
-Batches = list[tuple[NoisyRows, Tensor]]
 #: Parameters of an average and of what it follows, then the buffers of both.
 Averages = list[tuple[list[Tensor], list[Tensor]]]
-
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
 MOST_VALIDATION_NUMBERS = 2**21
 NUMBERS_IN_A_VALIDATION_BATCH = 2**19
@@ -80,174 +74,6 @@ LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN = 0.1, 0.1
 
 class StopTraining(Exception):  # noqa: N818  it is a request, not an error
     """Raised inside the training loop to end it early and regularly."""
-
-
-class NoisyRowIterator:
-    """Batches of rows with log-SNRs and noise, made in memory.
-
-    An epoch is a fixed number of batches; passes through the shuffled rows go on across epochs.
-    A pass takes rows in proportion to their weights, by systematic sampling, so that rows of equal
-    weight are all taken once.  Log-SNRs are stratified over each batch.
-
-    Parameters
-    ----------
-    dataset : RowDataset
-        Rows.
-    batch_size : int
-        Rows in a batch; they repeat, with other noise, if there are fewer.
-    n_batches : int
-        Batches in an epoch.
-    density : PiecewiseDensity
-        Importance density of the log-SNR; may be replaced between epochs.
-    generator : torch.Generator
-        Source of all randomness.
-    n_points : int
-        Dimension of the noise.
-    share : slice, default=slice(None)
-        The part of each batch that is made; the others are those of other processes.
-    n_at_once : int, default=1
-        Batches that are made together, in fewer and larger operations.
-    prepare : callable or None, default=None
-        Returns a batch, or several one after the other, in the form that the network wants.
-    """
-
-    def __init__(
-        self,
-        dataset: RowDataset,
-        batch_size: int,
-        n_batches: int,
-        density: PiecewiseDensity,
-        generator: Generator,
-        n_points: int,
-        share: slice = slice(None),
-        n_at_once: int = 1,
-        prepare: Callable[[NoisyRows], NoisyRows] | None = None,
-    ) -> None:
-        self.rows = dataset.rows
-        self.n_at_once = n_at_once
-        self.prepare = prepare
-        self.share = share
-        self.width = dataset.width
-        self.n_points = n_points
-        self.batch_size = batch_size
-        self.n_batches = n_batches
-        self.generator = generator
-        self._share = torch.from_numpy(np.cumsum(dataset.weight) / dataset.weight.sum())
-        self._queue = torch.empty(0, dtype=torch.long)
-        self.set_density(density)
-
-    def set_density(self, density: PiecewiseDensity) -> None:
-        """Use another importance density from the next batch on."""
-        self.density = density
-        self._cumulative = torch.from_numpy(np.concatenate([[0.0], np.cumsum(density.mass)]))
-        self._edges = torch.from_numpy(density.edges)
-        self._heights = torch.from_numpy(density.mass / np.diff(density.edges))
-
-    def __len__(self) -> int:
-        return self.n_batches
-
-    def _next_indices(self) -> Tensor:
-        if 8 * len(self.rows) < self.batch_size:
-            return self._systematic(self.batch_size)
-        while len(self._queue) < self.batch_size:
-            self._queue = torch.cat([self._queue, self._systematic(len(self.rows))])
-        indices, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
-        return indices
-
-    def _systematic(self, n: int) -> Tensor:
-        """Return n rows in proportion to their weights, shuffled."""
-        offset = torch.rand((), generator=self.generator, dtype=torch.float64)
-        marks = (torch.arange(n, dtype=torch.float64) + offset) / n
-        taken = torch.searchsorted(self._share, marks).clamp(max=len(self.rows) - 1)
-        return taken[torch.randperm(n, generator=self.generator)]
-
-    def draw_logsnr(self, n: int, n_batches: int = 1) -> tuple[Tensor, Tensor]:
-        """Return log-SNRs, stratified in each batch and in random order, and their weights."""
-        shape = (n_batches, n)
-        within = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        order = torch.rand(shape, generator=self.generator, dtype=torch.float64).argsort(dim=1)
-        position = ((order + within) / n).flatten() * self._cumulative[-1]
-        cell = torch.searchsorted(self._cumulative, position, right=True) - 1
-        cell = cell.clamp(0, len(self._heights) - 1)
-        width = self._edges[cell + 1] - self._edges[cell]
-        mass = self._cumulative[cell + 1] - self._cumulative[cell]
-        logsnr = self._edges[cell] + width * (position - self._cumulative[cell]) / mass
-        return logsnr.float(), (1.0 / self._heights[cell]).float()
-
-    def batches(self, rows: Tensor, n_batches: int = 1) -> Batches:
-        """Return this process's shares of batches of rows, in the form that skorch passes on."""
-        n = len(rows) // n_batches
-        logsnr, importance = self.draw_logsnr(n, n_batches)
-        shape = (len(rows), self.n_points)
-        eps = torch.randn(shape, generator=self.generator, dtype=rows.dtype)
-        noise = {"eps": eps, "logsnr": logsnr, "importance": importance}
-        if self.width is not None:
-            uniform = torch.rand(rows.shape, generator=self.generator, dtype=rows.dtype) - 0.5
-            rows = rows + (uniform * self.width).to(rows.device)
-        together = {
-            key: value.unflatten(0, (n_batches, n))[:, self.share].flatten(0, 1).to(rows.device)
-            for key, value in ({"x": rows} | noise).items()
-        }
-        if self.prepare is not None:
-            together = self.prepare(together)
-        parts = zip(*(value.chunk(n_batches) for value in together.values()), strict=True)
-        target = torch.zeros(len(together["logsnr"]) // n_batches, device=rows.device)
-        return [(dict(zip(together, part, strict=True)), target) for part in parts]
-
-    def __iter__(self) -> Iterator[tuple[NoisyRows, Tensor]]:
-        for start in range(0, self.n_batches, self.n_at_once):
-            n_batches = min(self.n_at_once, self.n_batches - start)
-            indices = torch.cat([self._next_indices() for _ in range(n_batches)])
-            yield from self.batches(self.rows[indices.to(self.rows.device)], n_batches)
-
-
-class StreamedRowIterator(NoisyRowIterator):
-    """Noisy batches of rows in memory, of which each then gives its place to one of a stream.
-
-    So the order of the stream matters little: its rows are mixed with those of long before.
-    """
-
-    def __init__(self, source: StreamedRows, *arguments: Any) -> None:
-        super().__init__(source.memory, *arguments)
-        self._chunks = source.chunks(self.batch_size, self.generator)
-        self._streamed = self.rows[:0]
-        while len(self.rows) < self.batch_size:
-            self.rows = torch.cat([self.rows, next(self._chunks)])
-
-    def _next_indices(self) -> Tensor:
-        """Return places in memory, none of them twice."""
-        if len(self._queue) < self.batch_size:
-            self._queue = torch.randperm(len(self.rows), generator=self.generator)
-        indices, self._queue = self._queue[: self.batch_size], self._queue[self.batch_size :]
-        return indices
-
-    def _next_streamed(self) -> Tensor:
-        """Return as many rows of the stream as are in a batch."""
-        while len(self._streamed) < self.batch_size:
-            self._streamed = torch.cat([self._streamed, next(self._chunks)])
-        rows = self._streamed[: self.batch_size]
-        self._streamed = self._streamed[self.batch_size :]
-        return rows
-
-    def __iter__(self) -> Iterator[tuple[NoisyRows, Tensor]]:
-        for _ in range(self.n_batches):
-            places = self._next_indices().to(self.rows.device)
-            rows = self.rows[places]
-            self.rows[places] = self._next_streamed()
-            yield from self.batches(rows)
-
-
-class FixedNoiseIterator:
-    """The same noisy validation batches in every epoch, so that epochs compare."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[NoisyRows, Tensor]]:
-        return iter(self.batches)
 
 
 class DenoisingObjective(nn.Module):
@@ -357,130 +183,6 @@ class MeanCriterion(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean."""
         return output.mean()
-
-
-class EpochBoard:
-    """One text about all networks that are being trained, for the one bar that they share.
-
-    Parameters
-    ----------
-    has_names : bool, default=False
-        Whether a network that is trained alone is named, since there are others before or after.
-    """
-
-    def __init__(self, has_names: bool = False) -> None:
-        self.has_names = has_names
-        self._lock = threading.Lock()
-        self._epochs: dict[str, tuple[int, int, tuple[float, float] | None]] = {}
-
-    def __reduce__(self) -> Any:
-        return EpochBoard, (self.has_names,)  # locks cannot be copied
-
-    def tell(
-        self,
-        progress: Progress,
-        share: float,
-        name: str,
-        epoch: tuple[int, int],
-        bounds: tuple[float, float] | None = None,
-    ) -> None:
-        """Show that a network is in an epoch of so many, or has ended it with two bounds."""
-        with self._lock:
-            self._epochs[name] = *epoch, bounds
-            progress.show(share, self.text(name))
-
-    def text(self, name: str) -> str:
-        """Return the text, of which the news is that of the network of a name."""
-        epochs = self._epochs.values()
-        is_named = self.has_names and len(epochs) == 1
-        text = f"{name}, " if is_named else ""
-        # Of several networks the one that is behind.
-        text += "epoch {}/{}".format(*min(epoch[:2] for epoch in epochs))
-        known = [epoch[2] for epoch in epochs if epoch[2] is not None]
-        for part, values in zip(("train", "valid"), zip(*known, strict=True), strict=False):
-            text += f", {part} " + " and ".join(f"{value:.3f}" for value in values)
-        return text
-
-    def ended(self, name: str) -> None:
-        """Say no more of a network."""
-        with self._lock:
-            self._epochs.pop(name, None)
-
-
-@dataclass
-class TrainingReport:
-    """Tells of the epochs of a network: on a bar, in the log, to scikit-learn's callbacks.
-
-    Attributes
-    ----------
-    name : str
-        Name of the network.
-    progress : Progress
-        Where the training is shown.
-    tasks : FitTasks
-        The epochs as tasks of a fit.
-    attributes_now : callable or None
-        Returns the attributes that the estimator would have if the fit of the net, whose best
-        weights are restored, had ended now.
-    is_only : bool
-        Whether no other network is trained, so that its name says nothing.
-    board : EpochBoard
-        Makes the text on the bar, of this network and of those trained at the same time.
-    """
-
-    name: str = "network"
-    progress: Progress = field(default_factory=Progress)
-    tasks: FitTasks = field(default_factory=FitTasks)
-    attributes_now: Callable[[skorch.NeuralNet], dict[str, Any]] | None = None
-    is_only: bool = True
-    board: EpochBoard = field(default_factory=EpochBoard)
-
-    def epoch(self, number: int, n_epochs: int) -> str:
-        """Return the name of an epoch."""
-        return f"{'' if self.is_only else f'{self.name}, '}epoch {number}/{n_epochs}"
-
-    def epoch_begins(self, number: int, n_epochs: int) -> None:
-        """Tell that an epoch begins."""
-        if number == 1:
-            self.progress.restart()
-            self.board.tell(self.progress, 0.0, self.name, (number, n_epochs))
-        self.tasks.begin_task(self.epoch(number, n_epochs))
-
-    def epoch_ends(self, control: TrainingControl, net: skorch.NeuralNet) -> bool:
-        """Tell of the bounds of an epoch, and return whether a callback asks to end."""
-        row = net.history[-1]
-        bounds = row["train_loss"], row.get("valid_loss", math.nan)
-        name = self.epoch(row["epoch"], control.n_epochs)
-        epoch = row["epoch"], control.n_epochs
-        self.board.tell(self.progress, control.share_done, self.name, epoch, bounds)
-        logger.debug(
-            "%s of %s: training bound %.4f, validation bound %.4f nats per row",
-            name,
-            self.name,
-            *bounds,
-        )
-
-        def attributes() -> dict[str, Any] | None:
-            if self.attributes_now is None:
-                return None
-            return self.attributes_now(control.best_net(net))
-
-        return self.tasks.end_task(attributes)
-
-    def ends(self, control: TrainingControl, net: skorch.NeuralNet) -> None:
-        """Tell that the training has ended."""
-        self.tasks.end_task()
-        self.progress.show(1.0)
-        self.board.ended(self.name)
-        logger.info(
-            "%s trained for %d of at most %d epochs; best validation bound %.4f nats per row, of "
-            "epoch %d",
-            self.name,
-            len(net.history),
-            control.n_epochs,
-            control.best,
-            control.best_epoch,
-        )
 
 
 class TrainingControl(Callback):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import Keys
-from sk_itdiffusion.likelihood import ErrorProfile, stacking_weights
+from sk_itdiffusion.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion.rows import WeightedRows
 
 __all__ = ["Optimism", "choice_optimism", "crossfitted_errors", "fold_weights", "mean_and_std"]

@@ -1,4 +1,4 @@
-"""What a user might keep outside the package: a reference with nothing but the methods it needs."""
+"""What a user might keep outside the package: a reference with what it needs, and its family."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion.references import ContinuousReference, GaussianReference, ReferenceFamily
 
 
 class StudentTReference(ContinuousReference):
@@ -72,3 +72,33 @@ class StudentTReference(ContinuousReference):
     def variance_range(self):
         least = float(self.scales.min() * self.variances.min())
         return least, float(self.scales.mean() * self.variances.max())
+
+
+class StudentTFamily(ReferenceFamily):
+    """Student-t distributions with the degrees of freedom of greatest validation likelihood."""
+
+    name = "student_t"
+
+    def __init__(self, degrees=(2.5, 4.0, 8.0)):
+        self.degrees = degrees
+
+    def fit(self, split, context):
+        rows, valid = split.continuous_train, split.continuous_valid
+        found = [fit_student(rows.X, rows.share, degrees) for degrees in self.degrees]
+        candidates = [GaussianReference.fit(rows.X, rows.weight), *found]
+        x = torch.from_numpy(valid.X)
+        best = max(candidates, key=lambda each: float(each.log_prob(x).numpy() @ valid.share))
+        return None if best is candidates[0] else best
+
+
+def fit_student(X, share, degrees, n_steps=30):
+    """Return the t distribution of greatest likelihood, by expectation-maximisation."""
+    d = X.shape[1]
+    mean, shape = share @ X, np.atleast_2d(np.cov(X.T, aweights=share, ddof=0))
+    for _ in range(n_steps):
+        residual = X - mean
+        squares = np.einsum("nd,nd->n", residual @ np.linalg.inv(shape), residual)
+        weight = share * (degrees + d) / (degrees + squares)
+        mean = weight @ X / weight.sum()
+        shape = (weight[:, None] * (X - mean)).T @ (X - mean)
+    return StudentTReference(mean, shape, degrees)

@@ -24,7 +24,7 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.datasets import load_density
-from sk_itdiffusion.likelihood import ErrorProfile
+from sk_itdiffusion.error_profiles import ErrorProfile
 from sk_itdiffusion.marginals import Standardizer
 from sk_itdiffusion.references import GaussianReference
 from sk_itdiffusion.space import ColumnKind

@@ -20,9 +20,10 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
 )
 from sk_itdiffusion.contributions import smoothed_slopes
+from sk_itdiffusion.distinct_rows import DistinctRows
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.model import Effort
-from sk_itdiffusion.outlier import DistinctRows, needed_of_groups, separate_values, threshold
+from sk_itdiffusion.outlier import threshold
 from sk_itdiffusion.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
@@ -32,6 +33,7 @@ from sk_itdiffusion.references import (
     LatentClassReference,
     LowRankGaussianReference,
 )
+from sk_itdiffusion.trimming import needed_of_groups, separate_values
 
 EFFORT = Effort(32, 2, None)
 MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])

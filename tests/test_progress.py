@@ -34,7 +34,7 @@ from sk_itdiffusion.progress import (
     progress_bar,
     stretch_of_progress,
 )
-from sk_itdiffusion.training import EpochBoard
+from sk_itdiffusion.training_report import EpochBoard
 
 QUICK = {
     "hidden_size": 8,

@@ -17,7 +17,7 @@ from outside import StudentTReference
 from scipy import stats
 
 from sk_itdiffusion.channel import add_noise, noise_from_data
-from sk_itdiffusion.experts import logsnr_range
+from sk_itdiffusion.grids import logsnr_range
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.outlier_score import plain_name
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder

@@ -7,7 +7,7 @@ import pytest
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble
-from sk_itdiffusion.likelihood import ErrorProfile, stacking_weights
+from sk_itdiffusion.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.validation import (
     Optimism,

@@ -29,7 +29,7 @@ from sk_itdiffusion.display.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sk_itdiffusion.likelihood import MSECurve
+    from sk_itdiffusion.error_profiles import MSECurve
 
 __all__ = ["MSECurveDisplay"]
 

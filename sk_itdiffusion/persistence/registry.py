@@ -35,10 +35,11 @@ from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.encoding import Column, TableEncoder
 from sk_itdiffusion.ensemble import IMMSEEnsemble
 from sk_itdiffusion.ensemble_model import EnsembleModel, Transport
+from sk_itdiffusion.error_profiles import MSECurve
 from sk_itdiffusion.estimator import TableEstimator
 from sk_itdiffusion.experts import BeyondBounds, Seeds
 from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.likelihood import IntegrationRule, MSECurve
+from sk_itdiffusion.likelihood import IntegrationRule
 from sk_itdiffusion.marginals import (
     AffineMap,
     BoundMap,

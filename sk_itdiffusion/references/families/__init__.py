@@ -6,7 +6,7 @@ from sk_itdiffusion.references.families.base import (
     JudgedReference,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.families.gaussian import GaussianFamily, GivenFamily
+from sk_itdiffusion.references.families.gaussian import GaussianFamily, GivenReferenceFamily
 from sk_itdiffusion.references.families.independent import IndependentFamily
 from sk_itdiffusion.references.families.kernel_density import KernelDensityFamily
 from sk_itdiffusion.references.families.latent_class import LatentClassFamily
@@ -18,7 +18,7 @@ __all__ = [
     "FamilyContext",
     "GaussianFamily",
     "GaussianMixtureFamily",
-    "GivenFamily",
+    "GivenReferenceFamily",
     "IndependentFamily",
     "JudgedReference",
     "KernelDensityFamily",

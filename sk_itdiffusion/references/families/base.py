@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 
+from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.references.base import Reference
 
 if TYPE_CHECKING:
@@ -98,13 +100,13 @@ class JudgedReference:
     optimism: Array | float = 0.0
 
 
-class ReferenceFamily(ABC):
+class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     """One kind of analytic distribution, as an expert of density estimators.
 
     Derive from this class to let a distribution of your own take part in fits: pass an object as
     ``experts=["auto", MyFamily()]``.  Its reference is then an expert like any other, and the
-    control variate where it is the likeliest of them.  The objects are parameters: they are
-    cloned, pickled and compared, so what they are made with is kept in attributes and not changed.
+    control variate where it is the likeliest of them.  A family takes its parameters like an
+    estimator of scikit-learn: ``__init__`` stores them as attributes of the same names.
 
     Attributes
     ----------
@@ -157,15 +159,6 @@ class ReferenceFamily(ABC):
     holds_rows: ClassVar[bool] = False
     shares_grid: ClassVar[bool] = True
     least_gain: ClassVar[float] = 0.0
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({arguments})"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether the family is made for a table.

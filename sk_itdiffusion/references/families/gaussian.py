@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sk_itdiffusion.schema import Schema
     from sk_itdiffusion.splitting import MappedSplit
 
-__all__ = ["GaussianFamily", "GivenFamily", "fit_gaussian_by_validation"]
+__all__ = ["GaussianFamily", "GivenReferenceFamily", "fit_gaussian_by_validation"]
 
 #: Columns up to which a Gaussian has a full covariance, and its rank otherwise.
 MOST_COLUMNS_FOR_COVARIANCE = 4_096
@@ -99,7 +99,7 @@ class GaussianFamily(ReferenceFamily):
         return GaussianReference.fit(train.X, train.weight)
 
 
-class GivenFamily(ReferenceFamily):
+class GivenReferenceFamily(ReferenceFamily):
     """A distribution that is known, in the units of the table.
 
     Parameters
