@@ -238,7 +238,7 @@ def build_backbone(family: NetworkFamily, plan: BackbonePlan) -> torch.nn.Module
 def check_backbone(backbone: torch.nn.Module, plan: BackbonePlan) -> None:
     """Raise an error if the outputs of a backbone have another shape or type than planned."""
     was_training = backbone.training
-    inputs = torch.zeros(2, plan.n_inputs)
+    inputs = torch.zeros(2, plan.n_inputs, dtype=torch.float32)
     outputs = backbone.eval()(inputs, torch.tensor(plan.logsnr_range, dtype=torch.float32))
     backbone.train(was_training)
     wanted = (2, plan.n_outputs)
