@@ -30,7 +30,7 @@ from sk_itdiffusion.estimator import (
 from sk_itdiffusion.marginals import MARGINAL_KINDS
 from sk_itdiffusion.networks import GivenFamily
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
-from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion.references import ContinuousReference, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 from sk_itdiffusion.space import ColumnKind
 from sk_itdiffusion.streams import RowStream, Stream, is_dataset, read_rows
@@ -58,11 +58,12 @@ class IMMSEDensity(TableEstimator):
         validation rows, of a normal distribution, a mixture of normal distributions whose number
         of components is found by validation, and the kernel density of ``experts``; the normal one
         if none is an expert.  An object is in the units of X; columns are then only standardised.
-    experts : "auto" or list of str, default="auto"
+    experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
         ``"gaussian"``, ``"gaussian_mixture"``, ``"kernel_density"`` and ``"reference"`` (the object
-        given as ``reference``), where ``"network"`` stands for all networks.  ``"auto"`` takes all
-        there are; ``["network"]`` leaves the references out.  The kernel density has a kernel
+        given as ``reference``), where ``"network"`` stands for all networks, and families of
+        references of your own, see `sk_itdiffusion.references.ReferenceFamily`.  ``"auto"``, also
+        as an entry of a list, takes all there are; ``["network"]`` leaves the references out.  The kernel density has a kernel
         around each of at most 10,000 training rows, which the estimator then stores, and finds
         structure as fine as values that come again.  It needs at most 50 columns, and a device with
         double precision, which Apple's GPUs have not.  Without being asked for it is an expert only
@@ -294,7 +295,7 @@ class IMMSEDensity(TableEstimator):
         self,
         *,
         reference: str | ContinuousReference = "auto",
-        experts: str | Sequence[str] = "auto",
+        experts: str | Sequence[str | ReferenceFamily] = "auto",
         marginals: str = "auto",
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
         schedule: str | Schedule = "adaptive",

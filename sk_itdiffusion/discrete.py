@@ -21,6 +21,7 @@ from sk_itdiffusion.estimator import (
 )
 from sk_itdiffusion.experts import NETWORKS
 from sk_itdiffusion.model import Effort
+from sk_itdiffusion.references import ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEDiscreteDensity"]
@@ -68,10 +69,11 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     reference : {"auto", "independent", "latent_class"}, default="auto"
         Reference q, the control variate of the integral: independent columns or a latent class
         model whose number of classes is found by validation; ``"auto"`` takes the likelier.
-    experts : "auto" or list of str, default="auto"
+    experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
         ``"dense_network"`` (the fully connected one beside a convolutional one),
-        ``"independent"`` and ``"latent_class"``.  ``"auto"`` takes all there are.
+        ``"independent"`` and ``"latent_class"``, and families of references of your own; see
+        `IMMSEDensity`.  ``"auto"``, also as an entry of a list, takes all there are.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
         in trials trained twice as fast and ended better even where the other one is the likelier.
@@ -250,7 +252,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         image_shape: tuple[int, ...] | None = None,
         network: str | NetworkFamily = "auto",
         reference: str = "auto",
-        experts: str | Sequence[str] = "auto",
+        experts: str | Sequence[str | ReferenceFamily] = "auto",
         preconditioner: str = "auto",
         loss: str = "cross_entropy",
         likelihood: str = "immse",

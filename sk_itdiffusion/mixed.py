@@ -14,6 +14,7 @@ from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, mixed_kinds
 from sk_itdiffusion.estimator import CategoricalEstimator, resolve_experts
 from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.references import ReferenceFamily
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import Schedule
 
@@ -48,9 +49,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         distributions times independent discrete columns), ``"latent_class"`` (a mixture over all
         columns), or for tables of continuous columns ``"gaussian"``.  ``"auto"`` takes the
         likeliest on validation rows.
-    experts : "auto" or list of str, default="auto"
-        Denoisers among which weights are distributed at each log-SNR: ``"network"`` and any of the
-        references.
+    experts : "auto" or list of str and ReferenceFamily, default="auto"
+        Denoisers among which weights are distributed at each log-SNR: ``"network"``, any of the
+        references, and families of references of your own; see `IMMSEDensity`.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference that the network corrects; ``"auto"`` is the independent one.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
@@ -242,7 +243,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
         reference: str = "auto",
-        experts: str | Sequence[str] = "auto",
+        experts: str | Sequence[str | ReferenceFamily] = "auto",
         preconditioner: str = "auto",
         marginals: str = "auto",
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
