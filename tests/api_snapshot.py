@@ -9,7 +9,6 @@ import inspect
 MODULES = [
     "sk_itdiffusion",
     "sk_itdiffusion.datasets",
-    "sk_itdiffusion.denoisers",
     "sk_itdiffusion.display",
     "sk_itdiffusion.pretrained",
     "sk_itdiffusion.references",
