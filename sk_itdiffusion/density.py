@@ -68,9 +68,9 @@ class IMMSEDensity(TableEstimator):
         The kernel density has a kernel around each of at most 10,000 training rows, which the
         estimator then stores, and finds structure as fine as values that come again.  It needs at
         most 50 columns, and a device with double precision, which Apple's GPUs have not.  Without
-        being asked for it is an expert only beside networks, with ``reference="auto"``, and if it lowers the validation bound by more
-        than 0.02 nats and one standard error; rows of the training set are likelier under it than
-        others.
+        being asked for it is an expert only beside networks, with ``reference="auto"``, and if
+        it lowers the validation bound by more than 0.02 nats and one standard error; rows of the
+        training set are likelier under it than others.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
         a power transformation.  ``"auto"`` chooses by validation, and maps columns with heavy tails

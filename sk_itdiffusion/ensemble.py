@@ -360,7 +360,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self._check_columns(members, fitted, X)
         read = first._read_again if order[0] in fitted else first._read_first
         values, weight, kinds = read(X, sample_weight)
-        settings = replace(first._settings(), validation_fraction=self.validation_fraction)
+        settings = first._settings().changed(validation_fraction=self.validation_fraction)
         rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
         belonging = None
@@ -420,16 +420,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             space,
             transports,
             valid,
-            WeightSettings(
-                self.weights,
-                self.include_references,
-                replace(
-                    settings,
-                    n_strata=effort.n_strata,
-                    n_draws=effort.n_draws,
-                    n_directions=effort.n_directions,
-                ),
-            ),
+            WeightSettings(self.weights, self.include_references, effort),
             seeds,
         )
         self._encoder = getattr(members[first], "_encoder", None)
@@ -701,10 +692,10 @@ def grouped_rows(
     grouped = group_rows(values, weight)
     space, _ = table_space(grouped, kinds, settings, float(len(weight)))
     is_counted = space.is_discrete
-    if settings.dequantize is not False and not settings.has_images:
-        step = None if settings.dequantize is True else settings.dequantize
+    if settings.model.dequantize is not False and not settings.model.has_images:
+        step = None if settings.model.dequantize is True else settings.model.dequantize
         is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
-    if is_counted or settings.dequantize is not False:
+    if is_counted or settings.model.dequantize is not False:
         grouped = in_counts(grouped, weight)
     return grouped, space, is_counted
 

@@ -19,11 +19,10 @@ from sk_itdiffusion.experts import Experts, Mixing, Seeds
 from sk_itdiffusion.grids import N_NODES
 from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.likelihood import Denoiser, PairedDenoiser
-from sk_itdiffusion.model import TableModel, summarize_profile
+from sk_itdiffusion.model import Effort, TableModel, summarize_profile
 from sk_itdiffusion.references import ContinuousReference, Reference
 from sk_itdiffusion.rows import WeightedRows
 from sk_itdiffusion.schema import LEAST_NOISY_COPIES
-from sk_itdiffusion.settings import FitSettings
 from sk_itdiffusion.space import TableSpace
 from sk_itdiffusion.splitting import MappedSplit
 from sk_itdiffusion.stacking import (
@@ -400,7 +399,7 @@ class WeightSettings:
 
     rule: str
     include_references: bool
-    scoring: FitSettings
+    scoring: Effort
 
 
 def fit_ensemble_model(

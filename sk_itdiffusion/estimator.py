@@ -539,14 +539,13 @@ class TableEstimator(DensityEstimator):
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
             values, weight, codes = chosen(values, weight)
-        settings = shared(replace(self._settings(), stream=stream), current_processes())
+        settings = shared(self._settings().changed(stream=stream), current_processes())
         self._check_warm_start(previous)
         self._kinds = kinds
-        self.schedule_ = settings.schedule
+        self.schedule_ = settings.training.schedule
         n_networks = len(networks_to_train(settings, LEAST_ROWS_TO_SPLIT))
         tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
-        settings = replace(
-            settings,
+        settings = settings.changed(
             tasks=tasks,
             attributes_of=self._attributes_of,
             extent=extent,
@@ -633,7 +632,7 @@ class TableEstimator(DensityEstimator):
         settings = self._settings()
         self._model = self._increments.learn(values, settings)
         self._check_warm_start(None)
-        self.schedule_ = settings.schedule
+        self.schedule_ = settings.training.schedule
         self._publish()
 
     def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
@@ -707,7 +706,7 @@ class TableEstimator(DensityEstimator):
             "verbose": int(self.verbose),
             "feature_names": getattr(self, "feature_names_in_", None),
         }
-        return FitSettings(**(settings | self._specific_settings()))
+        return FitSettings.of(**(settings | self._specific_settings()))
 
     def _bounds_settings(self, bounds: Any) -> dict[str, Any]:
         """Return the settings that follow from the parameter ``bounds``."""
@@ -974,14 +973,15 @@ def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
 
 def shared(settings: FitSettings, processes: Processes) -> FitSettings:
     """Return the settings of one of several processes, or raise an error if they do not share."""
-    if settings.batch_size % processes.size:
+    batch_size = settings.training.batch_size
+    if batch_size % processes.size:
         raise ValueError(
-            f"batch_size={settings.batch_size} must be a multiple of the number of processes that "
+            f"batch_size={batch_size} must be a multiple of the number of processes that "
             f"share a batch, {processes.size}."
         )
-    verbose = settings.verbose if processes.rank == 0 else 0
-    device = processes.placed(settings.device)
-    return replace(settings, processes=processes, verbose=verbose, device=device)
+    verbose = settings.runtime.verbose if processes.rank == 0 else 0
+    device = processes.placed(settings.runtime.device)
+    return settings.changed(processes=processes, verbose=verbose, device=device)
 
 
 def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:

@@ -107,7 +107,7 @@ def fit_table_model(
         nets={},
         grid=references.grid,
         seeds=seeds,
-        device=settings.device,
+        device=settings.runtime.device,
         n_fits=1 if previous is None else previous.n_fits + 1,
         dequantizer=schema.dequantizer,
         has_images=schema.has_images,
@@ -162,15 +162,15 @@ def with_networks(
 
     def attributes_with(nets: dict[str, skorch.NeuralNet]) -> dict[str, Any]:
         """Return the attributes of an estimator whose fit ended with some nets."""
-        assert settings.attributes_of is not None
+        assert settings.runtime.attributes_of is not None
         so_far = replace(experts, nets=nets)
-        asked = settings.experts
+        asked = settings.model.experts
         if asked != "auto":  # no warning that some are not trained yet
             there = set(map(kind_of_expert, so_far.experts()))
             asked = [expert for expert in asked if expert in there]
         history = bound_history(next(iter(nets.values())))
-        now = replace(settings, experts=asked)
-        return settings.attributes_of(
+        now = settings.changed(experts=asked)
+        return settings.runtime.attributes_of(
             stacked_model(so_far, references, split, schema, now, history)
         )
 
@@ -186,7 +186,7 @@ def law_beyond_bounds(
     space: TableSpace, rows: WeightedRows, settings: FitSettings
 ) -> BeyondBounds | None:
     """Return the law of rows beyond bounds that none of the rows crosses; None if given ones."""
-    if space.bounds is None or settings.bounds is not None:
+    if space.bounds is None or settings.model.bounds is not None:
         return None
     continuous = rows.columns(space.layout.n_continuous)
     gaussian = GaussianReference.fit(continuous.X, continuous.weight)

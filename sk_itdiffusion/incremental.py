@@ -217,11 +217,11 @@ class StreamedNetwork:
 
     def train(self, rows: Array, settings: FitSettings, stop: threading.Event) -> float:
         """Take as many steps as the rows fill batches, and return the mean loss."""
-        dataset = RowDataset(rows, np.ones(len(rows)), settings.device)
-        n_batches = len(rows) // settings.batch_size
+        dataset = RowDataset(rows, np.ones(len(rows)), settings.runtime.device)
+        n_batches = len(rows) // settings.training.batch_size
         n_points = self.objective.layout.n_points
         batches = NoisyRowIterator(
-            dataset, settings.batch_size, n_batches, self.density, self.generator, n_points
+            dataset, settings.training.batch_size, n_batches, self.density, self.generator, n_points
         )
         before = copy.deepcopy(self.objective.state_dict())
         averages, total = self.objective.averages(), 0.0
@@ -312,7 +312,7 @@ class IncrementalFit:
         if len(values) < least or model.space.is_empty:
             return False
         positions = self._positions(model, values)
-        n_valid = int((positions < settings.validation_fraction).sum())
+        n_valid = int((positions < settings.model.validation_fraction).sum())
         return LEAST_VALIDATION_ROWS <= n_valid <= len(values) - LEAST_VALIDATION_ROWS
 
     def _begin(self, model: TableModel, settings: FitSettings) -> None:
@@ -322,7 +322,7 @@ class IncrementalFit:
         self.moments = RunningMoments.of_none(space.layout.n_continuous)
         self.counts = [np.zeros(variable.n_levels) for variable in space.layout.variables]
         self.reservoir = Reservoir(
-            settings.validation_fraction,
+            settings.model.validation_fraction,
             MOST_VALIDATION_ROWS,
             model.has_probabilities,
             np.empty((0, space.layout.n_columns)),
@@ -394,10 +394,10 @@ class IncrementalFit:
     ) -> dict[str, float]:
         """Train the networks on the rows that fill batches, and return the mean losses."""
         rows = np.concatenate([self.pending, split.train.X])
-        n_used = len(rows) // settings.batch_size * settings.batch_size
+        n_used = len(rows) // settings.training.batch_size * settings.training.batch_size
         self.pending = rows[n_used:]
         losses: dict[str, float] = {}
-        settings = replace(settings, n_networks=settings.n_networks or 1)
+        settings = settings.changed(n_networks=settings.model.n_networks or 1)
         for name in networks_to_train(settings, MANY_ROWS):
             if name not in self.networks:
                 self.networks[name] = new_network(name, experts, split, settings)
@@ -410,8 +410,8 @@ class IncrementalFit:
                 partial(network.train, rows[:n_used], settings),
                 limited=trains_in_one_thread(name, settings),
             )
-            if settings.schedule.adaptive and network.n_steps >= 2 * network.adapted_at:
-                adapt = density_adapter(experts, split, network.base, settings.processes)
+            if settings.training.schedule.adaptive and network.n_steps >= 2 * network.adapted_at:
+                adapt = density_adapter(experts, split, network.base, settings.runtime.processes)
                 network.density = adapt(network.objective.averaged)
                 network.adapted_at = network.n_steps
         return losses
@@ -438,9 +438,8 @@ def first_model(
 ) -> TableModel:
     """Return the model of the first rows: their plain reference alone."""
     plain = "independent" if any(kind.n_levels > 1 for kind in kinds) else "gaussian"
-    marginals = "standard" if settings.marginals == "auto" else settings.marginals
-    alone = replace(
-        settings,
+    marginals = "standard" if settings.model.marginals == "auto" else settings.model.marginals
+    alone = settings.changed(
         reference=plain,
         experts=[plain],
         asked=(plain,),
@@ -465,23 +464,23 @@ def new_network(
         denoiser,
         copy.deepcopy(split.space.layout).float(),
         decay=AVERAGING_DECAY,
-        loss=settings.loss,
+        loss=settings.training.loss,
     )
     net = _Net(
-        objective.to(settings.device),
+        objective.to(settings.runtime.device),
         criterion=MeanCriterion,
-        **optimizer_settings(settings.learning_rate, weight_decay),
+        **optimizer_settings(settings.training.learning_rate, weight_decay),
         callbacks=[("clip", GradientNormClipping(GRADIENT_NORM))],
         callbacks__print_log=None,
         train_split=None,
         verbose=0,
-        device=settings.device,
+        device=settings.runtime.device,
     )
-    net.micro_batch_size = settings.micro_batch_size
+    net.micro_batch_size = settings.training.micro_batch_size
     net.initialize()
     net.module_.eval()
     low, high = float(experts.grid[0]), float(experts.grid[-1])
-    base = settings.schedule.density(low, high, spectrum_of(split))
+    base = settings.training.schedule.density(low, high, spectrum_of(split))
     rates = [group["lr"] for group in net.optimizer_.param_groups]
     return StreamedNetwork(net, base, base, generator, rates)
 
@@ -489,17 +488,24 @@ def new_network(
 def check_settings(settings: FitSettings) -> None:
     """Raise an error that names a parameter if it asks for what a stream does not have."""
     plain = ("gaussian", "independent")
-    if not isinstance(settings.reference, str) or settings.reference not in ("auto", *plain):
+    if not isinstance(settings.model.reference, str) or settings.model.reference not in (
+        "auto",
+        *plain,
+    ):
         raise ValueError(
             "partial_fit has one reference, a normal distribution and independent discrete "
-            f"columns: reference must be 'auto', or name it, got {settings.reference!r}."
+            f"columns: reference must be 'auto', or name it, got {settings.model.reference!r}."
         )
-    if settings.preconditioner != "independent":
+    if settings.model.preconditioner != "independent":
         raise ValueError(
             "partial_fit needs preconditioner='auto' or 'independent', got "
-            f"{settings.preconditioner!r}."
+            f"{settings.model.preconditioner!r}."
         )
-    unknown = set(settings.experts) - {*NETWORKS, *plain} if settings.experts != "auto" else ()
+    unknown = (
+        set(settings.model.experts) - {*NETWORKS, *plain}
+        if settings.model.experts != "auto"
+        else ()
+    )
     if unknown:
         raise ValueError(
             f"partial_fit has no experts but networks and its reference; experts names "
@@ -519,6 +525,6 @@ def check_constant_columns(values: Array, space: TableSpace, settings: FitSettin
     varies[constant] = (values[:, constant] != space.constant_values[constant]).any(axis=0)
     if varies.any():
         raise ValueError(
-            f"Column(s) {column_labels(varies, settings.feature_names)} were constant in the "
-            "first rows, and are not now. Begin with rows in which all columns vary."
+            f"Column(s) {column_labels(varies, settings.runtime.feature_names)} were constant in "
+            "the first rows, and are not now. Begin with rows in which all columns vary."
         )

@@ -230,12 +230,12 @@ def choose_map(
     space = schema.space
     if space.is_mapped:
         return MappedSplit.behind(space, train, valid)
-    kinds = marginal_kinds(settings.marginals)
-    if isinstance(settings.reference, ContinuousReference) or valid is train:
+    kinds = marginal_kinds(settings.model.marginals)
+    if isinstance(settings.model.reference, ContinuousReference) or valid is train:
         kinds = kinds[:1]
-    is_choice = space.bounds is not None and settings.bounds is None
+    is_choice = space.bounds is not None and settings.model.bounds is None
     spaces = [space, replace(space, bounds=None)] if is_choice else [space]
-    families = families_of(settings.families, schema, demand_of(settings))
+    families = families_of(settings.model.families, schema, demand_of(settings))
     regularization = mixture_regularization(schema.resolution)
 
     def mapped() -> MappedSplit:
@@ -245,12 +245,12 @@ def choose_map(
             )
         )
 
-    if settings.processes.size == 1:
+    if settings.runtime.processes.size == 1:
         return mapped()
 
     def found_by_one() -> tuple[TableSpace, Optimism]:
         split = mapped()
         return split.space, split.optimism
 
-    chosen, optimism = settings.processes.from_first(found_by_one)
+    chosen, optimism = settings.runtime.processes.from_first(found_by_one)
     return replace(MappedSplit.behind(chosen, train, valid), optimism=optimism)

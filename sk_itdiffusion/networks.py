@@ -79,19 +79,23 @@ SHARE_OF_TRAINING = 0.95
 
 def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     """Return the names of the networks; an untrained one adds nothing to its reference."""
-    trained = settings.max_epochs > 0 or settings.network.is_complete
-    by_default = settings.experts == "auto" and trained
+    trained = settings.training.max_epochs > 0 or settings.model.network.is_complete
+    by_default = settings.model.experts == "auto" and trained
     if n_rows < LEAST_ROWS_TO_SPLIT:
         return []
     possible = planned_networks(settings)
-    return [name for name in possible if by_default or kind_of_expert(name) in settings.experts]
+    return [
+        name for name in possible if by_default or kind_of_expert(name) in settings.model.experts
+    ]
 
 
 def planned_networks(settings: FitSettings) -> dict[str, PlannedNetwork]:
     """Return the networks of a fit by name: those of a family, and others beside them."""
-    network = PlannedNetwork(settings.network, settings.hidden_size, settings.n_blocks)
+    network = PlannedNetwork(
+        settings.model.network, settings.model.hidden_size, settings.model.n_blocks
+    )
     names = names_of_networks(number_of_networks(settings))
-    return dict.fromkeys(names, network) | dict(settings.network.beside(settings.task))
+    return dict.fromkeys(names, network) | dict(settings.model.network.beside(settings.model.task))
 
 
 def number_of_networks(settings: FitSettings) -> int:
@@ -100,11 +104,11 @@ def number_of_networks(settings: FitSettings) -> int:
     A second one is worth its time where both see rows that are in memory, each with a core.
     Callbacks of the user, such as one that writes checkpoints to a file, may know of one only.
     """
-    if settings.n_networks is not None:
-        return settings.n_networks
-    in_memory = settings.stream is None and settings.processes.size == 1
-    may_be_several = in_memory and not settings.callbacks
-    return settings.network.n_networks(settings.task) if may_be_several else 1
+    if settings.model.n_networks is not None:
+        return settings.model.n_networks
+    in_memory = settings.runtime.stream is None and settings.runtime.processes.size == 1
+    may_be_several = in_memory and not settings.training.callbacks
+    return settings.model.network.n_networks(settings.model.task) if may_be_several else 1
 
 
 def train_networks(
@@ -140,14 +144,19 @@ def train_networks(
             settings,
             previous,
             TrainingReport(
-                name, strand, settings.tasks, partial(attributes_now, name), len(names) == 1, board
+                name,
+                strand,
+                settings.runtime.tasks,
+                partial(attributes_now, name),
+                len(names) == 1,
+                board,
             ),
         )
         for name, strand in zip(names, strands, strict=True)
     }
     limited = {name: trains_in_one_thread(name, settings) for name in names}
-    is_watched = bool(settings.callbacks) or settings.tasks.are_watched
-    alone = settings.processes.size == 1 and not is_watched
+    is_watched = bool(settings.training.callbacks) or settings.runtime.tasks.are_watched
+    alone = settings.runtime.processes.size == 1 and not is_watched
     if len(names) > 1 and all(limited.values()) and alone:
         return dict(zip(names, run_all_interruptibly(list(jobs.values())), strict=True))
     for name, job in jobs.items():
@@ -159,8 +168,8 @@ def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSetti
     """Warn once if networks would be better after more epochs."""
     if any(dict(net.callbacks_)["control"].is_still_improving for net in nets):
         warn(
-            f"The training ended after max_epochs={settings.max_epochs} while the validation bound "
-            "was still falling. Increase max_epochs, or steps_per_epoch.",
+            f"The training ended after max_epochs={settings.training.max_epochs} while the "
+            "validation bound was still falling. Increase max_epochs, or steps_per_epoch.",
             ConvergenceWarning,
         )
 
@@ -168,8 +177,8 @@ def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSetti
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
     """Return whether a network is so small that more threads would not train it faster."""
     planned = planned_networks(settings)[name]
-    is_small = planned.family.trains_in_one_thread(settings.task, planned.hidden_size)
-    return settings.device.type == "cpu" and is_small
+    is_small = planned.family.trains_in_one_thread(settings.model.task, planned.hidden_size)
+    return settings.runtime.device.type == "cpu" and is_small
 
 
 def cross_entropy_in_data_units(experts: Experts, split: MappedSplit) -> float:
@@ -199,10 +208,10 @@ def build_network(
         logsnr_range=(low, high),
         hidden_size=planned.hidden_size,
         n_blocks=planned.n_blocks,
-        n_frequencies=settings.n_frequencies,
+        n_frequencies=settings.model.n_frequencies,
         dropout=dropout,
         generator=generator,
-        task=settings.task,
+        task=settings.model.task,
         layout=layout,
     )
     reference = copy.deepcopy(experts.references[experts.preconditioner]).float()
@@ -301,41 +310,41 @@ def train_network(
     )
     low, high = map(float, experts.grid[[0, -1]])
     n_rows = n_observations(split.train, split.space)
-    if settings.stream is not None:
-        n_rows += len(settings.stream)
+    if settings.runtime.stream is not None:
+        n_rows += len(settings.runtime.stream)
     has_levels = bool(split.space.layout.variables)
     dropout, weight_decay = regularization_for(name, n_rows, has_levels, settings)
     denoiser = build_network(name, experts, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
     plan = TrainingPlan(
-        density=settings.schedule.density(low, high, spectrum_of(split)),
-        adaptive=settings.schedule.adaptive,
-        batch_size=settings.batch_size,
-        n_batches=settings.steps_per_epoch or epoch_length(n_rows, has_levels, settings),
-        max_epochs=settings.max_epochs,
-        learning_rate=settings.learning_rate,
+        density=settings.training.schedule.density(low, high, spectrum_of(split)),
+        adaptive=settings.training.schedule.adaptive,
+        batch_size=settings.training.batch_size,
+        n_batches=settings.training.steps_per_epoch or epoch_length(n_rows, has_levels, settings),
+        max_epochs=settings.training.max_epochs,
+        learning_rate=settings.training.learning_rate,
         weight_decay=weight_decay,
-        patience=settings.patience,
+        patience=settings.training.patience,
         n_validation_noises=n_validation_noises(len(split.valid), split.space, settings),
-        verbose=settings.verbose,
-        micro_batch_size=settings.micro_batch_size,
-        processes=settings.processes,
+        verbose=settings.runtime.verbose,
+        micro_batch_size=settings.training.micro_batch_size,
+        processes=settings.runtime.processes,
     )
     net = train(
         DenoisingObjective(
             denoiser,
             copy.deepcopy(split.space.layout).float(),
             offset=cross_entropy_in_data_units(experts, split),
-            loss=settings.loss,
+            loss=settings.training.loss,
         ),
         training_rows(experts, split, settings),
-        RowDataset(split.valid.X, split.valid.weight, settings.device),
+        RowDataset(split.valid.X, split.valid.weight, settings.runtime.device),
         plan,
         generator,
-        adapt=density_adapter(experts, split, plan.density, settings.processes),
-        callbacks=list(settings.callbacks),
-        device=settings.device,
+        adapt=density_adapter(experts, split, plan.density, settings.runtime.processes),
+        callbacks=list(settings.training.callbacks),
+        device=settings.runtime.device,
         interrupted=stop,
         report=report,
     )
@@ -347,7 +356,7 @@ def training_rows(
     experts: Experts, split: MappedSplit, settings: FitSettings
 ) -> RowDataset | StreamedRows:
     """Return the rows to train on; the noise of dequantisation is new in each step if it can be."""
-    dequantizer, space, device = experts.dequantizer, split.space, settings.device
+    dequantizer, space, device = experts.dequantizer, split.space, settings.runtime.device
 
     def mapped(values: Array) -> Array:
         return space.rows(space.standardized(values))[0]
@@ -359,7 +368,7 @@ def training_rows(
         if values.shape[1] != space.n_columns or not np.isfinite(values).all():
             raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
         if dequantizer is not None:
-            dequantizer.check(values, settings.feature_names)
+            dequantizer.check(values, settings.runtime.feature_names)
         check_bounds(values, settings, dequantizer, space)
         if fresh or dequantizer is None:
             return mapped(values)
@@ -373,7 +382,7 @@ def training_rows(
     if dequantizer is not None and fresh:
         rows = mapped(dequantizer.rounded(space.values(rows)))
         width = dequantizer.step[space.continuous] / space.standardizer.scale
-    if settings.stream is None:
+    if settings.runtime.stream is None:
         return RowDataset(rows, split.train.weight, device, width)
     # The stream's rows, which take the places of these, have no weights.
     alike = resample_rows(
@@ -382,7 +391,7 @@ def training_rows(
         np.random.RandomState(experts.seeds.network),
     )
     return StreamedRows(
-        settings.stream, prepared, RowDataset(alike, np.ones(len(alike)), device, width)
+        settings.runtime.stream, prepared, RowDataset(alike, np.ones(len(alike)), device, width)
     )
 
 
@@ -428,14 +437,16 @@ def regularization_for(
         share = 0.5 if number_of_network(name) % 2 else 1.0
         strength, most = share * scarcity**3, 0.4
     usual = most * strength if most * strength >= LEAST_DROPOUT else 0.0
-    dropout = usual if settings.dropout is None else settings.dropout
-    decay = 0.3 * strength if settings.weight_decay is None else settings.weight_decay
+    dropout = usual if settings.training.dropout is None else settings.training.dropout
+    decay = (
+        0.3 * strength if settings.training.weight_decay is None else settings.training.weight_decay
+    )
     return dropout, decay
 
 
 def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
     """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
-    if has_levels or settings.network.is_costly(settings.task):
+    if has_levels or settings.model.network.is_costly(settings.model.task):
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
     steps = np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)
     return round(float(steps) / EPOCHS_OF_A_TABLE)
@@ -443,7 +454,7 @@ def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
 
 def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -> int:
     """Return with how many noises an epoch sees each validation row."""
-    if space.layout.variables or settings.network.is_costly(settings.task):
+    if space.layout.variables or settings.model.network.is_costly(settings.model.task):
         # Few states, each of many rows, are seen with more noise.
         return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
     # The epochs of a table are short, and their judgement is not to take much of their time.

@@ -166,7 +166,7 @@ def read_schema(
     if known is not None and not known.must_vary_alike:
         space = known.space
     check_varying_columns(space, settings, known)
-    warn_about_columns(report, space, dequantizer, settings.feature_names)
+    warn_about_columns(report, space, dequantizer, settings.runtime.feature_names)
     if space.is_discrete:
         grouped = counted
     belonging = None
@@ -186,7 +186,7 @@ def read_schema(
     if known is not None and known.must_vary_alike and not space.is_empty:
         step = step * own_scale / known.space.standardizer.scale
         space = known.space
-    schema = Schema(space, step, dequantizer, settings.has_images, settings.device)
+    schema = Schema(space, step, dequantizer, settings.model.has_images, settings.runtime.device)
     return schema, Observations(grouped, belonging)
 
 
@@ -197,12 +197,12 @@ def check_bounds(
     known: TableSpace | None,
 ) -> None:
     """Raise an error if rows are not between given bounds, or between those of a given space."""
-    names = settings.feature_names
+    names = settings.runtime.feature_names
     labels = [str(j) if names is None else repr(str(names[j])) for j in range(X.shape[1])]
-    if settings.bounds is not None:
+    if settings.model.bounds is not None:
         check_inside(
             X,
-            bounds_of_cells(settings.bounds, dequantizer),
+            bounds_of_cells(settings.model.bounds, dequantizer),
             labels,
             "Set wider bounds, or leave the row out.",
         )
@@ -227,17 +227,17 @@ def candidate_bounds(
     Only a choice of maps on validation rows judges bounds that are shown, and only if all rows are
     known.
     """
-    if settings.bounds is not None:
-        bounds = bounds_of_cells(settings.bounds, dequantizer)[continuous]
+    if settings.model.bounds is not None:
+        bounds = bounds_of_cells(settings.model.bounds, dequantizer)[continuous]
         return bounds if np.isfinite(bounds).any() else None
-    judged = settings.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
-    judged = judged and not isinstance(settings.reference, ContinuousReference)
-    if not settings.finds_bounds or not judged or settings.stream is not None:
+    judged = settings.model.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
+    judged = judged and not isinstance(settings.model.reference, ContinuousReference)
+    if not settings.model.finds_bounds or not judged or settings.runtime.stream is not None:
         return None
     least, greatest = varying.X.min(axis=0), varying.X.max(axis=0)
-    if settings.extent is not None:
-        least = np.minimum(least, settings.extent[0][continuous])
-        greatest = np.maximum(greatest, settings.extent[1][continuous])
+    if settings.model.extent is not None:
+        least = np.minimum(least, settings.model.extent[0][continuous])
+        greatest = np.maximum(greatest, settings.model.extent[1][continuous])
     bounds = shown_bounds(varying.X, varying.weight, least, greatest)
     # Values on a lattice, with noise or without, have no density near a bound.
     on_lattice = report.tied[continuous]
@@ -269,7 +269,7 @@ def table_space(
 
     ``n_weighted`` is the number of observations that the distinct rows stand for.
     """
-    if settings.has_images or has_given_units(settings):
+    if settings.model.has_images or has_given_units(settings):
         return image_space(grouped, settings, n_weighted)
     is_continuous = np.array([kind.n_levels == 0 for kind in kinds], dtype=bool)
     varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
@@ -291,7 +291,9 @@ def table_space(
         constant_values=grouped.X[0].copy(),
         standardizer=standardizer,
         marginal_map=MarginalMap("standard", ()),
-        layout=make_layout(modelled, coded, len(continuous), settings.image_shape is not None),
+        layout=make_layout(
+            modelled, coded, len(continuous), settings.model.image_shape is not None
+        ),
         log_seen=np.array([kind.log_seen for kind in kinds], dtype=np.float64),
         bounds=bounds,
         anchored=anchored,
@@ -308,7 +310,7 @@ def noise_steps(dequantizer: Dequantizer, space: TableSpace) -> Array:
 
 def has_given_units(settings: FitSettings) -> bool:
     """Return whether a denoiser says which values are -1 and 1 for it."""
-    return settings.denoiser is not None and settings.denoiser.data_range is not None
+    return settings.model.denoiser is not None and settings.model.denoiser.data_range is not None
 
 
 def image_space(
@@ -316,8 +318,8 @@ def image_space(
 ) -> tuple[TableSpace, ColumnReport]:
     """Return a space in which all columns, varying or not, have one center and one scale."""
     n_columns = grouped.X.shape[1]
-    if settings.denoiser is not None and settings.denoiser.data_range is not None:
-        low, high = settings.denoiser.data_range
+    if settings.model.denoiser is not None and settings.model.denoiser.data_range is not None:
+        low, high = settings.model.denoiser.data_range
         center, scale = 0.5 * (low + high), 0.5 * (high - low)
     else:
         center = float(grouped.share @ grouped.X.mean(axis=1))
@@ -361,14 +363,16 @@ def make_dequantizer(
     grouped: WeightedRows, settings: FitSettings, seeds: Seeds, known: KnownColumns | None
 ) -> Dequantizer | None:
     """Return what adds noise to the rows, None if nothing does."""
-    if settings.dequantize is False:
+    if settings.model.dequantize is False:
         return None
     if known is not None and known.dequantizer is not None:
-        known.dequantizer.check(grouped.X, settings.feature_names)
+        known.dequantizer.check(grouped.X, settings.runtime.feature_names)
         return known.dequantizer
-    step = None if settings.dequantize is True else settings.dequantize
-    found = Dequantizer.fit(grouped.X, step, settings.has_images, seeds.scoring + 3, grouped.weight)
-    found.check(grouped.X, settings.feature_names)
+    step = None if settings.model.dequantize is True else settings.model.dequantize
+    found = Dequantizer.fit(
+        grouped.X, step, settings.model.has_images, seeds.scoring + 3, grouped.weight
+    )
+    found.check(grouped.X, settings.runtime.feature_names)
     return found
 
 
@@ -410,8 +414,8 @@ def noisy_copies(
     Where one is not, and of images, they are copies of one.
     """
     varies = counted.X.min(axis=0) < counted.X.max(axis=0)
-    has_probabilities = bool((dequantizer.step[varies] > 0).all()) and not settings.has_images
-    least = 0 if settings.has_images else LEAST_NOISY_COPIES
+    has_probabilities = bool((dequantizer.step[varies] > 0).all()) and not settings.model.has_images
+    least = 0 if settings.model.has_images else LEAST_NOISY_COPIES
     most = affordable_rows(counted.X.shape[1])
     return dequantizer.noisy_copies(counted, least, most, one=not has_probabilities)
 
@@ -430,9 +434,9 @@ def check_varying_columns(
     space: TableSpace, settings: FitSettings, known: KnownColumns | None
 ) -> None:
     """Raise an error if columns do not vary where something given needs them to."""
-    names = settings.feature_names
+    names = settings.runtime.feature_names
     constant = np.isin(np.arange(space.n_columns), space.constant)
-    if isinstance(settings.reference, ContinuousReference) and constant.any():
+    if isinstance(settings.model.reference, ContinuousReference) and constant.any():
         raise ValueError(
             f"A reference object needs all columns to vary; column(s) "
             f"{column_labels(constant, names)} are constant. Leave them out of both."
@@ -487,10 +491,11 @@ def warn_about_columns(
 def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> None:
     """Warn of so few rows that the model is the plain reference, unless no more was asked for."""
     plain = ("gaussian", "independent")
-    is_enough = settings.max_epochs == 0 and (
-        isinstance(settings.reference, ContinuousReference) or settings.reference in plain
+    is_enough = settings.training.max_epochs == 0 and (
+        isinstance(settings.model.reference, ContinuousReference)
+        or settings.model.reference in plain
     )
-    if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.denoiser is None):
+    if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.model.denoiser is None):
         return
     model = "independent columns" if space.layout.variables else "a single normal distribution"
     rows = "rows" if space.is_discrete else "distinct rows"
@@ -499,7 +504,7 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
         "networks or other experts, and no rows are held out, so that entropy_ is NaN."
     )
     n_columns = len(space.continuous)
-    if n_columns and n_rows <= n_columns + 1 and not settings.has_images:
+    if n_columns and n_rows <= n_columns + 1 and not settings.model.has_images:
         text += (
             f" So few rows do not determine a covariance of {n_columns} continuous column(s): "
             "log-densities rest on assumptions, and standard errors of score_samples, which are "

@@ -56,13 +56,13 @@ class FittedReferences:
 
 def demand_of(settings: FitSettings) -> Demand:
     """Return what the settings ask of the families of references."""
-    given = isinstance(settings.reference, ContinuousReference)
+    given = isinstance(settings.model.reference, ContinuousReference)
     return Demand(
-        reference=None if given else str(settings.reference),
-        automatic=settings.experts == "auto",
-        names=(*settings.asked, settings.preconditioner),
-        with_networks=settings.max_epochs > 0,
-        ranks_training_rows=settings.ranks_training_rows,
+        reference=None if given else str(settings.model.reference),
+        automatic=settings.model.experts == "auto",
+        names=(*settings.model.asked, settings.model.preconditioner),
+        with_networks=settings.training.max_epochs > 0,
+        ranks_training_rows=settings.model.ranks_training_rows,
     )
 
 
@@ -124,8 +124,8 @@ def seed_of_family(seed: int, name: str) -> int:
 
 def check_reference_is_given(n_continuous: int, settings: FitSettings) -> None:
     """Raise an error if an object that is not given is asked for as an expert."""
-    given = isinstance(settings.reference, ContinuousReference)
-    if n_continuous and not given and "reference" in settings.asked:
+    given = isinstance(settings.model.reference, ContinuousReference)
+    if n_continuous and not given and "reference" in settings.model.asked:
         raise ValueError(
             "experts names 'reference', which needs a ContinuousReference object as the parameter "
             "reference."
@@ -182,11 +182,11 @@ def fit_references(
         The references.
     """
     demand = demand_of(settings)
-    families = families_of(settings.families, schema, demand, split.judged)
+    families = families_of(settings.model.families, schema, demand, split.judged)
     kept: dict[str, Reference] = {}
     if earlier is not None:
         families = [family for family in families if family.holds_rows]
-        held = {family.name for family in settings.families if family.holds_rows}
+        held = {family.name for family in settings.model.families if family.holds_rows}
         kept = {name: r for name, r in earlier.references.items() if name not in held}
     else:
         check_reference_is_given(schema.n_continuous, settings)
@@ -195,9 +195,9 @@ def fit_references(
         context = FamilyContext(schema, kept, stop=stop)
         return fit_families(families, split, context, seed)
 
-    references, optimism = settings.processes.from_first(lambda: run_interruptibly(fitted))
+    references, optimism = settings.runtime.processes.from_first(lambda: run_interruptibly(fitted))
     split = replace(split, optimism=replace(split.optimism, families=optimism))
-    beyond = {family.name for family in settings.families if not family.shares_grid}
+    beyond = {family.name for family in settings.model.families if not family.shares_grid}
     coarse = {name: r for name, r in references.items() if name not in beyond}
     if earlier is None:
         grid, preconditioner = (
@@ -216,7 +216,7 @@ def fit_references(
     fine = [references[name] for name in references if name in beyond]
     return split, FittedReferences(
         references,
-        plain_reference(references, settings.families),
+        plain_reference(references, settings.model.families),
         preconditioner,
         control,
         grid,
@@ -235,20 +235,22 @@ def choose_control(
     references: Mapping[str, Reference], valid: WeightedRows, settings: FitSettings
 ) -> str:
     """Return the name of the control variate: the one asked for, else the likeliest expert."""
-    if isinstance(settings.reference, ContinuousReference):
+    if isinstance(settings.model.reference, ContinuousReference):
         return "reference"
-    if settings.reference in references:
-        return str(settings.reference)
-    plain = plain_reference(references, settings.families)
-    if settings.reference != "auto":
+    if settings.model.reference in references:
+        return str(settings.model.reference)
+    plain = plain_reference(references, settings.model.families)
+    if settings.model.reference != "auto":
         warn(
-            f"reference={settings.reference!r} is not better than the plain reference "
+            f"reference={settings.model.reference!r} is not better than the plain reference "
             f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
             "is used.",
         )
         return plain
     stacked = [
-        name for name in references if settings.experts == "auto" or name in settings.experts
+        name
+        for name in references
+        if settings.model.experts == "auto" or name in settings.model.experts
     ]
     share = valid.share
     # Without references in the stack, the smoothest one: the others' errors vary far from the data.
@@ -260,7 +262,10 @@ def choose_control(
 
 def choose_preconditioner(references: Mapping[str, Reference], settings: FitSettings) -> str:
     """Return the name of the reference that the networks correct."""
-    asked, plain = settings.preconditioner, plain_reference(references, settings.families)
+    asked, plain = (
+        settings.model.preconditioner,
+        plain_reference(references, settings.model.families),
+    )
     if asked in references:
         return asked
     if asked != "independent":

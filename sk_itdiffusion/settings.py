@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion.callbacks import FitTasks
 from sk_itdiffusion.denoisers import MLPFamily, NetworkFamily, NetworkTask
 from sk_itdiffusion.distributed import ALONE, Processes
-from sk_itdiffusion.model import TableModel
+from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamily
@@ -22,40 +22,27 @@ from sk_itdiffusion.streams import Stream
 
 __all__ = [
     "FitSettings",
+    "ModelSettings",
+    "RuntimeSettings",
+    "TrainingSettings",
 ]
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """The estimator's parameters, resolved and checked."""
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What is fitted: to which columns, by which experts."""
 
     reference: str | ContinuousReference
     experts: str | Sequence[str]
     marginals: str
-    schedule: Schedule
     hidden_size: int
     n_blocks: int
     n_frequencies: int
-    dropout: float | None
-    weight_decay: float | None
-    max_epochs: int
-    steps_per_epoch: int | None
-    batch_size: int
-    learning_rate: float
-    patience: int | None
     validation_fraction: float
-    n_strata: int
-    n_draws: int
-    n_directions: int | None
-    device: torch.device
-    callbacks: Sequence[Any] = ()
-    verbose: int = 0
-    feature_names: Sequence[str] | None = None
     is_discrete: bool = False
     preconditioner: str = "independent"
-    loss: str = "mse"
     image_shape: tuple[int, ...] | None = None
     #: What the networks are, and the kind of table that they are for.
     network: NetworkFamily = field(default_factory=MLPFamily)
@@ -64,15 +51,11 @@ class FitSettings:
     n_networks: int | None = 1
     denoiser: PretrainedDenoiser | None = None
     dequantize: bool | Array = False
-    micro_batch_size: int | None = None
-    stream: Stream | None = None
-    processes: Processes = ALONE
     #: Bounds of all columns if they are given, and whether they are to be found.
     bounds: Array | None = None
     finds_bounds: bool = False
     #: Least and greatest values of the columns of all rows that are known of.
     extent: tuple[Array, Array] | None = None
-    tasks: FitTasks = field(default_factory=FitTasks)
     #: Families of references that may take part, in the order in which they are fitted.
     families: tuple[ReferenceFamily, ...] = BUILT_IN_FAMILIES
     #: Names of the experts that are asked for.
@@ -81,11 +64,90 @@ class FitSettings:
     ranks_training_rows: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
-    #: Returns the attributes of an estimator that has a model.
-    attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
 
     @property
     def has_images(self) -> bool:
         """Whether the network takes images of continuous pixels."""
         given = self.denoiser is not None and self.denoiser.image_shape is not None
         return given or (self.image_shape is not None and not self.is_discrete)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How networks are trained."""
+
+    schedule: Schedule
+    dropout: float | None
+    weight_decay: float | None
+    max_epochs: int
+    steps_per_epoch: int | None
+    batch_size: int
+    learning_rate: float
+    patience: int | None
+    loss: str = "mse"
+    micro_batch_size: int | None = None
+    callbacks: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """Where a fit runs, what it reads, and whom it tells of it."""
+
+    device: torch.device
+    verbose: int = 0
+    feature_names: Sequence[str] | None = None
+    stream: Stream | None = None
+    processes: Processes = ALONE
+    tasks: FitTasks = field(default_factory=FitTasks)
+    #: Returns the attributes of an estimator that has a model.
+    attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The estimator's parameters, resolved and checked, by stages of a fit."""
+
+    model: ModelSettings
+    training: TrainingSettings
+    scoring: Effort
+    runtime: RuntimeSettings
+
+    @classmethod
+    def of(cls, **values: Any) -> FitSettings:
+        """Return the settings of values by name, whichever part they belong to."""
+        grouped = {
+            name: kind(**{each: values.pop(each) for each in names_in(kind) if each in values})
+            for name, kind in part_types().items()
+        }
+        check_all_used(values)
+        return cls(**grouped)
+
+    def changed(self, **values: Any) -> FitSettings:
+        """Return the settings with other values by name, whichever part they belong to."""
+        parts = {}
+        for name, kind in part_types().items():
+            own = {each: values.pop(each) for each in names_in(kind) if each in values}
+            parts[name] = replace(getattr(self, name), **own)
+        check_all_used(values)
+        return FitSettings(**parts)
+
+
+def part_types() -> dict[str, type]:
+    """Return the parts of settings, and their types."""
+    return {
+        "model": ModelSettings,
+        "training": TrainingSettings,
+        "scoring": Effort,
+        "runtime": RuntimeSettings,
+    }
+
+
+def names_in(part: Any) -> list[str]:
+    """Return the names of the settings in a part."""
+    return [each.name for each in fields(part)]
+
+
+def check_all_used(values: Mapping[str, Any]) -> None:
+    """Raise an error if there are values without a place."""
+    if values:
+        raise TypeError(f"There are no settings {sorted(values)}.")

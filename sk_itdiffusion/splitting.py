@@ -60,14 +60,14 @@ def split_independent_rows(
         # Fractional weights of few states are as good as counts; rows of many are kept whole.
         if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
             split = WeightedRows(rows.X, counts).split_copies
-    return split(settings.validation_fraction, MOST_VALIDATION_ROWS, seed)
+    return split(settings.model.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 
 def split_groups(
     groups: RowGroups, rows: WeightedRows, settings: FitSettings, seed: int, is_counted: bool
 ) -> NDArray[np.bool_]:
     """Return which of the rows that groups list validate."""
-    fraction, most = settings.validation_fraction, MOST_VALIDATION_ROWS
+    fraction, most = settings.model.validation_fraction, MOST_VALIDATION_ROWS
     return groups.split(rows, fraction, most, seed, in_counts=is_counted)
 
 
@@ -88,7 +88,7 @@ def rows_together(
         return groups
     if groups is not None:
         return groups.joined(rows)
-    if not settings.near_copies or space.layout.variables or settings.has_images:
+    if not settings.model.near_copies or space.layout.variables or settings.model.has_images:
         return None
     links = near_copies(rows.X)
     if not len(links):

@@ -15,7 +15,7 @@ from sk_itdiffusion.experts import Experts, Mixing, kind_of_expert, scoring_nois
 from sk_itdiffusion.grids import n_nodes_needed
 from sk_itdiffusion.judging import log_likelihoods, mean_and_error
 from sk_itdiffusion.likelihood import IntegrationRule, PairedDenoiser, fit_placement
-from sk_itdiffusion.model import TableModel, summarize_profile
+from sk_itdiffusion.model import Effort, TableModel, summarize_profile
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.rows import WeightedRows
@@ -107,7 +107,7 @@ def stacked_model(
     return TableModel.of(
         experts,
         mixing,
-        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few, settings),
+        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few, settings.scoring),
         entropy=entropy,
         entropy_std=entropy_std,
         history=list(history),
@@ -129,11 +129,11 @@ def dear_families(
     """Return the families whose references stay only if they are worth their time."""
     return [
         family
-        for family in settings.families
+        for family in settings.model.families
         if family.least_gain > 0.0
         and family.name in references
-        and settings.experts == "auto"
-        and family.name not in (*settings.asked, settings.reference)
+        and settings.model.experts == "auto"
+        and family.name not in (*settings.model.asked, settings.model.reference)
     ]
 
 
@@ -156,14 +156,14 @@ def gains_by(
     )
     gain = profile.integral(errors_of_others - errors)
     mean, error = mean_and_error(gain, profile.row_weight, source=profile.source)
-    return settings.processes.from_first(lambda: mean > max(error, family.least_gain))
+    return settings.runtime.processes.from_first(lambda: mean > max(error, family.least_gain))
 
 
 def with_nodes_needed(
     profile: ErrorProfile, experts: Experts, schema: Schema, settings: FitSettings
 ) -> ErrorProfile:
     """Return the profile at as many nodes as the experts that are left need."""
-    beyond = {family.name for family in settings.families if not family.shares_grid}
+    beyond = {family.name for family in settings.model.families if not family.shares_grid}
     fine = [reference for name, reference in experts.references.items() if name in beyond]
     n_nodes = n_nodes_needed(profile.logsnr, experts.grid, fine, schema.resolution)
     return replace(profile, logsnr=profile.logsnr[:n_nodes], gram=profile.gram[:n_nodes])
@@ -202,10 +202,10 @@ def repeated(
 
 def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
     """Return the names of the experts to stack."""
-    if settings.experts == "auto":
+    if settings.model.experts == "auto":
         return tuple(available)
-    chosen = tuple(name for name in available if kind_of_expert(name) in settings.experts)
-    missing = sorted(set(settings.experts) - set(map(kind_of_expert, chosen)))
+    chosen = tuple(name for name in available if kind_of_expert(name) in settings.model.experts)
+    missing = sorted(set(settings.model.experts) - set(map(kind_of_expert, chosen)))
     if missing:
         warn(
             f"experts names {missing}, which these rows do not allow: a network needs "
@@ -228,7 +228,7 @@ def scoring_rule(
     mixing: Mixing,
     paired: PairedDenoiser,
     valid: WeightedRows,
-    settings: FitSettings,
+    effort: Effort,
 ) -> IntegrationRule | None:
     """Return the integration rule fitted to the validation gap, None if there is no gap.
 
@@ -247,7 +247,7 @@ def scoring_rule(
         valid, keys = repeated(valid, keys, 100)
     points = experts.space.layout.embed_array(valid.X)
     noise = scoring_noise(
-        experts.space, experts.seeds.scoring, settings.n_directions, experts.has_images
+        experts.space, experts.seeds.scoring, effort.n_directions, experts.has_images
     )
     placement = fit_placement(
         points,
@@ -259,4 +259,4 @@ def scoring_rule(
         device=experts.device,
         dtype=experts.precision,
     )
-    return IntegrationRule(placement, noise, settings.n_strata, settings.n_draws)
+    return IntegrationRule(placement, noise, effort.n_strata, effort.n_draws)

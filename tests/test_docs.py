@@ -52,8 +52,8 @@ def short_work(monkeypatch):
 
     def few_steps(estimator):
         asked = settings(estimator)
-        epochs = min(asked.max_epochs, 1)
-        return replace(asked, max_epochs=epochs, steps_per_epoch=2, hidden_size=8, n_blocks=1)
+        epochs = min(asked.training.max_epochs, 1)
+        return asked.changed(max_epochs=epochs, steps_per_epoch=2, hidden_size=8, n_blocks=1)
 
     def few_evaluations(estimator):
         asked = effort(estimator)

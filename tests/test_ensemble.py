@@ -21,11 +21,14 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEMixedDensity,
     ensemble,
+    ensemble_model,
 )
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.datasets import load_density
 from sk_itdiffusion.error_profiles import ErrorProfile
+from sk_itdiffusion.experts import Seeds
 from sk_itdiffusion.marginals import Standardizer
+from sk_itdiffusion.model import Effort
 from sk_itdiffusion.references import GaussianReference
 from sk_itdiffusion.space import ColumnKind
 
@@ -212,12 +215,12 @@ def test_weights_of_known_errors():
     residuals = residuals[:, [0, 1, 0]]
     gram = np.repeat((residuals @ residuals.transpose(0, 2, 1))[:, None], 60, axis=1)
     profile = ErrorProfile(("a", "b", "c"), np.array([0.0, 1.0]), gram, np.full(60, 1 / 60))
-    select = ensemble.expert_weights(profile, ["a", "b", "c"], "b", "select")
+    select = ensemble_model.expert_weights(profile, ["a", "b", "c"], "b", "select")
     np.testing.assert_array_equal(select, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    stack = ensemble.expert_weights(profile, ["a", "b", "c"], "b", "stack")
+    stack = ensemble_model.expert_weights(profile, ["a", "b", "c"], "b", "stack")
     np.testing.assert_allclose(stack, [[0.8, 0.2, 0.0], [0.1, 0.9, 0.0]], atol=1e-6)
     np.testing.assert_allclose(
-        ensemble.expert_weights(profile, ["c", "b"], "b", "stack"), stack[:, :2], atol=1e-6
+        ensemble_model.expert_weights(profile, ["c", "b"], "b", "stack"), stack[:, :2], atol=1e-6
     )
 
 
@@ -232,11 +235,11 @@ def test_validation_bound_is_the_mean_score_of_the_rows_that_gave_the_weights(T,
 
 def test_held_out_rows_are_other_rows_with_all_of_their_copies(X):
     repeated = np.vstack([X, X[:100]])
-    settings = replace(tiny().fit(X[:20])._settings(), validation_fraction=0.2)
+    settings = tiny().fit(X[:20])._settings().changed(validation_fraction=0.2)
     rows, space, is_counted = ensemble.grouped_rows(
         repeated, np.ones(len(repeated)), [ColumnKind()] * 2, settings
     )
-    seeds = ensemble.Seeds.draw(np.random.RandomState(0))
+    seeds = Seeds.draw(np.random.RandomState(0))
     (train, weight, _), valid = ensemble.held_out(rows, space, settings, seeds, is_counted)
     ours, theirs = ({tuple(row) for row in part} for part in (train, valid.X))
     assert not ours & theirs
@@ -380,8 +383,8 @@ def test_member_with_a_reference_object_gives_the_space(X, T):
 
 def test_beyond_its_range_a_member_is_its_control_variate(T, members):
     member = members[0][1]._model
-    identity = ensemble.Transport(1.0, np.zeros(2))
-    denoise = ensemble.member_denoiser(member, identity, {})
+    identity = ensemble_model.Transport(1.0, np.zeros(2))
+    denoise = ensemble_model.member_denoiser(member, identity, {})
     z = torch.from_numpy(T)
     for level, is_inside in [(member.logsnr[-1] + 1.0, False), (1.0, True)]:
         logsnr = torch.full((len(T),), level, dtype=torch.float64)
@@ -525,7 +528,7 @@ def test_effort_is_the_most_of_the_members_and_can_be_changed(X, T, fitted):
         ("b", tiny(n_strata=9, n_directions=1, **quick)),
     ]
     est = IMMSEEnsemble(members, random_state=0).fit(X[:60])
-    assert est._effort() == ensemble.Effort(9, 3, 2)
+    assert est._effort() == Effort(9, 3, 2)
     changed = pickle.loads(pickle.dumps(fitted))
     coarse = changed.score_samples(T, return_std=True)[1].mean()
     fine = changed.set_params(n_strata=64).score_samples(T, return_std=True)[1].mean()

@@ -103,8 +103,8 @@ def usual(estimator, kinds=None):
     if kinds is not None:
         estimator.kinds_ = kinds
     settings = estimator._settings()
-    names = ("hidden_size", "n_blocks", "batch_size", "learning_rate")
-    return tuple(getattr(settings, name) for name in names)
+    model, training = settings.model, settings.training
+    return model.hidden_size, model.n_blocks, training.batch_size, training.learning_rate
 
 
 def test_automatic_parameters_follow_from_the_family():
