@@ -266,7 +266,7 @@ def test_other_factors_move_a_fixed_model_within_the_scoring_error(X, fitted):
     scaled = copy.deepcopy(fitted)
     space = scaled._model.space
     rescaled = Standardizer(space.standardizer.center * factors, space.standardizer.scale * factors)
-    scaled._model.space = replace(space, standardizer=rescaled)
+    scaled._model = replace(scaled._model, space=replace(space, standardizer=rescaled))
     moved, std1 = scaled.score_samples(X * factors, return_std=True)
     plain, std2 = fitted.score_samples(X, return_std=True)
     error = moved + np.log(factors).sum() - plain
@@ -561,7 +561,7 @@ def test_pickles_hold_no_training_data_and_no_optimiser_state(X):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_model_of_an_absent_device_scores_on_the_cpu(X, fitted):
     moved = copy.deepcopy(fitted)
-    moved._model.device = torch.device("cuda")
+    moved._model = replace(moved._model, device=torch.device("cuda"))
     loaded = pickle.loads(pickle.dumps(moved))
     np.testing.assert_array_equal(loaded.score_samples(X[:5]), fitted.score_samples(X[:5]))
 
@@ -574,7 +574,7 @@ def test_gpu_and_cpu_agree(X):
     np.testing.assert_array_equal(est.score_samples(X[:50]), expected)
     moved = pickle.loads(pickle.dumps(est))
     moved.net_.module_.to("cpu")
-    moved._model.device = torch.device("cpu")
+    moved._model = replace(moved._model, device=torch.device("cpu"))
     # The same noise, so that only rounding differs.
     np.testing.assert_allclose(moved.score_samples(X[:50]), expected, atol=1e-3 + 0.1 * std.max())
 

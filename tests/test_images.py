@@ -117,7 +117,8 @@ def test_standard_errors_of_dequantised_scores_are_calibrated():
     rows = np.unique(X[350:], axis=0)
     rough, std = density.score_samples(rows, return_std=True)
     # Other noise, of the reference's part of the score too.
-    density._model.seeds = replace(density._model.seeds, scoring=123)
+    seeds = replace(density._model.seeds, scoring=123)
+    density._model = replace(density._model, seeds=seeds)
     density.set_params(n_draws=24)
     fine, fine_std = density.score_samples(rows, return_std=True)
     z_scores = (rough - fine) / np.hypot(std, fine_std)
@@ -506,6 +507,6 @@ def test_networks_of_images_score_alike_on_gpu_and_cpu():
     model = density._model
     for net in model.nets.values():
         net.module_.cpu()
-    model.device = torch.device("cpu")
+    density._model = replace(model, device=torch.device("cpu"))
     # The same weights and the same noise; single precision on both.
     np.testing.assert_allclose(density.score_samples(X), on_gpu, atol=0.02 * std.max() + 1e-3)

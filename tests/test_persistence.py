@@ -444,7 +444,7 @@ def test_saving_and_loading_leave_no_trace_in_global_generators(fitted, tmp_path
 def test_device_that_is_absent_gives_way_to_the_cpu(tmp_path):
     estimator = IMMSEDensity(max_epochs=0, random_state=0).fit(clusters())
     expected = estimator.score_samples(clusters()[:5])
-    estimator._model.device = torch.device("cuda:7")
+    estimator._model = dataclasses.replace(estimator._model, device=torch.device("cuda:7"))
     loaded = saved_and_loaded(estimator, tmp_path)
     assert loaded._model.device == torch.device("cpu")
     assert identical(loaded.score_samples(clusters()[:5]), expected)
@@ -748,7 +748,7 @@ def with_number(content, name, place, number):
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [
-        ("_model.logsnr", 1e3, "log-SNRs do not increase"),
+        ("_model.grid", 1e3, "log-SNRs do not increase"),
         ("_model.weights", -0.5, "weights of experts are negative"),
         ("_model.weights", np.nan, "weights of experts are negative, or no numbers"),
         ("rule.placement.mass", np.inf, "masses of strata are negative, or no numbers"),
