@@ -20,15 +20,15 @@ from sk_itdiffusion.encoding import (
     warn_of_identifiers,
     without_tensors,
 )
-from sk_itdiffusion.estimator import (
-    TableEstimator,
+from sk_itdiffusion.estimator import TableEstimator
+from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.networks import GivenFamily
+from sk_itdiffusion.parameters import (
     checked_image_shape,
     checked_weight,
     flattened_images,
     numbers_in,
 )
-from sk_itdiffusion.marginals import MARGINAL_KINDS
-from sk_itdiffusion.networks import GivenFamily
 from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
 from sk_itdiffusion.references import ContinuousReference, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule

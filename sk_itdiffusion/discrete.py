@@ -11,16 +11,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sk_itdiffusion.categorical import CategoricalEstimator
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, discrete_kinds
-from sk_itdiffusion.estimator import (
-    Array,
-    CategoricalEstimator,
-    checked_image_shape,
-    flattened_images,
-)
+from sk_itdiffusion.estimator import Array
 from sk_itdiffusion.experts import NETWORKS
 from sk_itdiffusion.model import Effort
+from sk_itdiffusion.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion.references import ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.encoding import read_table
-from sk_itdiffusion.estimator import checked_weight
+from sk_itdiffusion.parameters import checked_weight
 from sk_itdiffusion.rows import in_common_units
 
 __all__ = ["DistinctRows", "content_keys", "take"]

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sk_itdiffusion.categorical import CategoricalEstimator
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.encoding import Kind, Table, mixed_kinds
-from sk_itdiffusion.estimator import CategoricalEstimator, resolve_experts
 from sk_itdiffusion.marginals import MARGINAL_KINDS
+from sk_itdiffusion.parameters import resolve_experts
 from sk_itdiffusion.references import ReferenceFamily
 from sk_itdiffusion.rows import column_labels
 from sk_itdiffusion.schedules import Schedule

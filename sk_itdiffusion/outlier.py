@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sk_itdiffusion.base import DensityEstimator, long_call
 from sk_itdiffusion.blocks import in_memory, parts_of
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.contributions import Contributions
@@ -26,15 +27,9 @@ from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.distinct_rows import DistinctRows, Index, Rows, take
 from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.encoding import Table, naming_columns, read_table, without_tensors
-from sk_itdiffusion.estimator import (
-    DensityEstimator,
-    check_number_of_rows,
-    flattened_images,
-    long_call,
-    numbers_in,
-)
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
+from sk_itdiffusion.parameters import check_number_of_rows, flattened_images, numbers_in
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion.trimming import (

@@ -19,7 +19,8 @@ from sk_itdiffusion import (
     map_choice,
     selection,
 )
-from sk_itdiffusion.estimator import DensityEstimator, TableEstimator
+from sk_itdiffusion.base import DensityEstimator
+from sk_itdiffusion.estimator import TableEstimator
 from sk_itdiffusion.references.families import latent_class, mixture
 from sk_itdiffusion.schedules import LogisticSchedule
 

@@ -25,7 +25,7 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     parallel,
 )
-from sk_itdiffusion import estimator as estimator_module
+from sk_itdiffusion import base as estimator_module
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.progress import (
     Bar,

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionDtype
 from sklearn.utils.validation import check_is_fitted
 
+from sk_itdiffusion.base import DensityEstimator
 from sk_itdiffusion.cubature import PiecewiseDensity
 from sk_itdiffusion.ensemble import IMMSEEnsemble
-from sk_itdiffusion.estimator import DensityEstimator
 from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.space import TableSpace
 

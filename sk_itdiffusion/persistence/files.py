@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._version import __version__
+from sk_itdiffusion.parameters import resolve_device
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder, Node, Registry
 
 if TYPE_CHECKING:
@@ -272,8 +273,6 @@ def given_modules(
 
 def chosen_device(fitted: str, device: str | torch.device | None) -> torch.device:
     """Return the device asked for, else that of the fit if there is one here, else the CPU."""
-    from sk_itdiffusion.estimator import resolve_device  # it imports this module
-
     if device is not None:
         return resolve_device(device)
     try:
