@@ -258,13 +258,13 @@ def test_members_do_not_see_the_held_out_rows(X, monkeypatch):
 
     fit = IMMSEDensity._fit
 
-    def spy_on_fit(self, X, weight, space, chosen):
+    def spy_on_fit(self, X, weight, space, chosen, **options):
         def spied(*read):
             rows, *others = chosen(*read)
             seen.setdefault("fitted", []).append({tuple(row) for row in rows})
             return rows, *others
 
-        return fit(self, X, weight, space, spied)
+        return fit(self, X, weight, space, spied, **options)
 
     monkeypatch.setattr(IMMSEEnsemble, "_combine", spy)
     monkeypatch.setattr(IMMSEDensity, "_fit", spy_on_fit)

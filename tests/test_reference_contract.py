@@ -19,7 +19,6 @@ from scipy import stats
 from sk_itdiffusion.channel import add_noise, noise_from_data
 from sk_itdiffusion.grids import logsnr_range
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.outlier_score import plain_name
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import (
@@ -319,8 +318,6 @@ def test_plain_references():
     assert sorted(plain) == sorted(PLAIN)
     with pytest.raises(TypeError, match="not known of a GaussianMixtureReference"):
         found["independent beside a mixture"].independent()
-    names = ["mixture", "independent beside a mixture", "low rank", "independent"]
-    assert plain_name({name: found[name] for name in names}) == "low rank"
 
 
 @pytest.mark.parametrize("level", [-1.0, 2.0, math.inf])

@@ -120,7 +120,8 @@ def test_entropy_of_few_rows_is_not_flattered():
 
 
 def test_optimism_counts_as_far_as_the_stack_relies_on_a_choice():
-    optimism = Optimism(plain=1.0, others=np.array([10.0, 20.0]), mixture=100.0)
+    families = {"gaussian": 0.0, "gaussian_mixture": 100.0}
+    optimism = Optimism(plain=1.0, others=np.array([10.0, 20.0]), families=families)
     weights = {"gaussian": 0.5, "gaussian_mixture": 0.25, "network": 0.25}
     found = optimism.of_stack(weights, "gaussian", 2)
     np.testing.assert_allclose(found, [0.5 + 5.0 + 25.0, 0.5 + 10.0 + 25.0])
