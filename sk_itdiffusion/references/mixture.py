@@ -216,6 +216,9 @@ class GaussianMixtureReference(ContinuousReference):
         # Scoring asks for many points at each log-SNR in succession: what does not depend on the
         # points, logarithms above all, is computed once for them.
         levels, of_level = torch.unique_consecutive(logsnr, return_inverse=True)
+        if len(levels) > 1:
+            # How many there are depends on the place in a batch: none may be left over from tiles.
+            levels = torch.cat([levels, levels.new_zeros(-len(levels) % ROWS_IN_A_TILE)])
         signal, noise = signal_scale(levels), noise_scale(levels)
         variances = signal.square()[:, None, None] * self.variances.T
         spread = variances + noise.square()[:, None, None]
