@@ -44,6 +44,7 @@ from sk_itdiffusion.outlier_score import (
     share_above,
 )
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.places import DOUBLE_APART, Places
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import Reference
 
@@ -224,13 +225,16 @@ class Contributions:
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
             keys = spawn_keys(rows.keys[part], n_draws, FLOOR_STREAM)
             eps, coefficient = noise.draw(keys.ravel())
-            noisy = torch.from_numpy(np.ascontiguousarray(eps.reshape(-1, eps.shape[-1])))
-            x = torch.from_numpy(np.repeat(rows.mapped[part], noisy.shape[0] // n_rows, axis=0))
+            eps = np.ascontiguousarray(eps.reshape(-1, eps.shape[-1]))
+            places = Places(n_rows, len(eps) // n_rows, DOUBLE_APART)
+            noisy = torch.from_numpy(places.spread(eps))
+            repeated = np.repeat(rows.mapped[part], places.n_evaluations, axis=0)
+            x = torch.from_numpy(places.spread(repeated))
             factor = coefficient.reshape(n_rows, n_draws, -1)
 
             def mean(found: Tensor) -> Array:
                 """Return the mean over the noise of a draw, (n_rows, n_draws, n_values)."""
-                values = found.numpy().reshape(*factor.shape, -1)
+                values = places.gathered(found).numpy().reshape(*factor.shape, -1)
                 return np.asarray(np.einsum("ndm,ndmc->ndc", factor, values))
 
             heights = np.empty((len(references), n_rows, n_draws, len(nodes)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion.cubature import Keys
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.places import DOUBLE_APART, Places
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.rows import WeightedRows, sums_over_sources
 
@@ -24,25 +25,26 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-_BLOCK_ROWS = 256
+_BLOCK_PLACES = 256
 Fitted = TypeVar("Fitted", bound=Reference)
 
 
 def log_likelihoods(reference: Reference, X: Array) -> Array:
     """Return a reference's log-density of rows, in nats.
 
-    Rows are done in blocks of one fixed shape, so that a row's value does not depend on the other
-    rows to the last bit.
+    Rows are done in blocks of one fixed shape, at places that are alike, so that a row's value does
+    not depend on the other rows to the last bit.
     """
+    places = Places.within(_BLOCK_PLACES, 1, DOUBLE_APART)
 
     @torch.no_grad()
     def block(start: int) -> Array:
-        rows = X[start : start + _BLOCK_ROWS]
-        padded = np.pad(rows, ((0, _BLOCK_ROWS - len(rows)), (0, 0)))
-        values = reference.log_prob(torch.from_numpy(padded))
+        rows = X[start : start + places.n_rows]
+        padded = np.pad(rows, ((0, places.n_rows - len(rows)), (0, 0)))
+        values = places.gathered(reference.log_prob(torch.from_numpy(places.spread(padded))))
         return np.asarray(values.numpy()[: len(rows)])
 
-    blocks = map_in_workers(block, range(0, len(X), _BLOCK_ROWS), "cpu")
+    blocks = map_in_workers(block, range(0, len(X), places.n_rows), "cpu")
     return np.concatenate([np.empty(0), *blocks])
 
 

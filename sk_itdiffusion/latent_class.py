@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ Array = NDArray[np.float64]
 PRIOR_ROWS = 1.0
 #: Entries up to which the indicators of the levels are a dense matrix.
 MOST_DENSE_ENTRIES = 10**8
+#: Sum of the weights up to which products with the indicators are in single precision.
+MOST_ROWS_IN_SINGLE = 1e30
 TOLERANCE = 2e-4
 
 
@@ -61,7 +64,7 @@ class _Classes:
 class _Evidence:
     """The rows: indicators of their levels (n, L), continuous columns, their products, shares."""
 
-    indicators: NDArray[np.float32] | sparse.csr_array
+    indicators: NDArray[Any] | sparse.csr_array
     continuous: Array
     products: Array
     share: Array
@@ -78,7 +81,10 @@ class _Evidence:
         sizes = np.array([variable.n_levels for variable in layout.variables])
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         hits = rows.X[:, layout.n_continuous :].astype(np.intp) + first
-        entries = np.ones(hits.size, dtype=np.float32)
+        n_rows = float(rows.weight.sum())
+        # Weights are at least 1: in single precision their sums are not to leave its range.
+        dtype = np.float32 if n_rows < MOST_ROWS_IN_SINGLE else np.float64
+        entries = np.ones(hits.size, dtype=dtype)
         bounds = np.arange(len(hits) + 1) * hits.shape[1]
         shape = (len(hits), int(sizes.sum()))
         indicators = sparse.csr_array((entries, hits.ravel(), bounds), shape=shape)
@@ -91,7 +97,7 @@ class _Evidence:
             continuous,
             continuous[:, pairs[0]] * continuous[:, pairs[1]],
             rows.share,
-            float(rows.weight.sum()),
+            n_rows,
             np.concatenate(marginals),
             pooled + regularization * np.eye(len(pooled)),
             regularization,
@@ -174,8 +180,8 @@ def _starting_classes(
 
 def _log_joint(evidence: _Evidence, classes: _Classes) -> Array:
     """Return log of weight times probability of each row in each class, (n, n_classes)."""
-    by_level = evidence.indicators @ classes.log_level.T.astype(np.float32)
-    joint = by_level.astype(np.float64) + classes.log_weight
+    by_level = evidence.indicators @ classes.log_level.T.astype(evidence.indicators.dtype)
+    joint: Array = by_level.astype(np.float64) + classes.log_weight
     n_continuous = evidence.continuous.shape[1]
     if n_continuous:
         # The quadratic forms of all classes at once, as products of matrices.
@@ -193,21 +199,22 @@ def _maximize(evidence: _Evidence, posterior: Array) -> _Classes:
     """Return the classes of greatest likelihood given the posterior, smoothed."""
     weighted = evidence.n_rows * evidence.share[:, None] * posterior
     size = weighted.sum(axis=0)
-    counts = (evidence.indicators.T @ without_denormals(weighted)).T.astype(np.float64)
+    entries = without_denormals(weighted, evidence.indicators.dtype)
+    counts = (evidence.indicators.T @ entries).T.astype(np.float64)
     level = (counts + PRIOR_ROWS * evidence.marginal) / (size + PRIOR_ROWS)[:, None]
     mean, covariance = _normal_parameters(evidence, weighted, size)
     log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
     return _Classes(log_weight, np.log(level), mean, covariance)
 
 
-def without_denormals(values: Array) -> NDArray[np.float32]:
-    """Return non-negative numbers in single precision, the least ones as 0.
+def without_denormals(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return non-negative numbers in a precision, those below its normal range as 0.
 
     Products with numbers below the normal range, which far classes have, take many times longer.
     """
-    single = values.astype(np.float32)
-    single[single < np.finfo(np.float32).tiny] = 0.0
-    return single
+    normal = values.astype(dtype)
+    normal[normal < np.finfo(dtype).tiny] = 0.0
+    return normal
 
 
 def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.cubature import Keys, NoiseRule, PiecewiseDensity, hash_uniform, spawn_keys
 from sk_itdiffusion.memory import retry_with_less_memory
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.places import Places
 from sk_itdiffusion.progress import current_progress
 
 __all__ = [
@@ -50,8 +51,6 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 #: Returns the points (n, s, r, d) of rows (n, c) for the keys (n, s, r) of their draws.
 PointsOfDraws = Callable[[Array, Keys], Array]
-#: Evaluations in a forward pass are a multiple of this.
-EVALUATIONS_IN_A_TILE = 32
 _BLOCKS_IN_A_JOB = 16
 
 
@@ -84,7 +83,7 @@ class IntegrationRule:
     def block_shape(self, budget: int) -> tuple[int, int]:
         """Return rows and strata in one forward pass of at most about ``budget`` evaluations."""
         if self.n_evaluations <= budget:
-            return budget // self.n_evaluations, self.n_strata
+            return Places.within(budget, self.n_evaluations).n_rows, self.n_strata
         per_stratum = self.n_evaluations // self.n_strata
         fitting = [s for s in range(1, self.n_strata + 1) if self.n_strata % s == 0]
         return 1, max([s for s in fitting if s * per_stratum <= budget], default=1)
@@ -139,8 +138,8 @@ def information_gap(
 ) -> tuple[Array, Array]:
     """Return half the integral of the difference of squared errors, for each row.
 
-    Every forward pass has one and the same shape, the last chunk being padded, so that a row's
-    value does not depend on the other rows to the last bit.
+    Every forward pass has one and the same shape, the last chunk being padded, and rows are at
+    places that are alike, so that a row's value does not depend on the other rows to the last bit.
 
     Parameters
     ----------
@@ -254,24 +253,16 @@ def paired_draws(
     else:
         drawn_points = points(rows, rule.draw_keys(keys, first, n_strata))
     x = np.broadcast_to(drawn_points[..., None, :], eps.shape)
-    difference = paired_difference(
-        _tensor(in_whole_tiles(x.reshape(-1, eps.shape[-1])), device, dtype),
-        _tensor(in_whole_tiles(eps.reshape(-1, eps.shape[-1])), device, dtype),
-        _tensor(in_whole_tiles(repeated.reshape(-1)), device, dtype),
+    places = Places(len(rows), coefficient.size // len(rows))
+    found = paired_difference(
+        _tensor(places.spread(x.reshape(-1, eps.shape[-1])), device, dtype),
+        _tensor(places.spread(eps.reshape(-1, eps.shape[-1])), device, dtype),
+        _tensor(places.spread(repeated.reshape(-1)), device, dtype),
         denoisers,
         by_coordinate=by_coordinate,
-    )[: coefficient.size]
+    )
+    difference = places.gathered(found)
     return difference.cpu().numpy().reshape(*shape, *difference.shape[1:]), coefficient
-
-
-def in_whole_tiles(values: Array) -> Array:
-    """Return values with zeros at the end, so that their number is a multiple of 32.
-
-    Products of matrices treat rows that are left over from their tiles in another way, so that the
-    last bits of a row would depend on its place.
-    """
-    missing = -len(values) % EVALUATIONS_IN_A_TILE
-    return np.pad(values, ((0, missing), *((0, 0),) * (values.ndim - 1))) if missing else values
 
 
 def _tensor(values: Array, device: torch.device | str, dtype: torch.dtype) -> Tensor:

@@ -245,11 +245,18 @@ class TableModel(Experts):
         on_paths = self.space.is_complete(rows) if rule is not None else np.zeros(len(rows), bool)
         total[~on_paths] += log_likelihoods(self.references[self.control], rows[~on_paths])
         if rule is not None and on_paths.any():
-            found, variance[on_paths] = self._path_log_probability(rows[on_paths], rule)
-            total[on_paths] += found
+            # Equal rows have equal noise and are done once.
+            keys = row_keys(rows[on_paths], self.seeds.scoring)
+            _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+            seen = rows[on_paths][first]
+            found, squared_error = self._path_log_probability(seen, keys[first], rule)
+            total[on_paths] += found[group]
+            variance[on_paths] = squared_error[group]
         return total, variance
 
-    def _path_log_probability(self, rows: Array, rule: IntegrationRule) -> tuple[Array, Array]:
+    def _path_log_probability(
+        self, rows: Array, keys: Keys, rule: IntegrationRule
+    ) -> tuple[Array, Array]:
         """Return what `path_log_probability` does, of rows that have levels in all columns."""
         strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
         levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
@@ -257,7 +264,7 @@ class TableModel(Experts):
         assert isinstance(independent, IndependentReference)
         return path_log_probability(
             rows,
-            row_keys(rows, self.seeds.scoring),
+            keys,
             self.space.layout,
             independent.log_priors,
             self.log_posterior,

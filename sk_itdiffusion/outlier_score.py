@@ -50,6 +50,7 @@ from sk_itdiffusion.experts import scoring_noise
 from sk_itdiffusion.likelihood import IntegrationRule, PairedDenoiser, information_gap
 from sk_itdiffusion.model import LEAST_LOG_DENSITY, Effort, TableModel
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.places import DOUBLE_APART, Places
 from sk_itdiffusion.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.references import PlainReference, Reference
 
@@ -283,7 +284,9 @@ class FlooredModel:
                     eps, coefficient = eps[::n_draws, :1], np.ones((n_rows, 1))
                 eps = np.ascontiguousarray(eps.reshape(-1, eps.shape[-1]))
                 x = np.repeat(rows.mapped[part], coefficient.shape[1], axis=0)
-                found = evaluate(torch.from_numpy(x), torch.from_numpy(eps), float(floor)).numpy()
+                places = Places(n_rows, coefficient.shape[1], DOUBLE_APART)
+                points, noisy = (torch.from_numpy(places.spread(v)) for v in (x, eps))
+                found = places.gathered(evaluate(points, noisy, float(floor))).numpy()
                 found = found.reshape(*coefficient.shape, -1)
                 total = total + (found * coefficient[:, :, None]).sum(axis=1)
             return np.asarray(total / len(self.floors))

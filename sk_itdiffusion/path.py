@@ -31,6 +31,7 @@ from sk_itdiffusion.cubature import Keys, NoiseRule, spawn_keys
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.memory import retry_with_less_memory
 from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion.places import Places
 from sk_itdiffusion.progress import current_progress
 
 __all__ = ["PathRule", "path_log_probability"]
@@ -90,7 +91,7 @@ def path_log_probability(
     rule : PathRule
         Log-SNRs and number of paths.
     budget : int
-        Paths in one forward pass; every pass has this one shape.
+        Paths in one forward pass; every pass has one shape, with rows at places that are alike.
     device, dtype
         Where, and in which precision, to evaluate.
 
@@ -101,7 +102,8 @@ def path_log_probability(
     variance : ndarray of shape (n_samples,)
         Its estimated variance; NaN with one path.
     """
-    n_rows = max(1, budget // rule.n_paths)
+    places = Places.within(budget, rule.n_paths)
+    n_rows = places.n_rows
     local = copy.deepcopy(layout).to(device=device, dtype=dtype)
     total, variance = np.empty(len(rows)), np.empty(len(rows))
 
@@ -110,10 +112,11 @@ def path_log_probability(
         padding = n_rows - (stop - start)
         block_keys = np.pad(keys[start:stop], (0, padding))
         codes = np.pad(rows[start:stop], ((0, padding), (0, 0)))
-        x = torch.from_numpy(np.repeat(codes, rule.n_paths, axis=0)).to(device, dtype)
-        paths = spawn_keys(block_keys, rule.n_paths).ravel()
-        drawn = path_terms(x, paths, local, prior, posterior, rule).reshape(n_rows, rule.n_paths)
-        kept = drawn[: stop - start]
+        repeated = places.spread(np.repeat(codes, rule.n_paths, axis=0))
+        paths = places.spread(spawn_keys(block_keys, rule.n_paths).ravel())
+        x = torch.from_numpy(repeated).to(device, dtype)
+        drawn = places.gathered(path_terms(x, paths, local, prior, posterior, rule))
+        kept = drawn.numpy().reshape(n_rows, rule.n_paths)[: stop - start]
         total[start:stop] = logsumexp(kept, axis=1) - math.log(rule.n_paths)
         variance[start:stop] = variance_of_log_mean(kept)
 
@@ -137,7 +140,7 @@ def path_terms(
     prior: Sequence[Tensor],
     posterior: Posterior,
     rule: PathRule,
-) -> Array:
+) -> Tensor:
     """Return the logarithm of the product for one path of each row, (B,)."""
     points = layout.embed(x)
     codes = [block.codes(x, 0) for block in layout.blocks]
@@ -159,4 +162,4 @@ def path_terms(
         belief = list(posterior(y * signal_scale(logsnr)[:, None] / snr, logsnr))
     for log_belief, code in zip(belief, codes, strict=True):
         total += log_belief.gather(2, code[:, :, None]).sum((1, 2)).cpu().double()
-    return np.asarray(total.numpy())
+    return total

@@ -17,6 +17,7 @@ from sk_itdiffusion.references import (
     KernelDensityReference,
 )
 from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
+from sk_itdiffusion.references.kernel_density import fit_kernel_density
 from sk_itdiffusion.rows import WeightedRows, group_rows
 
 NOISE = 2e-3
@@ -299,6 +300,27 @@ def test_rows_are_scored_alike_beside_others_and_after_loading(tmp_path):
     drawn = density.sample(300, random_state=0)
     nearest = np.sqrt(((drawn[:, None] - atoms()) ** 2).sum(axis=2)).min(axis=1)
     assert np.median(nearest) < 5 * NOISE
+
+
+def test_dependent_columns_in_any_units():
+    """Rounding leaves a covariance with less than nothing along a direction without variance."""
+    X = recurring(300, 0)
+    X = np.column_stack([X, X[:, 0] - X[:, 1]])
+    share = np.full(300, 1.0 / 300)
+
+    def log_density(exponent, floor):
+        rows = np.ldexp(X, exponent)
+        square = np.ldexp(np.eye(3), 2 * exponent)
+        background = GaussianMixtureReference([1.0], np.zeros((1, 3)), square[None])
+        fitted = fit_kernel_density(rows, share, background, floor)
+        found = fitted.log_prob(torch.from_numpy(np.ldexp(X[:40] + 0.01, exponent))).numpy()
+        return found + 3 * exponent * np.log(2.0)
+
+    # The floor is what double precision resolves of the largest square where that is more.
+    resolved = 1e-13 * np.square(X).max()
+    expected = log_density(0, resolved)
+    for exponent in (20, 27, 100):
+        np.testing.assert_allclose(log_density(exponent, 1e-7), expected, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -329,6 +329,25 @@ def test_one_class_is_the_marginals_and_more_fit_better(references):
     assert means[1] < truth_mean + 3 * n_parameters / (2 * 4000)
 
 
+@pytest.mark.parametrize("largest", [1.0, 1e25, 1e60, 1e140])
+def test_latent_classes_count_weights_of_any_ratio(largest):
+    layout = Layout(0, [Variable(2), Variable(3)])
+    states = np.array([[0, 0], [0, 1], [1, 1], [1, 2]], dtype=np.float64)
+    rows = WeightedRows(states, np.array([1.0, 3.0, largest, largest / 4]))
+    fitted = fit_latent_class(rows, layout, 1, np.random.RandomState(0))
+    expected = np.zeros(4)
+    for j, n_levels in enumerate((2, 3)):
+        counts = np.bincount(states[:, j].astype(int), rows.weight, n_levels)
+        # One row more than there are, of the smoothed marginals.
+        prior = (counts + 0.5) / (counts.sum() + 0.5 * n_levels)
+        share = (counts + prior) / (counts.sum() + 1.0)
+        expected += np.log(share)[states[:, j].astype(int)]
+    # Sums of weights that are not too many are in single precision.
+    np.testing.assert_allclose(
+        fitted.log_prob(torch.from_numpy(states)).numpy(), expected, rtol=0, atol=1e-5
+    )
+
+
 def test_latent_classes_do_not_depend_on_the_codes(references):
     _, truth = references
     rows = draws_of(truth, 500, 1)

@@ -27,7 +27,10 @@ from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.mixture import (
+    LEAST_RELATIVE_VARIANCE,
+    GaussianMixtureReference,
+)
 
 __all__ = ["KernelDensityReference"]
 
@@ -330,7 +333,8 @@ def fit_kernel_density(
     background : GaussianMixtureReference
         Mixture for what lies far from all rows.
     floor : float
-        Added to the variances.
+        Added to the variances, or what double precision resolves of the largest square if that
+        is more.
     stopped : callable, default=lambda: False
         Returns whether to end by a KeyboardInterrupt.
 
@@ -342,6 +346,8 @@ def fit_kernel_density(
     n_features = X.shape[1]
     n_wanted = _ROWS_FOR_AN_ENTRY * n_features * (n_features + 1) // 2
     n_left_out = min(len(X), max(_ROWS_TO_FIT, n_wanted))
+    # What rounding leaves of a covariance along a direction without variance must stay below.
+    floor = max(floor, LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
 
     def density(covariance: NDArray[np.float64], weight: float) -> KernelDensityReference:
         kept = covariance if n_wanted <= len(X) else np.diag(np.diag(covariance))

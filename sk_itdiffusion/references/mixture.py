@@ -42,7 +42,7 @@ __all__ = ["GaussianMixtureReference"]
 #: Numbers of one kind that a processor's core holds close by; passing through more is slower.
 NUMBERS_IN_A_CACHE = 2**18
 #: Variance, relative to the largest square, that double precision still resolves.
-_LEAST_RELATIVE_VARIANCE = 1e-13
+LEAST_RELATIVE_VARIANCE = 1e-13
 #: Distinct rows for each component above which k-means cannot run out of clusters.
 _PLENTY = 4
 #: Rows by which the common covariance counts for that of each component.
@@ -216,6 +216,9 @@ class GaussianMixtureReference(ContinuousReference):
         # Scoring asks for many points at each log-SNR in succession: what does not depend on the
         # points, logarithms above all, is computed once for them.
         levels, of_level = torch.unique_consecutive(logsnr, return_inverse=True)
+        if len(levels) > 1:
+            # How many there are depends on the place in a batch: none may be left over from tiles.
+            levels = torch.cat([levels, levels.new_zeros(-len(levels) % ROWS_IN_A_TILE)])
         signal, noise = signal_scale(levels), noise_scale(levels)
         variances = signal.square()[:, None, None] * self.variances.T
         spread = variances + noise.square()[:, None, None]
@@ -600,7 +603,7 @@ def fit_gaussian_mixture(
     """
     n_distinct = number_of_distinct_rows(X)
     # What rounding leaves of a covariance along a direction without variance must stay below.
-    regularization = max(regularization, _LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
+    regularization = max(regularization, LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
     # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
     is_plain = n_distinct > _PLENTY * n_components
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
