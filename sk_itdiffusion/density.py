@@ -18,6 +18,7 @@ from sk_itdiffusion.encoding import (
     TableEncoder,
     naming_columns,
     warn_of_identifiers,
+    warn_of_merged_integers,
     without_tensors,
 )
 from sk_itdiffusion.estimator import (
@@ -382,6 +383,7 @@ class IMMSEDensity(TableEstimator):
         """Return rows, weights and the kinds of the columns: all continuous."""
         rows = self._validated(X, reset=True, ensure_min_samples=2)
         warn_of_identifiers(X)
+        warn_of_merged_integers(X, have_probabilities=self._dequantization() is not False)
         if hasattr(X, "columns"):
             self._frame_format = TableEncoder.of_numbers(X)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]

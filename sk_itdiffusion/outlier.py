@@ -25,7 +25,13 @@ from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.distinct_rows import DistinctRows, Index, Rows, take
 from sk_itdiffusion.documentation import DocumentationLinkMixin
-from sk_itdiffusion.encoding import Table, naming_columns, read_table, without_tensors
+from sk_itdiffusion.encoding import (
+    Table,
+    naming_columns,
+    read_table,
+    warn_of_merged_integers,
+    without_tensors,
+)
 from sk_itdiffusion.estimator import (
     DensityEstimator,
     check_number_of_rows,
@@ -432,6 +438,8 @@ class IMMSEOutlierDetector(
             )
         if reset:
             check_number_of_rows(rows.shape, type(self).__name__)
+            if dtype is not None:
+                warn_of_merged_integers(kept)
         return np.asarray(rows)
 
     def _scores(self, rows: Rows) -> Array:

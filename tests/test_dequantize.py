@@ -3,9 +3,16 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, load
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEEnsemble,
+    IMMSEMixedDensity,
+    IMMSEOutlierDetector,
+    load,
+)
 from sk_itdiffusion.dequantize import Dequantizer, copy_numbers
 from sk_itdiffusion.rows import WeightedRows
 
@@ -202,6 +209,49 @@ def test_ensembles_of_few_states():
     ensemble = IMMSEEnsemble(members, random_state=0).fit(X)
     assert -1.5 < ensemble.score(X) < -1.0
     assert ensemble.entropy_ == pytest.approx(-ensemble.score(X), abs=0.15)
+
+
+# -- large integers ------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("as_given", [np.asarray, np.ndarray.tolist, pd.DataFrame, pd.Series])
+def test_integers_that_are_equal_as_floats_are_no_lattice(as_given):
+    """All four values were one, of probability 1 each."""
+    X = 2**60 + np.random.default_rng(0).integers(0, 4, size=(100, 2))
+    X[:, 1] -= 2**60
+    given = pd.DataFrame(X, dtype=object) if as_given is pd.Series else as_given(X)
+    with pytest.raises(ValueError, match=r"Column\(s\) '?0'? hold different integers"):
+        IMMSEDensity(dequantize=True, **PLAIN).fit(given)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "density",
+    [
+        IMMSEDensity(**PLAIN),
+        IMMSEMixedDensity(ordinal_features=None, **PLAIN),
+        IMMSEOutlierDetector(trim=0.0, contamination=0.1, random_state=0),
+    ],
+)
+def test_integers_that_are_equal_as_floats_are_warned_of(density):
+    X = 2**60 + np.random.default_rng(0).integers(0, 4, size=(30, 1))
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 hold different integers"):
+        density.fit(X)
+
+
+def test_noise_of_few_values_is_warned_of():
+    """Floats near 2**60 are 256 apart: the noise of a cell would have but four values."""
+    X = 1024 * np.random.default_rng(0).integers(0, 4, size=(200, 1))
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 hold numbers so far from 0"):
+        IMMSEDensity(dequantize=True, **PLAIN).fit(X + 2**60)
+    X = 1024 * X  # a million are enough
+    fits = [IMMSEDensity(dequantize=True, **PLAIN).fit(X + start) for start in (0, 2**60)]
+    probabilities = [
+        np.exp(fit.score_samples(np.unique(X)[:, None] + start)).sum()
+        for fit, start in zip(fits, (0, 2**60), strict=True)
+    ]
+    assert probabilities[1] == pytest.approx(probabilities[0], abs=0.1)
 
 
 # -- columns without variation -------------------------------------------------------------------
