@@ -161,7 +161,8 @@ class IMMSEDensity(TableEstimator):
         ends, at least 1.
     n_strata : int, default=16
         Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
-        changed after `fit`: the standard errors fall with the root of the evaluations.
+        changed after `fit`: the standard errors fall with the root of the evaluations.  With
+        ``dequantize`` the noise in a cell is drawn ``n_strata * n_draws / 2`` times.
     n_draws : int, default=2
         Draws in each stratum, at least 2, one in each of as many equal parts; the standard errors
         come from their differences.

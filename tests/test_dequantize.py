@@ -205,10 +205,38 @@ def density_scale(density):
 @pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_ensembles_of_few_states():
     X = three_states(300)
-    members = [(name, IMMSEDensity(dequantize=True, **PLAIN)) for name in ("one", "two")]
+    settings = PLAIN | {"n_strata": 16}
+    members = [(name, IMMSEDensity(dequantize=True, **settings)) for name in ("one", "two")]
     ensemble = IMMSEEnsemble(members, random_state=0).fit(X)
     assert -1.5 < ensemble.score(X) < -1.0
     assert ensemble.entropy_ == pytest.approx(-ensemble.score(X), abs=0.15)
+
+
+# -- effort --------------------------------------------------------------------------------------
+
+
+def test_standard_errors_fall_with_the_root_of_the_effort():
+    """Sixteen draws of noise in the cell were taken whatever the effort was.
+
+    A row's variance of n draws has a relative standard error of about sqrt(2 / (n - 1)), more as
+    the log-densities are skewed: four times that are allowed, over all distinct rows.  The scores
+    of the default differ from those of 16 times its effort by as much as their standard error
+    says, but for chance.
+    """
+    X = np.random.default_rng(0).poisson(3.0, (400, 2)).astype(float)
+    density = IMMSEDensity(dequantize=True, **PLAIN | {"n_strata": 16}).fit(X)
+    asked = np.unique(X, axis=0)
+    scores, errors = [], []
+    for settings in ({"n_strata": 16}, {"n_strata": 64}, {"n_draws": 8}):
+        found = density.set_params(**settings).score_samples(asked, return_std=True)
+        scores.append(found[0])
+        errors.append(found[1])
+    tolerance = 4.0 * np.sqrt(2.0 / 15.0 / len(asked))
+    for k in (1, 2):
+        ratio = np.sqrt(np.mean(errors[0] ** 2) / np.mean(errors[k] ** 2))
+        assert ratio == pytest.approx(2.0**k, rel=tolerance)
+    share = np.mean((scores[0] - scores[2]) ** 2 / (errors[0] ** 2 + errors[2] ** 2))
+    assert share == pytest.approx(1.0, abs=4.0 * np.sqrt(2.0 / len(asked)))
 
 
 # -- large integers ------------------------------------------------------------------------------
