@@ -48,6 +48,7 @@ from sk_itdiffusion.trimming import (
     LEAST_ROWS_OF_A_MODE,
     LEAST_SHARE_OF_A_MODE,
     needed_of_groups,
+    needed_of_states,
     separate_values,
     varying_again,
 )
@@ -127,8 +128,9 @@ class IMMSEOutlierDetector(
         network finds least likely and the final fit leaves out, so that outliers among the
         training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
         that come again and lie apart from others (counts), and of modes of at least 10 rows and
-        2.5% of all, half of the rows stay where less than a quarter would; for each column that
-        would be constant the likeliest row in which it differs stays.
+        2.5% of all, half of the rows stay where less than a quarter would; so does half of equal
+        rows where all columns are levels or counts.  For each column that would be constant the
+        likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -400,14 +402,18 @@ class IMMSEOutlierDetector(
         cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
         kept_before = scores >= cutoff
         kept = kept_before.copy()
-        for group in separate_values(values, given, model.space.discrete):
+        groups = list(separate_values(values, given, model.space.discrete))
+        for group in groups:
             kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
         modes = None if model.space.is_empty else floored.modes(values)
         if modes is not None:
             least = max(LEAST_ROWS_OF_A_MODE, math.ceil(LEAST_SHARE_OF_A_MODE * given.n_units))
             kept |= needed_of_groups(modes, given, scores, kept_before, least)
         kept[varying_again(values, scores, kept)] = True
-        return given.part(np.where(kept, given.n_copies, 0))
+        n_left = np.where(kept, given.n_copies, 0)
+        if len(groups) == values.shape[1]:
+            n_left = np.maximum(n_left, needed_of_states(groups, given))
+        return given.part(n_left)
 
     @property
     def _floors(self) -> Array:
