@@ -7,7 +7,8 @@ smooth, strictly increasing map of each column, and the density follows from
 
 Columns are standardised first.  ``"standard"`` stops there.  ``"yeo_johnson"`` applies the power
 transformation of that name ([1]_), with its exponent kept in [0, 2], where it maps the real line
-onto itself; well beyond the rows of the fit it is straight.  ``"quantile"`` maps quantiles onto those of a normal distribution: a monotone cubic
+onto itself; well beyond the rows of the fit it is straight.
+``"quantile"`` maps quantiles onto those of a normal distribution: a monotone cubic
 (PCHIP) in the body of the data, and in each tail either a straight line (a normal tail) or the
 map that turns a generalised Pareto tail ([2]_) into a normal one, whichever is likelier; the
 derivative is continuous where they meet.
