@@ -108,7 +108,7 @@ class Contributions:
         _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
         distinct = values[first]
         with stretch_of_progress(0.0, 0.5):
-            found, near = self._columns_of_references(self._points_seen(distinct), effort)
+            found, near = self._columns_of_references(self._points_seen(distinct, effort), effort)
         # One after the other: the points of each row, of which most models see one.
         found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
         near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
@@ -118,7 +118,7 @@ class Contributions:
         parts[:, columns] += found[group.ravel()]
         return parts
 
-    def _points_seen(self, values: Array) -> Array:
+    def _points_seen(self, values: Array, effort: Effort) -> Array:
         """Return the points over which the references' part of a score is averaged.
 
         They are the rows, or as many times so many: all rows with one noise after the other.
@@ -127,7 +127,9 @@ class Contributions:
         if dequantizer is None or not self.floored.is_plain:
             return values
         keys = row_keys(self.model.space.standardized(values), self.model.seeds.scoring)
-        return np.concatenate([values + noise for noise in self.model.reference_offsets(keys)])
+        return np.concatenate(
+            [values + noise for noise in self.model.reference_offsets(keys, effort)]
+        )
 
     def _columns_of_references(
         self, values: Array, effort: Effort

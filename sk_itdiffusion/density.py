@@ -18,6 +18,7 @@ from sk_itdiffusion.encoding import (
     TableEncoder,
     naming_columns,
     warn_of_identifiers,
+    warn_of_merged_integers,
     without_tensors,
 )
 from sk_itdiffusion.estimator import TableEstimator
@@ -162,7 +163,8 @@ class IMMSEDensity(TableEstimator):
         ends, at least 1.
     n_strata : int, default=16
         Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
-        changed after `fit`: the standard errors fall with the root of the evaluations.
+        changed after `fit`: the standard errors fall with the root of the evaluations.  With
+        ``dequantize`` the noise in a cell is drawn ``n_strata * n_draws / 2`` times.
     n_draws : int, default=2
         Draws in each stratum, at least 2, one in each of as many equal parts; the standard errors
         come from their differences.
@@ -384,6 +386,7 @@ class IMMSEDensity(TableEstimator):
         """Return rows, weights and the kinds of the columns: all continuous."""
         rows = self._validated(X, reset=True, ensure_min_samples=2)
         warn_of_identifiers(X)
+        warn_of_merged_integers(X, have_probabilities=self._dequantization() is not False)
         if hasattr(X, "columns"):
             self._frame_format = TableEncoder.of_numbers(X)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]

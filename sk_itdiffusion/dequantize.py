@@ -23,8 +23,9 @@ from scipy import stats
 
 from sk_itdiffusion.cubature import Keys, hash_uniform, keys_of_copies, row_keys, spawn_keys
 from sk_itdiffusion.rows import WeightedRows, column_labels, lattice_step
+from sk_itdiffusion.warning import warn
 
-__all__ = ["Dequantizer"]
+__all__ = ["Dequantizer", "warn_of_coarse_noise"]
 
 Array = NDArray[np.float64]
 
@@ -35,6 +36,8 @@ ROWS_IN_A_CHECK = 1_000
 ROWS_FOR_STEP = 1_000
 #: Copies of an observation, at most, with different noise.
 MOST_COPIES = 16
+#: Floats in a cell below which noise on them is far from uniform.
+LEAST_FLOATS_IN_A_CELL = 1_000
 #: Least mean distance, in steps, of values that a column without variation has not had.
 LEAST_MEAN_DISTANCE = 2.0
 
@@ -268,6 +271,18 @@ class Dequantizer:
                 "of the fitted rows, so they have no probability; round them, or fit with "
                 "dequantize=False, or set dequantize to a finer step."
             )
+
+
+def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str] | None) -> None:
+    """Warn of columns in which floats are too far apart for noise within a cell."""
+    apart = np.spacing(np.abs(X).max(axis=0))
+    coarse = dequantizer.has_noise & (dequantizer.step < LEAST_FLOATS_IN_A_CELL * apart)
+    if coarse.any():
+        warn(
+            f"Column(s) {column_labels(coarse, names)} hold numbers so far from 0 that 64-bit "
+            "floats are too coarse for noise between neighbours. Subtract a number near them, such "
+            "as the least."
+        )
 
 
 def copy_numbers(keys: Keys) -> NDArray[np.intp]:

@@ -12,16 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 from sk_itdiffusion.cubature import Keys, row_keys
 from sk_itdiffusion.encoding import read_table
 from sk_itdiffusion.parameters import checked_weight
-from sk_itdiffusion.rows import in_common_units
+from sk_itdiffusion.rows import LARGEST_EXACT, in_common_units
 
 __all__ = ["DistinctRows", "content_keys", "take"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 Rows = Array | NDArray[Any] | pd.DataFrame
-#: Sum of weights above which they are no numbers of copies, and numbers up to which all are exact.
+#: Sum of weights above which they are no numbers of copies.
 MOST_COPIES = 1_000_000_000
-LARGEST_EXACT = 2.0**53
 
 
 def take(rows: Rows, index: Index) -> Rows:

@@ -27,8 +27,8 @@ from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion.bounds import rounded_inside, unbounded
 from sk_itdiffusion.frames import as_polars, polars_dtypes
-from sk_itdiffusion.rows import column_labels, in_common_units
-from sk_itdiffusion.unseen import UnseenValues, is_whole_number
+from sk_itdiffusion.rows import LARGEST_EXACT, column_labels, in_common_units
+from sk_itdiffusion.unseen import UnseenValues, is_whole_number, whole_numbers
 from sk_itdiffusion.warning import warn
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "naming_columns",
     "read_table",
     "warn_of_identifiers",
+    "warn_of_merged_integers",
     "without_tensors",
 ]
 
@@ -542,6 +543,55 @@ def _warn_of_identifiers(table: Table, candidates: Iterable[int], how_to_keep: s
         )
 
 
+def warn_of_merged_integers(X: Any, have_probabilities: bool = False) -> None:
+    """Warn of columns of different integers that are equal as floats.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns)
+        Table whose columns are all taken as floats.
+    have_probabilities : bool, default=False
+        Whether each integer is to have a probability of its own.
+
+    Raises
+    ------
+    ValueError
+        Instead of the warning, if each integer is to have a probability.
+    """
+    holds_others = getattr(getattr(X, "dtype", None), "kind", "O") in ("i", "u", "O")
+    if hasattr(X, "columns") or (holds_others and np.ndim(X) == 2):
+        table = read_table(X)
+        message = _reason_of_merged_integers(table, range(table.n_columns))
+        if message is not None and have_probabilities:
+            raise ValueError(message)
+        if message is not None:
+            warn(message)
+
+
+def _reason_of_merged_integers(table: Table, candidates: Iterable[int]) -> str | None:
+    """Return which columns of integers floats do not tell apart; None if there are none."""
+    found = [
+        j
+        for j in candidates
+        if table.storages[j] == "integer" and _are_merged_as_floats(table.column(j))
+    ]
+    if not found:
+        return None
+    chosen = np.isin(np.arange(table.n_columns), found)
+    return (
+        f"Column(s) {column_labels(chosen, table.names)} hold different integers that are equal as "
+        "64-bit floats, which do not tell all integers beyond 2**53 apart. Subtract a number near "
+        "them, such as the least, or take them as levels."
+    )
+
+
+def _are_merged_as_floats(column: pd.Series[Any]) -> bool:
+    numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if np.abs(numbers).max(initial=0.0) < LARGEST_EXACT:
+        return False
+    return len(np.unique(numbers)) < column.nunique()
+
+
 def _are_identifiers(values: Array) -> bool:
     """Return whether integers repeat too seldom for independent draws from their range.
 
@@ -937,7 +987,7 @@ def _unseen_values(
     n_new = np.where(is_new, seen.count, 0.0)
     if not (are_whole and in_order):
         return UnseenValues.of_names(float(n_new.sum()), seen.n_rows)
-    numbers, occurs = levels.astype(np.float64), seen.count > 0.0
+    numbers, occurs = whole_numbers(levels), seen.count > 0.0
     return UnseenValues.of_whole_numbers(
         numbers, numbers[occurs], seen.count[occurs], n_new[occurs], seen.n_rows
     )
@@ -1068,6 +1118,9 @@ class TableEncoder:
         _check_settings(table, kinds, handle_unknown)
         _check_continuous(table, kinds)
         table.check_finite(table.holds_numbers, _is_continuous(kinds))
+        merged = _reason_of_merged_integers(table, np.flatnonzero(_is_continuous(kinds)))
+        if merged is not None:
+            warn(merged)
         given = _given_levels(table, kinds, categories)
         _check_order(table, kinds, given)
         weight = _read_weight(sample_weight, table.frame.shape)

@@ -7,7 +7,8 @@ smooth, strictly increasing map of each column, and the density follows from
 
 Columns are standardised first.  ``"standard"`` stops there.  ``"yeo_johnson"`` applies the power
 transformation of that name ([1]_), with its exponent kept in [0, 2], where it maps the real line
-onto itself.  ``"quantile"`` maps quantiles onto those of a normal distribution: a monotone cubic
+onto itself; well beyond the rows of the fit it is straight.
+``"quantile"`` maps quantiles onto those of a normal distribution: a monotone cubic
 (PCHIP) in the body of the data, and in each tail either a straight line (a normal tail) or the
 map that turns a generalised Pareto tail ([2]_) into a normal one, whichever is likelier; the
 derivative is continuous where they meet.
@@ -59,6 +60,9 @@ _PRIOR_ROWS, _PRIOR_SHAPE = 10.0, 0.5
 #: log-density: its mean over validation rows then says nothing.
 _HEAVY_SHAPE = 0.25
 _LEAST_EXCEEDANCES = 8
+#: Standard deviations of mapped values beyond all rows from which a power map is straight: rows
+#: that are to come are seldom further out, so that they are mapped by the power.
+_CURVED_BEYOND = 0.5
 #: Softness of a bound, in standard deviations, and relative to the distance of two.
 _SOFTNESSES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _MOST_SOFTNESSES = 500.0
@@ -97,10 +101,17 @@ class AffineMap:
 
 @dataclass(frozen=True)
 class YeoJohnsonMap:
-    """Yeo-Johnson transformation with exponent in [0, 2], then standardisation."""
+    """Yeo-Johnson transformation with exponent in [0, 2], then standardisation.
+
+    Below ``low`` and above ``high``, well beyond the rows of the fit, it is straight, with the
+    slope that it has there.  A logarithm or a root would turn what is a few standard deviations
+    away from all rows into values thousands of times as large as any.
+    """
 
     exponent: float
     after: AffineMap
+    low: float = -math.inf
+    high: float = math.inf
 
     @classmethod
     def fit(cls, x: Array, weight: Array) -> YeoJohnsonMap:
@@ -116,17 +127,34 @@ class YeoJohnsonMap:
         u = cls(exponent, AffineMap()).forward(x)[0]
         center = float(np.average(u, weights=weight))
         scale = math.sqrt(np.average((u - center) ** 2, weights=weight))
-        return cls(exponent, AffineMap(center, scale))
+        curved = cls(exponent, AffineMap(center, scale))
+        mapped = curved.forward(x)[0]
+        ends = np.array([mapped.min() - _CURVED_BEYOND, mapped.max() + _CURVED_BEYOND])
+        low, high = curved.inverse(ends).tolist()
+        return cls(exponent, curved.after, low, high)
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Return the mapped values and the logarithm of the derivative."""
-        u = np.asarray(stats.yeojohnson(x, self.exponent), dtype=np.float64)
-        log_slope = (self.exponent - 1.0) * np.sign(x) * np.log1p(np.abs(x))
+        inside = np.clip(x, self.low, self.high)
+        u = np.asarray(stats.yeojohnson(inside, self.exponent), dtype=np.float64)
+        log_slope = self._log_slope(inside)
+        u = u + _excess(x, inside) * np.exp(log_slope)
         return self.after.forward(u)[0], log_slope - math.log(self.after.scale)
+
+    def _log_slope(self, x: Array) -> Array:
+        """Return the logarithm of the derivative of the transformation before standardisation."""
+        return np.asarray((self.exponent - 1.0) * np.sign(x) * np.log1p(np.abs(x)))
 
     def inverse(self, u: Array) -> Array:
         """Return the values that map to ``u``."""
         y = self.after.inverse(u)
+        ends = np.array([self.low, self.high])
+        inside = np.clip(y, *stats.yeojohnson(ends, self.exponent))
+        x = self._inverse(inside)
+        return x + _excess(y, inside) * np.exp(-self._log_slope(x))
+
+    def _inverse(self, y: Array) -> Array:
+        """Return the values whose transformation is ``y``."""
         # By symmetry the negative branch is the positive one with exponent 2 - exponent.
         power = np.where(y >= 0, self.exponent, 2.0 - self.exponent)
         size = np.abs(y)
@@ -134,6 +162,11 @@ class YeoJohnsonMap:
         safe = np.where(exponential, 1.0, power)
         rise = np.where(exponential, size, np.log1p(safe * size) / safe)
         return np.asarray(np.sign(y) * np.expm1(rise), dtype=np.float64)
+
+
+def _excess(x: Array, inside: Array) -> Array:
+    """Return by how much values are beyond those inside; 0 where they are equal."""
+    return np.subtract(x, inside, out=np.zeros_like(x), where=x != inside)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ NUMBERS_IN_A_PROFILE = 2**22
 MOST_ROWS_IN_A_PROFILE = 5_000
 #: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
 NUMBERS_IN_A_PASS = 2**22
-#: Noise draws over which the reference's log-density of a dequantised row is averaged.
+#: Positions of the log-SNR for each draw of a dequantised row's noise that the reference's
+#: log-density is averaged over, and the draws where the effort is not known.
+POSITIONS_FOR_A_DEQUANTIZATION = 2
 DEQUANTIZATIONS = 16
 
 
@@ -138,7 +140,10 @@ class TableModel(Experts):
     def log_density(self, values: Array, effort: Effort | None = None) -> tuple[Array, Array]:
         """Return log-densities in nats, in the units of the data, and their variances."""
         total, variance = np.empty(len(values)), np.empty(len(values))
-        n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
+        width = max(1, values.shape[1])
+        if self.dequantizer is not None:
+            width = max(width, self.n_dequantizations(effort) // DEQUANTIZATIONS)
+        n_rows = max(1, NUMBERS_IN_A_PASS // width)
         for start in range(0, len(values), n_rows):
             stop = min(start + n_rows, len(values))
             part = slice(start, stop)
@@ -162,7 +167,7 @@ class TableModel(Experts):
                 points = None
             else:
                 rows, points = values, self.dequantized_points
-                log_reference, variance, near = self._mean_log_reference(values, keys)
+                log_reference, variance, near = self._mean_log_reference(values, keys, effort)
         outside = self.space.outside(values)
         # Denoisers know no points of values that are no levels: such rows are the control's.
         near &= ~outside & self.space.is_complete(standardized)
@@ -195,25 +200,37 @@ class TableModel(Experts):
         return log_likelihoods(self.beyond.reference, standardized) + share + slope
 
     def _mean_log_reference(
-        self, values: Array, keys: Keys
+        self, values: Array, keys: Keys, effort: Effort | None
     ) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Return the mean over the noise of what `_log_reference` gives, and its variance."""
         assert self.dequantizer is not None
         draws = [
             self._log_reference(self.space.standardized(values + offsets))[1:]
-            for offsets in self.reference_offsets(keys)
+            for offsets in self.reference_offsets(keys, effort)
         ]
         near = np.all([draw[1] for draw in draws], axis=0)
         # Each row's draws are contiguous, so that they are summed in one order.
         logs = np.column_stack([draw[0] for draw in draws])
         variance = np.zeros(len(values))
-        variance[near] = logs[near].var(axis=1, ddof=1) / DEQUANTIZATIONS
+        variance[near] = logs[near].var(axis=1, ddof=1) / len(draws)
         return logs.mean(axis=1), variance, near
 
-    def reference_offsets(self, keys: Keys) -> list[Array]:
+    def n_dequantizations(self, effort: Effort | None) -> int:
+        """Return over how many draws of noise the reference's log-density is averaged.
+
+        They grow with the positions of the log-SNR, so that both parts of the standard error fall
+        with the root of the effort.
+        """
+        source = self.rule if effort is None else effort
+        if source is None:
+            return DEQUANTIZATIONS
+        n_positions = source.n_strata * source.n_draws
+        return max(2, math.ceil(n_positions / POSITIONS_FOR_A_DEQUANTIZATION))
+
+    def reference_offsets(self, keys: Keys, effort: Effort | None) -> list[Array]:
         """Return the noise over which the reference's log-density is averaged, for each draw."""
         assert self.dequantizer is not None
-        drawn = spawn_keys(keys, DEQUANTIZATIONS, first=2**20)
+        drawn = spawn_keys(keys, self.n_dequantizations(effort), first=2**20)
         return [self.dequantizer.offsets(column) for column in drawn.T]
 
     def _log_reference(self, standardized: Array) -> tuple[Array, Array, NDArray[np.bool_]]:

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion.base import DensityEstimator, long_call
 from sk_itdiffusion.blocks import in_memory, parts_of
+from sk_itdiffusion.calibration import threshold, weighted_quantile
 from sk_itdiffusion.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion.contributions import Contributions
 from sk_itdiffusion.density import IMMSEDensity
@@ -26,7 +27,13 @@ from sk_itdiffusion.dequantize import Dequantizer
 from sk_itdiffusion.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion.distinct_rows import DistinctRows, Index, Rows, take
 from sk_itdiffusion.documentation import DocumentationLinkMixin
-from sk_itdiffusion.encoding import Table, naming_columns, read_table, without_tensors
+from sk_itdiffusion.encoding import (
+    Table,
+    naming_columns,
+    read_table,
+    warn_of_merged_integers,
+    without_tensors,
+)
 from sk_itdiffusion.mixed import IMMSEMixedDensity
 from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.parameters import check_number_of_rows, flattened_images, numbers_in
@@ -37,10 +44,10 @@ from sk_itdiffusion.trimming import (
     LEAST_ROWS_OF_A_MODE,
     LEAST_SHARE_OF_A_MODE,
     needed_of_groups,
+    needed_of_states,
     separate_values,
     varying_again,
 )
-from sk_itdiffusion.warning import warn
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -116,8 +123,9 @@ class IMMSEOutlierDetector(
         network finds least likely and the final fit leaves out, so that outliers among the
         training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
         that come again and lie apart from others (counts), and of modes of at least 10 rows and
-        2.5% of all, half of the rows stay where less than a quarter would; for each column that
-        would be constant the likeliest row in which it differs stays.
+        2.5% of all, half of the rows stay where less than a quarter would; so does half of equal
+        rows where all columns are levels or counts.  For each column that would be constant the
+        likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -389,14 +397,18 @@ class IMMSEOutlierDetector(
         cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
         kept_before = scores >= cutoff
         kept = kept_before.copy()
-        for group in separate_values(values, given, model.space.discrete):
+        groups = list(separate_values(values, given, model.space.discrete))
+        for group in groups:
             kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
         modes = None if model.space.is_empty else floored.modes(values)
         if modes is not None:
             least = max(LEAST_ROWS_OF_A_MODE, math.ceil(LEAST_SHARE_OF_A_MODE * given.n_units))
             kept |= needed_of_groups(modes, given, scores, kept_before, least)
         kept[varying_again(values, scores, kept)] = True
-        return given.part(np.where(kept, given.n_copies, 0))
+        n_left = np.where(kept, given.n_copies, 0)
+        if len(groups) == values.shape[1]:
+            n_left = np.maximum(n_left, needed_of_states(groups, given))
+        return given.part(n_left)
 
     @property
     def _floors(self) -> Array:
@@ -427,6 +439,8 @@ class IMMSEOutlierDetector(
             )
         if reset:
             check_number_of_rows(rows.shape, type(self).__name__)
+            if dtype is not None:
+                warn_of_merged_integers(kept)
         return np.asarray(rows)
 
     def _scores(self, rows: Rows) -> Array:
@@ -582,44 +596,6 @@ def checked_floors(noise_floor: Any) -> Array | None:
             f"{-MOST_EXTREME_FLOOR:g} to {MOST_EXTREME_FLOOR:g}, got {noise_floor!r}."
         )
     return floors
-
-
-def threshold(
-    calibration_scores: Array, false_alarm_rate: float, weight: Array | None = None
-) -> float:
-    """Return the score below which rows are rejected at a rate of at most the one asked for.
-
-    Of n sorted held-out scores it is number floor(rate * (n + 1)), below which the score of a
-    new row is with that probability divided by n + 1; the lowest if that number is 0.  Weights of
-    mean 1 are counted instead of scores.
-    """
-    n = len(calibration_scores)
-    if math.floor(false_alarm_rate * (n + 1) * (1 + 1e-12)) < 1:
-        warn(
-            f"false_alarm_rate={false_alarm_rate:g} needs at least "
-            f"{math.ceil(1.0 / false_alarm_rate) - 1} held-out rows, and there are fewer; the "
-            f"threshold is the lowest held-out score, for a rate of about {1.0 / (n + 1):.1g}.",
-        )
-    counts = np.ones(n) if weight is None else weight
-    # Rows are rejected if (weight of scores up to theirs + 1) / (n + 1) is at most the rate.
-    most = false_alarm_rate * (n + 1) * (1 + 1e-12) - 1.0
-    number = int((np.cumsum(counts) <= most).sum())
-    return float(calibration_scores[min(number, n - 1)])
-
-
-def weighted_quantile(scores: Array, weight: Array, share: float) -> float:
-    """Return the quantile of sorted scores, interpolated as `numpy.percentile` does.
-
-    Integer weights are repetitions.
-    """
-    total = np.cumsum(weight)
-    place = share * (total[-1] - 1.0)
-    lower = min(math.floor(place), total[-1] - 1.0)
-    low, high = (
-        scores[min(int(np.searchsorted(total, number, side="right")), len(scores) - 1)]
-        for number in (lower, lower + 1.0)
-    )
-    return float(low + (high - low) * (place - lower))
 
 
 def default_estimator(rows: Rows) -> DensityEstimator:

@@ -20,6 +20,8 @@ _ROWS_IN_A_PART = 2**16
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _LEAST_ROWS_FOR_TIES = 20
+#: Integers up to which floats tell all of them apart.
+LARGEST_EXACT = 2.0**53
 LEAST_TRAINING_ROWS = 10
 LEAST_VALIDATION_ROWS = 10
 #: Units below which the greatest weight has to be if weights that are no integers are multiples.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion.bounds import around_cells, check_inside, shown_bounds, unbounded
-from sk_itdiffusion.dequantize import Dequantizer, NoisyCopies
+from sk_itdiffusion.dequantize import Dequantizer, NoisyCopies, warn_of_coarse_noise
 from sk_itdiffusion.experts import Seeds
 from sk_itdiffusion.groups import RowGroups
 from sk_itdiffusion.marginals import AffineMap, MarginalMap, Standardizer
@@ -373,6 +373,7 @@ def make_dequantizer(
         grouped.X, step, settings.model.has_images, seeds.scoring + 3, grouped.weight
     )
     found.check(grouped.X, settings.runtime.feature_names)
+    warn_of_coarse_noise(found, grouped.X, settings.runtime.feature_names)
     return found
 
 

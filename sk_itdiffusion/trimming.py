@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion.distinct_rows import DistinctRows, Index
 
-__all__ = ["needed_of_groups", "separate_values", "varying_again"]
+__all__ = ["needed_of_groups", "needed_of_states", "separate_values", "varying_again"]
 
 Array = NDArray[np.float64]
 #: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
@@ -54,6 +54,30 @@ def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iter
         is_separate &= copies >= LEAST_COPIES_OF_A_VALUE
         if 2.0 * copies[is_separate].sum() >= copies.sum():
             yield np.where(is_separate[group], group, -1)
+
+
+def needed_of_states(groups: Sequence[Index], given: DistinctRows) -> Index:
+    """Return how many units of each row to keep, since it comes again: half of them.
+
+    Parameters
+    ----------
+    groups : sequence of ndarray of shape (n,), int
+        What `separate_values` returns of each column.
+    given : DistinctRows
+        The rows.
+
+    Returns
+    -------
+    ndarray of shape (n,), int
+        The least numbers of units.  Without any of its rows a state would be as unlikely as the
+        others that have been left out, and the less likely the more rows there are: scores of fits
+        to more and to fewer rows could not be compared.
+    """
+    comes_again = given.n_copies >= LEAST_COPIES_OF_A_VALUE
+    for group in groups:
+        comes_again &= group >= 0
+    least = np.ceil(SHARE_KEPT_OF_A_GROUP * given.n_copies).astype(np.intp)
+    return np.where(comes_again, least, 0)
 
 
 def needed_of_groups(

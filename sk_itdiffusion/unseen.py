@@ -38,6 +38,7 @@ References
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -50,6 +51,8 @@ from scipy.special import betaln
 __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 
 Array = NDArray[np.float64]
+#: Integers of Python, which are exact beyond what floats can tell apart.
+Integers = NDArray[np.object_]
 
 #: Most excesses that count, so that differences of large logarithms stay exact.
 MOST_EXCESSES = 1e6
@@ -60,6 +63,17 @@ LARGEST_EXCESS = 1e200
 def is_whole_number(value: Any) -> bool:
     """Return whether a value is an integer, or a float without decimals."""
     return isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+
+
+def whole_numbers(values: Iterable[Any]) -> Integers:
+    """Return whole numbers of any types as integers of Python."""
+    return np.array([int(value) for value in values], dtype=object)
+
+
+def gap_sizes(values: Integers) -> Array:
+    """Return the differences of increasing integers, at most ``LARGEST_EXCESS``."""
+    # Before they become floats: large neighbours would be equal.
+    return np.minimum(np.diff(values), LARGEST_EXCESS).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -83,13 +97,13 @@ class GeometricTail:
             raise ValueError("the tail of unseen values is no distribution")
 
     @classmethod
-    def fit(cls, values: Array, count: Array, mass: float) -> GeometricTail:
+    def fit(cls, values: Integers, count: Array, mass: float) -> GeometricTail:
         """Return the tail beyond the greatest value.
 
         Parameters
         ----------
-        values : ndarray of shape (n_values,)
-            Increasing whole numbers.
+        values : ndarray of shape (n_values,), dtype object
+            Increasing integers.
         count : ndarray of shape (n_values,)
             How often each was seen, a positive number.
         mass : float
@@ -105,15 +119,14 @@ class GeometricTail:
         first = max(1, int(np.count_nonzero(at_least >= most)) - 1)
         n_excesses = float(count[first:].sum())
         share = min(1.0, most / n_excesses) if n_excesses else 0.0
-        with np.errstate(over="ignore"):
-            excess = np.minimum(values[first:] - values[first - 1], LARGEST_EXCESS)
+        excess = np.minimum(values[first:] - values[first - 1], LARGEST_EXCESS).astype(np.float64)
         beyond = float(count[first:] @ (excess - 1.0))
         return cls(math.log(mass), 1.0 + share * beyond, 1.0 + share * n_excesses)
 
-    def log_probability(self, distance: float) -> float:
+    def log_probability(self, distance: int) -> float:
         """Return the log-probability of the value at a distance of at least 1."""
-        distance = min(distance, LARGEST_EXCESS)
-        at_distance = betaln(self.a + distance - 1.0, self.b + 1.0)
+        counted = float(min(distance, LARGEST_EXCESS))
+        at_distance = betaln(self.a + counted - 1.0, self.b + 1.0)
         return self.log_mass + float(at_distance - betaln(self.a, self.b))
 
 
@@ -170,15 +183,15 @@ class UnseenValues:
 
     @classmethod
     def of_whole_numbers(
-        cls, levels: Array, values: Array, count: Array, n_new: Array, n_rows: float
+        cls, levels: Integers, values: Integers, count: Array, n_new: Array, n_rows: float
     ) -> UnseenValues:
         """Return the probabilities of whole numbers below, between and above levels.
 
         Parameters
         ----------
-        levels : ndarray of shape (n_levels,)
-            Increasing levels.
-        values : ndarray of shape (n_values,)
+        levels : ndarray of shape (n_levels,), dtype object
+            Increasing levels, as integers of Python.
+        values : ndarray of shape (n_values,), dtype object
             Those that were seen, increasing.
         count : ndarray of shape (n_values,)
             How often.
@@ -192,9 +205,9 @@ class UnseenValues:
         UnseenValues
             The probabilities.
         """
-        n_gaps = int(np.count_nonzero(np.diff(levels) > 1.0))
+        n_gaps = int(np.count_nonzero(gap_sizes(levels) > 1.0))
         found = {"above": float(n_new[-1])}
-        if levels[0] != 0.0:
+        if levels[0] != 0:
             found["below"] = float(n_new[:-1][:1].sum())
         if n_gaps:
             found["between"] = float(n_new[1:-1].sum())
@@ -233,36 +246,36 @@ class UnseenValues:
         """
         if self.above is None:
             return np.array([self.log_other for _ in values])
-        known = np.sort(np.array(list(levels), dtype=np.float64))
+        known = np.sort(whole_numbers(levels))
         between = np.array([]) if self.log_gap is None else self.log_gap + log_spacings(known)
         return np.array([self._log_probability(value, known, between) for value in values])
 
-    def _log_probability(self, value: Any, levels: Array, between: Array) -> float:
+    def _log_probability(self, value: Any, levels: Integers, between: Array) -> float:
         """Return the log-probability of a value beside increasing levels.
 
         That of a number between two levels is the entry of the lower one in the third argument.
         """
         if not is_whole_number(value):
             return self.log_other
-        number = float(value)
+        number = int(value)
         if self.above is not None and number > levels[-1]:
             return self.above.log_probability(number - levels[-1])
         if number < levels[0]:
             tail = self.below
             return self.log_other if tail is None else tail.log_probability(levels[0] - number)
-        lower = int(np.searchsorted(levels, number, side="right")) - 1
-        # Integers that are equal as floats may be a level here and none to Python.
+        lower = bisect_right(levels, number) - 1
+        # A number may equal a level that is of another type, as truths do.
         is_between = lower < len(between) and math.isfinite(between[lower])
         return float(between[lower]) if is_between else self.log_other
 
 
-def log_spacings(levels: Array) -> Array:
+def log_spacings(levels: Integers) -> Array:
     """Return log-probabilities of the whole numbers between two levels, in units of one gap's.
 
     Parameters
     ----------
-    levels : ndarray of shape (n_levels,)
-        Increasing whole numbers.
+    levels : ndarray of shape (n_levels,), dtype object
+        Increasing integers.
 
     Returns
     -------
@@ -270,8 +283,7 @@ def log_spacings(levels: Array) -> Array:
         Log-probability of each number above a level and below the next; minus infinity where
         there is none.
     """
-    with np.errstate(over="ignore"):
-        numbers = np.clip(np.diff(levels) - 1.0, 0.0, LARGEST_EXCESS)
+    numbers = np.maximum(gap_sizes(levels) - 1.0, 0.0)
     gaps = np.flatnonzero(numbers)
     n_together = math.ceil(math.sqrt(len(gaps)))
     found = np.full(len(numbers), -math.inf)

@@ -3,9 +3,16 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, load
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEEnsemble,
+    IMMSEMixedDensity,
+    IMMSEOutlierDetector,
+    load,
+)
 from sk_itdiffusion.dequantize import Dequantizer, copy_numbers
 from sk_itdiffusion.rows import WeightedRows
 
@@ -198,10 +205,81 @@ def density_scale(density):
 @pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_ensembles_of_few_states():
     X = three_states(300)
-    members = [(name, IMMSEDensity(dequantize=True, **PLAIN)) for name in ("one", "two")]
+    settings = PLAIN | {"n_strata": 16}
+    members = [(name, IMMSEDensity(dequantize=True, **settings)) for name in ("one", "two")]
     ensemble = IMMSEEnsemble(members, random_state=0).fit(X)
     assert -1.5 < ensemble.score(X) < -1.0
     assert ensemble.entropy_ == pytest.approx(-ensemble.score(X), abs=0.15)
+
+
+# -- effort --------------------------------------------------------------------------------------
+
+
+def test_standard_errors_fall_with_the_root_of_the_effort():
+    """Sixteen draws of noise in the cell were taken whatever the effort was.
+
+    A row's variance of n draws has a relative standard error of about sqrt(2 / (n - 1)), more as
+    the log-densities are skewed: four times that are allowed, over all distinct rows.  The scores
+    of the default differ from those of 16 times its effort by as much as their standard error
+    says, but for chance.
+    """
+    X = np.random.default_rng(0).poisson(3.0, (400, 2)).astype(float)
+    density = IMMSEDensity(dequantize=True, **PLAIN | {"n_strata": 16}).fit(X)
+    asked = np.unique(X, axis=0)
+    scores, errors = [], []
+    for settings in ({"n_strata": 16}, {"n_strata": 64}, {"n_draws": 8}):
+        found = density.set_params(**settings).score_samples(asked, return_std=True)
+        scores.append(found[0])
+        errors.append(found[1])
+    tolerance = 4.0 * np.sqrt(2.0 / 15.0 / len(asked))
+    for k in (1, 2):
+        ratio = np.sqrt(np.mean(errors[0] ** 2) / np.mean(errors[k] ** 2))
+        assert ratio == pytest.approx(2.0**k, rel=tolerance)
+    share = np.mean((scores[0] - scores[2]) ** 2 / (errors[0] ** 2 + errors[2] ** 2))
+    assert share == pytest.approx(1.0, abs=4.0 * np.sqrt(2.0 / len(asked)))
+
+
+# -- large integers ------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("as_given", [np.asarray, np.ndarray.tolist, pd.DataFrame, pd.Series])
+def test_integers_that_are_equal_as_floats_are_no_lattice(as_given):
+    """All four values were one, of probability 1 each."""
+    X = 2**60 + np.random.default_rng(0).integers(0, 4, size=(100, 2))
+    X[:, 1] -= 2**60
+    given = pd.DataFrame(X, dtype=object) if as_given is pd.Series else as_given(X)
+    with pytest.raises(ValueError, match=r"Column\(s\) '?0'? hold different integers"):
+        IMMSEDensity(dequantize=True, **PLAIN).fit(given)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "density",
+    [
+        IMMSEDensity(**PLAIN),
+        IMMSEMixedDensity(ordinal_features=None, **PLAIN),
+        IMMSEOutlierDetector(trim=0.0, contamination=0.1, random_state=0),
+    ],
+)
+def test_integers_that_are_equal_as_floats_are_warned_of(density):
+    X = 2**60 + np.random.default_rng(0).integers(0, 4, size=(30, 1))
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 hold different integers"):
+        density.fit(X)
+
+
+def test_noise_of_few_values_is_warned_of():
+    """Floats near 2**60 are 256 apart: the noise of a cell would have but four values."""
+    X = 1024 * np.random.default_rng(0).integers(0, 4, size=(200, 1))
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 hold numbers so far from 0"):
+        IMMSEDensity(dequantize=True, **PLAIN).fit(X + 2**60)
+    X = 1024 * X  # a million are enough
+    fits = [IMMSEDensity(dequantize=True, **PLAIN).fit(X + start) for start in (0, 2**60)]
+    probabilities = [
+        np.exp(fit.score_samples(np.unique(X)[:, None] + start)).sum()
+        for fit, start in zip(fits, (0, 2**60), strict=True)
+    ]
+    assert probabilities[1] == pytest.approx(probabilities[0], abs=0.1)
 
 
 # -- columns without variation -------------------------------------------------------------------

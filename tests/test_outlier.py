@@ -19,11 +19,11 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
+from sk_itdiffusion.calibration import threshold
 from sk_itdiffusion.contributions import smoothed_slopes
 from sk_itdiffusion.distinct_rows import DistinctRows
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.model import Effort
-from sk_itdiffusion.outlier import threshold
 from sk_itdiffusion.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
@@ -33,7 +33,7 @@ from sk_itdiffusion.references import (
     LatentClassReference,
     LowRankGaussianReference,
 )
-from sk_itdiffusion.trimming import needed_of_groups, separate_values
+from sk_itdiffusion.trimming import needed_of_groups, needed_of_states, separate_values
 
 EFFORT = Effort(32, 2, None)
 MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
@@ -613,6 +613,59 @@ def test_interrupted_fit_leaves_none(monkeypatch):
         found.fit(gaussian_rows(60))
     with pytest.raises(NotFittedError):
         found.score_samples(gaussian_rows(3))
+
+
+def dependent_levels(n, seed):
+    """Return rows of two columns of four levels each; 12 of the 16 states are rare."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 4, n)
+    second = np.where(rng.random(n) < 0.7, first, rng.integers(0, 4, n))
+    return np.column_stack([np.array(list("abcd"))[first], second.astype(str)]).astype(object)
+
+
+STATES = np.array([[a, b] for a in "abcd" for b in "0123"], dtype=object)
+STATE_PROBABILITIES = np.where(np.eye(4).ravel() > 0, 0.25 * 0.775, 0.25 * 0.075)
+
+
+def test_scores_of_rare_states_depend_on_their_share_but_not_on_the_number_of_rows():
+    """Of trimmed states nothing was left, so that with twice the rows they were less likely.
+
+    A state that is trimmed in one fit only has half its rows there: log(2), and 0.1 for priors.
+    """
+    for seed in range(3):
+        X = dependent_levels(400, seed)
+        once, twice = (
+            make_detector(contamination=0.1).fit(np.tile(X, (k, 1))).score_samples(STATES)
+            for k in (1, 2)
+        )
+        np.testing.assert_allclose(twice, once, atol=np.log(2.0) + 0.1)
+
+
+def test_half_of_equal_rows_stays_where_all_columns_are_counted():
+    X = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    rows = DistinctRows(X, np.array([5.0, 2.0, 1.0, 30.0]), np.array([5, 2, 1, 30]))
+    groups = list(separate_values(X, rows, np.arange(2)))
+    np.testing.assert_array_equal(needed_of_states(groups, rows), [3, 1, 0, 15])
+    groups[0] = np.array([-1, 1, 1, 0])  # the value of the first row is none that comes again
+    np.testing.assert_array_equal(needed_of_states(groups, rows), [0, 1, 0, 15])
+
+
+@pytest.mark.slow
+def test_false_alarms_of_few_rows_of_levels_are_as_frequent_as_promised():
+    """Rates are sums over all states; their errors come from the spread over the fits.
+
+    They were .028 for .01 and .072 for .05.
+    """
+    rates = np.array([0.01, 0.05, 0.1])
+    found = []
+    for seed in range(12):
+        p_values = (
+            make_detector(random_state=seed).fit(dependent_levels(400, seed)).p_values(STATES)
+        )
+        found.append((p_values[:, None] <= rates).T @ STATE_PROBABILITIES)
+    error = np.std(found, axis=0, ddof=1) / np.sqrt(len(found))
+    assert (np.mean(found, axis=0) < rates + 2.0 * np.maximum(error, 0.003)).all()
+    assert np.mean(found, axis=0)[2] > 0.1 - 4.0 * error[2]
 
 
 def test_p_values_need_held_out_rows():

@@ -70,6 +70,49 @@ def test_masses_of_all_whole_numbers_and_others_sum_to_one(name):
     assert (np.diff(log_probabilities(encoder, np.arange(high + 1, high + 51))) < 0.0).all()
 
 
+WIDE = np.rint(200.0 * np.random.default_rng(1).standard_cauchy(size=80)).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [(2**60, np.int64), (-(2**62), np.int64), (2**63 + 5, np.uint64), (10**25, object)],
+)
+@pytest.mark.parametrize("above", [np.random.default_rng(0).integers(0, 4, size=200), WIDE])
+def test_integers_that_floats_do_not_tell_apart_are_as_likely_as_smaller_ones(base, dtype, above):
+    """Below 2**53 nothing depends on a number that is added to all, and beyond it nothing does."""
+    above = above - above.min() + 2
+
+    def column(start, numbers):
+        return np.array([start + int(number) for number in numbers], dtype=dtype)
+
+    asked = np.unique(above[:, None] + np.arange(-1, 2))
+    for handle_unknown in ("good_turing", "error"):
+        encoders = [
+            fitted_column(column(start, above), handle_unknown=handle_unknown)
+            for start in (2**40, base)
+        ]
+        known = asked if handle_unknown == "good_turing" else np.unique(above)
+        found = [
+            encoder.encode(pd.DataFrame({"x": column(start, known)}))
+            for start, encoder in zip((2**40, base), encoders, strict=True)
+        ]
+        np.testing.assert_array_equal(found[1], found[0])
+        assert len(np.unique(found[1][found[1] >= 0])) == len(encoders[1].columns[0].levels)
+
+
+@pytest.mark.parametrize("density", [IMMSEDiscreteDensity, IMMSEMixedDensity])
+def test_densities_of_integers_that_floats_do_not_tell_apart(density, tmp_path):
+    above = np.random.default_rng(0).integers(0, 4, size=(200, 1))
+    asked = np.arange(-2, 7)[:, None]
+    small, large = (density(max_epochs=0, random_state=0).fit(b + above) for b in (100, 2**60))
+    large.save(tmp_path / "large.zip")
+    large = sk_itdiffusion.load(tmp_path / "large.zip")
+    expected = small.score_samples(100 + asked)
+    np.testing.assert_array_equal(large.score_samples(2**60 + asked), expected)
+    drawn = [est.sample(50, random_state=0) - b for est, b in ((small, 100), (large, 2**60))]
+    np.testing.assert_array_equal(*drawn)
+
+
 def test_names_are_one_event_of_the_share_of_values_that_are_new_but_for_one_row():
     values = ["a", "a", "b", "c", None, "d", "d"]
     encoder = fitted_column(pd.Series(values, dtype=object), "nominal")
