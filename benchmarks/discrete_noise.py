@@ -42,11 +42,11 @@ from results import Record, ResultsFile, format_markdown
 from threadpoolctl import threadpool_limits
 
 from sk_itdiffusion import IMMSEDiscreteDensity
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._immse.likelihood import IntegrationRule
+from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.likelihood import IntegrationRule
-from sk_itdiffusion.model import TableModel
-from sk_itdiffusion.parallel import map_in_workers
 
 Array = NDArray[np.float64]
 

@@ -19,9 +19,9 @@ from results import format_markdown
 from sklearn.datasets import load_breast_cancer
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion.cubature import NoiseRule, row_keys
+from sk_itdiffusion._immse.cubature import NoiseRule, row_keys
+from sk_itdiffusion._immse.likelihood import IntegrationRule, fit_placement, information_gap
 from sk_itdiffusion.datasets import load_density
-from sk_itdiffusion.likelihood import IntegrationRule, fit_placement, information_gap
 
 Array = NDArray[np.float64]
 

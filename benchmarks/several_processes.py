@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from results import describe_machine, describe_runs, describe_versions, format_markdown
 from sklearn.model_selection import GridSearchCV
 
-from sk_itdiffusion import IMMSEDensity, blocks
-from sk_itdiffusion.density import as_numbers
+from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion._estimators.density import as_numbers
+from sk_itdiffusion._table import blocks
 from sk_itdiffusion.distributed import shared_fit
 
 Array = NDArray[np.float64]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion.dequantize import refined_step
+from sk_itdiffusion._table.dequantize import refined_step
 
 Array = NDArray[np.float64]
 

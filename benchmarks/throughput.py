@@ -43,9 +43,9 @@ from tabular_data import curved_rows
 from torch import Tensor, nn
 
 from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion._fit.optimizers import MuonAdamW
+from sk_itdiffusion._runtime.parallel import map_in_workers, run_interruptibly
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.optimizers import MuonAdamW
-from sk_itdiffusion.parallel import map_in_workers, run_interruptibly
 
 Array = NDArray[np.float64]
 Product = tuple[int, int, int]

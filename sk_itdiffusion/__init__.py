@@ -6,12 +6,16 @@ log-densities from the least-squares errors of a denoiser, by the I-MMSE relatio
 
 import logging
 
+# Public modules that nothing else here imports.
+from sk_itdiffusion import cubature as cubature
+from sk_itdiffusion import likelihood as likelihood
+from sk_itdiffusion import streams as streams
+from sk_itdiffusion._estimators.density import IMMSEDensity
+from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
+from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
 from sk_itdiffusion._version import __version__
-from sk_itdiffusion.density import IMMSEDensity
-from sk_itdiffusion.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion.ensemble import IMMSEEnsemble
-from sk_itdiffusion.mixed import IMMSEMixedDensity
-from sk_itdiffusion.outlier import IMMSEOutlierDetector
 from sk_itdiffusion.persistence import load
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 

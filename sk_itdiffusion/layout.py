@@ -31,8 +31,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.configured import ConfiguredModule, check_size
 
 __all__ = ["LatticeBlock", "Layout", "OneHotBlock", "Variable", "lattice_values"]
 

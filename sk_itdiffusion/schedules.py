@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.base import BaseEstimator
 
-from sk_itdiffusion.cubature import PiecewiseDensity
-from sk_itdiffusion.documentation import DocumentationLinkMixin
+from sk_itdiffusion._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 
 __all__ = [
     "SCHEDULES",

@@ -7,8 +7,8 @@ from scipy import integrate, stats
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity
-from sk_itdiffusion.bounds import resolve_bounds, rounded_inside, shown_bounds
-from sk_itdiffusion.marginals import BoundMap
+from sk_itdiffusion._table.bounds import resolve_bounds, rounded_inside, shown_bounds
+from sk_itdiffusion._table.marginals import BoundMap
 
 QUICK = {"max_epochs": 0, "random_state": 0}
 #: One normal distribution behind the maps, whose density is known in closed form.

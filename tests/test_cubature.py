@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from sk_itdiffusion.cubature import (
+from sk_itdiffusion._immse.cubature import (
     NoiseRule,
     PiecewiseDensity,
     hash_uniform,

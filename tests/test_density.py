@@ -26,8 +26,8 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback, EarlyStopping
 
 from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion._table.marginals import Standardizer
 from sk_itdiffusion.datasets import load_density
-from sk_itdiffusion.marginals import Standardizer
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
 from sk_itdiffusion.schedules import LogisticSchedule, UniformSchedule
 
@@ -114,7 +114,7 @@ def test_stack_is_no_worse_than_any_expert_on_validation_rows(fitted):
 
 def test_error_curve_of_parts_pools_to_that_of_the_whole(X, fitted, monkeypatch):
     whole = fitted.mse_curve(X[:300])
-    monkeypatch.setattr("sk_itdiffusion.model.MOST_ROWS_IN_A_PROFILE", 70)
+    monkeypatch.setattr("sk_itdiffusion._fit.model.MOST_ROWS_IN_A_PROFILE", 70)
     parts = fitted.mse_curve(X[:300])
     np.testing.assert_allclose(parts.model, whole.model, rtol=1e-5)
     np.testing.assert_allclose(parts.model_stderr, whole.model_stderr, rtol=1e-5)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from sklearn.base import BaseEstimator, _fit_context, clone
 
-from sk_itdiffusion.deprecation import deprecated, renamed_parameters, replaced_parameter
+from sk_itdiffusion._runtime.deprecation import deprecated, renamed_parameters, replaced_parameter
 
 VERSIONS = {"since": "0.2", "removed_in": "0.4"}
 TOLD = r"is deprecated since sk_itdiffusion 0\.2 and will be removed in 0\.4; use"

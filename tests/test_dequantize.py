@@ -13,8 +13,8 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     load,
 )
-from sk_itdiffusion.dequantize import Dequantizer, copy_numbers
-from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion._table.dequantize import Dequantizer, copy_numbers
+from sk_itdiffusion._table.rows import WeightedRows
 
 #: Without training: maps, references and their weights only.
 PLAIN = {"max_epochs": 0, "n_strata": 8, "random_state": 0}

@@ -436,7 +436,7 @@ def test_interrupted_fit_leaves_nothing(X, monkeypatch):
         raise KeyboardInterrupt
 
     est = IMMSEDiscreteDensity(**TINY).fit(X)
-    monkeypatch.setattr("sk_itdiffusion.networks.train", interrupt)
+    monkeypatch.setattr("sk_itdiffusion._fit.networks.train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         est.fit(X)
     with pytest.raises(NotFittedError):

@@ -11,16 +11,11 @@ import pytest
 import torch
 from documents import IMAGE, LINK, ROOT, code_blocks, local_targets, run_python_blocks
 
-from sk_itdiffusion import (
-    IMMSEDensity,
-    IMMSEEnsemble,
-    IMMSEOutlierDetector,
-    documentation,
-    map_choice,
-    selection,
-)
-from sk_itdiffusion.base import DensityEstimator
-from sk_itdiffusion.estimator import TableEstimator
+from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEOutlierDetector
+from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.table import TableEstimator
+from sk_itdiffusion._fit import map_choice, selection
+from sk_itdiffusion._runtime import documentation
 from sk_itdiffusion.references.families import latent_class, mixture
 from sk_itdiffusion.schedules import LogisticSchedule
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 from sklearn.utils.validation import check_array
 
-from sk_itdiffusion.encoding import (
+from sk_itdiffusion._table.encoding import (
     TableEncoder,
     discrete_kinds,
     mixed_kinds,

@@ -15,22 +15,17 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from sklearn.utils import get_tags
 
-from sk_itdiffusion import (
-    IMMSEDensity,
-    IMMSEDiscreteDensity,
-    IMMSEEnsemble,
-    IMMSEMixedDensity,
-    ensemble,
-    ensemble_model,
-)
+from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
+from sk_itdiffusion._estimators import ensemble
+from sk_itdiffusion._fit import ensemble_model
+from sk_itdiffusion._fit.experts import Seeds
+from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._immse.error_profiles import ErrorProfile
+from sk_itdiffusion._table.marginals import Standardizer
+from sk_itdiffusion._table.space import ColumnKind
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.datasets import load_density
-from sk_itdiffusion.error_profiles import ErrorProfile
-from sk_itdiffusion.experts import Seeds
-from sk_itdiffusion.marginals import Standardizer
-from sk_itdiffusion.model import Effort
 from sk_itdiffusion.references import GaussianReference
-from sk_itdiffusion.space import ColumnKind
 
 TINY = {
     "hidden_size": 16,

@@ -16,9 +16,10 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
+from sk_itdiffusion._table.marginals import Standardizer
+from sk_itdiffusion._table.rows import group_rows, in_units_of_the_least, lattice_step
 from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
 from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.marginals import Standardizer
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -26,7 +27,6 @@ from sk_itdiffusion.references import (
     LatentClassReference,
     LowRankGaussianReference,
 )
-from sk_itdiffusion.rows import group_rows, in_units_of_the_least, lattice_step
 
 QUICK = {"max_epochs": 0, "n_strata": 8, "random_state": 0}
 TRAINED = {"max_epochs": 1, "steps_per_epoch": 5, "hidden_size": 16, "n_strata": 4}

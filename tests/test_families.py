@@ -12,13 +12,13 @@ from sklearn.model_selection import GridSearchCV
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
+from sk_itdiffusion._fit.schema import Schema
+from sk_itdiffusion._fit.selection import families_of, fit_families
+from sk_itdiffusion._fit.splitting import MappedSplit
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.display import MSECurveDisplay
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, Demand, FamilyContext
-from sk_itdiffusion.rows import WeightedRows
-from sk_itdiffusion.schema import Schema
-from sk_itdiffusion.selection import families_of, fit_families
-from sk_itdiffusion.splitting import MappedSplit
 
 LAW = stats.multivariate_t([5.0, -3.0], [[2.0, 0.8], [0.8, 1.0]], df=2.5)
 QUICK = {"hidden_size": 8, "max_epochs": 1, "steps_per_epoch": 5, "batch_size": 64}

@@ -30,11 +30,10 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
-    likelihood,
-    memory,
-    sampling,
-    training,
 )
+from sk_itdiffusion._fit import training
+from sk_itdiffusion._immse import likelihood, sampling
+from sk_itdiffusion._runtime import memory
 from sk_itdiffusion.persistence import files
 
 

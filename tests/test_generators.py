@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion.denoisers.mlp import LocalDropout
-from sk_itdiffusion.generators import CopyableGenerator
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from processes import allocated_bytes

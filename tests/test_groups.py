@@ -9,8 +9,9 @@ from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
-from sk_itdiffusion.fitting import fit_table_model
-from sk_itdiffusion.groups import (
+from sk_itdiffusion._fit.fitting import fit_table_model
+from sk_itdiffusion._fit.schema import in_counts
+from sk_itdiffusion._table.groups import (
     RowGroups,
     could_be_independent,
     near_copies,
@@ -18,8 +19,7 @@ from sk_itdiffusion.groups import (
     places_of,
     whole_groups,
 )
-from sk_itdiffusion.rows import WeightedRows, group_rows
-from sk_itdiffusion.schema import in_counts
+from sk_itdiffusion._table.rows import WeightedRows, group_rows
 
 QUICK = {"max_epochs": 0, "random_state": 0}
 WARNING = "Rows are nearer to each other than independent rows would be"
@@ -240,7 +240,7 @@ def test_estimators_keep_groups_whole(kind, monkeypatch):
         seen.append(args)
         return fit_table_model(*args, **kwargs)
 
-    monkeypatch.setattr("sk_itdiffusion.estimator.fit_table_model", spy)
+    monkeypatch.setattr("sk_itdiffusion._estimators.table.fit_table_model", spy)
     rng = np.random.default_rng(0)
     labels = rng.integers(20, size=120)
     numbers = rng.normal(size=(120, 2))
@@ -299,7 +299,7 @@ def test_bad_groups_are_refused(groups, message):
 def test_rows_out_of_memory_have_no_groups(monkeypatch):
     X = np.random.default_rng(0).normal(size=(60, 2))
     labels = np.arange(60)
-    monkeypatch.setattr("sk_itdiffusion.blocks.affordable_rows", lambda n_columns: 40)
+    monkeypatch.setattr("sk_itdiffusion._table.blocks.affordable_rows", lambda n_columns: 40)
     with pytest.raises(ValueError, match="groups must be None if X has more rows than"):
         IMMSEDensity(**QUICK).fit(X, groups=labels)
     array = pytest.importorskip("dask.array").from_array(X, chunks=(20, 2))

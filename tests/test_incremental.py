@@ -9,11 +9,11 @@ import pytest
 from sklearn.base import clone
 
 import sk_itdiffusion
-import sk_itdiffusion.incremental
+import sk_itdiffusion._fit.incremental
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
-from sk_itdiffusion.cubature import hash_uniform, row_keys
+from sk_itdiffusion._fit.incremental import Reservoir, RunningMoments
+from sk_itdiffusion._immse.cubature import hash_uniform, row_keys
 from sk_itdiffusion.datasets import load_density
-from sk_itdiffusion.incremental import Reservoir, RunningMoments
 
 TINY = {
     "hidden_size": 16,

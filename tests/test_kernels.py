@@ -10,7 +10,8 @@ from sklearn.base import clone
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion.grids import n_nodes_needed, with_more_nodes
+from sk_itdiffusion._fit.grids import n_nodes_needed, with_more_nodes
+from sk_itdiffusion._table.rows import WeightedRows, group_rows
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -18,7 +19,6 @@ from sk_itdiffusion.references import (
 )
 from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
 from sk_itdiffusion.references.kernel_density import fit_kernel_density
-from sk_itdiffusion.rows import WeightedRows, group_rows
 
 NOISE = 2e-3
 N_ATOMS = 150

@@ -5,21 +5,21 @@ import pytest
 import torch
 from scipy import stats
 
+from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
+from sk_itdiffusion._immse.path import PathRule, path_log_probability
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.channel import add_noise, noise_from_data
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion.denoisers.levels import changed_posterior
-from sk_itdiffusion.latent_class import fit_latent_class, smoothed_marginals
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.likelihood import IntegrationRule, information_gap
-from sk_itdiffusion.path import PathRule, path_log_probability
-from sk_itdiffusion.posteriors import DensePosterior, StreamedPosterior, is_long
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     LatentClassReference,
 )
-from sk_itdiffusion.rows import WeightedRows
+from sk_itdiffusion.references.latent_class import fit_latent_class, smoothed_marginals
+from sk_itdiffusion.references.posteriors import DensePosterior, StreamedPosterior, is_long
 
 #: A binary, an ordinal, a short and a long nominal, and a long ordinal variable.
 SIZES = (2, 4, 3, 7, 9)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from marks import others_slow
 
+from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._immse.error_profiles import error_profile, stacking_weights
+from sk_itdiffusion._immse.likelihood import IntegrationRule, StackedDenoiser, information_gap
 from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
-from sk_itdiffusion.error_profiles import error_profile, stacking_weights
-from sk_itdiffusion.likelihood import IntegrationRule, StackedDenoiser, information_gap
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
 
 

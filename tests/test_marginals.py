@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion.marginals import (
+from sk_itdiffusion._table.marginals import (
     AffineMap,
     ParetoLaw,
     QuantileMap,

@@ -8,6 +8,8 @@ import pytest
 import torch
 from outside_network import SmallFamily
 
+from sk_itdiffusion._fit.networks import build_backbone
+from sk_itdiffusion._runtime.generators import CopyableGenerator, seeded
 from sk_itdiffusion.channel import noise_from_data
 from sk_itdiffusion.denoisers import (
     BackbonePlan,
@@ -21,9 +23,7 @@ from sk_itdiffusion.denoisers import (
     UNetFamily,
 )
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
-from sk_itdiffusion.generators import CopyableGenerator, seeded
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.networks import build_backbone
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import (

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
+from sk_itdiffusion._fit.networks import planned_networks
 from sk_itdiffusion.denoisers import (
     ConvolutionalFamily,
     ConvolutionalNetwork,
@@ -23,7 +24,6 @@ from sk_itdiffusion.denoisers import (
     UNetFamily,
 )
 from sk_itdiffusion.denoisers.built_in import NETWORK_FAMILIES, resolve_family
-from sk_itdiffusion.networks import planned_networks
 
 QUICK = {
     "hidden_size": 8,

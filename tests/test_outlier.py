@@ -19,12 +19,13 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion.calibration import threshold
-from sk_itdiffusion.contributions import smoothed_slopes
-from sk_itdiffusion.distinct_rows import DistinctRows
+from sk_itdiffusion._estimators.calibration import threshold
+from sk_itdiffusion._estimators.contributions import smoothed_slopes
+from sk_itdiffusion._estimators.distinct_rows import DistinctRows
+from sk_itdiffusion._estimators.outlier_score import MODEL, FlooredModel
+from sk_itdiffusion._estimators.trimming import needed_of_groups, needed_of_states, separate_values
+from sk_itdiffusion._fit.model import Effort
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.model import Effort
-from sk_itdiffusion.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -33,7 +34,6 @@ from sk_itdiffusion.references import (
     LatentClassReference,
     LowRankGaussianReference,
 )
-from sk_itdiffusion.trimming import needed_of_groups, needed_of_states, separate_values
 
 EFFORT = Effort(32, 2, None)
 MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
@@ -608,7 +608,7 @@ def test_interrupted_fit_leaves_none(monkeypatch):
         raise KeyboardInterrupt
 
     found = make_detector(plain_density(), false_alarm_rate=0.2).fit(gaussian_rows(60))
-    monkeypatch.setattr("sk_itdiffusion.outlier.threshold", interrupt)
+    monkeypatch.setattr("sk_itdiffusion._estimators.outlier.threshold", interrupt)
     with pytest.raises(KeyboardInterrupt):
         found.fit(gaussian_rows(60))
     with pytest.raises(NotFittedError):

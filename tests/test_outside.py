@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, clone
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
-from sk_itdiffusion.ensemble_model import equal_references
+from sk_itdiffusion._fit.ensemble_model import equal_references
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import Reference

@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
+from sk_itdiffusion._immse.path import PathRule, path_log_probability
+from sk_itdiffusion._immse.places import Places
 from sk_itdiffusion.denoisers.mlp import linear
-from sk_itdiffusion.judging import log_likelihoods
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.likelihood import IntegrationRule, information_gap
-from sk_itdiffusion.model import Effort
-from sk_itdiffusion.outlier_score import FlooredModel
-from sk_itdiffusion.path import PathRule, path_log_probability
-from sk_itdiffusion.places import Places
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     KernelDensityReference,
 )
+from sk_itdiffusion.references.judging import log_likelihoods
 
 
 def narrow_network(*widths):

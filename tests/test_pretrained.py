@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity, PretrainedDenoiser
+from sk_itdiffusion._fit.optimizers import MuonAdamW
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.optimizers import MuonAdamW
 from sk_itdiffusion.pretrained import (
     DiscreteTimeNoise,
     EDMNoise,

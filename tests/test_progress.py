@@ -23,18 +23,18 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
-    parallel,
 )
-from sk_itdiffusion import base as estimator_module
-from sk_itdiffusion.parallel import map_in_workers
-from sk_itdiffusion.progress import (
+from sk_itdiffusion._estimators import base as estimator_module
+from sk_itdiffusion._fit.training_report import EpochBoard
+from sk_itdiffusion._runtime import parallel
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._runtime.progress import (
     Bar,
     Progress,
     current_progress,
     progress_bar,
     stretch_of_progress,
 )
-from sk_itdiffusion.training_report import EpochBoard
 
 QUICK = {
     "hidden_size": 8,

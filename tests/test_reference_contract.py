@@ -16,8 +16,8 @@ import torch
 from outside import StudentTReference
 from scipy import stats
 
+from sk_itdiffusion._fit.grids import logsnr_range
 from sk_itdiffusion.channel import add_noise, noise_from_data
-from sk_itdiffusion.grids import logsnr_range
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.persistence.registry import registry

@@ -12,6 +12,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.mixture import GaussianMixture
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
+from sk_itdiffusion._table.rows import WeightedRows, effective_number, in_common_units
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.references import (
@@ -25,7 +26,6 @@ from sk_itdiffusion.references import mixture as mixture_module
 from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validation
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
 from sk_itdiffusion.references.mixture import fit_gaussian_mixture
-from sk_itdiffusion.rows import WeightedRows, effective_number, in_common_units
 
 
 def make_mixture():

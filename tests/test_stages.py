@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion.ensemble_model import EnsembleModel
-from sk_itdiffusion.experts import Experts, Mixing, Seeds
-from sk_itdiffusion.fitting import fit_table_model
-from sk_itdiffusion.map_choice import choose_map
-from sk_itdiffusion.model import TableModel
-from sk_itdiffusion.schema import KnownColumns, read_schema
-from sk_itdiffusion.selection import EarlierReferences, fit_references
-from sk_itdiffusion.settings import FitSettings
-from sk_itdiffusion.space import ColumnKind
-from sk_itdiffusion.splitting import split_rows
-from sk_itdiffusion.stacking import stacked_model
+from sk_itdiffusion._fit.ensemble_model import EnsembleModel
+from sk_itdiffusion._fit.experts import Experts, Mixing, Seeds
+from sk_itdiffusion._fit.fitting import fit_table_model
+from sk_itdiffusion._fit.map_choice import choose_map
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.schema import KnownColumns, read_schema
+from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.splitting import split_rows
+from sk_itdiffusion._fit.stacking import stacked_model
+from sk_itdiffusion._table.space import ColumnKind
 
 SEEDS = Seeds(split=1, mixtures=2, network=3, scoring=4)
 KINDS = [ColumnKind(), ColumnKind(), ColumnKind(3)]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from sk_itdiffusion.batches import NoisyRowIterator
-from sk_itdiffusion.cubature import PiecewiseDensity
+from sk_itdiffusion._fit.batches import NoisyRowIterator
+from sk_itdiffusion._fit.training import DenoisingObjective, RowDataset
+from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion.denoisers import PreconditionedDenoiser, ResidualMLP
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import GaussianMixtureReference
-from sk_itdiffusion.training import DenoisingObjective, RowDataset
 
 N_ROWS, BATCH_SIZE, N_BATCHES = 40, 16, 5
 DENSITY = PiecewiseDensity(np.array([-2.0, 0.0, 1.0, 5.0]), np.array([0.2, 0.7, 0.1]))

@@ -17,7 +17,7 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion.encoding import TableEncoder
+from sk_itdiffusion._table.encoding import TableEncoder
 
 RNG = np.random.default_rng(0)
 COLUMNS = {

@@ -11,8 +11,8 @@ from typing import ClassVar
 from sklearn.base import BaseEstimator
 from torch import Generator, nn
 
+from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.documentation import DocumentationLinkMixin
 from sk_itdiffusion.layout import Layout
 
 __all__ = ["BackbonePlan", "NetworkFamily", "NetworkTask", "PlannedNetwork", "UsualParameters"]

@@ -25,20 +25,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.configured import ConfiguredModule
+from sk_itdiffusion._runtime.configured import ConfiguredModule
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.layout import FINE_LATTICE, LatticeBlock, Layout, OneHotBlock
-from sk_itdiffusion.posteriors import (
+from sk_itdiffusion.references.discrete import (
+    DiscreteReference,
+    IndependentReference,
+    noise_of_posteriors,
+)
+from sk_itdiffusion.references.posteriors import (
     DEGREE,
     DensePosterior,
     LevelPosterior,
     StreamedPosterior,
     scaled_levels,
-)
-from sk_itdiffusion.references.discrete import (
-    DiscreteReference,
-    IndependentReference,
-    noise_of_posteriors,
 )
 
 __all__ = ["LevelDenoiser", "LevelPrediction", "n_level_outputs"]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion.configured import ConfiguredModule, check_size
+from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion.denoisers.family import (
     WIDEST_FOR_ONE_THREAD,
     BackbonePlan,
@@ -17,7 +18,6 @@ from sk_itdiffusion.denoisers.family import (
 )
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.generators import CopyableGenerator
 
 __all__ = ["MLPFamily", "ResidualMLP"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sk_itdiffusion.configured import ConfiguredModule, check_size
+from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
 from sk_itdiffusion.references.base import Reference
 
 __all__ = ["LogSNREmbedding", "PreconditionedDenoiser", "ReferencedDenoiser"]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion.configured import ConfiguredModule, check_size
+from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion.denoisers.family import (
     BackbonePlan,
     NetworkFamily,
@@ -16,7 +17,6 @@ from sk_itdiffusion.denoisers.family import (
     UsualParameters,
 )
 from sk_itdiffusion.denoisers.mlp import replace_dropout
-from sk_itdiffusion.generators import CopyableGenerator
 from sk_itdiffusion.pretrained import first_output, half_precision, import_diffusers
 
 __all__ = ["UNetBackbone", "UNetFamily", "unet_channels"]

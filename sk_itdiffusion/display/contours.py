@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from sk_itdiffusion._table.encoding import Table, read_table
 from sk_itdiffusion.display.marginal import averaged_conditionals
 from sk_itdiffusion.display.style import (
     BLACK,
@@ -20,7 +21,6 @@ from sk_itdiffusion.display.style import (
     check_matplotlib,
     merged,
 )
-from sk_itdiffusion.encoding import Table, read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

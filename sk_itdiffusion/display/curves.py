@@ -29,7 +29,7 @@ from sk_itdiffusion.display.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sk_itdiffusion.likelihood import MSECurve
+    from sk_itdiffusion._immse.likelihood import MSECurve
 
 __all__ = ["MSECurveDisplay"]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from sk_itdiffusion._table.encoding import Table, read_table
 from sk_itdiffusion.display.contours import column_names
 from sk_itdiffusion.display.style import (
     BLACK,
@@ -23,7 +24,6 @@ from sk_itdiffusion.display.style import (
     same_length,
     without_box,
 )
-from sk_itdiffusion.encoding import Table, read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sk_itdiffusion._table.encoding import Table, read_table
 from sk_itdiffusion.display.contours import (
     check_number_of_columns,
     column_names,
@@ -26,7 +27,6 @@ from sk_itdiffusion.display.style import (
     merged,
     without_box,
 )
-from sk_itdiffusion.encoding import Table, read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionDtype
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion.base import DensityEstimator
-from sk_itdiffusion.cubature import PiecewiseDensity
-from sk_itdiffusion.ensemble import IMMSEEnsemble
-from sk_itdiffusion.model import Effort, TableModel
-from sk_itdiffusion.space import TableSpace
+from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
+from sk_itdiffusion._fit.model import Effort, TableModel
+from sk_itdiffusion._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._table.space import TableSpace
 
 __all__ = ["check_fields", "rehearse"]
 

@@ -30,8 +30,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from sk_itdiffusion._estimators.parameters import resolve_device
 from sk_itdiffusion._version import __version__
-from sk_itdiffusion.parameters import resolve_device
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder, Node, Registry
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import skorch
 import torch
 from torch import Tensor, nn
 
-from sk_itdiffusion.configured import ConfiguredModule
+from sk_itdiffusion._estimators.density import as_pretrained
+from sk_itdiffusion._fit.training import DenoisingObjective, MeanCriterion, Network, _Net
+from sk_itdiffusion._runtime.configured import ConfiguredModule
+from sk_itdiffusion._runtime.generators import seeded
 from sk_itdiffusion.denoisers import ReferencedDenoiser
-from sk_itdiffusion.density import as_pretrained
-from sk_itdiffusion.generators import seeded
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node
 from sk_itdiffusion.pretrained import NoiseSchedule, PretrainedDenoiser
-from sk_itdiffusion.training import DenoisingObjective, MeanCriterion, Network, _Net
 
 __all__ = [
     "ConfigCodec",

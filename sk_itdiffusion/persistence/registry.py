@@ -18,7 +18,33 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 
-from sk_itdiffusion.cubature import NoiseRule, PiecewiseDensity
+from sk_itdiffusion._estimators.density import IMMSEDensity
+from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
+from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
+from sk_itdiffusion._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._estimators.table import TableEstimator
+from sk_itdiffusion._fit.ensemble_model import EnsembleModel, Transport
+from sk_itdiffusion._fit.experts import BeyondBounds, Seeds
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.training import _Net
+from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity
+from sk_itdiffusion._immse.likelihood import IntegrationRule, MSECurve
+from sk_itdiffusion._table.dequantize import Dequantizer
+from sk_itdiffusion._table.encoding import Column, TableEncoder
+from sk_itdiffusion._table.marginals import (
+    AffineMap,
+    BoundMap,
+    ChainedMap,
+    MarginalMap,
+    QuantileMap,
+    Standardizer,
+    Tail,
+    YeoJohnsonMap,
+)
+from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._table.unseen import GeometricTail, UnseenValues
 from sk_itdiffusion.denoisers import (
     ConvolutionalNetwork,
     LevelDenoiser,
@@ -29,30 +55,7 @@ from sk_itdiffusion.denoisers import (
     UNetBackbone,
 )
 from sk_itdiffusion.denoisers.built_in import NETWORK_FAMILIES
-from sk_itdiffusion.density import IMMSEDensity
-from sk_itdiffusion.dequantize import Dequantizer
-from sk_itdiffusion.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion.encoding import Column, TableEncoder
-from sk_itdiffusion.ensemble import IMMSEEnsemble
-from sk_itdiffusion.ensemble_model import EnsembleModel, Transport
-from sk_itdiffusion.estimator import TableEstimator
-from sk_itdiffusion.experts import BeyondBounds, Seeds
 from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.likelihood import IntegrationRule, MSECurve
-from sk_itdiffusion.marginals import (
-    AffineMap,
-    BoundMap,
-    ChainedMap,
-    MarginalMap,
-    QuantileMap,
-    Standardizer,
-    Tail,
-    YeoJohnsonMap,
-)
-from sk_itdiffusion.mixed import IMMSEMixedDensity
-from sk_itdiffusion.model import TableModel
-from sk_itdiffusion.outlier import IMMSEOutlierDetector
-from sk_itdiffusion.outlier_score import FlooredModel
 from sk_itdiffusion.persistence.checks import check_fields
 from sk_itdiffusion.persistence.encoded import Codec, Decoder, Encoder, Node, Registry
 from sk_itdiffusion.persistence.kinds import KINDS
@@ -78,9 +81,6 @@ from sk_itdiffusion.references import (
     LowRankGaussianReference,
 )
 from sk_itdiffusion.schedules import SCHEDULES
-from sk_itdiffusion.space import ColumnKind, TableSpace
-from sk_itdiffusion.training import _Net
-from sk_itdiffusion.unseen import GeometricTail, UnseenValues
 
 __all__ = ["registry"]
 

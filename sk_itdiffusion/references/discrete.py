@@ -23,10 +23,15 @@ from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
 from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeBlock, Layout, OneHotBlock
-from sk_itdiffusion.posteriors import DensePosterior, LevelPosterior, StreamedPosterior, is_long
 from sk_itdiffusion.references.base import PlainReference, Reference
 from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.posteriors import (
+    DensePosterior,
+    LevelPosterior,
+    StreamedPosterior,
+    is_long,
+)
 
 __all__ = ["DiscreteReference", "IndependentReference", "LatentClassReference"]
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.references.base import (
     ContinuousReference,
@@ -24,7 +25,6 @@ from sk_itdiffusion.references.base import (
     as_float_tensor,
     eigenbasis,
 )
-from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianReference"]
 

@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.parallel import map_in_workers
 from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import (

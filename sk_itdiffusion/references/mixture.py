@@ -26,8 +26,9 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from sk_itdiffusion._runtime.parallel import single_blas_thread
+from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.parallel import single_blas_thread
 from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
@@ -35,7 +36,6 @@ from sk_itdiffusion.references.gaussian import (
     add_white_noise,
     floor_eigenvalues,
 )
-from sk_itdiffusion.rows import effective_number
 
 __all__ = ["GaussianMixtureReference"]
 

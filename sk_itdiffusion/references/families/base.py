@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from sk_itdiffusion.documentation import DocumentationLinkMixin
+from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion.references.base import Reference
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.rows import WeightedRows
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._table.rows import WeightedRows
 
 __all__ = ["Demand", "FamilyContext", "JudgedReference", "ReferenceFamily"]
 
@@ -98,7 +98,7 @@ class JudgedReference:
     reference : Reference or None
         The reference; None if it is not worth having.
     optimism : ndarray of shape (n_valid,) or float, default=0
-        In nats, for each validation row; see `sk_itdiffusion.validation`.
+        In nats, for each validation row; see `sk_itdiffusion._fit.validation`.
     """
 
     reference: Reference | None

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sk_itdiffusion.judging import log_likelihoods
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import ContinuousReference, Reference
 from sk_itdiffusion.references.families.base import (
     FamilyContext,
     ReferenceFamily,
 )
 from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
+from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
-from sk_itdiffusion.rows import WeightedRows
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
 
 __all__ = ["GaussianFamily", "GivenReferenceFamily", "fit_gaussian_by_validation"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from sk_itdiffusion.latent_class import smoothed_marginals
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families.base import FamilyContext, ReferenceFamily
 from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion.references.latent_class import smoothed_marginals
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
 
 __all__ = ["IndependentFamily"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sk_itdiffusion.judging import first_rows, log_likelihoods, mean_and_error
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.families.base import (
     Demand,
@@ -15,13 +15,13 @@ from sk_itdiffusion.references.families.base import (
     ReferenceFamily,
 )
 from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
 from sk_itdiffusion.references.kernel_density import KernelDensityReference, fit_kernel_density
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, as_mixture
-from sk_itdiffusion.rows import WeightedRows
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
 
 __all__ = ["KernelDensityFamily", "fit_kernel_density_by_validation"]
 

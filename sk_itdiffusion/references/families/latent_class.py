@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sk_itdiffusion.judging import log_likelihoods, mean_and_error, search_numbers
-from sk_itdiffusion.latent_class import fit_latent_class
-from sk_itdiffusion.parallel import map_in_workers, single_blas_thread
+from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.families.base import (
@@ -24,10 +22,12 @@ from sk_itdiffusion.references.families.mixture import (
     MOST_ROWS_FOR_MIXTURES,
     mixture_regularization,
 )
+from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, search_numbers
+from sk_itdiffusion.references.latent_class import fit_latent_class
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
 
 __all__ = ["LatentClassFamily", "fit_latent_class_by_validation"]
 

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion.judging import (
-    best_beyond_an_error,
-    first_rows,
-    log_likelihoods,
-    mean_and_error,
-    search_numbers,
-)
-from sk_itdiffusion.latent_class import smoothed_marginals
-from sk_itdiffusion.parallel import map_in_workers
+from sk_itdiffusion._fit.validation import choice_optimism
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families.base import (
@@ -28,13 +22,19 @@ from sk_itdiffusion.references.families.base import (
     ReferenceFamily,
 )
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference
+from sk_itdiffusion.references.judging import (
+    best_beyond_an_error,
+    first_rows,
+    log_likelihoods,
+    mean_and_error,
+    search_numbers,
+)
+from sk_itdiffusion.references.latent_class import smoothed_marginals
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
-from sk_itdiffusion.rows import WeightedRows
-from sk_itdiffusion.validation import choice_optimism
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.schema import Schema
-    from sk_itdiffusion.splitting import MappedSplit
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
 
 __all__ = [
     "GaussianMixtureFamily",

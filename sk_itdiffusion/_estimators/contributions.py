@@ -1,0 +1,416 @@
+r"""What each column contributes to a log-density with a noise floor.
+
+With independent columns q the difference of a member and q is followed from no signal, where it is
+0, to the floor, along the paths :math:`z_a = x + e^{-a/2} \epsilon` of fixed noise.  On such a path
+
+.. math:: \frac{d}{da} \log p_a(z_a) = \frac12 \sum_j \left( 1
+    + \epsilon_j E[\epsilon_j \mid z_a] - E[\epsilon_j^2 \mid z_a] \right),
+
+which follows from the heat equation and is, averaged over the noise, the relation of Kong et al.
+column by column: the expectation of each term is :math:`(1 - (\epsilon_j -
+\hat\epsilon_j)^2) / 2`.  The left side is known at both ends of each interval, so the terms of an
+interval are averaged such that their sum is what the log-densities differ by, whatever the rows.
+Where values are no levels, what the other columns tell about each other is known from the
+references, and is divided equally among them.
+
+References
+----------
+X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sk_itdiffusion._estimators.outlier_score import (
+    FLOOR_STREAM,
+    MODEL,
+    FlooredModel,
+    FlooredRule,
+    MappedRows,
+    constant_parts,
+    log_widths,
+    n_floor_draws,
+    share_above,
+)
+from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, Effort, TableModel
+from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._immse.likelihood import PairedDenoiser, PointsOfDraws, paired_draws
+from sk_itdiffusion._immse.places import DOUBLE_APART, Places
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion.references import Reference
+
+__all__ = ["Contributions"]
+
+Array = NDArray[np.float64]
+
+#: Nodes of the log-SNR at which the paths of explanations are evaluated, and draws of their noise.
+PATH_NODES = 24
+PATH_DRAWS = 2
+#: By how much the paths begin below the log-SNR at which columns tell little about one another:
+#: what they tell grows with the squared distance of rows.
+ROOM_FOR_FAR_ROWS = 6.0
+#: Intervals of the log-SNR that are longer lie beyond the model's range.
+LONGEST_INTERVAL = 5.0
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What each column contributes to the score of a model with noise floors.
+
+    Attributes
+    ----------
+    floored : FlooredModel
+        The model with its floors.
+    """
+
+    floored: FlooredModel
+
+    @property
+    def model(self) -> TableModel:
+        """The model."""
+        return self.floored.model
+
+    def of(self, values: Array, effort: Effort) -> Array:
+        """Return each column's part of `FlooredModel.log_density`.
+
+        Without floors and average they are those of the model's own log-density.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_columns)
+            Numbers and codes.
+        effort : Effort
+            How exactly to integrate.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_columns)
+            Contributions in nats; minus infinity for entries so far out that they cannot be
+            standardised.
+        """
+        model, space = self.model, self.model.space
+        parts = np.zeros((len(values), space.n_columns))
+        parts[:, space.constant] = constant_parts(model, values)
+        parts[:, space.open] = space.unseen_log_odds(values) + space.log_seen[space.open]
+        if space.is_empty:
+            return parts
+        columns = np.concatenate([space.continuous, space.discrete])
+        # All that is known of a row are its values: equal ones are done once.
+        _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
+        distinct = values[first]
+        with stretch_of_progress(0.0, 0.5):
+            found, near = self._columns_of_references(self._points_seen(distinct, effort), effort)
+        # One after the other: the points of each row, of which most models see one.
+        found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
+        near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
+        if MODEL in self.floored.members:
+            with stretch_of_progress(0.5, 1.0):
+                self._add_columns_of_model(found, distinct, near, effort)
+        parts[:, columns] += found[group.ravel()]
+        return parts
+
+    def _points_seen(self, values: Array, effort: Effort) -> Array:
+        """Return the points over which the references' part of a score is averaged.
+
+        They are the rows, or as many times so many: all rows with one noise after the other.
+        """
+        dequantizer = self.model.dequantizer
+        if dequantizer is None or not self.floored.is_plain:
+            return values
+        keys = row_keys(self.model.space.standardized(values), self.model.seeds.scoring)
+        return np.concatenate(
+            [values + noise for noise in self.model.reference_offsets(keys, effort)]
+        )
+
+    def _columns_of_references(
+        self, values: Array, effort: Effort
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Return the parts that need no network, and whether the network has a say in a row."""
+        model, space = self.model, self.model.space
+        rows = MappedRows.of(model, values)
+        parts = np.where(rows.is_near, 0.0, -np.inf)
+        near = rows.finite.copy()
+        chosen = np.flatnonzero(rows.finite)
+        if not len(chosen):
+            return parts, near
+        parts[:, : len(space.continuous)] += slope_parts(model, values)
+        names = [self.floored.control if name == MODEL else name for name in self.floored.members]
+        distinct = list(dict.fromkeys(names))
+        alone = self._floored_columns(rows, chosen, effort)
+        references = [model.references[name] for name in distinct]
+        complete = space.is_complete(rows.mapped[chosen])
+        gaps: list[tuple[Array, Array]] = []
+        if complete.any():
+            gaps = self._path_gaps(references, rows, chosen[complete], effort)
+        for number, name in enumerate(distinct):
+            total = self.floored.floored_reference(references[number], rows, chosen, effort)
+            rest = total - alone.sum(axis=1)
+            found = shared_by_levels(rest, rows.mapped[chosen], len(space.continuous))
+            if gaps:
+                # The paths have fewer draws of noise than the score; nothing else is left over.
+                gap, spread = gaps[number]
+                found[complete] = reconciled(gap, rest[complete], spread)
+            parts[chosen] += names.count(name) / len(names) * (alone + found)
+            if name == self.floored.control:
+                near[chosen] = complete & (total > LEAST_LOG_DENSITY)
+        return parts, near
+
+    def _add_columns_of_model(
+        self, parts: Array, values: Array, near: NDArray[np.bool_], effort: Effort
+    ) -> None:
+        """Add what the stack says beyond its control variate, by the draws of the score."""
+        rule = self.floored.rule(self.model.scoring_rule(effort))
+        if rule is None or not near.any():
+            return
+        experts = self.model.experts()
+        paired = self.model.stack(experts).paired_with(experts[self.floored.control])
+        rows, chosen = MappedRows.of(self.model, values), np.flatnonzero(near)
+        points = None
+        if self.floored.is_plain and self.model.dequantizer is not None:
+            points = self.model.dequantized_points
+        parts[chosen] += self._column_gaps(rows, values, chosen, paired, rule, points) / len(
+            self.floored.members
+        )
+
+    def _floored_columns(self, rows: MappedRows, chosen: NDArray[np.intp], effort: Effort) -> Array:
+        """Return the mean smoothed log-density of each modelled column."""
+        reference = self.floored.plain.independent()
+        return self.floored.floor_means(
+            reference.column_log_prob, rows, chosen, effort, reference.n_intermediate
+        )
+
+    def _path_nodes(self) -> Array:
+        """Return the log-SNRs of the paths' nodes, the floors among them."""
+        known = self.floored.plain.independence_logsnr()
+        least = float(self.model.logsnr[0])
+        low = (least if known is None else min(least, known)) - ROOM_FOR_FAR_ROWS
+        low = min(low, float(self.floored.floors.min()))
+        high = max(low, min(float(self.floored.floors.max()), float(self.model.logsnr[-1])))
+        return np.unique(np.append(np.linspace(low, high, PATH_NODES), self.floored.floors))
+
+    def _path_gaps(
+        self,
+        references: Sequence[Reference],
+        rows: MappedRows,
+        chosen: NDArray[np.intp],
+        effort: Effort,
+    ) -> list[tuple[Array, Array]]:
+        """Return what paths say about each column, and its variance between two draws of noise.
+
+        For each reference it is the log-density less that of independent columns.
+        """
+        model, nodes, noise = self.model, self._path_nodes(), self.floored.noise(effort)
+        layout = model.space.layout
+        owner = layout.owners() + layout.n_continuous
+        owner[: layout.n_continuous] = np.arange(layout.n_continuous)
+        to_columns = (owner[:, None] == np.arange(layout.n_columns)).astype(np.float64)
+        plain = self.floored.plain.independent()
+        share = share_above(np.append(-np.inf, nodes[:-1]), self.floored.floors)
+        widest = max(reference.n_intermediate for reference in (plain, *references))
+        n_draws = min(PATH_DRAWS, n_floor_draws(effort))
+        # Not too large, since few rows are padded to as many.
+        n_rows = max(1, 2**17 // (max(widest, 1) * n_draws * noise.n_evaluations))
+
+        @torch.no_grad()
+        def block(start: int) -> Array:
+            part = chosen[start : start + n_rows]
+            # Padded to one shape, so that a row's value is the same in any company.
+            part = np.pad(part, (0, n_rows - len(part)), mode="edge")
+            keys = spawn_keys(rows.keys[part], n_draws, FLOOR_STREAM)
+            eps, coefficient = noise.draw(keys.ravel())
+            eps = np.ascontiguousarray(eps.reshape(-1, eps.shape[-1]))
+            places = Places(n_rows, len(eps) // n_rows, DOUBLE_APART)
+            noisy = torch.from_numpy(places.spread(eps))
+            repeated = np.repeat(rows.mapped[part], places.n_evaluations, axis=0)
+            x = torch.from_numpy(places.spread(repeated))
+            factor = coefficient.reshape(n_rows, n_draws, -1)
+
+            def mean(found: Tensor) -> Array:
+                """Return the mean over the noise of a draw, (n_rows, n_draws, n_values)."""
+                values = places.gathered(found).numpy().reshape(*factor.shape, -1)
+                return np.asarray(np.einsum("ndm,ndmc->ndc", factor, values))
+
+            heights = np.empty((len(references), n_rows, n_draws, len(nodes)))
+            slopes = np.zeros((*heights.shape, layout.n_columns))
+            for number, node in enumerate(nodes):
+                base, base_slope = smoothed_slopes(plain, x, noisy, float(node))
+                for r, reference in enumerate(references):
+                    height, slope = smoothed_slopes(reference, x, noisy, float(node))
+                    heights[r, :, :, number] = mean(height - base)[..., 0]
+                    slopes[r, :, :, number] = mean(slope - base_slope) @ to_columns
+            return path_contributions(nodes, share, heights, slopes)
+
+        starts = range(0, len(chosen), n_rows)
+        blocks = map_in_workers(block, starts, "cpu", current_progress())
+        found = np.concatenate(blocks, axis=1)[:, : len(chosen)]
+        return [(each.mean(axis=1), each.var(axis=1)) for each in found]
+
+    def _column_gaps(
+        self,
+        rows: MappedRows,
+        values: Array,
+        chosen: NDArray[np.intp],
+        paired: PairedDenoiser,
+        rule: FlooredRule,
+        points: PointsOfDraws | None,
+    ) -> Array:
+        """Return half the integral of each modelled column's difference of squared errors."""
+        model = self.model
+        layout = model.space.layout
+        owner = layout.owners() + layout.n_continuous
+        owner[: layout.n_continuous] = np.arange(layout.n_continuous)
+        seen = layout.embed_array(rows.mapped[chosen]) if points is None else values[chosen]
+        n_rows, n_strata = rule.block_shape(model.budget)
+
+        def one_block(start: int) -> Array:
+            part = np.arange(start, start + n_rows).clip(max=len(seen) - 1)
+            total = np.zeros((n_rows, layout.n_columns))
+            for first in range(0, rule.n_strata, n_strata):
+                differences, coefficient = paired_draws(
+                    seen[part],
+                    rows.keys[chosen[part]],
+                    paired,
+                    rule,
+                    first,
+                    n_strata,
+                    model.device,
+                    model.precision,
+                    points,
+                )
+                factor = 0.5 * coefficient / rule.n_draws
+                weighted = np.einsum("nsdm,nsdmc->nc", factor, differences)
+                for coordinate, column in enumerate(owner):
+                    total[:, column] += weighted[:, coordinate]
+            return total
+
+        starts = range(0, len(seen), n_rows)
+        blocks = map_in_workers(one_block, starts, model.device, current_progress())
+        return np.concatenate(blocks)[: len(seen)]
+
+
+def smoothed_slopes(
+    reference: Reference, rows: Tensor, eps: Tensor, logsnr: float
+) -> tuple[Tensor, Tensor]:
+    """Return `Reference.smoothed_log_prob`, and its derivative in the log-SNR for fixed noise.
+
+    Parameters
+    ----------
+    reference : Reference
+        A reference.
+    rows : Tensor of shape (B, n_columns)
+        Rows; codes in discrete columns.
+    eps : Tensor of shape (B, d)
+        Noise of the points of the rows.
+    logsnr : float
+        Log-SNR of the noise; infinite for none.
+
+    Returns
+    -------
+    log_prob : Tensor of shape (B,)
+        Log-densities in nats.
+    slopes : Tensor of shape (B, d)
+        Terms of the derivative, one for each coordinate, up to one half of those of discrete
+        columns, which all references have in common.  Zero where there is no noise.
+    """
+    height = reference.smoothed_log_prob(rows, eps, logsnr)
+    if math.isinf(logsnr):
+        return height, torch.zeros_like(eps)
+    mean, square = reference.noise_moments(rows, eps, logsnr)
+    return height, 0.5 * (1.0 + eps * mean - square)
+
+
+def path_contributions(nodes: Array, share: Array, heights: Array, slopes: Array) -> Array:
+    """Return the contributions of columns (..., c) to a difference of log-densities.
+
+    Parameters
+    ----------
+    nodes : ndarray of shape (n_nodes,)
+        Increasing log-SNRs; the last may be infinite.
+    share : ndarray of shape (n_nodes,)
+        Factors of the intervals that end at the nodes; the first begins at no signal.
+    heights : ndarray of shape (..., n_nodes)
+        Differences of log-densities at the nodes.
+    slopes : ndarray of shape (..., n_nodes, n_columns)
+        The columns' terms of their derivatives.
+
+    Returns
+    -------
+    ndarray of shape (..., n_columns)
+        Contributions in nats.
+    """
+    # Below the first node the difference grows with the square of the signal.
+    total = share[0] * reconciled(0.5 * slopes[..., 0, :], heights[..., 0])
+    for number in range(1, len(nodes)):
+        left, right = slopes[..., number - 1, :], slopes[..., number, :]
+        change = heights[..., number] - heights[..., number - 1]
+        width = nodes[number] - nodes[number - 1]
+        if width > LONGEST_INTERVAL:  # beyond the model's range the slopes fall with the noise
+            part = reconciled(left, change)
+        else:
+            part = width * intermediate(left, right, change / width)
+        total = total + share[number] * part
+    return np.asarray(total)
+
+
+def intermediate(left: Array, right: Array, total: Array) -> Array:
+    """Return terms between those at the ends of an interval whose sum is the given one.
+
+    They are the mean of the ends where the terms change evenly; where another component of a
+    mixture takes over, and the terms jump, the ends are weighted by the parts before and after.
+    """
+    step = right - left
+    rise = step.sum(axis=-1)
+    missing = total - 0.5 * (left + right).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = np.where(rise != 0.0, missing / rise, 0.0).clip(-0.5, 0.5)
+    between = 0.5 * (left + right) + shift[..., None] * step
+    return reconciled(between, total, np.abs(left) + np.abs(right))
+
+
+def reconciled(parts: Array, total: Array, weight: Array | None = None) -> Array:
+    """Return parts whose sum is the total: what is missing is shared in proportion to a weight.
+
+    Without a weight, and where all weights are 0, it is shared in proportion to the parts' sizes.
+    """
+    size = np.abs(parts)
+    if weight is not None:
+        size = np.where(weight.sum(axis=-1, keepdims=True) > 0.0, weight, size)
+    size = size / size.max(axis=-1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
+    size = np.where(size.any(axis=-1, keepdims=True), size, 1.0)
+    missing = total - parts.sum(axis=-1)
+    return np.asarray(parts + missing[..., None] * size / size.sum(axis=-1, keepdims=True))
+
+
+def shared_by_levels(values: Array, mapped: Array, n_continuous: int) -> Array:
+    """Return values (n,) in equal parts for the columns whose entries are numbers or levels."""
+    observed = mapped >= 0.0
+    observed[:, :n_continuous] = True
+    return np.asarray(observed * (values / observed.sum(axis=1).clip(min=1))[:, None])
+
+
+def slope_parts(model: TableModel, values: Array) -> Array:
+    """Return the log-derivative of each continuous column's map, and the width of its cells.
+
+    The shape is (n, n_continuous).
+    """
+    space = model.space
+    with np.errstate(over="ignore"):
+        standardized = space.standardized(values)
+    parts = np.empty((len(values), len(space.continuous)))
+    for j in range(len(space.continuous)):
+        column = np.ascontiguousarray(standardized[:, j])
+        slope = np.zeros(len(values))
+        if space.marginal_map.columns:
+            with np.errstate(over="ignore"):
+                slope = space.marginal_map.columns[j].forward(column)[1]
+        parts[:, j] = slope - math.log(space.standardizer.scale[j])
+    return np.where(np.isfinite(parts), parts, 0.0) + log_widths(model)

@@ -1,0 +1,527 @@
+"""Density estimation for continuous rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import validate_data
+
+from sk_itdiffusion._estimators.parameters import (
+    checked_image_shape,
+    checked_weight,
+    flattened_images,
+    numbers_in,
+)
+from sk_itdiffusion._estimators.table import TableEstimator
+from sk_itdiffusion._fit.networks import GivenFamily
+from sk_itdiffusion._table.blocks import blocks_of, sample
+from sk_itdiffusion._table.encoding import (
+    TableEncoder,
+    naming_columns,
+    warn_of_identifiers,
+    warn_of_merged_integers,
+    without_tensors,
+)
+from sk_itdiffusion._table.marginals import MARGINAL_KINDS
+from sk_itdiffusion._table.space import ColumnKind
+from sk_itdiffusion._table.streams import RowStream, Stream, is_dataset, read_rows
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
+from sk_itdiffusion.references import ContinuousReference, ReferenceFamily
+from sk_itdiffusion.schedules import Schedule
+
+__all__ = ["IMMSEDensity"]
+
+
+class IMMSEDensity(TableEstimator):
+    r"""Density estimation with a denoising network, by the I-MMSE relation.
+
+    A network learns to predict the noise in noisy rows, at all signal-to-noise ratios; the
+    log-density of a row is an integral of its squared error over the log-SNR [1]_,
+
+    .. math:: \log p(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
+        \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right],
+
+    with q an analytic reference.  At each log-SNR the network is combined with the references by
+    weights that minimise the error on validation rows.
+
+    Parameters
+    ----------
+    reference : str or ContinuousReference, default="auto"
+        Reference q, the control variate of the integral: ``"gaussian"``, ``"gaussian_mixture"``,
+        ``"kernel_density"``, ``"auto"`` or an object.  ``"auto"`` takes the likeliest, on
+        validation rows, of a normal distribution, a mixture of normal distributions whose number
+        of components is found by validation, and the kernel density of ``experts``; the normal one
+        if none is an expert.  An object is in the units of X; columns are then only standardised.
+    experts : "auto" or list of str and ReferenceFamily, default="auto"
+        Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
+        ``"gaussian"``, ``"gaussian_mixture"``, ``"kernel_density"`` and ``"reference"`` (the object
+        given as ``reference``), where ``"network"`` stands for all networks, and families of
+        references of your own, see `sk_itdiffusion.references.ReferenceFamily`.  ``"auto"``, also
+        as an entry of a list, takes all there are; ``["network"]`` leaves the references out.
+
+        The kernel density has a kernel around each of at most 10,000 training rows, which the
+        estimator then stores, and finds structure as fine as values that come again.  It needs at
+        most 50 columns, and a device with double precision, which Apple's GPUs have not.  Without
+        being asked for it is an expert only beside networks, with ``reference="auto"``, and if
+        it lowers the validation bound by more than 0.02 nats and one standard error; rows of the
+        training set are likelier under it than others.
+    marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
+        Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
+        a power transformation.  ``"auto"`` chooses by validation, and maps columns with heavy tails
+        by their quantiles, unless that is worse by more than two standard errors.
+    bounds : "auto", None, dict or sequence, default="auto"
+        Bounds of columns: a dict from names (or numbers) of columns to pairs (low, high), or a pair
+        or None for each column; None or an infinite number is no bound.  Rows of `fit` have to lie
+        between them, the bounds themselves excluded (with ``dequantize`` included, for columns on a
+        lattice); elsewhere the density is 0.  ``"auto"`` lets validation choose, for
+        ``marginals="auto"``, between maps with the bounds that the rows show and without: 0 of a
+        column of one sign, 0 and 1 of one between these, if values come near.  Rows beyond such
+        bounds are never drawn, and have together a probability of at most 1 / (n + 2), the weight
+        of a normal distribution over the whole space.
+    schedule : str or Schedule, default="adaptive"
+        Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
+        ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"``, or an object of
+        `sk_itdiffusion.schedules` whose parameters can be searched (``schedule__loc``).
+    image_shape : tuple of int or None, default=None
+        Channels, height and width (or height and width) if columns are pixels, in this order; X may
+        also be an array of images.  All pixels are standardised alike, and the normal reference has
+        a covariance shrunk to its diagonal, or one of low rank.
+    network : {"auto", "mlp", "convolutional", "unet"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, small convolutional ones or `diffusers.UNet2DModel`
+        (both for images only; the extra ``sk_itdiffusion[images]`` installs the latter), or a
+        family of your own, see `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` takes the
+        U-Net for images, else fully connected networks.
+    denoiser : nn.Module or None, default=None
+        A complete denoiser to use instead of networks of the library's making, with
+        ``network="auto"``: a `PretrainedDenoiser`, or a module called as
+        ``denoiser(z, logsnr)`` with standardised noisy rows (B, d) and log-SNRs (B,) that returns
+        the noise.  A copy is trained; with ``max_epochs=0`` it is evaluated as it is.
+    dequantize : bool, float or array-like of shape (n_features,), default=False
+        Whether columns are integers or other multiples of a step, and densities stand for
+        probabilities.  Columns get uniform noise of the width of their step, centred at zero, and
+        `score_samples` returns the mean over the noise of the log-density, plus the logarithm of
+        the steps' product: a lower bound on the log-probability.  True finds the steps, and a
+        column that is on no lattice gets no noise; a number is the positive step of all columns,
+        and of an array those that are 0 stand for no noise.  Each row has a noise of its own, and
+        of fewer than 10,000 rows up to 16; equal rows are different observations, in training and
+        in validation, unless there is a column without noise, or columns are pixels of images.  A
+        constant column has its cell without noise: all other values together have the probability
+        1 / (n_samples + 2), which decreases geometrically with the distance.
+    n_networks : int or "auto", default="auto"
+        Networks to train and to combine, at least 1; every other one has half the dropout and the
+        weight decay that ``"auto"`` gives.  ``"auto"`` is 2, and 1 for images, for a given
+        denoiser, for rows beyond memory, for several processes, for `partial_fit` and with
+        ``callbacks``.  Two are trained at the same time if there are two cores; with ``callbacks``
+        in turn.
+    hidden_size : int or "auto", default="auto"
+        Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
+        multiple of 8) at full resolution for U-Nets, 64 for convolutional networks.
+    n_blocks : int or "auto", default="auto"
+        Residual blocks (of U-Nets: at each resolution), at least 1; ``"auto"`` is 2, 1 for U-Nets
+        and 3 for convolutional networks.
+    n_frequencies : int, default=4
+        Frequencies of the sines and cosines of each column, at least 0.
+    dropout : float or "auto", default="auto"
+        Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
+    weight_decay : float or "auto", default="auto"
+        Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
+    max_epochs : int, default=40
+        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
+        at its start, which is the normal reference.
+    steps_per_epoch : int or "auto", default="auto"
+        Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
+        epochs.  ``"auto"`` is a 120th of the number of rows, but between 37 (for fewer than 1500
+        rows a fortieth of them, and at least 10) and 160; for images and given denoisers it is
+        100, and less for fewer than 5000 rows.
+    batch_size : int or "auto", default="auto"
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, 64 for U-Nets and for given denoisers
+        of images, and 128 for convolutional networks.
+    num_workers : int, default=0
+        Processes that read the items of a torch dataset, at least 0; 0 reads them in this one.
+    micro_batch_size : int or None, default=None
+        Rows whose gradients are taken at a time and summed to that of the batch, at least 1; it
+        bounds the memory of training.
+    learning_rate : float or "auto", default="auto"
+        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
+        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for U-Nets 0.007, for
+        convolutional networks 0.02, and for a given denoiser 0.001.
+    early_stopping : bool, default=True
+        Whether to end when the validation bound no longer improves.
+    validation_fraction : float, default=0.1
+        Share in (0, 1) of the distinct rows, at least 10 and at most 10,000 rows, that judges
+        epochs, maps, references and experts.  With fewer than 40 distinct rows nothing is judged:
+        the model is the normal reference.
+    n_iter_no_change : int, default=6
+        Epochs without improvement after which the learning rate is taken to zero and training
+        ends, at least 1.
+    n_strata : int, default=16
+        Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
+        changed after `fit`: the standard errors fall with the root of the evaluations.  With
+        ``dequantize`` the noise in a cell is drawn ``n_strata * n_draws / 2`` times.
+    n_draws : int, default=2
+        Draws in each stratum, at least 2, one in each of as many equal parts; the standard errors
+        come from their differences.
+    n_directions : int or None, default=None
+        Orthogonal noise directions in a draw, at least 1 and no more than columns are used.  None
+        takes up to 8 for at most 20 columns, else 4.
+    device : str, default="auto"
+        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+    warm_start : bool, default=False
+        Whether `fit` continues from the network, the maps and the references of the earlier fit.
+    callbacks : list or None, default=None
+        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
+        are set by `set_callbacks`.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
+        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        seconds.
+    random_state : int, RandomState or None, default=None
+        Seed of the split, the initial weights, the noise in training, and the noise in scoring.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if X had string names.
+    net_ : skorch.NeuralNet or None
+        The first trained net; None if there was no network to train.
+    nets_ : dict of str to skorch.NeuralNet
+        All trained nets by name: ``"network"``, ``"network_2"`` and so on.
+    reference_ : Reference
+        The control variate, on the standardised and mapped columns.
+    references_ : dict of str to Reference
+        All references there.
+    marginals_ : str
+        The kind of map in use.
+    column_marginals_ : list of str or None
+        The kind of map of each column, which differs from ``marginals_`` for columns with heavy
+        tails; None for columns that do not vary.
+    bounds_ : ndarray of shape (`n_features_in_`, 2)
+        Bounds of the columns in use, infinite where there are none.
+    schedule_ : Schedule
+        The schedule object in use.
+    logsnr_ : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_weights_ : dict of str to ndarray of shape (n_nodes,)
+        Weights of the experts at the nodes; piecewise linear between them.
+    history_ : list of dict
+        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch of ``net_``.
+        They are bounds of this network alone, and no entry equals ``entropy_``, which is that of
+        the whole model: of all networks and references, mixed at each log-SNR.
+    entropy_ : float
+        The validation bound of the whole model, in nats: an estimate of its mean negative
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
+        validation row is judged by what it has chosen.  NaN if there are fewer than 40 rows, of
+        which none are spared for validation.
+    entropy_std_ : float
+        Its standard error, in nats; NaN likewise.
+    n_iter_ : int
+        Epochs trained; 0 if there was nothing to train.
+
+    See Also
+    --------
+    sklearn.neighbors.KernelDensity : Kernel density estimate.
+    sklearn.mixture.GaussianMixture : Mixture of normal distributions.
+
+    Notes
+    -----
+    The estimate is a bound: the mean of ``-score_samples`` on new rows is, up to the error of
+    the integration, no less than the entropy of their distribution, and the density integrates to
+    at most 1.  The standard error of ``return_std`` is that of the integration, not of the fit.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEDensity
+    >>> X = np.random.default_rng(0).normal(size=(500, 2))
+    >>> density = IMMSEDensity(max_epochs=2, random_state=0).fit(X)
+    >>> log_density, std = density.score_samples(X[:3], return_std=True)
+    >>> log_density.shape, std.shape
+    ((3,), (3,))
+    >>> bool(-3.2 < density.score(X) < -2.6)
+    True
+    """
+
+    _experts: ClassVar[tuple[str, ...]] = (
+        "network",
+        "gaussian",
+        "gaussian_mixture",
+        "kernel_density",
+        "reference",
+    )
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "experts",
+        "marginals",
+        "bounds",
+        "dequantize",
+        "network",
+        "denoiser",
+        "image_shape",
+    )
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TableEstimator._parameter_constraints,
+        "reference": [
+            StrOptions({"auto", "gaussian", "gaussian_mixture", "kernel_density"}),
+            ContinuousReference,
+        ],
+        "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
+        "bounds": [StrOptions({"auto"}), dict, "array-like", None],
+        "image_shape": [tuple, list, None],
+        "network": [StrOptions({"auto", "mlp", "convolutional", "unet"}), NetworkFamily],
+        "denoiser": [torch.nn.Module, None],
+        "dequantize": ["boolean", Interval(Real, 0, None, closed="neither"), "array-like"],
+        "n_networks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "num_workers": [Interval(Integral, 0, None, closed="left")],
+        "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "n_frequencies": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        reference: str | ContinuousReference = "auto",
+        experts: str | Sequence[str | ReferenceFamily] = "auto",
+        marginals: str = "auto",
+        bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
+        schedule: str | Schedule = "adaptive",
+        image_shape: tuple[int, ...] | None = None,
+        network: str | NetworkFamily = "auto",
+        denoiser: torch.nn.Module | None = None,
+        dequantize: bool | float | ArrayLike = False,
+        n_networks: int | str = "auto",
+        hidden_size: int | str = "auto",
+        n_blocks: int | str = "auto",
+        n_frequencies: int = 4,
+        dropout: float | str = "auto",
+        weight_decay: float | str = "auto",
+        max_epochs: int = 40,
+        steps_per_epoch: int | str = "auto",
+        batch_size: int | str = "auto",
+        num_workers: int = 0,
+        micro_batch_size: int | None = None,
+        learning_rate: float | str = "auto",
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 6,
+        n_strata: int = 16,
+        n_draws: int = 2,
+        n_directions: int | None = None,
+        device: str = "auto",
+        warm_start: bool = False,
+        callbacks: Sequence[Any] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.reference = reference
+        self.experts = experts
+        self.marginals = marginals
+        self.bounds = bounds
+        self.schedule = schedule
+        self.image_shape = image_shape
+        self.network = network
+        self.denoiser = denoiser
+        self.dequantize = dequantize
+        self.n_networks = n_networks
+        self.hidden_size = hidden_size
+        self.n_blocks = n_blocks
+        self.n_frequencies = n_frequencies
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.micro_batch_size = micro_batch_size
+        self.learning_rate = learning_rate
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.n_strata = n_strata
+        self.n_draws = n_draws
+        self.n_directions = n_directions
+        self.device = device
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _held_in_memory(
+        self, X: Any, weight: ArrayLike | None, random_state: np.random.RandomState
+    ) -> tuple[Any, ArrayLike | None, Stream | None]:
+        """Return the rows to hold in memory, their weights, and the other rows if there are any."""
+        images = self._images()
+        if not is_dataset(X):
+            X = without_tensors(X if images is None else flattened_images(X, images))
+            blocks = blocks_of(X, weight)
+            if blocks is None:
+                return X, weight, None
+            weights = None if weight is None else checked_weight(weight, X)
+            return sample(blocks, as_numbers, random_state, weight=weights, numbers_only=True)
+        if weight is not None:
+            raise ValueError("sample_weight must be None if X is a dataset.")
+        rows, stream = RowStream.beyond_memory(X, self.num_workers, random_state, images)
+        return rows, None, stream
+
+    def _read_first(
+        self, X: ArrayLike, weight: ArrayLike | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
+        """Return rows, weights and the kinds of the columns: all continuous."""
+        rows = self._validated(X, reset=True, ensure_min_samples=2)
+        warn_of_identifiers(X)
+        warn_of_merged_integers(X, have_probabilities=self._dequantization() is not False)
+        if hasattr(X, "columns"):
+            self._frame_format = TableEncoder.of_numbers(X)
+        return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
+
+    def _read(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return validated rows with the columns of the fit."""
+        rows = self._validated(X, reset=False, ensure_min_samples=1)
+        if self._model.dequantizer is not None:
+            self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
+        return rows
+
+    def _write(self, values: NDArray[np.float64]) -> Any:
+        """Return rows as a table of the kind that was fitted."""
+        frame_format: TableEncoder | None = getattr(self, "_frame_format", None)
+        if frame_format is None:
+            return values
+        return frame_format.decode(values, self._model.space.bounds_of_columns())
+
+    def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
+        shape = self._images()
+        if is_dataset(X):
+            X = read_rows(X, shape=shape)
+        elif shape is not None:
+            X = flattened_images(X, shape)
+        X = without_tensors(X)
+        with naming_columns(X):
+            rows = validate_data(
+                self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
+            )
+        if reset and shape is not None:
+            checked_image_shape(shape, rows.shape[1])
+        return np.asarray(rows, dtype=np.float64)
+
+    def _images(self) -> tuple[int, ...] | None:
+        """Return the checked shape of the images, (channels, height, width), if there are any."""
+        given = getattr(self.denoiser, "image_shape", None)
+        if self.image_shape is None:
+            return given
+        shape = (1, *checked_image_shape(self.image_shape))[-3:]
+        if given is not None and shape != tuple(given):
+            raise ValueError(
+                f"image_shape={tuple(self.image_shape)!r} is not that of the denoiser, {given!r}."
+            )
+        return shape
+
+    def _network_task(self) -> NetworkTask:
+        return NetworkTask(image_shape=self._images())
+
+    def _network_family(self, task: NetworkTask) -> NetworkFamily:
+        given = as_pretrained(self.denoiser)
+        if given is None:
+            return super()._network_family(task)
+        if self.network != "auto":
+            raise ValueError(
+                f"network must be 'auto' if there is a denoiser of your own, got {self.network!r}."
+            )
+        return GivenFamily(given)
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of continuous columns."""
+        check_reference_object(self.reference, self.marginals, self.n_features_in_)
+        images = self._images()
+        if (images is not None or self.denoiser is not None) and self.marginals not in (
+            "auto",
+            "standard",
+        ):
+            raise ValueError(
+                "Images and denoisers of your own need marginals='auto' or 'standard', got "
+                f"{self.marginals!r}."
+            )
+        return {
+            "marginals": self.marginals if self.denoiser is None else "standard",
+            **self._checked_bounds(images),
+            "n_frequencies": self.n_frequencies,
+            "image_shape": images,
+            "n_networks": None if self.n_networks == "auto" else int(self.n_networks),
+            "denoiser": as_pretrained(self.denoiser),
+            "dequantize": self._dequantization(),
+            "micro_batch_size": self.micro_batch_size,
+        }
+
+    def _checked_bounds(self, images: tuple[int, ...] | None) -> dict[str, Any]:
+        """Return the settings of the bounds, which need maps of the library's own."""
+        settings = self._bounds_settings(self.bounds)
+        fixed = images is not None or self.denoiser is not None
+        if "bounds" in settings and (fixed or isinstance(self.reference, ContinuousReference)):
+            raise ValueError(
+                "Images, and denoisers and reference objects of your own, need bounds='auto' or "
+                f"None, got {self.bounds!r}."
+            )
+        return settings
+
+    def _dequantization(self) -> bool | NDArray[np.float64]:
+        """Return whether to dequantise, or the steps."""
+        if isinstance(self.dequantize, bool | np.bool_):
+            return bool(self.dequantize)
+        step = numbers_in(self.dequantize)
+        fits = step.ndim == 0 or step.shape == (self.n_features_in_,)
+        if not fits or not np.isfinite(step).all() or (step < 0).any() or not (step > 0).any():
+            raise ValueError(
+                "dequantize must be a bool, a positive step, or a step for each of the "
+                f"{self.n_features_in_} columns (0 for none), got {self.dequantize!r}."
+            )
+        return step
+
+    def _publish(self) -> None:
+        """Set the public fitted attributes from the model."""
+        super()._publish()
+        self.marginals_ = self._model.space.marginal_map.kind
+        self.column_marginals_ = self._model.space.maps_of_columns()
+        self.bounds_ = self._model.space.bounds_of_columns()
+
+
+def as_numbers(X: Any) -> NDArray[np.float64]:
+    """Return the numbers of rows that have been checked."""
+    return np.asarray(X, dtype=np.float64)
+
+
+def as_pretrained(denoiser: torch.nn.Module | None) -> PretrainedDenoiser | None:
+    """Return the denoiser with its noise schedule; a plain module is called with the log-SNR."""
+    if denoiser is None or isinstance(denoiser, PretrainedDenoiser):
+        return denoiser
+    return PretrainedDenoiser(denoiser, noise_schedule=LogSNRNoise(), data_range=None)
+
+
+def check_reference_object(
+    reference: str | ContinuousReference, marginals: str, n_features: int
+) -> None:
+    """Raise an error if a reference object does not fit to the maps or the columns."""
+    if not isinstance(reference, ContinuousReference):
+        return
+    if marginals not in ("auto", "standard"):
+        raise ValueError(
+            "A reference object is in the units of X and needs marginals='auto' or "
+            f"'standard', got marginals={marginals!r}."
+        )
+    if reference.n_features != n_features:
+        raise ValueError(f"reference has {reference.n_features} features, X has {n_features}.")

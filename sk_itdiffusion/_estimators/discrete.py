@@ -1,0 +1,374 @@
+"""Log-probabilities of discrete rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sk_itdiffusion._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
+from sk_itdiffusion._estimators.table import Array
+from sk_itdiffusion._fit.experts import NETWORKS
+from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._table.encoding import Kind, Table, discrete_kinds
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion.references import ReferenceFamily
+from sk_itdiffusion.schedules import Schedule
+
+__all__ = ["IMMSEDiscreteDensity"]
+
+MOST_PIXEL_LEVELS = 256
+
+
+class IMMSEDiscreteDensity(CategoricalEstimator):
+    r"""Log-probabilities of discrete rows with a denoising network, by the I-MMSE relation.
+
+    Each level of a column is a point (two levels: -1 and 1, ordered levels: a lattice, unordered
+    ones: unit vectors).  A network learns to predict the points from noisy ones, by the same
+    regression as in `IMMSEDensity`, and with q an analytic reference [1]_
+
+    .. math:: \log P(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
+        \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right].
+
+    At each log-SNR the network is combined with the references by weights that minimise the error
+    on validation rows.
+
+    Parameters
+    ----------
+    kind : {"auto", "nominal", "ordinal"}, list or dict, default="auto"
+        Whether levels have an order: for all columns, one entry for each column, or a dict from
+        names (or numbers) of columns to kinds.  ``"auto"``: numbers and ordered categoricals are
+        ordinal; booleans, texts, objects and other categoricals are nominal.  Columns of
+        non-integer numbers are taken up to 256 distinct values.
+    categories : "auto", list or dict, default="auto"
+        Levels of each column, or of the columns that a dict names.  ``"auto"`` takes those of a
+        categorical or boolean dtype, all integers from the least to the greatest one if these are
+        at most 256, and else the values that occur.
+    handle_unknown : {"good_turing", "error"}, default="good_turing"
+        What other values are in `score_samples`: unlikely, so that all of them together have the
+        Good-Turing mass of their column and the other columns are scored by the references (see
+        Notes), or an error.  They are an error in any case in columns whose levels ``categories``
+        gives, and in those of numpy's boolean dtype.
+    image_shape : tuple of int or None, default=None
+        Height and width (or channels, height and width) if columns are pixels; all pixels then
+        have the same, ordered levels.
+    network : {"auto", "mlp", "convolutional"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, a convolutional one (for images, with
+        ``"dense_network"`` beside it), or a family of your own, see
+        `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` is convolutional for images, else
+        fully connected.
+    reference : {"auto", "independent", "latent_class"}, default="auto"
+        Reference q, the control variate of the integral: independent columns or a latent class
+        model whose number of classes is found by validation; ``"auto"`` takes the likelier.
+    experts : "auto" or list of str and ReferenceFamily, default="auto"
+        Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
+        ``"dense_network"`` (the fully connected one beside a convolutional one),
+        ``"independent"`` and ``"latent_class"``, and families of references of your own; see
+        `IMMSEDensity`.  ``"auto"``, also as an entry of a list, takes all there are.
+    preconditioner : {"auto", "independent", "latent_class"}, default="auto"
+        Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
+        in trials trained twice as fast and ended better even where the other one is the likelier.
+    loss : {"mse", "cross_entropy"}, default="cross_entropy"
+        What training minimises: the squared error, which is the bound itself, or the cross-entropy
+        of the levels' posterior, which has the same optimum.  The bound judges epochs in any case.
+    likelihood : {"immse", "path"}, default="immse"
+        How rows are scored: by the integral, or by noise paths, with the logarithm of the mean
+        over ``n_draws`` paths of ``n_strata`` steps.  The mean is an unbiased estimate of a
+        probability that sums to 1 over all rows; its logarithm is too low on average, and with
+        ``n_draws=1`` a variational bound.
+    schedule : str or Schedule, default="adaptive"
+        Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
+        ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
+        `IMMSEDensity`.
+    hidden_size : int or "auto", default="auto"
+        Units (or channels) of the network's hidden layers, at least 1; ``"auto"`` is 256, and 64
+        for convolutional networks.
+    n_blocks : int or "auto", default="auto"
+        Residual blocks, at least 1; ``"auto"`` is 2, and 3 for convolutional networks.
+    dropout : float or "auto", default="auto"
+        Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
+    weight_decay : float or "auto", default="auto"
+        Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
+    max_epochs : int, default=40
+        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
+        at its start, which is its reference.  ``experts=["independent"], max_epochs=0`` gives the
+        reference alone.
+    steps_per_epoch : int or "auto", default="auto"
+        Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
+        than 5000 rows.
+    batch_size : int or "auto", default="auto"
+        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for convolutional networks.
+    learning_rate : float, default=0.02
+        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
+        times it.
+    early_stopping : bool, default=True
+        Whether to end when the validation bound no longer improves.
+    validation_fraction : float, default=0.1
+        Share in (0, 1) of the rows, at least 10 and at most 10,000, that judges epochs, references
+        and experts.  Equal rows are different observations, and may be on both sides.  With fewer
+        than 40 rows the model is the independent reference.
+    n_iter_no_change : int, default=6
+        Epochs without improvement after which training ends, at least 1.
+    n_strata : int, default=32
+        Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
+        changed after `fit`: the standard errors fall with the root of the evaluations.
+    n_draws : int, default=2
+        Draws in each stratum, at least 2, from whose differences the standard errors follow; with
+        ``likelihood="path"`` the number of paths, at least 1.
+    n_directions : int or None, default=None
+        Orthogonal noise vectors in a draw, at least 1 (each with both signs where a column has 8
+        ordered levels or more); None is 1.
+    device : str, default="auto"
+        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+    warm_start : bool, default=False
+        Whether `fit` continues from the network, the levels and the references of the earlier fit.
+    callbacks : list or None, default=None
+        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
+        are set by `set_callbacks`.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
+        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        seconds.
+    random_state : int, RandomState or None, default=None
+        Seed of the split, the initial weights, the noise in training, and the noise in scoring.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if X had string names.
+    categories_ : list of ndarray
+        Levels of each column; nominal ones from the most to the least frequent.
+    kinds_ : list of str
+        Kind of each column, ``"nominal"`` or ``"ordinal"``.
+    net_ : skorch.NeuralNet or None
+        The trained net; None if there was no network to train.
+    nets_ : dict of str to skorch.NeuralNet
+        All trained nets by name.
+    reference_ : Reference
+        The control variate.
+    references_ : dict of str to Reference
+        All references there.
+    schedule_ : Schedule
+        The schedule object in use.
+    logsnr_ : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_weights_ : dict of str to ndarray of shape (n_nodes,)
+        Weights of the experts at the nodes; piecewise linear between them.
+    history_ : list of dict
+        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
+        ``loss="cross_entropy"`` the first is the cross-entropy, on another scale.  They are
+        bounds of ``net_`` alone, and no entry equals ``entropy_``, which is that of the whole
+        model: of all networks and references, mixed at each log-SNR.
+    entropy_ : float
+        The validation bound of the whole model, in nats: an estimate of its mean negative
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
+        validation row is judged by what it has chosen.  NaN if there are fewer than 40 rows, of
+        which none are spared for validation.
+    entropy_std_ : float
+        Its standard error, in nats; NaN likewise.
+    n_iter_ : int
+        Epochs trained; 0 if there was nothing to train.
+
+    See Also
+    --------
+    IMMSEDensity : For continuous columns.
+    IMMSEMixedDensity : For tables with both.
+
+    Notes
+    -----
+    The exact integral is at most 0, and its exponentials sum to at most 1 over all rows: 1 only if
+    the denoiser is optimal.  The error of the integration, whose standard deviation s is that of
+    ``return_std``, can carry single values beyond 0 and raises the mean of the exponentials by a
+    factor of about ``exp(s**2 / 2)``.
+
+    Values that `fit` has not seen have together the Good-Turing mass of their column [2]_: of n
+    rows, N of which have a value that would be new but for the row itself, it is
+    ``(N + 1) / (n + 2)``.  Names are one event, so that each has the whole mass; whole numbers in
+    order have a geometric tail beyond the least (unless that is 0) and the greatest one, and a
+    part between levels.  The other columns of such a row are scored by the control variate as if
+    this one were unknown, with the standard error 0.  Columns with ``categories`` or numpy's
+    boolean dtype have no such mass, and the pixels of images have one and the same, which all of
+    them determine.  Samples have levels only.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+    .. [2] I. J. Good. "The population frequencies of species and the estimation of population
+       parameters". Biometrika 40, 1953.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEDiscreteDensity
+    >>> rng = np.random.default_rng(0)
+    >>> first = rng.integers(0, 3, size=500)
+    >>> X = np.column_stack([first, first == 2])
+    >>> density = IMMSEDiscreteDensity(max_epochs=3, random_state=0).fit(X)
+    >>> bool(density.score_samples([[2, 1]])[0] > density.score_samples([[2, 0]])[0] + 2.0)
+    True
+    """
+
+    _experts: ClassVar[tuple[str, ...]] = (*NETWORKS, "independent", "latent_class")
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "experts",
+        "preconditioner",
+        "kind",
+        "categories",
+        "handle_unknown",
+        "image_shape",
+        "network",
+    )
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **CategoricalEstimator._parameter_constraints,
+        "kind": [StrOptions({"auto", "nominal", "ordinal"}), list, tuple, dict, np.ndarray],
+        "image_shape": [tuple, list, None],
+        "network": [StrOptions({"auto", "mlp", "convolutional"}), NetworkFamily],
+        "reference": [StrOptions({"auto", "independent", "latent_class"})],
+        "likelihood": [StrOptions({"immse", "path"})],
+        "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "n_draws": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        kind: str | Sequence[str] | dict[Any, str] = "auto",
+        categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
+        handle_unknown: str = "good_turing",
+        image_shape: tuple[int, ...] | None = None,
+        network: str | NetworkFamily = "auto",
+        reference: str = "auto",
+        experts: str | Sequence[str | ReferenceFamily] = "auto",
+        preconditioner: str = "auto",
+        loss: str = "cross_entropy",
+        likelihood: str = "immse",
+        schedule: str | Schedule = "adaptive",
+        hidden_size: int | str = "auto",
+        n_blocks: int | str = "auto",
+        dropout: float | str = "auto",
+        weight_decay: float | str = "auto",
+        max_epochs: int = 40,
+        steps_per_epoch: int | str = "auto",
+        batch_size: int | str = "auto",
+        learning_rate: float = 0.02,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 6,
+        n_strata: int = 32,
+        n_draws: int = 2,
+        n_directions: int | None = None,
+        device: str = "auto",
+        warm_start: bool = False,
+        callbacks: Sequence[Any] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.kind = kind
+        self.categories = categories
+        self.handle_unknown = handle_unknown
+        self.image_shape = image_shape
+        self.network = network
+        self.reference = reference
+        self.experts = experts
+        self.preconditioner = preconditioner
+        self.loss = loss
+        self.likelihood = likelihood
+        self.schedule = schedule
+        self.hidden_size = hidden_size
+        self.n_blocks = n_blocks
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.n_strata = n_strata
+        self.n_draws = n_draws
+        self.n_directions = n_directions
+        self.device = device
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _column_kinds(self, table: Table) -> list[Kind]:
+        if self.image_shape is None:
+            return discrete_kinds(table, self.kind)
+        checked_image_shape(self.image_shape, table.n_columns)
+        if not isinstance(self.kind, str) or self.kind == "nominal":
+            raise ValueError(
+                "Pixels are ordinal: with image_shape, kind must be 'auto' or 'ordinal', got "
+                f"{self.kind!r}."
+            )
+        check_pixels(table)
+        return discrete_kinds(table, "ordinal")
+
+    def _shares_levels(self) -> bool:
+        return self.image_shape is not None
+
+    def _table(self, X: Any, reset: bool) -> Table:
+        """Return the table; images of the right shape become rows."""
+        if self.image_shape is not None:
+            X = flattened_images(X, checked_image_shape(self.image_shape))
+        return super()._table(X, reset)
+
+    def _effort(self) -> Effort:
+        """Return how exactly to score; may be changed after the fit."""
+        if self.likelihood not in ("immse", "path"):
+            raise ValueError(f"likelihood must be 'immse' or 'path', got {self.likelihood!r}.")
+        if self.likelihood == "immse" and self.n_draws < 2:
+            raise ValueError("n_draws must be at least 2 with likelihood='immse', got 1.")
+        return super()._effort()
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of discrete columns."""
+        self._effort()
+        task = self._network_task()
+        beside = self._network_family(task).beside(task)
+        is_named = self.experts != "auto" and NETWORKS[1] in self.experts
+        if is_named and NETWORKS[1] not in beside:
+            raise ValueError(
+                f"experts names {NETWORKS[1]!r}, which needs image_shape, and network='auto' or "
+                "'convolutional'."
+            )
+        return super()._specific_settings() | {
+            "is_discrete": True,
+            "image_shape": task.image_shape,
+        }
+
+    def _network_task(self) -> NetworkTask:
+        shape = None if self.image_shape is None else checked_image_shape(self.image_shape)
+        return NetworkTask(has_levels=True, has_continuous=False, image_shape=shape)
+
+    def _log_density(self, values: Array) -> tuple[Array, Array]:
+        """Return log-probabilities and their variances, by the integral or by paths."""
+        if self.likelihood == "path":
+            return self._model.path_log_probability(values, self._effort())
+        return super()._log_density(values)
+
+
+def check_pixels(table: Table) -> None:
+    """Raise an error if pixels are numbers of more levels than images have."""
+    if not table.holds_numbers.all():
+        return
+    levels = pd.unique(table.frame.to_numpy(dtype=np.float64).ravel())
+    if len(levels) > MOST_PIXEL_LEVELS:
+        raise ValueError(
+            f"X has {len(levels)} distinct values in all pixels together, images at most "
+            f"{MOST_PIXEL_LEVELS}. Round the values, or use IMMSEDensity or IMMSEMixedDensity for "
+            "continuous ones."
+        )

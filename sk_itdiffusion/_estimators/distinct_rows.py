@@ -1,0 +1,133 @@
+"""Distinct rows of a table in an order that follows from their content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from sk_itdiffusion._estimators.parameters import checked_weight
+from sk_itdiffusion._immse.cubature import Keys, row_keys
+from sk_itdiffusion._table.encoding import read_table
+from sk_itdiffusion._table.rows import LARGEST_EXACT, in_common_units
+
+__all__ = ["DistinctRows", "content_keys", "take"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Rows = Array | NDArray[Any] | pd.DataFrame
+#: Sum of weights above which they are no numbers of copies.
+MOST_COPIES = 1_000_000_000
+
+
+def take(rows: Rows, index: Index) -> Rows:
+    """Return some of the rows."""
+    return rows.iloc[index] if isinstance(rows, pd.DataFrame) else rows[index]
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """Distinct rows in an order that follows from their content, with positive weights.
+
+    Attributes
+    ----------
+    rows : ndarray or data frame of shape (n, n_columns)
+        The rows.
+    weight : ndarray of shape (n,)
+        Their weights.
+    n_copies : ndarray of shape (n,), int
+        Units that can be held out: the weight if all weights are integers, else 1.
+    """
+
+    rows: Rows
+    weight: Array
+    n_copies: Index
+
+    @classmethod
+    def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
+        """Return the distinct rows of positive weight; the weights of equal rows are added."""
+        weight = np.ones(len(rows))
+        if sample_weight is not None:
+            weight = checked_weight(sample_weight, np.empty((len(rows), 0)))
+            rows, weight = take(rows, np.flatnonzero(weight)), weight[weight > 0.0]
+            weight = in_common_units(weight)
+        _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
+        total = np.bincount(group, weights=weight)
+        is_count = (total == np.rint(total)).all() and total.sum() < MOST_COPIES
+        n_copies = total.astype(np.intp) if is_count else np.ones(len(total), dtype=np.intp)
+        return cls(take(rows, first), total.astype(np.float64), n_copies)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return int(self.n_copies.sum())
+
+    @property
+    def unit_weight(self) -> Array:
+        """Weight of one unit of each row."""
+        return self.weight / self.n_copies
+
+    def part(self, n_copies: Index) -> DistinctRows:
+        """Return the rows with so many of their units."""
+        kept = np.flatnonzero(n_copies)
+        weight = self.unit_weight[kept] * n_copies[kept]
+        return DistinctRows(take(self.rows, kept), weight, n_copies[kept])
+
+    def draw(self, n_units: int, generator: np.random.Generator) -> Index:
+        """Return how many units of each row are among randomly drawn ones."""
+        drawn = generator.multivariate_hypergeometric(self.n_copies, n_units, method="marginals")
+        return np.asarray(drawn, dtype=np.intp)
+
+    def folds(self, n_folds: int, generator: np.random.Generator) -> list[Index]:
+        """Return how many units of each row are in random folds of nearly equal size."""
+        left, found = self.n_copies, []
+        for number in range(n_folds):
+            size = -(-int(left.sum()) // (n_folds - number))
+            kept = np.flatnonzero(left)
+            fold = np.zeros_like(left)
+            fold[kept] = self.part(left).draw(size, generator)
+            found.append(fold)
+            left = left - fold
+        return found
+
+    def repeated(self, values: Array) -> Array:
+        """Return a value of each row once for each of its units."""
+        return np.repeat(values, self.n_copies)
+
+
+def content_keys(rows: Rows) -> Keys:
+    """Return a hash of each row, which changes of the units by powers of two leave as it is."""
+    table = read_table(rows)
+    columns = []
+    for j, holds_numbers in enumerate(table.holds_numbers):
+        column = table.frame.iloc[:, j]
+        numbers = exact_numbers(column) if holds_numbers else None
+        if numbers is not None:
+            columns.append(in_units_of_the_largest(numbers))
+        else:
+            texts = column.astype(str).to_numpy(dtype=object)
+            hashed = pd.util.hash_array(texts, categorize=False)
+            columns.append((hashed >> np.uint64(11)).astype(np.float64))
+    return row_keys(np.column_stack(columns))
+
+
+def exact_numbers(column: pd.Series) -> Array | None:
+    """Return finite numbers, or None if floats may not tell all of them apart."""
+    try:
+        numbers = column.to_numpy(dtype=np.float64)
+    except OverflowError:
+        return None
+    is_exact = column.dtype.kind == "f" or np.abs(numbers).max(initial=0.0) < LARGEST_EXACT
+    return numbers if is_exact and np.isfinite(numbers).all() else None
+
+
+def in_units_of_the_largest(numbers: Array) -> Array:
+    """Return numbers divided by the power of two above the largest."""
+    largest = np.abs(numbers).max(initial=0.0)
+    return np.asarray(np.ldexp(numbers, -int(np.frexp(largest)[1])))

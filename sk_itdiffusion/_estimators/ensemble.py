@@ -1,0 +1,632 @@
+r"""Ensembles of density estimators, chosen or weighted at each log-SNR.
+
+For a fixed log-SNR any mixture of denoisers is a denoiser, so with weights :math:`w_i(a)` on the
+simplex that may depend on the log-SNR :math:`a`
+
+.. math:: \hat\epsilon(z, a) = \sum_i w_i(a)\, \hat\epsilon_i(z, a)
+
+gives a density by the I-MMSE relation, whose cross-entropy is the lower the less its squared error
+is at each log-SNR (Kong et al. 2023: there, all weight on the best).
+
+**One space.**  All denoisers have to see rows through one and the same noise.  If a member's rows
+are :math:`u_m = c\, u + b` in terms of the ensemble's rows :math:`u`, with one factor c for all
+columns, then the noise that it predicts at :math:`z_m, a_m` is that at :math:`z, a` for
+
+.. math:: a_m = a - 2 \log c, \qquad
+    z_m = \sqrt{\sigma(a_m)} \left(\frac{c\, z}{\sqrt{\sigma(a)}} + b\right) .
+
+Any other difference of the spaces would be noise of another shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import _fit_context
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch, check_random_state, get_tags
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import _BaseComposition
+from sklearn.utils.validation import validate_data
+
+from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._estimators.membership import (
+    check_dequantizers,
+    check_devices,
+    check_levels,
+    check_member_is_fitted,
+    check_one_kind,
+    checked_member,
+    fixes_space,
+    image_shape_of,
+    is_dropped,
+    prepared,
+)
+from sk_itdiffusion._estimators.parameters import flattened_images
+from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
+from sk_itdiffusion._fit.ensemble_model import WeightSettings, fit_ensemble_model, transport_between
+from sk_itdiffusion._fit.experts import Seeds, covers, scoring_noise
+from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._fit.schema import (
+    LEAST_ROWS_TO_SPLIT,
+    check_bounds,
+    in_counts,
+    n_observations,
+    table_space,
+)
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.splitting import rows_together, split_groups, split_independent_rows
+from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
+from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
+from sk_itdiffusion._table.blocks import in_memory
+from sk_itdiffusion._table.dequantize import Dequantizer
+from sk_itdiffusion._table.encoding import TableEncoder, naming_columns, read_table, without_tensors
+from sk_itdiffusion._table.groups import RowGroups, checked_groups
+from sk_itdiffusion._table.rows import WeightedRows, group_rows
+from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion.references import ContinuousReference
+
+__all__ = ["IMMSEEnsemble"]
+
+Array = NDArray[np.float64]
+
+
+class IMMSEEnsemble(_BaseComposition, DensityEstimator):
+    r"""Ensemble of density estimators that is chosen or weighted at each log-SNR.
+
+    The squared error of a denoiser, integrated over the log-SNR a, is a density (see
+    `IMMSEDensity`).  At each log-SNR the denoisers of the members are mixed anew [1]_,
+
+    .. math:: \hat\epsilon(z, a) = \sum_i w_i(a)\, \hat\epsilon_i(z, a), \qquad
+        w_i(a) \ge 0, \quad \sum_i w_i(a) = 1,
+
+    with the weights of least squared error on validation rows: a member that is good at fine
+    structure has its say at high log-SNRs only.  No average of log-densities does this.
+
+    Parameters
+    ----------
+    estimators : list of (str, estimator) tuples
+        Names and members: `IMMSEDensity`, or `IMMSEDiscreteDensity` and `IMMSEMixedDensity`.  A
+        member can be fitted already if it is wrapped in `sklearn.frozen.FrozenEstimator`, and is
+        left out if it is set to ``"drop"``.
+    weights : {"stack", "select"}, default="stack"
+        Weights at each node of the log-SNR: those on the simplex that minimise the validation
+        error, never worse than the best member; or all on the expert of least error, as in [1]_.
+        Between nodes they are interpolated.  With 50 validation rows or fewer stacked weights are
+        drawn back to a plain reference within one standard error.
+    include_references : bool, default=True
+        Whether the members' analytic references are experts too, equal ones once.
+    prefit : bool, default=False
+        Whether all members are fitted.  Then `fit` finds the weights only, from all rows that it
+        is given, which must not be those that the members were fitted to.  `sklearn.base.clone`,
+        as in searches, forgets such fits but not those of frozen members.
+    validation_fraction : float, default=0.1
+        Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
+        weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if
+        columns are continuous) all rows serve both.
+    n_strata : int or None, default=None
+        Strata of the log-SNR in scoring, at least 2; None takes the most of the members.  This and
+        the next two parameters may be changed after `fit`.
+    n_draws : int or None, default=None
+        Draws in each stratum, at least 2; None takes the most of the members.
+    n_directions : int or None, default=None
+        Noise directions in a draw, at least 1; None takes the most of the members.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,
+        whatever their own ``verbose`` is, and so do scoring and sampling if they take more than a
+        few seconds.
+    random_state : int, RandomState or None, default=None
+        Seed of the split, of the noise in scoring, and of the members whose ``random_state`` is
+        None.
+
+    Attributes
+    ----------
+    estimators_ : list of estimators
+        The fitted members that are not dropped, frozen ones unwrapped.
+    named_estimators_ : Bunch
+        The same by name.
+    member_weights_ : dict of str to ndarray of shape (n_nodes,)
+        Weights of the members and references at the nodes.  A reference has the name that its
+        member gives it, such as ``"gaussian"``, or ``"<member>__gaussian"`` if another expert has
+        that name.
+    logsnr_ : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR: equidistant ones over all members' ranges, at least 41, as close as
+        those of the member with the closest.
+    entropy_ : float
+        The validation bound of the ensemble: an estimate from above of the entropy of the data,
+        in nats, slightly optimistic since the validation rows chose the weights.  NaN if members
+        were fitted to fewer than 40 rows, none of which were spared.
+    entropy_std_ : float
+        Its standard error, in nats, over the validation rows.
+    member_entropies_ : dict of str to float
+        The bounds of each member and reference alone, on the same rows, noise and nodes.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if X had string names.
+
+    See Also
+    --------
+    IMMSEDensity : A single estimator weights its own network and references in this way.
+    sklearn.ensemble.StackingRegressor : Stacking of regressors.
+
+    Notes
+    -----
+    For a fixed log-SNR any mixture of denoisers is a denoiser, so the estimate is a bound like any
+    member's: the mean of ``-score_samples`` on new rows is no less than their entropy, up to the
+    error of the integration.
+
+    Values of discrete columns that are no levels have the probabilities that the first fitted
+    member gives them, or else the first one.
+
+    All members denoise the same rows.  A member that is fitted here is fitted in the space of the
+    first fitted member, or of the first one that fixes its own (by a ``denoiser`` or a `Reference`
+    object), or of the first one; the maps of continuous columns (``marginals``, ``bounds``) are
+    those of that member.  Fitted members may differ by one common factor of all columns, and by
+    shifts; discrete columns have to have the same levels, embedded alike.  Discrete members take
+    part with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need the
+    same steps.
+
+    In `mse_curve` the members are among the ``networks``.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble
+    >>> X = np.random.default_rng(0).normal(size=(600, 2))
+    >>> members = [
+    ...     ("small", IMMSEDensity(reference="gaussian", hidden_size=16, max_epochs=1)),
+    ...     ("large", IMMSEDensity(reference="gaussian", hidden_size=32, max_epochs=1)),
+    ... ]
+    >>> ensemble = IMMSEEnsemble(members, random_state=0).fit(X)
+    >>> ensemble.entropy_ <= min(ensemble.member_entropies_.values())
+    True
+    >>> ensemble.score_samples(X[:3]).shape
+    (3,)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimators": [list],
+        "weights": [StrOptions({"stack", "select"})],
+        "include_references": ["boolean"],
+        "prefit": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_strata": [None, Interval(Integral, 2, None, closed="left")],
+        "n_draws": [None, Interval(Integral, 2, None, closed="left")],
+        "n_directions": [None, Interval(Integral, 1, None, closed="left")],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    estimators_: list[TableEstimator]
+    _encoder: TableEncoder | None
+    _image_shape: Sequence[int] | None
+    n_strata: int | None  # type: ignore[assignment]
+    n_draws: int | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        estimators: list[tuple[str, Any]],
+        *,
+        weights: str = "stack",
+        include_references: bool = True,
+        prefit: bool = False,
+        validation_fraction: float = 0.1,
+        n_strata: int | None = None,
+        n_draws: int | None = None,
+        n_directions: int | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimators = estimators
+        self.weights = weights
+        self.include_references = include_references
+        self.prefit = prefit
+        self.validation_fraction = validation_fraction
+        self.n_strata = n_strata
+        self.n_draws = n_draws
+        self.n_directions = n_directions
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # -- parameters --------------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters, those of the members as ``<name>__<parameter>``.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to return the members by name, and their parameters.
+
+        Returns
+        -------
+        dict
+            Names and values.
+        """
+        return dict(self._get_params("estimators", deep=deep))
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those of members as ``<name>__<parameter>``, or members by name.
+
+        Parameters
+        ----------
+        **params : dict
+            Names and values; a member set to ``"drop"`` is left out.
+
+        Returns
+        -------
+        IMMSEEnsemble
+            The ensemble itself.
+        """
+        self._set_params("estimators", **params)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags: texts and categories are accepted if all members accept them."""
+        tags = super().__sklearn_tags__()
+        try:
+            inputs = [
+                get_tags(member).input_tags
+                for _, member in self.estimators
+                if not is_dropped(member)
+            ]
+        except (AttributeError, TypeError, ValueError):
+            return tags  # `fit` will raise an error that tells more
+        tags.input_tags.categorical = bool(inputs) and all(each.categorical for each in inputs)
+        tags.input_tags.string = bool(inputs) and all(each.string for each in inputs)
+        return tags
+
+    # -- fit ---------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        """Fit the members to a part of the rows, and the weights to the others.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows; at least 2.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; a weight of 2 is the same as having the row twice.
+        groups : array-like of shape (n_samples,), default=None
+            Hashable labels of the groups that rows belong to: all rows of a group are used for
+            the members, or all for the weights; and so it is within the members.
+
+        Returns
+        -------
+        IMMSEEnsemble
+            The fitted ensemble.
+
+        Raises
+        ------
+        ValueError
+            If the names or members are not as described, members cannot be combined, X is not
+            what they take, or there are too few groups to divide.
+        TypeError
+            If a member is not an estimator of this library.
+        NotFittedError
+            If a member that should be fitted is not.
+        """
+        return self._fit(X, y, sample_weight, groups)
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        return self._fit(X, sample_weight=sample_weight, ranks_training_rows=True)
+
+    def _fit(
+        self,
+        X: Any,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        ranks_training_rows: bool = False,
+    ) -> Self:
+        """Fit the members and the weights."""
+        self._forget_fit()
+        members, fitted = self._checked_members()
+        random_state = check_random_state(self.random_state)
+        seeds = Seeds.draw(random_state)
+        for name in members:
+            if name not in fitted:
+                members[name] = prepared(members[name], random_state)
+        order = sorted(
+            members, key=lambda name: (name not in fitted, not fixes_space(members[name]))
+        )
+        first = members[order[0]]
+        X = in_memory(X)
+        codes = None if groups is None else checked_groups(groups, X)
+        X = self._note_columns(X, first)
+        self._check_columns(members, fitted, X)
+        read = first._read_again if order[0] in fitted else first._read_first
+        values, weight, kinds = read(X, sample_weight)
+        settings = first._settings().changed(validation_fraction=self.validation_fraction)
+        rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
+        needs_fit = [name for name in order if name not in fitted]
+        belonging = None
+        if codes is not None:
+            if len(codes) > len(values):  # rows of weight 0 are not read
+                codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
+            belonging = RowGroups.of(rows, values, weight, codes)
+        train: ChosenRows = rows.X, rows.weight, None
+        valid = rows
+        if needs_fit:
+            train, valid = held_out(rows, space, settings, seeds, is_counted, belonging)
+        n_stretches = len(needs_fit) + 1
+        tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
+        with progress_bar(type(self).__name__, self.verbose):
+            for number, name in enumerate(needs_fit):
+                place = number / n_stretches, (number + 1) / n_stretches
+                title = f"{name} ({number + 1}/{len(needs_fit)})"
+                with stretch_of_progress(*place, title), tasks.subfit(f"fit {name}", members[name]):
+                    fit_member(
+                        name,
+                        members[name],
+                        order[0],
+                        first,
+                        X,
+                        sample_weight,
+                        train,
+                        ranks_training_rows,
+                    )
+            with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
+                self._combine(members, order[0], valid, settings, seeds)
+        if needs_fit and number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
+            self._forget_bounds()
+        tasks.end()
+        return self
+
+    def _combine(
+        self,
+        members: Mapping[str, TableEstimator],
+        first: str,
+        valid: WeightedRows,
+        settings: FitSettings,
+        seeds: Seeds,
+    ) -> None:
+        """Find the weights of fitted members, and set the fitted attributes."""
+        models = {name: member._model for name, member in members.items()}
+        space = models[first].space
+        check_bounds(valid.X, settings, models[first].dequantizer, space)
+        check_devices(models)
+        check_dequantizers(models, first)
+        transports = {
+            name: transport_between(space, model.space, name, first)
+            for name, model in models.items()
+        }
+        effort = self._common_effort(list(members.values()), space)
+        model, entropies = fit_ensemble_model(
+            models,
+            space,
+            transports,
+            valid,
+            WeightSettings(self.weights, self.include_references, effort),
+            seeds,
+        )
+        self._encoder = getattr(members[first], "_encoder", None)
+        self.estimators_ = list(members.values())
+        self.named_estimators_ = Bunch(**members)
+        self.logsnr_ = model.logsnr
+        self.member_weights_ = {
+            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
+        }
+        self.entropy_, self.member_entropies_ = model.entropy, entropies
+        self.entropy_std_ = model.entropy_std
+        self._model = model
+
+    def _forget_bounds(self) -> None:
+        """Let there be no validation bounds, since the members were fitted to the same rows."""
+        self._model = replace(self._model, entropy=math.nan, entropy_std=math.nan)
+        self.entropy_ = self.entropy_std_ = math.nan
+        self.member_entropies_ = dict.fromkeys(self.member_entropies_, math.nan)
+
+    def _checked_members(self) -> tuple[dict[str, TableEstimator], set[str]]:
+        """Return the members that are not dropped, and the names of those that are fitted."""
+        given = self.estimators
+        if not given or not all(
+            isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
+            for item in given
+        ):
+            raise ValueError(
+                f"estimators must be a list of at least one (name, estimator) tuple, got {given!r}."
+            )
+        self._validate_names([name for name, _ in given])
+        members: dict[str, TableEstimator] = {}
+        fitted = set()
+        for name, member in given:
+            if is_dropped(member):
+                continue
+            is_frozen = isinstance(member, FrozenEstimator)
+            members[name] = checked_member(name, member.estimator if is_frozen else member)
+            if is_frozen or self.prefit:
+                check_member_is_fitted(name, members[name])
+                fitted.add(name)
+        if not members:
+            raise ValueError("All estimators are dropped. At least one is required.")
+        check_one_kind(members)
+        return members, fitted
+
+    def _check_columns(
+        self, members: Mapping[str, TableEstimator], fitted: Collection[str], X: Any
+    ) -> None:
+        """Raise an error if a fitted member has other columns than X."""
+        names = [name for name in members if name in fitted]
+        for name in names:
+            member = members[name]
+            if member.n_features_in_ != self.n_features_in_:
+                raise ValueError(
+                    f"The member {name!r} was fitted to {member.n_features_in_} columns, but X has "
+                    f"{self.n_features_in_}."
+                )
+            validate_data(member, X, reset=False, skip_check_array=True)
+        for name in names[1:]:
+            check_levels(name, members[name], names[0], members[names[0]])
+
+    # -- rows --------------------------------------------------------------------------------
+
+    def _note_columns(self, X: Any, member: TableEstimator) -> Any:
+        """Return X, images flattened, once its columns are valid and noted."""
+        self._image_shape = image_shape_of(member)
+        X = without_tensors(self._flat(X))
+        if isinstance(member, CategoricalEstimator):
+            read_table(X)
+            validate_data(self, X, skip_check_array=True)
+        else:
+            with naming_columns(X):
+                validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+            if hasattr(X, "columns"):
+                self._frame_format = TableEncoder.of_numbers(X)
+        return X
+
+    def _flat(self, X: Any) -> Any:
+        """Return images as rows; anything else as it is."""
+        if self._image_shape is None:
+            return X
+        return flattened_images(X, tuple(self._image_shape))
+
+    def _read(self, X: Any) -> Array:
+        """Return numbers and codes of a table like the one fitted."""
+        X = without_tensors(self._flat(X))
+        if self._encoder is None:
+            with naming_columns(X):
+                rows = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
+            if self._model.dequantizer is not None:
+                self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
+            return rows
+        table = read_table(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return self._encoder.encode(table)
+
+    def _write(self, values: Array) -> Any:
+        """Return the table of numbers and codes."""
+        encoder = self._encoder or getattr(self, "_frame_format", None)
+        if encoder is None:
+            return values
+        return encoder.decode(values, self._model.space.bounds_of_columns())
+
+    # -- effort ------------------------------------------------------------------------------
+
+    def _effort(self) -> Effort:
+        """Return how exactly to score; may be changed after the fit."""
+        return self._common_effort(self.estimators_, self._model.space)
+
+    def _common_effort(self, members: Sequence[TableEstimator], space: TableSpace) -> Effort:
+        """Return the effort asked for, and where none is, the most of the members'."""
+        asked = super()._effort()
+        own = [member._effort() for member in members]
+        images = any(member._model.has_images for member in members)
+        directions = [
+            scoring_noise(space, 0, each.n_directions, images).n_directions for each in own
+        ]
+        return Effort(
+            asked.n_strata or max(each.n_strata for each in own),
+            asked.n_draws or max(2, *(each.n_draws for each in own)),
+            asked.n_directions or max(directions),
+        )
+
+
+def fit_member(
+    name: str,
+    member: TableEstimator,
+    first: str,
+    leader: TableEstimator,
+    X: Any,
+    sample_weight: ArrayLike | None,
+    train: ChosenRows,
+    ranks_training_rows: bool,
+) -> None:
+    """Fit a member to the training rows, in the space of the first one if that is fitted.
+
+    The member reads all of X, so that levels that the training rows lack are known to it.
+    """
+
+    def training_rows(values: Array, weight: Array) -> ChosenRows:
+        check_levels(name, member, first, leader)
+        return train
+
+    space = None if member is leader else leader._model.space
+    if space is not None and fixes_space(member):
+        # A Reference object is in the units of X, of which standardisation is known.
+        is_plain = space.marginal_map.is_identity
+        space = space if is_plain and isinstance(member.reference, ContinuousReference) else None
+    fit = with_callbacks(type(member)._fit)
+    fit(
+        member,
+        X,
+        sample_weight,
+        space,
+        training_rows,
+        ranks_training_rows=ranks_training_rows,
+    )
+
+
+def grouped_rows(
+    values: Array, weight: Array, kinds: Sequence[ColumnKind], settings: FitSettings
+) -> tuple[WeightedRows, TableSpace, bool]:
+    """Return the distinct rows, a space that tells of what kind they are, and if they are counted.
+
+    Rows with probabilities are: equal ones are different observations.
+    """
+    grouped = group_rows(values, weight)
+    space, _ = table_space(grouped, kinds, settings, float(len(weight)))
+    is_counted = space.is_discrete
+    if settings.model.dequantize is not False and not settings.model.has_images:
+        step = None if settings.model.dequantize is True else settings.model.dequantize
+        is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
+    if is_counted or settings.model.dequantize is not False:
+        grouped = in_counts(grouped, weight)
+    return grouped, space, is_counted
+
+
+def number_of_rows(rows: WeightedRows, space: TableSpace, is_counted: bool) -> int:
+    """Return the number of rows that count: all of those that are counted, or distinct ones."""
+    return round(float(rows.weight.sum())) if is_counted else n_observations(rows, space)
+
+
+def held_out(
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seeds: Seeds,
+    is_counted: bool,
+    groups: RowGroups | None = None,
+) -> tuple[ChosenRows, WeightedRows]:
+    """Return rows for the members, with their groups, and rows for the weights.
+
+    Very few rows are both.  Copies of a row are on one side, unless rows have probabilities.
+    Scaled by powers of two, which is exact, rows are on the same side in other units of that kind.
+    """
+    if number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
+        return (rows.X, rows.weight, None), rows
+    exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
+    scaled = WeightedRows(np.ldexp(rows.X, -exponent), rows.weight)
+    together = rows_together(scaled, space, settings, groups, is_counted)
+    if together is not None:
+        chosen = split_groups(together, scaled, settings, seeds.split, is_counted)
+        return together.listed(rows, ~chosen), together.part(rows, chosen)
+    train, valid = split_independent_rows(scaled, settings, seeds.split, is_counted)
+    return (
+        (np.ldexp(train.X, exponent), train.weight, None),
+        WeightedRows(np.ldexp(valid.X, exponent), valid.weight),
+    )

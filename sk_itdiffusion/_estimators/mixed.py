@@ -1,0 +1,353 @@
+"""Density of tables with continuous and discrete columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sk_itdiffusion._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._estimators.parameters import resolve_experts
+from sk_itdiffusion._table.encoding import Kind, Table, mixed_kinds
+from sk_itdiffusion._table.marginals import MARGINAL_KINDS
+from sk_itdiffusion._table.rows import column_labels
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion.references import ReferenceFamily
+from sk_itdiffusion.schedules import Schedule
+
+__all__ = ["IMMSEMixedDensity"]
+
+
+class IMMSEMixedDensity(CategoricalEstimator):
+    r"""Joint density of continuous and discrete columns, by the I-MMSE relation.
+
+    Continuous columns are standardised and mapped as in `IMMSEDensity`, levels of discrete ones
+    become points as in `IMMSEDiscreteDensity`, and one network denoises all of them [1]_.  With
+    continuous columns only, or discrete ones only, and equal parameters, the values are those of
+    these estimators.
+
+    Parameters
+    ----------
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
+        Nominal columns: a mask, numbers or names.  ``"from_dtype"``: unordered categoricals,
+        booleans, texts and objects.
+    ordinal_features : "from_dtype", array-like or None, default="from_dtype"
+        Ordinal columns, likewise.  ``"from_dtype"``: ordered categoricals and integers with at
+        most 256 levels.  All other columns are continuous.
+    categories : "auto", list or dict, default="auto"
+        Levels of each column (None for a continuous one), or of the columns that a dict names;
+        see `IMMSEDiscreteDensity`.
+    handle_unknown : {"good_turing", "error"}, default="good_turing"
+        What other values of discrete columns are in `score_samples`: unlikely, by the Good-Turing
+        mass of their column, or an error; see `IMMSEDiscreteDensity`.
+    reference : str, default="auto"
+        Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
+        times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
+        distributions times independent discrete columns), ``"latent_class"`` (a mixture over all
+        columns), or for tables of continuous columns ``"gaussian"``.  ``"auto"`` takes the
+        likeliest on validation rows.
+    experts : "auto" or list of str and ReferenceFamily, default="auto"
+        Denoisers among which weights are distributed at each log-SNR: ``"network"``, any of the
+        references, and families of references of your own; see `IMMSEDensity`.
+    preconditioner : {"auto", "independent", "latent_class"}, default="auto"
+        Reference that the network corrects; ``"auto"`` is the independent one.
+    marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
+        Increasing map of each continuous column; see `IMMSEDensity`.
+    bounds : "auto", None, dict or sequence, default="auto"
+        Bounds of continuous columns: a dict from names (or numbers) of columns to pairs
+        (low, high), or a pair or None for each column; see `IMMSEDensity`.  Rows beyond bounds
+        that ``"auto"`` finds have together a probability of at most 1 / (n + 2).
+    network : {"auto", "mlp"} or NetworkFamily, default="auto"
+        Networks to train: fully connected ones, which ``"auto"`` is too, or a family of your own,
+        see `sk_itdiffusion.denoisers.NetworkFamily`.
+    loss : {"mse", "cross_entropy"}, default="cross_entropy"
+        What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
+        ones it is the squared error.
+    schedule : str or Schedule, default="adaptive"
+        Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
+        ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
+        `IMMSEDensity`.
+    hidden_size : int or "auto", default="auto"
+        Units of the network's hidden layers, at least 1; ``"auto"`` is 256, and 128 without
+        discrete columns.
+    n_blocks : int, default=2
+        Residual blocks, at least 1.
+    n_frequencies : int, default=4
+        Frequencies of the sines and cosines of continuous (and long ordinal) columns, at least 0.
+    dropout : float or "auto", default="auto"
+        Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
+    weight_decay : float or "auto", default="auto"
+        Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
+    max_epochs : int, default=40
+        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
+        at its start, which is its reference.
+    steps_per_epoch : int or "auto", default="auto"
+        Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
+        than 5000 rows.
+    batch_size : int, default=512
+        Noisy rows in a step, at least 1.
+    learning_rate : float, default=0.02
+        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
+        times it.
+    early_stopping : bool, default=True
+        Whether to end when the validation bound no longer improves.
+    validation_fraction : float, default=0.1
+        Share in (0, 1) of the rows, at least 10 and at most 10,000, that judges epochs, maps,
+        references and experts.
+    n_iter_no_change : int, default=6
+        Epochs without improvement after which training ends, at least 1.
+    n_strata : int, default=32
+        Strata of the log-SNR in scoring, at least 2; may be changed after `fit`.
+    n_draws : int, default=2
+        Draws in each stratum, at least 2; may be changed after `fit`.
+    n_directions : int or None, default=None
+        Orthogonal noise directions in a draw, at least 1, each with both signs; None is 1, as in
+        `IMMSEDensity` without discrete columns, and as in `IMMSEDiscreteDensity` without
+        continuous ones.
+    device : str, default="auto"
+        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+    warm_start : bool, default=False
+        Whether `fit` continues from the network, the maps and the references of the earlier fit.
+    callbacks : list or None, default=None
+        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
+        are set by `set_callbacks`.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
+        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        seconds.
+    random_state : int, RandomState or None, default=None
+        Seed of the split, the initial weights, the noise in training, and the noise in scoring.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if X had string names.
+    categories_ : list of ndarray or None
+        Levels of each column; None for a continuous one.
+    kinds_ : list of str
+        Kind of each column: ``"continuous"``, ``"ordinal"`` or ``"nominal"``.
+    net_ : skorch.NeuralNet or None
+        The trained net; None if there was no network to train.
+    nets_ : dict of str to skorch.NeuralNet
+        All trained nets by name.
+    reference_ : Reference
+        The control variate, on the mapped columns.
+    references_ : dict of str to Reference
+        All references there.
+    marginals_ : str
+        The kind of map in use.
+    column_marginals_ : list of str or None
+        The kind of map of each column, which differs from ``marginals_`` for columns with heavy
+        tails; None for columns that do not vary, and for discrete ones.
+    bounds_ : ndarray of shape (`n_features_in_`, 2)
+        Bounds of the columns in use, infinite where there are none.
+    schedule_ : Schedule
+        The schedule object in use.
+    logsnr_ : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_weights_ : dict of str to ndarray of shape (n_nodes,)
+        Weights of the experts at the nodes; piecewise linear between them.
+    history_ : list of dict
+        ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
+        ``loss="cross_entropy"`` the first is partly a cross-entropy, on another scale.  They are
+        bounds of ``net_`` alone, and no entry equals ``entropy_``, which is that of the whole
+        model: of all networks and references, mixed at each log-SNR.
+    entropy_ : float
+        The validation bound of the whole model, in nats: an estimate of its mean negative
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
+        validation row is judged by what it has chosen.  NaN if there are fewer than 40 rows, of
+        which none are spared for validation.
+    entropy_std_ : float
+        Its standard error, in nats; NaN likewise.
+    n_iter_ : int
+        Epochs trained; 0 if there was nothing to train.
+
+    See Also
+    --------
+    IMMSEDensity : For continuous columns.
+    IMMSEDiscreteDensity : For discrete columns.
+
+    Notes
+    -----
+    `score_samples` gives the logarithm of the density with respect to Lebesgue measure of the
+    continuous columns, in their units, times counting measure of the discrete ones: for a row
+    (c, x), log p(c | x) + log P(x) in nats.  Its exponentials, integrated over c and summed over
+    x, give at most 1.
+
+    Missing values are a level of columns of texts, objects, booleans and categoricals; in columns
+    of numbers they are an error, since a density needs numbers: drop these rows, or impute values
+    that vary from row to row.  Codes that may be missing have to have a categorical dtype.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from sk_itdiffusion import IMMSEMixedDensity
+    >>> rng = np.random.default_rng(0)
+    >>> colour = rng.choice(["red", "blue"], size=500)
+    >>> X = pd.DataFrame({"colour": colour, "size": rng.normal(3.0 * (colour == "red"))})
+    >>> density = IMMSEMixedDensity(max_epochs=3, random_state=0).fit(X)
+    >>> new = pd.DataFrame({"colour": ["red", "blue"], "size": [3.0, 3.0]})
+    >>> red, blue = density.score_samples(new)
+    >>> bool(red > blue + 2.0)
+    True
+    """
+
+    _experts: ClassVar[tuple[str, ...]] = (
+        "network",
+        "independent",
+        "gaussian",
+        "gaussian_mixture",
+        "latent_class",
+    )
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "experts",
+        "preconditioner",
+        "marginals",
+        "bounds",
+        "categorical_features",
+        "ordinal_features",
+        "categories",
+        "handle_unknown",
+        "network",
+    )
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **CategoricalEstimator._parameter_constraints,
+        "categorical_features": [StrOptions({"from_dtype"}), "array-like", None],
+        "ordinal_features": [StrOptions({"from_dtype"}), "array-like", None],
+        "reference": [
+            StrOptions({"auto", "independent", "gaussian", "gaussian_mixture", "latent_class"})
+        ],
+        "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
+        "bounds": [StrOptions({"auto"}), dict, "array-like", None],
+        "network": [StrOptions({"auto", "mlp"}), NetworkFamily],
+        "n_frequencies": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        categorical_features: str | ArrayLike | None = "from_dtype",
+        ordinal_features: str | ArrayLike | None = "from_dtype",
+        categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
+        handle_unknown: str = "good_turing",
+        reference: str = "auto",
+        experts: str | Sequence[str | ReferenceFamily] = "auto",
+        preconditioner: str = "auto",
+        marginals: str = "auto",
+        bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
+        network: str | NetworkFamily = "auto",
+        loss: str = "cross_entropy",
+        schedule: str | Schedule = "adaptive",
+        hidden_size: int | str = "auto",
+        n_blocks: int = 2,
+        n_frequencies: int = 4,
+        dropout: float | str = "auto",
+        weight_decay: float | str = "auto",
+        max_epochs: int = 40,
+        steps_per_epoch: int | str = "auto",
+        batch_size: int = 512,
+        learning_rate: float = 0.02,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 6,
+        n_strata: int = 32,
+        n_draws: int = 2,
+        n_directions: int | None = None,
+        device: str = "auto",
+        warm_start: bool = False,
+        callbacks: Sequence[Any] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.categorical_features = categorical_features
+        self.ordinal_features = ordinal_features
+        self.categories = categories
+        self.handle_unknown = handle_unknown
+        self.reference = reference
+        self.experts = experts
+        self.preconditioner = preconditioner
+        self.marginals = marginals
+        self.bounds = bounds
+        self.network = network
+        self.loss = loss
+        self.schedule = schedule
+        self.hidden_size = hidden_size
+        self.n_blocks = n_blocks
+        self.n_frequencies = n_frequencies
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.n_strata = n_strata
+        self.n_draws = n_draws
+        self.n_directions = n_directions
+        self.device = device
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _column_kinds(self, table: Table) -> list[Kind]:
+        return mixed_kinds(table, self.categorical_features, self.ordinal_features)
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return the settings of continuous and discrete columns."""
+        has_levels = self._network_task().has_levels
+        # Without discrete columns the independent reference is the normal distribution.
+        plain = {} if has_levels else {"independent": "gaussian"}
+        experts = self.experts
+        if not isinstance(experts, str):
+            experts = [plain.get(e, e) if isinstance(e, str) else e for e in experts]
+        return super()._specific_settings() | {
+            "reference": plain.get(str(self.reference), self.reference),
+            **resolve_experts(experts, self._experts, self.reference),
+            "marginals": self.marginals,
+            **self._checked_bounds(),
+            "n_frequencies": self.n_frequencies,
+        }
+
+    def _network_task(self) -> NetworkTask:
+        return NetworkTask(
+            has_levels=any(kind != "continuous" for kind in self.kinds_),
+            has_continuous="continuous" in self.kinds_,
+        )
+
+    def _checked_bounds(self) -> dict[str, Any]:
+        """Return the settings of the bounds, which only continuous columns have."""
+        settings = self._bounds_settings(self.bounds)
+        given = settings.get("bounds")
+        if given is not None:
+            discrete = np.array([kind != "continuous" for kind in self.kinds_])
+            wrong = discrete & np.isfinite(given).any(axis=1)
+            if wrong.any():
+                names = getattr(self, "feature_names_in_", None)
+                raise ValueError(
+                    f"bounds names column(s) {column_labels(wrong, names)}, which are not "
+                    "continuous; only continuous columns have bounds."
+                )
+        return settings
+
+    def _publish(self) -> None:
+        """Set the public fitted attributes from the model."""
+        super()._publish()
+        self.marginals_ = self._model.space.marginal_map.kind
+        self.column_marginals_ = self._model.space.maps_of_columns()
+        self.bounds_ = self._model.space.bounds_of_columns()

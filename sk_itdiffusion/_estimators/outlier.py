@@ -1,0 +1,677 @@
+"""Outlier and novelty detection by density, with a calibrated rate of false alarms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sk_itdiffusion._estimators.base import DensityEstimator, long_call
+from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
+from sk_itdiffusion._estimators.contributions import Contributions
+from sk_itdiffusion._estimators.density import IMMSEDensity
+from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, take
+from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images, numbers_in
+from sk_itdiffusion._estimators.trimming import (
+    LEAST_COPIES_OF_A_VALUE,
+    LEAST_ROWS_OF_A_MODE,
+    LEAST_SHARE_OF_A_MODE,
+    needed_of_groups,
+    needed_of_states,
+    separate_values,
+    varying_again,
+)
+from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
+from sk_itdiffusion._table.blocks import in_memory, parts_of
+from sk_itdiffusion._table.dequantize import Dequantizer
+from sk_itdiffusion._table.encoding import (
+    Table,
+    naming_columns,
+    read_table,
+    warn_of_merged_integers,
+    without_tensors,
+)
+from sk_itdiffusion.persistence import SaveMixin
+
+__all__ = ["IMMSEOutlierDetector"]
+
+Array = NDArray[np.float64]
+#: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
+AUTOMATIC_FLOOR = 7.0
+#: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
+MOST_EXTREME_FLOOR = 100.0
+#: Rows from which calibration rows are spared; with fewer, folds take turns.
+LEAST_ROWS_TO_SPARE = 1_000
+MOST_CALIBRATION_ROWS = 5_000
+N_FOLDS = 5
+#: Rows below which none is left out: a fit to so few chooses nothing by validation.
+LEAST_ROWS_TO_TRIM = 50
+#: What the estimators say about columns without a density, and about ties among it.
+COLUMN_WARNINGS = r"Column\(s\) "
+TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
+#: Least score, so that differences of scores are finite.
+LEAST_SCORE = -1e300
+#: Shares of a progress bar at which the fits after trimming begin and end; then rows are scored.
+FIT_BEGINS, FIT_ENDS = 0.2, 0.9
+
+
+class IMMSEOutlierDetector(
+    SaveMixin, CallbackSupportMixin, DocumentationLinkMixin, OutlierMixin, BaseEstimator
+):
+    r"""Outlier and novelty detection by log-densities with a noise floor.
+
+    The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,
+    under models that are smoothed by as much noise: with the relation of [1]_ cut at :math:`a_1`,
+
+    .. math:: S_m(x) = E_{z \mid x, a_1}\left[\log q_{a_1}(z)\right] + \frac12
+        \int_{-\infty}^{a_1} da\; E_\epsilon\left[ \|\epsilon - \hat\epsilon_q(z, a)\|^2
+        - \|\epsilon - \hat\epsilon_m(z, a)\|^2 \right]
+        = E_{z \mid x, a_1}\left[\log p_{m, a_1}(z)\right].
+
+    Ties, integers and duplicates, which have no density, then do no harm.  Averaged over the
+    models m = 1, ..., M of different smoothness that the density estimator holds (a normal
+    distribution, a mixture of them, the stack with the network if there is one),
+    :math:`S(x) = \frac1M \sum_m S_m(x)`.  Mixtures are without the wide components that they have
+    for rows unlike all those seen: the detector asks how unlike a row is.  Only without a noise
+    floor and without the average is the score the log-density of the estimator as it is.  The
+    threshold comes from rows that steered nothing, so that new inliers are rejected at a rate that
+    is known; with fewer than 1000 rows folds take turns in this, and the rate is known
+    approximately.
+
+    Parameters
+    ----------
+    estimator : density estimator or None, default=None
+        Any of the library's density estimators; it is cloned.  None chooses by the columns
+        `IMMSEDensity` for numbers, `IMMSEDiscreteDensity` for categories, `IMMSEMixedDensity` for
+        both, with ``max_epochs=0``, which trains no network, and ``marginals="standard"``, since
+        a map that makes tails normal hides outliers.  Numbers, integers too, are continuous then;
+        texts, booleans, objects and categoricals are not.  Rows that are left out or held out may
+        be the only ones with a value, so an estimator with ``handle_unknown="error"`` is apt to
+        fail here.  It has kernels among its experts only if they name them: rows with a kernel of
+        their own would seem likelier than the others that are ranked with them.
+    contamination : "auto" or float, default="auto"
+        Float in (0, 0.5]: the share of the training rows that are called outliers.  ``"auto"``:
+        the threshold is that of ``false_alarm_rate`` on held-out rows.
+    false_alarm_rate : float, default=0.05
+        Rate in (0, 1) at which new rows from the distribution of the training rows are rejected;
+        only for ``contamination="auto"``.
+    noise_floor : "auto", None, float or array-like of float, default="auto"
+        Finite log-SNR :math:`a_1` of the noise, from -100 to 100, relative to standardised and
+        mapped columns; the noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03
+        standard deviations).  Several: the mean of the scores.  None: no noise.
+    average : bool, default=True
+        Whether the score is averaged over the models that the estimator holds, or is that of its
+        stack alone.
+    trim : float, default=0.1
+        Share in [0, 0.5] of the weight of at least 50 training rows that a first fit without a
+        network finds least likely and the final fit leaves out, so that outliers among the
+        training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
+        that come again and lie apart from others (counts), and of modes of at least 10 rows and
+        2.5% of all, half of the rows stay where less than a quarter would; so does half of equal
+        rows where all columns are levels or counts.  For each column that would be constant the
+        likeliest row in which it differs stays.
+    calibration_fraction : float, default=0.2
+        Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
+        threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
+        further fits.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all of its
+        fits, whatever ``verbose`` the estimator has, and so does scoring if it takes more than a
+        few seconds.
+    random_state : int, RandomState or None, default=None
+        Seed of the held-out rows and of the estimator.
+
+    Attributes
+    ----------
+    estimator_ : density estimator
+        The fitted density.
+    offset_ : float
+        Threshold: ``decision_function`` is ``score_samples`` minus it.
+    calibration_scores_ : ndarray of shape (n_calibration,)
+        Sorted scores of the held-out rows; only for ``contamination="auto"``.
+    calibration_weights_ : ndarray of shape (n_calibration,)
+        Weights of the held-out rows, of mean 1; only for ``contamination="auto"``.
+    noise_floor_ : ndarray of shape (n_floors,) or None
+        Log-SNRs of the floors.
+    members_ : list of str
+        Names of the models whose log-densities are averaged; ``"model"`` is the stack.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if X had string names.
+
+    See Also
+    --------
+    sklearn.ensemble.IsolationForest : Outlier detection by random splits.
+    sklearn.neighbors.LocalOutlierFactor : Outlier detection by local densities.
+
+    Notes
+    -----
+    With held-out rows the p-values are those of split conformal prediction [2]_: for new rows that
+    are exchangeable with the training rows, ``P(p <= alpha) <= alpha``, whatever the density.
+    With folds they are approximate.  If training rows are contaminated, the held-out ones are
+    too, and the rate is that among rows of the mixture: fewer inliers are rejected.
+
+    Rows that were trained on score a little higher than new ones, so that fewer of them are
+    rejected.  Which rows are held out follows from the content of the rows and the seed: their
+    order does not matter.  Equal rows are different observations and may be on both sides.
+
+    References
+    ----------
+    .. [1] X. Kong, R. Brekelmans, G. Ver Steeg. "Information-Theoretic Diffusion". ICLR 2023.
+       https://arxiv.org/abs/2302.03792
+    .. [2] V. Vovk, A. Gammerman, G. Shafer. "Algorithmic Learning in a Random World". Springer,
+       2005.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEOutlierDetector
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> detector = IMMSEOutlierDetector(contamination=0.05, random_state=0).fit(X)
+    >>> detector.predict([[0.0, 0.0], [6.0, 6.0]])
+    array([ 1, -1])
+    >>> detector.explain([[0.0, 6.0]]).idxmin(axis=1).item()
+    'x1'
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [DensityEstimator, None],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
+        "noise_floor": [StrOptions({"auto"}), Real, "array-like", None],
+        "average": ["boolean"],
+        "trim": [Interval(Real, 0, 0.5, closed="both")],
+        "calibration_fraction": [Interval(Real, 0, 0.5, closed="right")],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        estimator: DensityEstimator | None = None,
+        *,
+        contamination: str | float = "auto",
+        false_alarm_rate: float = 0.05,
+        noise_floor: str | float | ArrayLike | None = "auto",
+        average: bool = True,
+        trim: float = 0.1,
+        calibration_fraction: float = 0.2,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.contamination = contamination
+        self.false_alarm_rate = false_alarm_rate
+        self.noise_floor = noise_floor
+        self.average = average
+        self.trim = trim
+        self.calibration_fraction = calibration_fraction
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags: texts and categories are accepted where the estimator accepts them."""
+        tags = super().__sklearn_tags__()
+        given = self.estimator is None or self.estimator.__sklearn_tags__().input_tags.categorical
+        tags.input_tags.categorical = given
+        tags.input_tags.string = given
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        # The threshold comes last: an interrupted fit leaves none.
+        return hasattr(self, "offset_")
+
+    # -- fit -----------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the density and the threshold.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows; at least 2.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows in the density, in trimming and in the threshold.  An
+            integer weight is the same as having the row so many times, and 0 as not having it;
+            other weights count in units of the least, and such rows are held out as a whole.
+
+        Returns
+        -------
+        IMMSEOutlierDetector
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            If the estimator does not take X, a weight is negative, or a parameter is out of its
+            range.
+        """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        rows = self._checked_rows(in_memory(X), reset=True)
+        self.noise_floor_ = checked_floors(self.noise_floor)
+        random_state = check_random_state(self.random_state)
+        split_seed, fit_seed = (int(seed) for seed in random_state.randint(2**31 - 1, size=2))
+        given = DistinctRows.of(rows, sample_weight)
+        template = self.estimator
+        template = default_estimator(given.rows) if template is None else template
+        template = with_common_lattice(template, given.rows)
+        # Each fit may come after one that trims its rows.
+        tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y, sample_weight)
+        with progress_bar(type(self).__name__, self.verbose):
+            scores, weight = self._fit_and_score_others(
+                template, given, np.random.default_rng(split_seed), fit_seed, tasks
+            )
+        order = np.argsort(scores, kind="stable")
+        scores, weight = scores[order], weight[order]
+        if self.contamination == "auto":
+            self.calibration_scores_ = scores
+            self.calibration_weights_ = weight / weight.mean()
+            self.offset_ = threshold(
+                self.calibration_scores_, self.false_alarm_rate, self.calibration_weights_
+            )
+        else:
+            # As in scikit-learn: exactly the share of the training rows, but for equal scores.
+            self.offset_ = weighted_quantile(scores, weight, float(self.contamination))
+        tasks.end()
+        return self
+
+    def _fit_and_score_others(
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        generator: np.random.Generator,
+        seed: int,
+        tasks: FitTasks,
+    ) -> tuple[Array, Array]:
+        """Fit the density; return the scores that the threshold comes from, and their weights."""
+        if self.contamination != "auto":
+            return self._fit_and_score(template, given, given, seed, tasks), given.weight
+        if given.n_units >= LEAST_ROWS_TO_SPARE:
+            n_spared = min(round(self.calibration_fraction * given.n_units), MOST_CALIBRATION_ROWS)
+            spared = given.draw(max(n_spared, 1), generator)
+            others = given.part(spared)
+            scores = self._fit_and_score(
+                template, given.part(given.n_copies - spared), others, seed, tasks
+            )
+            return others.repeated(scores), others.repeated(others.unit_weight)
+        scores, weight = self._fold_scores(template, given, generator, seed, tasks)
+        with stretch_of_progress(N_FOLDS / (N_FOLDS + 1), 1.0, "all rows"):
+            self._fit_density(template, given, seed, tasks)
+        return scores, weight
+
+    def _fold_scores(
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        generator: np.random.Generator,
+        seed: int,
+        tasks: FitTasks,
+    ) -> tuple[Array, Array]:
+        """Return the score of each row under a density fitted without it, and its weight."""
+        scores, weight = [], []
+        folds = given.folds(max(1, min(N_FOLDS, given.n_units // 2)), generator)
+        for number, fold in enumerate(folds):
+            left = given.n_copies - fold
+            # Two or three rows are too few to hold any out.
+            others = given.part(left) if left.sum() >= 2 else given
+            held_out = given.part(fold)
+            place = number / (N_FOLDS + 1), (number + 1) / (N_FOLDS + 1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+                with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
+                    found = self._fit_and_score(template, others, held_out, seed, tasks)
+            scores.append(held_out.repeated(found))
+            weight.append(held_out.repeated(held_out.unit_weight))
+        return np.concatenate(scores), np.concatenate(weight)
+
+    def _fit_and_score(
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        others: DistinctRows,
+        seed: int,
+        tasks: FitTasks,
+    ) -> Array:
+        """Fit the density to rows and return the scores of others, each once."""
+        with stretch_of_progress(0.0, FIT_ENDS):
+            self._fit_density(template, given, seed, tasks)
+        with stretch_of_progress(FIT_ENDS, 1.0):
+            return self._scores(others.rows)
+
+    def _fit_density(
+        self, template: DensityEstimator, given: DistinctRows, seed: int, tasks: FitTasks
+    ) -> None:
+        """Fit the density to the rows that are left of trimming."""
+        with stretch_of_progress(0.0, FIT_BEGINS):
+            kept = self._trimmed(template, given, seed, tasks)
+        with stretch_of_progress(FIT_BEGINS, 1.0):
+            quiet = self.noise_floor_ is not None
+            self.estimator_ = fitted(template, kept, seed, quiet, tasks)
+        build = FlooredModel.averaged if self.average else FlooredModel
+        self._floored = build(self.estimator_._model, self._floors)
+        self.members_ = list(self._floored.members)
+
+    def _trimmed(
+        self, template: DensityEstimator, given: DistinctRows, seed: int, tasks: FitTasks
+    ) -> DistinctRows:
+        """Return the rows without those that a quick fit finds least likely."""
+        n_trimmed = round(self.trim * given.n_units)
+        if n_trimmed == 0 or given.n_units < LEAST_ROWS_TO_TRIM:
+            return given
+        first = with_parameter(template, "max_epochs", 0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+            first = fitted(first, given, seed, quiet=False, tasks=tasks)
+        model = first._model
+        floored = FlooredModel(model, self._floors)
+        if not model.space.is_empty:
+            # The likeliest reference alone, which is quick.
+            floored = FlooredModel(model, self._floors, (floored.control,))
+        scores = score_rows(first, floored, given.rows)
+        values = first._read(given.rows)
+        weight = given.weight
+        order = np.argsort(scores, kind="stable")
+        below = np.cumsum(weight[order]) <= n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
+        # Rows as bad as the last trimmed one stay: no order among equal ones.
+        cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
+        kept_before = scores >= cutoff
+        kept = kept_before.copy()
+        groups = list(separate_values(values, given, model.space.discrete))
+        for group in groups:
+            kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
+        modes = None if model.space.is_empty else floored.modes(values)
+        if modes is not None:
+            least = max(LEAST_ROWS_OF_A_MODE, math.ceil(LEAST_SHARE_OF_A_MODE * given.n_units))
+            kept |= needed_of_groups(modes, given, scores, kept_before, least)
+        kept[varying_again(values, scores, kept)] = True
+        n_left = np.where(kept, given.n_copies, 0)
+        if len(groups) == values.shape[1]:
+            n_left = np.maximum(n_left, needed_of_states(groups, given))
+        return given.part(n_left)
+
+    @property
+    def _floors(self) -> Array:
+        """Log-SNRs of the floors; infinite for none."""
+        return np.array([np.inf]) if self.noise_floor_ is None else self.noise_floor_
+
+    # -- scores --------------------------------------------------------------------------------
+
+    def _checked_rows(self, X: Any, reset: bool) -> Rows:
+        """Return a data frame or an array, its columns noted or compared with those of `fit`."""
+        if hasattr(X, "columns"):
+            frame = read_table(X).frame
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if reset:
+                check_number_of_rows(frame.shape, type(self).__name__)
+            return frame
+        estimator = self.estimator if reset else self.estimator_
+        shape = None if estimator is None else image_shape_of(estimator)
+        if shape is not None:
+            X = flattened_images(X, shape)
+        X = without_tensors(X)
+        table = read_table(X)
+        kept = table.frame.to_numpy() if table.holds_numbers.all() else X
+        dtype = np.float64 if takes_numbers(estimator, table) else None
+        with naming_columns(kept):
+            rows = validate_data(
+                self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
+            )
+        if reset:
+            check_number_of_rows(rows.shape, type(self).__name__)
+            if dtype is not None:
+                warn_of_merged_integers(kept)
+        return np.asarray(rows)
+
+    def _scores(self, rows: Rows) -> Array:
+        return score_rows(self.estimator_, self._floored, rows)
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Return the log-density with the noise floor; higher is more normal.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Scores in nats, with respect to the units of continuous columns and to counts for
+            discrete ones and those that are dequantised.  A row's score does not depend on the
+            other rows.
+        """
+        check_is_fitted(self)
+        with long_call(self, "score_samples"):
+            parts = [self._scores(self._checked_rows(part, False)) for part in parts_of(X)]
+        return np.concatenate(parts)
+
+    def decision_function(self, X: ArrayLike) -> Array:
+        """Return the score minus the threshold; negative for outliers.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Scores above the threshold, in nats.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.intp]:
+        """Return 1 for inliers and -1 for outliers.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            1 where the decision function is at least 0, else -1.
+        """
+        return np.where(self.decision_function(X) < 0.0, -1, 1)
+
+    def p_values(self, X: ArrayLike) -> Array:
+        """Return conformal p-values: how likely inliers score as low.
+
+        With n held-out rows, of which k score no higher than the row, it is (k + 1) / (n + 1); if
+        they have weights of mean 1, k is the sum of those.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            P-values in (0, 1]; small for outliers.
+
+        Raises
+        ------
+        ValueError
+            If `contamination` was a number in `fit`, so that no rows were held out.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "calibration_scores_"):
+            raise ValueError(
+                "p_values needs held-out rows, which are only available after a fit with "
+                "contamination='auto'; this detector was fitted with "
+                f"contamination={self.contamination!r}."
+            )
+        below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")
+        up_to = np.append(0.0, np.cumsum(self.calibration_weights_))
+        return np.asarray((up_to[below] + 1.0) / (len(self.calibration_scores_) + 1.0))
+
+    def explain(self, X: ArrayLike) -> pd.DataFrame:
+        r"""Return the contribution of each column to the rows' scores.
+
+        With independent columns as the reference q, both terms of the score are sums over
+        columns, and that of column i is
+
+        .. math:: E\left[\log q_{i, a_1}(z_i)\right] + \frac12 \int_{-\infty}^{a_1} da\; E_\epsilon
+            \left[ (\epsilon_i - \hat\epsilon_{q, i})^2 - (\epsilon_i - \hat\epsilon_i)^2 \right]:
+
+        how likely the entry is by itself, and what the other columns tell about it.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_features)
+            Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
+            its score up to rounding, on every kind of table: with the same noise, what the columns
+            tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
+            Single contributions have the numerical error of the integral, some 0.01 nats for
+            ordinary rows and a few percent of the score for far ones.  With
+            ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
+            instead.
+        """
+        check_is_fitted(self)
+        rows = self._checked_rows(X, reset=False)
+        values = self.estimator_._read(rows)
+        with long_call(self, "explain"):
+            parts = Contributions(self._floored).of(values, self.estimator_._effort())
+        # Columns so far out that they have no density share the least score.
+        far = np.isneginf(parts)
+        parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
+        names = getattr(self, "feature_names_in_", None)
+        columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
+        index = rows.index if isinstance(rows, pd.DataFrame) else None
+        return pd.DataFrame(parts, columns=columns, index=index)
+
+
+def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:
+    """Return the shape of the images that an estimator or its members take, or None."""
+    parts = [estimator, *estimator.get_params().values()]
+    shapes = [getattr(part, "image_shape", None) for part in parts]
+    return next((tuple(shape) for shape in shapes if shape is not None), None)
+
+
+def takes_numbers(estimator: DensityEstimator | None, table: Table) -> bool:
+    """Return whether the columns of an array are all continuous."""
+    if estimator is not None:
+        return isinstance(estimator, IMMSEDensity)
+    return all(storage in ("integer", "float") for storage in table.storages)
+
+
+def checked_floors(noise_floor: Any) -> Array | None:
+    """Return the log-SNRs of the floors, or raise an error that names the parameter."""
+    if noise_floor is None:
+        return None
+    if isinstance(noise_floor, str):
+        return np.array([AUTOMATIC_FLOOR])
+    floors = np.sort(np.atleast_1d(numbers_in(noise_floor)))
+    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MOST_EXTREME_FLOOR).all():
+        raise ValueError(
+            "noise_floor must be 'auto', None, or one or several log-SNRs from "
+            f"{-MOST_EXTREME_FLOOR:g} to {MOST_EXTREME_FLOOR:g}, got {noise_floor!r}."
+        )
+    return floors
+
+
+def default_estimator(rows: Rows) -> DensityEstimator:
+    """Return the density estimator for the kinds of the columns, without a network."""
+    table = read_table(rows)
+    numbers = [j for j, kept in enumerate(table.storages) if kept in ("integer", "float")]
+    if len(numbers) == table.n_columns:
+        return IMMSEDensity(marginals="standard", max_epochs=0)
+    # Dates and times are neither; the mixed density says what to do about them.
+    other = [j for j, kept in enumerate(table.storages) if kept == "other"]
+    if not numbers and not other:
+        return IMMSEDiscreteDensity(max_epochs=0)
+    ordered = [j for j, kept in enumerate(table.storages) if kept == "ordered"]
+    nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered + other)
+    return IMMSEMixedDensity(
+        categorical_features=mask(nominal, table.n_columns),
+        ordinal_features=mask(ordered, table.n_columns),
+        marginals="standard",
+        max_epochs=0,
+    )
+
+
+def with_parameter(template: DensityEstimator, name: str, value: Any) -> DensityEstimator:
+    """Return a clone with another value of a parameter, its own and that of its members."""
+    names = [known for known in template.get_params() if f"__{known}".endswith(f"__{name}")]
+    changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, value))
+    return changed
+
+
+def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstimator:
+    """Return a clone that dequantises by the steps of all rows.
+
+    Rows that are trimmed or held out may be the only ones between the values of the others.
+    """
+    parameters = template.get_params()
+    names = [
+        name
+        for name, value in parameters.items()
+        if f"__{name}".endswith("__dequantize") and value is True
+    ]
+    if not names or any(isinstance(value, FrozenEstimator) for value in parameters.values()):
+        return template
+    numbers = np.asarray(rows, dtype=np.float64)
+    shared = image_shape_of(template) is not None
+    step = Dequantizer.fit(numbers, None, shared, seed=0).step
+    changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, step))
+    return changed
+
+
+def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
+    """Return a mask of the chosen columns."""
+    return np.isin(np.arange(n_columns), chosen)
+
+
+def fitted(
+    template: DensityEstimator, given: DistinctRows, seed: int, quiet: bool, tasks: FitTasks
+) -> DensityEstimator:
+    """Return a clone fitted to rows; with a noise floor ties need no warning."""
+    estimator: DensityEstimator = clone(template).set_params(random_state=seed)
+    with warnings.catch_warnings(), tasks.subfit("fit", estimator):
+        if quiet:
+            warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
+        rows, weight = given.rows, given.weight
+        if len(given) == 1:  # which the estimators take for a mistake
+            rows, weight = take(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
+        # Not each estimator takes weights of rows that it reads in parts.
+        equal = (weight == weight[0]).all()
+        estimator._fit_to_rank(rows, None if equal else weight)
+    return estimator
+
+
+def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:
+    """Return finite scores of rows, in nats."""
+    values = estimator._read(rows)
+    if floored.is_plain:
+        scores = estimator._log_density(values)[0]
+    else:
+        scores = floored.log_density(values, estimator._effort())
+    return np.maximum(scores, LEAST_SCORE)

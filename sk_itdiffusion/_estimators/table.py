@@ -1,0 +1,469 @@
+"""What the estimators of tables have in common: parameters, fit, streams, warm starts."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.parameters import (
+    alike,
+    automatic,
+    check_groups_are_held,
+    check_number_of_rows,
+    checked_weight,
+    resolve_device,
+    resolve_experts,
+    shared,
+)
+from sk_itdiffusion._fit.fitting import fit_table_model
+from sk_itdiffusion._fit.incremental import IncrementalFit
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.networks import networks_to_train
+from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._runtime.callbacks import FitTasks
+from sk_itdiffusion._runtime.progress import progress_bar
+from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._table.blocks import blocks_of, is_dask, parts_of, sample
+from sk_itdiffusion._table.bounds import resolve_bounds
+from sk_itdiffusion._table.encoding import without_tensors
+from sk_itdiffusion._table.groups import checked_groups
+from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._table.streams import Stream, is_dataset
+from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion.denoisers.built_in import resolve_family
+from sk_itdiffusion.distributed import current_processes
+from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion.references.families import ReferenceFamily
+from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
+
+__all__ = ["TableEstimator"]
+
+Array = NDArray[np.float64]
+#: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
+ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
+
+
+class TableEstimator(DensityEstimator):
+    """Base class of the density estimators for tables.
+
+    Subclasses store the parameters, read tables into numbers and codes, and write samples back.
+    """
+
+    _kept: dict[str, Any]
+    _increments: IncrementalFit
+    _experts: ClassVar[tuple[str, ...]]
+    #: Parameters that a warm start must not change.
+    _fixed_at_warm_start: ClassVar[tuple[str, ...]] = ("reference", "experts", "network")
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **DensityEstimator._parameter_constraints,
+        "experts": [StrOptions({"auto"}), list, tuple],
+        "schedule": [StrOptions(set(SCHEDULES)), Schedule],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "n_blocks": [Interval(Integral, 1, None, closed="left")],
+        "dropout": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
+        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "steps_per_epoch": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "warm_start": ["boolean"],
+        "callbacks": [None, list, tuple],
+    }
+
+    # Declared for the type checker; subclasses set them.
+    reference: str | ContinuousReference
+    experts: str | Sequence[str | ReferenceFamily]
+    network: str | NetworkFamily
+    schedule: str | Schedule
+    hidden_size: int | str
+    n_blocks: int | str
+    dropout: float | str
+    weight_decay: float | str
+    max_epochs: int
+    steps_per_epoch: int | str
+    batch_size: int | str
+    learning_rate: float | str
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    device: str
+    warm_start: bool
+    callbacks: Sequence[Any] | None
+
+    @abstractmethod
+    def _read_first(
+        self, X: Any, weight: ArrayLike | None
+    ) -> tuple[Array, Array, list[ColumnKind]]:
+        """Return numbers and codes, weights and kinds of the columns of a table to be fitted."""
+
+    @abstractmethod
+    def _network_task(self) -> NetworkTask:
+        """Return the kind of table that networks are for."""
+
+    def _network_family(self, task: NetworkTask) -> NetworkFamily:
+        """Return the family of the networks."""
+        return resolve_family(self.network, task)
+
+    def _specific_settings(self) -> dict[str, Any]:
+        """Return settings that only some estimators have."""
+        return {}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, nested ones of objects as ``schedule__<name>`` and ``network__<name>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Names and values.
+
+        Returns
+        -------
+        object
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown, or one of an object is given while there is a string.
+        """
+        examples = {
+            "schedule": "sk_itdiffusion.schedules.LogisticSchedule()",
+            "network": "a sk_itdiffusion.denoisers.NetworkFamily of your own",
+        }
+        for holder, example in examples.items():
+            value = params.get(holder, getattr(self, holder))
+            nested = [name for name in params if name.startswith(f"{holder}__")]
+            if nested and isinstance(value, str):
+                raise ValueError(
+                    f"{nested[0]} needs {holder} to be an object, such as {example}, not the "
+                    f"string {value!r}."
+                )
+        super().set_params(**params)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        """Fit the density to rows.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows; at least 2.  Collections of Dask may be larger than memory, and for
+            `IMMSEDensity` arrays on disk (`numpy.memmap`) and torch datasets too.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; a weight of 2 is the same as having the row twice.  Weights that
+            are no integers are relative: a common factor changes nothing.  Where rows have
+            probabilities (discrete or dequantised columns only) the number of rows matters too:
+            multiples of a unit, fewer than 1000 of it, are counts, and others are worth as many
+            rows as Kish's effective sample size says.  Neither Dask collections nor datasets have
+            weights.
+        groups : array-like of shape (n_samples,), default=None
+            Hashable labels of the groups that rows belong to, such as the person measured: all
+            rows of a group are used for training, or all for validation.  Groups that have equal
+            rows are one group, unless all columns are discrete.  None if rows are independent.
+            Rows that are not all held in memory cannot have groups.
+
+        Returns
+        -------
+        object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X has fewer than 2 rows, is not finite or holds what the estimator does not take, if
+            a weight is negative, a group has no label, there are too few groups to divide, or a
+            parameter is out of its range.
+        FloatingPointError
+            If training diverges before any epoch was good.
+        MemoryError
+            If there is too little memory, even for an eighth of the rows at a time, which is tried
+            once and warns.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the training ends after ``max_epochs`` while the validation bound is still falling,
+            or diverges after some good epochs.
+        UserWarning
+            If there are fewer than 40 rows (distinct ones if columns are continuous), so that
+            neither networks nor other experts are fitted, and about columns without a density.
+
+        Notes
+        -----
+        Of more than a million rows (2**20), or 67 million numbers, a random sample of so many is
+        worked on in memory: maps, references and validation are those of the sample, and the other
+        rows are read in random order while the network is trained.  Equal rows are then no longer
+        found, so that a weight is the same as repetition on average only.  Tables of
+        `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
+        Dask collections rows with levels that the sample lacks are not learned from, with a
+        warning: they need ``categories``, or a categorical dtype.
+        """
+        return self._fit(X, sample_weight, y=y, groups=groups)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        return self._fit(X, sample_weight, ranks_training_rows=True)
+
+    def _fit(
+        self,
+        X: Any,
+        sample_weight: ArrayLike | None,
+        space: TableSpace | None = None,
+        chosen: Callable[[Array, Array], ChosenRows] | None = None,
+        y: object = None,
+        groups: ArrayLike | None = None,
+        ranks_training_rows: bool = False,
+    ) -> Self:
+        """Fit, in the space of another model if one is given, to chosen rows of those read.
+
+        ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
+        their groups.  ``ranks_training_rows`` says that these will be ranked among themselves.
+        """
+        codes = None if groups is None else self._checked_groups(X, groups)
+        # Several processes need one seed.
+        random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
+        previous = self._model if self.warm_start and hasattr(self, "_model") else None
+        stream = None
+        if previous is None:
+            self._forget_fit()
+        elif hasattr(self, "_increments"):
+            del self._increments
+        if chosen is None:
+            X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
+            check_groups_are_held(codes, stream)
+        if previous is None:
+            values, weight, kinds = self._read_first(X, sample_weight)
+        else:
+            values, weight, kinds = self._read_again(X, sample_weight)
+        # Rows that are held out of this fit will be scored.
+        counted = (weight > 0)[:, None]
+        least = values.min(axis=0, where=counted, initial=np.inf)
+        extent = least, values.max(axis=0, where=counted, initial=-np.inf)
+        if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
+            codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
+        if chosen is not None:
+            values, weight, codes = chosen(values, weight)
+        settings = shared(self._settings().changed(stream=stream), current_processes())
+        self._check_warm_start(previous)
+        self._kinds = kinds
+        self.schedule_ = settings.training.schedule
+        n_networks = len(networks_to_train(settings, LEAST_ROWS_TO_SPLIT))
+        tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
+        settings = settings.changed(
+            tasks=tasks,
+            attributes_of=self._attributes_of,
+            extent=extent,
+            ranks_training_rows=ranks_training_rows,
+        )
+        with progress_bar(type(self).__name__, self.verbose):
+            self._model = fit_table_model(
+                values, weight, kinds, settings, random_state, previous, space, codes
+            )
+        self._publish()
+        tasks.end()
+        return self
+
+    def _checked_groups(self, X: Any, groups: ArrayLike) -> NDArray[np.intp]:
+        """Return the numbers of the rows' groups."""
+        if is_dask(X) or is_dataset(X):
+            kind = "Dask collection" if is_dask(X) else "dataset"
+            raise ValueError(f"groups must be None if X is a {kind}.")
+        return checked_groups(groups, X)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density to more rows, those of a stream.
+
+        The first rows, at least 1000 and 10 for each column, fix the standardisation of the
+        columns and the levels; before there are so many the density is that of the reference.
+        Then each call takes one pass through its rows, the reference keeps the mean and the
+        covariance of all rows so far, and the weights of the experts are found anew, which takes
+        about a second: rows in chunks of 10,000 and more cost least.  Rows may come again, and on
+        long streams need not.  Rows for validation are chosen by a hash of their values, at most
+        10,000; see ``sk_itdiffusion._fit.incremental``.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
+            have the levels of ``categories`` or of a categorical dtype, else those of the first
+            call, with a warning; later rows with other values are not learned from, with a warning
+            too, and have the probability that the first rows give them.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter asks for what streams do not have, X is not what `fit` takes, its
+            columns are not those of the first call, one varies that did not in the first rows, or
+            ``handle_unknown="error"`` and a level is unknown.
+        FloatingPointError
+            If training diverges.
+
+        Notes
+        -----
+        ``reference`` and ``experts`` know no mixtures or kernels here, ``marginals="auto"`` is
+        standardisation only, ``dropout`` and ``weight_decay`` are 0 unless given, and
+        ``max_epochs``, ``steps_per_epoch``, ``early_stopping`` and ``callbacks`` are of no account
+        (but with ``max_epochs=0`` there is no network).
+        """
+        if hasattr(self, "_model") and not hasattr(self, "_increments"):
+            warn(
+                "partial_fit begins anew: it goes on from its own earlier calls only, not from "
+                "fit or a file.",
+            )
+        for part in parts_of(X):
+            self._learn(part)
+        return self
+
+    def _learn(self, X: Any) -> None:
+        """Fit to the rows of a chunk too."""
+        if hasattr(self, "_increments"):
+            values = self._read_levels(X)
+            if not len(values):
+                return
+        else:
+            self._forget_fit()
+            values, self._kinds = self._read_first_of_stream(X)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._increments = IncrementalFit(self._kinds, seed)
+        settings = self._settings()
+        self._model = self._increments.learn(values, settings)
+        self._check_warm_start(None)
+        self.schedule_ = settings.training.schedule
+        self._publish()
+
+    def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
+        """Return the numbers and codes of the first chunk, and the kinds of its columns."""
+        values, _, kinds = self._read_first(X, None)
+        return values, kinds
+
+    def _held_in_memory(
+        self, X: Any, weight: ArrayLike | None, random_state: np.random.RandomState
+    ) -> tuple[Any, ArrayLike | None, Stream | None]:
+        """Return the rows to hold in memory, their weights, and the other rows if there are any."""
+        if not is_dask(X):
+            return X, weight, None
+        blocks = blocks_of(X, weight)
+        assert blocks is not None
+        return sample(blocks, self._read_levels, random_state)
+
+    def _read_again(
+        self, X: Any, sample_weight: ArrayLike | None
+    ) -> tuple[Array, Array, list[ColumnKind]]:
+        """Return what `_read_first` does, of a table with the columns of the earlier fit."""
+        values = self._read(X)
+        check_number_of_rows(values.shape, type(self).__name__)
+        return values, checked_weight(sample_weight, values), self._kinds
+
+    def _check_warm_start(self, previous: TableModel | None) -> None:
+        """Raise an error if a warm start would ignore a changed parameter."""
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
+        if previous is not None:
+            changed = [name for name, value in kept.items() if not alike(self._kept[name], value)]
+            if changed:
+                raise ValueError(
+                    f"warm_start keeps the maps and references of the earlier fit, but "
+                    f"{', '.join(changed)} changed. Set warm_start=False to fit anew."
+                )
+        self._kept = kept
+
+    def _settings(self) -> FitSettings:
+        """Return the parameters in the form that the model takes."""
+        task = self._network_task()
+        network = self._network_family(task)
+        usual = network.usual(task)
+        hidden_size = automatic(self.hidden_size, usual.hidden_size)
+        network.check(task, hidden_size)
+        rate = usual.learning_rate if self.learning_rate == "auto" else self.learning_rate
+        settings: dict[str, Any] = {
+            "reference": self.reference,
+            **resolve_experts(self.experts, self._experts, self.reference),
+            "marginals": "standard",
+            "schedule": resolve_schedule(self.schedule),
+            "network": network,
+            "task": task,
+            "hidden_size": hidden_size,
+            "n_blocks": automatic(self.n_blocks, usual.n_blocks),
+            "n_frequencies": 4,
+            "dropout": None if self.dropout == "auto" else float(self.dropout),
+            "weight_decay": None if self.weight_decay == "auto" else float(self.weight_decay),
+            "max_epochs": self.max_epochs,
+            "steps_per_epoch": None
+            if self.steps_per_epoch == "auto"
+            else int(self.steps_per_epoch),
+            "batch_size": automatic(self.batch_size, usual.batch_size),
+            "learning_rate": float(rate),
+            "patience": self.n_iter_no_change if self.early_stopping else None,
+            "validation_fraction": self.validation_fraction,
+            "n_strata": self.n_strata,
+            "n_draws": self.n_draws,
+            "n_directions": self.n_directions,
+            "device": resolve_device(self.device),
+            "callbacks": tuple(self.callbacks or ()),
+            "verbose": int(self.verbose),
+            "feature_names": getattr(self, "feature_names_in_", None),
+        }
+        return FitSettings.of(**(settings | self._specific_settings()))
+
+    def _bounds_settings(self, bounds: Any) -> dict[str, Any]:
+        """Return the settings that follow from the parameter ``bounds``."""
+        if bounds is None or isinstance(bounds, str):
+            return {"finds_bounds": bounds == "auto"}
+        names = getattr(self, "feature_names_in_", None)
+        return {"bounds": resolve_bounds(bounds, self.n_features_in_, names)}
+
+    def _attributes_of(self, model: TableModel) -> dict[str, Any]:
+        """Return the attributes that the estimator has with a model."""
+        fitted = copy.copy(self)
+        fitted._model = model
+        fitted._publish()
+        return dict(vars(fitted))
+
+    def _publish(self) -> None:
+        """Set the public fitted attributes from the model."""
+        model = self._model
+        self.nets_ = model.nets
+        self.net_ = next(iter(model.nets.values()), None)
+        self.references_ = model.references
+        self.reference_ = model.references.get(model.control)
+        self.logsnr_ = model.logsnr
+        self.expert_weights_ = {
+            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
+        }
+        self.history_ = model.history
+        self.entropy_ = model.entropy
+        self.entropy_std_ = model.entropy_std
+        self.n_iter_ = len(model.history)

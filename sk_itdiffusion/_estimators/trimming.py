@@ -1,0 +1,103 @@
+"""Which rows a detector leaves out of its fit: unlikely ones, but no whole values or modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index
+
+__all__ = ["needed_of_groups", "needed_of_states", "separate_values", "varying_again"]
+
+Array = NDArray[np.float64]
+#: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
+#: stays then, and how many rows are a value that comes again, or a mode.
+LEAST_LEFT_OF_A_GROUP = 0.25
+SHARE_KEPT_OF_A_GROUP = 0.5
+LEAST_COPIES_OF_A_VALUE = 2
+LEAST_ROWS_OF_A_MODE = 10
+#: Share of all rows below which a mode may as well be anomalies that are alike.
+LEAST_SHARE_OF_A_MODE = 0.025
+#: In standard deviations of a column: numbers as near as this stand for each other.
+NEARBY_VALUES = 0.1
+
+
+def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
+    """Return, for each column that is constant among the rows kept, the likeliest other row.
+
+    Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
+    """
+    usual = values[np.flatnonzero(kept)[0]]
+    is_constant = (values[kept] == usual).all(axis=0)
+    differs = values[:, is_constant] != usual[is_constant]
+    differs = differs[:, differs.any(axis=0)]
+    return np.asarray(np.where(differs, scores[:, None], -np.inf).argmax(axis=0))
+
+
+def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iterator[Index]:
+    """Return groups of rows with one value, for each column of separate values; -1 for no group.
+
+    Levels are separate, and numbers that are farther than a tenth of a standard deviation from all
+    others: no other number stands for them.  In a column of other numbers equal ones are chance.
+    """
+    for j, column in enumerate(values.T):
+        levels, group = np.unique(column, return_inverse=True)
+        # The mean of squares of far values would overflow.
+        scale = np.abs(column).max() + np.finfo(np.float64).tiny
+        width = 0.0 if j in discrete else NEARBY_VALUES * scale * float((column / scale).std())
+        with np.errstate(over="ignore"):
+            is_apart = np.diff(levels) > width
+        copies = np.bincount(group, weights=given.n_copies)
+        is_separate = np.append(True, is_apart) & np.append(is_apart, True)
+        is_separate &= copies >= LEAST_COPIES_OF_A_VALUE
+        if 2.0 * copies[is_separate].sum() >= copies.sum():
+            yield np.where(is_separate[group], group, -1)
+
+
+def needed_of_states(groups: Sequence[Index], given: DistinctRows) -> Index:
+    """Return how many units of each row to keep, since it comes again: half of them.
+
+    Parameters
+    ----------
+    groups : sequence of ndarray of shape (n,), int
+        What `separate_values` returns of each column.
+    given : DistinctRows
+        The rows.
+
+    Returns
+    -------
+    ndarray of shape (n,), int
+        The least numbers of units.  Without any of its rows a state would be as unlikely as the
+        others that have been left out, and the less likely the more rows there are: scores of fits
+        to more and to fewer rows could not be compared.
+    """
+    comes_again = given.n_copies >= LEAST_COPIES_OF_A_VALUE
+    for group in groups:
+        comes_again &= group >= 0
+    least = np.ceil(SHARE_KEPT_OF_A_GROUP * given.n_copies).astype(np.intp)
+    return np.where(comes_again, least, 0)
+
+
+def needed_of_groups(
+    group: Index, given: DistinctRows, scores: Array, kept: NDArray[np.bool_], least: int
+) -> NDArray[np.bool_]:
+    """Return rows to keep of groups of at least so many rows that would nearly all be left out.
+
+    They are the likeliest ones, half of the group's weight.
+    """
+    group = group + 1
+    total = np.bincount(group, weights=given.weight)
+    left = np.bincount(group, weights=given.weight * kept)
+    is_lost = np.bincount(group, weights=given.n_copies) >= least
+    is_lost &= left < LEAST_LEFT_OF_A_GROUP * total
+    is_lost[0] = False
+    order = np.lexsort([-scores, group])
+    weight, group = given.weight[order], group[order]
+    before = np.cumsum(weight) - weight - (np.cumsum(total) - total)[group]
+    found = np.empty(len(order), dtype=bool)
+    # Rounding of sums must not add a row.
+    wanted = SHARE_KEPT_OF_A_GROUP * total[group] - 1e-9 * total.sum()
+    found[order] = is_lost[group] & (before < wanted)
+    return found

@@ -1,0 +1,568 @@
+"""The model of an ensemble: members as experts, in one space, and their weights."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sk_itdiffusion._fit.experts import Experts, Mixing, Seeds
+from sk_itdiffusion._fit.grids import N_NODES
+from sk_itdiffusion._fit.model import Effort, TableModel, summarize_profile
+from sk_itdiffusion._fit.schema import LEAST_NOISY_COPIES
+from sk_itdiffusion._fit.splitting import MappedSplit
+from sk_itdiffusion._fit.stacking import (
+    LEAST_PROFILE_ROWS,
+    fallback,
+    n_profile_rows,
+    repeated,
+    restrict_profile,
+    scoring_rule,
+)
+from sk_itdiffusion._fit.validation import mean_and_std
+from sk_itdiffusion._immse.cubature import row_keys
+from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion.channel import signal_scale
+from sk_itdiffusion.references import ContinuousReference, Reference
+from sk_itdiffusion.references.judging import log_likelihoods
+
+__all__ = [
+    "EnsembleExperts",
+    "EnsembleModel",
+    "Transport",
+    "fit_ensemble_model",
+    "transport_between",
+]
+
+Array = NDArray[np.float64]
+#: Relative tolerance of comparisons of spaces.
+SPACE_TOLERANCE = 1e-9
+#: Standardised values at which the maps of columns are compared.
+PROBES = np.linspace(-4.0, 4.0, 17)
+#: Share of their squared errors by which the predictions of equal denoisers may differ.
+EQUAL_DENOISERS = 1e-13
+#: Keeps the ends of a member's range of the log-SNR in it when they are rounded to float32.
+RANGE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Transport:
+    """The affine map ``u_m = factor * u + shift`` from an ensemble's rows to a member's.
+
+    Attributes
+    ----------
+    factor : float
+        The positive factor c, the same for all columns.
+    shift : ndarray of shape (d,)
+        The shift b of each column.
+    """
+
+    factor: float
+    shift: Array
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing changes."""
+        return self.factor == 1.0 and not self.shift.any()
+
+    @property
+    def rise(self) -> float:
+        """By how much a log-SNR of the ensemble exceeds that of the member."""
+        return 2.0 * math.log(self.factor)
+
+    def __call__(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the noisy points and log-SNRs as the member knows them."""
+        if self.is_identity:
+            return z, logsnr
+        own = logsnr - self.rise
+        shift = torch.from_numpy(self.shift).to(z)
+        scale = (signal_scale(own) / signal_scale(logsnr))[:, None]
+        return scale * self.factor * z + signal_scale(own)[:, None] * shift, own
+
+    def reference(self, reference: Reference) -> Reference:
+        """Return a member's reference as a distribution of the ensemble's rows."""
+        if self.is_identity:
+            return reference
+        assert isinstance(reference, ContinuousReference)  # levels are not shifted
+        return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
+
+
+def transport_between(ensemble: TableSpace, member: TableSpace, name: str, first: str) -> Transport:
+    """Return the map between two spaces, found from rows all over the ensemble's.
+
+    Parameters
+    ----------
+    ensemble, member : TableSpace
+        Spaces of the ensemble and of a member.
+    name, first : str
+        Names of the member, and of the one whose space is the ensemble's, for the message.
+
+    Returns
+    -------
+    Transport
+        The map.
+
+    Raises
+    ------
+    ValueError
+        If the spaces differ by anything but one factor and a shift of each column.
+    """
+    if not same_columns(ensemble, member):
+        raise ValueError(incompatible(name, first, "do not model the same columns and levels"))
+    if ensemble is member or ensemble.is_empty:
+        return Transport(1.0, np.zeros(ensemble.layout.n_points))
+    n_continuous = len(ensemble.continuous)
+    probes = np.zeros((len(PROBES), n_continuous + len(ensemble.discrete)))
+    probes[:, :n_continuous] = PROBES[:, None]
+    values = ensemble.values(probes)
+    ours, theirs = (s.rows(s.standardized(values))[0] for s in (ensemble, member))
+    ours, theirs = ours[:, :n_continuous], theirs[:, :n_continuous]
+    if np.array_equal(ours, theirs):
+        return Transport(1.0, np.zeros(ensemble.layout.n_points))
+    factor, shift = common_affine_map(ours, theirs)
+    size = np.abs(theirs).max()
+    fits = np.abs(factor * ours + shift - theirs).max() <= SPACE_TOLERANCE * max(size, 1.0)
+    if not fits or ensemble.layout.variables:
+        raise ValueError(incompatible(name, first, "see their columns on different scales"))
+    return Transport(factor, shift)
+
+
+def common_affine_map(ours: Array, theirs: Array) -> tuple[float, Array]:
+    """Return the factor and the shifts that map increasing columns to others, if there are any."""
+    factor = float((theirs[-1, 0] - theirs[0, 0]) / (ours[-1, 0] - ours[0, 0]))
+    middle = len(ours) // 2
+    return factor, theirs[middle] - factor * ours[middle]
+
+
+def same_columns(first: TableSpace, second: TableSpace) -> bool:
+    """Return whether two spaces model the same columns, and embed their levels alike."""
+    if first.n_columns != second.n_columns:
+        return False
+    pairs = [
+        (first.continuous, second.continuous),
+        (first.discrete, second.discrete),
+        (first.constant, second.constant),
+        (first.constant_values[first.constant], second.constant_values[second.constant]),
+    ]
+    if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+        return False
+    variables = zip(first.layout.variables, second.layout.variables, strict=True)
+    return all(
+        ours.n_levels == theirs.n_levels
+        and (ours.values is None) == (theirs.values is None)
+        and (
+            ours.values is None
+            or theirs.values is None
+            or np.allclose(ours.values, theirs.values, rtol=SPACE_TOLERANCE, atol=SPACE_TOLERANCE)
+        )
+        for ours, theirs in variables
+    )
+
+
+def incompatible(name: str, first: str, what: str) -> str:
+    """Return the message that two members cannot be combined."""
+    return (
+        f"The members {name!r} and {first!r} {what}, so their denoisers see different noise and "
+        "cannot be combined. Let the ensemble fit them (prefit=False), or fit both to the same "
+        "rows with the same marginals='standard' or the same levels."
+    )
+
+
+class SharedDenoiser:
+    """A denoiser that several members have: they call it with the same points, it works once.
+
+    Parameters
+    ----------
+    denoiser : callable
+        The denoiser.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self._last = threading.local()
+
+    def __call__(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; that of the thread's last call if the tensors are those."""
+        last: tuple[Tensor, Tensor, Tensor] | None = getattr(self._last, "call", None)
+        if last is None or last[0] is not z or last[1] is not logsnr:
+            last = z, logsnr, self.denoiser(z, logsnr)
+            self._last.call = last
+        return last[2]
+
+
+def member_denoiser(
+    model: TableModel, transport: Transport, shared: Mapping[str, Denoiser]
+) -> Denoiser:
+    """Return a member's complete model as a denoiser of the ensemble's noisy rows.
+
+    Outside of the member's range of the log-SNR it is the member's control variate.
+
+    Parameters
+    ----------
+    model : TableModel
+        The member.
+    transport : Transport
+        The map from the ensemble's rows to its own.
+    shared : dict of str to callable
+        Those of its experts that are evaluated for others too, of its own rows.
+
+    Returns
+    -------
+    callable
+        The denoiser.
+    """
+    experts = {**model.experts(), **shared}
+    paired = model.stack(experts).paired_with(experts[model.control])
+    low, high = model.logsnr[0] - RANGE_TOLERANCE, model.logsnr[-1] + RANGE_TOLERANCE
+
+    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+        own_z, own = transport(z, logsnr)
+        reference, stack = paired(own_z, own)
+        return torch.where(((own >= low) & (own <= high))[:, None], stack, reference)
+
+    return denoise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleExperts(Experts):
+    """Other fitted densities and their references, as experts.
+
+    Attributes
+    ----------
+    members : dict of str to TableModel
+        The members' models.
+    transports : dict of str to Transport
+        Maps from the ensemble's rows to theirs.
+    reference_names : dict of str to dict of str to str
+        For each member, the names in ``references`` of its own references.
+    """
+
+    members: dict[str, TableModel]
+    transports: dict[str, Transport]
+    reference_names: dict[str, dict[str, str]]
+
+    @property
+    def network_names(self) -> Collection[str]:
+        """Names of the experts that are no analytic references."""
+        return self.members.keys()
+
+    def experts(self) -> dict[str, Denoiser]:
+        """Return all denoisers by name: the members' and the references'."""
+        references: dict[str, Denoiser] = {
+            name: SharedDenoiser(denoiser) for name, denoiser in super().experts().items()
+        }
+        members: dict[str, Denoiser] = {}
+        for name, model in self.members.items():
+            transport = self.transports[name]
+            own = self.reference_names[name] if transport.is_identity else {}
+            shared = {theirs: references[ours] for theirs, ours in own.items()}
+            members[name] = member_denoiser(model, transport, shared)
+        return members | references
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleModel(TableModel, EnsembleExperts):
+    """A fitted density whose experts are other fitted densities and their references.
+
+    Attributes
+    ----------
+    sole : str or None
+        The member that has all the weight because all other experts equal it; then the integral
+        is that member's, digit by digit.
+    """
+
+    sole: str | None = None
+
+    def without_wide_components(self) -> TableModel:
+        """Return the ensemble with such references, and with members that have such."""
+        members = {name: each.without_wide_components() for name, each in self.members.items()}
+        kept = super().without_wide_components()
+        assert isinstance(kept, EnsembleModel)
+        if all(members[name] is each for name, each in self.members.items()):
+            return kept
+        return replace(kept, members=members)
+
+    def paired(self) -> PairedDenoiser:
+        """Return the control variate and the stack as one function."""
+        return super().paired() if self.sole is None else self.members[self.sole].paired()
+
+
+def distinct_references(
+    members: Mapping[str, TableModel], transports: Mapping[str, Transport]
+) -> tuple[dict[str, Reference], dict[str, dict[str, str]]]:
+    """Return the members' references in the ensemble's space, and how each member calls them.
+
+    Equal ones are there once.  A reference keeps its name if no other expert has it, else the
+    member's name is put before it.
+    """
+    found: dict[str, Reference] = {}
+    names: dict[str, dict[str, str]] = {}
+    for member, model in members.items():
+        names[member] = {}
+        for own_name, own in model.references.items():
+            reference = transports[member].reference(own)
+            equal = [name for name, other in found.items() if equal_references(reference, other)]
+            is_free = own_name not in found and own_name not in members
+            name = equal[0] if equal else own_name if is_free else f"{member}__{own_name}"
+            found.setdefault(name, reference)
+            names[member][own_name] = name
+    return found, names
+
+
+def equal_references(first: Reference, second: Reference) -> bool:
+    """Return whether two references are the same distribution, number by number."""
+    if first is second:
+        return True
+    ours, theirs = first.state_dict(), second.state_dict()
+    return (
+        type(first) is type(second)
+        and ours.keys() == theirs.keys()
+        and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        and sizes_of(first) == sizes_of(second)
+    )
+
+
+def sizes_of(reference: Reference) -> object:
+    """Return what a reference is made from beside tensors and parts; unlike all else if unknown."""
+    try:
+        config = reference.config()
+    except TypeError:  # of a class of the user's own that no file can hold
+        return object()
+    return {name: v for name, v in config.items() if not isinstance(v, torch.nn.Module)}
+
+
+def distinct_experts(profile: ErrorProfile, names: Sequence[str]) -> dict[str, str]:
+    """Return, for each expert, the first one of those named that predicts the same."""
+    gram = profile.mean_gram
+    index = {name: list(profile.names).index(name) for name in names}
+    same: dict[str, str] = {}
+    for name in names:
+        i = index[name]
+        for other in dict.fromkeys(same.values()):
+            j = index[other]
+            total = gram[:, i, i] + gram[:, j, j]
+            difference = np.abs(total - gram[:, i, j] - gram[:, j, i])
+            if (difference <= EQUAL_DENOISERS * total).all():
+                same[name] = other
+                break
+        else:
+            same[name] = name
+    return same
+
+
+def expert_weights(profile: ErrorProfile, names: Sequence[str], anchor: str, rule: str) -> Array:
+    """Return the weights of experts at the nodes, (n_nodes, n_experts).
+
+    Of experts that predict the same only the first has weight.
+
+    Parameters
+    ----------
+    profile : ErrorProfile
+        Products of the residuals on validation rows.
+    names : sequence of str
+        The experts.
+    anchor : str
+        The expert to fall back to with few rows.
+    rule : {"stack", "select"}
+        Whether the weights minimise the error, or are all on the best expert.
+
+    Returns
+    -------
+    ndarray of shape (n_nodes, n_experts)
+        Non-negative weights; rows sum to 1.
+    """
+    same = distinct_experts(profile, names)
+    chosen = list(dict.fromkeys(same.values()))
+    members = restrict_profile(profile, chosen)
+    if rule == "select":
+        errors = np.diagonal(members.mean_gram, axis1=1, axis2=2)
+        found = np.eye(len(chosen))[errors.argmin(axis=1)]
+    else:
+        found = stacking_weights(members, same[anchor])
+    weights = np.zeros((len(profile.logsnr), len(names)))
+    weights[:, [list(names).index(name) for name in chosen]] = found
+    return weights
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """How the weights of an ensemble are found, and how it scores."""
+
+    rule: str
+    include_references: bool
+    scoring: Effort
+
+
+def fit_ensemble_model(
+    members: Mapping[str, TableModel],
+    space: TableSpace,
+    transports: Mapping[str, Transport],
+    valid: WeightedRows,
+    settings: WeightSettings,
+    seeds: Seeds,
+) -> tuple[EnsembleModel, dict[str, float]]:
+    """Return the weighted ensemble, and the validation bound of each expert alone.
+
+    Parameters
+    ----------
+    members : dict of str to TableModel
+        Fitted models.
+    space : TableSpace
+        The ensemble's space.
+    transports : dict of str to Transport
+        Maps from it to the members' spaces.
+    valid : WeightedRows
+        Rows, in the units of the data, that none of the members was fitted to.
+    settings : WeightSettings
+        Parameters.
+    seeds : Seeds
+        Seeds of the noise.
+
+    Returns
+    -------
+    model : EnsembleModel
+        The ensemble.
+    entropies : dict of str to float
+        Validation bounds in nats.
+    """
+    names = list(members)
+    references, reference_names = distinct_references(members, transports)
+    first = members[names[0]]
+    experts = EnsembleExperts(
+        space=space,
+        references=references,
+        plain="" if space.is_empty else reference_names[names[0]][first.plain],
+        preconditioner="",
+        nets={},
+        grid=common_nodes(members, transports),
+        seeds=seeds,
+        device=first.device,
+        dequantizer=first.dequantizer,
+        has_images=any(member.has_images for member in members.values()),
+        beyond=next((m.beyond for m in members.values() if m.beyond is not None), None),
+        members=dict(members),
+        transports=dict(transports),
+        reference_names=reference_names,
+    )
+    if space.is_empty:
+        bound = -float(experts.log_density_of_constants(valid.X[:1])[0])
+        mixing = Mixing("", experts.grid, names, np.empty((0, len(names))))
+        model = EnsembleModel.of(experts, mixing, rule=None, entropy=bound, entropy_std=0.0)
+        return model, dict.fromkeys(names, bound)
+    rows = bound_rows(experts, valid)
+    profile = experts.profile(
+        rows.mapped.X, rows.mapped.weight, rows.keys, experts.grid, rows.mapped.source
+    )
+    chosen = [*names, *references] if settings.include_references else names
+    share = rows.mapped.share
+    log_density = {
+        name: log_likelihoods(reference, rows.mapped.X) for name, reference in references.items()
+    }
+    likeliest = max(log_density, key=lambda name: float(share @ log_density[name]))
+    weights = expert_weights(profile, chosen, fallback(experts, likeliest, chosen), settings.rule)
+    mixing = Mixing(likeliest, experts.grid, chosen, weights)
+    sole = sole_member(experts, profile, chosen)
+    if sole is not None:
+        member = members[sole]
+        mixing = replace(mixing, control=reference_names[sole][member.control])
+        experts = replace(experts, seeds=member.seeds)
+    control = mixing.control
+    baseline = float(share @ (log_density[control] + rows.log_slope)) + experts.constant_term
+    entropies = {
+        name: validation_bound(profile, control, baseline, profile.vertex(name)) for name in chosen
+    }
+    stack = profile.spread(chosen, weights)
+    difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(stack)
+    bounds = log_density[control] + rows.log_slope + profile.integral(difference)
+    if sole is None:
+        few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
+        paired = mixing.paired(experts.experts())
+        rule = scoring_rule(experts, mixing, paired, few, settings.scoring)
+    else:
+        rule = members[sole].rule
+    model = EnsembleModel.of(
+        experts,
+        mixing,
+        rule=rule,
+        entropy=validation_bound(profile, control, baseline, stack),
+        entropy_std=mean_and_std(bounds, rows.mapped, profile.n_observations)[1],
+        curve=summarize_profile(profile, chosen, weights, experts.network_names),
+        sole=sole,
+    )
+    return model, entropies
+
+
+def common_nodes(members: Mapping[str, TableModel], transports: Mapping[str, Transport]) -> Array:
+    """Return nodes of the log-SNR over all members' ranges, in the ensemble's space.
+
+    They are as close as those of a member are at the closest.
+    """
+    nodes = [model.logsnr + transports[name].rise for name, model in members.items()]
+    nodes = [each for each in nodes if len(each)]
+    if not nodes:
+        return np.empty(0)
+    low, high = min(each[0] for each in nodes), max(each[-1] for each in nodes)
+    closest = min(each[1] - each[0] for each in nodes)
+    return np.linspace(low, high, max(N_NODES, math.ceil((high - low) / closest - 1e-6) + 1))
+
+
+@dataclass(frozen=True)
+class BoundRows:
+    """Validation rows as the denoisers see them.
+
+    Attributes
+    ----------
+    distinct : WeightedRows
+        Distinct rows.
+    mapped : WeightedRows
+        The same, but few states are repeated.
+    log_slope : ndarray of shape (n,)
+        Log-derivatives of the maps of these.
+    keys : ndarray of shape (n,), uint64
+        Keys of their noise.
+    """
+
+    distinct: WeightedRows
+    mapped: WeightedRows
+    log_slope: Array
+    keys: NDArray[np.uint64]
+
+
+def bound_rows(experts: Experts, valid: WeightedRows) -> BoundRows:
+    """Return as many validation rows as the error profile can afford."""
+    first = valid.take(np.arange(n_profile_rows(experts, len(experts.grid), len(valid))))
+    if experts.dequantizer is not None:
+        n_rows = n_profile_rows(experts, len(experts.grid), LEAST_NOISY_COPIES)
+        first = experts.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
+    rows = first.with_values(experts.space.standardized(first.X))
+    split = MappedSplit.behind(experts.space, rows, rows)
+    keys = row_keys(split.valid.X, experts.seeds.scoring + 1)
+    if not experts.space.is_discrete:
+        return BoundRows(split.valid, split.valid, split.valid_log_slope, keys)
+    mapped, keys = repeated(split.valid, keys, LEAST_PROFILE_ROWS)
+    return BoundRows(split.valid, mapped, np.zeros(len(mapped)), keys)
+
+
+def sole_member(
+    experts: EnsembleExperts, profile: ErrorProfile, names: Sequence[str]
+) -> str | None:
+    """Return the member that all other experts equal; None if they are not all the same."""
+    if len(set(distinct_experts(profile, names).values())) > 1:
+        return None
+    # Of equal experts the first has the weight, and the first experts are the members.
+    return next(iter(experts.members))
+
+
+def validation_bound(profile: ErrorProfile, control: str, baseline: float, weights: Array) -> float:
+    """Return the negative mean log-density of a stack of experts on validation rows."""
+    difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(weights)
+    return -baseline - float(profile.row_weight @ profile.integral(difference))

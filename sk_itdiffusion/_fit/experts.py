@@ -1,0 +1,376 @@
+"""The fitted denoisers behind a model, and their weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sk_itdiffusion._immse.cubature import Keys, NoiseRule
+from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
+from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
+from sk_itdiffusion._table.dequantize import Dequantizer
+from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion.references import Reference
+
+__all__ = [
+    "NETWORKS",
+    "BeyondBounds",
+    "Experts",
+    "Mixing",
+    "Seeds",
+    "covers",
+    "kind_of_expert",
+    "names_of_networks",
+    "network_denoiser",
+    "number_of_network",
+    "profile_noise",
+    "scoring_noise",
+]
+
+Array = NDArray[np.float64]
+#: Kinds of networks: the only or convolutional one, and the fully connected one beside the latter.
+NETWORKS = ("network", "dense_network")
+#: In standard deviations; what a network says of points farther away means nothing.
+LARGEST_NETWORK_INPUT = 1e6
+#: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
+WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds of the parts of a fit."""
+
+    split: int
+    mixtures: int
+    network: int
+    scoring: int
+
+    @classmethod
+    def draw(cls, random_state: np.random.RandomState) -> Seeds:
+        """Return seeds drawn all at once, so that no choice in a fit shifts another's."""
+        return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
+
+
+@dataclass(frozen=True)
+class BeyondBounds:
+    """The law of rows that are not between bounds which earlier rows showed.
+
+    Attributes
+    ----------
+    reference : Reference
+        Distribution of standardised rows, without bounds.
+    share : float
+        Probability that is kept for such rows.
+    """
+
+    reference: Reference
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The denoisers that are fitted to the rows of a table, before they are weighted.
+
+    Attributes
+    ----------
+    space : TableSpace
+        Maps of the table's columns to the space of the denoisers.
+    references : dict of str to Reference
+        Analytic references there.
+    plain : str
+        Name of the reference of the fewest assumptions: one normal distribution, independent
+        discrete columns, or both.
+    preconditioner : str
+        Name of the reference that the networks correct.
+    nets : dict of str to NeuralNet
+        The trained networks.
+    grid : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR between which the networks are trained.
+    seeds : Seeds
+        Seeds of the split and of the noise in scoring.
+    device : torch.device
+        Where the denoisers are.
+    n_fits : int
+        Fits so far; more than one with warm starts.
+    dequantizer : Dequantizer or None
+        Noise that is added to the rows before all else.
+    has_images : bool
+        Whether the rows are images of continuous pixels.
+    beyond : BeyondBounds or None
+        The law of rows beyond the bounds of the space; None if they are impossible.
+    """
+
+    space: TableSpace
+    references: dict[str, Reference]
+    plain: str
+    preconditioner: str
+    nets: dict[str, skorch.NeuralNet]
+    grid: Array
+    seeds: Seeds
+    device: torch.device
+    n_fits: int = 1
+    dequantizer: Dequantizer | None = None
+    has_images: bool = False
+    beyond: BeyondBounds | None = None
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision of the references' denoisers; Apple's devices have no float64.
+
+        For levels alone single precision changes a log-probability by less than 1e-3 nats, far
+        less than the noise of its integration, and is up to twice as fast.
+        """
+        single = self.device.type == "mps" or self.space.is_discrete
+        return torch.float32 if single else torch.float64
+
+    @property
+    def network_names(self) -> Collection[str]:
+        """Names of the experts that are no analytic references."""
+        return tuple(self.nets)
+
+    def experts(self) -> dict[str, Denoiser]:
+        """Return all denoisers by name, on the device, in the space of the mapped columns."""
+        denoisers: dict[str, Denoiser] = {
+            name: on_device(reference, self.device, self.precision)
+            for name, reference in self.references.items()
+        }
+        networks: dict[str, Denoiser] = {
+            name: network_denoiser(net.module_.averaged) for name, net in self.nets.items()
+        }
+        return networks | denoisers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            self.__dict__["device"] = torch.device("cpu")
+
+    @property
+    def widest(self) -> int:
+        """Numbers that the widest step of one evaluation makes."""
+        widest = max(
+            reference.n_fused if self.device.type == "cpu" else reference.n_intermediate
+            for reference in self.references.values()
+        )
+        factor = WIDTH_OF_IMAGES if self.has_images else WIDTH_OF_TABLES
+        return max(widest, factor * self.space.layout.n_points, 256)
+
+    @property
+    def budget(self) -> int:
+        """Evaluations in one forward pass: as many as keep the widest layer in the cache.
+
+        Larger passes are up to three times slower on a CPU, where the mixture's intermediate
+        results, one number for each component and feature, no longer fit; GPUs want large ones.
+        Of continuous tables passes are larger in any case: below two thousand evaluations Python's
+        own work, for which workers wait for each other, takes as long as the networks'.
+        """
+        widest = self.widest
+        cached = 2**18 if self.device.type == "cpu" else 2**27
+        # Enough to be worth a pass, but a bounded number of intermediate results.
+        least = int(np.clip(16 * cached // widest, 1, 64))
+        if not self.space.layout.variables and not self.has_images:
+            least = max(least, min(16 * cached // widest, 2048))
+        return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
+
+    @property
+    def constant_term(self) -> float:
+        """What all log-densities of levels and numbers have in common beside the maps' slopes.
+
+        It is that of the values that the columns without variation have.
+        """
+        term = float(self.greatest_constant_log_densities.sum()) + float(self.space.log_seen.sum())
+        if self.dequantizer is not None:
+            term += self.dequantizer.log_volume(self.space.continuous)
+        if self.beyond is not None:
+            term += math.log1p(-self.beyond.share)
+        return term
+
+    @property
+    def greatest_constant_log_densities(self) -> Array:
+        """Logs of densities of columns without variation, or probabilities, at their values."""
+        greatest = self.space.greatest_constant_log_densities()
+        if self.dequantizer is None:
+            return greatest
+        has_cell = self.dequantizer.has_cell[self.space.constant]
+        return np.where(has_cell, math.log1p(-self.dequantizer.unseen), greatest)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether rows have probabilities, so that equal ones are different observations."""
+        return self.space.is_discrete or (
+            not self.has_images and covers(self.dequantizer, self.space)
+        )
+
+    def constant_log_ratios(self, values: Array) -> Array:
+        """Return by how much entries are less likely than the only value of their column.
+
+        The shape is (n, n_constant), of the columns without variation; in nats.
+        """
+        ratios = -0.5 * self.space.squared_constant_deviations(values)
+        if self.dequantizer is not None:
+            has_cell = self.dequantizer.has_cell[self.space.constant]
+            found = self.dequantizer.log_ratio(values)[:, self.space.constant]
+            ratios = np.where(has_cell, found, ratios)
+        # Contiguous, so that each row's sum is taken in one order, however many rows there are.
+        return np.ascontiguousarray(ratios)
+
+    def log_density_of_constants(self, values: Array) -> Array:
+        """Return the part of log-densities that no denoiser is asked for, in nats.
+
+        It is that of columns without variation and of values that no row of the fit has.
+        """
+        total = self.constant_log_ratios(values).sum(axis=1) + self.constant_term
+        total += self.space.unseen_log_odds(values).sum(axis=1)
+        return np.asarray(total)
+
+    def dequantized_points(self, values: Array, keys: Keys) -> Array:
+        """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
+        assert self.dequantizer is not None
+        repeated = np.repeat(values, keys[0].size, axis=0)
+        noisy = repeated + self.dequantizer.offsets(keys.ravel())
+        rows, _ = self.space.rows(self.space.standardized(noisy))
+        return self.space.layout.embed_array(rows).reshape(*keys.shape, -1)
+
+    def profile(
+        self, rows: Array, weight: Array, keys: Keys, logsnr: Array, source: Keys | None = None
+    ) -> ErrorProfile:
+        """Return the products of all experts' residuals at nodes of the log-SNR.
+
+        Rows of one source are copies of one observation, with different noise.
+        """
+        points = self.space.layout.embed_array(rows)
+        n_points = points.shape[1]
+        if self.space.is_discrete:
+            noise = NoiseRule.for_levels(n_points, seed=1)
+        else:
+            noise = profile_noise(n_points, self.has_images)
+        profile = error_profile(
+            points,
+            weight,
+            keys,
+            self.experts(),
+            logsnr,
+            noise,
+            budget=self.budget,
+            device=self.device,
+            dtype=self.precision,
+        )
+        if source is not None:
+            return replace(profile, n_observations=weight.sum(), source=source)
+        # Equal rows of discrete columns are different observations.
+        return replace(profile, n_observations=weight.sum()) if self.space.is_discrete else profile
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Weights of experts at nodes of the log-SNR.
+
+    Attributes
+    ----------
+    control : str
+        Name of the reference that is the control variate.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_names : sequence of str
+        The experts.
+    weights : ndarray of shape (n_nodes, n_experts)
+        Their weights at the nodes.
+    """
+
+    control: str
+    logsnr: Array
+    expert_names: Sequence[str]
+    weights: Array
+
+    def stack(self, experts: Mapping[str, Denoiser]) -> StackedDenoiser:
+        """Return the stacked denoiser."""
+        members = {name: experts[name] for name in self.expert_names}
+        return StackedDenoiser(members, self.logsnr, self.weights)
+
+    def paired(self, experts: Mapping[str, Denoiser]) -> PairedDenoiser:
+        """Return the control variate and the stack as one function."""
+        return self.stack(experts).paired_with(experts[self.control])
+
+
+def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:
+    """Return whether all columns that vary are on lattices, so that rows have probabilities."""
+    if dequantizer is None or len(space.discrete) or not len(space.continuous):
+        return False
+    return bool((dequantizer.step[space.continuous] > 0).all())
+
+
+def names_of_networks(n_networks: int) -> list[str]:
+    """Return the names of networks of one kind: network, network_2, network_3 and so on."""
+    return [NETWORKS[0], *(f"{NETWORKS[0]}_{number + 1}" for number in range(1, n_networks))]
+
+
+def number_of_network(name: str) -> int:
+    """Return the number, from 0 on, of a network of this name."""
+    if name in NETWORKS:
+        return NETWORKS.index(name)
+    return int(name.removeprefix(f"{NETWORKS[0]}_")) - 1
+
+
+def kind_of_expert(name: str) -> str:
+    """Return the name by which the parameter ``experts`` knows an expert: all networks have one."""
+    kind, _, number = name.rpartition("_")
+    return kind if kind == NETWORKS[0] and number.isdecimal() else name
+
+
+def scoring_noise(
+    space: TableSpace, seed: int, n_directions: int | None, has_images: bool = False
+) -> NoiseRule:
+    """Return the noise rule that suits the kinds of the columns."""
+    n_points = space.layout.n_points
+    if has_images:
+        n_directions = 1 if n_directions is None else n_directions
+    if not space.layout.variables:
+        return NoiseRule.for_scoring(n_points, seed, n_directions)
+    mirrored = space.layout.is_nearly_continuous
+    return NoiseRule.for_levels(n_points, seed, n_directions, mirrored=mirrored)
+
+
+def profile_noise(n_points: int, has_images: bool) -> NoiseRule:
+    """Return the noise rule of error profiles of continuous columns; images get less of it."""
+    return NoiseRule(n_points, 1 if has_images else min(n_points, 2), central=False, seed=1)
+
+
+def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) -> Reference:
+    """Return the reference, or a copy of it where it has to move."""
+    if device.type == "cpu" and dtype == torch.float64:
+        return reference
+    return copy.deepcopy(reference).to(device=device, dtype=dtype)
+
+
+def network_denoiser(module: torch.nn.Module) -> Denoiser:
+    """Return a float32 network as a denoiser for tensors of any precision.
+
+    Points beyond all data are seen by the network at a bound, where float32 still squares them.
+    Any function of the noisy point is a denoiser, so the bound on the likelihood holds.
+    """
+
+    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        noise: Tensor = module(bounded.float(), logsnr.float())
+        return noise.to(z.dtype)
+
+    return denoise
+
+
+def network_posterior(module: torch.nn.Module) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """Return a float32 network's log-posterior of levels for tensors of any precision."""
+
+    def posterior(z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        parts = module.log_posterior(bounded.float(), logsnr.float())  # type: ignore[operator]
+        return [part.to(z.dtype) for part in parts]
+
+    return posterior

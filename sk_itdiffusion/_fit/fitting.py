@@ -1,0 +1,221 @@
+"""How the model behind the estimators is fitted: a pipeline of stages.
+
+1. `sk_itdiffusion._fit.schema`: rows are grouped, and the columns standardised;
+2. `sk_itdiffusion._fit.splitting` and `sk_itdiffusion._fit.map_choice`: rows are divided for
+   training and validation, which chooses the maps of the columns;
+3. `sk_itdiffusion._fit.selection`: families of references are fitted;
+4. `sk_itdiffusion._fit.networks`: networks are trained on what the references lack;
+5. `sk_itdiffusion._fit.stacking`: at each log-SNR the experts are weighted by their validation
+   errors.
+
+Each stage returns a frozen object, and the model is built once, from all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import skorch
+from numpy.typing import NDArray
+
+from sk_itdiffusion._fit.experts import BeyondBounds, Experts, Mixing, Seeds, kind_of_expert
+from sk_itdiffusion._fit.map_choice import choose_map
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.networks import (
+    SHARE_OF_TRAINING,
+    bound_history,
+    networks_to_train,
+    train_networks,
+    warn_if_still_improving,
+)
+from sk_itdiffusion._fit.schema import KnownColumns, Schema, n_observations, read_schema
+from sk_itdiffusion._fit.selection import EarlierReferences, FittedReferences, fit_references
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.splitting import MappedSplit, split_rows
+from sk_itdiffusion._fit.stacking import stacked_model
+from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references.latent_class import smoothed_marginals
+
+__all__ = ["fit_table_model"]
+
+logger = logging.getLogger(__name__)
+Array = NDArray[np.float64]
+
+
+def fit_table_model(
+    values: Array,
+    weight: Array,
+    kinds: Sequence[ColumnKind],
+    settings: FitSettings,
+    random_state: np.random.RandomState,
+    previous: TableModel | None = None,
+    given_space: TableSpace | None = None,
+    groups: NDArray[np.intp] | None = None,
+) -> TableModel:
+    """Return a model fitted to rows.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, n_columns)
+        Finite numbers of continuous columns, codes of discrete ones.
+    weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+    kinds : sequence of ColumnKind
+        Kinds of the columns.
+    settings : FitSettings
+        Parameters.
+    random_state : RandomState
+        Source of all randomness.
+    previous : TableModel or None, default=None
+        Model whose maps and references are kept and whose network is trained further.
+    given_space : TableSpace or None, default=None
+        Space of other models with the same columns, if they shall be combined.
+    groups : ndarray of shape (n_samples,), int, or None, default=None
+        Groups of the rows, of each of which all rows train or all validate.
+
+    Returns
+    -------
+    TableModel
+        The fitted model.
+    """
+    seeds = Seeds.draw(random_state) if previous is None else previous.seeds
+    known = known_columns(previous, given_space)
+    schema, observed = read_schema(values, weight, kinds, settings, seeds, known, groups)
+    if schema.space.is_empty:
+        return empty_model(schema, seeds)
+    rows = observed.rows.with_values(schema.space.standardized(observed.rows.X))
+    train, valid = split_rows(rows, schema.space, settings, seeds.split, observed.groups)
+    if previous is None:
+        current_progress().show(0.0, "references")
+        split = choose_map(schema, train, valid, settings, seeds.mixtures)
+    else:
+        split = MappedSplit.behind(schema.space, train, valid)
+    split, references = fit_references(
+        split, schema, settings, seeds.mixtures, earlier_references(previous)
+    )
+    experts = Experts(
+        space=split.space,
+        references=references.references,
+        plain=references.plain,
+        preconditioner=references.preconditioner,
+        nets={},
+        grid=references.grid,
+        seeds=seeds,
+        device=settings.runtime.device,
+        n_fits=1 if previous is None else previous.n_fits + 1,
+        dequantizer=schema.dequantizer,
+        has_images=schema.has_images,
+        beyond=law_beyond_bounds(split.space, rows, settings)
+        if previous is None
+        else previous.beyond,
+    )
+    experts, history = with_networks(experts, references, split, schema, settings, rows, previous)
+    with stretch_of_progress(SHARE_OF_TRAINING if experts.nets else 0.0, 1.0):
+        model = stacked_model(experts, references, split, schema, settings, history)
+    logger.info(
+        "fitted to %d rows: control variate %r of %s, %r maps, log-SNRs from %.2f to %.2f, "
+        "validation bound %.4f nats per row",
+        len(rows),
+        model.control,
+        sorted(model.references),
+        model.space.marginal_map.kind,
+        *model.logsnr[[0, -1]],
+        model.entropy,
+    )
+    return model
+
+
+def known_columns(
+    previous: TableModel | None, given_space: TableSpace | None
+) -> KnownColumns | None:
+    """Return what an earlier model, or the space of other models, tells of the columns."""
+    if previous is not None:
+        return KnownColumns(previous.space, previous.dequantizer)
+    return None if given_space is None else KnownColumns(given_space, must_vary_alike=False)
+
+
+def earlier_references(previous: TableModel | None) -> EarlierReferences | None:
+    """Return the references of an earlier model."""
+    if previous is None:
+        return None
+    return EarlierReferences(
+        previous.references, previous.preconditioner, previous.control, previous.grid
+    )
+
+
+def with_networks(
+    experts: Experts,
+    references: FittedReferences,
+    split: MappedSplit,
+    schema: Schema,
+    settings: FitSettings,
+    rows: WeightedRows,
+    previous: TableModel | None,
+) -> tuple[Experts, list[dict[str, float]]]:
+    """Return the experts with the trained networks, and the bounds of each epoch."""
+
+    def attributes_with(nets: dict[str, skorch.NeuralNet]) -> dict[str, Any]:
+        """Return the attributes of an estimator whose fit ended with some nets."""
+        assert settings.runtime.attributes_of is not None
+        so_far = replace(experts, nets=nets)
+        asked = settings.model.experts
+        if asked != "auto":  # no warning that some are not trained yet
+            there = set(map(kind_of_expert, so_far.experts()))
+            asked = [expert for expert in asked if expert in there]
+        history = bound_history(next(iter(nets.values())))
+        now = settings.changed(experts=asked)
+        return settings.runtime.attributes_of(
+            stacked_model(so_far, references, split, schema, now, history)
+        )
+
+    names = networks_to_train(settings, n_observations(rows, split.space))
+    nets = train_networks(names, experts, split, settings, previous, attributes_with)
+    if not nets:
+        return experts, []
+    warn_if_still_improving(nets.values(), settings)
+    return replace(experts, nets=nets), bound_history(next(iter(nets.values())))
+
+
+def law_beyond_bounds(
+    space: TableSpace, rows: WeightedRows, settings: FitSettings
+) -> BeyondBounds | None:
+    """Return the law of rows beyond bounds that none of the rows crosses; None if given ones."""
+    if space.bounds is None or settings.model.bounds is not None:
+        return None
+    continuous = rows.columns(space.layout.n_continuous)
+    gaussian = GaussianReference.fit(continuous.X, continuous.weight)
+    reference: Reference = gaussian
+    if space.layout.variables:
+        marginals = smoothed_marginals(rows, space.layout)
+        reference = IndependentReference(space.layout, marginals, gaussian)
+    return BeyondBounds(reference, 1.0 / (len(rows) + 2.0))
+
+
+def empty_model(schema: Schema, seeds: Seeds) -> TableModel:
+    """Return the model of rows without columns that vary."""
+    experts = Experts(
+        space=schema.space,
+        references={},
+        plain="",
+        preconditioner="",
+        nets={},
+        grid=np.empty(0),
+        seeds=seeds,
+        device=schema.device,
+        dequantizer=schema.dequantizer,
+    )
+    only = schema.space.constant_values[None]
+    return TableModel.of(
+        experts,
+        Mixing("", np.empty(0), (), np.empty((0, 0))),
+        rule=None,
+        entropy=-float(experts.log_density_of_constants(only)[0]),
+        entropy_std=0.0,
+    )

@@ -1,0 +1,133 @@
+"""In which range of the log-SNR a model can differ from what is known, and its nodes there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.references import Reference
+
+__all__ = ["N_NODES", "level_logsnr_range", "logsnr_range", "model_range", "with_more_nodes"]
+
+Array = NDArray[np.float64]
+#: Rows from which covariances of levels are taken.
+MOST_ROWS_FOR_SPECTRUM = 2_000
+#: In nats; information below the least log-SNR that may be left to the control variate.
+_LEAST_INFORMATION = 0.005
+#: Nodes between which networks are trained.
+N_NODES = 41
+
+
+def logsnr_range(references: Sequence[Reference], resolution: float) -> tuple[float, float]:
+    """Return the range of the log-SNR in which a model can differ from its references.
+
+    It holds those of all references, see `ContinuousReference.logsnr_range`, and is not short.
+
+    Parameters
+    ----------
+    references : sequence of Reference
+        Fitted references, at least one of them with continuous columns.
+    resolution : float
+        Largest lattice step of a column, in standard deviations; 0 if there is none.
+
+    Returns
+    -------
+    low, high : float
+        The range.
+    """
+    ranges = [reference.logsnr_range(resolution) for reference in references]
+    known = [each for each in ranges if each is not None]
+    low = min(low for low, _ in known)
+    return low, max(low + 4.0, *(high for _, high in known))
+
+
+def model_range(
+    references: Iterable[Reference], layout: Layout, train: WeightedRows, resolution: float
+) -> tuple[float, float]:
+    """Return the range of the log-SNR in which a model can differ from its references.
+
+    Parameters
+    ----------
+    references : iterable of Reference
+        Fitted references.
+    layout : Layout
+        Where the columns are.
+    train : WeightedRows
+        Training rows of the layout.
+    resolution : float
+        Largest lattice step of a column, in standard deviations; 0 if there is none.
+
+    Returns
+    -------
+    low, high : float
+        The range.
+    """
+    ranges = []
+    if layout.n_continuous:
+        ranges.append(logsnr_range(list(references), resolution))
+    if layout.variables:
+        ranges.append(level_logsnr_range(layout, train))
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def with_more_nodes(grid: Array, references: Iterable[Reference], resolution: float) -> Array:
+    """Return a grid with equidistant nodes beyond it, as far as references differ from others."""
+    highest = [logsnr_range([reference], resolution)[1] for reference in references]
+    high = max(highest, default=-math.inf)
+    if not high > grid[-1]:
+        return grid
+    n_more = math.ceil((high - grid[-1]) / (grid[1] - grid[0]))
+    return np.append(grid, np.linspace(grid[-1], high, n_more + 1)[1:])
+
+
+def n_nodes_needed(
+    logsnr: Array, grid: Array, references: Iterable[Reference], resolution: float
+) -> int:
+    """Return how many nodes, from the lowest on, a grid and references that go beyond it need."""
+    highest = [logsnr_range([reference], resolution)[1] for reference in references]
+    high = max(highest, default=-math.inf)
+    return max(len(grid), int(np.searchsorted(logsnr, high)) + 1) if high > grid[-1] else len(grid)
+
+
+def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float]:
+    """Return the range of the log-SNR in which a model can differ from independent columns.
+
+    At a low log-SNR a, two columns of covariance c tell ``exp(2 a) / 4 c**2`` nats more than
+    independent ones do; above the upper end no level is taken for another.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the columns are, with at least one discrete variable.
+    rows : WeightedRows
+        Rows of the layout.
+
+    Returns
+    -------
+    low, high : float
+        The range.
+    """
+    sample = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_SPECTRUM)))
+    points = layout.embed_array(sample.X)
+    deviation = np.sqrt(sample.share)[:, None] * (points - sample.share @ points)
+    squared = squared_norm(deviation)
+    # Columns of one variable belong together.
+    owner = layout.owners()
+    order = np.argsort(owner, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        squared -= squared_norm(deviation[:, group])
+    low = 0.5 * math.log(4.0 * _LEAST_INFORMATION / max(squared, 1e-3))
+    high = math.log(60.0) - 2.0 * math.log(min(v.spacing for v in layout.variables))
+    return low, max(high, low + 4.0)
+
+
+def squared_norm(deviation: Array) -> float:
+    """Return the sum of the squared entries of A'A, by the smaller of A'A and AA'."""
+    tall = deviation.shape[0] >= deviation.shape[1]
+    gram = deviation.T @ deviation if tall else deviation @ deviation.T
+    return float((gram**2).sum())

@@ -1,0 +1,530 @@
+"""Fitting to a stream of rows, one chunk after the other.
+
+- The first rows, 1000 or 10 for each column, are collected.  From them follow the standardisation
+  of the columns (and their maps, if there are any but that) and the range of the log-SNR, which
+  then stay.
+- A row is one for validation if a hash of its values, which is uniform in (0, 1), is below the
+  validation fraction, so that a row that comes again is on the same side.  Of more than 10,000
+  such rows those of the least hash stay and the others are trained on.  Equal rows of discrete
+  columns are different observations; there the hash is also of the number of the row.
+- The reference has the mean and the covariance of all rows that have been trained on, exactly, by
+  updates of pairs of samples ([1]_), and the frequencies of their levels.
+- Each row is in one step of the network, or in one for each time that it comes; rows that do not
+  fill a batch wait for the next chunk.  The learning rate is constant for 1000 steps and then falls
+  with the root of their number, and the weights are averaged over a tenth of the steps, at most
+  1000.
+- After each chunk the experts are stacked by their errors on the validation rows.
+
+References
+----------
+.. [1] T. F. Chan, G. H. Golub, R. J. LeVeque. "Algorithms for computing the sample variance:
+   analysis and recommendations". The American Statistician 37, 1983.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+
+import numpy as np
+import skorch
+from numpy.typing import NDArray
+from skorch.callbacks import GradientNormClipping
+from torch import Generator
+
+from sk_itdiffusion._fit.batches import NoisyRowIterator
+from sk_itdiffusion._fit.experts import NETWORKS, Experts, number_of_network
+from sk_itdiffusion._fit.fitting import fit_table_model
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.networks import (
+    build_network,
+    cross_entropy_in_data_units,
+    density_adapter,
+    networks_to_train,
+    regularization_for,
+    spectrum_of,
+    trains_in_one_thread,
+)
+from sk_itdiffusion._fit.optimizers import optimizer_settings
+from sk_itdiffusion._fit.schema import Schema, check_bounds
+from sk_itdiffusion._fit.selection import FittedReferences
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.splitting import MOST_VALIDATION_ROWS, MappedSplit
+from sk_itdiffusion._fit.stacking import stacked_model
+from sk_itdiffusion._fit.training import Averages, DenoisingObjective, MeanCriterion, _Net
+from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
+from sk_itdiffusion._runtime.generators import CopyableGenerator
+from sk_itdiffusion._runtime.parallel import run_interruptibly
+from sk_itdiffusion._table.rows import WeightedRows, column_labels
+from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._table.streams import RowDataset
+from sk_itdiffusion.denoisers import LevelDenoiser
+from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references.families.gaussian import MOST_COLUMNS_FOR_COVARIANCE
+from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references.latent_class import level_counts, smoothed_frequencies
+
+__all__ = ["IncrementalFit", "Reservoir", "RunningMoments"]
+
+Array = NDArray[np.float64]
+
+ROWS_TO_BEGIN, ROWS_TO_BEGIN_FOR_A_COLUMN = 1_000, 10
+LEAST_VALIDATION_ROWS = 10
+#: Steps in which the learning rate rises, and after which it falls.
+N_WARMUP, N_CONSTANT = 50, 1_000
+AVERAGING_DECAY = 0.999
+GRADIENT_NORM = 1.0
+#: Steps after which the importance density is refitted, and again whenever they have doubled.
+FIRST_ADAPTATION = 200
+#: Rows from which on neither dropout nor weight decay is needed; a stream is taken to have more.
+MANY_ROWS = 10**6
+
+
+@dataclass
+class RunningMoments:
+    """Mean and covariance of all rows so far.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (d,)
+        Mean.
+    scatter : ndarray of shape (d, d)
+        Sum of the products of deviations from the mean.
+    n : int
+        Number of rows.
+    """
+
+    mean: Array
+    scatter: Array
+    n: int = 0
+
+    @classmethod
+    def of_none(cls, n_columns: int) -> RunningMoments:
+        """Return the moments before the first row."""
+        return cls(np.zeros(n_columns), np.zeros((n_columns, n_columns)))
+
+    def update(self, X: Array) -> None:
+        """Take rows of shape (n, d) in."""
+        if not len(X):
+            return
+        center = X.mean(axis=0)
+        deviation, shift = X - center, center - self.mean
+        share = len(X) / (self.n + len(X))
+        self.scatter += deviation.T @ deviation + self.n * share * np.outer(shift, shift)
+        self.mean += share * shift
+        self.n += len(X)
+
+    def gaussian(self) -> GaussianReference:
+        """Return the normal distribution with these moments."""
+        return GaussianReference(self.mean, floor_eigenvalues(self.scatter / self.n))
+
+
+@dataclass
+class Reservoir:
+    """The rows for validation: those whose hash is below a threshold, which falls with time.
+
+    Attributes
+    ----------
+    threshold : float
+        Hashes of the rows are below it.
+    most : int
+        Most rows to keep.
+    repeats : bool
+        Whether rows of equal hash are different observations, or one.
+    rows : ndarray of shape (n, d)
+        The rows.
+    log_slope : ndarray of shape (n,)
+        Log-derivatives of their maps.
+    position : ndarray of shape (n,)
+        Their hashes, in (0, 1).
+    """
+
+    threshold: float
+    most: int
+    repeats: bool
+    rows: Array
+    log_slope: Array
+    position: Array = field(default_factory=lambda: np.empty(0))
+
+    def exchange(self, rows: Array, log_slope: Array, position: Array) -> Array:
+        """Keep new rows of low hash, and return all rows, new or kept so far, that are not."""
+        low = position < self.threshold
+        self.rows = np.concatenate([self.rows, rows[low]])
+        self.log_slope = np.concatenate([self.log_slope, log_slope[low]])
+        self.position = np.concatenate([self.position, position[low]])
+        if not self.repeats:
+            self._keep(np.sort(np.unique(self.position, return_index=True)[1]))
+        evicted = self.rows[:0]
+        if len(self.rows) > self.most:
+            self.threshold = float(np.partition(self.position, self.most)[self.most])
+            evicted = self.rows[self.position >= self.threshold]
+            self._keep(np.flatnonzero(self.position < self.threshold))
+        return np.concatenate([rows[~low], evicted])
+
+    def _keep(self, index: NDArray[np.intp]) -> None:
+        self.rows, self.log_slope = self.rows[index], self.log_slope[index]
+        self.position = self.position[index]
+
+
+@dataclass
+class StreamedNetwork:
+    """A network in training, and what belongs to it.
+
+    Attributes
+    ----------
+    net : NeuralNet
+        The net, with the moments of its optimiser.
+    base, density : PiecewiseDensity
+        Importance density of the log-SNR at the start, and now.
+    generator : torch.Generator
+        Source of the noise.
+    rates : list of float
+        Learning rates of the optimiser's groups at the start.
+    n_steps : int
+        Steps so far.
+    adapted_at : int
+        Steps at which the density was last refitted.
+    """
+
+    net: skorch.NeuralNet
+    base: PiecewiseDensity
+    density: PiecewiseDensity
+    generator: Generator
+    rates: list[float]
+    n_steps: int = 0
+    adapted_at: int = FIRST_ADAPTATION // 2
+
+    @property
+    def objective(self) -> DenoisingObjective:
+        """The module in training."""
+        objective: DenoisingObjective = self.net.module_
+        return objective
+
+    def step(self, batch: object, averages: Averages) -> float:
+        """Take one step and return its loss."""
+        factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
+        factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))
+        for group, rate in zip(self.net.optimizer_.param_groups, self.rates, strict=True):
+            group["lr"] = factor * rate
+        loss = float(self.net.train_step(batch)["loss"].detach())
+        self.objective.update_average(averages)
+        self.n_steps += 1
+        return loss
+
+    def train(self, rows: Array, settings: FitSettings, stop: threading.Event) -> float:
+        """Take as many steps as the rows fill batches, and return the mean loss."""
+        dataset = RowDataset(rows, np.ones(len(rows)), settings.runtime.device)
+        n_batches = len(rows) // settings.training.batch_size
+        n_points = self.objective.layout.n_points
+        batches = NoisyRowIterator(
+            dataset, settings.training.batch_size, n_batches, self.density, self.generator, n_points
+        )
+        before = copy.deepcopy(self.objective.state_dict())
+        averages, total = self.objective.averages(), 0.0
+        try:
+            for batch in batches:
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                total += self.step(batch, averages)
+                if not math.isfinite(total):
+                    self.objective.load_state_dict(before)
+                    self.net.optimizer_.clear_state()
+                    raise FloatingPointError(
+                        "Training diverged: the loss is not finite. The weights are those before "
+                        "this call. Lower learning_rate, or check the rows for values far from all "
+                        "others."
+                    )
+        finally:
+            self.objective.eval()
+        return total / n_batches
+
+    def correct(self, reference: Reference, counts: Sequence[Array]) -> None:
+        """Let the network correct another reference of the same kind, in place."""
+        for network in (self.objective.denoiser, self.objective.averaged):
+            network.reference.load_state_dict(reference.state_dict())
+            if isinstance(network, LevelDenoiser):
+                network.mark_rare_levels(counts)
+        self.objective.to(self.net.device)
+
+
+class IncrementalFit:
+    """A fit to the rows so far.
+
+    Parameters
+    ----------
+    kinds : sequence of ColumnKind
+        Kinds of the columns.
+    seed : int
+        Seed of all randomness.
+    """
+
+    def __init__(self, kinds: Sequence[ColumnKind], seed: int) -> None:
+        self.kinds = kinds
+        self.seed = seed
+        self.waiting: list[Array] = []
+        self.n_rows = 0
+        self.model: TableModel | None = None
+        self.networks: dict[str, StreamedNetwork] = {}
+        self.history: list[dict[str, float]] = []
+
+    def learn(self, values: Array, settings: FitSettings) -> TableModel:
+        """Return the model of all rows so far, new ones included.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_columns)
+            Numbers of continuous columns, codes of discrete ones.
+        settings : FitSettings
+            Parameters.
+
+        Returns
+        -------
+        TableModel
+            The model.
+
+        Raises
+        ------
+        ValueError
+            If the settings ask for what a stream does not have, there are too many columns, or a
+            column varies that did not in the first rows.
+        FloatingPointError
+            If training diverges.
+        """
+        check_settings(settings)
+        if self.model is None:
+            self.waiting.append(values)
+            values = np.concatenate(self.waiting)
+            model = first_model(values, self.kinds, settings, self.seed)
+            if not self._can_begin(values, model, settings):
+                return model
+            self._begin(model, settings)
+            self.waiting = []
+        self.model = self._updated(values, settings)
+        return self.model
+
+    def _can_begin(self, values: Array, model: TableModel, settings: FitSettings) -> bool:
+        """Return whether there are enough rows, some of them for validation."""
+        least = max(ROWS_TO_BEGIN, ROWS_TO_BEGIN_FOR_A_COLUMN * values.shape[1])
+        if len(values) < least or model.space.is_empty:
+            return False
+        positions = self._positions(model, values)
+        n_valid = int((positions < settings.model.validation_fraction).sum())
+        return LEAST_VALIDATION_ROWS <= n_valid <= len(values) - LEAST_VALIDATION_ROWS
+
+    def _begin(self, model: TableModel, settings: FitSettings) -> None:
+        """Fix the space, and count from here on."""
+        self.model = model
+        space = model.space
+        self.moments = RunningMoments.of_none(space.layout.n_continuous)
+        self.counts = [np.zeros(variable.n_levels) for variable in space.layout.variables]
+        self.reservoir = Reservoir(
+            settings.model.validation_fraction,
+            MOST_VALIDATION_ROWS,
+            model.has_probabilities,
+            np.empty((0, space.layout.n_columns)),
+            np.empty(0),
+        )
+        self.pending = np.empty((0, space.layout.n_columns))
+
+    def _positions(self, model: TableModel, values: Array) -> Array:
+        """Return the hashes of rows, in (0, 1)."""
+        space = model.space
+        content = values[:, np.concatenate([space.continuous, space.discrete])]
+        if model.has_probabilities:
+            number = self.n_rows + np.arange(len(values), dtype=np.float64)
+            content = np.column_stack([content, number])
+        keys: Keys = row_keys(content, model.seeds.split)
+        return hash_uniform(keys, 0)
+
+    def _updated(self, values: Array, settings: FitSettings) -> TableModel:
+        """Return the model once the rows have been counted and trained on."""
+        assert self.model is not None
+        previous, space = self.model, self.model.space
+        check_constant_columns(values, space, settings)
+        check_bounds(values, settings, previous.dequantizer, space)
+        position = self._positions(previous, values)
+        numbers = self.n_rows + np.arange(len(values))
+        self.n_rows += len(values)
+        if previous.dequantizer is not None:
+            values = previous.dequantizer.noisy(values, numbers)
+        rows, log_slope = space.rows(space.standardized(values))
+        train = self.reservoir.exchange(rows, log_slope, position)
+        self.moments.update(train[:, : space.layout.n_continuous])
+        new = WeightedRows(train, np.ones(len(train)))
+        for total, counts in zip(self.counts, level_counts(new, space.layout), strict=True):
+            total += counts
+        schema = Schema(
+            space, np.zeros(0), previous.dequantizer, previous.has_images, previous.device
+        )
+        experts, references = self._experts(previous)
+        valid = WeightedRows(self.reservoir.rows, np.ones(len(self.reservoir.rows)))
+        split = MappedSplit(space, new, valid, self.reservoir.log_slope)
+        losses = self._train(experts, split, settings)
+        nets = {name: network.net for name, network in self.networks.items()}
+        experts = replace(experts, nets=nets)
+        model = stacked_model(experts, references, split, schema, settings)
+        if losses:
+            self._note(model, split, losses)
+        return replace(model, history=list(self.history))
+
+    def _experts(self, previous: TableModel) -> tuple[Experts, FittedReferences]:
+        """Return the reference of all training rows so far, as the only expert yet."""
+        plain = previous.plain
+        references = self._references(previous.space)
+        parts = {each.name: getattr(previous, each.name) for each in fields(Experts)}
+        parts |= {"references": references, "preconditioner": plain, "nets": {}}
+        grid = previous.grid
+        return Experts(**parts), FittedReferences(references, plain, plain, plain, grid, grid)
+
+    def _references(self, space: TableSpace) -> dict[str, Reference]:
+        """Return the reference of all training rows so far."""
+        gaussian = self.moments.gaussian() if space.layout.n_continuous else None
+        if not space.layout.variables:
+            assert gaussian is not None
+            return {"gaussian": gaussian}
+        marginals = [smoothed_frequencies(counts) for counts in self.counts]
+        return {"independent": IndependentReference(space.layout, marginals, gaussian)}
+
+    def _train(
+        self, experts: Experts, split: MappedSplit, settings: FitSettings
+    ) -> dict[str, float]:
+        """Train the networks on the rows that fill batches, and return the mean losses."""
+        rows = np.concatenate([self.pending, split.train.X])
+        n_used = len(rows) // settings.training.batch_size * settings.training.batch_size
+        self.pending = rows[n_used:]
+        losses: dict[str, float] = {}
+        settings = settings.changed(n_networks=settings.model.n_networks or 1)
+        for name in networks_to_train(settings, MANY_ROWS):
+            if name not in self.networks:
+                self.networks[name] = new_network(name, experts, split, settings)
+            network = self.networks[name]
+            network.correct(experts.references[experts.preconditioner], self.counts)
+            network.objective.offset = cross_entropy_in_data_units(experts, split)
+            if n_used == 0:
+                continue
+            losses[name] = run_interruptibly(
+                partial(network.train, rows[:n_used], settings),
+                limited=trains_in_one_thread(name, settings),
+            )
+            if settings.training.schedule.adaptive and network.n_steps >= 2 * network.adapted_at:
+                adapt = density_adapter(experts, split, network.base, settings.runtime.processes)
+                network.density = adapt(network.objective.averaged)
+                network.adapted_at = network.n_steps
+        return losses
+
+    def _note(self, model: TableModel, split: MappedSplit, losses: dict[str, float]) -> None:
+        """Add the bounds of the first network after this chunk to the history."""
+        name = next(iter(losses))
+        curve = model.curve
+        assert curve is not None
+        gap = curve.references[model.preconditioner] - curve.networks[name]
+        bound = cross_entropy_in_data_units(model, split)
+        bound -= 0.5 * float(np.trapezoid(gap, curve.logsnr))
+        self.history.append(
+            {
+                "epoch": len(self.history) + 1,
+                "train_bound": losses[name],
+                "valid_bound": bound,
+            }
+        )
+
+
+def first_model(
+    values: Array, kinds: Sequence[ColumnKind], settings: FitSettings, seed: int
+) -> TableModel:
+    """Return the model of the first rows: their plain reference alone."""
+    plain = "independent" if any(kind.n_levels > 1 for kind in kinds) else "gaussian"
+    marginals = "standard" if settings.model.marginals == "auto" else settings.model.marginals
+    alone = settings.changed(
+        reference=plain,
+        experts=[plain],
+        asked=(plain,),
+        preconditioner="independent",
+        marginals=marginals,
+        max_epochs=0,
+        near_copies=False,
+    )
+    weight = np.ones(len(values))
+    return fit_table_model(values, weight, kinds, alone, np.random.RandomState(seed))
+
+
+def new_network(
+    name: str, experts: Experts, split: MappedSplit, settings: FitSettings
+) -> StreamedNetwork:
+    """Return an untrained network."""
+    generator = CopyableGenerator().manual_seed(experts.seeds.network + number_of_network(name))
+    has_levels = bool(split.space.layout.variables)
+    dropout, weight_decay = regularization_for(name, MANY_ROWS, has_levels, settings)
+    denoiser = build_network(name, experts, split.train, settings, dropout, generator)
+    objective = DenoisingObjective(
+        denoiser,
+        copy.deepcopy(split.space.layout).float(),
+        decay=AVERAGING_DECAY,
+        loss=settings.training.loss,
+    )
+    net = _Net(
+        objective.to(settings.runtime.device),
+        criterion=MeanCriterion,
+        **optimizer_settings(settings.training.learning_rate, weight_decay),
+        callbacks=[("clip", GradientNormClipping(GRADIENT_NORM))],
+        callbacks__print_log=None,
+        train_split=None,
+        verbose=0,
+        device=settings.runtime.device,
+    )
+    net.micro_batch_size = settings.training.micro_batch_size
+    net.initialize()
+    net.module_.eval()
+    low, high = float(experts.grid[0]), float(experts.grid[-1])
+    base = settings.training.schedule.density(low, high, spectrum_of(split))
+    rates = [group["lr"] for group in net.optimizer_.param_groups]
+    return StreamedNetwork(net, base, base, generator, rates)
+
+
+def check_settings(settings: FitSettings) -> None:
+    """Raise an error that names a parameter if it asks for what a stream does not have."""
+    plain = ("gaussian", "independent")
+    if not isinstance(settings.model.reference, str) or settings.model.reference not in (
+        "auto",
+        *plain,
+    ):
+        raise ValueError(
+            "partial_fit has one reference, a normal distribution and independent discrete "
+            f"columns: reference must be 'auto', or name it, got {settings.model.reference!r}."
+        )
+    if settings.model.preconditioner != "independent":
+        raise ValueError(
+            "partial_fit needs preconditioner='auto' or 'independent', got "
+            f"{settings.model.preconditioner!r}."
+        )
+    unknown = (
+        set(settings.model.experts) - {*NETWORKS, *plain}
+        if settings.model.experts != "auto"
+        else ()
+    )
+    if unknown:
+        raise ValueError(
+            f"partial_fit has no experts but networks and its reference; experts names "
+            f"{sorted(unknown)}."
+        )
+
+
+def check_constant_columns(values: Array, space: TableSpace, settings: FitSettings) -> None:
+    """Raise an error if columns vary that did not in the first rows, or if there are too many."""
+    if space.layout.n_continuous > MOST_COLUMNS_FOR_COVARIANCE:
+        raise ValueError(
+            f"partial_fit takes at most {MOST_COLUMNS_FOR_COVARIANCE} continuous columns, got "
+            f"{space.layout.n_continuous}."
+        )
+    varies = np.zeros(space.n_columns, dtype=bool)
+    constant = space.constant
+    varies[constant] = (values[:, constant] != space.constant_values[constant]).any(axis=0)
+    if varies.any():
+        raise ValueError(
+            f"Column(s) {column_labels(varies, settings.runtime.feature_names)} were constant in "
+            "the first rows, and are not now. Begin with rows in which all columns vary."
+        )

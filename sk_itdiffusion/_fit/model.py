@@ -1,0 +1,405 @@
+"""The fitted model behind the estimators: maps, references, network, stack, rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device, scoring_noise
+from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion._immse.error_profiles import ErrorProfile
+from sk_itdiffusion._immse.likelihood import (
+    Denoiser,
+    IntegrationRule,
+    MSECurve,
+    PairedDenoiser,
+    StackedDenoiser,
+    information_gap,
+)
+from sk_itdiffusion._immse.path import PathRule, path_log_probability
+from sk_itdiffusion._immse.sampling import probability_flow_in_blocks
+from sk_itdiffusion._runtime.progress import stretch_of_progress
+from sk_itdiffusion._table.dequantize import copy_numbers
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.references import IndependentReference
+from sk_itdiffusion.references.discrete import DiscreteReference
+from sk_itdiffusion.references.judging import log_likelihoods
+
+__all__ = [
+    "Effort",
+    "TableModel",
+    "summarize_profile",
+]
+
+Array = NDArray[np.float64]
+#: Log-density of the reference below which the network adds nothing that float64 resolves.
+LEAST_LOG_DENSITY = -1e12
+#: Numbers in the rows whose errors are held in memory at a time.
+NUMBERS_IN_A_PROFILE = 2**22
+MOST_ROWS_IN_A_PROFILE = 5_000
+#: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
+NUMBERS_IN_A_PASS = 2**22
+#: Positions of the log-SNR for each draw of a dequantised row's noise that the reference's
+#: log-density is averaged over, and the draws where the effort is not known.
+POSITIONS_FOR_A_DEQUANTIZATION = 2
+DEQUANTIZATIONS = 16
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many evaluations scoring may take; see `IntegrationRule` and `NoiseRule`."""
+
+    n_strata: int
+    n_draws: int
+    n_directions: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableModel(Experts):
+    """A fitted density on rows of a table: experts and their weights.
+
+    Beside the attributes of `Experts` it has the following.
+
+    Attributes
+    ----------
+    control : str
+        Name of the reference that is the control variate.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_names : sequence of str
+        The experts in the stack.
+    weights : ndarray of shape (n_nodes, n_experts)
+        Their weights at the nodes.
+    rule : IntegrationRule or None
+        How scoring integrates; None if the stack is the control variate everywhere.
+    entropy, entropy_std : float
+        Validation bound, in nats, and its standard error; NaN if no rows were spared for it.
+    history : list of dict
+        Bounds of each epoch.
+    curve : MSECurve or None
+        Errors on the validation rows.
+    """
+
+    control: str
+    logsnr: Array
+    expert_names: Sequence[str]
+    weights: Array
+    rule: IntegrationRule | None
+    entropy: float = math.nan
+    entropy_std: float = math.nan
+    history: list[dict[str, float]] = field(default_factory=list)
+    curve: MSECurve | None = None
+
+    @classmethod
+    def of(cls, experts: Experts, mixing: Mixing, **rest: Any) -> Self:
+        """Return the model of weighted experts."""
+        parts = {each.name: getattr(experts, each.name) for each in fields(experts)}
+        return cls(**parts, **vars(mixing), **rest)
+
+    @property
+    def mixing(self) -> Mixing:
+        """The experts' weights."""
+        return Mixing(self.control, self.logsnr, self.expert_names, self.weights)
+
+    def stack(self, experts: Mapping[str, Denoiser] | None = None) -> StackedDenoiser:
+        """Return the stacked denoiser."""
+        return self.mixing.stack(self.experts() if experts is None else experts)
+
+    def paired(self) -> PairedDenoiser:
+        """Return the control variate and the stack as one function."""
+        return self.mixing.paired(self.experts())
+
+    def without_wide_components(self) -> TableModel:
+        """Return the model with references without components for rows unlike all those seen.
+
+        See `Reference.without_wide_components`.  It is the same object if no reference has any.
+        """
+        kept = {name: each.without_wide_components() for name, each in self.references.items()}
+        if all(kept[name] is each for name, each in self.references.items()):
+            return self
+        return replace(self, references=kept)
+
+    # -- density -----------------------------------------------------------------------------
+
+    def scoring_rule(self, effort: Effort | None) -> IntegrationRule | None:
+        """Return the rule of the fit, with another number of draws if an effort is given."""
+        if self.rule is None or effort is None:
+            return self.rule
+        noise = scoring_noise(
+            self.space, self.rule.noise.seed, effort.n_directions, self.has_images
+        )
+        return replace(self.rule, noise=noise, n_strata=effort.n_strata, n_draws=effort.n_draws)
+
+    def log_density(self, values: Array, effort: Effort | None = None) -> tuple[Array, Array]:
+        """Return log-densities in nats, in the units of the data, and their variances."""
+        total, variance = np.empty(len(values)), np.empty(len(values))
+        width = max(1, values.shape[1])
+        if self.dequantizer is not None:
+            width = max(width, self.n_dequantizations(effort) // DEQUANTIZATIONS)
+        n_rows = max(1, NUMBERS_IN_A_PASS // width)
+        for start in range(0, len(values), n_rows):
+            stop = min(start + n_rows, len(values))
+            part = slice(start, stop)
+            with stretch_of_progress(start / len(values), stop / len(values)):
+                total[part], variance[part] = self._log_density(values[part], effort)
+        return total, variance
+
+    def _log_density(self, values: Array, effort: Effort | None) -> tuple[Array, Array]:
+        """Return what `log_density` does, of rows that are held in memory several times."""
+        rule = self.scoring_rule(effort)
+        total = self.log_density_of_constants(values)
+        variance = np.zeros(len(values))
+        if self.space.is_empty:
+            return total, variance
+        # Rows so far out that a square overflows have the log-density minus infinity.
+        with np.errstate(over="ignore"):
+            standardized = self.space.standardized(values)
+            keys = row_keys(standardized, self.seeds.scoring)
+            if self.dequantizer is None:
+                rows, log_reference, near = self._log_reference(standardized)
+                points = None
+            else:
+                rows, points = values, self.dequantized_points
+                log_reference, variance, near = self._mean_log_reference(values, keys, effort)
+        outside = self.space.outside(values)
+        # Denoisers know no points of values that are no levels: such rows are the control's.
+        near &= ~outside & self.space.is_complete(standardized)
+        total += np.where(outside, self._log_density_beyond(standardized), log_reference)
+        variance[outside] = 0.0
+        if rule is not None and near.any():
+            # Equal rows have equal noise and are done once.
+            _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
+            seen = rows[near][first]
+            gap, squared_error = information_gap(
+                self.space.layout.embed_array(seen) if points is None else seen,
+                keys[near][first],
+                self.paired(),
+                rule,
+                budget=self.budget,
+                device=self.device,
+                dtype=self.precision,
+                points=points,
+            )
+            total[near] += gap[group]
+            variance[near] += squared_error[group]
+        return total, variance
+
+    def _log_density_beyond(self, standardized: Array) -> Array:
+        """Return the log-density of rows beyond the bounds, in the units of the data."""
+        if self.beyond is None:
+            return np.full(len(standardized), -np.inf)
+        share = math.log(self.beyond.share) - math.log1p(-self.beyond.share)
+        slope = -float(np.log(self.space.standardizer.scale).sum())
+        return log_likelihoods(self.beyond.reference, standardized) + share + slope
+
+    def _mean_log_reference(
+        self, values: Array, keys: Keys, effort: Effort | None
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the mean over the noise of what `_log_reference` gives, and its variance."""
+        assert self.dequantizer is not None
+        draws = [
+            self._log_reference(self.space.standardized(values + offsets))[1:]
+            for offsets in self.reference_offsets(keys, effort)
+        ]
+        near = np.all([draw[1] for draw in draws], axis=0)
+        # Each row's draws are contiguous, so that they are summed in one order.
+        logs = np.column_stack([draw[0] for draw in draws])
+        variance = np.zeros(len(values))
+        variance[near] = logs[near].var(axis=1, ddof=1) / len(draws)
+        return logs.mean(axis=1), variance, near
+
+    def n_dequantizations(self, effort: Effort | None) -> int:
+        """Return over how many draws of noise the reference's log-density is averaged.
+
+        They grow with the positions of the log-SNR, so that both parts of the standard error fall
+        with the root of the effort.
+        """
+        source = self.rule if effort is None else effort
+        if source is None:
+            return DEQUANTIZATIONS
+        n_positions = source.n_strata * source.n_draws
+        return max(2, math.ceil(n_positions / POSITIONS_FOR_A_DEQUANTIZATION))
+
+    def reference_offsets(self, keys: Keys, effort: Effort | None) -> list[Array]:
+        """Return the noise over which the reference's log-density is averaged, for each draw."""
+        assert self.dequantizer is not None
+        drawn = spawn_keys(keys, self.n_dequantizations(effort), first=2**20)
+        return [self.dequantizer.offsets(column) for column in drawn.T]
+
+    def _log_reference(self, standardized: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the model's rows, the control's log-density, and which rows it does not rule out.
+
+        The log-density is in the units of the data.
+        """
+        rows, log_slope = self.space.rows(standardized)
+        finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
+        log_reference = np.full(len(rows), -np.inf)
+        log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
+        near = log_reference > LEAST_LOG_DENSITY
+        log_reference[finite] += log_slope[finite]
+        return rows, log_reference, near
+
+    def path_log_probability(
+        self, values: Array, effort: Effort | None = None
+    ) -> tuple[Array, Array]:
+        """Return log-probabilities of discrete rows from noise paths, and their variances.
+
+        See `sk_itdiffusion._immse.path`.
+        """
+        total = self.constant_term + self.space.unseen_log_odds(values).sum(axis=1)
+        variance = np.zeros(len(values))
+        if self.space.is_empty:
+            return total, variance
+        rows = self.space.standardized(values)
+        rule = self.scoring_rule(effort)
+        on_paths = self.space.is_complete(rows) if rule is not None else np.zeros(len(rows), bool)
+        total[~on_paths] += log_likelihoods(self.references[self.control], rows[~on_paths])
+        if rule is not None and on_paths.any():
+            # Equal rows have equal noise and are done once.
+            keys = row_keys(rows[on_paths], self.seeds.scoring)
+            _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+            seen = rows[on_paths][first]
+            found, squared_error = self._path_log_probability(seen, keys[first], rule)
+            total[on_paths] += found[group]
+            variance[on_paths] = squared_error[group]
+        return total, variance
+
+    def _path_log_probability(
+        self, rows: Array, keys: Keys, rule: IntegrationRule
+    ) -> tuple[Array, Array]:
+        """Return what `path_log_probability` does, of rows that have levels in all columns."""
+        strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
+        levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
+        independent = self.references["independent"]
+        assert isinstance(independent, IndependentReference)
+        return path_log_probability(
+            rows,
+            keys,
+            self.space.layout,
+            independent.log_priors,
+            self.log_posterior,
+            PathRule(
+                levels, NoiseRule.for_levels(rule.noise.n_features, rule.noise.seed), rule.n_draws
+            ),
+            budget=self.budget,
+            device=self.device,
+            dtype=self.precision,
+        )
+
+    @property
+    def path_placement(self) -> PiecewiseDensity:
+        """Density of the log-SNRs of a path, which begins at the independent columns.
+
+        It is highest where the model's errors differ most from those of independent columns,
+        whatever the control variate is.
+        """
+        assert self.curve is not None
+        gap = np.maximum(self.curve.references["independent"] - self.curve.model, 0.0)
+        return PiecewiseDensity.from_profile(
+            self.logsnr, np.sqrt(0.5 * (gap[1:] + gap[:-1])), floor=0.2
+        )
+
+    def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
+        """Return log-posteriors of the levels under the stack, for each block, (B, m, K)."""
+        experts = self.posteriors()
+        weights = StackedDenoiser({}, self.logsnr, self.weights).expert_weights(logsnr)
+        mixed: list[Tensor] = []
+        for number, name in enumerate(self.expert_names):
+            if not self.weights[:, number].any():
+                continue
+            log_weight = weights[:, number, None, None].log()
+            parts = [log_weight + part for part in experts[name](z, logsnr)]
+            pairs = zip(mixed, parts, strict=True)
+            mixed = [torch.logaddexp(a, b) for a, b in pairs] if mixed else parts
+        return mixed
+
+    def posteriors(self) -> dict[str, Callable[[Tensor, Tensor], list[Tensor]]]:
+        """Return the experts' log-posteriors of the levels by name."""
+        found: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {}
+        for name, reference in self.references.items():
+            moved = on_device(reference, self.device, self.precision)
+            assert isinstance(moved, DiscreteReference)
+            found[name] = moved.log_posterior
+        for name, net in self.nets.items():
+            found[name] = network_posterior(net.module_.averaged)
+        return found
+
+    def sample(self, n_samples: int, random_state: np.random.RandomState, n_steps: int) -> Array:
+        """Return random rows by the deterministic flow from a noised draw of the reference."""
+        if self.space.is_empty:
+            return self.space.values(np.empty((n_samples, 0)))
+        reference, layout = self.references[self.control], self.space.layout
+        rows = reference.sample(n_samples, random_state)
+        clean = torch.from_numpy(layout.embed_array(rows))
+        noise = torch.from_numpy(random_state.standard_normal(clean.shape))
+        if self.rule is None:
+            return self._values(clean)
+        level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
+        start = add_noise(clean, noise, level).to(self.device, self.precision)
+        path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
+        points = probability_flow_in_blocks(self.stack(), start, path, budget=4 * self.budget)
+        return self._values(points.double().cpu())
+
+    def _values(self, points: Tensor) -> Array:
+        """Return the table's values of points, on the lattices of its columns."""
+        rows = self.space.layout.nearest_rows(points)
+        return self.on_lattice(self.space.values(rows.numpy()))
+
+    def on_lattice(self, values: Array) -> Array:
+        """Return the nearest points of the columns' lattices that are between their bounds."""
+        if self.dequantizer is None:
+            return values
+        return self.dequantizer.rounded_inside(values, self.space.bounds_of_columns())
+
+    def mse_curve(self, values: Array) -> MSECurve:
+        """Return the errors of the model and its experts on rows."""
+        curves, counts = [], []
+        if self.dequantizer is not None:
+            number = copy_numbers(self.dequantizer.keys(values))
+        affordable = NUMBERS_IN_A_PROFILE // max(1, values.shape[1])
+        n_rows = int(np.clip(affordable, 1, MOST_ROWS_IN_A_PROFILE))
+        for start in range(0, len(values), n_rows):
+            part = values[start : start + n_rows]
+            if self.dequantizer is not None:
+                part = self.dequantizer.noisy(part, number[start : start + n_rows])
+            keys = row_keys(self.space.standardized(part))
+            rows, _ = self.space.rows(self.space.standardized(part))
+            with stretch_of_progress(start / len(values), (start + len(rows)) / len(values)):
+                profile = self.profile(rows, np.ones(len(rows)), keys, self.logsnr)
+            curves.append(
+                summarize_profile(profile, self.expert_names, self.weights, self.network_names)
+            )
+            counts.append(len(rows))
+        return MSECurve.pooled(curves, counts)
+
+
+def summarize_profile(
+    profile: ErrorProfile,
+    expert_names: Sequence[str],
+    weights: Array,
+    networks: Collection[str],
+) -> MSECurve:
+    """Return the means and standard errors of a profile, and the experts' weights."""
+    names = list(profile.names)
+    spread = profile.spread(expert_names, weights)
+    stacked = profile.row_errors(spread)
+    rows = {name: profile.row_errors(profile.vertex(name)) for name in names}
+    means = {name: value @ profile.row_weight for name, value in rows.items()}
+    errors = {name: profile.standard_error(value) for name, value in rows.items()}
+    return MSECurve(
+        logsnr=profile.logsnr,
+        model=stacked @ profile.row_weight,
+        model_stderr=profile.standard_error(stacked),
+        references={name: means[name] for name in names if name not in networks},
+        references_stderr={name: errors[name] for name in names if name not in networks},
+        networks={name: means[name] for name in names if name in networks},
+        networks_stderr={name: errors[name] for name in names if name in networks},
+        weights={name: spread[:, names.index(name)] for name in names},
+    )

@@ -1,0 +1,276 @@
+"""The analytic references of a model, chosen on validation rows: the third stage of a fit."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._fit.grids import N_NODES, model_range, with_more_nodes
+from sk_itdiffusion._fit.schema import Schema
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.splitting import MappedSplit
+from sk_itdiffusion._runtime.parallel import run_interruptibly
+from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.references import ContinuousReference, Reference
+from sk_itdiffusion.references.families import Demand, FamilyContext, ReferenceFamily
+from sk_itdiffusion.references.judging import log_likelihoods
+
+__all__ = ["FittedReferences", "choose_control", "families_of", "fit_references"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FittedReferences:
+    """The analytic references of a model, and what follows from them.
+
+    Attributes
+    ----------
+    references : dict of str to Reference
+        References by the names of their families.
+    plain : str
+        Name of the one of the fewest assumptions.
+    preconditioner : str
+        Name of the one that networks correct.
+    control : str
+        Name of the one that is the control variate.
+    grid : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR between which networks are trained.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes of the weights: the grid, and more where a reference needs them.
+    """
+
+    references: dict[str, Reference]
+    plain: str
+    preconditioner: str
+    control: str
+    grid: Array
+    logsnr: Array
+
+
+def demand_of(settings: FitSettings) -> Demand:
+    """Return what the settings ask of the families of references."""
+    given = isinstance(settings.model.reference, ContinuousReference)
+    return Demand(
+        reference=None if given else str(settings.model.reference),
+        automatic=settings.model.experts == "auto",
+        names=(*settings.model.asked, settings.model.preconditioner),
+        with_networks=settings.training.max_epochs > 0,
+        ranks_training_rows=settings.model.ranks_training_rows,
+    )
+
+
+def families_of(
+    families: Iterable[ReferenceFamily], schema: Schema, demand: Demand, judged: bool = True
+) -> list[ReferenceFamily]:
+    """Return the families that take part in a fit, in the order in which they are fitted.
+
+    Parameters
+    ----------
+    families : iterable of ReferenceFamily
+        Those that there are.
+    schema : Schema
+        What the columns are.
+    demand : Demand
+        What the fit asks for.
+    judged : bool, default=True
+        Whether validation rows judge them.
+
+    Returns
+    -------
+    list of ReferenceFamily
+        The families.
+    """
+    possible = [f for f in families if f.applies(schema) and (judged or not f.is_judged)]
+
+    def is_wanted(family: ReferenceFamily) -> bool:
+        wanted = not family.is_judged or demand.asks_for(family.name)
+        return wanted or family.by_default(demand)
+
+    asked = [family for family in possible if demand.asks_for(family.name)]
+    needed = {name for family in asked for name in family.needs}
+    return [family for family in possible if is_wanted(family) or family.name in needed]
+
+
+def fit_families(
+    families: Iterable[ReferenceFamily], split: MappedSplit, context: FamilyContext, seed: int
+) -> tuple[dict[str, Reference], dict[str, Array | float]]:
+    """Return the references of families by name, and how their choice flatters validation rows.
+
+    Each family has a seed of its own, so that another one beside it shifts no randomness.
+    """
+    references, optimism = dict(context.references), {}
+    for family in families:
+        own = np.random.RandomState(seed_of_family(seed, family.name))
+        known = replace(context, references=references, random_state=own)
+        found = family.fit_judged(split, known)
+        optimism[family.name] = found.optimism
+        if found.reference is not None:
+            references[family.name] = found.reference
+    return references, optimism
+
+
+def seed_of_family(seed: int, name: str) -> int:
+    """Return the seed of a family."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+    return int(sequence.generate_state(1)[0])
+
+
+def check_reference_is_given(n_continuous: int, settings: FitSettings) -> None:
+    """Raise an error if an object that is not given is asked for as an expert."""
+    given = isinstance(settings.model.reference, ContinuousReference)
+    if n_continuous and not given and "reference" in settings.model.asked:
+        raise ValueError(
+            "experts names 'reference', which needs a ContinuousReference object as the parameter "
+            "reference."
+        )
+
+
+@dataclass(frozen=True)
+class EarlierReferences:
+    """The references of an earlier fit that is gone on with.
+
+    Attributes
+    ----------
+    references : mapping of str to Reference
+        The references.
+    preconditioner, control : str
+        Names of those that the networks correct, and of the control variate.
+    grid : ndarray of shape (n_nodes,)
+        Nodes between which the networks were trained.
+    """
+
+    references: Mapping[str, Reference]
+    preconditioner: str
+    control: str
+    grid: Array
+
+
+def fit_references(
+    split: MappedSplit,
+    schema: Schema,
+    settings: FitSettings,
+    seed: int,
+    earlier: EarlierReferences | None = None,
+) -> tuple[MappedSplit, FittedReferences]:
+    """Return the references that the settings ask for and that validation rows can judge.
+
+    Parameters
+    ----------
+    split : MappedSplit
+        Training and validation rows, behind the maps of the columns.
+    schema : Schema
+        What the columns are.
+    settings : FitSettings
+        Parameters.
+    seed : int
+        Seed of the families.
+    earlier : EarlierReferences or None, default=None
+        References of an earlier fit, which are kept but for those that are made of its rows.
+
+    Returns
+    -------
+    split : MappedSplit
+        The same rows, which know how far the choice of the references flatters them.
+    references : FittedReferences
+        The references.
+    """
+    demand = demand_of(settings)
+    families = families_of(settings.model.families, schema, demand, split.judged)
+    kept: dict[str, Reference] = {}
+    if earlier is not None:
+        families = [family for family in families if family.holds_rows]
+        held = {family.name for family in settings.model.families if family.holds_rows}
+        kept = {name: r for name, r in earlier.references.items() if name not in held}
+    else:
+        check_reference_is_given(schema.n_continuous, settings)
+
+    def fitted(stop: threading.Event) -> tuple[dict[str, Reference], dict[str, Array | float]]:
+        context = FamilyContext(schema, kept, stop=stop)
+        return fit_families(families, split, context, seed)
+
+    references, optimism = settings.runtime.processes.from_first(lambda: run_interruptibly(fitted))
+    split = replace(split, optimism=replace(split.optimism, families=optimism))
+    beyond = {family.name for family in settings.model.families if not family.shares_grid}
+    coarse = {name: r for name, r in references.items() if name not in beyond}
+    if earlier is None:
+        grid, preconditioner = (
+            np.linspace(
+                *model_range(coarse.values(), split.space.layout, split.train, schema.resolution),
+                N_NODES,
+            ),
+            choose_preconditioner(coarse, settings),
+        )
+    else:
+        grid, preconditioner = earlier.grid, earlier.preconditioner
+    if earlier is not None and earlier.control in references and references.keys() == kept.keys():
+        control = earlier.control
+    else:
+        control = choose_control(references, split.valid, settings)
+    fine = [references[name] for name in references if name in beyond]
+    return split, FittedReferences(
+        references,
+        plain_reference(references, settings.model.families),
+        preconditioner,
+        control,
+        grid,
+        with_more_nodes(grid, fine, schema.resolution),
+    )
+
+
+def plain_reference(
+    references: Mapping[str, Reference], families: Iterable[ReferenceFamily]
+) -> str:
+    """Return the name of the reference of the fewest assumptions."""
+    return next(f.name for f in families if f.is_plain and f.name in references)
+
+
+def choose_control(
+    references: Mapping[str, Reference], valid: WeightedRows, settings: FitSettings
+) -> str:
+    """Return the name of the control variate: the one asked for, else the likeliest expert."""
+    if isinstance(settings.model.reference, ContinuousReference):
+        return "reference"
+    if settings.model.reference in references:
+        return str(settings.model.reference)
+    plain = plain_reference(references, settings.model.families)
+    if settings.model.reference != "auto":
+        warn(
+            f"reference={settings.model.reference!r} is not better than the plain reference "
+            f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
+            "is used.",
+        )
+        return plain
+    stacked = [
+        name
+        for name in references
+        if settings.model.experts == "auto" or name in settings.model.experts
+    ]
+    share = valid.share
+    # Without references in the stack, the smoothest one: the others' errors vary far from the data.
+    return max(
+        stacked or [plain],
+        key=lambda name: float(share @ log_likelihoods(references[name], valid.X)),
+    )
+
+
+def choose_preconditioner(references: Mapping[str, Reference], settings: FitSettings) -> str:
+    """Return the name of the reference that the networks correct."""
+    asked, plain = (
+        settings.model.preconditioner,
+        plain_reference(references, settings.model.families),
+    )
+    if asked in references:
+        return asked
+    if asked != "independent":
+        warn(
+            f"preconditioner={asked!r} is not better than {plain!r} on the validation rows, or "
+            "these columns do not allow it; the latter is used.",
+        )
+    return plain

@@ -1,0 +1,168 @@
+"""Which rows train and which validate: the second stage of a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, n_observations
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.validation import Optimism
+from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._table.groups import RowGroups, near_copies
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.space import TableSpace
+
+__all__ = [
+    "MappedSplit",
+    "rows_together",
+    "split_groups",
+    "split_independent_rows",
+    "split_rows",
+]
+
+Array = NDArray[np.float64]
+MOST_VALIDATION_ROWS = 10_000
+#: Share of the rows that near-copies of each other may be without making a split impossible.
+LARGEST_SHARE_OF_COPIES = 0.5
+
+
+def split_rows(
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    seed: int,
+    groups: RowGroups | None = None,
+) -> tuple[WeightedRows, WeightedRows]:
+    """Return training and validation rows; very few rows serve as both."""
+    if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
+        return rows, rows
+    is_counted = space.is_discrete
+    together = rows_together(rows, space, settings, groups, is_counted)
+    if together is None:
+        return split_independent_rows(rows, settings, seed, is_counted)
+    valid = split_groups(together, rows, settings, seed, is_counted)
+    return together.part(rows, ~valid), together.part(rows, valid)
+
+
+def split_independent_rows(
+    rows: WeightedRows, settings: FitSettings, seed: int, is_counted: bool
+) -> tuple[WeightedRows, WeightedRows]:
+    """Return training and validation rows of those that are independent.
+
+    ``is_counted`` says whether weights are numbers of observations.
+    """
+    split = rows.split
+    if is_counted:
+        counts = np.maximum(np.rint(rows.weight), 1.0)
+        # Fractional weights of few states are as good as counts; rows of many are kept whole.
+        if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
+            split = WeightedRows(rows.X, counts).split_copies
+    return split(settings.model.validation_fraction, MOST_VALIDATION_ROWS, seed)
+
+
+def split_groups(
+    groups: RowGroups, rows: WeightedRows, settings: FitSettings, seed: int, is_counted: bool
+) -> NDArray[np.bool_]:
+    """Return which of the rows that groups list validate."""
+    fraction, most = settings.model.validation_fraction, MOST_VALIDATION_ROWS
+    return groups.split(rows, fraction, most, seed, in_counts=is_counted)
+
+
+def rows_together(
+    rows: WeightedRows,
+    space: TableSpace,
+    settings: FitSettings,
+    groups: RowGroups | None,
+    is_counted: bool,
+) -> RowGroups | None:
+    """Return the groups of rows that have to be on one side of a split, None if there are none.
+
+    They are those given, or near-copies of continuous rows.  Equal rows that are counted are
+    different observations, which may be in different groups; of other tables groups with a row in
+    common are one.
+    """
+    if is_counted or rows.source is not None:
+        return groups
+    if groups is not None:
+        return groups.joined(rows)
+    if not settings.model.near_copies or space.layout.variables or settings.model.has_images:
+        return None
+    links = near_copies(rows.X)
+    if not len(links):
+        return None
+    joined = RowGroups.alone(rows).joined(rows, links)
+    warn_about_near_copies()
+    # A chain of near-copies through all rows leaves nothing to divide.
+    return joined if joined.largest_share <= LARGEST_SHARE_OF_COPIES else None
+
+
+def warn_about_near_copies() -> None:
+    """Warn that rows are not independent, so that new rows may not be like those that validate."""
+    warn(
+        "Rows are nearer to each other than independent rows would be, as if they were measured "
+        "twice or copied with noise. Where possible such rows train together or validate "
+        "together, but the density of new rows may still be estimated from fewer independent ones "
+        "than there seem to be. If rows belong together, pass groups to fit, and split them by "
+        "group in cross-validation; otherwise remove the copies."
+    )
+
+
+@dataclass(frozen=True)
+class MappedSplit:
+    """Training and validation rows of a space.
+
+    Attributes
+    ----------
+    space : TableSpace
+        The space.
+    train, valid : WeightedRows
+        The rows.
+    valid_log_slope : ndarray of shape (n_valid,)
+        Log-derivatives of the maps at the validation rows.
+    judged : bool, default=True
+        Whether validation rows are other rows than those for training.
+    optimism : Optimism
+        By how much choices that the validation rows have made flatter each of them.
+    train_log_slope : ndarray of shape (n_train,) or float, default=0
+        Log-derivatives of the maps at the training rows.
+    """
+
+    space: TableSpace
+    train: WeightedRows
+    valid: WeightedRows
+    valid_log_slope: Array
+    judged: bool = True
+    optimism: Optimism = field(default_factory=Optimism)
+    train_log_slope: Array | float = 0.0
+
+    @classmethod
+    def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
+        """Return standardised rows behind the maps of a space."""
+        mapped, train_log_slope = space.rows(train.X)
+        mapped_valid, log_slope = space.rows(valid.X)
+        return cls(
+            space,
+            train.with_values(mapped),
+            valid.with_values(mapped_valid),
+            log_slope,
+            judged=train is not valid,
+            train_log_slope=train_log_slope,
+        )
+
+    @property
+    def n_continuous(self) -> int:
+        """Number of continuous columns."""
+        return self.space.layout.n_continuous
+
+    @property
+    def continuous_train(self) -> WeightedRows:
+        """Continuous columns of the training rows."""
+        return self.train.columns(self.n_continuous)
+
+    @property
+    def continuous_valid(self) -> WeightedRows:
+        """Continuous columns of the validation rows."""
+        return self.valid.columns(self.n_continuous)

@@ -1,0 +1,262 @@
+"""How experts are weighted at each log-SNR, and how scores integrate: the fifth stage of a fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._fit.experts import Experts, Mixing, kind_of_expert, scoring_noise
+from sk_itdiffusion._fit.grids import n_nodes_needed
+from sk_itdiffusion._fit.model import Effort, TableModel, summarize_profile
+from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, Schema
+from sk_itdiffusion._fit.selection import FittedReferences, choose_control
+from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._fit.splitting import MappedSplit
+from sk_itdiffusion._fit.validation import crossfitted_errors, fold_weights, mean_and_std
+from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
+from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.families import ReferenceFamily
+from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
+
+__all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
+
+MOST_PROFILE_ROWS = 2_000
+#: Noisy rows, at least, from which the errors at a node are averaged if states are few.
+LEAST_PROFILE_ROWS = 1_000
+#: Intermediate numbers that the error profile may take; large images get fewer rows.
+MOST_PROFILE_WORK = 2 * 10**9
+
+
+def stacked_model(
+    experts: Experts,
+    references: FittedReferences,
+    split: MappedSplit,
+    schema: Schema,
+    settings: FitSettings,
+    history: Sequence[dict[str, float]] = (),
+) -> TableModel:
+    """Return the model of experts that are weighted by their validation errors.
+
+    Parameters
+    ----------
+    experts : Experts
+        The fitted denoisers.
+    references : FittedReferences
+        What follows from the references among them.
+    split : MappedSplit
+        Training and validation rows.
+    schema : Schema
+        What the columns are.
+    settings : FitSettings
+        Parameters.
+    history : sequence of dict, default=()
+        Bounds of each epoch of the training.
+
+    Returns
+    -------
+    TableModel
+        The model.
+    """
+    control, logsnr = references.control, references.logsnr
+    n_rows = n_profile_rows(experts, len(logsnr), len(split.valid))
+    valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
+    folds = fold_weights(valid, experts.space.is_discrete)
+    keys = row_keys(valid.X, experts.seeds.scoring + 1)
+    if experts.space.is_discrete:
+        times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
+        valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
+        log_slope, folds = np.zeros(len(valid)), np.repeat(folds / times, times, axis=1)
+    names = chosen_experts(settings, list(experts.experts()), control)
+    profile = experts.profile(valid.X, valid.weight, keys, logsnr, valid.source)
+    for dear in dear_families(settings, experts.references):
+        if gains_by(dear, profile, names, fallback(experts, control, names), settings):
+            continue
+        names = tuple(name for name in names if name != dear.name)
+        kept = {name: r for name, r in experts.references.items() if name != dear.name}
+        experts = replace(experts, references=kept)
+        profile = restrict_profile(profile, [name for name in profile.names if name != dear.name])
+        if control == dear.name:
+            control = choose_control(kept, split.valid, settings)
+    profile = with_nodes_needed(profile, experts, schema, settings)
+    logsnr = profile.logsnr
+    members = restrict_profile(profile, names)
+    plain = fallback(experts, control, names)
+    mixing = Mixing(control, logsnr, names, stacking_weights(members, plain))
+    difference = profile.row_errors(profile.vertex(control)) - crossfitted_errors(
+        members, plain, folds
+    )
+    log_density = log_likelihoods(experts.references[control], valid.X)
+    log_density += log_slope + members.integral(difference)
+    if not experts.space.is_discrete:
+        used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
+        log_density -= split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
+    entropy = entropy_std = math.nan
+    if split.judged:
+        variance = variance_of_reference(experts.references[control], split)
+        mean, entropy_std = mean_and_std(log_density, valid, members.n_observations, variance)
+        entropy = -mean - experts.constant_term
+    few = split.valid.take(np.arange(min(len(split.valid), 100)))
+    return TableModel.of(
+        experts,
+        mixing,
+        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few, settings.scoring),
+        entropy=entropy,
+        entropy_std=entropy_std,
+        history=list(history),
+        curve=summarize_profile(profile, names, mixing.weights, experts.network_names),
+    )
+
+
+def variance_of_reference(reference: Reference, split: MappedSplit) -> float:
+    """Return the variance of a reference's log-likelihood over training rows."""
+    rows = split.train.take(np.arange(min(len(split.train), MOST_PROFILE_ROWS)))
+    log_density = log_likelihoods(reference, rows.X)
+    log_density += np.broadcast_to(split.train_log_slope, len(split.train))[: len(rows)]
+    return float(rows.share @ (log_density - rows.share @ log_density) ** 2)
+
+
+def dear_families(
+    settings: FitSettings, references: Mapping[str, Reference]
+) -> list[ReferenceFamily]:
+    """Return the families whose references stay only if they are worth their time."""
+    return [
+        family
+        for family in settings.model.families
+        if family.least_gain > 0.0
+        and family.name in references
+        and settings.model.experts == "auto"
+        and family.name not in (*settings.model.asked, settings.model.reference)
+    ]
+
+
+def gains_by(
+    family: ReferenceFamily,
+    profile: ErrorProfile,
+    names: Sequence[str],
+    plain: str,
+    settings: FitSettings,
+) -> bool:
+    """Return whether a stack gains so much by an expert as its evaluation is worth.
+
+    The expert must lower the validation bound by more than the family's least gain and by more than
+    one standard error.
+    """
+    members = restrict_profile(profile, names)
+    others = restrict_profile(profile, [name for name in names if name != family.name])
+    errors, errors_of_others = (
+        part.row_errors(stacking_weights(part, plain)) for part in (members, others)
+    )
+    gain = profile.integral(errors_of_others - errors)
+    mean, error = mean_and_error(gain, profile.row_weight, source=profile.source)
+    return settings.runtime.processes.from_first(lambda: mean > max(error, family.least_gain))
+
+
+def with_nodes_needed(
+    profile: ErrorProfile, experts: Experts, schema: Schema, settings: FitSettings
+) -> ErrorProfile:
+    """Return the profile at as many nodes as the experts that are left need."""
+    beyond = {family.name for family in settings.model.families if not family.shares_grid}
+    fine = [reference for name, reference in experts.references.items() if name in beyond]
+    n_nodes = n_nodes_needed(profile.logsnr, experts.grid, fine, schema.resolution)
+    return replace(profile, logsnr=profile.logsnr[:n_nodes], gram=profile.gram[:n_nodes])
+
+
+def n_profile_rows(experts: Experts, n_nodes: int, n_rows: int) -> int:
+    """Return how many of the validation rows the error profile can afford."""
+    affordable = MOST_PROFILE_WORK // (n_nodes * experts.widest)
+    return min(n_rows, MOST_PROFILE_ROWS, max(100, affordable))
+
+
+def fallback(experts: Experts, control: str, names: Sequence[str]) -> str:
+    """Return the expert to which few validation rows draw the weights back.
+
+    It is the one that no choice on those rows has favoured, or with levels the control variate,
+    which has passed a one-standard-error rule of its own.
+    """
+    if experts.space.layout.variables and control in names:
+        return control
+    return experts.plain if experts.plain in names else names[0]
+
+
+def times_to_repeat(rows: WeightedRows, least: int) -> int:
+    """Return how often rows are repeated to be at least so many."""
+    return math.ceil(least / len(rows))
+
+
+def repeated(
+    rows: WeightedRows, keys: NDArray[np.uint64], least: int
+) -> tuple[WeightedRows, NDArray[np.uint64]]:
+    """Return rows repeated with different keys, so that few states are seen with enough noise."""
+    times = times_to_repeat(rows, least)
+    many = WeightedRows(np.repeat(rows.X, times, axis=0), np.repeat(rows.weight / times, times))
+    return many, spawn_keys(keys, times).ravel()
+
+
+def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
+    """Return the names of the experts to stack."""
+    if settings.model.experts == "auto":
+        return tuple(available)
+    chosen = tuple(name for name in available if kind_of_expert(name) in settings.model.experts)
+    missing = sorted(set(settings.model.experts) - set(map(kind_of_expert, chosen)))
+    if missing:
+        warn(
+            f"experts names {missing}, which these rows do not allow: a network needs "
+            f"{LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous), "
+            "gaussian_mixture continuous columns, kernel_density at most 50 of them and no others, "
+            "latent_class discrete ones, and these have to be better than the plain reference on "
+            "the validation rows, kernel_density than the mixture.",
+        )
+    return chosen or (control,)
+
+
+def restrict_profile(profile: ErrorProfile, names: Sequence[str]) -> ErrorProfile:
+    """Return the profile of some of the experts."""
+    index = [list(profile.names).index(name) for name in names]
+    return replace(profile, names=tuple(names), gram=profile.gram[:, :, index][..., index])
+
+
+def scoring_rule(
+    experts: Experts,
+    mixing: Mixing,
+    paired: PairedDenoiser,
+    valid: WeightedRows,
+    effort: Effort,
+) -> IntegrationRule | None:
+    """Return the integration rule fitted to the validation gap, None if there is no gap.
+
+    ``paired`` is the control variate and the stack.
+    """
+    names = list(mixing.expert_names)
+    differs = np.ones(len(mixing.logsnr), dtype=bool)
+    if mixing.control in names:
+        differs = mixing.weights[:, names.index(mixing.control)] < 1.0
+    if not differs.any():
+        return None
+    first, last = np.flatnonzero(differs)[[0, -1]]
+    nodes = slice(max(first - 1, 0), min(last + 2, len(mixing.logsnr)))
+    keys = row_keys(valid.X, experts.seeds.scoring + 2)
+    if experts.space.is_discrete:
+        valid, keys = repeated(valid, keys, 100)
+    points = experts.space.layout.embed_array(valid.X)
+    noise = scoring_noise(
+        experts.space, experts.seeds.scoring, effort.n_directions, experts.has_images
+    )
+    placement = fit_placement(
+        points,
+        keys,
+        paired,
+        noise,
+        mixing.logsnr[nodes],
+        budget=experts.budget,
+        device=experts.device,
+        dtype=experts.precision,
+    )
+    return IntegrationRule(placement, noise, effort.n_strata, effort.n_draws)

@@ -1,0 +1,630 @@
+"""Training of denoisers through skorch, by the bound on the negative log-likelihood."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import Callback
+from skorch.helper import predefined_split
+from torch import Generator, Tensor, nn
+
+from sk_itdiffusion._fit.batches import (
+    Batches,
+    FixedNoiseIterator,
+    NoisyRowIterator,
+    NoisyRows,
+    StreamedRowIterator,
+)
+from sk_itdiffusion._fit.optimizers import clip_norm, optimizer_settings
+from sk_itdiffusion._fit.training_report import TrainingReport
+from sk_itdiffusion._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._runtime.memory import LESS, is_out_of_memory, release_memory
+from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._table.streams import RowDataset, StreamedRows
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.denoisers import LevelDenoiser, PreconditionedDenoiser, ReferencedDenoiser
+from sk_itdiffusion.denoisers.mlp import share_dropout
+from sk_itdiffusion.distributed import ALONE, Processes
+from sk_itdiffusion.layout import Layout
+
+__all__ = [
+    "DenoisingObjective",
+    "RowDataset",
+    "StopTraining",
+    "TrainingControl",
+    "TrainingPlan",
+    "train",
+]
+
+logger = logging.getLogger(__name__)
+Array = NDArray[np.float64]
+Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
+#: Parameters of an average and of what it follows, then the buffers of both.
+Averages = list[tuple[list[Tensor], list[Tensor]]]
+#: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
+MOST_VALIDATION_NUMBERS = 2**21
+NUMBERS_IN_A_VALIDATION_BATCH = 2**19
+#: Numbers in the noise of the batches that are made together.
+NUMBERS_MADE_AT_ONCE = 2**16
+SHARE_OF_UNIFORM_VALIDATION = 0.3
+#: Rows that judge an epoch in any case.
+LEAST_VALIDATION_ROWS = 1_000
+#: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
+ENOUGH_NOISY_ROWS = 16_384
+#: Posterior probabilities of levels in judging an epoch; images of long lattices have many.
+MOST_VALIDATION_LEVELS = 10**8
+#: Epochs after which the importance density is refitted.
+ADAPTATION_EPOCHS = (2, 6, 14)
+#: Gain of the last quarter of all epochs, in nats and as a share of the whole gain, from which on
+#: a training that has not been ended by its validation rows would go on gaining.
+LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN = 0.1, 0.1
+
+
+class StopTraining(Exception):  # noqa: N818  it is a request, not an error
+    """Raised inside the training loop to end it early and regularly."""
+
+
+class DenoisingObjective(nn.Module):
+    """The bound on the negative log-likelihood of noisy rows, and the averaged weights.
+
+    In training the network itself is evaluated, in evaluation its exponential moving average.
+
+    Parameters
+    ----------
+    denoiser : PreconditionedDenoiser or LevelDenoiser
+        The network.
+    layout : Layout
+        Where the columns of the rows are in the points.
+    decay : float, default=0.995
+        Decay of the moving average for each step; less in the first steps.
+    offset : float, default=0.0
+        Mean negative log-likelihood of the reference, in nats.
+    loss : {"mse", "cross_entropy"}, default="mse"
+        What is minimised for discrete columns: the bound, or the cross-entropy of the levels'
+        posterior, which has the same optimum.  Evaluation is always the bound.
+    """
+
+    def __init__(
+        self,
+        denoiser: Network,
+        layout: Layout,
+        decay: float = 0.995,
+        offset: float = 0.0,
+        loss: str = "mse",
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.layout = layout
+        self.decay = decay
+        self.offset = offset
+        self.loss = loss
+        self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
+        self.n_updates = 0
+
+    def averages(self) -> Averages:
+        """Return the average's parameters and the network's, then the buffers of both.
+
+        To walk through the modules in each step takes as long as a tenth of a small one.
+        """
+        average, network = self.averaged, self.denoiser
+        return [
+            (list(average.parameters()), list(network.parameters())),
+            (list(average.buffers()), list(network.buffers())),
+        ]
+
+    @torch.no_grad()
+    def update_average(self, averages: Averages) -> None:
+        """Move what `averages` has returned towards the current weights."""
+        self.n_updates += 1
+        decay = min(self.decay, self.n_updates / (self.n_updates + 9.0))
+        parameters, buffers = averages
+        torch._foreach_lerp_(*parameters, 1.0 - decay)
+        # Running statistics are averages already.
+        for average, current in zip(*buffers, strict=True):
+            if average is not current:
+                average.copy_(current)
+
+    @torch.no_grad()
+    def prepared(self, batch: NoisyRows) -> NoisyRows:
+        """Return noisy rows with all computed that does not depend on the weights.
+
+        Of networks that correct a reference of continuous columns those are the noisy points
+        ``z``, what of the noise the reference has ``missed``, and `constants` of the network;
+        other networks' rows are returned as they are.
+        """
+        if not isinstance(self.denoiser, PreconditionedDenoiser):
+            return batch
+        z = add_noise(self.layout.embed(batch["x"]), batch["eps"], batch["logsnr"])
+        known = {"z": z, "logsnr": batch["logsnr"], "importance": batch["importance"]}
+        constants = self.denoiser.constants(z, batch["logsnr"])
+        return known | {"missed": batch["eps"] - constants.pop("baseline")} | constants
+
+    def forward(self, logsnr: Tensor, importance: Tensor, **rows: Tensor) -> Tensor:
+        """Return the bound in nats, shape (B,), without cancellation against the reference.
+
+        Parameters
+        ----------
+        logsnr, importance : Tensor of shape (B,)
+            Log-SNRs and their weights.
+        **rows : Tensor
+            Clean rows ``x`` and noise ``eps``, or what `prepared` has made of them.
+        """
+        network = self.denoiser if self.training else self.averaged
+        if "missed" in rows and isinstance(network, PreconditionedDenoiser):
+            missed = rows.pop("missed")
+            correction = network.correction(logsnr=logsnr, **rows)
+        else:
+            x, eps = rows["x"], rows["eps"]
+            z = add_noise(self.layout.embed(x), eps, logsnr)
+            is_told_levels = self.training and self.loss == "cross_entropy"
+            if is_told_levels and isinstance(network, LevelDenoiser):
+                return self.offset - importance * network.information_gain(x, z, eps, logsnr)
+            baseline, correction = network.parts(z, logsnr)
+            missed = eps - baseline
+        gain = (correction * (2.0 * missed - correction)).sum(1)
+        return self.offset - 0.5 * importance * gain
+
+
+class MeanCriterion(nn.Module):
+    """Mean of the module's output; there are no targets."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the mean."""
+        return output.mean()
+
+
+class TrainingControl(Callback):
+    """Learning rate, gradient clipping, weight averaging, early stopping, best state.
+
+    The rate warms up, then follows a cosine to zero over the planned steps.  When the validation
+    bound has not improved for ``patience`` epochs the best weights are restored and the rate is
+    taken to zero quickly from there; training then ends.
+    """
+
+    #: Whether the bound was still improving when training reached its last epoch.
+    is_still_improving = False
+
+    def __init__(
+        self,
+        n_steps: int,
+        n_epochs: int,
+        patience: int | None,
+        *,
+        n_warmup: int = 50,
+        clip: float = 1.0,
+        interrupted: threading.Event | None = None,
+        initial_bound: float = math.inf,
+        on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
+        report: TrainingReport | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.n_steps = n_steps
+        self.n_epochs = n_epochs
+        self.patience = patience
+        self.n_warmup = n_warmup
+        self.clip = clip
+        self.initial_bound = initial_bound
+        self.interrupted = interrupted
+        self.on_epoch = on_epoch
+        self.report = TrainingReport() if report is None else report
+        self.processes = processes
+
+    def on_train_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
+        """Note the base rates."""
+        self.step = 0
+        self.has_ended = False
+        self.best = math.inf
+        self.best_state: dict[str, Tensor] | None = None
+        self.best_epoch = 0
+        self.is_still_improving = False
+        self.cooling_from: tuple[int, int, float] | None = None
+        self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
+        self.averages = net.module_.averages()
+        self.parameters = self.averages[0][1]
+        self.note_best(net, self.initial_bound)
+
+    def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
+        """Go on where a checkpoint ended, if a callback has loaded one."""
+        n_done = len(net.history) - 1
+        if n_done > 0 and self.step == 0:
+            self._resume(net, n_done)
+        self.report.epoch_begins(n_done + 1, self.n_epochs)
+
+    def _resume(self, net: skorch.NeuralNet, n_done: int) -> None:
+        if n_done >= self.n_epochs:
+            net.history.pop()
+            raise StopTraining
+        self.step = n_done * self.n_steps // self.n_epochs
+        net.module_.n_updates = self.step
+        # The weights are those of the checkpoint, whichever epoch was the best.
+        self.best_epoch = n_done
+        self.note_best(net, net.history[-2].get("valid_loss", math.inf))
+        if self.on_epoch is not None:
+            self.on_epoch(net, ADAPTATION_EPOCHS[0])
+
+    @property
+    def share_done(self) -> float:
+        """Share of the steps to be taken, as far as they are known, that are done."""
+        if self.cooling_from is None:
+            return self.step / self.n_steps
+        start, length, _ = self.cooling_from
+        return min(1.0, self.step / (start + length))
+
+    def rate_factor(self) -> float:
+        """Return the factor of the learning rate at the present step."""
+        if self.cooling_from is not None:
+            start, length, height = self.cooling_from
+            return height * max(0.0, 1.0 - (self.step - start) / length)
+        if self.step < self.n_warmup:
+            return (self.step + 1) / self.n_warmup
+        progress = (self.step - self.n_warmup) / max(1, self.n_steps - self.n_warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    def on_batch_begin(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
+        """Set the learning rate."""
+        if training:
+            factor = self.rate_factor()
+            for group, rate in zip(net.optimizer_.param_groups, self.base_rates, strict=True):
+                group["lr"] = factor * rate
+
+    def on_grad_computed(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
+        """Average the gradient over the processes, and clip its norm."""
+        if training:
+            self.processes.average_gradients(self.parameters)
+            clip_norm([p.grad for p in self.parameters if p.grad is not None], self.clip)
+
+    def on_batch_end(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
+        """Update the average, unless the user interrupts."""
+        if self.interrupted is not None and self.interrupted.is_set():
+            raise KeyboardInterrupt
+        if training:
+            self.step += 1
+            net.module_.update_average(self.averages)
+            self.report.progress.show(self.share_done)
+
+    def note_best(self, net: skorch.NeuralNet, bound: float) -> None:
+        """Keep a copy of the averaged weights as the best so far."""
+        self.best = bound
+        self.best_state = {
+            key: value.clone() for key, value in net.module_.averaged.state_dict().items()
+        }
+
+    def restore_best(self, net: skorch.NeuralNet) -> None:
+        """Put the best averaged weights into the network and its average."""
+        assert self.best_state is not None
+        net.module_.averaged.load_state_dict(self.best_state)
+        net.module_.denoiser.load_state_dict(self.best_state)
+
+    def judge_end(self, net: skorch.NeuralNet) -> None:
+        """Note whether the last epoch was the last possible one, and more of them would gain."""
+        bounds = [row["valid_loss"] for row in net.history if "valid_loss" in row]
+        if len(bounds) < self.n_epochs or self.cooling_from is not None:
+            return
+        least = np.minimum.accumulate([self.initial_bound, *bounds])
+        n_last = max(1, len(bounds) // 4)
+        gain, late = least[0] - least[-1], least[-1 - n_last] - least[-1]
+        tolerance = max(LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN * gain)
+        self.is_still_improving = bool(tolerance < late < math.inf)
+
+    def best_net(self, net: skorch.NeuralNet) -> skorch.NeuralNet:
+        """Return a copy of a net in training, with the best weights so far."""
+        best = object.__new__(type(net))
+        vars(best).update(vars(net) | {"module_": copy.deepcopy(net.module_).eval()})
+        self.restore_best(best)
+        return best
+
+    def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
+        """Judge the epoch by its validation bound, and whether it is the last one."""
+        self._average_losses(net)
+        epoch = len(net.history)
+        bound = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
+        if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
+            self._handle_divergence(net)
+            return
+        if bound < self.best:
+            self.note_best(net, bound)
+            self.best_epoch = epoch
+        if self.on_epoch is not None:
+            self.on_epoch(net, epoch)
+        self.has_ended = self.report.epoch_ends(self, net) or epoch >= self.n_epochs
+        if self.cooling_from is not None:
+            self.has_ended |= self.step - self.cooling_from[0] >= self.cooling_from[1]
+        elif self.patience is not None and epoch - self.best_epoch >= self.patience:
+            height = self.rate_factor()
+            self.restore_best(net)
+            self.cooling_from = (self.step, max(1, self.step // 4), height)
+
+    def _average_losses(self, net: skorch.NeuralNet) -> None:
+        """Replace the losses of the epoch by their means over the rows of all processes."""
+        if self.processes.size == 1:
+            return
+        row = net.history[-1]
+        for part in ("train", "valid"):
+            n_rows = sum(batch.get(f"{part}_batch_size", 0) for batch in row["batches"])
+            mean = self.processes.mean(row[f"{part}_loss"], n_rows, net.device)
+            net.history.record(f"{part}_loss", mean)
+
+    def forget(self) -> None:
+        """Drop the copy of the best weights and the link to the data."""
+        self.best_state = None
+        self.parameters, self.averages = [], []
+        self.on_epoch = None
+        self.interrupted = None
+        self.report = TrainingReport()
+
+    def _handle_divergence(self, net: skorch.NeuralNet) -> None:
+        if self.best_epoch == 0:
+            raise FloatingPointError(
+                f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
+                "not finite. Lower learning_rate, or check the data for values far from all others."
+            )
+        warn(
+            "Training diverged: the loss is not finite. The weights of the best epoch are used. A "
+            "lower learning_rate avoids this.",
+            ConvergenceWarning,
+        )
+        self.has_ended = True
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What one training needs besides the network and the data."""
+
+    density: PiecewiseDensity
+    adaptive: bool
+    batch_size: int
+    n_batches: int
+    max_epochs: int
+    learning_rate: float
+    weight_decay: float
+    patience: int | None
+    n_validation_noises: int = 16
+    micro_batch_size: int | None = None
+    verbose: int = 0
+    processes: Processes = ALONE
+
+
+class _Net(skorch.NeuralNet):
+    """skorch's net, with callbacks' requests to stop kept apart from the user's interrupts."""
+
+    micro_batch_size: int | None = None
+    #: Whether memory was not enough for parts of the size asked for.
+    has_smaller_parts: bool = False
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call a method of all callbacks; skorch's way to stop is a KeyboardInterrupt.
+
+        The last epoch ends for all callbacks, whichever of them ends the training.
+        """
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt as stop:
+            if method_name != "on_epoch_end":
+                raise
+            raise StopTraining from stop
+        if method_name == "on_epoch_end" and dict(self.callbacks_)["control"].has_ended:
+            raise StopTraining
+
+    def _set_training(self, training: bool = True) -> None:
+        """Change the mode of the modules if it is the other one: each step asks for it."""
+        if self.module_.training != training:
+            super()._set_training(training)
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take the gradient of a batch, in smaller parts from where memory is not enough."""
+        try:
+            return self._train_step_in_parts(batch, **fit_params)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Outside of the handler, whose traceback would keep the tensors of the first attempt.
+        self._use_smaller_parts(len(batch[1]), reason)
+        return self.train_step_single(batch, **fit_params)
+
+    def _use_smaller_parts(self, n_rows: int, reason: str) -> None:
+        """Let batches be taken in parts of an eighth, once; then raise an error."""
+        size = min(n_rows, self.micro_batch_size or n_rows)
+        if self.has_smaller_parts:
+            raise MemoryError(
+                f"There is too little memory to train on {size} rows at a time ({reason}). Lower "
+                "micro_batch_size, batch_size or hidden_size, or use another device."
+            )
+        release_memory()
+        self._zero_grad_optimizer()
+        self.has_smaller_parts, self.micro_batch_size = True, max(1, size // LESS)
+        warn(
+            f"There was too little memory to train on {size} rows at a time; going on with "
+            f"{self.micro_batch_size}, as micro_batch_size={self.micro_batch_size} does.",
+        )
+
+    def _train_step_in_parts(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take the gradient of a batch, in parts if the batch would not fit into memory."""
+        size = self.micro_batch_size
+        n_rows = len(batch[1])
+        if size is None or n_rows <= size:
+            step: dict[str, Any] = super().train_step_single(batch, **fit_params)
+            return step
+        self._set_training(True)
+        total = torch.zeros((), device=batch[1].device)
+        for start in range(0, n_rows, size):
+            part = {key: value[start : start + size] for key, value in batch[0].items()}
+            output = self.infer(part, **fit_params)
+            loss = output.sum() / n_rows
+            loss.backward()
+            total += loss.detach()
+        return {"loss": total, "y_pred": output.detach()}
+
+    def forget_training(self) -> None:
+        """Drop what only training needs: moments, best weights, the data of the iterators."""
+        self.optimizer_.clear_state()
+        self.iterator_train = self.iterator_valid = torch.utils.data.DataLoader
+        self.train_split = None
+        share_dropout(self.module_, None)
+        dict(self.callbacks_)["control"].forget()
+
+
+def train(
+    objective: DenoisingObjective,
+    train_rows: RowDataset | StreamedRows,
+    valid_rows: RowDataset,
+    plan: TrainingPlan,
+    generator: Generator,
+    *,
+    adapt: Callable[[Network], PiecewiseDensity] | None = None,
+    callbacks: list[Any] | None = None,
+    device: torch.device | str = "cpu",
+    interrupted: threading.Event | None = None,
+    report: TrainingReport | None = None,
+) -> skorch.NeuralNet:
+    """Train the objective's denoiser and return the skorch net with the best weights.
+
+    Parameters
+    ----------
+    objective : DenoisingObjective
+        Module to train, in place.
+    train_rows : RowDataset or StreamedRows
+        Rows to train on.
+    valid_rows : RowDataset
+        Rows to judge by.
+    plan : TrainingPlan
+        Sizes and rates.
+    generator : torch.Generator
+        Source of all randomness.
+    adapt : callable or None, default=None
+        Returns a new importance density from the averaged network.
+    callbacks : list or None, default=None
+        Further skorch callbacks.
+    device : torch.device or str, default="cpu"
+        Device of the network.
+    interrupted : threading.Event or None, default=None
+        Ends the training by a KeyboardInterrupt once it is set.
+    report : TrainingReport or None, default=None
+        Is told of the epochs.
+
+    Returns
+    -------
+    NeuralNet
+        The net; its history has ``train_loss`` and ``valid_loss`` in nats per row.
+
+    Raises
+    ------
+    FloatingPointError
+        If training diverges before any epoch was good.
+    """
+    if plan.max_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
+        raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
+    objective.to(device)
+    n_points = objective.layout.n_points
+    fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
+    share = plan.processes.share(plan.batch_size)
+    if plan.processes.size > 1:
+        share_dropout(objective, (share, plan.batch_size))
+    sizes = (plan.batch_size, plan.n_batches, plan.density, generator, n_points, share)
+    n_at_once = max(1, NUMBERS_MADE_AT_ONCE // (plan.batch_size * n_points))
+    if isinstance(train_rows, StreamedRows):
+        iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes)
+    elif n_at_once == 1:
+        iterator = NoisyRowIterator(train_rows, *sizes)
+    else:
+        iterator = NoisyRowIterator(train_rows, *sizes, n_at_once, objective.prepared)
+        fixed = [(objective.prepared(batch), target) for batch, target in fixed]
+
+    def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
+        if adapt is not None and plan.adaptive and epoch in ADAPTATION_EPOCHS:
+            iterator.set_density(adapt(net.module_.averaged))
+
+    control = TrainingControl(
+        plan.max_epochs * plan.n_batches,
+        plan.max_epochs,
+        plan.patience,
+        n_warmup=min(50, max(1, plan.n_batches // 2)),
+        on_epoch=on_epoch,
+        interrupted=interrupted,
+        initial_bound=mean_bound(objective, fixed, plan.processes),
+        report=report,
+        processes=plan.processes,
+    )
+    net = _Net(
+        objective,
+        criterion=MeanCriterion,
+        **optimizer_settings(plan.learning_rate, plan.weight_decay),
+        max_epochs=plan.max_epochs,
+        iterator_train=lambda *_, **__: iterator,
+        iterator_valid=lambda *_, **__: FixedNoiseIterator(fixed),
+        train_split=predefined_split(valid_rows),
+        callbacks=[("control", control), *(callbacks or [])],
+        # The bar shows what this callback would print; others may print if it is verbose.
+        callbacks__print_log=None,
+        verbose=plan.verbose,
+        device=device,
+    )
+    net.micro_batch_size = plan.micro_batch_size
+    net.initialize()
+    if plan.max_epochs == 0:
+        return net
+    # The iterators hold the rows; skorch only asks whether there are as many targets.
+    net.notify("on_train_begin", X=valid_rows, y=None)
+    with contextlib.suppress(StopTraining):
+        net.fit_loop(valid_rows, epochs=plan.max_epochs)
+    control.restore_best(net)
+    control.judge_end(net)
+    net.module_.eval()
+    control.report.ends(control, net)
+    net.notify("on_train_end", X=valid_rows, y=None)
+    return net
+
+
+@torch.no_grad()
+def mean_bound(
+    objective: DenoisingObjective, batches: Batches, processes: Processes = ALONE
+) -> float:
+    """Return the averaged network's bound on the validation batches of all processes, in nats."""
+    objective.eval()
+    total = sum(float(objective(**batch).sum()) for batch, _ in batches)
+    n_rows = sum(len(target) for _, target in batches)
+    return processes.mean(total / n_rows, n_rows, batches[0][1].device)
+
+
+def _validation_batches(
+    rows: RowDataset, plan: TrainingPlan, generator: Generator, layout: Layout
+) -> Batches:
+    """Return noisy validation rows, several stratified log-SNRs for each row."""
+    # The order of rows is random in all but name, so the first ones are a fair sample.
+    rows = rows.first(max(LEAST_VALIDATION_ROWS, MOST_VALIDATION_NUMBERS // layout.n_points))
+    most = MOST_VALIDATION_NUMBERS // (len(rows) * layout.n_points)
+    enough = min(ENOUGH_NOISY_ROWS, MOST_VALIDATION_LEVELS // max(layout.n_level_points, 1))
+    most = min(most, enough // len(rows))
+    n_noises = int(np.clip(most, 1, plan.n_validation_noises))
+    n_total = len(rows) * n_noises
+    # Where the schedule hardly samples, weights would be so large that few rows decide.
+    uniform = np.diff(plan.density.edges) / np.ptp(plan.density.edges)
+    share = SHARE_OF_UNIFORM_VALIDATION
+    mass = (1.0 - share) * plan.density.mass + share * uniform
+    density = PiecewiseDensity(plan.density.edges, mass)
+    mine = plan.processes.share(n_total)
+    source = NoisyRowIterator(rows, 1, 1, density, generator, layout.n_points, mine)
+    repeated = rows.rows.repeat_interleave(n_noises, dim=0)
+    ((batch, target),) = source.batches(repeated)
+    weight = torch.from_numpy(rows.weight / rows.weight.mean()).float()
+    weight = weight.repeat_interleave(n_noises)[mine].to(repeated.device)
+    batch["importance"] = batch["importance"] * weight
+    size = int(np.clip(2**24 // max(layout.n_level_points, 1), 64, 4096))
+    size = min(size, max(16, NUMBERS_IN_A_VALIDATION_BATCH // layout.n_points))
+    size = min(size, plan.micro_batch_size or size)
+    return [
+        ({key: value[i : i + size] for key, value in batch.items()}, target[i : i + size])
+        for i in range(0, len(target), size)
+    ]

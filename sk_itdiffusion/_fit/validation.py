@@ -1,0 +1,241 @@
+r"""The validation bound of a model that was chosen by the same rows, and its standard error.
+
+Rows that choose flatter what they choose.  So each row is judged by what the rows of the other
+folds choose: the weights of the experts at each log-SNR, and in `choice_optimism` a candidate among
+several.  This is cross-validation of the choices alone, with all fits as they are, and costs next
+to nothing [1]_.
+
+References
+----------
+.. [1] R. J. Tibshirani, R. Tibshirani. "A bias correction for the minimum error rate in
+   cross-validation". Annals of Applied Statistics 3, 2009.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._immse.cubature import Keys
+from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._table.rows import WeightedRows
+
+__all__ = ["Optimism", "choice_optimism", "crossfitted_errors", "fold_weights", "mean_and_std"]
+
+Array = NDArray[np.float64]
+
+N_FOLDS = 10
+
+
+def fold_weights(rows: WeightedRows, in_counts: bool) -> Array:
+    """Return the weights of rows in each of ten folds, which sum to the weights of the rows.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Validation rows, in random order.
+    in_counts : bool
+        Whether weights are numbers of observations, which are divided among the folds; else a row
+        is in one fold, with those of its group or its noisy copies.
+
+    Returns
+    -------
+    ndarray of shape (n_folds, n_samples)
+        The weights.
+    """
+    if in_counts and np.array_equal(rows.weight, np.rint(rows.weight)):
+        return shared_counts(rows.weight.astype(np.int64))
+    unit = np.arange(len(rows))
+    if rows.unit is not None:
+        _, first, inverse = np.unique(rows.unit, return_index=True, return_inverse=True)
+        unit = np.argsort(np.argsort(first))[inverse]  # numbered as they come
+    fold = unit % N_FOLDS
+    weights = np.zeros((N_FOLDS, len(rows)))
+    weights[fold, np.arange(len(rows))] = rows.weight
+    return weights[weights.any(axis=1)]
+
+
+def shared_counts(counts: NDArray[np.int64]) -> Array:
+    """Return counts divided among the folds, as observations in turn would be."""
+    end = np.cumsum(counts)
+    folds = np.arange(N_FOLDS)[:, None]
+
+    def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many of the first observations are in each fold."""
+        return np.asarray((position - folds + N_FOLDS - 1) // N_FOLDS)
+
+    weights = (before(end) - before(end - counts)).astype(np.float64)
+    return weights[weights.any(axis=1)]
+
+
+def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> Array:
+    """Return the squared errors of stacks of which the weights come from the other folds.
+
+    Parameters
+    ----------
+    profile : ErrorProfile
+        Products of the residuals of the experts.
+    reference : str
+        Name of the expert to fall back to.
+    folds : ndarray of shape (n_folds, n_samples)
+        Weights of the rows in each fold.
+
+    Returns
+    -------
+    ndarray of shape (n_nodes, n_samples)
+        The errors.
+    """
+    if len(folds) < 2:
+        return profile.row_errors(stacking_weights(profile, reference))
+    total = folds.sum(axis=0)
+    errors = np.zeros(profile.gram.shape[:2])
+    for fold in folds:
+        others = total - fold
+        kept = others > 0
+        n, source = profile.n_observations, profile.source
+        weights = stacking_weights(
+            replace(
+                profile,
+                gram=profile.gram[:, kept],
+                row_weight=others[kept] / others.sum(),
+                n_observations=None if n is None else n * float(others.sum() / total.sum()),
+                source=None if source is None else source[kept],
+            ),
+            reference,
+        )
+        here = fold > 0
+        part = replace(profile, gram=profile.gram[:, here])
+        errors[:, here] += fold[here] / total[here] * part.row_errors(weights)
+    return errors
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """By how much choices flatter the validation rows that have made them, in nats.
+
+    A choice counts as far as the stack relies on what was chosen: that of a map changes all
+    experts, the plain reference less than others, and that of a mixture only the mixture.
+
+    Attributes
+    ----------
+    plain : ndarray of shape (n_valid,) or float, default=0
+        For the plain reference.
+    others : ndarray of shape (n_valid,) or float, default=0
+        For all other experts.
+    families : mapping of str to ndarray of shape (n_valid,) or float
+        For references of families in addition, by name.
+    """
+
+    plain: Array | float = 0.0
+    others: Array | float = 0.0
+    families: Mapping[str, Array | float] = field(default_factory=dict)
+
+    def of_stack(self, weights: Mapping[str, float], plain: str, n_rows: int) -> Array:
+        """Return what the choices flatter a stack, for each row.
+
+        Parameters
+        ----------
+        weights : mapping of str to float
+            Weights of the experts, averaged over the log-SNR.
+        plain : str
+            Name of the plain reference.
+        n_rows : int
+            Number of validation rows.
+
+        Returns
+        -------
+        ndarray of shape (n_valid,)
+            The optimism.
+        """
+        of_plain = weights.get(plain, 0.0)
+        total = of_plain * self.plain + (1.0 - of_plain) * self.others
+        for name, optimism in self.families.items():
+            total = total + weights.get(name, 0.0) * optimism
+        return np.broadcast_to(total, n_rows)
+
+
+def choice_optimism(
+    scores: Array,
+    rows: WeightedRows,
+    choose: Callable[[Array, Array, Keys | None], int],
+    judged: Array | None = None,
+) -> Array:
+    """Return by how much a choice flatters each of the rows that it was made by.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_candidates, n_samples)
+        Log-likelihoods of the rows under the candidates.
+    rows : WeightedRows
+        The rows.
+    choose : callable
+        Returns the number of the candidate chosen by scores (n_candidates, n_rows), shares of these
+        rows, and keys of those that are not independent, or None.
+    judged : ndarray of shape (n_candidates, n_samples) or None, default=None
+        Log-likelihoods that are flattered, if they are others than those that choose.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Score under the candidate chosen by all rows less that under the one chosen by the rows of
+        other folds.
+    """
+    judged = scores if judged is None else judged
+    folds = fold_weights(rows, in_counts=False)
+    total = folds.sum(axis=0)
+    optimism = np.zeros(scores.shape[1])
+    if len(folds) < 2 or len(scores) < 2:
+        return optimism
+    unit = rows.unit
+    chosen = judged[choose(scores, total / total.sum(), unit)]
+    for fold in folds:
+        others = total - fold
+        kept = others > 0
+        of_others = None if unit is None else unit[kept]
+        other = judged[choose(scores[:, kept], others[kept] / others.sum(), of_others)]
+        optimism += fold / total * (chosen - other)
+    return optimism
+
+
+def mean_and_std(
+    values: Array,
+    rows: WeightedRows,
+    n_observations: float | None = None,
+    least_variance: float = 0.0,
+) -> tuple[float, float]:
+    """Return the weighted mean over rows and its standard error, for few rows too.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples,)
+        A value for each row.
+    rows : WeightedRows
+        The rows; those of one group, or noisy copies of one observation, count as one.
+    n_observations : float or None, default=None
+        Number of observations, if weights are counts of them.
+    least_variance : float, default=0.0
+        Variance of a row's value that is known from other rows.  Validation rows choose what suits
+        them, which makes few of them more alike than new rows are.
+
+    Returns
+    -------
+    mean, std : float
+        The mean and its standard error.
+    """
+    share = rows.share
+    mean = float(share @ values)
+    squared = (values - mean) ** 2
+    if n_observations is not None and rows.unit is None:
+        n, variance = n_observations, float(share @ squared) / n_observations
+    else:
+        group = np.arange(len(rows)) if rows.unit is None else rows.unit
+        group = np.unique(group, return_inverse=True)[1]
+        n = 1.0 / float((np.bincount(group, weights=share) ** 2).sum())
+        variance = float((np.bincount(group, weights=share * (values - mean)) ** 2).sum())
+    if n <= 1.0:
+        return mean, math.nan
+    return mean, math.sqrt(max(variance * n / (n - 1.0), least_variance / n))

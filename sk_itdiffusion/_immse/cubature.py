@@ -1,0 +1,338 @@
+r"""Noise for scoring: keyed by the row, integrated by spherical-radial rules.
+
+**Whose noise?**  scikit-learn requires that the score of a row does not depend on the other rows,
+so all noise derives from a 64-bit hash of the row's own content.  The scores are deterministic,
+the errors of distinct rows nearly independent, and equal rows share theirs.
+
+**Which noise?**  With :math:`q_1, \dots, q_m` orthonormal random directions and
+:math:`r^2 \sim \chi^2_{d+2}`,
+
+.. math:: E f(\epsilon) \approx \left(1 - \frac{d}{r^2}\right) f(0)
+    + \frac{d}{r^2} \frac{1}{2m} \sum_{i=1}^{m} \left[ f(r q_i) + f(-r q_i) \right]
+
+is unbiased, and with :math:`m = d` exact for cubic functions ([1]_, degree-3 rule).  The origin
+is far from typical noise when d is large; for more than 100 features plain antithetic directions
+are used, with :math:`r \sim \chi_d` and no evaluation at the origin.
+
+References
+----------
+.. [1] A. Genz, J. Monahan. "Stochastic integration rules for infinite regions". SIAM Journal on
+   Scientific Computing 19, 1998.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaincinv
+
+__all__ = ["NoiseRule", "PiecewiseDensity", "hash_uniform", "row_keys"]
+
+Array = NDArray[np.float64]
+Keys = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(keys: Keys) -> Keys:
+    """Return the finaliser of the SplitMix64 generator applied to each key."""
+    keys = (keys ^ (keys >> np.uint64(30))) * _MIX_1
+    keys = (keys ^ (keys >> np.uint64(27))) * _MIX_2
+    return keys ^ (keys >> np.uint64(31))
+
+
+def row_keys(X: Array, seed: int = 0) -> Keys:
+    """Return a 64-bit hash of each row.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features), float64
+        Rows; -0.0 counts as 0.0.
+    seed : int, default=0
+        Seed of the hash.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), uint64
+        Keys, equal for equal rows and, but for chance of about 2**-64, different otherwise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion.cubature import row_keys
+    >>> keys = row_keys(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+    >>> bool(keys[0] == keys[1]), bool(keys[0] == keys[2])
+    (True, False)
+    """
+    bits = np.ascontiguousarray(X + 0.0).view(np.uint64)
+    start = _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
+    keys = np.broadcast_to(start, (len(X),)).copy()
+    for column in bits.T:
+        keys = _mix((keys + _GOLDEN) ^ _mix(column + _GOLDEN))
+    return keys
+
+
+def hash_uniform(keys: Keys, stream: int) -> Array:
+    """Return numbers uniform in (0, 1), one for each key; streams are independent.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64
+        Keys.
+    stream : int
+        Number of the stream, at least 0.
+
+    Returns
+    -------
+    ndarray of float64
+        Numbers, of the same shape; equal for equal keys.
+    """
+    offset = _mix(np.array([stream + 1], dtype=np.uint64) * _GOLDEN)
+    return ((_mix(keys ^ offset) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def spawn_keys(keys: Keys, n_streams: int, first: int = 0) -> Keys:
+    """Return independent keys of shape (n, n_streams), derived from keys of shape (n,)."""
+    numbers = np.arange(first + 1, first + n_streams + 1, dtype=np.uint64)
+    return _mix(keys[:, None] ^ _mix(numbers * _GOLDEN))
+
+
+def keys_of_copies(keys: Keys, number: NDArray[np.intp]) -> Keys:
+    """Return a key for each copy of a row from the row's key; copy 0 has the row's own."""
+    # Numbers far from those of the streams that `spawn_keys` derives from the result.
+    numbers = number.astype(np.uint64) + np.uint64(2**32 - 1)
+    return np.where(number > 0, numbered_keys(keys, numbers), keys)
+
+
+def numbered_keys(keys: Keys, numbers: NDArray[np.uint64]) -> Keys:
+    """Return a key derived from each key and a number of its own, both of shape (n,)."""
+    return _mix(keys ^ _mix((numbers + np.uint64(1)) * _GOLDEN))
+
+
+def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:
+    """Return independent random signs of shape (n, n_columns)."""
+    signs = np.empty((len(keys), n_columns))
+    shifts = np.arange(64, dtype=np.uint64)
+    for block, start in enumerate(range(0, n_columns, 64)):
+        offset = _mix(np.array([stream + 1], dtype=np.uint64) * _GOLDEN + np.uint64(block))
+        bits = (_mix(keys ^ offset)[:, None] >> shifts) & np.uint64(1)
+        stop = min(start + 64, n_columns)
+        signs[:, start:stop] = 2.0 * bits[:, : stop - start] - 1.0
+    return signs
+
+
+@lru_cache(maxsize=4)
+def _direction_bank(n_features: int, n_directions: int, size: int, seed: int) -> Array:
+    """Return orthonormal directions of shape (size, n_directions, n_features), read-only."""
+    generator = np.random.default_rng(seed)
+    gaussian = generator.standard_normal((size, n_features, n_directions))
+    orthogonal, triangular = np.linalg.qr(gaussian)
+    orthogonal *= np.sign(np.einsum("bii->bi", triangular))[:, None, :]
+    bank = np.ascontiguousarray(np.swapaxes(orthogonal, 1, 2))
+    bank.setflags(write=False)
+    return bank
+
+
+@dataclass(frozen=True)
+class NoiseRule:
+    """Unbiased rule for expectations over standard normal noise.
+
+    Parameters
+    ----------
+    n_features : int
+        Dimension d of the noise.
+    n_directions : int
+        Orthogonal directions m, at most d; each is used with both signs.
+    central : bool
+        Whether the origin is evaluated as well (degree-3 rule) or not (antithetic pairs only).
+    seed : int
+        Seed of the bank of directions.
+    mirrored : bool, default=True
+        Whether each direction is used with both signs; with the origin it has to be.
+    """
+
+    n_features: int
+    n_directions: int
+    central: bool
+    seed: int
+    mirrored: bool = True
+
+    @classmethod
+    def for_scoring(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
+        """Return the rule with the least error for its cost, as measured with trained networks.
+
+        Up to 20 features 8 directions, more features 4; with the origin up to 100 features
+        (``benchmarks/noise_rules.py``).
+
+        Parameters
+        ----------
+        n_features : int
+            Dimension of the noise.
+        seed : int
+            Seed of the bank of directions.
+        n_directions : int or None, default=None
+            Directions, if not the usual number; at most ``n_features`` are taken.
+
+        Returns
+        -------
+        NoiseRule
+            The rule.
+        """
+        usual = 8 if n_features <= 20 else 4
+        most = usual if n_directions is None else n_directions
+        return cls(n_features, min(n_features, most), n_features <= 100, seed)
+
+    @classmethod
+    def for_levels(
+        cls,
+        n_features: int,
+        seed: int,
+        n_directions: int | None = None,
+        *,
+        mirrored: bool = False,
+    ) -> NoiseRule:
+        """Return the rule for discrete columns: one direction unless another number is given.
+
+        The errors of levels are no polynomials of the noise: opposite noise brings nothing but for
+        continuous columns beside them and for fine lattices (then ``mirrored``), and more log-SNRs
+        bring more than more directions.
+
+        Parameters
+        ----------
+        n_features : int
+            Dimension of the noise.
+        seed : int
+            Seed of the bank of directions.
+        n_directions : int or None, default=None
+            Directions; None is 1, and at most ``n_features`` are taken.
+        mirrored : bool, default=False
+            Whether each direction is used with both signs.
+
+        Returns
+        -------
+        NoiseRule
+            The rule.
+        """
+        most = 1 if n_directions is None else n_directions
+        return cls(n_features, min(n_features, most), False, seed, mirrored=mirrored)
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of the integrand in one draw."""
+        return (1 + int(self.mirrored)) * self.n_directions + int(self.central)
+
+    @property
+    def _bank(self) -> Array:
+        size = int(np.clip(2**20 // (self.n_features * self.n_directions), 64, 8192))
+        return _direction_bank(self.n_features, self.n_directions, size, self.seed)
+
+    def draw(self, keys: Keys) -> tuple[Array, Array]:
+        """Return noise and coefficients for one draw for each key.
+
+        Parameters
+        ----------
+        keys : ndarray of shape (n,), uint64
+            Keys of the draws.
+
+        Returns
+        -------
+        eps : ndarray of shape (n, n_evaluations, n_features)
+            Noise.
+        coefficient : ndarray of shape (n, n_evaluations)
+            Coefficients, which sum to 1 in each row.
+        """
+        bank = self._bank
+        index = (hash_uniform(keys, 0) * len(bank)).astype(np.intp)
+        signs = hash_signs(keys, 2, self.n_features)
+        directions = bank[index] * signs[:, None, :]
+        freedom = self.n_features + 2 * int(self.central)
+        radius2 = 2.0 * gammaincinv(0.5 * freedom, hash_uniform(keys, 1))
+        spokes = np.sqrt(radius2)[:, None, None] * directions
+        if not self.mirrored:
+            return spokes, np.full((len(keys), self.n_directions), 1.0 / self.n_directions)
+        coefficient = np.full((len(keys), self.n_evaluations), 0.5 / self.n_directions)
+        if not self.central:
+            return np.concatenate([spokes, -spokes], axis=1), coefficient
+        ratio = self.n_features / radius2
+        coefficient *= ratio[:, None]
+        coefficient[:, 0] = 1.0 - ratio
+        origin = np.zeros((len(keys), 1, self.n_features))
+        return np.concatenate([origin, spokes, -spokes], axis=1), coefficient
+
+
+@dataclass(frozen=True)
+class PiecewiseDensity:
+    """Probability density that is constant between given edges.
+
+    Parameters
+    ----------
+    edges : ndarray of shape (n_cells + 1,)
+        Increasing edges.
+    mass : ndarray of shape (n_cells,)
+        Positive probability of each cell; sums to 1.
+    """
+
+    edges: Array
+    mass: Array
+
+    @classmethod
+    def from_profile(cls, edges: Array, profile: Array, floor: float = 0.1) -> PiecewiseDensity:
+        """Return a density proportional to a profile, mixed with a uniform one.
+
+        Parameters
+        ----------
+        edges : ndarray of shape (n_cells + 1,)
+            Increasing edges.
+        profile : ndarray of shape (n_cells,)
+            Non-negative height in each cell.
+        floor : float, default=0.1
+            Share of the uniform density, in (0, 1].
+
+        Returns
+        -------
+        PiecewiseDensity
+            The mixture.
+        """
+        widths = np.diff(edges)
+        uniform = widths / widths.sum()
+        area = profile * widths
+        shape = area / area.sum() if area.sum() > 0 else uniform
+        return cls(np.asarray(edges), (1 - floor) * shape + floor * uniform)
+
+    def quantile(self, probability: Array) -> Array:
+        """Return the points below which the given probabilities lie.
+
+        Parameters
+        ----------
+        probability : ndarray
+            Probabilities in [0, 1].
+
+        Returns
+        -------
+        ndarray
+            Points, of the same shape.
+        """
+        cumulative = np.concatenate([[0.0], np.cumsum(self.mass)])
+        return np.interp(probability, cumulative / cumulative[-1], self.edges)
+
+    def density(self, points: Array) -> Array:
+        """Return the density at points between the first and the last edge.
+
+        Parameters
+        ----------
+        points : ndarray
+            Points.
+
+        Returns
+        -------
+        ndarray
+            Densities, of the same shape.
+        """
+        cell = np.searchsorted(self.edges, points, side="right") - 1
+        cell = np.clip(cell, 0, len(self.mass) - 1)
+        return (self.mass / np.diff(self.edges))[cell]

@@ -1,0 +1,209 @@
+"""Squared errors of denoisers over the log-SNR, and the weights that make the least of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor
+
+from sk_itdiffusion._immse.cubature import Keys, NoiseRule, spawn_keys
+from sk_itdiffusion._immse.likelihood import Denoiser, _tensor
+from sk_itdiffusion._runtime.memory import retry_with_less_memory
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._runtime.progress import current_progress
+from sk_itdiffusion._table.rows import sums_over_sources
+from sk_itdiffusion.channel import add_noise
+
+__all__ = ["ErrorProfile", "error_profile", "stacking_weights"]
+
+Array = NDArray[np.float64]
+_ROWS_FOR_FREE_STACKING = 50
+
+
+@dataclass(frozen=True)
+class ErrorProfile:
+    """Products of the experts' residuals on some rows, at each node of the log-SNR.
+
+    Attributes
+    ----------
+    names : sequence of str
+        The experts.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes.
+    gram : ndarray of shape (n_nodes, n_samples, n_experts, n_experts)
+        Products of residuals, averaged over the noise, for each row.
+    row_weight : ndarray of shape (n_samples,)
+        Weights of the rows; they sum to 1.
+    n_observations : float or None
+        How many independent observations the rows stand for, if weights are counts of them; None
+        if each row is one observation.
+    source : ndarray of shape (n_samples,) or None
+        Keys that rows share which are copies of one observation.
+    """
+
+    names: Sequence[str]
+    logsnr: Array
+    gram: Array
+    row_weight: Array
+    n_observations: float | None = None
+    source: Keys | None = None
+
+    @property
+    def mean_gram(self) -> Array:
+        """Weighted mean over rows, shape (n_nodes, n_experts, n_experts)."""
+        return np.asarray(np.einsum("n,knef->kef", self.row_weight, self.gram))
+
+    def row_errors(self, weights: Array) -> Array:
+        """Return the squared error of a stack, (n_nodes, n_samples); weights (n_nodes, E)."""
+        return np.asarray(np.einsum("ke,knef,kf->kn", weights, self.gram, weights))
+
+    def vertex(self, name: str) -> Array:
+        """Return the weights that are 1 for one expert everywhere."""
+        weights = np.zeros((len(self.logsnr), len(self.names)))
+        weights[:, list(self.names).index(name)] = 1.0
+        return weights
+
+    def spread(self, names: Sequence[str], weights: Array) -> Array:
+        """Return weights (n_nodes, m) of some experts as weights of all, 0 for the others."""
+        spread = np.zeros((len(self.logsnr), len(self.names)))
+        spread[:, [list(self.names).index(name) for name in names]] = weights
+        return spread
+
+    def standard_error(self, rows: Array) -> Array:
+        """Return the standard error of the weighted mean over rows, along the last axis."""
+        deviation = rows - (rows @ self.row_weight)[..., None]
+        if self.source is not None:
+            sums = sums_over_sources(deviation * self.row_weight, self.source)
+            return np.asarray(np.sqrt((sums**2).sum(axis=-1)))
+        if self.n_observations is not None:
+            return np.asarray(np.sqrt((deviation**2) @ self.row_weight / self.n_observations))
+        return np.asarray(np.sqrt((deviation**2) @ self.row_weight**2))
+
+    def integral(self, rows: Array) -> Array:
+        """Return half the trapezoidal integral over the log-SNR, for each row."""
+        return np.asarray(0.5 * np.trapezoid(rows, self.logsnr, axis=0))
+
+
+@retry_with_less_memory
+def error_profile(
+    X: Array,
+    row_weight: Array,
+    keys: Keys,
+    experts: Mapping[str, Denoiser],
+    logsnr: Array,
+    noise: NoiseRule,
+    *,
+    budget: int = 4096,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> ErrorProfile:
+    """Return the products of the experts' residuals on rows, at given nodes.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows, in the space of the denoisers.
+    row_weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+    keys : ndarray of shape (n_samples,), uint64
+        Keys of the rows' noise.
+    experts : mapping of str to callable
+        Denoisers.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes.
+    noise : NoiseRule
+        Rule without the origin, whose coefficients are positive.
+    budget, device, dtype
+        See `information_gap`.
+
+    Returns
+    -------
+    ErrorProfile
+        The products.
+    """
+    n_samples, n_features = X.shape
+    n_experts = len(experts)
+    n_rows = max(1, budget // noise.n_evaluations)
+
+    def gram_at(node: int) -> Array:
+        gram = np.empty((n_samples, n_experts, n_experts))
+        for start in range(0, n_samples, n_rows):
+            rows = slice(start, min(start + n_rows, n_samples))
+            eps, coefficient = noise.draw(spawn_keys(keys[rows], 1, first=node).ravel())
+            x = np.broadcast_to(X[rows, None, :], eps.shape)
+            noisy = _tensor(eps.reshape(-1, n_features), device, dtype)
+            level = torch.full((len(noisy),), float(logsnr[node]), device=device, dtype=dtype)
+            z = add_noise(_tensor(x.reshape(-1, n_features), device, dtype), noisy, level)
+            residuals = stacked_residuals(noisy, z, level, experts).reshape(n_experts, *eps.shape)
+            factor = _tensor(coefficient, device, dtype)
+            products = torch.einsum("enmd,fnmd,nm->nef", residuals, residuals, factor)
+            gram[rows] = products.cpu().numpy()
+        return gram
+
+    grams = map_in_workers(gram_at, range(len(logsnr)), device, current_progress())
+    return ErrorProfile(tuple(experts), logsnr, np.stack(grams), row_weight / row_weight.sum())
+
+
+@torch.no_grad()
+def stacked_residuals(
+    eps: Tensor, z: Tensor, logsnr: Tensor, experts: Mapping[str, Denoiser]
+) -> Tensor:
+    """Return the experts' errors in the noise, shape (n_experts, B, d)."""
+    return torch.stack([eps - expert(z, logsnr) for expert in experts.values()])
+
+
+def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
+    """Return the weights on the simplex of least squared error at each node.
+
+    With 50 rows or fewer the weights are drawn back to the reference as far as the error stays
+    within one standard error of the least.
+
+    Parameters
+    ----------
+    profile : ErrorProfile
+        Products of the residuals on validation rows.
+    reference : str
+        Name of the expert to fall back to.
+
+    Returns
+    -------
+    ndarray of shape (n_nodes, n_experts)
+        Non-negative weights; rows sum to 1.
+    """
+    weights = np.stack([_least_error_on_simplex(gram) for gram in profile.mean_gram])
+    n_rows = profile.n_observations or profile.gram.shape[1]
+    if n_rows > _ROWS_FOR_FREE_STACKING:
+        return weights
+    anchor = profile.vertex(reference)
+    drawn_back = weights.copy()
+    best = profile.row_errors(weights)
+    pending = np.ones(len(weights), dtype=bool)
+    for share in np.linspace(0.0, 1.0, 11):
+        candidate = (1.0 - share) * anchor + share * weights
+        excess = profile.row_errors(candidate) - best
+        within = excess @ profile.row_weight <= profile.standard_error(excess)
+        chosen = pending & within
+        drawn_back[chosen] = candidate[chosen]
+        pending &= ~chosen
+    return drawn_back
+
+
+def _least_error_on_simplex(gram: Array) -> Array:
+    """Minimise w' G w over the simplex, by non-negative least squares with a heavy last row."""
+    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    heavy = 1e3 * max(float(np.sqrt(values[-1])), 1e-12)
+    design = np.vstack([root, np.full(len(gram), heavy)])
+    target = np.append(np.zeros(len(gram)), heavy)
+    weights = nnls(design, target)[0]
+    weights /= weights.sum()
+    # Never worse than the best single expert, whatever the rounding of the solver.
+    single = int(np.argmin(np.diag(gram)))
+    if weights @ gram @ weights > gram[single, single]:
+        weights = np.eye(len(gram))[single]
+    return np.asarray(weights)

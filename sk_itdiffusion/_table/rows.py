@@ -1,0 +1,334 @@
+"""Rows before any model: grouping, splitting, ties and constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
+
+__all__ = ["ColumnReport", "WeightedRows", "group_rows", "inspect_columns", "resample_rows"]
+
+Array = NDArray[np.float64]
+
+_ROWS_IN_A_PART = 2**16
+_TIED_SHARE = 0.05
+_COARSE_STEP = 0.02
+_LEAST_ROWS_FOR_TIES = 20
+#: Integers up to which floats tell all of them apart.
+LARGEST_EXACT = 2.0**53
+LEAST_TRAINING_ROWS = 10
+LEAST_VALIDATION_ROWS = 10
+#: Units below which the greatest weight has to be if weights that are no integers are multiples.
+#: More would make thousands of observations of rows beside one of tiny weight.
+_MOST_UNITS = 1_000
+#: Relative error that multiples of a unit may have by rounding.
+_ROUNDING_OF_WEIGHTS = 16 * np.finfo(np.float64).eps
+#: Bits of weights that have no common unit; the last ones depend on the factor of all weights.
+_BITS_OF_WEIGHTS = 40
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """Distinct rows in canonical order, with positive weights.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n_rows, n_columns)
+        Rows.
+    weight : ndarray of shape (n_rows,)
+        Weights.
+    source : ndarray of shape (n_rows,), uint64, or None
+        Keys that rows share which are copies, with different noise, of one observation; weights
+        are then numbers of observations.  None if each row is one.
+    group : ndarray of shape (n_rows,), int, or None
+        Groups of rows that are not independent of each other; None if all rows are.
+    """
+
+    X: Array
+    weight: Array
+    source: Keys | None = None
+    group: NDArray[np.intp] | None = None
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    @property
+    def share(self) -> Array:
+        """The weights scaled to sum to 1."""
+        return np.asarray(self.weight / self.weight.sum())
+
+    @property
+    def n_observations(self) -> float | None:
+        """Number of observations of which rows are copies; None if each row is one."""
+        return None if self.source is None else float(self.weight.sum())
+
+    @property
+    def unit(self) -> Keys | None:
+        """Keys that rows share which are not independent of each other; None if all rows are."""
+        return self.source if self.group is None else self.group.astype(np.uint64)
+
+    def with_values(self, X: Array) -> WeightedRows:
+        """Return rows with other values and the same weights."""
+        return replace(self, X=X)
+
+    def without_copies(self) -> WeightedRows:
+        """Return the first row of each source, with the weights of all."""
+        if self.source is None:
+            return self
+        _, first, group = np.unique(self.source, return_index=True, return_inverse=True)
+        kept = np.sort(first)
+        total = np.bincount(group.ravel(), self.weight).astype(np.float64)
+        return replace(self.take(kept), weight=total[group.ravel()[kept]])
+
+    def columns(self, n: int) -> WeightedRows:
+        """Return the rows' first columns, which need not be distinct."""
+        if n == self.X.shape[1]:
+            return self
+        return self.with_values(np.ascontiguousarray(self.X[:, :n]))
+
+    def take(self, index: NDArray[np.intp]) -> WeightedRows:
+        """Return some of the rows."""
+        source = None if self.source is None else self.source[index]
+        group = None if self.group is None else self.group[index]
+        return WeightedRows(self.X[index], self.weight[index], source, group)
+
+    def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
+        """Return rows for training and for validation.
+
+        Membership follows from a hash of the row and the seed, so that a row stays on its side
+        when others come or go.  Rows of one source stay on one side.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 10 rows would be left for training.
+        """
+        keys = row_keys(self.X, seed)
+        if self.source is not None:
+            keys = spawn_keys(self.source, 1, first=seed)[:, 0]
+        _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
+        n_groups, copies = len(size), len(self) / len(size)
+        n_valid = int(np.clip(round(fraction * n_groups), LEAST_VALIDATION_ROWS, most / copies))
+        if n_groups - n_valid < LEAST_TRAINING_ROWS:
+            left = n_groups - n_valid
+            raise ValueError(too_few_rows(fraction, left, n_groups, "distinct rows"))
+        is_valid = group.ravel() < n_valid
+        return self.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
+
+    def split_copies(
+        self, fraction: float, most: int, seed: int
+    ) -> tuple[WeightedRows, WeightedRows]:
+        """Return rows for training and for validation; weights are counts of equal rows.
+
+        Equal rows of discrete columns are different observations; if all of them were on one side
+        the validation rows would be states that training has never seen.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 10 rows would be left for training.
+        """
+        counts = self.weight.astype(np.int64)
+        n_rows = int(counts.sum())
+        n_valid = int(np.clip(round(fraction * n_rows), LEAST_VALIDATION_ROWS, most))
+        if n_rows - n_valid < LEAST_TRAINING_ROWS:
+            raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
+        drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
+        train = WeightedRows(self.X, (counts - drawn).astype(np.float64))
+        valid = WeightedRows(self.X, drawn.astype(np.float64))
+        return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
+
+
+def sums_over_sources(values: Array, source: Keys | None) -> Array:
+    """Return the sums, along the last axis, of the values of each source; None for one each."""
+    if source is None:
+        return values
+    _, group = np.unique(source, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    first = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
+    return np.asarray(np.add.reduceat(values[..., order], first, axis=-1))
+
+
+def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
+    """Return the message that validation leaves too few rows for training."""
+    return (
+        f"validation_fraction={fraction:g} leaves {n_left} of {n_rows} {what} for training; at "
+        f"least {LEAST_TRAINING_ROWS} are needed."
+    )
+
+
+def group_rows(X: Array, weight: Array) -> WeightedRows:
+    """Return the distinct rows of positive weight, in an order that depends on nothing else.
+
+    The weights of identical rows add, so that a weight is the same as repetition, the order of the
+    rows does not matter, and copies of a row never are on both sides of a split.  The order is
+    that of a hash of the rows scaled to their range, which is exact under changes of the units
+    by powers of two.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Finite rows.
+    weight : ndarray of shape (n_samples,)
+        Non-negative weights.
+
+    Returns
+    -------
+    WeightedRows
+        Distinct rows; the least weight is 1.
+    """
+    kept = weight > 0
+    X, weight = (X if kept.all() else X[kept]) + 0.0, weight[kept]
+    low, high = X.min(axis=0), X.max(axis=0)
+    exponent = np.frexp(np.maximum(np.abs(low), np.abs(high)))[1]
+    low, high = np.ldexp(low, -exponent), np.ldexp(high, -exponent)
+    varies = high > low  # columns without variation must not change the order
+    # A part after the other, so that the rows are copied no more than they have to be.
+    parts = [slice(i, i + _ROWS_IN_A_PART) for i in range(0, len(X), _ROWS_IN_A_PART)]
+    scaled = (np.ldexp(X[part][:, varies], -exponent[varies]) for part in parts)
+    keys = np.concatenate([row_keys((s - low[varies]) / (high - low)[varies]) for s in scaled])
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    distinct = X[first]
+    if not all(np.array_equal(distinct[group[part]], X[part]) for part in parts):
+        distinct, group = np.unique(X, axis=0, return_inverse=True)  # two rows with one hash
+    # Repetitions are integers before they are summed, so that their sums are exact.
+    total = np.bincount(group.ravel(), weights=in_common_units(weight)).astype(np.float64)
+    return WeightedRows(distinct, in_units_of_the_least(total))
+
+
+def in_units_of_the_least(weight: Array) -> Array:
+    """Return weights divided by the least, rounded where all are multiples of it."""
+    relative = weight / weight.min()
+    counts = np.rint(relative)
+    is_close = np.allclose(relative, counts, rtol=1e-9, atol=0.0)
+    return np.asarray(counts if is_close else relative)
+
+
+def in_common_units(weight: Array) -> Array:
+    """Return positive weights as numbers of observations, if they can be told from them.
+
+    Integers are.  Others are where all are multiples of one unit, fewer than 1000 of which are in
+    the greatest: ``[0.37, 1.11]`` are one and three observations.  Otherwise they are divided by
+    the greatest one, and their last bits, which depend on a common factor, are rounded.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (n_samples,)
+        Positive weights.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Integers, or numbers of which the greatest is 1.
+    """
+    if np.array_equal(weight, np.rint(weight)):
+        return weight
+    distinct, place = np.unique(weight, return_inverse=True)
+    relative = distinct / distinct[0]
+    n_units = 1  # in the least weight
+    for ratio in relative.tolist():
+        closest = Fraction(ratio).limit_denominator(_MOST_UNITS)
+        n_units = math.lcm(n_units, closest.denominator)
+        is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
+        if not is_close or n_units * relative[-1] > _MOST_UNITS - 0.5:
+            mantissa, exponent = np.frexp(distinct / distinct[-1])
+            rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
+            return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS)[place.ravel()])
+    return np.asarray(np.rint(relative * n_units)[place.ravel()])
+
+
+def effective_number(weight: Array) -> float:
+    """Return how many rows of equal weight tell as much (Kish's effective sample size)."""
+    relative = weight / weight.max()
+    return float(relative.sum() ** 2 / (relative**2).sum())
+
+
+def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:
+    """Return rows of equal weight that stand for weighted ones, for methods without weights.
+
+    Integer weights are expanded; others, or too many rows, are drawn systematically in proportion
+    to the weights.
+    """
+    counts = np.rint(rows.weight)
+    if np.array_equal(counts, rows.weight) and counts.sum() <= most:
+        return np.repeat(rows.X, counts.astype(np.intp), axis=0)
+    cumulative = np.cumsum(rows.weight) / rows.weight.sum()
+    n = min(most, max(len(rows), 2))
+    marks = (np.arange(n) + random_state.uniform()) / n
+    return rows.X[np.minimum(np.searchsorted(cumulative, marks), len(rows) - 1)]
+
+
+@dataclass(frozen=True)
+class ColumnReport:
+    """What the columns are like, before any model.
+
+    Attributes
+    ----------
+    varies : ndarray of shape (n_features,), bool
+        Columns with at least two distinct values.
+    tied : ndarray of shape (n_features,), bool
+        Columns in which ties matter: no density exists.
+    step : ndarray of shape (n_features,)
+        Lattice step in standard deviations; 0 where the column is on no lattice.
+    """
+
+    varies: NDArray[np.bool_]
+    tied: NDArray[np.bool_]
+    step: Array
+
+
+def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> ColumnReport:
+    """Return which columns vary, are tied, and their lattice steps.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Distinct rows.
+    scale : ndarray of shape (n_features,)
+        Standard deviations.
+    n_weighted : float
+        Number of observations that the rows stand for, at least 1; of very few, ties say nothing.
+
+    Returns
+    -------
+    ColumnReport
+        The findings.
+    """
+    n_features = rows.X.shape[1]
+    varies = rows.X.min(axis=0) < rows.X.max(axis=0)
+    tied, step = np.zeros(n_features, dtype=bool), np.zeros(n_features)
+    if n_weighted < _LEAST_ROWS_FOR_TIES or len(rows) < 2:
+        return ColumnReport(varies, tied, step)
+    for j in np.flatnonzero(varies):
+        values, group = np.unique(rows.X[:, j], return_inverse=True)
+        share = np.bincount(group.ravel(), weights=rows.weight).max() / rows.weight.sum()
+        exponent = -np.frexp(scale[j])[1]  # of units in which no difference overflows
+        step[j] = lattice_step(np.ldexp(values, exponent)) / np.ldexp(scale[j], exponent)
+        tied[j] = share > _TIED_SHARE or step[j] > _COARSE_STEP
+    return ColumnReport(varies, tied, step)
+
+
+def lattice_step(values: Array) -> float:
+    """Return the step of the lattice on which sorted, distinct values lie, or 0."""
+    gaps = np.diff(values)
+    step = float(gaps.min())
+    if step <= 0.0 or len(gaps) < 2:
+        return step if len(gaps) == 1 else 0.0
+    with np.errstate(over="ignore"):
+        multiples = gaps / step
+    if not multiples.max() < 1e6:
+        return 0.0
+    return step if np.abs(multiples - np.rint(multiples)).max() < 0.01 else 0.0
+
+
+def column_labels(chosen: NDArray[np.bool_], names: Sequence[str] | None) -> str:
+    """Return the chosen columns' names or numbers, for messages."""
+    index = np.flatnonzero(chosen)
+    labels = [repr(str(names[j])) if names is not None else str(j) for j in index[:10]]
+    return ", ".join(labels) + (f" and {len(index) - 10} more" if len(index) > 10 else "")

@@ -1,0 +1,246 @@
+"""How the columns of a table become the rows that a model sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._table.bounds import check_inside, outside, unbounded
+from sk_itdiffusion._table.marginals import MarginalMap, Standardizer
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.layout import Layout, Variable, lattice_values
+
+__all__ = ["ColumnKind", "TableSpace", "make_layout"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+#: Width, relative to its value (or 1), that a continuous column without variation is given.
+CONSTANT_WIDTH = 1e-3
+#: Size below which a constant counts as 0, since a share of it would be no number.
+LEAST_CONSTANT = 1e-300
+
+
+@dataclass(frozen=True)
+class ColumnKind:
+    """Kind of a column whose values are numbers or codes.
+
+    Attributes
+    ----------
+    n_levels : int
+        Number of codes of a discrete column; 0 for a continuous one.
+    ordered : bool
+        Whether the codes have an order.
+    log_seen : float
+        Log-probability that a value is one of the levels.
+    """
+
+    n_levels: int = 0
+    ordered: bool = False
+    log_seen: float = 0.0
+
+
+def make_layout(
+    kinds: Sequence[ColumnKind], rows: WeightedRows, n_continuous: int, shared: bool
+) -> Layout:
+    """Return the layout of discrete columns with lattices standardised on rows.
+
+    Parameters
+    ----------
+    kinds : sequence of ColumnKind
+        Kinds of the discrete columns, each with at least 2 levels.
+    rows : WeightedRows
+        Rows: continuous columns, then codes.
+    n_continuous : int
+        Continuous columns.
+    shared : bool
+        Whether all lattices are one and the same, as for the pixels of an image.
+
+    Returns
+    -------
+    Layout
+        The layout.
+    """
+    codes = rows.X[:, n_continuous:]
+    center = rows.share @ codes
+    variance = rows.share @ (codes - center) ** 2
+    if shared and len(kinds):
+        variance = np.full(len(kinds), variance.mean() + center.var())
+        center = np.full(len(kinds), center.mean())
+    return Layout(
+        n_continuous,
+        [
+            Variable(
+                kind.n_levels,
+                lattice_values(kind.n_levels, center[j], math.sqrt(variance[j]))
+                if kind.ordered or kind.n_levels == 2
+                else None,
+            )
+            for j, kind in enumerate(kinds)
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class TableSpace:
+    """Maps between a table's values and a model's rows.
+
+    Attributes
+    ----------
+    n_columns : int
+        Columns of the table.
+    continuous, discrete : ndarray of int
+        Continuous columns that vary, and discrete columns of at least 2 levels.
+    constant : ndarray of int
+        Continuous columns without variation.
+    constant_values : ndarray of shape (n_columns,)
+        Values of columns without variation.
+    standardizer, marginal_map
+        Maps of the continuous columns that vary.
+    layout : Layout
+        Where the columns are in the points of the denoisers.
+    log_seen : ndarray of shape (n_columns,)
+        Log-probabilities that the values of columns are levels; 0 for continuous columns.
+    is_mapped : bool
+        Whether the marginal map is the final one, fitted or given.
+    bounds : ndarray of shape (n_continuous, 2) or None
+        Bounds of the continuous columns that vary, infinite where there are none; None if there
+        are none at all.
+    anchored : sequence of int
+        Numbers, among these columns, of those that are standardised around a bound, which maps may
+        or may not respect.
+    """
+
+    n_columns: int
+    continuous: Index
+    discrete: Index
+    constant: Index
+    constant_values: Array
+    standardizer: Standardizer
+    marginal_map: MarginalMap
+    layout: Layout
+    log_seen: Array
+    is_mapped: bool = False
+    bounds: Array | None = None
+    anchored: Sequence[int] = ()
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether no continuous column varies, so that equal rows are no sign of anything."""
+        return len(self.continuous) == 0 and len(self.discrete) > 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to model."""
+        return len(self.continuous) + len(self.discrete) == 0
+
+    def standardized(self, values: Array) -> Array:
+        """Return standardised continuous columns and codes, (n, n_continuous + m)."""
+        continuous = self.standardizer.transform(values[:, self.continuous])
+        return np.ascontiguousarray(np.hstack([continuous, values[:, self.discrete]]))
+
+    def rows(self, standardized: Array) -> tuple[Array, Array]:
+        """Return the model's rows and the log-derivatives of their maps from the values."""
+        n_continuous = len(self.continuous)
+        mapped, log_slope = self.marginal_map.transform(standardized[:, :n_continuous])
+        rows = np.ascontiguousarray(np.hstack([mapped, standardized[:, n_continuous:]]))
+        return rows, log_slope - np.log(self.standardizer.scale).sum()
+
+    def behind(self, marginal_map: MarginalMap) -> TableSpace:
+        """Return the space with another map of the continuous columns."""
+        return replace(self, marginal_map=marginal_map, is_mapped=True)
+
+    def values(self, rows: Array) -> Array:
+        """Return the table's values of rows."""
+        table = np.tile(self.constant_values, (len(rows), 1))
+        n_continuous = len(self.continuous)
+        if n_continuous:
+            standardized = self.marginal_map.inverse(rows[:, :n_continuous])
+            table[:, self.continuous] = self._inside(self.standardizer.inverse(standardized))
+        table[:, self.discrete] = rows[:, n_continuous:]
+        return table
+
+    @property
+    def open(self) -> Index:
+        """Discrete columns that may have other values than their levels."""
+        return np.flatnonzero(self.log_seen)
+
+    def unseen_log_odds(self, values: Array) -> Array:
+        """Return by how much other values than levels change the log-probabilities of rows.
+
+        Of each such value it is the log-probability less that of all levels of the column; the
+        shape is (n, n_open).
+        """
+        entries = np.ascontiguousarray(values[:, self.open])
+        return np.where(entries < 0.0, entries - self.log_seen[self.open], 0.0)
+
+    def is_complete(self, rows: Array) -> NDArray[np.bool_]:
+        """Return which of the model's rows, or standardised ones, have levels in all columns."""
+        codes = np.ascontiguousarray(rows[:, len(self.continuous) :])
+        return np.asarray((codes >= 0.0).all(axis=1))
+
+    def _inside(self, continuous: Array) -> Array:
+        """Return values that rounding has taken to a bound, just inside of it."""
+        if self.bounds is None:
+            return continuous
+        low, high = self.bounds.T
+        least = np.where(np.isfinite(low), np.nextafter(low, np.inf), -np.inf)
+        greatest = np.where(np.isfinite(high), np.nextafter(high, -np.inf), np.inf)
+        return np.asarray(np.clip(continuous, least, greatest))
+
+    def outside(self, values: Array) -> NDArray[np.bool_]:
+        """Return which rows have a value that is not between the bounds of its column."""
+        if self.bounds is None:
+            return np.zeros(len(values), dtype=bool)
+        return np.asarray(outside(values[:, self.continuous], self.bounds).any(axis=1))
+
+    def check_inside(self, values: Array, labels: Sequence[str]) -> None:
+        """Raise an error that names a column and a value which is not between its bounds."""
+        if self.bounds is not None:
+            check_inside(
+                values[:, self.continuous],
+                self.bounds,
+                [labels[j] for j in self.continuous],
+                "They are those of the earlier rows; fit anew to all rows, or with bounds=None.",
+            )
+
+    def maps_of_columns(self) -> list[str | None]:
+        """Return the kinds of maps of all columns; None where there is none."""
+        found: list[str | None] = [None] * self.n_columns
+        for j, kind in zip(self.continuous, self.marginal_map.kinds(), strict=True):
+            found[j] = kind
+        return found
+
+    def bounds_of_columns(self) -> Array:
+        """Return the bounds of all columns, (n_columns, 2)."""
+        found = unbounded(self.n_columns)
+        if self.bounds is not None:
+            found[self.continuous] = self.bounds
+        return found
+
+    def standardized_bounds(self) -> Array:
+        """Return the bounds of standardised columns, (n_continuous, 2)."""
+        if self.bounds is None:
+            return unbounded(len(self.continuous))
+        center, scale = self.standardizer.center, self.standardizer.scale
+        return np.asarray((self.bounds - center[:, None]) / scale[:, None])
+
+    def squared_constant_deviations(self, values: Array) -> Array:
+        """Return squared deviations of columns without variation, in their widths."""
+        # Rows so far out that a square overflows have the log-density minus infinity.
+        with np.errstate(over="ignore"):
+            deviation = values[:, self.constant] - self.constant_values[self.constant]
+            return np.asarray((deviation / self.constant_width()) ** 2)
+
+    def greatest_constant_log_densities(self) -> Array:
+        """Return the maxima of the normal log-densities of columns without variation."""
+        return np.asarray(-np.log(self.constant_width()) - 0.5 * math.log(2 * math.pi))
+
+    def constant_width(self) -> Array:
+        """Return the widths of the normal densities of columns without variation."""
+        size = np.abs(self.constant_values[self.constant])
+        return np.asarray(CONSTANT_WIDTH * np.where(size < LEAST_CONSTANT, 1.0, size))

@@ -1,0 +1,113 @@
+"""How references are judged: by their log-likelihoods of validation rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sk_itdiffusion._immse.cubature import Keys
+from sk_itdiffusion._immse.places import DOUBLE_APART, Places
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._table.rows import WeightedRows, sums_over_sources
+from sk_itdiffusion.references.base import Reference
+
+__all__ = [
+    "best_beyond_an_error",
+    "first_rows",
+    "log_likelihoods",
+    "mean_and_error",
+    "search_numbers",
+]
+
+Array = NDArray[np.float64]
+_BLOCK_PLACES = 256
+Fitted = TypeVar("Fitted", bound=Reference)
+
+
+def log_likelihoods(reference: Reference, X: Array) -> Array:
+    """Return a reference's log-density of rows, in nats.
+
+    Rows are done in blocks of one fixed shape, at places that are alike, so that a row's value does
+    not depend on the other rows to the last bit.
+    """
+    places = Places.within(_BLOCK_PLACES, 1, DOUBLE_APART)
+
+    @torch.no_grad()
+    def block(start: int) -> Array:
+        rows = X[start : start + places.n_rows]
+        padded = np.pad(rows, ((0, places.n_rows - len(rows)), (0, 0)))
+        values = places.gathered(reference.log_prob(torch.from_numpy(places.spread(padded))))
+        return np.asarray(values.numpy()[: len(rows)])
+
+    blocks = map_in_workers(block, range(0, len(X), places.n_rows), "cpu")
+    return np.concatenate([np.empty(0), *blocks])
+
+
+def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
+    """Return the first rows, which are a fair sample: canonical order is random in all but name."""
+    return rows.take(np.arange(min(len(rows), most)))
+
+
+def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> int:
+    """Return the best candidate if it is better than the first by a standard error, or 0."""
+    best = int(np.argmax(scores @ share))
+    mean, error = mean_and_error(scores[best] - scores[0], share, source=source)
+    return best if mean > error else 0
+
+
+def search_numbers(
+    numbers: Sequence[int],
+    fit_all: Callable[[Sequence[int]], list[tuple[float, Fitted]]],
+    least_score: float,
+) -> tuple[float, Fitted, int] | None:
+    """Return score, reference and number of the best, ending after two in a row that are worse.
+
+    Parameters
+    ----------
+    numbers : sequence of int
+        Increasing numbers of components or classes.
+    fit_all : callable
+        Returns scores and references of some numbers.
+    least_score : float
+        Score that has to be exceeded.
+
+    Returns
+    -------
+    tuple or None
+        The best, or None if none exceeds the least score.
+    """
+    best: tuple[float, Fitted, int] | None = None
+    failures = 0
+    # Two at a time, whatever the number of workers, so that their number changes no result.
+    for pair in (numbers[i : i + 2] for i in range(0, len(numbers), 2)):
+        for number, (score, reference) in zip(pair, fit_all(pair), strict=True):
+            failures += 1
+            if score > (least_score if best is None else best[0]):
+                best, failures = (score, reference, number), 0
+        if failures >= 2:
+            break
+    return best
+
+
+def mean_and_error(
+    values: Array,
+    share: Array,
+    n_observations: float | None = None,
+    source: Keys | None = None,
+) -> tuple[float, float]:
+    """Return the weighted mean over rows and its standard error; the shares sum to 1.
+
+    Each row is one observation, or rows of one source are, or with ``n_observations`` the shares
+    are those of so many.
+    """
+    mean = float(share @ values)
+    if n_observations is not None:
+        return mean, math.sqrt(float(share @ (values - mean) ** 2) / n_observations)
+    return mean, math.sqrt(
+        float(np.square(sums_over_sources(share * (values - mean), source)).sum())
+    )

@@ -1,0 +1,243 @@
+"""Expectation-maximisation for latent class models of discrete and mixed columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import logsumexp
+
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.references.discrete import LatentClassReference
+from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+
+__all__ = ["fit_latent_class", "level_counts", "smoothed_frequencies", "smoothed_marginals"]
+
+Array = NDArray[np.float64]
+
+#: Rows that each class is given in advance, with the marginals of all rows.
+PRIOR_ROWS = 1.0
+#: Entries up to which the indicators of the levels are a dense matrix.
+MOST_DENSE_ENTRIES = 10**8
+#: Sum of the weights up to which products with the indicators are in single precision.
+MOST_ROWS_IN_SINGLE = 1e30
+TOLERANCE = 2e-4
+
+
+def level_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
+    """Return how many rows have each level, for each discrete variable."""
+    codes = rows.X[:, layout.n_continuous :].astype(np.intp)
+    return [
+        np.bincount(codes[:, j], rows.weight, variable.n_levels).astype(np.float64)
+        for j, variable in enumerate(layout.variables)
+    ]
+
+
+def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
+    """Return the smoothed frequencies of the levels of each discrete variable."""
+    return [smoothed_frequencies(counts) for counts in level_counts(rows, layout)]
+
+
+def smoothed_frequencies(counts: Array) -> Array:
+    """Return the relative frequencies of levels, with half an observation added to each."""
+    return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))
+
+
+@dataclass
+class _Classes:
+    """Parameters: probabilities of all levels one after the other, and normal distributions."""
+
+    log_weight: Array
+    log_level: Array
+    mean: Array
+    covariance: Array
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The rows: indicators of their levels (n, L), continuous columns, their products, shares."""
+
+    indicators: NDArray[Any] | sparse.csr_array
+    continuous: Array
+    products: Array
+    share: Array
+    n_rows: float
+    marginal: Array
+    pooled: Array
+    regularization: float
+
+    @classmethod
+    def of(
+        cls, rows: WeightedRows, layout: Layout, marginals: list[Array], regularization: float
+    ) -> _Evidence:
+        """Return the rows in the form that the steps need."""
+        sizes = np.array([variable.n_levels for variable in layout.variables])
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        hits = rows.X[:, layout.n_continuous :].astype(np.intp) + first
+        n_rows = float(rows.weight.sum())
+        # Weights are at least 1: in single precision their sums are not to leave its range.
+        dtype = np.float32 if n_rows < MOST_ROWS_IN_SINGLE else np.float64
+        entries = np.ones(hits.size, dtype=dtype)
+        bounds = np.arange(len(hits) + 1) * hits.shape[1]
+        shape = (len(hits), int(sizes.sum()))
+        indicators = sparse.csr_array((entries, hits.ravel(), bounds), shape=shape)
+        continuous = rows.X[:, : layout.n_continuous]
+        pairs = np.triu_indices(layout.n_continuous)
+        deviation = continuous - rows.share @ continuous
+        pooled = (rows.share[:, None] * deviation).T @ deviation
+        return cls(
+            indicators.toarray() if math.prod(shape) <= MOST_DENSE_ENTRIES else indicators,
+            continuous,
+            continuous[:, pairs[0]] * continuous[:, pairs[1]],
+            rows.share,
+            n_rows,
+            np.concatenate(marginals),
+            pooled + regularization * np.eye(len(pooled)),
+            regularization,
+        )
+
+
+def fit_latent_class(
+    rows: WeightedRows,
+    layout: Layout,
+    n_classes: int,
+    random_state: np.random.RandomState,
+    *,
+    regularization: float = 1e-6,
+    max_iter: int = 100,
+    stopped: Callable[[], bool] = lambda: False,
+) -> LatentClassReference:
+    """Return a latent class model fitted to rows by expectation-maximisation.
+
+    Each class begins at a random row.  A class counts one row more than it has, spread over the
+    levels as in all rows, so that no probability is 0; covariances are drawn to the common one
+    likewise.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Rows of the layout.
+    layout : Layout
+        Where the columns are.
+    n_classes : int
+        Classes, at least 1.
+    random_state : RandomState
+        Source of the starting rows.
+    regularization : float, default=1e-6
+        Added to variances of the continuous columns.
+    max_iter : int, default=100
+        Most iterations.
+    stopped : callable
+        Asked in each iteration; True raises KeyboardInterrupt.
+
+    Returns
+    -------
+    LatentClassReference
+        The fitted model.
+    """
+    marginals = smoothed_marginals(rows, layout)
+    evidence = _Evidence.of(rows, layout, marginals, regularization)
+    classes = _starting_classes(evidence, n_classes, random_state)
+    before = -math.inf
+    for _ in range(max_iter):
+        if stopped():
+            raise KeyboardInterrupt
+        log_joint = _log_joint(evidence, classes)
+        log_row = logsumexp(log_joint, axis=1)
+        classes = _maximize(evidence, np.exp(log_joint - log_row[:, None]))
+        now = float(evidence.share @ log_row)
+        if now - before < TOLERANCE:
+            break
+        before = now
+    return _reference(layout, classes)
+
+
+def _starting_classes(
+    evidence: _Evidence, n_classes: int, random_state: np.random.RandomState
+) -> _Classes:
+    """Return classes around random rows, half their own levels and half the marginals."""
+    n_possible = min(n_classes, len(evidence.share))
+    chosen = random_state.choice(
+        len(evidence.share), size=n_possible, replace=False, p=evidence.share
+    )
+    own = evidence.indicators[chosen]
+    own = own if isinstance(own, np.ndarray) else own.toarray()
+    mean = evidence.continuous[chosen]
+    return _Classes(
+        np.full(n_possible, -math.log(n_possible)),
+        np.log(0.5 * own.astype(np.float64) + 0.5 * evidence.marginal),
+        mean,
+        np.broadcast_to(evidence.pooled, (n_possible, *evidence.pooled.shape)),
+    )
+
+
+def _log_joint(evidence: _Evidence, classes: _Classes) -> Array:
+    """Return log of weight times probability of each row in each class, (n, n_classes)."""
+    by_level = evidence.indicators @ classes.log_level.T.astype(evidence.indicators.dtype)
+    joint: Array = by_level.astype(np.float64) + classes.log_weight
+    n_continuous = evidence.continuous.shape[1]
+    if n_continuous:
+        # The quadratic forms of all classes at once, as products of matrices.
+        precision = np.linalg.inv(classes.covariance)
+        linear = np.einsum("cij,cj->ci", precision, classes.mean)
+        pairs = np.triu_indices(n_continuous)
+        quadratic = np.where(pairs[0] == pairs[1], -0.5, -1.0) * precision[:, pairs[0], pairs[1]]
+        constant = 0.5 * (linear * classes.mean).sum(axis=1)
+        constant += 0.5 * np.linalg.slogdet(classes.covariance)[1]
+        joint += evidence.continuous @ linear.T + evidence.products @ quadratic.T - constant
+    return joint
+
+
+def _maximize(evidence: _Evidence, posterior: Array) -> _Classes:
+    """Return the classes of greatest likelihood given the posterior, smoothed."""
+    weighted = evidence.n_rows * evidence.share[:, None] * posterior
+    size = weighted.sum(axis=0)
+    entries = without_denormals(weighted, evidence.indicators.dtype)
+    counts = (evidence.indicators.T @ entries).T.astype(np.float64)
+    level = (counts + PRIOR_ROWS * evidence.marginal) / (size + PRIOR_ROWS)[:, None]
+    mean, covariance = _normal_parameters(evidence, weighted, size)
+    log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
+    return _Classes(log_weight, np.log(level), mean, covariance)
+
+
+def without_denormals(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return non-negative numbers in a precision, those below its normal range as 0.
+
+    Products with numbers below the normal range, which far classes have, take many times longer.
+    """
+    normal = values.astype(dtype)
+    normal[normal < np.finfo(dtype).tiny] = 0.0
+    return normal
+
+
+def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tuple[Array, Array]:
+    """Return means and covariances of the classes, the latter drawn to the common one."""
+    n_continuous = evidence.continuous.shape[1]
+    pairs = np.triu_indices(n_continuous)
+    mean = (weighted.T @ evidence.continuous) / np.maximum(size, 1e-12)[:, None]
+    scatter = np.empty((len(size), n_continuous, n_continuous))
+    scatter[:, pairs[0], pairs[1]] = weighted.T @ evidence.products
+    scatter[:, pairs[1], pairs[0]] = scatter[:, pairs[0], pairs[1]]
+    scatter -= size[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    prior = PRIOR_ROWS + n_continuous
+    covariance = (scatter + prior * evidence.pooled) / (size + prior)[:, None, None]
+    return mean, covariance + evidence.regularization * np.eye(n_continuous)
+
+
+def _reference(layout: Layout, classes: _Classes) -> LatentClassReference:
+    """Return the classes as a reference."""
+    weights = np.exp(classes.log_weight)
+    sizes = [variable.n_levels for variable in layout.variables]
+    parts = np.split(np.exp(classes.log_level), np.cumsum(sizes)[:-1], axis=1)
+    continuous = None
+    if layout.n_continuous:
+        covariances = floor_eigenvalues(classes.covariance)
+        continuous = GaussianMixtureReference(weights, classes.mean, covariances)
+    return LatentClassReference(layout, weights, parts, continuous)
