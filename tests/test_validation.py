@@ -7,15 +7,10 @@ import pytest
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble
-from sk_itdiffusion._fit.validation import (
-    Optimism,
-    choice_optimism,
-    crossfitted_errors,
-    fold_weights,
-    mean_and_std,
-)
+from sk_itdiffusion._fit.validation import Optimism, crossfitted_errors, mean_and_std
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.references.optimism import choice_optimism, fold_weights
 
 
 def rows_of_weight(weight, group=None):

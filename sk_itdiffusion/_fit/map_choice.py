@@ -13,7 +13,7 @@ from sk_itdiffusion._fit.schema import Schema
 from sk_itdiffusion._fit.selection import demand_of, families_of
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import Optimism, choice_optimism
+from sk_itdiffusion._fit.validation import Optimism
 from sk_itdiffusion._immse.cubature import Keys
 from sk_itdiffusion._runtime.parallel import map_in_workers, run_interruptibly
 from sk_itdiffusion._table.marginals import (
@@ -30,6 +30,7 @@ from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.families.mixture import is_affordable, mixture_regularization
 from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
 from sk_itdiffusion.references.mixture import fit_gaussian_mixture
+from sk_itdiffusion.references.optimism import choice_optimism
 
 __all__ = ["choose_map"]
 

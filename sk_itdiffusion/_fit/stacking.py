@@ -16,7 +16,7 @@ from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import crossfitted_errors, fold_weights, mean_and_std
+from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
@@ -25,6 +25,7 @@ from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
+from sk_itdiffusion.references.optimism import fold_weights
 
 __all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 

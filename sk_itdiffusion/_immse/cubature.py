@@ -114,6 +114,16 @@ def numbered_keys(keys: Keys, numbers: NDArray[np.uint64]) -> Keys:
     return _mix(keys ^ _mix((numbers + np.uint64(1)) * _GOLDEN))
 
 
+def sums_over_sources(values: Array, source: Keys | None) -> Array:
+    """Return the sums, along the last axis, of the values of each source; None for one each."""
+    if source is None:
+        return values
+    _, group = np.unique(source, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    first = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
+    return np.asarray(np.add.reduceat(values[..., order], first, axis=-1))
+
+
 def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:
     """Return independent random signs of shape (n, n_columns)."""
     signs = np.empty((len(keys), n_columns))

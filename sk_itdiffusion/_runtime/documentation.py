@@ -42,10 +42,9 @@ class DocumentationLinkMixin:
         return f"{url}/api/generated/{{page}}.html" if url else ""
 
     def _doc_link_url_param_generator(self) -> dict[str, str]:
-        """Return what the template needs: a page has the name under which a class is public."""
-        import sk_itdiffusion  # here, since it imports this module
+        """Return what the template needs: a page has the name under which a class is public.
 
-        name = type(self).__name__
-        is_exported = getattr(sk_itdiffusion, name, None) is type(self)
-        module = PACKAGE if is_exported else type(self).__module__
-        return {"page": f"{module}.{name}"}
+        Classes of private packages are public at the top.
+        """
+        module = type(self).__module__.partition("._")[0]
+        return {"page": f"{module}.{type(self).__name__}"}

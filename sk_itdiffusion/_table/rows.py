@@ -145,16 +145,6 @@ class WeightedRows:
         return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
 
 
-def sums_over_sources(values: Array, source: Keys | None) -> Array:
-    """Return the sums, along the last axis, of the values of each source; None for one each."""
-    if source is None:
-        return values
-    _, group = np.unique(source, return_inverse=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    first = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
-    return np.asarray(np.add.reduceat(values[..., order], first, axis=-1))
-
-
 def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     """Return the message that validation leaves too few rows for training."""
     return (

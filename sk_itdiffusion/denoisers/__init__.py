@@ -1,5 +1,8 @@
 """Denoising networks."""
 
+# May import `_runtime`, `persistence`, `channel`, `layout`, `pretrained` and `references` of the
+# package.
+
 from sk_itdiffusion.denoisers.convolutional import ConvolutionalFamily, ConvolutionalNetwork
 from sk_itdiffusion.denoisers.family import (
     BackbonePlan,

@@ -7,6 +7,8 @@ matplotlib is imported when something is drawn; it comes with ``pip install
 markers and hatches without any colour.
 """
 
+# May import `_runtime`, `_table` and `_fit` of the package.
+
 from sk_itdiffusion.display.bounds import BoundHistoryDisplay
 from sk_itdiffusion.display.contours import DensityContourDisplay
 from sk_itdiffusion.display.curves import MSECurveDisplay

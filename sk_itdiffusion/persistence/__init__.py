@@ -1,4 +1,7 @@
-"""Estimators in files, without pickle."""
+"""Estimators in files, without pickle.
+
+May import `_version` and `_runtime` of the package.
+"""
 
 from sk_itdiffusion.persistence.files import SaveMixin, load
 

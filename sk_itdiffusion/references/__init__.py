@@ -3,6 +3,8 @@
 A family of references says when a kind of distribution takes part in a fit, and how it is fitted.
 """
 
+# May import `_runtime`, `persistence`, `channel`, `layout`, `_immse` and `_table` of the package.
+
 from sk_itdiffusion.references.base import ContinuousReference, PlainReference, Reference
 from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
 from sk_itdiffusion.references.families import ReferenceFamily

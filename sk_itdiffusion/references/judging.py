@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import Keys
+from sk_itdiffusion._immse.cubature import Keys, sums_over_sources
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._table.rows import WeightedRows, sums_over_sources
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import Reference
 
 __all__ = [

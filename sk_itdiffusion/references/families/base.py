@@ -98,7 +98,7 @@ class JudgedReference:
     reference : Reference or None
         The reference; None if it is not worth having.
     optimism : ndarray of shape (n_valid,) or float, default=0
-        In nats, for each validation row; see `sk_itdiffusion._fit.validation`.
+        In nats, for each validation row; see `sk_itdiffusion.references.optimism`.
     """
 
     reference: Reference | None

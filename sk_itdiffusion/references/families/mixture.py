@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.validation import choice_optimism
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import Reference
@@ -31,6 +30,7 @@ from sk_itdiffusion.references.judging import (
 )
 from sk_itdiffusion.references.latent_class import smoothed_marginals
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
+from sk_itdiffusion.references.optimism import choice_optimism
 
 if TYPE_CHECKING:
     from sk_itdiffusion._fit.schema import Schema
