@@ -19,7 +19,7 @@ def test_public_interface_is_the_one_recorded():
     assert snapshot() == recorded, (
         "The public interface has changed. If that is meant, run\n"
         "    python tests/api_snapshot.py > tests/api.txt\n"
-        "and tell of it in CHANGELOG.md; names go by way of sk_itdiffusion._runtime.deprecation."
+        "and tell of it in CHANGELOG.md; names that go are told of there."
     )
 
 
