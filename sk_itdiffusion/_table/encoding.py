@@ -558,8 +558,9 @@ def warn_of_merged_integers(X: Any, have_probabilities: bool = False) -> None:
     ValueError
         Instead of the warning, if each integer is to have a probability.
     """
+    is_plain = isinstance(X, np.ndarray | list | tuple) and np.ndim(X) == 2
     holds_others = getattr(getattr(X, "dtype", None), "kind", "O") in ("i", "u", "O")
-    if hasattr(X, "columns") or (holds_others and np.ndim(X) == 2):
+    if hasattr(X, "columns") or (is_plain and holds_others):
         table = read_table(X)
         message = _reason_of_merged_integers(table, range(table.n_columns))
         if message is not None and have_probabilities:
