@@ -24,6 +24,7 @@ from sk_itdiffusion.model import Effort, TableModel
 from sk_itdiffusion.persistence import SaveMixin
 from sk_itdiffusion.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
 from sk_itdiffusion.rows import column_labels
+from sk_itdiffusion.sampling import N_STEPS
 from sk_itdiffusion.warning import warn
 
 __all__ = [
@@ -201,7 +202,7 @@ class DensityEstimator(
         """Draw random rows from the model.
 
         Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
-        probability flow of the stacked denoiser.
+        probability flow of the stacked denoiser, in steps that take one evaluation each.
 
         Parameters
         ----------
@@ -241,7 +242,7 @@ class DensityEstimator(
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
         seed = self.random_state if random_state is None else random_state
         with long_call(self, "sample"):
-            values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
+            values = self._model.sample(int(n_samples), check_random_state(seed), N_STEPS)
         return self._write(values)
 
     def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:

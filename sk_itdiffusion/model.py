@@ -308,7 +308,12 @@ class TableModel(Experts):
         return found
 
     def sample(self, n_samples: int, random_state: np.random.RandomState, n_steps: int) -> Array:
-        """Return random rows by the deterministic flow from a noised draw of the reference."""
+        """Return random rows by the deterministic flow from a noised draw of the reference.
+
+        It begins where the stack begins to differ from the control variate, whose own flow carries
+        its noised law to any other log-SNR.  The steps have one length: placed where the model's
+        errors fall, or where the stack differs from the control variate, they do worse.
+        """
         if self.space.is_empty:
             return self.space.values(np.empty((n_samples, 0)))
         reference, layout = self.references[self.control], self.space.layout
@@ -317,9 +322,10 @@ class TableModel(Experts):
         noise = torch.from_numpy(random_state.standard_normal(clean.shape))
         if self.rule is None:
             return self._values(clean)
-        level = torch.full((n_samples,), float(self.logsnr[0]), dtype=torch.float64)
+        first, last = float(self.rule.placement.edges[0]), float(self.logsnr[-1])
+        level = torch.full((n_samples,), first, dtype=torch.float64)
         start = add_noise(clean, noise, level).to(self.device, self.precision)
-        path = torch.linspace(self.logsnr[0], self.logsnr[-1], n_steps + 1).to(start)
+        path = torch.linspace(first, last, n_steps + 1, dtype=torch.float64).to(start)
         points = probability_flow_in_blocks(self.stack(), start, path, budget=4 * self.budget)
         return self._values(points.double().cpu())
 
