@@ -40,7 +40,7 @@ from sk_itdiffusion.progress import current_progress
 __all__ = ["N_STEPS", "probability_flow", "probability_flow_in_blocks"]
 
 Array = NDArray[np.float64]
-#: Steps that change samples of tables by less than the trained denoisers' own errors do.
+#: One evaluation fewer than a row takes; see ``benchmarks/sampling_steps.py``.
 N_STEPS = 29
 #: Values of the estimate that a step is computed from.
 _N_KNOWN = 3
@@ -164,4 +164,4 @@ def estimate_coefficients(known: Array, here: float, there: float) -> Array:
     offsets = half * (_NODES - 1.0)
     weights = 0.5 * half * _WEIGHTS * np.exp(0.5 * offsets)
     moments = weights @ np.vander(offsets, len(known), increasing=True)
-    return np.linalg.solve(np.vander(known - there, increasing=True).T, moments)
+    return np.asarray(np.linalg.solve(np.vander(known - there, increasing=True).T, moments))

@@ -122,9 +122,12 @@ def test_a_row_takes_thirty_evaluations_from_where_the_stack_differs_on(monkeypa
 
     monkeypatch.setattr(StackedDenoiser, "__call__", noted)
     density.sample(7, random_state=0)
-    assert len(levels) <= 7 * 30
+    assert len(levels) == 7 * (N_STEPS + 1) <= 7 * 30
     ends = density._model.rule.placement.edges[0], density.logsnr_[-1]
     np.testing.assert_allclose([min(levels), max(levels)], ends, rtol=1e-6)
+    # Three quarters of the steps are spread evenly, so that none is longer than a third more.
+    steps = np.diff(levels[::7])
+    assert 0.0 < steps.min() <= steps.max() < 1.34 * (ends[1] - ends[0]) / N_STEPS
 
 
 def test_rows_do_not_depend_on_those_beside_them():
