@@ -303,6 +303,14 @@ def test_sampling_script_compares_samples_with_scores_and_fresh_rows():
     assert "energy distance: samples" in printed
 
 
+@pytest.mark.slow
+def test_sampling_steps_script_compares_both_methods_and_their_times():
+    printed = run_script("sampling_steps.py", "--sources", "banana", "--seeds", "0", "1")
+    assert printed.count("from fine steps") == 4
+    assert printed.count("| banana |") == 1
+    assert "50 samples of 10 columns" in run_script("sampling_steps.py", "--timing")
+
+
 def test_energy_distance_is_that_of_two_normal_distributions():
     """Of N(0, 1) and N(d, 1): E|X - Y| is known in closed form, within five standard errors."""
     rng = np.random.default_rng(0)

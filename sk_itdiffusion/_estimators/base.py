@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._fit.model import Effort, TableModel
 from sk_itdiffusion._immse.likelihood import MSECurve
+from sk_itdiffusion._immse.sampling import N_STEPS
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
@@ -201,7 +202,7 @@ class DensityEstimator(
         """Draw random rows from the model.
 
         Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
-        probability flow of the stacked denoiser.
+        probability flow of the stacked denoiser, in steps that take one evaluation each.
 
         Parameters
         ----------
@@ -241,7 +242,7 @@ class DensityEstimator(
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
         seed = self.random_state if random_state is None else random_state
         with long_call(self, "sample"):
-            values = self._model.sample(int(n_samples), check_random_state(seed), n_steps=100)
+            values = self._model.sample(int(n_samples), check_random_state(seed), N_STEPS)
         return self._write(values)
 
     def mse_curve(self, X: ArrayLike | None = None) -> MSECurve:
