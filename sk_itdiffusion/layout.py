@@ -33,8 +33,22 @@ from torch import Tensor, nn
 
 from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
 from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_in_range,
+    check_increasing,
+    check_same,
+    check_shapes,
+)
 
-__all__ = ["LatticeBlock", "Layout", "OneHotBlock", "Variable", "lattice_values"]
+__all__ = [
+    "LatticeBlock",
+    "Layout",
+    "OneHotBlock",
+    "Variable",
+    "check_same_layout",
+    "lattice_values",
+]
 
 Array = NDArray[np.float64]
 
@@ -46,6 +60,7 @@ FINE_LATTICE = 8
 WIDEST_SPACING = 2.0
 
 
+@stored()
 @dataclass(frozen=True)
 class Variable:
     """Embedding of a discrete variable.
@@ -67,6 +82,13 @@ class Variable:
         if self.values is None:
             return math.sqrt(2.0) * ONE_HOT_LENGTH
         return float(np.diff(self.values).min())
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_in_range(self.n_levels, 2, np.inf, "numbers of levels")
+        if self.values is not None:
+            check_shapes(self, {"values": "k"}, k=self.n_levels)
+            check_increasing(self.values, "points of levels")
 
 
 def lattice_values(n_levels: int, center: float, scale: float) -> Array:
@@ -230,6 +252,7 @@ class OneHotBlock(Block):
         return points[:, self.gather_index].masked_fill(~self.allowed, -torch.inf).argmax(2)
 
 
+@stored()
 class Layout(ConfiguredModule):
     """Where the columns of rows are in the points.
 
@@ -336,3 +359,12 @@ def similar_variables(variables: Sequence[Variable]) -> Iterator[list[int]]:
         size = math.ceil(0.5 * math.log2(variable.n_levels) - 1e-9)
         groups.setdefault((variable.values is None, size), []).append(j)
     yield from (groups[key] for key in sorted(groups))
+
+
+def check_same_layout(first: Layout, second: Layout) -> None:
+    """Raise an error if columns are not in the same places in the points of two layouts."""
+    found, expected = (
+        [each.n_continuous, *((v.n_levels, v.values is None) for v in each.variables)]
+        for each in (first, second)
+    )
+    check_same(found, expected, "the layouts of columns differ")

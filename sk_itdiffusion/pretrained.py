@@ -14,6 +14,7 @@ and the time follows from :math:`a = \log \bar\alpha_t - \log (1 - \bar\alpha_t)
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.registry import declaration_of
 
 __all__ = [
     "DiscreteTimeNoise",
@@ -104,6 +107,7 @@ class NoiseSchedule(ABC):
         return noise_scale(logsnr)[:, None] * z + signal_scale(logsnr)[:, None] * output
 
 
+@stored()
 class LogSNRNoise(NoiseSchedule):
     """The network is called with the noisy points and the log-SNR itself.
 
@@ -121,6 +125,7 @@ class LogSNRNoise(NoiseSchedule):
         return z, logsnr
 
 
+@stored()
 class DiscreteTimeNoise(NoiseSchedule):
     """Time steps of a discrete-time diffusion process that keeps the variance.
 
@@ -271,6 +276,7 @@ class DiscreteTimeNoise(NoiseSchedule):
         return z, self.time(logsnr)
 
 
+@stored()
 class SigmaNoise(NoiseSchedule):
     """The network is called with ``x + sigma * eps`` and the noise level sigma.
 
@@ -288,6 +294,7 @@ class SigmaNoise(NoiseSchedule):
         return z / signal_scale(logsnr)[:, None], torch.exp(-0.5 * logsnr)
 
 
+@stored()
 class EDMNoise(NoiseSchedule):
     r"""A raw network of Karras et al. (2022, table 1), with their preconditioning.
 
@@ -631,3 +638,60 @@ def read_scheduler(
         f"The scheduler {config['_class_name']} in {where!r} has neither alphas_cumprod nor "
         "sigma_data; give noise_schedule to PretrainedDenoiser yourself."
     )
+
+
+def as_pretrained(denoiser: nn.Module | None) -> PretrainedDenoiser | None:
+    """Return the denoiser with its noise schedule; a plain module is called with the log-SNR."""
+    if denoiser is None or isinstance(denoiser, PretrainedDenoiser):
+        return denoiser
+    return PretrainedDenoiser(denoiser, noise_schedule=LogSNRNoise(), data_range=None)
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def stored_settings(network: PretrainedDenoiser) -> dict[str, Any]:
+    """Return how a network is called; of schedules of the user's own there is None."""
+    noise = network.noise_schedule
+    return {
+        "module": network.module,
+        "noise_schedule": None if declaration_of(type(noise)) is None else noise,
+        "prediction_type": network.prediction_type,
+        "image_shape": network.image_shape,
+        "data_range": network.data_range,
+    }
+
+
+def same_as_given(
+    module: nn.Module, noise_schedule: NoiseSchedule | None, **settings: Any
+) -> PretrainedDenoiser:
+    """Return a copy of a network that is called as the one saved was."""
+    given = as_pretrained(module)
+    assert given is not None
+    found = stored_settings(given)
+    same = {
+        name: found[name] == value
+        or (None not in (value, found[name]) and tuple(value) == tuple(found[name]))
+        for name, value in settings.items()
+    }
+    same["noise_schedule"] = is_same_noise(found["noise_schedule"], noise_schedule)
+    for name in found:
+        if not same.get(name, True):
+            raise ValueError(
+                f"the denoiser that is given has another {name} than the one that was saved"
+            )
+    return copy.deepcopy(given).requires_grad_(True).float().eval()
+
+
+def is_same_noise(first: NoiseSchedule | None, second: NoiseSchedule | None) -> bool:
+    """Return whether two schedules are the same; None stands for one of the user's own."""
+    if first is None or second is None:
+        return first is second
+    return type(first) is type(second) and all(
+        np.array_equal(value, vars(second)[name]) for name, value in vars(first).items()
+    )
+
+
+stored(given=("module",), has_derived=True, config=stored_settings, make=same_as_given)(
+    PretrainedDenoiser
+)

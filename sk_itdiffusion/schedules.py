@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator
 
 from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion.persistence import stored
 
 __all__ = [
     "SCHEDULES",
@@ -90,6 +91,7 @@ class Schedule(DocumentationLinkMixin, BaseEstimator):
         return PiecewiseDensity.from_profile(edges, np.maximum(profile, 0.0), floor=0.05)
 
 
+@stored()
 class LogisticSchedule(Schedule):
     """Logistic distribution of the log-SNR.
 
@@ -127,6 +129,7 @@ class LogisticSchedule(Schedule):
         return np.asarray(stats.logistic.cdf(logsnr, loc, scale))
 
 
+@stored()
 class AdaptiveSchedule(LogisticSchedule):
     """Density fitted, during training, to the measured gap.
 
@@ -149,6 +152,7 @@ class AdaptiveSchedule(LogisticSchedule):
     adaptive = True
 
 
+@stored()
 class UniformSchedule(Schedule):
     """Uniform distribution of the log-SNR over the whole range.
 
@@ -164,6 +168,7 @@ class UniformSchedule(Schedule):
         return np.asarray(logsnr - logsnr[0])
 
 
+@stored()
 class TruncatedNormalSchedule(Schedule):
     """Normal distribution of the log-SNR, truncated to the range.
 
@@ -192,6 +197,7 @@ class TruncatedNormalSchedule(Schedule):
         return np.asarray(stats.norm.cdf(logsnr, self.loc, self.scale))
 
 
+@stored()
 class DDPMLinearSchedule(Schedule):
     """Log-SNR of a uniformly drawn step of the linear variance schedule of DDPM.
 
@@ -212,6 +218,7 @@ class DDPMLinearSchedule(Schedule):
         return np.interp(logsnr, steps[::-1], np.linspace(0.0, 1.0, len(steps)))
 
 
+@stored()
 class CosineSchedule(Schedule):
     """Log-SNR of a uniformly drawn time of the cosine schedule.
 

@@ -15,7 +15,6 @@ import argparse
 import collections
 import contextlib
 import copy
-import dataclasses
 import json
 import resource
 import signal
@@ -32,8 +31,8 @@ import torch
 
 import sk_itdiffusion
 from sk_itdiffusion.persistence import files
-from sk_itdiffusion.persistence.checks import field_types
-from sk_itdiffusion.persistence.registry import registry
+from sk_itdiffusion.persistence.checks import declared_types
+from sk_itdiffusion.persistence.registry import declared
 from sk_itdiffusion.pretrained import import_diffusers
 
 SECONDS_FOR_A_FILE = 30
@@ -65,19 +64,20 @@ FORBIDDEN = {
 NASTY = [
     *[0, 1, -1, 2, 3, 7, 255, 2**31, 2**63, -(2**63), 10**9, 10**12, 10**30, 0.5, -0.5, 1e308],
     *[None, True, False, "", "0", "nan", "os.system", "__class__", "a" * 5000, "\ud800", "meta"],
-    *[[], [[]], [0] * 100, {}, {"$": "eval"}, {"$": "float", "value": "nan"}],
-    {"$": "float", "value": "inf"},
+    *[[], [[]], [0] * 100, {}, {"$": "eval"}, {"$": "float", "parts": ["nan"]}],
+    {"$": "float", "parts": ["inf"]},
     {"$": "object", "number": 0},
-    {"$": "range", "ends": [0, 10**15, 1]},
-    {"$": "array", "dtype": "<U99999999", "shape": [1], "items": ["x"]},
-    {"$": "array", "dtype": "|O", "shape": [10**12], "items": []},
-    {"$": "dtype", "pandas": "datetime64[ns, ../../etc/passwd]"},
-    {"$": "dtype", "pandas": "period[99999999D]"},
-    {"$": "device", "value": "cuda:99"},
+    {"$": "range", "parts": [0, 10**15, 1]},
+    {"$": "items", "parts": ["<U99999999", [1], ["x"]]},
+    {"$": "items", "parts": ["|O", [10**12], []]},
+    {"$": "items", "parts": ["<f8", [1], [1.0]]},
+    {"$": "named_dtype", "parts": ["datetime64[ns, ../../etc/passwd]"]},
+    {"$": "named_dtype", "parts": ["period[99999999D]"]},
+    {"$": "device", "parts": ["cuda:99"]},
     {"$": "given", "member": ""},
-    {"$": "bytes", "value": "00" * 1000},
-    {"$": "decimal", "value": "1E+999999999"},
-    {"$": "index", "label": None, "range": [0, 10**15, 1]},
+    {"$": "bytes", "parts": ["00" * 1000]},
+    {"$": "decimal", "parts": ["1E+999999999"]},
+    {"$": "range_index", "parts": [{"$": "range", "parts": [0, 10**15, 1]}, None]},
 ]
 
 
@@ -446,9 +446,8 @@ def warm_up(models, folder):
     with contextlib.suppress(ImportError):
         import_diffusers()
     repr(torch.ones(1))  # torch loads a module at the first
-    for codec in registry().codecs.values():
-        if dataclasses.is_dataclass(codec.cls):
-            field_types(codec.cls)
+    for declaration in declared().values():
+        declared_types(declaration.maker)
     for _, estimator, rows in models:
         estimator.save(folder / "whole.safetensors")
         sk_itdiffusion.load(folder / "whole.safetensors").score_samples(rows)

@@ -48,20 +48,7 @@ MAY_IMPORT = {
 
 #: Imports against the direction that are still there.  None may be added, and one that has gone
 #: has to go from here too.
-STILL_THERE = {
-    "persistence.checks": (
-        "_estimators.base _estimators.ensemble _fit.model _immse.cubature _table.space"
-    ),
-    "persistence.files": "_estimators.parameters",
-    "persistence.modules": "_estimators.density _fit.training denoisers layout pretrained",
-    "persistence.registry": (
-        "_estimators.density _estimators.discrete _estimators.ensemble _estimators.mixed "
-        "_estimators.outlier _estimators.outlier_score _estimators.table _fit.ensemble_model "
-        "_fit.experts _fit.model _fit.training _immse.cubature _immse.likelihood "
-        "_table.dequantize _table.encoding _table.marginals _table.space _table.unseen denoisers "
-        "denoisers.built_in layout pretrained references schedules"
-    ),
-}
+STILL_THERE: dict[str, str] = {}
 
 
 def name_of(path):

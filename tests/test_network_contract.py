@@ -25,7 +25,6 @@ from sk_itdiffusion.denoisers import (
 from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -239,10 +238,10 @@ def test_files_give_networks_back_to_the_last_bit(name):
     if name == "U-Net":
         pytest.importorskip("diffusers")
     network = perturbed(BUILDERS[name](generator()))
-    encoder = Encoder(registry())
+    encoder = Encoder()
     node = encoder.encode(network)
     device = torch.device("cpu")
-    decoder = Decoder(registry(), encoder.arrays, encoder.objects, {}, device)
+    decoder = Decoder(encoder.arrays, encoder.objects, {}, device)
     again = decoder.decode(node)
     assert type(again) is type(network)
     same_bits(again, network)
@@ -269,13 +268,13 @@ def test_files_give_networks_back_to_the_last_bit(name):
 def test_files_that_tell_of_more_numbers_than_they_have_are_refused(name, cls, argument):
     if name == "U-Net":
         pytest.importorskip("diffusers")
-    encoder = Encoder(registry())
+    encoder = Encoder()
     node = encoder.encode(BUILDERS[name](generator()))
     for entry in encoder.objects:
         if entry["class"] == cls:
-            assert argument in entry["fields"]["config"]
-            entry["fields"]["config"][argument] = 10**12
-    decoder = Decoder(registry(), encoder.arrays, encoder.objects, {}, torch.device("cpu"))
+            assert argument in entry["config"]
+            entry["config"][argument] = 10**12
+    decoder = Decoder(encoder.arrays, encoder.objects, {}, torch.device("cpu"))
     with pytest.raises(ValueError, match="more numbers than the file"):
         decoder.decode(node)
 

@@ -16,7 +16,6 @@ import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
 from sk_itdiffusion._fit.ensemble_model import equal_references
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import LogisticSchedule
 
@@ -175,10 +174,9 @@ def test_schedule_of_ones_own_is_loaded_with_the_class(tmp_path):
 
 
 def round_trip(value, classes):
-    encoder = Encoder(registry())
+    encoder = Encoder()
     node = encoder.encode(value)
-    known = registry().with_classes(classes)
-    return Decoder(known, encoder.arrays, encoder.objects, {}, None).decode(node)
+    return Decoder(encoder.arrays, encoder.objects, {}, None, classes).decode(node)
 
 
 def test_objects_are_their_parameters_fields_or_config():
@@ -196,7 +194,7 @@ def test_what_would_be_lost_is_refused():
     fitted = OwnParameters()
     fitted.width_ = 2.0
     with pytest.raises(TypeError, match="OwnParameters that has width_ beside its parameters"):
-        Encoder(registry()).encode(fitted)
+        Encoder().encode(fitted)
     same = type("OwnParameters", (BaseEstimator,), {})
     with pytest.raises(TypeError, match="another class OwnParameters than a second object"):
-        Encoder(registry()).encode([OwnParameters(), same()])
+        Encoder().encode([OwnParameters(), same()])

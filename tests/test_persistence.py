@@ -1,5 +1,6 @@
 """Saved estimators are the same after loading, and damaged files never load as something else."""
 
+import ast
 import contextlib
 import dataclasses
 import datetime
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,9 +34,9 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     PretrainedDenoiser,
 )
-from sk_itdiffusion.persistence import files
+from sk_itdiffusion.persistence import files, stored
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import registry
+from sk_itdiffusion.persistence.registry import declaration_of, declared
 from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule, import_diffusers
 from sk_itdiffusion.references import GaussianMixtureReference
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -581,6 +583,74 @@ def test_modules_of_several_members_are_given_by_name(own, tmp_path):
         saved_and_loaded(ensemble, tmp_path)
 
 
+def test_modules_of_members_that_an_ensemble_has_fitted_are_given_by_name(own, tmp_path):
+    members = [("a", clone(own)), ("b", clone(own).set_params(denoiser=own_module(width=4)))]
+    ensemble = IMMSEEnsemble(members, random_state=0).fit(clusters())
+    modules = {"a": own_module(), "b": own_module(width=4)}
+    loaded = saved_and_loaded(ensemble, tmp_path, denoiser=modules)
+    X = clusters()[:20]
+    assert identical(loaded.score_samples(X), ensemble.score_samples(X))
+
+
+# -- classes ---------------------------------------------------------------------------------------
+
+
+def imported_from_the_package(source):
+    """Return the modules of the package that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("sk_itdiffusion"):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names if each.name.startswith("sk_itdiffusion")}
+    return found
+
+
+def test_persistence_imports_nothing_above_it():
+    below = {"_version", "_runtime.devices", "_runtime.generators"}
+    allowed = {f"sk_itdiffusion.{name}" for name in below}
+    folder = Path(files.__file__).parent
+    for source in folder.glob("*.py"):
+        for module in imported_from_the_package(source):
+            assert module in allowed or module.startswith("sk_itdiffusion.persistence"), source
+    for name in below:
+        path = folder.parent / f"{name.replace('.', '/')}.py"
+        assert not imported_from_the_package(path)
+
+
+def test_classes_are_declared_where_they_are_defined_under_names_of_their_own():
+    for name, declaration in declared().items():
+        known = declaration_of(declaration.cls)
+        assert known is declaration
+        assert name == declaration.cls.__name__.removeprefix("_")
+        assert declaration_of(type(name, (declaration.cls,), {})) in (
+            (known,) if declaration.has_derived else (None,)
+        )
+    other = type("AffineMap", (), {"__module__": "elsewhere"})
+    with pytest.raises(TypeError, match="Two classes are stored by the name AffineMap"):
+        stored()(other)
+
+
+def test_class_keeps_the_name_that_files_have_for_it():
+    @dataclasses.dataclass(frozen=True)
+    class Renamed:
+        size: int
+
+    stored(name="FormerName")(Renamed)
+    try:
+        encoder = Encoder()
+        node = encoder.encode(Renamed(3))
+        assert encoder.objects[0]["class"] == "FormerName"
+        decoder = Decoder(encoder.arrays, encoder.objects, {}, torch.device("cpu"))
+        assert decoder.decode(node) == Renamed(3)
+        encoder.objects[0]["config"]["size"] = "3"
+        decoder = Decoder(encoder.arrays, encoder.objects, {}, torch.device("cpu"))
+        with pytest.raises(ValueError, match="size of a FormerName is not of the type"):
+            decoder.decode(node)
+    finally:
+        del declared()["FormerName"]
+
+
 # -- what cannot be saved ------------------------------------------------------------------------
 
 
@@ -672,11 +742,16 @@ def test_truncated_file_is_refused(share, small, tmp_path):
 
 def test_newer_format_asks_for_an_upgrade(small, tmp_path):
     def change(metadata):
-        metadata["format_version"] = "2"
+        metadata["format_version"] = "3"
         metadata["library_version"] = "9.1"
 
     changed = with_metadata(small[2], change)
-    refuse(changed, tmp_path, r"version is 2, of sk_itdiffusion 9\.1.*Upgrade")
+    refuse(changed, tmp_path, r"version is 3, of sk_itdiffusion 9\.1.*Upgrade")
+
+
+def test_earlier_format_asks_for_a_new_fit(small, tmp_path):
+    changed = with_metadata(small[2], lambda metadata: metadata.update(format_version="1"))
+    refuse(changed, tmp_path, "its format version is 1, .* Fit and save")
 
 
 @pytest.mark.parametrize("version", ["", "0", "-1", "1.5", "one", "٣", "9" * 5000])
@@ -720,8 +795,12 @@ def test_pipe_does_not_hang(tmp_path):
         ('"number":0}', '"number":99999}', "does not fit together"),
         ('"number":0}', '"number":[0]}', "does not fit together"),
         ('"dtype":"<f8"', '"dtype":"os"', "is no simple dtype"),
-        ('"width":2', '"width":{"$":"tuple","items":[[2]]}', "width of a ResidualMLP is no module"),
-        ('"n_updates":', '"n_updates":"1","more":', "n_updates of a net is of another type"),
+        (
+            '"width":2',
+            '"width":{"$":"tuple","parts":[[2]]}',
+            "width of a ResidualMLP is not of the type",
+        ),
+        ('"n_updates":', '"n_updates":"1","more":', "n_updates of a Net is not of the type"),
         ('"n_continuous":2', '"n_continuous":{"$":"object","number":0}', "is a part of itself"),
     ],
 )
@@ -752,8 +831,8 @@ def with_number(content, name, place, number):
         ("_model.weights", -0.5, "weights of experts are negative"),
         ("_model.weights", np.nan, "weights of experts are negative, or no numbers"),
         ("rule.placement.mass", np.inf, "masses of strata are negative, or no numbers"),
-        ("standardizer.scale", -1.0, "map of a column does not increase"),
-        ("standardizer.scale", np.nan, "map of a column does not increase"),
+        ("standardizer.scale", -1.0, "scales of columns are not positive"),
+        ("standardizer.scale", np.nan, "scales of columns are not positive, or no numbers"),
         ("references.gaussian.mean", np.nan, "mean has numbers that are none"),
         ("network.network.gain", np.nan, "gain has numbers that are none"),
     ],
@@ -762,16 +841,29 @@ def test_signed_numbers_that_are_none_are_refused(name, number, message, small, 
     refuse(with_number(small[2], name, 0, number), tmp_path, message)
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("space.discrete", 1e6, "numbers of columns are out of range"),
+        ("space.discrete", -1, "numbers of columns are out of range"),
+        ("space.continuous", 0, "a column is there twice"),
+    ],
+)
+def test_signed_numbers_of_other_columns_are_refused(name, number, message, fitted, tmp_path):
+    content = files.encoded_file(fitted("mixed")[0])
+    refuse(with_number(content, name, 0, number), tmp_path, message)
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_signed_thresholds_that_are_none_are_refused(place, fitted, tmp_path):
     content = files.encoded_file(fitted("detector")[0])
     changed = with_number(content, "calibration_scores_", place, np.nan)
-    refuse(changed, tmp_path, "held-out rows are no sorted numbers")
+    refuse(changed, tmp_path, "scores of held-out rows are infinite, or no numbers")
 
 
 def test_signed_members_that_are_no_numbers_are_refused(fitted, tmp_path):
     content = files.encoded_file(fitted("ensemble")[0])
-    changed = with_number(content, "estimators_.1._model.weights", 0, np.nan)
+    changed = with_number(content, "named_estimators_.b.1._model.weights", 0, np.nan)
     refuse(changed, tmp_path, "weights of experts")
 
 
@@ -891,10 +983,10 @@ VALUES = [
 
 
 def through_json(value):
-    encoder = Encoder(registry())
+    encoder = Encoder()
     node = json.loads(json.dumps(encoder.encode(value), allow_nan=False))
     arrays = safetensors.numpy.load(safetensors.numpy.save(encoder.arrays))
-    return Decoder(registry(), arrays, encoder.objects, {}, torch.device("cpu")).decode(node)
+    return Decoder(arrays, encoder.objects, {}, torch.device("cpu")).decode(node)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
@@ -928,12 +1020,12 @@ def test_missing_values_stay_what_they_are(value):
 )
 def test_other_values_are_refused(value):
     with pytest.raises(TypeError, match="cannot be saved"):
-        Encoder(registry()).encode([value])
+        Encoder().encode([value])
 
 
 def test_equal_arrays_are_stored_once():
     array = np.arange(3.0)
-    encoder = Encoder(registry())
+    encoder = Encoder()
     encoder.encode([array, array, array[:2], array.copy()])
     assert len(encoder.arrays) == 3
 

@@ -20,7 +20,6 @@ from sk_itdiffusion._fit.grids import logsnr_range
 from sk_itdiffusion.channel import add_noise, noise_from_data
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import registry
 from sk_itdiffusion.references import (
     ContinuousReference,
     GaussianMixtureReference,
@@ -369,11 +368,11 @@ def test_columns_tell_little_about_each_other_below_the_log_snr_of_independence(
 
 def stored(reference):
     """Return a reference as it comes out of a file."""
-    encoder = Encoder(registry())
+    encoder = Encoder()
     node = encoder.encode(reference)
-    known = registry().with_classes([StudentTReference])
     arrays = {name: array.copy() for name, array in encoder.arrays.items()}
-    return Decoder(known, arrays, encoder.objects, {}, torch.device("cpu")).decode(node)
+    device = torch.device("cpu")
+    return Decoder(arrays, encoder.objects, {}, device, [StudentTReference]).decode(node)
 
 
 def test_empty_reference_has_places_for_all_buffers(grid):

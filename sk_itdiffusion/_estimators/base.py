@@ -25,7 +25,9 @@ from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.blocks import parts_of
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.rows import column_labels
+from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import SaveMixin
+from sk_itdiffusion.persistence.checks import check_same
 
 __all__ = [
     "DensityEstimator",
@@ -91,6 +93,24 @@ class DensityEstimator(
         """Remove the fitted state, so that an interrupted fit leaves none."""
         for name in [name for name in vars(self) if name.endswith("_") or name in _PRIVATE_STATE]:
             delattr(self, name)
+
+    def _check_loaded(self) -> None:
+        """Raise an error if what was loaded has other columns than its model, or other levels."""
+        check_is_fitted(self)
+        self._validate_params()
+        space = self._model.space
+        check_columns(self, space)
+        encoder: TableEncoder | None = getattr(self, "_encoder", None)
+        for each in (encoder, getattr(self, "_frame_format", None)):
+            if each is not None:
+                check_same(len(each.columns), space.n_columns, "there are other columns")
+        columns = [] if encoder is None else encoder.columns
+        found = [columns[j].n_levels for j in space.discrete]
+        known = [variable.n_levels for variable in space.layout.variables]
+        check_same(found, known, "the levels are not those of the model")
+        log_seen = np.array([column.log_seen for column in columns] or np.zeros(space.n_columns))
+        if not np.allclose(log_seen, space.log_seen, rtol=1e-9, atol=0.0):
+            raise ValueError("the probabilities of values that were not seen do not fit together")
 
     def _effort(self) -> Effort:
         """Return how exactly to score; may be changed after the fit."""
@@ -295,6 +315,13 @@ def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> ND
             f", are not {what}. Give all levels by categories, or a categorical dtype.",
         )
     return np.asarray(~unseen.any(axis=1))
+
+
+def check_columns(estimator: Any, space: TableSpace) -> None:
+    """Raise an error if an estimator does not have the columns of a space."""
+    names = getattr(estimator, "feature_names_in_", np.empty(estimator.n_features_in_))
+    found = [estimator.n_features_in_, len(names)]
+    check_same(found, 2 * [space.n_columns], "there are other columns")
 
 
 def integration_error(log_density: Array, std: Array) -> float:

@@ -82,12 +82,21 @@ class CategoricalEstimator(TableEstimator):
             shared_levels=self._shares_levels(),
             sample_weight=checked,
         )
-        self.categories_ = [column.levels for column in self._encoder.columns]
-        self.kinds_ = [column.kind for column in self._encoder.columns]
+        self._publish_columns()
         kinds = [
             ColumnKind(c.n_levels, c.kind == "ordinal", c.log_seen) for c in self._encoder.columns
         ]
         return self._encoder.encode(table), checked, kinds
+
+    def _publish_columns(self) -> None:
+        """Set the public fitted attributes from the encoder."""
+        self.categories_ = [column.levels for column in self._encoder.columns]
+        self.kinds_ = [column.kind for column in self._encoder.columns]
+
+    def _finish_loading(self) -> None:
+        """Set the attributes that follow from those stored, once these fit together."""
+        super()._finish_loading()
+        self._publish_columns()
 
     def _read_again(
         self, X: Any, sample_weight: ArrayLike | None

@@ -18,7 +18,7 @@ from sk_itdiffusion._estimators.parameters import (
     flattened_images,
     numbers_in,
 )
-from sk_itdiffusion._estimators.table import TableEstimator
+from sk_itdiffusion._estimators.table import TableEstimator, stored_table
 from sk_itdiffusion._fit.networks import GivenFamily
 from sk_itdiffusion._table.blocks import blocks_of, sample
 from sk_itdiffusion._table.encoding import (
@@ -32,13 +32,14 @@ from sk_itdiffusion._table.marginals import MARGINAL_KINDS
 from sk_itdiffusion._table.space import ColumnKind
 from sk_itdiffusion._table.streams import RowStream, Stream, is_dataset, read_rows
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
-from sk_itdiffusion.pretrained import LogSNRNoise, PretrainedDenoiser
+from sk_itdiffusion.pretrained import as_pretrained
 from sk_itdiffusion.references import ContinuousReference, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEDensity"]
 
 
+@stored_table
 class IMMSEDensity(TableEstimator):
     r"""Density estimation with a denoising network, by the I-MMSE relation.
 
@@ -503,13 +504,6 @@ class IMMSEDensity(TableEstimator):
 def as_numbers(X: Any) -> NDArray[np.float64]:
     """Return the numbers of rows that have been checked."""
     return np.asarray(X, dtype=np.float64)
-
-
-def as_pretrained(denoiser: torch.nn.Module | None) -> PretrainedDenoiser | None:
-    """Return the denoiser with its noise schedule; a plain module is called with the log-SNR."""
-    if denoiser is None or isinstance(denoiser, PretrainedDenoiser):
-        return denoiser
-    return PretrainedDenoiser(denoiser, noise_schedule=LogSNRNoise(), data_range=None)
 
 
 def check_reference_object(

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_itdiffusion._estimators.categorical import CategoricalEstimator
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
-from sk_itdiffusion._estimators.table import Array
+from sk_itdiffusion._estimators.table import Array, stored_table
 from sk_itdiffusion._fit.experts import NETWORKS
 from sk_itdiffusion._fit.model import Effort
 from sk_itdiffusion._table.encoding import Kind, Table, discrete_kinds
@@ -26,6 +26,7 @@ __all__ = ["IMMSEDiscreteDensity"]
 MOST_PIXEL_LEVELS = 256
 
 
+@stored_table
 class IMMSEDiscreteDensity(CategoricalEstimator):
     r"""Log-probabilities of discrete rows with a denoising network, by the I-MMSE relation.
 

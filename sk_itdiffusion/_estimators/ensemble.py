@@ -49,9 +49,14 @@ from sk_itdiffusion._estimators.membership import (
     is_dropped,
     prepared,
 )
-from sk_itdiffusion._estimators.parameters import flattened_images
+from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
-from sk_itdiffusion._fit.ensemble_model import WeightSettings, fit_ensemble_model, transport_between
+from sk_itdiffusion._fit.ensemble_model import (
+    EnsembleModel,
+    WeightSettings,
+    fit_ensemble_model,
+    transport_between,
+)
 from sk_itdiffusion._fit.experts import Seeds, covers, scoring_noise
 from sk_itdiffusion._fit.model import Effort
 from sk_itdiffusion._fit.schema import (
@@ -71,13 +76,31 @@ from sk_itdiffusion._table.encoding import TableEncoder, naming_columns, read_ta
 from sk_itdiffusion._table.groups import RowGroups, checked_groups
 from sk_itdiffusion._table.rows import WeightedRows, group_rows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_same
 from sk_itdiffusion.references import ContinuousReference
 
 __all__ = ["IMMSEEnsemble"]
 
 Array = NDArray[np.float64]
 
+stored()(FrozenEstimator)
 
+
+@stored(
+    attributes=(
+        "n_features_in_",
+        "feature_names_in_",
+        "_encoder",
+        "_frame_format",
+        "_image_shape",
+        "named_estimators_",
+        "_model",
+        "member_entropies_",
+    ),
+    members=("estimators", "named_estimators_"),
+    left_out=("callbacks",),
+)
 class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     r"""Ensemble of density estimators that is chosen or weighted at each log-SNR.
 
@@ -425,15 +448,35 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             seeds,
         )
         self._encoder = getattr(members[first], "_encoder", None)
-        self.estimators_ = list(members.values())
         self.named_estimators_ = Bunch(**members)
+        self.member_entropies_ = entropies
+        self._model = model
+        self._publish()
+
+    def _publish(self) -> None:
+        """Set the public fitted attributes from the model and the members."""
+        model = self._model
+        self.estimators_ = list(self.named_estimators_.values())
         self.logsnr_ = model.logsnr
         self.member_weights_ = {
             name: model.weights[:, number] for number, name in enumerate(model.expert_names)
         }
-        self.entropy_, self.member_entropies_ = model.entropy, entropies
-        self.entropy_std_ = model.entropy_std
-        self._model = model
+        self.entropy_, self.entropy_std_ = model.entropy, model.entropy_std
+
+    def _finish_loading(self) -> None:
+        """Set the attributes that follow from those stored, once these fit together."""
+        self.named_estimators_ = Bunch(**dict(self.named_estimators_))
+        self._check_loaded()
+        model = self._model
+        members = model.members.items() if isinstance(model, EnsembleModel) else []
+        check_same(
+            [(name, id(member._model)) for name, member in self.named_estimators_.items()],
+            [(name, id(member)) for name, member in members],
+            "the members are not those of the model",
+        )
+        if self._image_shape is not None:
+            checked_image_shape(self._image_shape, self.n_features_in_)
+        self._publish()
 
     def _forget_bounds(self) -> None:
         """Let there be no validation bounds, since the members were fitted to the same rows."""

@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_itdiffusion._estimators.categorical import CategoricalEstimator
 from sk_itdiffusion._estimators.parameters import resolve_experts
+from sk_itdiffusion._estimators.table import stored_table
 from sk_itdiffusion._table.encoding import Kind, Table, mixed_kinds
 from sk_itdiffusion._table.marginals import MARGINAL_KINDS
 from sk_itdiffusion._table.rows import column_labels
@@ -22,6 +23,7 @@ from sk_itdiffusion.schedules import Schedule
 __all__ = ["IMMSEMixedDensity"]
 
 
+@stored_table
 class IMMSEMixedDensity(CategoricalEstimator):
     r"""Joint density of continuous and discrete columns, by the I-MMSE relation.
 

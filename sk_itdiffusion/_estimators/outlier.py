@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_itdiffusion._estimators.base import DensityEstimator, long_call
+from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
 from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
 from sk_itdiffusion._estimators.contributions import Contributions
 from sk_itdiffusion._estimators.density import IMMSEDensity
@@ -47,7 +47,14 @@ from sk_itdiffusion._table.encoding import (
     warn_of_merged_integers,
     without_tensors,
 )
-from sk_itdiffusion.persistence import SaveMixin
+from sk_itdiffusion.persistence import SaveMixin, stored
+from sk_itdiffusion.persistence.checks import (
+    check_finite,
+    check_not_negative,
+    check_positive,
+    check_same,
+    check_shapes,
+)
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -71,6 +78,20 @@ LEAST_SCORE = -1e300
 FIT_BEGINS, FIT_ENDS = 0.2, 0.9
 
 
+@stored(
+    attributes=(
+        "n_features_in_",
+        "feature_names_in_",
+        "estimator_",
+        "offset_",
+        "calibration_scores_",
+        "calibration_weights_",
+        "noise_floor_",
+        "members_",
+        "_floored",
+    ),
+    left_out=("callbacks",),
+)
 class IMMSEOutlierDetector(
     SaveMixin, CallbackSupportMixin, DocumentationLinkMixin, OutlierMixin, BaseEstimator
 ):
@@ -567,6 +588,22 @@ class IMMSEOutlierDetector(
         columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
         index = rows.index if isinstance(rows, pd.DataFrame) else None
         return pd.DataFrame(parts, columns=columns, index=index)
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        density = self.estimator_
+        if not isinstance(density, DensityEstimator) or not isinstance(self._floored, FlooredModel):
+            raise ValueError("a detector has no density")
+        check_is_fitted(density)
+        check_same(id(self._floored.model.space), id(density._model.space), "the models differ")
+        check_columns(self, density._model.space)
+        check_finite(self.offset_, "threshold")
+        if hasattr(self, "calibration_scores_"):
+            n = check_shapes(self, {"calibration_scores_": "n", "calibration_weights_": "n"})["n"]
+            check_finite(self.calibration_scores_, "scores of held-out rows")
+            check_not_negative(np.diff(self.calibration_scores_), "rises of sorted scores")
+            check_positive(self.calibration_weights_, "weights of held-out rows")
+            check_positive(n, "number of held-out rows")
 
 
 def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:

@@ -52,9 +52,14 @@ from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, in
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
 from sk_itdiffusion.references import PlainReference, Reference
 
 __all__ = ["MODEL", "FlooredModel", "MappedRows"]
+
+#: Log-SNR beyond which there is nothing but noise.
+MAX_FLOOR = 100.0
 
 Array = NDArray[np.float64]
 
@@ -113,6 +118,7 @@ def share_above(logsnr: Array, floors: Array) -> Array:
     return np.asarray((floors > np.asarray(logsnr)[..., None]).mean(axis=-1))
 
 
+@stored()
 @dataclass(frozen=True)
 class FlooredModel:
     """A fitted model with noise floors.
@@ -303,6 +309,14 @@ class FlooredModel:
         near = np.where(rows.finite[:, None], rows.mapped, 0.0)
         variance = math.exp(-float(self.floors.max()))
         return self.model.references[self.control].modes(torch.from_numpy(near), variance)
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_shapes(self, {"floors": "f"})
+        check_in_range(self.floors, -MAX_FLOOR, np.inf, "noise floors")
+        known = {MODEL, *self.model.references}
+        if not len(self.floors) or not self.members or not known >= {*self.members}:
+            raise ValueError("a noise floor, or a member, is none of the model's")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion._fit.experts import NETWORKS
 from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._runtime.devices import resolve_device
 from sk_itdiffusion._table.encoding import without_tensors
 from sk_itdiffusion._table.streams import Stream, without_ones
 from sk_itdiffusion.distributed import Processes
@@ -162,24 +163,6 @@ def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
             "weight 0."
         )
     return np.asarray(weight)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device that a parameter value names, or raise an error that names it."""
-    if device != "auto":
-        try:
-            found = torch.empty(0, device=device).device
-            if found.type == "meta":
-                raise AssertionError("it holds no numbers")
-            return found
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "
-                f"got {device!r}."
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def automatic(value: int | str, usual: int) -> int:

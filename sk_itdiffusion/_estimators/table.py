@@ -44,15 +44,33 @@ from sk_itdiffusion._table.streams import Stream, is_dataset
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.denoisers.built_in import resolve_family
 from sk_itdiffusion.distributed import current_processes
+from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 
-__all__ = ["TableEstimator"]
+__all__ = ["TableEstimator", "stored_table"]
 
 Array = NDArray[np.float64]
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
+
+#: Declares what of a fitted estimator is stored.  The encoder comes before all that names levels.
+stored_table = stored(
+    attributes=(
+        "n_features_in_",
+        "feature_names_in_",
+        "_encoder",
+        "_frame_format",
+        "_model",
+        "_kinds",
+        "schedule_",
+        "_kept",
+    ),
+    arguments=("_kept",),
+    left_out=("callbacks",),
+    given=("denoiser",),
+)
 
 
 class TableEstimator(DensityEstimator):
@@ -467,3 +485,8 @@ class TableEstimator(DensityEstimator):
         self.entropy_ = model.entropy
         self.entropy_std_ = model.entropy_std
         self.n_iter_ = len(model.history)
+
+    def _finish_loading(self) -> None:
+        """Set the attributes that follow from those stored, once these fit together."""
+        self._check_loaded()
+        self._publish()

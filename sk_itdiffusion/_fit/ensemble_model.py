@@ -32,6 +32,14 @@ from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.channel import signal_scale
+from sk_itdiffusion.layout import check_same_layout
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_in_range,
+    check_positive,
+    check_same,
+    check_shapes,
+)
 from sk_itdiffusion.references import ContinuousReference, Reference
 from sk_itdiffusion.references.judging import log_likelihoods
 
@@ -54,6 +62,7 @@ EQUAL_DENOISERS = 1e-13
 RANGE_TOLERANCE = 1e-4
 
 
+@stored()
 @dataclass(frozen=True)
 class Transport:
     """The affine map ``u_m = factor * u + shift`` from an ensemble's rows to a member's.
@@ -94,6 +103,13 @@ class Transport:
             return reference
         assert isinstance(reference, ContinuousReference)  # levels are not shifted
         return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_positive(self.factor, "factors of members")
+        check_shapes(self, {"shift": "d"})
+        # Squares of larger numbers are none.
+        check_in_range(self.shift, -1e150, 1e150, "shifts of members")
 
 
 def transport_between(ensemble: TableSpace, member: TableSpace, name: str, first: str) -> Transport:
@@ -269,6 +285,7 @@ class EnsembleExperts(Experts):
         return members | references
 
 
+@stored(is_placed=True)
 @dataclass(frozen=True, kw_only=True)
 class EnsembleModel(TableModel, EnsembleExperts):
     """A fitted density whose experts are other fitted densities and their references.
@@ -294,6 +311,23 @@ class EnsembleModel(TableModel, EnsembleExperts):
     def paired(self) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
         return super().paired() if self.sole is None else self.members[self.sole].paired()
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        super()._finish_loading()
+        names = [self.transports.keys(), self.reference_names.keys()]
+        check_same(names, 2 * [self.members.keys()], "there are other members")
+        for name, model in self.members.items():
+            check_same_layout(model.space.layout, self.space.layout)
+            check_same(model.device, self.device, "the devices of members differ")
+            check_shapes(self.transports[name], {"shift": "d"}, d=self.space.layout.n_points)
+            theirs = self.reference_names[name]
+            if not theirs.keys() <= model.references.keys() or not (
+                {*theirs.values()} <= self.references.keys()
+            ):
+                raise ValueError(f"the references of the member {name!r} are others")
+        if self.sole is not None and self.sole not in self.members:
+            raise ValueError("an expert is none of the model's")
 
 
 def distinct_references(

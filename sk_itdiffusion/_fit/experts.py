@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule
+from sk_itdiffusion._immse.cubature import MAX_SEED, Keys, NoiseRule
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_in_range
 from sk_itdiffusion.references import Reference
 
 __all__ = [
@@ -45,6 +47,7 @@ LARGEST_NETWORK_INPUT = 1e6
 WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
 
 
+@stored()
 @dataclass(frozen=True)
 class Seeds:
     """Seeds of the parts of a fit."""
@@ -59,7 +62,13 @@ class Seeds:
         """Return seeds drawn all at once, so that no choice in a fit shifts another's."""
         return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        seeds = [self.split, self.mixtures, self.network, self.scoring]
+        check_in_range(seeds, 0, MAX_SEED, "seeds")
 
+
+@stored()
 @dataclass(frozen=True)
 class BeyondBounds:
     """The law of rows that are not between bounds which earlier rows showed.
@@ -74,6 +83,11 @@ class BeyondBounds:
 
     reference: Reference
     share: float
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        least, greatest = np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0)
+        check_in_range(self.share, least, greatest, "shares of rows beyond the bounds")
 
 
 @dataclass(frozen=True, kw_only=True)

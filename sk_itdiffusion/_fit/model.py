@@ -28,7 +28,16 @@ from sk_itdiffusion._immse.sampling import probability_flow_in_blocks
 from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.references import IndependentReference
+from sk_itdiffusion.layout import Layout, check_same_layout
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_in_range,
+    check_increasing,
+    check_not_negative,
+    check_same,
+    check_shapes,
+)
+from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.references.judging import log_likelihoods
 
@@ -46,6 +55,8 @@ NUMBERS_IN_A_PROFILE = 2**22
 MOST_ROWS_IN_A_PROFILE = 5_000
 #: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
 NUMBERS_IN_A_PASS = 2**22
+#: Log-SNRs are within these bounds.
+MAX_LOGSNR = 700.0
 #: Positions of the log-SNR for each draw of a dequantised row's noise that the reference's
 #: log-density is averaged over, and the draws where the effort is not known.
 POSITIONS_FOR_A_DEQUANTIZATION = 2
@@ -61,6 +72,7 @@ class Effort:
     n_directions: int | None
 
 
+@stored(is_placed=True)
 @dataclass(frozen=True, kw_only=True)
 class TableModel(Experts):
     """A fitted density on rows of a table: experts and their weights.
@@ -398,6 +410,36 @@ class TableModel(Experts):
             counts.append(len(rows))
         return MSECurve.pooled(curves, counts)
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        layout, n_columns = self.space.layout, self.space.n_columns
+        for reference in self.references.values():
+            check_reference(reference, layout)
+        for net in self.nets.values():
+            network = net.module_.averaged
+            check_same_layout(net.module_.layout, layout)
+            check_reference(network.reference, layout)
+        for nodes in (self.grid, self.logsnr):
+            check_increasing(nodes, "log-SNRs")
+            check_in_range(nodes, -MAX_LOGSNR, MAX_LOGSNR, "log-SNRs")
+        names = self.expert_names
+        check_same(self.weights.shape, (len(self.logsnr), len(names)), "there are other weights")
+        check_not_negative(self.weights, "weights of experts")
+        if not self.space.is_empty:
+            known = {*self.references, *self.network_names}
+            if not {*names, self.control} <= known or not {self.control, self.plain} <= {
+                *self.references
+            }:
+                raise ValueError("an expert is none of the model's")
+        if self.rule is not None:
+            check_same(self.rule.noise.n_features, layout.n_points, "the noise has other columns")
+            edges = self.rule.placement.edges
+            check_in_range(edges, -MAX_LOGSNR, MAX_LOGSNR, "edges of strata")
+        if self.dequantizer is not None:
+            check_shapes(self.dequantizer, {"step": "n"}, n=n_columns)
+        if self.beyond is not None:
+            check_reference(self.beyond.reference, layout)
+
 
 def summarize_profile(
     profile: ErrorProfile,
@@ -422,3 +464,10 @@ def summarize_profile(
         networks_stderr={name: errors[name] for name in names if name in networks},
         weights={name: spread[:, names.index(name)] for name in names},
     )
+
+
+def check_reference(reference: Reference, layout: Layout) -> None:
+    """Raise an error if a loaded reference is not one of a layout's columns."""
+    check_same(reference.n_features, layout.n_points, "a reference has other columns")
+    own = reference.layout if isinstance(reference, DiscreteReference) else Layout(layout.n_points)
+    check_same_layout(own, layout)

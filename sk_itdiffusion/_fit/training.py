@@ -9,7 +9,8 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, Literal
 
 import numpy as np
 import skorch
@@ -38,6 +39,7 @@ from sk_itdiffusion.denoisers import LevelDenoiser, PreconditionedDenoiser, Refe
 from sk_itdiffusion.denoisers.mlp import share_dropout
 from sk_itdiffusion.distributed import ALONE, Processes
 from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.persistence import stored
 
 __all__ = [
     "DenoisingObjective",
@@ -474,6 +476,63 @@ class _Net(skorch.NeuralNet):
         self.train_split = None
         share_dropout(self.module_, None)
         dict(self.callbacks_)["control"].forget()
+
+
+class LoadedNet(_Net):
+    """A trained net without what only training needs."""
+
+    def initialize_optimizer(self, *_: Any, **__: Any) -> LoadedNet:
+        """Leave the optimiser away."""
+        return self
+
+
+def stored_net(net: _Net) -> dict[str, Any]:
+    """Return the averaged network, which both networks are when it is loaded, and the history."""
+    objective = net.module_
+    history = [
+        {name: entry for name, entry in row.items() if isinstance(entry, Real | np.bool_)}
+        for row in net.history
+    ]
+    return {
+        "network": objective.averaged,
+        "layout": objective.layout,
+        "decay": objective.decay,
+        "offset": objective.offset,
+        "loss": objective.loss,
+        "n_updates": objective.n_updates,
+        "history": history,
+    }
+
+
+def loaded_net(
+    network: Network,
+    layout: Layout,
+    decay: float,
+    offset: float,
+    loss: Literal["mse", "cross_entropy"],
+    n_updates: int,
+    history: list[dict[str, Any]],
+    device: torch.device,
+) -> LoadedNet:
+    """Return the net that `stored_net` tells of, on a device."""
+    objective = DenoisingObjective(network, layout, decay, offset, loss)
+    objective.n_updates = n_updates
+    net: LoadedNet = LoadedNet(
+        objective.eval(),
+        criterion=MeanCriterion,
+        callbacks="disable",
+        train_split=None,
+        verbose=0,
+        device=device,
+    ).initialize()
+    for row in history:
+        net.history.new_epoch()
+        for name, entry in row.items():
+            net.history.record(name, entry)
+    return net
+
+
+stored(name="Net", has_derived=True, is_placed=True, config=stored_net, make=loaded_net)(_Net)
 
 
 def train(

@@ -29,10 +29,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_in_range,
+    check_increasing,
+    check_not_negative,
+    check_shapes,
+)
+
 __all__ = ["NoiseRule", "PiecewiseDensity", "hash_uniform", "row_keys"]
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
+#: Greatest seed that is drawn, or follows from one.
+MAX_SEED = 2**63 - 1
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -64,7 +74,7 @@ def row_keys(X: Array, seed: int = 0) -> Keys:
     Examples
     --------
     >>> import numpy as np
-    >>> from sk_itdiffusion.cubature import row_keys
+    >>> from sk_itdiffusion._immse.cubature import row_keys
     >>> keys = row_keys(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
     >>> bool(keys[0] == keys[1]), bool(keys[0] == keys[2])
     (True, False)
@@ -148,6 +158,7 @@ def _direction_bank(n_features: int, n_directions: int, size: int, seed: int) ->
     return bank
 
 
+@stored()
 @dataclass(frozen=True)
 class NoiseRule:
     """Unbiased rule for expectations over standard normal noise.
@@ -274,7 +285,15 @@ class NoiseRule:
         origin = np.zeros((len(keys), 1, self.n_features))
         return np.concatenate([origin, spokes, -spokes], axis=1), coefficient
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_in_range(self.n_directions, 1, self.n_features, "directions of the noise")
+        check_in_range(self.seed, 0, MAX_SEED, "seeds")
+        if self.central and not self.mirrored:
+            raise ValueError("noise with the origin is not mirrored")
 
+
+@stored()
 @dataclass(frozen=True)
 class PiecewiseDensity:
     """Probability density that is constant between given edges.
@@ -346,3 +365,11 @@ class PiecewiseDensity:
         cell = np.searchsorted(self.edges, points, side="right") - 1
         cell = np.clip(cell, 0, len(self.mass) - 1)
         return (self.mass / np.diff(self.edges))[cell]
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_increasing(self.edges, "edges of strata")
+        check_not_negative(self.mass, "masses of strata")
+        check_shapes(self, {"mass": "c"}, c=len(self.edges) - 1)
+        if not self.mass.any():
+            raise ValueError("the masses of strata are zero")

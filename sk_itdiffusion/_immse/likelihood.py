@@ -41,6 +41,8 @@ from sk_itdiffusion._runtime.memory import retry_with_less_memory
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
 from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
 
 __all__ = [
     "IntegrationRule",
@@ -60,6 +62,7 @@ PointsOfDraws = Callable[[Array, Keys], Array]
 _BLOCKS_IN_A_JOB = 16
 
 
+@stored()
 @dataclass(frozen=True)
 class IntegrationRule:
     """Where and with which noise the integral over the log-SNR is evaluated.
@@ -128,6 +131,11 @@ class IntegrationRule:
         weight = weight.reshape(*shape, -1) / self.n_strata
         coefficient = weight / self.placement.density(logsnr)[..., None]
         return logsnr, eps.reshape(*shape, *eps.shape[1:]), coefficient
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_in_range(self.n_strata, 1, np.inf, "numbers of strata")
+        check_in_range(self.n_draws, 1, np.inf, "numbers of draws")
 
 
 @retry_with_less_memory
@@ -440,6 +448,7 @@ class StackedDenoiser:
         return torch.stack(predictions).sum(0)
 
 
+@stored()
 @dataclass(frozen=True)
 class MSECurve:
     """Mean squared errors of the noise prediction against the log-SNR.
@@ -513,3 +522,11 @@ class MSECurve:
             *pool_all("networks"),
             curves[0].weights,
         )
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        shapes = {"logsnr": "n", "model": "n", "model_stderr": "n"}
+        n_nodes = check_shapes(self, shapes)["n"]
+        for errors in (self.references, self.networks, self.weights):
+            if any(error.shape != (n_nodes,) for error in errors.values()):
+                raise ValueError("an error curve has other errors than log-SNRs")

@@ -21,9 +21,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from sk_itdiffusion._immse.cubature import Keys, hash_uniform, keys_of_copies, row_keys, spawn_keys
+from sk_itdiffusion._immse.cubature import (
+    MAX_SEED,
+    Keys,
+    hash_uniform,
+    keys_of_copies,
+    row_keys,
+    spawn_keys,
+)
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.rows import WeightedRows, column_labels, lattice_step
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_finite,
+    check_in_range,
+    check_not_negative,
+    check_shapes,
+)
 
 __all__ = ["Dequantizer", "warn_of_coarse_noise"]
 
@@ -61,6 +75,7 @@ class NoisyCopies:
     observation: NDArray[np.intp]
 
 
+@stored()
 @dataclass(frozen=True)
 class Dequantizer:
     """Uniform noise, centred at zero, of the width of each column's step.
@@ -271,6 +286,17 @@ class Dequantizer:
                 "of the fitted rows, so they have no probability; round them, or fit with "
                 "dequantize=False, or set dequantize to a finer step."
             )
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        sizes = check_shapes(self, {"step": "c", "origin": "c"})
+        if self.is_constant is not None:
+            check_shapes(self, {"is_constant": "c"}, **sizes)
+        check_not_negative(self.step, "steps of columns")
+        check_finite(self.origin, "origins of lattices")
+        check_in_range(self.seed, 0, MAX_SEED, "seeds")
+        check_in_range(self.unseen, 0.0, np.nextafter(1.0, 0.0), "probabilities of other values")
+        check_in_range(self.mean_distance, 1.0, 1e300, "mean distances")
 
 
 def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str] | None) -> None:

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pandas.api import types
+from pandas.api.extensions import ExtensionDtype
 from scipy import stats
 from sklearn.utils.validation import _check_sample_weight, check_array
 
@@ -30,6 +31,8 @@ from sk_itdiffusion._table.bounds import rounded_inside, unbounded
 from sk_itdiffusion._table.frames import as_polars, polars_dtypes
 from sk_itdiffusion._table.rows import LARGEST_EXACT, column_labels, in_common_units
 from sk_itdiffusion._table.unseen import UnseenValues, is_whole_number, whole_numbers
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_same
 
 __all__ = [
     "Column",
@@ -70,6 +73,7 @@ _NUMBERS: tuple[Storage, ...] = ("boolean", "integer", "float")
 _INFERRED_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
 
 
+@stored()
 @dataclass(frozen=True)
 class Column:
     """One column of a fitted encoder.
@@ -101,6 +105,15 @@ class Column:
     def log_seen(self) -> float:
         """Log-probability that a value is one of the levels."""
         return 0.0 if self.unseen is None else self.unseen.log_seen
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        if (self.kind == "continuous") != (self.levels is None):
+            raise ValueError("a column is neither of numbers nor of levels")
+        if self.levels is not None and (
+            self.levels.ndim != 1 or len(pd.unique(self.levels)) != len(self.levels)
+        ):
+            raise ValueError("the levels of a column are not distinct")
 
 
 @dataclass(frozen=True)
@@ -1004,6 +1017,7 @@ def _ordered_levels(
     return np.asarray(pd.unique(np.concatenate(fixed + natural)), dtype=object)
 
 
+@stored()
 @dataclass(frozen=True)
 class TableEncoder:
     """Fitted maps between a table and a matrix of numbers.
@@ -1240,6 +1254,17 @@ class TableEncoder:
             return array
         texts = array.astype(dtype.type)  # as long as the longest one, which may be a given level
         return texts.astype(np.promote_types(texts.dtype, dtype))
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        sizes = [len(self.dtypes), len(self.holds_numbers), np.ndim(self.holds_numbers)]
+        n_columns = len(self.columns)
+        check_same(sizes, [n_columns, n_columns, 1], "there are other columns")
+        for names in (self.names, self.polars):
+            check_same(len(self.columns if names is None else names), n_columns, "other names")
+        # Pandas would look up texts.
+        if not all(isinstance(dtype, np.dtype | ExtensionDtype) for dtype in self.dtypes):
+            raise ValueError("the dtype of a column is none")
 
 
 def _is_continuous(kinds: Sequence[Kind]) -> NDArray[np.bool_]:

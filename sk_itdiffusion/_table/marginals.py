@@ -39,6 +39,15 @@ from scipy import optimize, stats
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 from scipy.special import expit, log_ndtr, ndtr, ndtri, ndtri_exp
 
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_finite,
+    check_in_range,
+    check_increasing,
+    check_positive,
+    check_shapes,
+)
+
 __all__ = [
     "MARGINAL_KINDS",
     "MarginalMap",
@@ -83,6 +92,7 @@ class ColumnMap(Protocol):
         ...
 
 
+@stored()
 @dataclass(frozen=True)
 class AffineMap:
     """``(x - center) / scale``."""
@@ -98,7 +108,13 @@ class AffineMap:
         """Return the values that map to ``u``."""
         return u * self.scale + self.center
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_finite(self.center, "centers of maps")
+        check_positive(self.scale, "scales of maps")
 
+
+@stored()
 @dataclass(frozen=True)
 class YeoJohnsonMap:
     """Yeo-Johnson transformation with exponent in [0, 2], then standardisation.
@@ -163,12 +179,17 @@ class YeoJohnsonMap:
         rise = np.where(exponential, size, np.log1p(safe * size) / safe)
         return np.asarray(np.sign(y) * np.expm1(rise), dtype=np.float64)
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_in_range(self.exponent, 0.0, 2.0, "exponents of maps")
+
 
 def _excess(x: Array, inside: Array) -> Array:
     """Return by how much values are beyond those inside; 0 where they are equal."""
     return np.subtract(x, inside, out=np.zeros_like(x), where=x != inside)
 
 
+@stored()
 @dataclass(frozen=True)
 class BoundMap:
     """An interval onto the real line: like a logarithm near a bound, straight far from it.
@@ -237,7 +258,14 @@ class BoundMap:
         t = 2.0 * r * k / ((1.0 + r) + np.sqrt((1.0 + r) ** 2 + 4.0 * r * k))
         return np.asarray(self.softness * np.log1p(t))
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_in_range(self.softness, np.nextafter(0.0, 1.0), np.inf, "softnesses of bounds")
+        if not self.low < self.high or (math.isinf(self.low) and math.isinf(self.high)):
+            raise ValueError("there is no interval between the bounds of a map")
 
+
+@stored()
 @dataclass(frozen=True)
 class ChainedMap:
     """Maps one after the other."""
@@ -259,6 +287,7 @@ class ChainedMap:
         return u
 
 
+@stored()
 @dataclass(frozen=True)
 class Tail:
     """Upper tail of a quantile map, in the distance ``y >= 0`` from where it begins.
@@ -304,6 +333,13 @@ class Tail:
         log_hazard = -0.5 * self.start**2 - _LOG_SQRT_2PI - float(log_ndtr(-self.start))
         slope = float(np.clip(math.exp(-log_hazard) / law.scale, *slopes))
         return Tail(self.start, slope, law.shape)
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_finite(self.start, "starts of tails")
+        check_positive(self.slope, "slopes of tails")
+        if self.shape is not None:
+            check_positive(self.shape, "shapes of tails")
 
 
 @dataclass(frozen=True)
@@ -395,6 +431,7 @@ def _fit_tail(plain: Tail, y: Array, weight: Array, secant: float, heavy: bool) 
     return tail if gain > (-_TAIL_EVIDENCE if heavy else least) else plain
 
 
+@stored()
 @dataclass(frozen=True)
 class QuantileMap:
     """Quantiles onto normal quantiles: monotone cubic body, normal or Pareto tails."""
@@ -474,7 +511,15 @@ class QuantileMap:
             left, right = np.where(below, middle, left), np.where(below, right, middle)
         return 0.5 * (left + right)
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_shapes(self, {"knots": "n", "values": "n", "slopes": "n"})
+        check_increasing(self.knots, "knots of a map")
+        check_increasing(self.values, "values of a map")
+        check_positive(self.slopes, "slopes of a map")
 
+
+@stored()
 @dataclass(frozen=True)
 class Standardizer:
     """Weighted mean and standard deviation of each column.
@@ -515,7 +560,15 @@ class Standardizer:
         with np.errstate(over="ignore"):
             return U * self.scale + self.center
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_shapes(self, {"center": "c", "scale": "c"})
+        check_finite(self.center, "centers of columns")
+        # Maps of columns with such scales do not increase.
+        check_positive(self.scale, "scales of columns")
 
+
+@stored()
 @dataclass(frozen=True)
 class MarginalMap:
     """One increasing map for each standardised column."""

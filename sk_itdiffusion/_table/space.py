@@ -13,6 +13,8 @@ from sk_itdiffusion._table.bounds import check_inside, outside, unbounded
 from sk_itdiffusion._table.marginals import MarginalMap, Standardizer
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same, check_shapes
 
 __all__ = ["ColumnKind", "TableSpace", "make_layout"]
 
@@ -23,8 +25,11 @@ Index = NDArray[np.intp]
 CONSTANT_WIDTH = 1e-3
 #: Size below which a constant counts as 0, since a share of it would be no number.
 LEAST_CONSTANT = 1e-300
+#: How far, and at how many points, maps of columns that are loaded are checked.
+FARTHEST_IN_MAPS, POINTS_IN_MAPS = 8.0, 129
 
 
+@stored()
 @dataclass(frozen=True)
 class ColumnKind:
     """Kind of a column whose values are numbers or codes.
@@ -85,6 +90,7 @@ def make_layout(
     )
 
 
+@stored()
 @dataclass(frozen=True)
 class TableSpace:
     """Maps between a table's values and a model's rows.
@@ -244,3 +250,49 @@ class TableSpace:
         """Return the widths of the normal densities of columns without variation."""
         size = np.abs(self.constant_values[self.constant])
         return np.asarray(CONSTANT_WIDTH * np.where(size < LEAST_CONSTANT, 1.0, size))
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        sizes = check_shapes(
+            self,
+            {
+                "continuous": "c",
+                "discrete": "m",
+                "constant": "k",
+                "constant_values": "n",
+                "log_seen": "n",
+            },
+            n=self.n_columns,
+        )
+        columns = np.concatenate([self.continuous, self.discrete, self.constant])
+        check_in_range(columns, 0, self.n_columns - 1, "numbers of columns")
+        check_same(len(np.unique(columns)), len(columns), "a column is there twice")
+        n_continuous = sizes["c"]
+        found = [len(self.standardizer.scale), len(self.marginal_map.columns)]
+        found += [self.layout.n_continuous, len(self.layout.variables)]
+        check_same(found, [*3 * [n_continuous], sizes["m"]], "there are other columns")
+        check_finite(self.constant_values, "values of columns without variation")
+        check_in_range(self.log_seen, -np.finfo(np.float64).max, 0.0, "probabilities of levels")
+        check_in_range(self.anchored, 0, n_continuous - 1, "numbers of columns")
+        if self.bounds is not None:
+            check_shapes(self, {"bounds": "ce"}, c=n_continuous, e=2)
+            check_in_range(self.bounds[:, 0], -np.inf, self.bounds[:, 1], "bounds of columns")
+        self._check_maps()
+
+    def _check_maps(self) -> None:
+        """Raise an error if the map of a column does not increase, or has no slope."""
+        n_continuous = len(self.continuous)
+        if n_continuous == 0:
+            return
+        grid = np.linspace(-FARTHEST_IN_MAPS, FARTHEST_IN_MAPS, POINTS_IN_MAPS)
+        rows = np.zeros((len(grid), n_continuous + len(self.discrete)))
+        rows[:, :n_continuous] = grid[:, None]
+        values = self.values(rows)
+        # Columns of the largest numbers that there are do not go as far.
+        kept = np.asarray(np.isfinite(values).all(axis=1))
+        mapped, log_slope = self.rows(self.standardized(values[kept]))
+        falls = (np.diff(values[kept], axis=0) < 0.0).any() or (np.diff(mapped, axis=0) < 0.0).any()
+        if not kept[len(grid) // 2] or falls or not np.isfinite(mapped).all():
+            raise ValueError("the map of a column does not increase")
+        if np.isnan(log_slope).any() or not np.isfinite(log_slope).any():
+            raise ValueError("the map of a column has no slope")

@@ -48,6 +48,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln
 
+from sk_itdiffusion.persistence import stored
+
 __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 
 Array = NDArray[np.float64]
@@ -76,6 +78,7 @@ def gap_sizes(values: Integers) -> Array:
     return np.minimum(np.diff(values), LARGEST_EXCESS).astype(np.float64)
 
 
+@stored()
 @dataclass(frozen=True)
 class GeometricTail:
     """Distances beyond an end, of a geometric distribution whose ratio is uncertain.
@@ -130,6 +133,7 @@ class GeometricTail:
         return self.log_mass + float(at_distance - betaln(self.a, self.b))
 
 
+@stored()
 @dataclass(frozen=True)
 class UnseenValues:
     """Log-probabilities of values that are not among the levels of a column, in nats.

@@ -20,6 +20,7 @@ from sk_itdiffusion.denoisers.family import (
 from sk_itdiffusion.denoisers.mlp import LocalDropout, MLPFamily, linear
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.persistence import stored
 
 __all__ = ["ConvolutionalFamily", "ConvolutionalNetwork"]
 
@@ -57,6 +58,7 @@ class ConvolutionalBlock(nn.Module):
         return h + update.permute(0, 3, 1, 2)
 
 
+@stored()
 class ConvolutionalNetwork(ConfiguredModule):
     """Residual convolutional network on the posterior means of an image's pixels.
 
@@ -147,6 +149,12 @@ class ConvolutionalNetwork(ConfiguredModule):
             h = block(h, condition)
         return self.to_pixels(self.outlet(self.norm(h.permute(0, 2, 3, 1))))
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Inputs and outputs."""
+        n_pixels = math.prod(self.image_shape)
+        return n_pixels, n_pixels * self.n_outputs
+
 
 def patch_size(height: int, width: int) -> int:
     """Return the side of the patches: 1, and larger powers of two for larger images."""
@@ -156,6 +164,7 @@ def patch_size(height: int, width: int) -> int:
     return size
 
 
+@stored()
 class ConvolutionalFamily(NetworkFamily):
     """Small convolutional networks, for images.
 

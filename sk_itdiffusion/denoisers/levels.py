@@ -26,8 +26,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion._runtime.configured import ConfiguredModule
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.layout import FINE_LATTICE, LatticeBlock, Layout, OneHotBlock
+from sk_itdiffusion.denoisers.precondition import (
+    LogSNREmbedding,
+    check_backbone,
+    check_precision,
+)
+from sk_itdiffusion.layout import (
+    FINE_LATTICE,
+    LatticeBlock,
+    Layout,
+    OneHotBlock,
+    check_same_layout,
+)
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_same
 from sk_itdiffusion.references.discrete import (
     DiscreteReference,
     IndependentReference,
@@ -87,6 +99,7 @@ def n_level_outputs(layout: Layout) -> int:
     return sum(n_outputs_of(block) for block in layout.blocks)
 
 
+@stored()
 class LevelDenoiser(ConfiguredModule):
     """Denoiser that corrects a reference's posterior of the levels.
 
@@ -210,6 +223,22 @@ class LevelDenoiser(ConfiguredModule):
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
         """Return log p(level | z) for each block, each of shape (B, m, K)."""
         return [posterior.dense() for posterior in self.predict(z, logsnr).model]
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        layout = self.layout
+        n_outputs = layout.n_continuous + n_level_outputs(layout)
+        check_backbone(self.backbone, layout.n_points, n_outputs, n_periodic_inputs(layout))
+        if self.independent is not None:
+            check_same_layout(self.independent.layout, layout)
+        check_precision(self)
+        for number, block in enumerate(layout.blocks):
+            rare = getattr(self, f"rare_{number}")
+            if rare is not None and rare.dtype != torch.bool:
+                raise ValueError("it is not known which levels are rare")
+            check_same(
+                (block.allowed if rare is None else rare).shape, block.allowed.shape, "other levels"
+            )
 
 
 def rare_levels(

@@ -18,6 +18,7 @@ from sk_itdiffusion.denoisers.family import (
 )
 from sk_itdiffusion.denoisers.norm import RMSNorm
 from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion.persistence import stored
 
 __all__ = ["MLPFamily", "ResidualMLP"]
 
@@ -132,6 +133,7 @@ class ResidualBlock(nn.Module):
         return h + change
 
 
+@stored()
 class ResidualMLP(ConfiguredModule):
     """Residual MLP on per-feature Fourier features, conditioned on the log-SNR.
 
@@ -216,7 +218,13 @@ class ResidualMLP(ConfiguredModule):
         outputs: Tensor = self.outlet(self.norm(h))
         return outputs
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Inputs and outputs."""
+        return self.n_features, self.n_outputs
 
+
+@stored()
 class MLPFamily(NetworkFamily):
     """Fully connected residual networks, for any table.
 

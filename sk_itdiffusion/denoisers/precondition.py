@@ -15,11 +15,42 @@ import torch
 from torch import Tensor, nn
 
 from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same
+from sk_itdiffusion.persistence.registry import declaration_of
 from sk_itdiffusion.references.base import Reference
 
-__all__ = ["LogSNREmbedding", "PreconditionedDenoiser", "ReferencedDenoiser"]
+__all__ = [
+    "LogSNREmbedding",
+    "PreconditionedDenoiser",
+    "ReferencedDenoiser",
+    "check_backbone",
+    "check_precision",
+]
+
+#: Beyond it single precision knows no signal, or no noise.
+MAX_LOGSNR = 80.0
 
 
+def check_backbone(
+    backbone: nn.Module, n_inputs: int, n_outputs: int, n_periodic: int | None = None
+) -> None:
+    """Raise an error if a loaded backbone is of another size, unless it is the user's own."""
+    if declaration_of(type(backbone)) is None:
+        return
+    check_same(backbone.sizes, (n_inputs, n_outputs), "a network is of another size")
+    expected = n_inputs if n_periodic is None else n_periodic
+    check_same(getattr(backbone, "n_periodic", expected), expected, "a network has other inputs")
+
+
+def check_precision(network: nn.Module) -> None:
+    """Raise an error if a loaded network is not in one precision, with its references."""
+    tensors = [*network.parameters(), *network.buffers()]
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    check_same(len(dtypes), 1, "a network has numbers of several precisions")
+
+
+@stored()
 class LogSNREmbedding(ConfiguredModule):
     """Smooth features of the log-SNR: itself and bumps over the range in use.
 
@@ -52,7 +83,13 @@ class LogSNREmbedding(ConfiguredModule):
         bumps = torch.exp(-0.5 * ((logsnr[:, None] - self.centers) / self.spacing).square())
         return torch.cat([(logsnr[:, None] - self.middle) / self.half_width, bumps], dim=1)
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_finite([self.low, self.high], "ends of the range of the log-SNR")
+        check_in_range(self.low, -MAX_LOGSNR, self.high - 1e-6, "ends of the range of the log-SNR")
 
+
+@stored()
 class PreconditionedDenoiser(ConfiguredModule):
     """Denoiser that adds a scaled backbone to a reference.
 
@@ -110,6 +147,17 @@ class PreconditionedDenoiser(ConfiguredModule):
         baseline, correction = self.parts(z, logsnr)
         return baseline + correction
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        n_features = self.reference.n_features
+        check_backbone(self.backbone, n_features, n_features)
+        check_precision(self)
+
+
+#: Relative difference of what a denoiser predicts from what it did when it was saved.
+PROBE_TOLERANCE = 0.05
+PROBE_LOGSNRS = (-1.0, 2.0)
+
 
 class ReferencedDenoiser(ConfiguredModule):
     """A denoiser that predicts the noise by itself, beside a reference that it is compared with.
@@ -136,3 +184,36 @@ class ReferencedDenoiser(ConfiguredModule):
         """Return the predicted noise, shape (B, d)."""
         noise: Tensor = self.denoiser(z, logsnr)
         return noise
+
+    @torch.no_grad()
+    def probe(self) -> Tensor:
+        """Return the noise that the denoiser predicts at two points, (2, d)."""
+        place = next(iter(self.state_dict().values())).device
+        n_features = self.reference.n_features
+        options: dict[str, Any] = {"device": place, "dtype": torch.float32}
+        points = torch.linspace(-1.5, 1.5, 2 * n_features, **options).reshape(2, n_features)
+        with torch.random.fork_rng(devices=[]):
+            noise: Tensor = self.denoiser(points, torch.tensor(PROBE_LOGSNRS, **options))
+        return noise.float().cpu()
+
+
+def probed_config(network: ReferencedDenoiser) -> dict[str, Any]:
+    """Return what a network is made from, and what it predicts if that is reproducible."""
+    first, second = network.probe(), network.probe()
+    return network.config() | {"probe": first if torch.equal(first, second) else None}
+
+
+def probed(denoiser: nn.Module, reference: Reference, probe: Tensor | None) -> ReferencedDenoiser:
+    """Return a network, once it is known that it predicts what the one saved did."""
+    network = ReferencedDenoiser(denoiser, reference).eval()
+    if probe is not None:
+        difference = float((network.probe() - probe).norm())
+        if not difference <= PROBE_TOLERANCE * float(probe.norm()):
+            raise ValueError(
+                "the denoiser that is given takes the weights, but then predicts something else "
+                "than the one that was saved"
+            )
+    return network
+
+
+stored(config=probed_config, make=probed)(ReferencedDenoiser)

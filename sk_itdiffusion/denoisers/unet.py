@@ -17,6 +17,7 @@ from sk_itdiffusion.denoisers.family import (
     UsualParameters,
 )
 from sk_itdiffusion.denoisers.mlp import replace_dropout
+from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.pretrained import first_output, half_precision, import_diffusers
 
 __all__ = ["UNetBackbone", "UNetFamily", "unet_channels"]
@@ -27,6 +28,7 @@ LEAST_SIDE = 4
 GROUPS = 8
 
 
+@stored()
 class UNetBackbone(ConfiguredModule):
     """`diffusers.UNet2DModel` on flat images, called with the log-SNR.
 
@@ -108,6 +110,12 @@ class UNetBackbone(ConfiguredModule):
         height, columns = self.image_shape[1:]
         return output[:, :, :height, :columns].flatten(1).to(z.dtype)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Inputs and outputs."""
+        n_pixels = math.prod(self.image_shape)
+        return n_pixels, n_pixels
+
 
 def unet_channels(image_shape: tuple[int, ...], width: int) -> tuple[int, ...]:
     """Return the channels at each resolution; the coarsest has at least 4 pixels a side."""
@@ -133,6 +141,7 @@ def initialize(network: nn.Module, generator: Generator) -> None:
             own["bias"].zero_()
 
 
+@stored()
 class UNetFamily(NetworkFamily):
     """U-Nets of the diffusers package, for images of continuous pixels.
 

@@ -1,203 +1,70 @@
-"""Values and objects as JSON and arrays, and back: only kinds that are listed here or registered.
+"""Values and objects as JSON and arrays, and back: only kinds and classes that are known.
 
 JSON holds null, booleans, whole numbers, finite numbers, texts and lists as they are.  Any other
-value is a dict with its kind as ``"$"``; numbers of arrays and tensors are apart, in a dict from
-names to arrays.  Objects of registered classes are stored once, however often they are referred to.
-Nothing that is read names code: a kind or a class is looked up in a dict that this library fills,
-or among the classes that whoever loads a file has passed.
+value is a dict with its kind as ``"$"`` (see `sk_itdiffusion.persistence.kinds`); the numbers of
+arrays and tensors are apart, in a dict from names to arrays.  Objects of declared classes are
+stored once, however often they are referred to.  Nothing that is read names code: a kind or a class
+is looked up among those that the library has declared, or that whoever loads a file has passed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Codec", "Decoder", "Encoder", "Kind", "Registry"]
+from sk_itdiffusion.persistence.kinds import KINDS, LISTED, TIMES, is_simple, simple_dtype
+from sk_itdiffusion.persistence.objects import Node, decode_object, encode_object
+from sk_itdiffusion.persistence.registry import (
+    Declaration,
+    declaration_of,
+    declared,
+    declared_by_user,
+    user_classes,
+)
+
+__all__ = ["Decoder", "Encoder"]
 
 #: What `json` takes and returns.
 Json = Any
-Node = dict[str, Json]
 
 KIND = "$"
 #: Parts of paths that are used in names of arrays.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
-class Codec(ABC):
-    """How objects of one class become fields, and back.
-
-    Attributes
-    ----------
-    name : str
-        Name of the class in files.
-    cls : type
-        The class.
-    """
-
-    def __init__(self, cls: type, name: str | None = None) -> None:
-        # A class that is renamed keeps the name that files have for it.
-        self.name = cls.__name__ if name is None else name
-        self.cls = cls
-
-    def accepts(self, value: object) -> bool:
-        """Return whether the codec is that of a value."""
-        return type(value) is self.cls
-
-    @abstractmethod
-    def encode(self, value: Any, encoder: Encoder) -> Node:
-        """Return the fields of an object."""
-
-    @abstractmethod
-    def decode(self, fields: Node, decoder: Decoder) -> Any:
-        """Return the object with the fields."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How values of some types become JSON, and back.
-
-    Attributes
-    ----------
-    name : str
-        Name in files.
-    types : tuple of type
-        The types.
-    encode : callable
-        Returns the content of a value's node.
-    decode : callable
-        Returns the value of a node.
-    derived : bool
-        Whether instances of derived types are values of this kind.
-    """
-
-    name: str
-    types: tuple[type, ...]
-    encode: Callable[[Any, Encoder], Node]
-    decode: Callable[[Node, Decoder], Any]
-    derived: bool = False
-
-    def accepts(self, value: object) -> bool:
-        """Return whether a value is of this kind."""
-        return isinstance(value, self.types) if self.derived else type(value) in self.types
-
-
-class Registry:
-    """What may be stored.
-
-    Parameters
-    ----------
-    kinds : sequence of Kind
-        The kinds of values.
-    codecs : sequence of Codec
-        One for each class of the library.
-    own_codec : callable, default=lambda cls: None
-        Returns the codec of a class of the user's own, or None if its objects cannot be stored.
-    classes : sequence of type, default=()
-        Classes of the user's own whose objects files may hold.
-    """
-
-    def __init__(
-        self,
-        kinds: Sequence[Kind],
-        codecs: Sequence[Codec],
-        own_codec: Callable[[type], Codec | None] = lambda cls: None,
-        classes: Sequence[type] = (),
-    ) -> None:
-        self.kinds = {kind.name: kind for kind in kinds}
-        self.codecs = {codec.name: codec for codec in codecs}
-        self.own_codec = own_codec
-        self.own_codecs = {cls.__name__: self._checked_codec(cls) for cls in classes}
-        if len(self.own_codecs) < len(set(classes)):
-            raise ValueError("classes must have different names.")
-
-    def _checked_codec(self, cls: type) -> Codec:
-        codec = self.own_codec(cls) if isinstance(cls, type) else None
-        if codec is None:
-            raise TypeError(
-                "classes must be classes that have config and from_config, are dataclasses, or "
-                f"have get_params, got {cls!r}."
-            )
-        return codec
-
-    def with_classes(self, classes: Sequence[type]) -> Registry:
-        """Return what may be stored, classes of the user's own among it."""
-        return Registry(
-            list(self.kinds.values()), list(self.codecs.values()), self.own_codec, classes
-        )
-
-    def stores(self, value: object) -> bool:
-        """Return whether an object is stored by itself, whatever holds it."""
-        return self.find(value) is not None or self.own_codec(type(value)) is not None
-
-    def find(self, value: object) -> Codec | None:
-        """Return the codec of an object; None if its class is none of the library's."""
-        exact = self.codecs.get(type(value).__name__)
-        if exact is not None and exact.accepts(value):
-            return exact
-        return next((codec for codec in self.codecs.values() if codec.accepts(value)), None)
-
-
 class Encoder:
     """Turns values into JSON and arrays.
 
-    Parameters
-    ----------
-    registry : Registry
-        What may be stored.
-
-    Attributes
-    ----------
-    arrays : dict of str to ndarray
-        The numbers.
-    objects : list of dict
-        Class and fields of each object.
-    modules : dict of str to str
-        For each module of the user's own that is left out: under which name it has to be given
-        again, and its class.
-    device : str
-        Where the models are.
+    After that it has the numbers (``arrays``), what each object is (``objects``), where the models
+    are (``device``), and by the names of members the classes of modules of the user's own that are
+    left out (``modules``).
     """
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+    def __init__(self) -> None:
         self.arrays: dict[str, NDArray[Any]] = {}
         self.objects: list[Node] = []
         self.modules: dict[str, str] = {}
         self.device = "cpu"
-        self._slot = ""
+        self._member = ""
         self._path: list[str] = []
         self._numbers: dict[int, int] = {}
         self._names: dict[tuple[Any, ...], str] = {}
-        self._own: dict[str, type] = {}
+        self._classes: dict[tuple[str, bool], type] = {}
         # What is encoded is kept, so that no address is used twice.
         self._kept: list[object] = []
 
-    @contextlib.contextmanager
-    def at(self, part: object) -> Iterator[None]:
-        """Name a part of what is being encoded, for messages and names of arrays."""
+    def at(self, part: object, value: Any, encode: Callable[[Any], Json] | None = None) -> Json:
+        """Return a part of what is being encoded as JSON; messages and arrays have its name."""
         self._path.append(str(part))
-        try:
-            yield
-        finally:
-            self._path.pop()
-
-    @contextlib.contextmanager
-    def member(self, name: str) -> Iterator[None]:
-        """Say whose module of the user's own it is, if there is one."""
-        before, self._slot = self._slot, name
-        try:
-            yield
-        finally:
-            self._slot = before
+        found = (encode or self.encode)(value)
+        self._path.pop()
+        return found
 
     def encode(self, value: Any) -> Json:
         """Return a value as JSON."""
@@ -207,37 +74,73 @@ class Encoder:
             return value
         if type(value) is list:
             return self.items(value)
-        for kind in self.registry.kinds.values():
-            if kind.accepts(value):
-                return {KIND: kind.name, **kind.encode(value, self)}
-        return {KIND: "object", "number": self._object(value)}
+        if type(value) is dict:
+            items = [[self.encode(key), self.at(key, entry)] for key, entry in value.items()]
+            return {KIND: "dict", "items": items}
+        if type(value) is np.ndarray and value.dtype.kind not in LISTED:
+            return self._array(value)
+        if type(value) in (torch.Tensor, torch.nn.Parameter):
+            return self._tensor(value)
+        kind = next((each for each in KINDS if each.accepts(value)), None)
+        if kind is None:
+            return {KIND: "object", "number": self._object(value)}
+        parts = kind.parts(value)
+        if parts is None:
+            raise self.refusal(value)
+        return {KIND: kind.name, "parts": self.items(parts)}
 
-    def items(self, values: Any) -> list[Json]:
+    def items(self, values: Sequence[Any]) -> list[Json]:
         """Return the items of a sequence as JSON."""
-        found = []
-        for number, value in enumerate(values):
-            with self.at(number):
-                found.append(self.encode(value))
-        return found
+        return [self.at(number, value) for number, value in enumerate(values)]
 
     def fields(self, values: Mapping[str, Any]) -> Node:
         """Return named values as JSON."""
-        found = {}
-        for name, value in values.items():
-            with self.at(name):
-                found[name] = self.encode(value)
-        return found
+        return {name: self.at(name, value) for name, value in values.items()}
 
-    def refusal(self, what: str) -> TypeError:
-        """Return the error that what is being encoded cannot be stored."""
-        return TypeError(f"{'.'.join(self._path)} {what}, which cannot be saved.")
+    def members(self, estimators: Any) -> list[Json]:
+        """Return named estimators as pairs; their modules are given again by these names."""
+        pairs = estimators.items() if isinstance(estimators, Mapping) else estimators
+        found = []
+        for name, estimator in pairs:
+            before, self._member = self._member, name
+            found.append(self.at(name, (name, estimator)))
+            self._member = before
+        return found
 
     def given(self, module: torch.nn.Module) -> Node:
         """Return a mark for a module that has to be given again."""
-        self.modules.setdefault(self._slot, type(module).__name__)
-        return {KIND: "given", "member": self._slot}
+        self.modules.setdefault(self._member, type(module).__name__)
+        return {KIND: "given", "member": self._member}
 
-    def store(self, array: NDArray[Any], strides: Sequence[int], key: tuple[Any, ...]) -> Node:
+    def refusal(self, value: object, why: str = "") -> TypeError:
+        """Return the error that what is being encoded cannot be stored."""
+        cls, dtype = type(value), getattr(value, "dtype", None)
+        what = f"is of type {cls.__module__}.{cls.__qualname__}"
+        what += "" if dtype is None else f" and dtype {dtype}"
+        return TypeError(f"{'.'.join(self._path)} {why or what}, which cannot be saved.")
+
+    def _array(self, array: NDArray[Any]) -> Node:
+        """Return the node of an array of numbers or times."""
+        dtype = array.dtype
+        if not is_simple(dtype):
+            raise self.refusal(array)
+        native = array.astype(dtype.newbyteorder("="), copy=False)
+        numbers = native.view(np.int64) if dtype.kind in TIMES else native
+        key = (array.ctypes.data, dtype.str, array.shape, array.strides)
+        self._kept.append(array)
+        return {KIND: "array", "dtype": dtype.str, **self._store(numbers, native.strides, key)}
+
+    def _tensor(self, tensor: torch.Tensor) -> Node:
+        """Return the node of a tensor."""
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.dtype == torch.bfloat16:
+            raise self.refusal(tensor)
+        place = (str(tensor.device), tensor.data_ptr())
+        key = (*place, tensor.dtype, tuple(tensor.shape), tensor.stride())
+        self._kept.append(tensor)
+        numbers = tensor.detach().cpu().numpy()
+        return {KIND: "tensor", **self._store(numbers, tensor.stride(), key)}
+
+    def _store(self, array: NDArray[Any], strides: Sequence[int], key: tuple[Any, ...]) -> Node:
         """Keep an array of numbers; equal keys are the same array.
 
         The order of its axes in memory is kept too: products of matrices may depend on it in the
@@ -245,76 +148,53 @@ class Encoder:
         """
         order = sorted(range(array.ndim), key=lambda axis: -abs(strides[axis]))
         if key not in self._names:
-            name = self._free_name()
-            self.arrays[name] = np.ascontiguousarray(array.transpose(order)).reshape(
+            parts = [part if PLAIN_NAME.fullmatch(part) else "_" for part in self._path]
+            name = ".".join(parts)
+            self._names[key] = name if name not in self.arrays else f"{name}.{len(self.arrays)}"
+            self.arrays[self._names[key]] = np.ascontiguousarray(array.transpose(order)).reshape(
                 [array.shape[axis] for axis in order]
             )
-            self._names[key] = name
         plain = order == list(range(array.ndim))
         return {"name": self._names[key]} | ({} if plain else {"order": order})
 
-    def keep(self, value: object) -> None:
-        """Keep a value alive as long as the encoder."""
-        self._kept.append(value)
-
-    def _free_name(self) -> str:
-        parts = [part if PLAIN_NAME.fullmatch(part) else "_" for part in self._path]
-        name = ".".join(parts)
-        return name if name not in self.arrays else f"{name}.{len(self.arrays)}"
-
     def _object(self, value: object) -> int:
+        """Return the number of an object, which is encoded at the first time."""
         if id(value) not in self._numbers:
-            codec = self.registry.find(value)
-            mark = {} if codec is not None else {"own": True}
-            codec = self._own_codec(value) if codec is None else codec
+            cls = type(value)
+            declaration = declaration_of(cls) or declared_by_user(cls)
+            if declaration is None:
+                raise self.refusal(value)
+            if self._classes.setdefault((declaration.name, declaration.is_own), cls) is not cls:
+                why = f"is of another class {declaration.name} than a second object"
+                raise self.refusal(value, why)
             self._numbers[id(value)] = number = len(self.objects)
-            self.keep(value)
+            self._kept.append(value)
             self.objects.append({})
-            fields = codec.encode(value, self)
-            self.objects[number] = {"class": codec.name, "fields": fields} | mark
+            self.objects[number] = encode_object(value, declaration, self)
         return self._numbers[id(value)]
-
-    def _own_codec(self, value: object) -> Codec:
-        """Return the codec of an object of the user's own, or raise an error if there is none."""
-        cls = type(value)
-        codec = self.registry.own_codec(cls)
-        if codec is None:
-            raise self.refusal(f"is of type {cls.__module__}.{cls.__qualname__}")
-        if self._own.setdefault(codec.name, cls) is not cls:
-            raise self.refusal(f"is of another class {codec.name} than a second object")
-        return codec
 
 
 class Decoder:
     """Turns JSON and arrays into values; the counterpart of `Encoder`.
 
-    Parameters
-    ----------
-    registry : Registry
-        What may be stored.
-    arrays : dict of str to ndarray
-        The numbers.
-    objects : list of dict
-        Class and fields of each object.
-    given : dict of str to Module
-        The user's own modules by the members' names.
-    device : torch.device
-        Where the models shall be.
+    It takes what the encoder has, the user's own modules by the names of members, where the models
+    shall be, and the classes of the user's own whose objects there may be.
     """
 
     def __init__(
         self,
-        registry: Registry,
         arrays: Mapping[str, NDArray[Any]],
         objects: Sequence[Node],
         given: Mapping[str, torch.nn.Module],
         device: torch.device,
+        classes: Sequence[type] = (),
     ) -> None:
-        self.registry = registry
         self.arrays = arrays
         self.objects = objects
         self.given = given
         self.device = device
+        self._kinds = {kind.name: kind for kind in KINDS}
+        self._own = user_classes(classes)
         self._made: dict[Any, Any] = {}
         self._begun: set[int] = set()
 
@@ -327,61 +207,73 @@ class Decoder:
         kind = node[KIND]
         if kind == "object":
             return self._object(node["number"])
-        if kind not in self.registry.kinds:
+        if kind == "dict":
+            return {self.decode(key): self.decode(entry) for key, entry in node["items"]}
+        if kind == "array":
+            return self._array(node)
+        if kind == "tensor":
+            return self._stored(node, "", torch.tensor)
+        if kind == "given":
+            return self.given[node["member"]]
+        if kind not in self._kinds:
             raise ValueError(f"there is no kind {kind!r} of values")
-        return self.registry.kinds[kind].decode(node, self)
+        return self._kinds[kind].make(*self.decode(node["parts"]))
 
     def fields(self, nodes: Mapping[str, Json]) -> dict[str, Any]:
         """Return named values."""
         return {name: self.decode(node) for name, node in nodes.items()}
 
-    def stored(self, node: Node, kind: str, make: Callable[[NDArray[Any]], Any], *how: str) -> Any:
+    def _array(self, node: Node) -> Any:
+        """Return an array of numbers or times."""
+        dtype = simple_dtype(node["dtype"])
+        native = dtype.newbyteorder("=")
+
+        def as_saved(numbers: NDArray[Any]) -> NDArray[Any]:
+            if numbers.dtype != (np.int64 if dtype.kind in TIMES else native):
+                raise ValueError(f"the array {node['name']!r} has not the dtype {dtype}")
+            return np.array(numbers.view(native), dtype=dtype)
+
+        return self._stored(node, dtype.str, as_saved)
+
+    def _stored(self, node: Node, how: str, make: Callable[[NDArray[Any]], Any]) -> Any:
         """Return what is made of an array and the order of its axes, once for equal nodes.
 
         Whatever the order, what is made of an array is made once, so that a small file does not
         fill the memory with copies.
         """
         name, order = node["name"], node.get("order")
-        made = self._once((kind, name, *how), lambda: make(self.arrays[name]))
+        key = (how, name)
+        if key not in self._made:
+            self._made[key] = make(self.arrays[name])
+        made = self._made[key]
         if order is None:
             return made
-
-        def turned() -> Any:
-            inverse = [order.index(axis) for axis in range(len(order))]
-            is_array = isinstance(made, np.ndarray)
-            return made.transpose(inverse) if is_array else made.permute(inverse)
-
-        return self._once((kind, name, *how, tuple(order)), turned)
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-    @property
-    def n_numbers(self) -> int:
-        """How many numbers there are in all arrays."""
-        return sum(array.size for array in self.arrays.values())
+        turned = (*key, tuple(order))
+        if turned not in self._made:
+            turn = made.transpose if isinstance(made, np.ndarray) else made.permute
+            self._made[turned] = turn([order.index(axis) for axis in range(len(order))])
+        return self._made[turned]
 
     def _object(self, number: int) -> Any:
-        if number in self._made:
-            return self._made[number]
-        if number in self._begun:
-            raise ValueError(f"object {number} is a part of itself")
-        self._begun.add(number)
-        entry = self.objects[number]
-        codec = self._codec(entry["class"], entry.get("own", False))
-        self._made[number] = codec.decode(entry["fields"], self)
+        """Return the object of a number, which is made at the first time."""
+        if number not in self._made:
+            if number in self._begun:
+                raise ValueError(f"object {number} is a part of itself")
+            self._begun.add(number)
+            entry = self.objects[number]
+            self._made[number] = decode_object(entry, self.declaration(entry), self)
         return self._made[number]
 
-    def _codec(self, name: str, is_own: bool) -> Codec:
-        """Return the codec of a class by its name; those of the user's own are names apart."""
-        codec = (self.registry.own_codecs if is_own else self.registry.codecs).get(name)
-        if codec is not None:
-            return codec
-        if not is_own:
-            raise ValueError(f"there is no class {name!r}")
-        raise ValueError(
-            f"it holds an object of the class {name!r}, which is none of the library's own; pass "
-            f"the class: load(..., classes=[{name}])"
-        )
+    def declaration(self, entry: Node) -> Declaration:
+        """Return how an object is stored; classes of the user's own are names apart."""
+        name, is_own = entry["class"], entry.get("own", False)
+        known = self._own if is_own else declared()
+        if name in known:
+            return known[name]
+        missing = f"there is no class {name!r}"
+        if is_own:
+            missing = (
+                f"it holds an object of the class {name!r}, which is none of the library's own; "
+                f"pass the class: load(..., classes=[{name}])"
+            )
+        raise ValueError(missing)

@@ -8,7 +8,7 @@ The tensors of the file hold all weights and all other arrays of numbers; its me
 - ``sha256``: the checksum over all of it, which tells damage from content.  It is no signature.
 
 Nothing in a file is executed, and no name in it is looked up but in this library's own list of
-classes (`sk_itdiffusion.persistence.registry`) and among those passed to `load`.
+declared classes (`sk_itdiffusion.persistence.registry`) and among those passed to `load`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -30,20 +30,19 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.parameters import resolve_device
+from sk_itdiffusion._runtime.devices import available_device, resolve_device
 from sk_itdiffusion._version import __version__
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder, Node, Registry
-
-if TYPE_CHECKING:
-    from sk_itdiffusion.persistence.registry import EstimatorCodec
+from sk_itdiffusion.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion.persistence.objects import Node
+from sk_itdiffusion.persistence.registry import declaration_of, user_classes
 
 __all__ = ["SaveMixin", "load"]
 
 FORMAT = "sk_itdiffusion"
-#: Raised when older versions of the library cannot read what newer ones write.
-FORMAT_VERSION = 1
+#: Raised when a version of the library cannot read what another one writes.
+FORMAT_VERSION = 2
 #: Longest header that the safetensors format allows.
-MOST_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 
 Path = str | os.PathLike[str]
 Arrays = dict[str, NDArray[Any]]
@@ -138,9 +137,10 @@ def load(
     ------
     ValueError
         If the file is none that ``save`` wrote, is truncated or altered, was written by a newer
-        version of the library, does not fit to the device or the denoiser, or if its parts do not
-        fit together, which the score of one row tells; if it holds objects of classes of your own
-        that are not passed; if two of these have the same name.
+        version of the library or in a format that is no more read, does not fit to the device or
+        the denoiser, or if types, shapes, ranges or orders of its parts do not fit together; if it
+        holds objects of classes of your own that are not passed; if two of these have the same
+        name.
     TypeError
         If something else than classes that can be saved is passed as such.
     ImportError
@@ -166,17 +166,18 @@ def load(
     >>> loaded
     IMMSEDiscreteDensity(max_epochs=0, random_state=0)
     """
-    from sk_itdiffusion.persistence.registry import registry  # it imports this module
-
-    known = registry().with_classes(classes)
-    config, arrays = read_checked(path)
+    user_classes(classes)  # what is passed is wrong or right whatever the file holds
+    content = read_file(path)
     try:
         with np.errstate(all="ignore"):  # what is no number is refused, or as it was saved
-            return decoded_estimator(config, arrays, device, denoiser, known)
+            return decoded_estimator(*checked_content(content), device, denoiser, classes)
     except ImportError:
         raise
     except Exception as error:  # whatever nonsense may cause
-        raise ValueError(f"Cannot load {name_of(path)}: {reason_of(error)}.") from error
+        reason = str(error).rstrip(".")
+        if not isinstance(error, ValueError):
+            reason = f"its content does not fit together ({type(error).__name__}: {error})"
+        raise ValueError(f"Cannot load {os.fspath(path)!r}: {reason}.") from error
 
 
 # -- estimators and content --------------------------------------------------------------------
@@ -186,26 +187,20 @@ def encoded_file(estimator: Any) -> bytes:
     """Return the content of the file of a fitted estimator."""
     arrays, metadata = encoded_parts(estimator)
     content: bytes = safetensors.numpy.save(arrays, metadata)
-    if int.from_bytes(content[:8], "little") > MOST_HEADER_BYTES:
+    if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
         raise TypeError(f"{type(estimator).__name__} has too many levels or names to be saved.")
     return content
 
 
 def encoded_parts(estimator: Any) -> tuple[Arrays, dict[str, str]]:
     """Return the arrays and the metadata of the file of a fitted estimator."""
-    from sk_itdiffusion.persistence.registry import (  # they import this module
-        EstimatorCodec,
-        registry,
-    )
-
-    encoder = Encoder(registry())
-    codec = registry().find(estimator)
-    if not isinstance(codec, EstimatorCodec):
+    encoder = Encoder()
+    declaration = declaration_of(type(estimator))
+    if declaration is None:
         raise TypeError(
             f"{type(estimator).__name__} cannot be saved: it is none of the library's own classes."
         )
-    with encoder.at(codec.name):
-        node = encoder.encode(estimator)
+    node = encoder.at(declaration.name, estimator)
     config = {
         "estimator": node,
         "objects": encoder.objects,
@@ -227,21 +222,17 @@ def decoded_estimator(
     arrays: Arrays,
     device: str | torch.device | None,
     denoiser: torch.nn.Module | Mapping[str, torch.nn.Module] | None,
-    registry: Registry,
+    classes: Sequence[type],
 ) -> Any:
     """Return the estimator of a file's content."""
-    from sk_itdiffusion.persistence.checks import rehearse  # they import this module
-    from sk_itdiffusion.persistence.registry import EstimatorCodec
-
-    number = config["estimator"]["number"]
-    codec: EstimatorCodec | Any = registry.codecs.get(config["objects"][number]["class"])
-    if not isinstance(codec, EstimatorCodec):
-        raise ValueError("it holds no estimator")
     given = given_modules(config["modules"], denoiser)
-    target = chosen_device(config["device"], device)
-    decoder = Decoder(registry, arrays, config["objects"], given, target)
+    target = available_device(config["device"]) if device is None else resolve_device(device)
+    decoder = Decoder(arrays, config["objects"], given, target, classes)
+    entry = config["objects"][config["estimator"]["number"]]
+    if not issubclass(decoder.declaration(entry).cls, SaveMixin):
+        raise ValueError("it holds no estimator")
     estimator = decoder.decode(config["estimator"])
-    rehearse(estimator)
+    check_is_fitted(estimator)
     return estimator
 
 
@@ -269,16 +260,6 @@ def given_modules(
     if wrong:
         raise ValueError(f"denoiser must be a torch.nn.Module, got {wrong[0]}")
     return given
-
-
-def chosen_device(fitted: str, device: str | torch.device | None) -> torch.device:
-    """Return the device asked for, else that of the fit if there is one here, else the CPU."""
-    if device is not None:
-        return resolve_device(device)
-    try:
-        return resolve_device(fitted)
-    except ValueError:
-        return torch.device("cpu")
 
 
 def checksum(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
@@ -322,11 +303,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(folder)
-
-
-def sync_folder(folder: str) -> None:
-    """Let the name of a new file outlast a loss of power, where the system can."""
+    # The name too outlasts a loss of power, where the system can see to it.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -335,97 +312,59 @@ def sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def read_checked(path: Path) -> tuple[Node, Arrays]:
-    """Return the configuration and the arrays of a file whose checksum is right.
-
-    Parameters
-    ----------
-    path : str or path-like
-        File.
-
-    Returns
-    -------
-    config : dict
-        The configuration.
-    arrays : dict of str to ndarray
-        The arrays.
-
-    Raises
-    ------
-    ValueError
-        If the file is none that ``save`` wrote, or no more.
-    OSError
-        If the file cannot be read.
-    """
-    name = name_of(path)
-    # Asked before opening, since opening a pipe would wait for its other end.
+def read_file(path: Path) -> bytes:
+    """Return the content of a file, which is no pipe: opening one would wait for its other end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"Cannot load {name}: it is no file.")
+        raise ValueError(f"Cannot load {os.fspath(path)!r}: it is no file.")
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start, metadata = read_header(file, size, name)
-        check_version(metadata, name)
-        content = start + file.read()
-    damaged = f"Cannot load {name}: it is truncated or was altered after it had been saved"
+        return file.read()
+
+
+def checked_content(content: bytes) -> tuple[Node, Arrays]:
+    """Return configuration and arrays, or raise an error unless `save` wrote all as it is."""
+    metadata = read_metadata(content)
+    check_version(metadata)
+    damaged = "it is truncated or was altered after it had been saved"
     try:
         arrays: Arrays = safetensors.numpy.load(content)
     except Exception as error:
-        raise ValueError(f"{damaged} ({error}).") from error
-    found = checksum(arrays, metadata)
-    if found != metadata.get("sha256"):
-        raise ValueError(f"{damaged} (its SHA-256 checksum does not match).")
+        raise ValueError(f"{damaged} ({error})") from error
+    if checksum(arrays, metadata) != metadata.get("sha256"):
+        raise ValueError(f"{damaged} (its SHA-256 checksum does not match)")
     try:
         return json.loads(metadata["config"]), arrays
     except (LookupError, RecursionError, ValueError) as error:
-        raise ValueError(f"{damaged} (it has no configuration).") from error
+        raise ValueError(f"{damaged} (it has no configuration)") from error
 
 
-def read_header(file: BinaryIO, size: int, name: str) -> tuple[bytes, dict[str, str]]:
-    """Return the first bytes of a file and its metadata, or raise an error that names the file."""
-    first = file.read(8)
-    length = int.from_bytes(first, "little")
-    if len(first) < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-        raise ValueError(
-            f"Cannot load {name}: it is truncated, or no file in the safetensors format."
-        )
-    header = file.read(length)
+def read_metadata(content: bytes) -> dict[str, str]:
+    """Return what the header of a file tells, if `save` wrote it."""
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER_BYTES):
+        raise ValueError("it is truncated, or no file in the safetensors format")
     try:
-        parsed = json.loads(header.decode("utf-8"))
-        metadata = dict(parsed.get("__metadata__", {}))
+        header = json.loads(content[8 : 8 + length].decode("utf-8"))
+        metadata = dict(header.get("__metadata__", {}))
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Cannot load {name}: it was altered, or is no file in the safetensors format."
-        ) from error
+        raise ValueError("it was altered, or is no file in the safetensors format") from error
     is_text = all(isinstance(value, str) for value in metadata.values())
     if metadata.get("format") != FORMAT or not is_text:
-        raise ValueError(
-            f"Cannot load {name}: it was not saved by the method save of an estimator of "
-            "sk_itdiffusion."
-        )
-    return first + header, metadata
+        raise ValueError("it was not saved by the method save of an estimator of sk_itdiffusion")
+    return metadata
 
 
-def check_version(metadata: Mapping[str, str], name: str) -> None:
+def check_version(metadata: Mapping[str, str]) -> None:
     """Raise an error if a file is of a version that this library does not read."""
     text = metadata.get("format_version", "")
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
-        raise ValueError(f"Cannot load {name}: it was altered (it has no format version).")
+        raise ValueError("it was altered (it has no format version)")
+    if int(text) == FORMAT_VERSION:
+        return
+    advice = "Fit and save the estimator again"
     if int(text) > FORMAT_VERSION:
-        raise ValueError(
-            f"Cannot load {name}: its format version is {text}, of sk_itdiffusion "
-            f"{metadata.get('library_version', 'of a later version')}, and this is sk_itdiffusion "
-            f"{__version__}, which reads versions up to {FORMAT_VERSION}. Upgrade: "
-            "pip install --upgrade sk_itdiffusion."
-        )
-
-
-def name_of(path: Path) -> str:
-    """Return a path for messages."""
-    return repr(os.fspath(path))
-
-
-def reason_of(error: Exception) -> str:
-    """Return what an error says, as a part of a sentence."""
-    if isinstance(error, ValueError):
-        return str(error).rstrip(".")
-    return f"its content does not fit together ({type(error).__name__}: {error})"
+        advice = "Upgrade: pip install --upgrade sk_itdiffusion"
+    raise ValueError(
+        f"its format version is {text}, of sk_itdiffusion "
+        f"{metadata.get('library_version', 'of another version')}, and this is sk_itdiffusion "
+        f"{__version__}, which reads version {FORMAT_VERSION}. {advice}"
+    )

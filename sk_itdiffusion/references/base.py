@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Self
 
@@ -14,8 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.persistence.checks import (
+    check_in_range,
+    check_positive,
+    check_shapes,
+)
 
-__all__ = ["ContinuousReference", "PlainReference", "Reference"]
+__all__ = ["ContinuousReference", "PlainReference", "Reference", "check_buffers"]
+
+#: Buffers that are positive in all references.
+POSITIVE_BUFFERS = ("variances", "residual", "background_weight")
+#: Squares of larger numbers are none.
+MAX_NUMBER = 1e150
 
 
 class Reference(nn.Module, ABC):
@@ -486,3 +497,34 @@ def eigenbasis(covariances: Tensor, name: str) -> tuple[Tensor, Tensor]:
             "Add a small multiple of the identity, or shrink it."
         )
     return variances, basis
+
+
+def check_buffers(reference: Reference, shapes: Mapping[str, str], **sizes: int) -> dict[str, int]:
+    """Raise an error if buffers of a loaded reference have other shapes, or are no numbers.
+
+    Parameters
+    ----------
+    reference : Reference
+        The reference.
+    shapes : dict of str to str
+        For each buffer a letter for each axis; "d" is `Reference.n_features`.
+    **sizes : int
+        Other sizes that are known.
+
+    Returns
+    -------
+    dict of str to int
+        All sizes.
+    """
+    check_in_range(reference.n_features, 1, np.inf, "numbers of features")
+    found = check_shapes(reference, shapes, d=reference.n_features, **sizes)
+    tensors = {name: getattr(reference, name) for name in shapes}
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(f"a {type(reference).__name__} has tensors of several dtypes")
+    for name, tensor in tensors.items():
+        what = f"{name} of a {type(reference).__name__}"
+        check_in_range(tensor, -MAX_NUMBER, MAX_NUMBER, what)
+        if name in POSITIVE_BUFFERS:
+            check_positive(tensor, what)
+    return found

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
 from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeBlock, Layout, OneHotBlock
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same, check_shapes
 from sk_itdiffusion.references.base import PlainReference, Reference
 from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
@@ -139,6 +141,22 @@ class DiscreteReference(Reference):
         """Return the range of the continuous columns, if any; see `Reference.logsnr_range`."""
         return None if self.continuous is None else self.continuous.logsnr_range(resolution)
 
+    def _check_layout(self, tables: str, n_more: int = 0) -> None:
+        """Raise an error if the sizes are not those of the layout.
+
+        For each block there is a buffer whose name begins with ``tables``, and whose shape begins
+        with that of the levels of the block.
+        """
+        layout = self.layout
+        n_continuous = 0 if self.continuous is None else self.continuous.n_features
+        found = [self.n_features, n_continuous]
+        check_same(found, [layout.n_points, layout.n_continuous], "the layout is another one")
+        for number, block in enumerate(layout.blocks):
+            table = getattr(self, f"{tables}_{number}")
+            check_same(table.shape[:2], block.allowed.shape, "the levels are others")
+            if table.ndim != 2 + n_more or not table.is_floating_point():
+                raise ValueError("probabilities of levels have another shape or dtype")
+
 
 def noise_of_posteriors(
     z: Tensor, logsnr: Tensor, continuous: Tensor, posteriors: Sequence[LevelPosterior]
@@ -150,6 +168,7 @@ def noise_of_posteriors(
     return torch.cat(parts, dim=1)
 
 
+@stored()
 class IndependentReference(DiscreteReference, PlainReference):
     """Independent discrete columns, times a continuous reference for the continuous ones.
 
@@ -380,7 +399,16 @@ class IndependentReference(DiscreteReference, PlainReference):
         """
         return f"n_variables={len(self.layout.variables)}"
 
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        self._check_layout("log_prior")
+        for number, block in enumerate(self.layout.blocks):
+            log_prior = getattr(self, f"log_prior_{number}")
+            check_in_range(log_prior, -np.inf, 1e-6, "log-probabilities of levels")
+            check_finite(log_prior[block.allowed], "log-probabilities of levels")
 
+
+@stored()
 class LatentClassReference(DiscreteReference):
     """Mixture of products: discrete columns are independent within each class.
 
@@ -586,6 +614,18 @@ class LatentClassReference(DiscreteReference):
             The sizes.
         """
         return f"n_classes={self.n_classes}, n_variables={len(self.layout.variables)}"
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        self._check_layout("table", n_more=1)
+        for number in range(len(self.layout.blocks)):
+            name = f"table_{number}"
+            check_shapes(self, {"log_weights": "k", name: "mlk"})
+            check_in_range(getattr(self, name), 0.0, 1.0 + 1e-6, "probabilities of levels")
+        check_finite(self.log_weights, "log-weights of classes")
+        if self.continuous is not None:
+            n_classes = len(self.continuous.log_weights)
+            check_same(n_classes, self.n_classes, "there are other classes")
 
 
 def without_denormals(values: Tensor) -> Tensor:

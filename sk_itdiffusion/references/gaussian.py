@@ -19,10 +19,12 @@ from torch import Tensor
 
 from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
+from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.references.base import (
     ContinuousReference,
     PlainReference,
     as_float_tensor,
+    check_buffers,
     eigenbasis,
 )
 
@@ -34,6 +36,7 @@ VARIANCE_FLOOR = 1e-6
 LEAST_INFORMATION = 0.001
 
 
+@stored()
 class GaussianReference(ContinuousReference, PlainReference):
     """Multivariate normal distribution with a full covariance.
 
@@ -194,6 +197,10 @@ class GaussianReference(ContinuousReference, PlainReference):
             The sizes.
         """
         return f"n_features={self.n_features}"
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        check_buffers(self, {"mean": "d", "variances": "d", "basis": "dd"})
 
 
 def add_white_noise(rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, float]:

@@ -25,7 +25,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_same
+from sk_itdiffusion.references.base import (
+    ContinuousReference,
+    as_float_tensor,
+    check_buffers,
+    eigenbasis,
+)
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import (
     LEAST_RELATIVE_VARIANCE,
@@ -45,6 +52,7 @@ _LEAST_GAIN_OF_A_STEP = 0.005
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
+@stored()
 class KernelDensityReference(ContinuousReference):
     """Normal kernels of one covariance around points, mixed with a Gaussian mixture.
 
@@ -310,6 +318,14 @@ class KernelDensityReference(ContinuousReference):
             f"n_points={self.n_points}, n_features={self.n_features}, "
             f"background_weight={float(self.background_weight):.3g}"
         )
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        shapes = {"points": "nd", "log_weights": "n", "variances": "d", "basis": "dd"}
+        check_buffers(self, shapes | {"background_weight": ""})
+        check_same(self.background.n_features, self.n_features, "the features differ")
+        if not self.background_weight < 1.0:
+            raise ValueError("the weight of the background is 1 or more")
 
 
 def fit_kernel_density(

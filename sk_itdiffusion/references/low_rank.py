@@ -16,7 +16,13 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references.base import ContinuousReference, PlainReference, as_float_tensor
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.references.base import (
+    ContinuousReference,
+    PlainReference,
+    as_float_tensor,
+    check_buffers,
+)
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
@@ -27,6 +33,7 @@ from sk_itdiffusion.references.gaussian import (
 __all__ = ["LowRankGaussianReference"]
 
 
+@stored()
 class LowRankGaussianReference(ContinuousReference, PlainReference):
     """Normal distribution with k principal directions and one variance in all others.
 
@@ -210,3 +217,8 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         """Return the least and greatest variance; see `ContinuousReference.variance_range`."""
         residual = float(self.residual)
         return residual, max(residual, float(self.variances.max()))
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        shapes = {"mean": "d", "basis": "dr", "variances": "r", "residual": ""}
+        check_buffers(self, shapes)

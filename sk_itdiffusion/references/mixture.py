@@ -29,7 +29,13 @@ from torch import Tensor
 from sk_itdiffusion._runtime.parallel import single_blas_thread
 from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references.base import ContinuousReference, as_float_tensor, eigenbasis
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.references.base import (
+    ContinuousReference,
+    as_float_tensor,
+    check_buffers,
+    eigenbasis,
+)
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
@@ -59,6 +65,7 @@ POINTS_BETWEEN_MODES = 9
 ROWS_IN_A_PASS = 4096
 
 
+@stored()
 class GaussianMixtureReference(ContinuousReference):
     """Mixture of normal distributions with full covariances.
 
@@ -423,6 +430,12 @@ class GaussianMixtureReference(ContinuousReference):
         """
         sizes = f"n_components={self.n_components}, n_features={self.n_features}"
         return f"{sizes}, n_wide={self.n_wide}" if self.n_wide else sizes
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        shapes = {"log_weights": "k", "means": "kd", "variances": "kd", "basis": "kdd"}
+        check_buffers(self, shapes)
+        checked_number_of_wide(self.n_wide, self.n_components)
 
 
 def checked_number_of_wide(n_wide: int, n_components: int) -> int:
