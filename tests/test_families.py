@@ -11,14 +11,25 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import sk_itdiffusion
-from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEDiscreteDensity,
+    IMMSEEnsemble,
+    IMMSEMixedDensity,
+    IMMSEOutlierDetector,
+)
 from sk_itdiffusion._fit.schema import Schema
 from sk_itdiffusion._fit.selection import families_of, fit_families
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.display import MSECurveDisplay
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
-from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, Demand, FamilyContext
+from sk_itdiffusion.references.families import (
+    BUILT_IN_FAMILIES,
+    Demand,
+    FamilyContext,
+    LatentClassFamily,
+)
 
 LAW = stats.multivariate_t([5.0, -3.0], [[2.0, 0.8], [0.8, 1.0]], df=2.5)
 QUICK = {"hidden_size": 8, "max_epochs": 1, "steps_per_epoch": 5, "batch_size": 64}
@@ -66,6 +77,20 @@ class DearFamily(StudentTFamily):
 
 class NarrowFamily(NoisyFamily):
     name = "narrow"
+    shares_grid = False
+
+
+class ClassesAgain(LatentClassFamily):
+    """The classes of the library with another seed, so that one of the two is the likelier."""
+
+    name = "again"
+
+
+class DearClasses(ClassesAgain):
+    least_gain = 0.5
+
+
+class NarrowClasses(ClassesAgain):
     shares_grid = False
 
 
@@ -197,6 +222,36 @@ def test_family_that_gains_less_than_it_costs_is_left_out():
     assert "dear" not in density(DearFamily()).fit(rows()).references_
     listed = IMMSEDensity(experts=["gaussian", DearFamily()], max_epochs=0, random_state=0)
     assert "dear" in listed.set_params(marginals="standard").fit(rows()).references_
+
+
+def levels(n=450, seed=0):
+    """Return rows of four columns that mostly are the same of three levels."""
+    rng = np.random.default_rng(seed)
+    common, other = rng.integers(0, 3, n)[:, None], rng.integers(0, 3, (n, 4))
+    return np.where(rng.random((n, 4)) < 0.8, common, other)
+
+
+def discrete(*experts, **parameters):
+    settings = {"max_epochs": 0, "random_state": 0, "n_strata": 4} | parameters
+    return IMMSEDiscreteDensity(experts=["auto", *experts], **settings)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_family_that_gains_too_little_may_have_been_the_control_variate(seed):
+    """It leaves the density that there is without it: on some of the seeds it is the likeliest."""
+    X = levels(seed=seed)
+    without = discrete().fit(X)
+    dear = discrete(DearClasses()).fit(X)
+    assert "again" in discrete(ClassesAgain()).fit(X).expert_weights_
+    assert list(dear.references_) == list(without.references_)
+    assert np.array_equal(dear.score_samples(X), without.score_samples(X))
+
+
+def test_family_beyond_the_grid_of_networks_may_have_no_range_of_its_own():
+    """Levels alone say how far the log-SNR goes."""
+    model = discrete(NarrowClasses()).fit(levels())._model
+    assert "again" in model.references
+    assert np.array_equal(model.grid, model.logsnr)
 
 
 def test_grid_of_networks_need_not_reach_as_far_as_a_reference():

@@ -78,9 +78,10 @@ def stacked_model(
     names = chosen_experts(settings, list(experts.experts()), control)
     profile = experts.profile(valid.X, valid.weight, keys, logsnr, valid.source)
     for dear in dear_families(settings, experts.references):
-        if gains_by(dear, profile, names, fallback(experts, control, names), settings):
+        others = tuple(name for name in names if name != dear.name)
+        if gains_by(dear, profile, names, fallback(experts, control, others), settings):
             continue
-        names = tuple(name for name in names if name != dear.name)
+        names = others
         kept = {name: r for name, r in experts.references.items() if name != dear.name}
         experts = replace(experts, references=kept)
         profile = restrict_profile(profile, [name for name in profile.names if name != dear.name])
