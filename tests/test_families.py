@@ -182,11 +182,54 @@ def test_names_of_experts_are_checked():
     for experts, message in [
         (["auto", "nothing"], "list of names from"),
         ([], "list of names from"),
-        ([type("Double", (StudentTFamily,), {"name": "gaussian"})()], "name 'gaussian'"),
         (["auto", StudentTFamily(), StudentTFamily()], "name 'student_t'"),
+        (["auto", 3.0], "list of names from"),
+        (StudentTFamily(), r"must be a list: experts=\['auto', StudentTFamily\(...\)\]"),
+        (StudentTFamily, r"class StudentTFamily, .*experts=\['auto', StudentTFamily\(\)\]"),
+        (["auto", StudentTFamily], r"class StudentTFamily, .*experts=\['auto', StudentTFamily"),
     ]:
         with pytest.raises(ValueError, match=message):
             IMMSEDensity(experts=experts, max_epochs=0).fit(rows(100))
+
+
+def named(name, base=StudentTFamily, **attributes):
+    return type("Named", (base,), {"name": name, **attributes})()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gaussian", "independent", "latent_class", "network", "network_2", "networks", "model"]
+    + ["dense_network", "reference", "auto", "two__parts"],
+)
+def test_names_that_stand_for_something_else_are_reserved(name):
+    with pytest.raises(ValueError, match=f"name '{name}', which is reserved: Named needs another"):
+        density(named(name)).fit(rows(100))
+    with pytest.raises(ValueError, match=f"name '{name}', which is reserved"):
+        discrete(named(name, LatentClassFamily)).fit(levels(100))
+
+
+def test_families_need_a_name_that_is_kept():
+    class Nameless(ReferenceFamily):
+        fit = StudentTFamily.fit
+
+    for family in (Nameless(), named(None), named(3), named("")):
+        with pytest.raises(ValueError, match="Name.* needs a name: set its class attribute"):
+            density(family).fit(rows(100))
+    family = StudentTFamily()
+    family.name = "other"
+    with pytest.raises(ValueError, match="name 'other', but its clone 'student_t'"):
+        density(family).fit(rows(100))
+
+
+def test_families_that_are_needed_have_to_be_there_in_some_order():
+    for families, message in [
+        ([named("a", needs=("nothing",))], r"Named.needs names \['nothing'\].*'a'"),
+        ([named("a", needs="gaussian")], "tuple of names of families, got 'gaussian'"),
+        ([named("a", needs=("a",))], "in a circle: a needs a"),
+        ([named("a", needs=("b",)), named("b", needs=("a",))], "(a needs b|b needs a) needs"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            density(*families).fit(rows(100))
 
 
 def test_families_have_seeds_of_their_own():
