@@ -120,6 +120,16 @@ def test_classes_and_modules_are_no_families(X):
             assert has_hint == (cls is IMMSEDensity and network is not SmallFamily)
 
 
+def test_what_a_family_stores_does_not_change_the_parameter(X):
+    class Storing(SmallFamily):
+        def build(self, plan):
+            self.plan_ = plan
+            return super().build(plan)
+
+    estimator = IMMSEDensity(network=Storing(), **PLAIN, n_networks=1).fit(X)
+    assert vars(estimator.network) == vars(Storing())
+
+
 def test_automatic_parameters_follow_from_the_family():
     images = {"image_shape": (8, 8)}
     assert usual(IMMSEDensity()) == (128, 2, 512, 0.03)
