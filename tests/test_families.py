@@ -353,8 +353,8 @@ def test_built_in_family_that_is_asked_for_in_vain_gives_its_reason():
     with pytest.warns(UserWarning, match="'gaussian_mixture', it is, .*than one normal distrib"):
         IMMSEDensity(experts=names, max_epochs=0, random_state=0).fit(X)
     text = [[str(int(row[0])), row[1]] for row in rows(100)]
+    experts = ["independent", "gaussian"]
     with pytest.warns(UserWarning, match="'gaussian', it is made for tables without discrete"):
-        experts = ["independent", "gaussian"]
         IMMSEMixedDensity(experts=experts, max_epochs=0, random_state=0).fit(text)
 
 
