@@ -8,17 +8,30 @@ import torch
 from outside import StudentTFamily, StudentTReference
 from scipy import stats
 from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 
 import sk_itdiffusion
-from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEDiscreteDensity,
+    IMMSEEnsemble,
+    IMMSEMixedDensity,
+    IMMSEOutlierDetector,
+)
 from sk_itdiffusion._fit.schema import Schema
 from sk_itdiffusion._fit.selection import families_of, fit_families
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.display import MSECurveDisplay
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
-from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, Demand, FamilyContext
+from sk_itdiffusion.references.families import (
+    BUILT_IN_FAMILIES,
+    Demand,
+    FamilyContext,
+    JudgedReference,
+    LatentClassFamily,
+)
 
 LAW = stats.multivariate_t([5.0, -3.0], [[2.0, 0.8], [0.8, 1.0]], df=2.5)
 QUICK = {"hidden_size": 8, "max_epochs": 1, "steps_per_epoch": 5, "batch_size": 64}
@@ -66,6 +79,20 @@ class DearFamily(StudentTFamily):
 
 class NarrowFamily(NoisyFamily):
     name = "narrow"
+    shares_grid = False
+
+
+class ClassesAgain(LatentClassFamily):
+    """The classes of the library with another seed, so that one of the two is the likelier."""
+
+    name = "again"
+
+
+class DearClasses(ClassesAgain):
+    least_gain = 0.5
+
+
+class NarrowClasses(ClassesAgain):
     shares_grid = False
 
 
@@ -157,11 +184,54 @@ def test_names_of_experts_are_checked():
     for experts, message in [
         (["auto", "nothing"], "list of names from"),
         ([], "list of names from"),
-        ([type("Double", (StudentTFamily,), {"name": "gaussian"})()], "name 'gaussian'"),
         (["auto", StudentTFamily(), StudentTFamily()], "name 'student_t'"),
+        (["auto", 3.0], "list of names from"),
+        (StudentTFamily(), r"must be a list: experts=\['auto', StudentTFamily\(...\)\]"),
+        (StudentTFamily, r"class StudentTFamily, .*experts=\['auto', StudentTFamily\(\)\]"),
+        (["auto", StudentTFamily], r"class StudentTFamily, .*experts=\['auto', StudentTFamily"),
     ]:
         with pytest.raises(ValueError, match=message):
             IMMSEDensity(experts=experts, max_epochs=0).fit(rows(100))
+
+
+def named(name, base=StudentTFamily, **attributes):
+    return type("Named", (base,), {"name": name, **attributes})()
+
+
+RESERVED = ["gaussian", "independent", "latent_class", "network", "network_2", "networks"]
+RESERVED += ["dense_network", "model", "reference", "auto", "two__parts"]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_names_that_stand_for_something_else_are_reserved(name):
+    with pytest.raises(ValueError, match=f"name '{name}', which is reserved: Named needs another"):
+        density(named(name)).fit(rows(100))
+    with pytest.raises(ValueError, match=f"name '{name}', which is reserved"):
+        discrete(named(name, LatentClassFamily)).fit(levels(100))
+
+
+def test_families_need_a_name_that_is_kept():
+    class Nameless(ReferenceFamily):
+        fit = StudentTFamily.fit
+
+    for family in (Nameless(), named(None), named(3), named("")):
+        with pytest.raises(ValueError, match=r"Name.* needs a name: set its class attribute"):
+            density(family).fit(rows(100))
+    family = StudentTFamily()
+    family.name = "other"
+    with pytest.raises(ValueError, match="name 'other', but its clone 'student_t'"):
+        density(family).fit(rows(100))
+
+
+def test_families_that_are_needed_have_to_be_there_in_some_order():
+    for families, message in [
+        ([named("a", needs=("nothing",))], r"Named.needs names \['nothing'\].*'a'"),
+        ([named("a", needs="gaussian")], "tuple of names of families, got 'gaussian'"),
+        ([named("a", needs=("a",))], "in a circle: a needs a"),
+        ([named("a", needs=("b",)), named("b", needs=("a",))], "(a needs b|b needs a) needs"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            density(*families).fit(rows(100))
 
 
 def test_families_have_seeds_of_their_own():
@@ -182,6 +252,181 @@ def test_families_have_seeds_of_their_own():
     assert not np.array_equal(others["noisy"].covariance, forwards["noisy"].covariance)
 
 
+def names_taking_part(*families, judged=True, **demand):
+    """Return the names of the families that take part, in the order in which they are fitted."""
+    schema = schema_of(density(max_epochs=0).fit(rows(100))._model)
+    chosen = families_of([*BUILT_IN_FAMILIES, *families], schema, Demand(**demand), judged)
+    return [family.name for family in chosen]
+
+
+class ByDefaultFamily(NoisyFamily):
+    """One that takes part where any control variate will do, and needs no validation rows."""
+
+    name = "by_default"
+    is_judged = False
+
+    def by_default(self, demand):
+        return demand.is_open
+
+
+def test_what_needs_no_judgement_need_not_take_part():
+    assert names_taking_part(ByDefaultFamily(), judged=False) == ["gaussian", "by_default"]
+    assert names_taking_part(ByDefaultFamily(), reference="gaussian") == ["gaussian"]
+    chosen = names_taking_part(ByDefaultFamily(), reference="gaussian", names=("by_default",))
+    assert chosen == ["gaussian", "by_default"]
+
+
+def test_families_that_are_needed_are_fitted_before():
+    """Transitively, also for those that nobody asked for; those that are not possible are not."""
+    first, last = named("first", needs=("middle",)), named("last", needs=("gaussian_mixture",))
+    middle = named("middle", ByDefaultFamily, needs=("last", "latent_class"))
+    chosen = names_taking_part(first, middle, last, reference="gaussian")
+    assert chosen == ["gaussian", "gaussian_mixture", "last", "middle", "first"]
+    chosen = names_taking_part(first, middle, last, judged=False, names=("first",))
+    assert chosen == ["gaussian", "middle"]
+    order = []
+
+    class Recorded(NoisyFamily):
+        def fit(self, split, context):
+            order.append((self.name, tuple(sorted(context.references))))
+            return super().fit(split, context)
+
+    parts = [named("one", Recorded, needs=("two",)), named("two", Recorded)]
+    density(*parts, reference="gaussian").fit(rows(100))
+    assert order == [("two", ("gaussian",)), ("one", ("gaussian", "two"))]
+
+
+def test_references_of_others_cannot_be_changed():
+    class Meddling(NoisyFamily):
+        name = "meddling"
+
+        def fit(self, split, context):
+            context.references["gaussian"] = None
+
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        density(Meddling()).fit(rows(100))
+
+
+def test_what_a_family_stores_does_not_change_the_parameter():
+    class Storing(NoisyFamily):
+        name = "storing"
+
+        def fit(self, split, context):
+            self.log_width = self.seen_ = self.log_width + 1.0
+            return super().fit(split, context)
+
+    estimator = density(Storing())
+    first = estimator.fit(rows(100)).references_["storing"].covariance
+    assert vars(estimator.experts[1]) == {"log_width": 1.0}
+    assert np.array_equal(estimator.fit(rows(100)).references_["storing"].covariance, first)
+
+
+@pytest.mark.filterwarnings("ignore:There are fewer than 40")
+def test_family_that_takes_no_part_is_told_of_with_the_reason():
+    class Nothing(StudentTFamily):
+        name = "nothing"
+
+        def fit(self, split, context):
+            return None
+
+    text = [[str(int(row[0])), row[1]] for row in rows(100)]
+    mixed = IMMSEMixedDensity(experts=["auto", StudentTFamily()], max_epochs=0, random_state=0)
+    alone = IMMSEDensity(experts=[Nothing()], max_epochs=0, random_state=0)
+    silent = density(named("silent", ByDefaultFamily), reference="gaussian")
+    for estimator, X, reason in [
+        (mixed, text, "'student_t' .*it is made for tables whose columns .* are continuous"),
+        (density(StudentTFamily()), rows(30), "'student_t' .*there are fewer than 40 rows"),
+        (density(Nothing()), rows(100), "'nothing' .*not worth having: its fit returned None"),
+        (alone, rows(100), "'nothing' .*not worth having: its fit returned None"),
+        (density(HoldingFamily()), rows(100), "'holding' .*only a fit with networks"),
+        (silent, rows(100), "'silent' .*by default in such a fit"),
+    ]:
+        with pytest.warns(UserWarning, match=f"The family {reason}") as caught:
+            estimator.fit(X)
+        assert sum("The family" in str(each.message) for each in caught) == 1
+        assert not any("experts names" in str(each.message) for each in caught)
+
+
+def test_built_in_family_that_is_asked_for_in_vain_gives_its_reason():
+    X = np.random.default_rng(0).normal(size=(60, 20))  # for two components too few
+    names = ["gaussian", "gaussian_mixture"]
+    with pytest.warns(UserWarning, match="'gaussian_mixture', it is, .*than one normal distrib"):
+        IMMSEDensity(experts=names, max_epochs=0, random_state=0).fit(X)
+    text = [[str(int(row[0])), row[1]] for row in rows(100)]
+    experts = ["independent", "gaussian"]
+    with pytest.warns(UserWarning, match="'gaussian', it is made for tables without discrete"):
+        IMMSEMixedDensity(experts=experts, max_epochs=0, random_state=0).fit(text)
+
+
+class ReturningFamily(ReferenceFamily):
+    """One that returns what it has been given."""
+
+    name = "returning"
+
+    def __init__(self, value):
+        self.value = value
+
+    def fit(self, split, context):
+        return self if isinstance(self.value, str) else self.value
+
+    def __sklearn_clone__(self):
+        return self
+
+
+def normal(d=2, **methods):
+    """Return a normal distribution of which some methods return something else."""
+    cls = type("Wrong", (GaussianReference,), methods)
+    return cls(np.zeros(d), np.eye(d))
+
+
+def changed(method, change):
+    return {method: lambda self, *args: change(getattr(GaussianReference, method)(self, *args))}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "an object of type int"),
+        (np.zeros(2), "an object of type ndarray"),
+        (GaussianReference, "the class GaussianReference"),
+        (GaussianMixture(2), "an object of type GaussianMixture"),
+        ("itself", "an object of type ReturningFamily"),
+        (normal(3), "n_features is 3, but the rows of this table are points of 2"),
+        (normal(**changed("log_prob", torch.mean)), r"log_prob must .* of shape \(\)"),
+        (normal(**changed("log_prob", lambda x: x[:, None])), r"log_prob must .*shape \(8, 1\)"),
+        (normal(**changed("log_prob", torch.Tensor.float)), "log_prob must .*got torch.float32"),
+        (normal(**changed("log_prob", torch.Tensor.numpy)), "log_prob must .*of type ndarray"),
+        (normal(**changed("log_prob", lambda x: x * torch.nan)), "log_prob must be finite .*NaN"),
+        (normal(**changed("log_prob", lambda x: x - torch.inf)), "log_prob must be .*infinite"),
+        (normal(**changed("denoise", lambda x: x[:, 0])), r"denoise must .*of shape \(8,\)"),
+        (normal(**changed("denoise", lambda x: x * torch.nan)), "denoise must be finite .*NaN"),
+        (normal(variance_range=lambda self: (0.0, 1.0)), "variance_range must return a positive"),
+        (normal(variance_range=lambda self: (1.0, np.inf)), "variance_range must return a"),
+        (normal(logsnr_range=lambda self, _: (np.nan, 1.0)), "logsnr_range must return two fin"),
+    ],
+)
+def test_what_a_family_returns_has_to_be_a_reference_of_the_table(value, message):
+    with pytest.raises((TypeError, ValueError), match=f"ReturningFamily.fit .*{message}"):
+        density(ReturningFamily(value)).fit(rows(100))
+
+
+def test_how_far_a_choice_flatters_is_a_number_for_each_validation_row():
+    class Flattered(NoisyFamily):
+        name = "flattered"
+
+        def fit_judged(self, split, context):
+            return JudgedReference(self.fit(split, context), np.zeros(3))
+
+    class Bare(NoisyFamily):
+        name = "bare"
+        fit_judged = NoisyFamily.fit
+
+    with pytest.raises(ValueError, match=r"Flattered.fit_judged .*optimism of shape \(10,\)"):
+        density(Flattered()).fit(rows(100))
+    with pytest.raises(TypeError, match=r"Bare.fit_judged must return a JudgedReference"):
+        density(Bare()).fit(rows(100))
+
+
 def test_family_that_holds_rows_is_fitted_anew_and_does_not_rank_them():
     estimator = density(HoldingFamily(), **QUICK, warm_start=True).fit(rows(300))
     assert "holding" in estimator.references_
@@ -190,13 +435,45 @@ def test_family_that_holds_rows_is_fitted_anew_and_does_not_rank_them():
     assert estimator.references_["gaussian"] is kept
     assert estimator.references_["holding"] is not held
     detector = IMMSEOutlierDetector(density(HoldingFamily(), **QUICK), random_state=0)
-    assert "holding" not in detector.fit(rows(150)).estimator_.references_
+    with pytest.warns(UserWarning, match="'holding' .* will be ranked among themselves"):
+        detector.fit(rows(150))
+    assert "holding" not in detector.estimator_.references_
 
 
 def test_family_that_gains_less_than_it_costs_is_left_out():
     assert "dear" not in density(DearFamily()).fit(rows()).references_
     listed = IMMSEDensity(experts=["gaussian", DearFamily()], max_epochs=0, random_state=0)
     assert "dear" in listed.set_params(marginals="standard").fit(rows()).references_
+
+
+def levels(n=450, seed=0):
+    """Return rows of four columns that mostly are the same of three levels."""
+    rng = np.random.default_rng(seed)
+    common, other = rng.integers(0, 3, n)[:, None], rng.integers(0, 3, (n, 4))
+    return np.where(rng.random((n, 4)) < 0.8, common, other)
+
+
+def discrete(*experts, **parameters):
+    settings = {"max_epochs": 0, "random_state": 0, "n_strata": 4} | parameters
+    return IMMSEDiscreteDensity(experts=["auto", *experts], **settings)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_family_that_gains_too_little_may_have_been_the_control_variate(seed):
+    """It leaves the density that there is without it: on some of the seeds it is the likeliest."""
+    X = levels(seed=seed)
+    without = discrete().fit(X)
+    dear = discrete(DearClasses()).fit(X)
+    assert "again" in discrete(ClassesAgain()).fit(X).expert_weights_
+    assert list(dear.references_) == list(without.references_)
+    assert np.array_equal(dear.score_samples(X), without.score_samples(X))
+
+
+def test_family_beyond_the_grid_of_networks_may_have_no_range_of_its_own():
+    """Levels alone say how far the log-SNR goes."""
+    model = discrete(NarrowClasses()).fit(levels())._model
+    assert "again" in model.references
+    assert np.array_equal(model.grid, model.logsnr)
 
 
 def test_grid_of_networks_need_not_reach_as_far_as_a_reference():

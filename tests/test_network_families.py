@@ -107,6 +107,29 @@ def usual(estimator, kinds=None):
     return model.hidden_size, model.n_blocks, training.batch_size, training.learning_rate
 
 
+def test_classes_and_modules_are_no_families(X):
+    for cls in (IMMSEDensity, IMMSEMixedDensity, IMMSEDiscreteDensity):
+        for network, message in [
+            (SmallFamily, r"class SmallFamily, .*network=SmallFamily\(\)"),
+            (torch.nn.Identity(), "got Identity, a torch.nn.Module. Derive from NetworkFamily"),
+            (torch.nn.Identity, "got Identity, a torch.nn.Module. Derive from NetworkFamily"),
+        ]:
+            with pytest.raises(ValueError, match=message) as caught:
+                cls(network=network).fit(X)
+            has_hint = "parameter denoiser" in str(caught.value)
+            assert has_hint == (cls is IMMSEDensity and network is not SmallFamily)
+
+
+def test_what_a_family_stores_does_not_change_the_parameter(X):
+    class Storing(SmallFamily):
+        def build(self, plan):
+            self.plan_ = plan
+            return super().build(plan)
+
+    estimator = IMMSEDensity(network=Storing(), **PLAIN, n_networks=1).fit(X)
+    assert vars(estimator.network) == vars(Storing())
+
+
 def test_automatic_parameters_follow_from_the_family():
     images = {"image_shape": (8, 8)}
     assert usual(IMMSEDensity()) == (128, 2, 512, 0.03)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import _check_sample_weight, check_array
 
 from sk_itdiffusion._fit.experts import NETWORKS
@@ -18,6 +20,7 @@ from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._runtime.devices import resolve_device
 from sk_itdiffusion._table.encoding import without_tensors
 from sk_itdiffusion._table.streams import Stream, without_ones
+from sk_itdiffusion.denoisers import NetworkFamily
 from sk_itdiffusion.distributed import Processes
 from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.references.families import (
@@ -30,6 +33,7 @@ __all__ = [
     "alike",
     "automatic",
     "check_number_of_rows",
+    "check_objects",
     "checked_image_shape",
     "checked_weight",
     "flattened_images",
@@ -40,6 +44,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+#: Names, beside those of families and networks, that stand for something else.
+OTHER_RESERVED_NAMES = ("auto", "model", "reference")
 #: Orders of magnitude between weights, of which the square is a number.
 MOST_EXTREME_WEIGHTS = 100
 
@@ -66,12 +72,17 @@ def resolve_experts(
     Raises
     ------
     ValueError
-        If a name is unknown, or two experts have one name.
+        If a name is unknown or reserved, two experts have one name, or a family needs what there
+        is not.
     """
     items = ["auto"] if isinstance(experts, str) else list(experts)
-    given = [item for item in items if isinstance(item, ReferenceFamily)]
+    given = [own_family(item) for item in items if isinstance(item, ReferenceFamily)]
     texts = [item for item in items if not isinstance(item, ReferenceFamily)]
-    unknown = [item for item in texts if item not in ("auto", *possible)]
+    for item in texts:
+        check_is_no_class(item, "experts", ReferenceFamily, "experts=['auto', {name}()]")
+    unknown = [
+        item for item in texts if not isinstance(item, str) or item not in ("auto", *possible)
+    ]
     if unknown or not items:
         raise ValueError(
             f"experts must be 'auto' or a list of names from {list(possible)}, or of families of "
@@ -79,21 +90,117 @@ def resolve_experts(
         )
     names = [family.name for family in given]
     for name in names:
-        if name in (*NETWORKS, "reference") or name in possible or names.count(name) > 1:
+        if names.count(name) > 1:
             raise ValueError(
-                f"experts has a family with the name {name!r}, which another expert has. Set its "
-                "attribute name to another one."
+                f"experts has several families with the name {name!r}. Set their attribute name "
+                "to different ones."
             )
     known = [family for family in BUILT_IN_FAMILIES if family.name in possible]
     if isinstance(reference, ContinuousReference):
         known.insert(1, GivenReferenceFamily(reference))
+    families = (*known, *given)
+    check_needs(families)
     named = tuple(text for text in texts if text != "auto")
     is_automatic = "auto" in texts
     return {
         "experts": "auto" if is_automatic else [*named, *names],
-        "families": (*known, *given),
+        "families": families,
+        "passed": tuple(names),
         "asked": named if is_automatic else (*named, *names),
     }
+
+
+def own_family(family: ReferenceFamily) -> ReferenceFamily:
+    """Return a copy of a family of the user's, or raise an error if its name cannot be used.
+
+    The copy is for one fit, so that what the family stores then does not change the parameter.
+    """
+    copied: ReferenceFamily = clone(family)
+    kind, name = type(family).__name__, getattr(copied, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"The family {kind} needs a name: set its class attribute name to a text, got {name!r}."
+        )
+    if name != family.name:
+        raise ValueError(
+            f"The family {kind} has the name {family.name!r}, but its clone {name!r}: set name as "
+            "a class attribute, or take it as a parameter."
+        )
+    built_in = [each.name for each in BUILT_IN_FAMILIES]
+    reserved = sorted({*built_in, *NETWORKS, *OTHER_RESERVED_NAMES})
+    if name in reserved or name.startswith(NETWORKS[0]) or "__" in name:
+        raise ValueError(
+            f"experts has a family with the name {name!r}, which is reserved: {kind} needs another "
+            f"one than those of the library, {reserved}, that does not begin with {NETWORKS[0]!r} "
+            "and has no double underscore. Set its class attribute name."
+        )
+    return copied
+
+
+def check_needs(families: Sequence[ReferenceFamily]) -> None:
+    """Raise an error if families need what there is not, or each other in a circle."""
+    known = {family.name for family in (*BUILT_IN_FAMILIES, *families)}
+    for family in families:
+        kind, needs = type(family).__name__, family.needs
+        is_sequence = isinstance(needs, tuple | list)
+        if not is_sequence or not all(isinstance(name, str) for name in needs):
+            raise ValueError(f"{kind}.needs must be a tuple of names of families, got {needs!r}.")
+        unknown = [name for name in needs if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{kind}.needs names {unknown}, but the families that there are, those of experts "
+                f"included, are {sorted(known)}."
+            )
+    try:
+        TopologicalSorter({family.name: family.needs for family in families}).prepare()
+    except CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise ValueError(f"Families of experts need each other in a circle: {circle}.") from None
+
+
+def check_is_no_class(value: object, parameter: str, kind: type, example: str) -> None:
+    """Raise an error if a class is given where an object of it is meant."""
+    if inspect.isclass(value) and issubclass(value, kind):
+        raise ValueError(
+            f"{parameter} has the class {value.__name__}, but it takes an object: "
+            f"{example.format(name=value.__name__)}."
+        )
+
+
+def check_objects(parameters: Mapping[str, Any]) -> None:
+    """Raise an error where families are given in a form that is nearly right.
+
+    Parameters
+    ----------
+    parameters : mapping of str to Any
+        Parameters of an estimator.
+
+    Raises
+    ------
+    ValueError
+        If a class or a module stands for an object, or a family for a list.
+    """
+    experts, network = parameters["experts"], parameters["network"]
+    check_is_no_class(experts, "experts", ReferenceFamily, "experts=['auto', {name}()]")
+    check_is_no_class(network, "network", NetworkFamily, "network={name}()")
+    if isinstance(experts, ReferenceFamily):
+        raise ValueError(
+            f"experts must be a list: experts=['auto', {type(experts).__name__}(...)] adds the "
+            "family to the experts that there are."
+        )
+    is_module = isinstance(network, torch.nn.Module)
+    if is_module or (inspect.isclass(network) and issubclass(network, torch.nn.Module)):
+        name = network.__name__ if inspect.isclass(network) else type(network).__name__
+        hint = (
+            ", or pass a trained denoiser as the parameter denoiser"
+            if "denoiser" in parameters
+            else ""
+        )
+        raise ValueError(
+            f"network must be a name or a sk_itdiffusion.denoisers.NetworkFamily, got {name}, a "
+            "torch.nn.Module. Derive from NetworkFamily and return untrained modules of this kind "
+            f"from build{hint}."
+        )
 
 
 def alike(first: Any, second: Any) -> bool:

@@ -21,6 +21,7 @@ from sk_itdiffusion._estimators.parameters import (
     automatic,
     check_groups_are_held,
     check_number_of_rows,
+    check_objects,
     checked_weight,
     resolve_device,
     resolve_experts,
@@ -141,6 +142,11 @@ class TableEstimator(DensityEstimator):
     def _specific_settings(self) -> dict[str, Any]:
         """Return settings that only some estimators have."""
         return {}
+
+    def _validate_params(self) -> None:
+        """Check the parameters, and say what is meant where objects are nearly right."""
+        check_objects(self.get_params(deep=False))
+        super()._validate_params()
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, nested ones of objects as ``schedule__<name>`` and ``network__<name>``.

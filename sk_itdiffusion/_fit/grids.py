@@ -75,10 +75,15 @@ def model_range(
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
+def highest_logsnr(references: Iterable[Reference], resolution: float) -> float:
+    """Return up to which log-SNR references differ; minus infinity if none has a range."""
+    known = (each for each in references if each.logsnr_range(resolution) is not None)
+    return max((logsnr_range([each], resolution)[1] for each in known), default=-math.inf)
+
+
 def with_more_nodes(grid: Array, references: Iterable[Reference], resolution: float) -> Array:
     """Return a grid with equidistant nodes beyond it, as far as references differ from others."""
-    highest = [logsnr_range([reference], resolution)[1] for reference in references]
-    high = max(highest, default=-math.inf)
+    high = highest_logsnr(references, resolution)
     if not high > grid[-1]:
         return grid
     n_more = math.ceil((high - grid[-1]) / (grid[1] - grid[0]))
@@ -89,8 +94,7 @@ def n_nodes_needed(
     logsnr: Array, grid: Array, references: Iterable[Reference], resolution: float
 ) -> int:
     """Return how many nodes, from the lowest on, a grid and references that go beyond it need."""
-    highest = [logsnr_range([reference], resolution)[1] for reference in references]
-    high = max(highest, default=-math.inf)
+    high = highest_logsnr(references, resolution)
     return max(len(grid), int(np.searchsorted(logsnr, high)) + 1) if high > grid[-1] else len(grid)
 
 

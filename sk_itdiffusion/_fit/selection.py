@@ -6,11 +6,13 @@ import threading
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.grids import N_NODES, model_range, with_more_nodes
+from sk_itdiffusion._fit.reference_check import check_reference
 from sk_itdiffusion._fit.schema import Schema
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
@@ -87,15 +89,28 @@ def families_of(
     list of ReferenceFamily
         The families.
     """
-    possible = [f for f in families if f.applies(schema) and (judged or not f.is_judged)]
+    possible = {
+        family.name: family
+        for family in families
+        if family.applies(schema) and (judged or not family.is_judged)
+    }
+    chosen: dict[str, ReferenceFamily] = {}
 
-    def is_wanted(family: ReferenceFamily) -> bool:
-        wanted = not family.is_judged or demand.asks_for(family.name)
-        return wanted or family.by_default(demand)
+    def take(family: ReferenceFamily) -> None:
+        """Choose a family, after those that it needs and that are possible."""
+        if family.name in chosen or family.name not in waiting:
+            return
+        waiting.remove(family.name)
+        for name in family.needs:
+            if name in possible:
+                take(possible[name])
+        chosen[family.name] = family
 
-    asked = [family for family in possible if demand.asks_for(family.name)]
-    needed = {name for family in asked for name in family.needs}
-    return [family for family in possible if is_wanted(family) or family.name in needed]
+    waiting = set(possible)
+    for family in possible.values():
+        if family.is_plain or demand.asks_for(family.name) or family.by_default(demand):
+            take(family)
+    return list(chosen.values())
 
 
 def fit_families(
@@ -108,8 +123,9 @@ def fit_families(
     references, optimism = dict(context.references), {}
     for family in families:
         own = np.random.RandomState(seed_of_family(seed, family.name))
-        known = replace(context, references=references, random_state=own)
+        known = replace(context, references=MappingProxyType(dict(references)), random_state=own)
         found = family.fit_judged(split, known)
+        check_reference(family, found, split)
         optimism[family.name] = found.optimism
         if found.reference is not None:
             references[family.name] = found.reference
@@ -196,6 +212,8 @@ def fit_references(
         return fit_families(families, split, context, seed)
 
     references, optimism = settings.runtime.processes.from_first(lambda: run_interruptibly(fitted))
+    fitted_now = families if earlier is not None else settings.model.families
+    warn_of_absent_families(fitted_now, references, split, schema, settings)
     split = replace(split, optimism=replace(split.optimism, families=optimism))
     beyond = {family.name for family in settings.model.families if not family.shares_grid}
     coarse = {name: r for name, r in references.items() if name not in beyond}
@@ -222,6 +240,23 @@ def fit_references(
         grid,
         with_more_nodes(grid, fine, schema.resolution),
     )
+
+
+def warn_of_absent_families(
+    families: Iterable[ReferenceFamily],
+    references: Mapping[str, Reference],
+    split: MappedSplit,
+    schema: Schema,
+    settings: FitSettings,
+) -> None:
+    """Warn of families that are passed as objects but have no reference, and say why."""
+    for family in families:
+        name = family.name
+        if name in references or name not in settings.model.passed:
+            continue
+        if settings.model.experts == "auto" or name in settings.model.experts:
+            reason = family.why_absent(schema, demand_of(settings), split.judged)
+            warn(f"The family {name!r} of experts takes no part in this fit: {reason}.")
 
 
 def plain_reference(

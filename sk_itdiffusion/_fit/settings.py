@@ -60,6 +60,8 @@ class ModelSettings:
     families: tuple[ReferenceFamily, ...] = BUILT_IN_FAMILIES
     #: Names of the experts that are asked for.
     asked: tuple[str, ...] = ()
+    #: Names of families that are passed as objects.
+    passed: tuple[str, ...] = ()
     #: Whether the training rows will be ranked among themselves.
     ranks_training_rows: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import Experts, Mixing, kind_of_expert, scoring_noise
+from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion._fit.grids import n_nodes_needed
 from sk_itdiffusion._fit.model import Effort, TableModel, summarize_profile
 from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, Schema
-from sk_itdiffusion._fit.selection import FittedReferences, choose_control
+from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std
@@ -75,12 +75,13 @@ def stacked_model(
         times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
         valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
         log_slope, folds = np.zeros(len(valid)), np.repeat(folds / times, times, axis=1)
-    names = chosen_experts(settings, list(experts.experts()), control)
+    names = chosen_experts(experts, control, split, schema, settings)
     profile = experts.profile(valid.X, valid.weight, keys, logsnr, valid.source)
     for dear in dear_families(settings, experts.references):
-        if gains_by(dear, profile, names, fallback(experts, control, names), settings):
+        others = tuple(name for name in names if name != dear.name)
+        if gains_by(dear, profile, names, fallback(experts, control, others), settings):
             continue
-        names = tuple(name for name in names if name != dear.name)
+        names = others
         kept = {name: r for name, r in experts.references.items() if name != dear.name}
         experts = replace(experts, references=kept)
         profile = restrict_profile(profile, [name for name in profile.names if name != dear.name])
@@ -201,20 +202,35 @@ def repeated(
     return many, spawn_keys(keys, times).ravel()
 
 
-def chosen_experts(settings: FitSettings, available: list[str], control: str) -> Sequence[str]:
+def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings) -> dict[str, str]:
+    """Return why experts may be missing, by their names."""
+    rows = f"it needs {LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous)"
+    reasons = {
+        NETWORKS[0]: rows,
+        NETWORKS[1]: f"{rows} and a convolutional network beside it",
+        "reference": "it needs an object as the parameter reference",
+    }
+    demand = demand_of(settings)
+    families = {family.name: family for family in settings.model.families}
+    return reasons | {
+        name: family.why_absent(schema, demand, split.judged) for name, family in families.items()
+    }
+
+
+def chosen_experts(
+    experts: Experts, control: str, split: MappedSplit, schema: Schema, settings: FitSettings
+) -> Sequence[str]:
     """Return the names of the experts to stack."""
+    available = list(experts.experts())
     if settings.model.experts == "auto":
         return tuple(available)
     chosen = tuple(name for name in available if kind_of_expert(name) in settings.model.experts)
-    missing = sorted(set(settings.model.experts) - set(map(kind_of_expert, chosen)))
+    there = {*map(kind_of_expert, chosen), *settings.model.passed}  # others warn of what is passed
+    missing = sorted(set(settings.model.experts) - there)
     if missing:
-        warn(
-            f"experts names {missing}, which these rows do not allow: a network needs "
-            f"{LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous), "
-            "gaussian_mixture continuous columns, kernel_density at most 50 of them and no others, "
-            "latent_class discrete ones, and these have to be better than the plain reference on "
-            "the validation rows, kernel_density than the mixture.",
-        )
+        reasons = reasons_of_absence(split, schema, settings)
+        told = "; ".join(f"{name!r}, {reasons[name]}" for name in missing)
+        warn(f"experts names {missing}, which these rows do not allow: {told}.")
     return chosen or (control,)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sklearn.base import clone
+
 from sk_itdiffusion.denoisers.convolutional import ConvolutionalFamily
 from sk_itdiffusion.denoisers.family import NetworkFamily, NetworkTask
 from sk_itdiffusion.denoisers.mlp import MLPFamily
@@ -28,7 +30,7 @@ def resolve_family(network: str | NetworkFamily, task: NetworkTask) -> NetworkFa
     Returns
     -------
     NetworkFamily
-        The family.
+        The family, a clone of the one given.
 
     Raises
     ------
@@ -38,7 +40,10 @@ def resolve_family(network: str | NetworkFamily, task: NetworkTask) -> NetworkFa
     if network == "auto":
         families = (family() for family in NETWORK_FAMILIES.values())
         return next(family for family in families if family.applies(task))
-    family = NETWORK_FAMILIES[network]() if isinstance(network, str) else network
+    # What a family stores while it builds is not to change the parameter.
+    family: NetworkFamily = (
+        NETWORK_FAMILIES[network]() if isinstance(network, str) else clone(network)
+    )
     if not family.applies(task):
         raise ValueError(f"network={network!r} needs {family.needs}.")
     return family

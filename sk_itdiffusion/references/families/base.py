@@ -74,7 +74,7 @@ class FamilyContext:
     schema : Schema
         What the columns are.
     references : mapping of str to Reference
-        References that have been fitted before, by their families' names.
+        References that have been fitted before, by their families' names; it cannot be changed.
     random_state : RandomState
         Source of the family's randomness.
     stop : threading.Event
@@ -120,15 +120,22 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     is_plain : bool, default=False
         Whether it is the family that each table has, of the fewest assumptions.
     is_judged : bool, default=True
-        Whether validation rows have to judge it; with fewer than 40 rows it then takes no part.
+        Whether validation rows have to judge it; with fewer than 40 rows it then takes no part.  If
+        not, `by_default` still says whether it takes part.
     needs : tuple of str, default=()
-        Names of families whose references are fitted before it, asked for or not.
+        Names of families that are fitted before it whenever it takes part, asked for or not.  Their
+        references may be missing from ``context.references`` all the same: if the family is not
+        made for the table, rows are too few to judge it, or its `fit` returns None.
     holds_rows : bool, default=False
         Whether the reference is made of the training rows themselves.  It is then fitted anew at
         warm starts, and takes no part by default where training rows are ranked.
     shares_grid : bool, default=True
         Whether networks are trained over the range of the log-SNR in which the reference differs
         from a normal distribution; if not only the weights reach so far.
+    made_for : str
+        For which tables `applies` says that it is made, for messages.
+    has_to_be : str
+        What its reference has to be on validation rows, or else `fit` returns None, for messages.
     least_gain : float, default=0.0
         Gain of the validation bound, in nats per row, that is worth the time of its evaluation: if
         the stack gains less by it, or less than a standard error, it is left out again, unless it
@@ -138,6 +145,38 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     --------
     sk_itdiffusion.references.ContinuousReference : What a distribution has to know.
     sk_itdiffusion.IMMSEDensity : Takes families as ``experts``.
+
+    Notes
+    -----
+    What the methods are given:
+
+    - ``split``, the rows behind the maps of the columns.  ``split.continuous_train`` and
+      ``split.continuous_valid`` hold the continuous columns of training and validation rows, and
+      ``split.train`` and ``split.valid`` all columns, where codes of discrete ones come last.  Each
+      has the rows as ``X``, of shape (n_rows, n_columns), their positive weights as ``weight``, of
+      shape (n_rows,), and as ``share`` the weights scaled to sum to 1.  ``split.judged`` is False
+      if training rows serve as validation rows too, and ``split.space.layout`` is the
+      `sk_itdiffusion.layout.Layout` of the columns.
+    - ``schema``, what the columns are: ``n_continuous``, the number of continuous ones;
+      ``has_levels``, whether discrete ones vary; ``has_images``, whether rows are images of
+      continuous pixels; ``resolution``, the largest step of a lattice of values in standard
+      deviations, 0 if there is none; ``device``, where the denoisers will be.
+    - ``context``: ``schema``; ``references``, those fitted before by their families' names;
+      ``random_state``, the RandomState of the family, which depends on its name alone; ``stop``,
+      a `threading.Event`, after whose setting a long fit raises KeyboardInterrupt.
+    - ``demand``, what the fit asks for: ``reference``, the name of the control variate, "auto" or
+      None for an object; ``is_open``, whether it is "auto"; ``automatic``, whether ``experts`` are
+      or hold "auto"; ``names`` of experts that are asked for; ``with_networks``, whether networks
+      are trained; ``ranks_training_rows``, whether these are ranked, as detectors do.
+
+    A reference has as many ``n_features`` as the layout has ``n_points``, which for continuous
+    columns is their number, and a few rows are tried after each fit.  If a family that is passed
+    has no reference in a fit, a warning says why.
+
+    A family is cloned before each fit.  Names such as ``"auto"``, ``"model"``, those of the
+    library's families and all that begin with ``"network"`` or have a double underscore are
+    reserved.  There are no nested parameters for the families in the list ``experts``: search
+    over lists of whole families, ``{"experts": [["auto", MyFamily(2)], ["auto", MyFamily(4)]]}``.
 
     Examples
     --------
@@ -164,6 +203,8 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     holds_rows: ClassVar[bool] = False
     shares_grid: ClassVar[bool] = True
     least_gain: ClassVar[float] = 0.0
+    made_for: ClassVar[str] = "tables whose columns that vary are continuous and no pixels"
+    has_to_be: ClassVar[str] = "worth having: its fit returned None"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether the family is made for a table.
@@ -197,6 +238,41 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         if not self.holds_rows:
             return True
         return demand.with_networks and not demand.ranks_training_rows
+
+    def why_absent(self, schema: Schema, demand: Demand, judged: bool) -> str:
+        """Return why the family has no reference in a fit, for messages.
+
+        Parameters
+        ----------
+        schema : Schema
+            What the columns are.
+        demand : Demand
+            What the fit asks for.
+        judged : bool
+            Whether validation rows can judge it.
+
+        Returns
+        -------
+        str
+            The reason, which begins with "it" or "there" and ends without a full stop.
+        """
+        if not self.applies(schema):
+            return f"it is made for {self.made_for}"
+        if self.is_judged and not judged:
+            return (
+                "there are fewer than 40 rows (distinct ones if columns are continuous), of which "
+                "none are held out to judge it"
+            )
+        if self.is_plain or demand.asks_for(self.name) or self.by_default(demand):
+            return f"it is, on the validation rows, not {self.has_to_be}"
+        if self.holds_rows and demand.ranks_training_rows:
+            return "it is made of the training rows, which will be ranked among themselves"
+        if self.holds_rows and not demand.with_networks:
+            return (
+                'it is made of the training rows, and beside "auto" only a fit with networks '
+                "takes the time for it"
+            )
+        return "it takes no part by default in such a fit (by_default)"
 
     @abstractmethod
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:

@@ -83,6 +83,7 @@ class GaussianFamily(ReferenceFamily):
     """One normal distribution: the plain family of tables without discrete columns."""
 
     name: ClassVar[str] = "gaussian"
+    made_for: ClassVar[str] = "tables without discrete columns"
     is_plain: ClassVar[bool] = True
     is_judged: ClassVar[bool] = False
 
@@ -109,6 +110,7 @@ class GivenReferenceFamily(ReferenceFamily):
     """
 
     name: ClassVar[str] = "reference"
+    made_for: ClassVar[str] = "tables without discrete columns"
     is_judged: ClassVar[bool] = False
 
     def __init__(self, reference: ContinuousReference) -> None:

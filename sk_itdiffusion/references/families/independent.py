@@ -24,6 +24,7 @@ class IndependentFamily(ReferenceFamily):
     """
 
     name: ClassVar[str] = "independent"
+    made_for: ClassVar[str] = "tables with discrete columns"
     is_plain: ClassVar[bool] = True
     is_judged: ClassVar[bool] = False
 

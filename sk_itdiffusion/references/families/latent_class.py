@@ -116,6 +116,8 @@ class LatentClassFamily(ReferenceFamily):
     """Mixtures of independent columns, for tables with discrete ones."""
 
     name: ClassVar[str] = "latent_class"
+    made_for: ClassVar[str] = "tables with discrete columns"
+    has_to_be: ClassVar[str] = "better than independent columns"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether there are discrete columns; see `ReferenceFamily.applies`."""

@@ -154,6 +154,8 @@ class GaussianMixtureFamily(ReferenceFamily):
     """Mixtures of normal distributions, of continuous columns; discrete ones are independent."""
 
     name: ClassVar[str] = "gaussian_mixture"
+    made_for: ClassVar[str] = "tables with continuous columns that are no pixels"
+    has_to_be: ClassVar[str] = "better than one normal distribution"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether there are continuous columns, no pixels; see `ReferenceFamily`."""
