@@ -250,6 +250,19 @@ class StreamedNetwork:
                 network.mark_rare_levels(counts)
         self.objective.to(self.net.device)
 
+    def trained(self) -> skorch.NeuralNet:
+        """Return the net as it is now, which no later step changes.
+
+        Both of its networks are one copy of the averaged one, and it has no optimiser.
+        """
+        averaged = copy.deepcopy(self.objective.averaged)
+        networks = {id(self.objective.denoiser): averaged, id(self.objective.averaged): averaged}
+        objective = copy.deepcopy(self.objective, networks).eval()
+        net: skorch.NeuralNet = object.__new__(type(self.net))
+        vars(net).update(vars(self.net) | {"module": objective, "module_": objective})
+        del net.optimizer_
+        return net
+
 
 class IncrementalFit:
     """A fit to the rows so far.
@@ -364,7 +377,7 @@ class IncrementalFit:
         valid = WeightedRows(self.reservoir.rows, np.ones(len(self.reservoir.rows)))
         split = MappedSplit(space, new, valid, self.reservoir.log_slope)
         losses = self._train(experts, split, settings)
-        nets = {name: network.net for name, network in self.networks.items()}
+        nets = {name: network.trained() for name, network in self.networks.items()}
         experts = replace(experts, nets=nets)
         model = stacked_model(experts, references, split, schema, settings)
         if losses:
