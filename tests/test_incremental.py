@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from outside import StudentTFamily
 from sklearn.base import clone
 
 import sk_itdiffusion
@@ -298,6 +299,9 @@ def test_later_rows_of_unseen_values_are_not_learned_from():
     [
         ({"reference": "gaussian_mixture"}, "reference must be 'auto'"),
         ({"experts": ["network", "gaussian_mixture"]}, r"experts names \['gaussian_mixture'\]"),
+        ({"experts": ["auto", "kernel_density"]}, r"experts names \['kernel_density'\]"),
+        ({"experts": ["auto", StudentTFamily()]}, r"experts names \['student_t'\]"),
+        ({"experts": ["gaussian", StudentTFamily()]}, r"experts names \['student_t'\]"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )

@@ -64,6 +64,7 @@ from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import RowDataset
 from sk_itdiffusion.denoisers import LevelDenoiser
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references.families import BUILT_IN_FAMILIES
 from sk_itdiffusion.references.families.gaussian import MOST_COLUMNS_FOR_COVARIANCE
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.references.latent_class import level_counts, smoothed_frequencies
@@ -514,11 +515,12 @@ def check_settings(settings: FitSettings) -> None:
             "partial_fit needs preconditioner='auto' or 'independent', got "
             f"{settings.model.preconditioner!r}."
         )
-    unknown = (
-        set(settings.model.experts) - {*NETWORKS, *plain}
-        if settings.model.experts != "auto"
-        else ()
-    )
+    own = {
+        family.name
+        for family in settings.model.families
+        if not any(family is built_in for built_in in BUILT_IN_FAMILIES)
+    }
+    unknown = set(settings.model.asked) - {*NETWORKS, *plain} | own
     if unknown:
         raise ValueError(
             f"partial_fit has no experts but networks and its reference; experts names "
