@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from contextlib import AbstractContextManager
@@ -267,7 +268,7 @@ class DensityEstimator(
         if self._model.curve is None:
             raise ValueError("There is no error curve: all rows of the fit were equal.")
         if X is None:
-            return self._model.curve
+            return copy.deepcopy(self._model.curve)
         curves, counts = [], []
         with long_call(self, "mse_curve"):
             for part in parts_of(X):

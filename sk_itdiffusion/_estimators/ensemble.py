@@ -427,13 +427,17 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self._encoder = getattr(members[first], "_encoder", None)
         self.estimators_ = list(members.values())
         self.named_estimators_ = Bunch(**members)
-        self.logsnr_ = model.logsnr
-        self.member_weights_ = {
-            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
-        }
-        self.entropy_, self.member_entropies_ = model.entropy, entropies
-        self.entropy_std_ = model.entropy_std
+        self.member_entropies_ = entropies
         self._model = model
+        self._publish()
+
+    def _publish(self) -> None:
+        """Set the public fitted attributes from the model."""
+        model = self._model
+        # Copies: the model must not change when these are written to.
+        self.logsnr_ = model.logsnr.copy()
+        self.member_weights_ = model.weights_by_expert()
+        self.entropy_, self.entropy_std_ = model.entropy, model.entropy_std
 
     def _forget_bounds(self) -> None:
         """Let there be no validation bounds, since the members were fitted to the same rows."""

@@ -108,6 +108,10 @@ class TableModel(Experts):
         """The experts' weights."""
         return Mixing(self.control, self.logsnr, self.expert_names, self.weights)
 
+    def weights_by_expert(self) -> dict[str, Array]:
+        """Return copies of the weights at the nodes, for each expert by its name."""
+        return {name: self.weights[:, i].copy() for i, name in enumerate(self.expert_names)}
+
     def stack(self, experts: Mapping[str, Denoiser] | None = None) -> StackedDenoiser:
         """Return the stacked denoiser."""
         return self.mixing.stack(self.experts() if experts is None else experts)

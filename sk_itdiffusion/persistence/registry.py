@@ -267,12 +267,7 @@ def finish_ensemble(ensemble: IMMSEEnsemble) -> None:
     assert isinstance(model, EnsembleModel)
     members = zip(model.members, ensemble.estimators_, strict=True)
     ensemble.named_estimators_ = Bunch(**dict(members))
-    ensemble.logsnr_ = model.logsnr
-    ensemble.member_weights_ = {
-        name: model.weights[:, number] for number, name in enumerate(model.expert_names)
-    }
-    ensemble.entropy_ = model.entropy
-    ensemble.entropy_std_ = model.entropy_std
+    ensemble._publish()
 
 
 COLUMNS = ("n_features_in_", "feature_names_in_")
