@@ -25,8 +25,8 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion._estimators import ensemble
 from sk_itdiffusion._fit import ensemble_model
-from sk_itdiffusion._fit.experts import Seeds
-from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
 from sk_itdiffusion._table.marginals import Standardizer
 from sk_itdiffusion._table.space import ColumnKind

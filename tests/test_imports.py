@@ -50,14 +50,14 @@ MAY_IMPORT = {
 #: has to go from here too.
 STILL_THERE = {
     "persistence.checks": (
-        "_estimators.base _estimators.ensemble _fit.model _immse.cubature _table.space"
+        "_estimators.base _estimators.ensemble _fit.effort _fit.model _immse.cubature _table.space"
     ),
     "persistence.files": "_estimators.parameters",
     "persistence.modules": "_estimators.density _fit.training denoisers layout pretrained",
     "persistence.registry": (
         "_estimators.density _estimators.discrete _estimators.ensemble _estimators.mixed "
         "_estimators.outlier _estimators.outlier_score _estimators.table _fit.ensemble_model "
-        "_fit.experts _fit.model _fit.training _immse.cubature _immse.likelihood "
+        "_fit.experts _fit.model _fit.seeds _fit.training _immse.cubature _immse.likelihood "
         "_table.dequantize _table.encoding _table.marginals _table.space _table.unseen denoisers "
         "denoisers.built_in layout pretrained references schedules"
     ),

@@ -16,7 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._fit.model import Effort, TableModel
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin

@@ -51,9 +51,9 @@ from sk_itdiffusion._estimators.membership import (
 )
 from sk_itdiffusion._estimators.parameters import flattened_images
 from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.ensemble_model import WeightSettings, fit_ensemble_model, transport_between
-from sk_itdiffusion._fit.experts import Seeds, covers, scoring_noise
-from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._fit.experts import covers, scoring_noise
 from sk_itdiffusion._fit.schema import (
     LEAST_ROWS_TO_SPLIT,
     check_bounds,
@@ -61,6 +61,7 @@ from sk_itdiffusion._fit.schema import (
     n_observations,
     table_space,
 )
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import rows_together, split_groups, split_independent_rows
 from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks

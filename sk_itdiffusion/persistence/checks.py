@@ -18,7 +18,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
-from sk_itdiffusion._fit.model import Effort, TableModel
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion._table.space import TableSpace
 

@@ -26,8 +26,9 @@ from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._fit.ensemble_model import EnsembleModel, Transport
-from sk_itdiffusion._fit.experts import BeyondBounds, Seeds
+from sk_itdiffusion._fit.experts import BeyondBounds
 from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.training import _Net
 from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity
 from sk_itdiffusion._immse.likelihood import IntegrationRule, MSECurve
