@@ -30,6 +30,11 @@ Node = dict[str, Json]
 KIND = "$"
 #: Parts of paths that are used in names of arrays.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+HOW_TO_BE_SAVED = (
+    "A class of your own can be saved if it defines config, which returns what an object is made "
+    "from, and from_config, which makes an object from it; one that is no torch module also if it "
+    "is a dataclass or has get_params."
+)
 
 
 class Codec(ABC):
@@ -279,7 +284,8 @@ class Encoder:
         cls = type(value)
         codec = self.registry.own_codec(cls)
         if codec is None:
-            raise self.refusal(f"is of type {cls.__module__}.{cls.__qualname__}")
+            refusal = self.refusal(f"is of type {cls.__module__}.{cls.__qualname__}")
+            raise TypeError(f"{refusal} {HOW_TO_BE_SAVED}")
         if self._own.setdefault(codec.name, cls) is not cls:
             raise self.refusal(f"is of another class {codec.name} than a second object")
         return codec
@@ -381,7 +387,9 @@ class Decoder:
             return codec
         if not is_own:
             raise ValueError(f"there is no class {name!r}")
+        own = [each["class"] for each in self.objects if each.get("own", False)]
+        missing = [each for each in dict.fromkeys(own) if each not in self.registry.own_codecs]
         raise ValueError(
-            f"it holds an object of the class {name!r}, which is none of the library's own; pass "
-            f"the class: load(..., classes=[{name}])"
+            "it holds objects of classes that are none of the library's own; pass those that are "
+            f"missing: load(..., classes=[{', '.join(map(str, missing))}])"
         )
