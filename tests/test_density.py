@@ -112,6 +112,22 @@ def test_stack_is_no_worse_than_any_expert_on_validation_rows(fitted):
     np.testing.assert_allclose(total, 1.0)
 
 
+def test_writing_to_attributes_changes_no_score(X, quick):
+    density = copy.deepcopy(quick)
+    before, curve = density.score_samples(X[:50]), density.mse_curve()
+    errors = curve.model.copy()
+    for values in (density.logsnr_, curve.model, *density.expert_weights_.values()):
+        values[:] = 0.0
+    for held in (density.references_, density.nets_, density.expert_weights_):
+        held.clear()
+    density.history_[0].clear()
+    np.testing.assert_array_equal(density.score_samples(X[:50]), before)
+    np.testing.assert_array_equal(density.mse_curve().model, errors)
+    np.testing.assert_array_equal(
+        density.sample(3, random_state=0), quick.sample(3, random_state=0)
+    )
+
+
 def test_error_curve_of_parts_pools_to_that_of_the_whole(X, fitted, monkeypatch):
     whole = fitted.mse_curve(X[:300])
     monkeypatch.setattr("sk_itdiffusion._fit.model.MOST_ROWS_IN_A_PROFILE", 70)

@@ -1,5 +1,6 @@
 """Ensembles: what one member, equal members and members elsewhere must give, and the bound."""
 
+import copy
 import pickle
 from dataclasses import replace
 
@@ -15,11 +16,17 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from sklearn.utils import get_tags
 
-from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
+from sk_itdiffusion import (
+    IMMSEDensity,
+    IMMSEDiscreteDensity,
+    IMMSEEnsemble,
+    IMMSEMixedDensity,
+    load,
+)
 from sk_itdiffusion._estimators import ensemble
 from sk_itdiffusion._fit import ensemble_model
-from sk_itdiffusion._fit.experts import Seeds
-from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
 from sk_itdiffusion._table.marginals import Standardizer
 from sk_itdiffusion._table.space import ColumnKind
@@ -102,6 +109,15 @@ def test_one_member_scores_as_it_does_alone(X, T):
     ):
         np.testing.assert_array_equal(ours, own)
     np.testing.assert_array_equal(est.logsnr_, est.estimators_[0].logsnr_)
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_writing_to_attributes_changes_no_score(is_loaded, T, fitted, tmp_path):
+    fitted.save(tmp_path / "file")
+    ensemble = load(tmp_path / "file") if is_loaded else copy.deepcopy(fitted)
+    for values in (ensemble.logsnr_, *ensemble.member_weights_.values()):
+        values[:] = 0.0
+    np.testing.assert_array_equal(ensemble.score_samples(T[:50]), fitted.score_samples(T[:50]))
 
 
 def test_one_fitted_member_scores_as_it_does_alone_whatever_rows_weigh_it(T, members):

@@ -254,10 +254,29 @@ def test_own_network_is_saved_with_its_class(X, tmp_path):
         loaded = sk_itdiffusion.load(tmp_path / "file", classes=[SmallFamily, SmallBackbone])
         assert loaded.network.get_params() == estimator.network.get_params()
         np.testing.assert_array_equal(loaded.score_samples(rows), estimator.score_samples(rows))
-        for classes, missing in (([], "Small"), ([SmallFamily], "SmallBackbone")):
+        everything = r"classes=\[Small\w+, Small\w+\]"
+        for classes, missing in (([], everything), ([SmallFamily], r"classes=\[SmallBackbone\]")):
             with pytest.raises(ValueError, match=missing):
                 sk_itdiffusion.load(tmp_path / "file", classes=classes)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Untold(torch.nn.Linear):
+    """A backbone that does not tell what it is made from."""
+
+    def forward(self, inputs, logsnr):
+        return super().forward(inputs)
+
+
+class UntoldFamily(NetworkFamily):
+    def build(self, plan):
+        return Untold(plan.n_inputs, plan.n_outputs)
+
+
+def test_error_of_a_network_that_cannot_be_saved_says_what_it_lacks(X, tmp_path):
+    density = IMMSEDensity(**PLAIN, network=UntoldFamily()).fit(X)
+    with pytest.raises(TypeError, match=r"Untold, which cannot be saved.* config.* from_config"):
+        density.save(tmp_path / "file")
 
 
 def test_families_of_the_library_are_saved(X, tmp_path):

@@ -20,11 +20,11 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
 )
 from sk_itdiffusion._estimators.calibration import threshold
-from sk_itdiffusion._estimators.contributions import smoothed_slopes
+from sk_itdiffusion._estimators.contributions import Contributions, smoothed_slopes
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows
 from sk_itdiffusion._estimators.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion._estimators.trimming import needed_of_groups, needed_of_states, separate_values
-from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
@@ -375,6 +375,22 @@ def test_names_of_members_do_not_matter(kind):
     first, second = found
     assert np.array_equal(first.score_samples(X), second.score_samples(X))
     assert np.array_equal(first.explain(X), second.explain(X))
+
+
+def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
+    effort = Effort(4, 2, None)
+    member = quick_network(random_state=0).fit(two_blobs(200))
+    ensemble = IMMSEEnsemble(
+        [("only", member)], include_references=False, prefit=True, random_state=1
+    ).fit(two_blobs(60, seed=1))
+    rows = np.vstack([two_blobs(30, seed=2), [[6.0, -6.0], [0.0, 0.0]]])
+    alone, judged = (
+        FlooredModel(density._model, np.array([0.0, 2.0])) for density in (member, ensemble)
+    )
+    assert alone.rule(alone.model.scoring_rule(effort)) is not None
+    np.testing.assert_array_equal(judged.log_density(rows, effort), alone.log_density(rows, effort))
+    found, expected = (Contributions(each).of(rows, effort) for each in (judged, alone))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("in_ensemble", [False, True])

@@ -8,11 +8,12 @@ import torch
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
 from sk_itdiffusion._fit.ensemble_model import EnsembleModel
-from sk_itdiffusion._fit.experts import Experts, Mixing, Seeds
+from sk_itdiffusion._fit.experts import Experts, Mixing
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.map_choice import choose_map
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.schema import KnownColumns, read_schema
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import split_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from contextlib import AbstractContextManager
@@ -15,7 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._fit.model import Effort, TableModel
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._immse.sampling import N_STEPS
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
@@ -288,7 +290,7 @@ class DensityEstimator(
         if self._model.curve is None:
             raise ValueError("There is no error curve: all rows of the fit were equal.")
         if X is None:
-            return self._model.curve
+            return copy.deepcopy(self._model.curve)
         curves, counts = [], []
         with long_call(self, "mse_curve"):
             for part in parts_of(X):

@@ -40,12 +40,14 @@ from sk_itdiffusion._estimators.outlier_score import (
     n_floor_draws,
     share_above,
 )
-from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, Effort, TableModel
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
-from sk_itdiffusion._immse.likelihood import PairedDenoiser, PointsOfDraws, paired_draws
+from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
 
 __all__ = ["Contributions"]
@@ -171,15 +173,12 @@ class Contributions:
         rule = self.floored.rule(self.model.scoring_rule(effort))
         if rule is None or not near.any():
             return
-        experts = self.model.experts()
-        paired = self.model.stack(experts).paired_with(experts[self.floored.control])
         rows, chosen = MappedRows.of(self.model, values), np.flatnonzero(near)
         points = None
         if self.floored.is_plain and self.model.dequantizer is not None:
             points = self.model.dequantized_points
-        parts[chosen] += self._column_gaps(rows, values, chosen, paired, rule, points) / len(
-            self.floored.members
-        )
+        found = self._column_gaps(rows, values, chosen, rule, points)
+        parts[chosen] += found / len(self.floored.members)
 
     def _floored_columns(self, rows: MappedRows, chosen: NDArray[np.intp], effort: Effort) -> Array:
         """Return the mean smoothed log-density of each modelled column."""
@@ -210,8 +209,7 @@ class Contributions:
         """
         model, nodes, noise = self.model, self._path_nodes(), self.floored.noise(effort)
         layout = model.space.layout
-        owner = layout.owners() + layout.n_continuous
-        owner[: layout.n_continuous] = np.arange(layout.n_continuous)
+        owner = columns_of_coordinates(layout)
         to_columns = (owner[:, None] == np.arange(layout.n_columns)).astype(np.float64)
         plain = self.floored.plain.independent()
         share = share_above(np.append(-np.inf, nodes[:-1]), self.floored.floors)
@@ -259,15 +257,13 @@ class Contributions:
         rows: MappedRows,
         values: Array,
         chosen: NDArray[np.intp],
-        paired: PairedDenoiser,
         rule: FlooredRule,
         points: PointsOfDraws | None,
     ) -> Array:
         """Return half the integral of each modelled column's difference of squared errors."""
-        model = self.model
+        model, paired = self.model, self.model.paired()
         layout = model.space.layout
-        owner = layout.owners() + layout.n_continuous
-        owner[: layout.n_continuous] = np.arange(layout.n_continuous)
+        owner = columns_of_coordinates(layout)
         seen = layout.embed_array(rows.mapped[chosen]) if points is None else values[chosen]
         n_rows, n_strata = rule.block_shape(model.budget)
 
@@ -295,6 +291,13 @@ class Contributions:
         starts = range(0, len(seen), n_rows)
         blocks = map_in_workers(one_block, starts, model.device, current_progress())
         return np.concatenate(blocks)[: len(seen)]
+
+
+def columns_of_coordinates(layout: Layout) -> NDArray[np.intp]:
+    """Return the column of each coordinate of a point; continuous columns come first."""
+    columns = layout.owners() + layout.n_continuous
+    columns[: layout.n_continuous] = np.arange(layout.n_continuous)
+    return columns
 
 
 def smoothed_slopes(

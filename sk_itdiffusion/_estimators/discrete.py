@@ -14,8 +14,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sk_itdiffusion._estimators.categorical import CategoricalEstimator
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import Array, stored_table
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import NETWORKS
-from sk_itdiffusion._fit.model import Effort
 from sk_itdiffusion._table.encoding import Kind, Table, discrete_kinds
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.references import ReferenceFamily

@@ -51,14 +51,14 @@ from sk_itdiffusion._estimators.membership import (
 )
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.ensemble_model import (
     EnsembleModel,
     WeightSettings,
     fit_ensemble_model,
     transport_between,
 )
-from sk_itdiffusion._fit.experts import Seeds, covers, scoring_noise
-from sk_itdiffusion._fit.model import Effort
+from sk_itdiffusion._fit.experts import covers, scoring_noise
 from sk_itdiffusion._fit.schema import (
     LEAST_ROWS_TO_SPLIT,
     check_bounds,
@@ -66,6 +66,7 @@ from sk_itdiffusion._fit.schema import (
     n_observations,
     table_space,
 )
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import rows_together, split_groups, split_independent_rows
 from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
@@ -457,10 +458,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         """Set the public fitted attributes from the model and the members."""
         model = self._model
         self.estimators_ = list(self.named_estimators_.values())
-        self.logsnr_ = model.logsnr
-        self.member_weights_ = {
-            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
-        }
+        # Copies: the model must not change when these are written to.
+        self.logsnr_ = model.logsnr.copy()
+        self.member_weights_ = model.weights_by_expert()
         self.entropy_, self.entropy_std_ = model.entropy, model.entropy_std
 
     def _finish_loading(self) -> None:

@@ -45,10 +45,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import scoring_noise
-from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, Effort, TableModel
+from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, information_gap
+from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
@@ -223,10 +224,8 @@ class FlooredModel:
         if len(near):
             near &= self.model.space.is_complete(rows.mapped[chosen])
         if rule is not None and near.any():
-            experts = self.model.experts()
-            paired = self.model.stack(experts).paired_with(experts[self.control])
             with stretch_of_progress(share, 1.0):
-                total[near] += self._gap(rows, chosen[near], paired, rule) / len(names)
+                total[near] += self._gap(rows, chosen[near], rule) / len(names)
         return np.asarray(total)
 
     def noise(self, effort: Effort) -> NoiseRule:
@@ -236,13 +235,11 @@ class FlooredModel:
             return rule.noise
         return scoring_noise(self.model.space, self.model.seeds.scoring, effort.n_directions)
 
-    def _gap(
-        self, rows: MappedRows, chosen: NDArray[np.intp], paired: PairedDenoiser, rule: FlooredRule
-    ) -> Array:
+    def _gap(self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule) -> Array:
         return information_gap(
             self.model.space.layout.embed_array(rows.mapped[chosen]),
             rows.keys[chosen],
-            paired,
+            self.model.paired(),
             rule,
             budget=self.model.budget,
             device=self.model.device,

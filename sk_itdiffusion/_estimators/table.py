@@ -358,10 +358,10 @@ class TableEstimator(DensityEstimator):
 
         Notes
         -----
-        ``reference`` and ``experts`` know no mixtures or kernels here, ``marginals="auto"`` is
-        standardisation only, ``dropout`` and ``weight_decay`` are 0 unless given, and
-        ``max_epochs``, ``steps_per_epoch``, ``early_stopping`` and ``callbacks`` are of no account
-        (but with ``max_epochs=0`` there is no network).
+        ``reference`` and ``experts`` know no mixtures or kernels here, nor families of references
+        of your own.  ``marginals="auto"`` is standardisation only, ``dropout`` and ``weight_decay``
+        are 0 unless given, and ``max_epochs``, ``steps_per_epoch``, ``early_stopping`` and
+        ``callbacks`` are of no account (but with ``max_epochs=0`` there is no network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
             warn(
@@ -479,15 +479,14 @@ class TableEstimator(DensityEstimator):
     def _publish(self) -> None:
         """Set the public fitted attributes from the model."""
         model = self._model
-        self.nets_ = model.nets
+        # Copies: a model must not change when its estimator's attributes are written to.
+        self.nets_ = dict(model.nets)
         self.net_ = next(iter(model.nets.values()), None)
-        self.references_ = model.references
+        self.references_ = dict(model.references)
         self.reference_ = model.references.get(model.control)
-        self.logsnr_ = model.logsnr
-        self.expert_weights_ = {
-            name: model.weights[:, number] for number, name in enumerate(model.expert_names)
-        }
-        self.history_ = model.history
+        self.logsnr_ = model.logsnr.copy()
+        self.expert_weights_ = model.weights_by_expert()
+        self.history_ = copy.deepcopy(model.history)
         self.entropy_ = model.entropy
         self.entropy_std_ = model.entropy_std
         self.n_iter_ = len(model.history)

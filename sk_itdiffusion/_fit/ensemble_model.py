@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.experts import Experts, Mixing, Seeds
+from sk_itdiffusion._fit.effort import Effort
+from sk_itdiffusion._fit.experts import Experts, Mixing
 from sk_itdiffusion._fit.grids import N_NODES
-from sk_itdiffusion._fit.model import Effort, TableModel, summarize_profile
+from sk_itdiffusion._fit.model import TableModel, summarize_profile
 from sk_itdiffusion._fit.schema import LEAST_NOISY_COPIES
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.stacking import (
     LEAST_PROFILE_ROWS,
@@ -237,7 +239,7 @@ def member_denoiser(
         The denoiser.
     """
     experts = {**model.experts(), **shared}
-    paired = model.stack(experts).paired_with(experts[model.control])
+    paired = model.mixing.paired(experts)
     low, high = model.logsnr[0] - RANGE_TOLERANCE, model.logsnr[-1] + RANGE_TOLERANCE
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import MAX_SEED, Keys, NoiseRule
+from sk_itdiffusion._fit.seeds import Seeds
+from sk_itdiffusion._immse.cubature import Keys, NoiseRule
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
 from sk_itdiffusion._table.dequantize import Dequantizer
@@ -28,7 +29,6 @@ __all__ = [
     "BeyondBounds",
     "Experts",
     "Mixing",
-    "Seeds",
     "covers",
     "kind_of_expert",
     "names_of_networks",
@@ -45,27 +45,6 @@ NETWORKS = ("network", "dense_network")
 LARGEST_NETWORK_INPUT = 1e6
 #: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
 WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
-
-
-@stored()
-@dataclass(frozen=True)
-class Seeds:
-    """Seeds of the parts of a fit."""
-
-    split: int
-    mixtures: int
-    network: int
-    scoring: int
-
-    @classmethod
-    def draw(cls, random_state: np.random.RandomState) -> Seeds:
-        """Return seeds drawn all at once, so that no choice in a fit shifts another's."""
-        return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
-
-    def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
-        seeds = [self.split, self.mixtures, self.network, self.scoring]
-        check_in_range(seeds, 0, MAX_SEED, "seeds")
 
 
 @stored()

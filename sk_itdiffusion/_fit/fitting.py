@@ -22,7 +22,7 @@ import numpy as np
 import skorch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import BeyondBounds, Experts, Mixing, Seeds, kind_of_expert
+from sk_itdiffusion._fit.experts import BeyondBounds, Experts, Mixing, kind_of_expert
 from sk_itdiffusion._fit.map_choice import choose_map
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.networks import (
@@ -33,6 +33,7 @@ from sk_itdiffusion._fit.networks import (
     warn_if_still_improving,
 )
 from sk_itdiffusion._fit.schema import KnownColumns, Schema, n_observations, read_schema
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.selection import EarlierReferences, FittedReferences, fit_references
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit, split_rows
@@ -40,8 +41,7 @@ from sk_itdiffusion._fit.stacking import stacked_model
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
-from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
-from sk_itdiffusion.references.latent_class import smoothed_marginals
+from sk_itdiffusion.references.plain import fit_plain_reference
 
 __all__ = ["fit_table_model"]
 
@@ -189,13 +189,7 @@ def law_beyond_bounds(
     """Return the law of rows beyond bounds that none of the rows crosses; None if given ones."""
     if space.bounds is None or settings.model.bounds is not None:
         return None
-    continuous = rows.columns(space.layout.n_continuous)
-    gaussian = GaussianReference.fit(continuous.X, continuous.weight)
-    reference: Reference = gaussian
-    if space.layout.variables:
-        marginals = smoothed_marginals(rows, space.layout)
-        reference = IndependentReference(space.layout, marginals, gaussian)
-    return BeyondBounds(reference, 1.0 / (len(rows) + 2.0))
+    return BeyondBounds(fit_plain_reference(rows, space.layout), 1.0 / (len(rows) + 2.0))
 
 
 def empty_model(schema: Schema, seeds: Seeds) -> TableModel:

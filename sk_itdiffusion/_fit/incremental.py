@@ -64,6 +64,7 @@ from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import RowDataset
 from sk_itdiffusion.denoisers import LevelDenoiser
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion.references.families import BUILT_IN_FAMILIES
 from sk_itdiffusion.references.families.gaussian import MOST_COLUMNS_FOR_COVARIANCE
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.references.latent_class import level_counts, smoothed_frequencies
@@ -250,6 +251,19 @@ class StreamedNetwork:
                 network.mark_rare_levels(counts)
         self.objective.to(self.net.device)
 
+    def trained(self) -> skorch.NeuralNet:
+        """Return the net as it is now, which no later step changes.
+
+        Both of its networks are one copy of the averaged one, and it has no optimiser.
+        """
+        averaged = copy.deepcopy(self.objective.averaged)
+        networks = {id(self.objective.denoiser): averaged, id(self.objective.averaged): averaged}
+        objective = copy.deepcopy(self.objective, networks).eval()
+        net: skorch.NeuralNet = object.__new__(type(self.net))
+        vars(net).update(vars(self.net) | {"module": objective, "module_": objective})
+        del net.optimizer_
+        return net
+
 
 class IncrementalFit:
     """A fit to the rows so far.
@@ -364,7 +378,7 @@ class IncrementalFit:
         valid = WeightedRows(self.reservoir.rows, np.ones(len(self.reservoir.rows)))
         split = MappedSplit(space, new, valid, self.reservoir.log_slope)
         losses = self._train(experts, split, settings)
-        nets = {name: network.net for name, network in self.networks.items()}
+        nets = {name: network.trained() for name, network in self.networks.items()}
         experts = replace(experts, nets=nets)
         model = stacked_model(experts, references, split, schema, settings)
         if losses:
@@ -501,11 +515,12 @@ def check_settings(settings: FitSettings) -> None:
             "partial_fit needs preconditioner='auto' or 'independent', got "
             f"{settings.model.preconditioner!r}."
         )
-    unknown = (
-        set(settings.model.experts) - {*NETWORKS, *plain}
-        if settings.model.experts != "auto"
-        else ()
-    )
+    own = {
+        family.name
+        for family in settings.model.families
+        if not any(family is built_in for built_in in BUILT_IN_FAMILIES)
+    }
+    unknown = set(settings.model.asked) - {*NETWORKS, *plain} | own
     if unknown:
         raise ValueError(
             f"partial_fit has no experts but networks and its reference; experts names "

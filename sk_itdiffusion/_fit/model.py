@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device, scoring_noise
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
@@ -42,7 +43,6 @@ from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.references.judging import log_likelihoods
 
 __all__ = [
-    "Effort",
     "TableModel",
     "summarize_profile",
 ]
@@ -61,15 +61,6 @@ MAX_LOGSNR = 700.0
 #: log-density is averaged over, and the draws where the effort is not known.
 POSITIONS_FOR_A_DEQUANTIZATION = 2
 DEQUANTIZATIONS = 16
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How many evaluations scoring may take; see `IntegrationRule` and `NoiseRule`."""
-
-    n_strata: int
-    n_draws: int
-    n_directions: int | None
 
 
 @stored(is_placed=True)
@@ -119,6 +110,10 @@ class TableModel(Experts):
     def mixing(self) -> Mixing:
         """The experts' weights."""
         return Mixing(self.control, self.logsnr, self.expert_names, self.weights)
+
+    def weights_by_expert(self) -> dict[str, Array]:
+        """Return copies of the weights at the nodes, for each expert by its name."""
+        return {name: self.weights[:, i].copy() for i, name in enumerate(self.expert_names)}
 
     def stack(self, experts: Mapping[str, Denoiser] | None = None) -> StackedDenoiser:
         """Return the stacked denoiser."""
@@ -289,13 +284,13 @@ class TableModel(Experts):
         """Return what `path_log_probability` does, of rows that have levels in all columns."""
         strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
         levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
-        independent = self.references["independent"]
-        assert isinstance(independent, IndependentReference)
+        plain = self.references[self.plain]
+        assert isinstance(plain, IndependentReference)
         return path_log_probability(
             rows,
             keys,
             self.space.layout,
-            independent.log_priors,
+            plain.log_priors,
             self.log_posterior,
             PathRule(
                 levels, NoiseRule.for_levels(rule.noise.n_features, rule.noise.seed), rule.n_draws
@@ -313,7 +308,7 @@ class TableModel(Experts):
         whatever the control variate is.
         """
         assert self.curve is not None
-        gap = np.maximum(self.curve.references["independent"] - self.curve.model, 0.0)
+        gap = np.maximum(self.curve.references[self.plain] - self.curve.model, 0.0)
         return PiecewiseDensity.from_profile(
             self.logsnr, np.sqrt(0.5 * (gap[1:] + gap[:-1])), floor=0.2
         )

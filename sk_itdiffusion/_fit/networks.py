@@ -227,8 +227,8 @@ def build_network(
     if not isinstance(reference, DiscreteReference):
         return PreconditionedDenoiser(backbone, reference, plan.embedding)
     inputs: Reference = reference
-    if not isinstance(inputs, IndependentReference):
-        inputs = copy.deepcopy(experts.references["independent"]).float()
+    if experts.preconditioner != experts.plain:
+        inputs = copy.deepcopy(experts.references[experts.plain]).float()
     assert isinstance(inputs, IndependentReference)
     counts = level_counts(rows, layout)
     return LevelDenoiser(backbone, reference, inputs, plan.embedding, counts)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import Seeds
+from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.bounds import around_cells, check_inside, shown_bounds, unbounded

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.model import Effort, TableModel
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._table.streams import Stream
 from sk_itdiffusion.denoisers import MLPFamily, NetworkFamily, NetworkTask
@@ -19,6 +19,9 @@ from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import ContinuousReference
 from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
+
+if TYPE_CHECKING:
+    from sk_itdiffusion._fit.model import TableModel
 
 __all__ = [
     "FitSettings",

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion._fit.grids import n_nodes_needed
-from sk_itdiffusion._fit.model import Effort, TableModel, summarize_profile
+from sk_itdiffusion._fit.model import TableModel, summarize_profile
 from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings

@@ -36,6 +36,11 @@ Json = Any
 KIND = "$"
 #: Parts of paths that are used in names of arrays.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+HOW_TO_BE_SAVED = (
+    "A class of your own can be saved if it defines config, which returns what an object is made "
+    "from, and from_config, which makes an object from it; one that is no torch module also if it "
+    "is a dataclass or has get_params."
+)
 
 
 class Encoder:
@@ -117,7 +122,8 @@ class Encoder:
         cls, dtype = type(value), getattr(value, "dtype", None)
         what = f"is of type {cls.__module__}.{cls.__qualname__}"
         what += "" if dtype is None else f" and dtype {dtype}"
-        return TypeError(f"{'.'.join(self._path)} {why or what}, which cannot be saved.")
+        refused = f"{'.'.join(self._path)} {why or what}, which cannot be saved."
+        return TypeError(refused if why or dtype is not None else f"{refused} {HOW_TO_BE_SAVED}")
 
     def _array(self, array: NDArray[Any]) -> Node:
         """Return the node of an array of numbers or times."""
@@ -270,10 +276,11 @@ class Decoder:
         known = self._own if is_own else declared()
         if name in known:
             return known[name]
-        missing = f"there is no class {name!r}"
-        if is_own:
-            missing = (
-                f"it holds an object of the class {name!r}, which is none of the library's own; "
-                f"pass the class: load(..., classes=[{name}])"
-            )
-        raise ValueError(missing)
+        if not is_own:
+            raise ValueError(f"there is no class {name!r}")
+        own = dict.fromkeys(each["class"] for each in self.objects if each.get("own", False))
+        missing = ", ".join(str(each) for each in own if each not in self._own)
+        raise ValueError(
+            "it holds objects of classes that are none of the library's own; pass those that are "
+            f"missing: load(..., classes=[{missing}])"
+        )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families.base import FamilyContext, ReferenceFamily
-from sk_itdiffusion.references.gaussian import GaussianReference
-from sk_itdiffusion.references.latent_class import smoothed_marginals
+from sk_itdiffusion.references.plain import fit_plain_reference
 
 if TYPE_CHECKING:
     from sk_itdiffusion._fit.schema import Schema
@@ -34,8 +32,4 @@ class IndependentFamily(ReferenceFamily):
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference:
         """Return the frequencies and the normal distribution; see `ReferenceFamily.fit`."""
-        layout, normal = split.space.layout, None
-        if layout.n_continuous:
-            rows = split.continuous_train
-            normal = GaussianReference.fit(rows.X, rows.weight)
-        return IndependentReference(layout, smoothed_marginals(split.train, layout), normal)
+        return fit_plain_reference(split.train, split.space.layout)
