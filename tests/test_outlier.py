@@ -881,3 +881,29 @@ def test_dates_are_neither_numbers_nor_categories():
 def test_errors_name_the_parameter(parameters, message):
     with pytest.raises(ValueError, match=message):
         make_detector(**({"estimator": plain_density()} | parameters)).fit(gaussian_rows(100))
+
+
+@pytest.mark.parametrize(("n", "n_trimmed"), [(60, 0), (70, 6)])
+def test_folds_are_trimmed_if_and_only_if_all_rows_are(n, n_trimmed, monkeypatch):
+    """Else held-out scores would be those of another kind of fit than the threshold is for."""
+    calls, trimmed = [], IMMSEOutlierDetector._trimmed
+
+    def spy(self, template, given, seed, tasks):
+        calls.append(len(given))
+        return trimmed(self, template, given, seed, tasks)
+
+    monkeypatch.setattr(IMMSEOutlierDetector, "_trimmed", spy)
+    X = np.exp(np.random.default_rng(0).normal(size=(n, 2)))
+    IMMSEOutlierDetector(random_state=0).fit(X)
+    assert len(calls) == n_trimmed
+
+
+@pytest.mark.slow
+def test_false_alarms_of_few_skewed_rows():
+    """At 60 rows folds would have fewer than are trimmed; then the rate was 0.095 +- 0.007."""
+    rates = []
+    for seed in range(30):
+        rng = np.random.default_rng(7000 + seed)
+        X, new = (np.exp(rng.normal(size=(n, 2))) for n in (60, 2000))
+        rates.append((IMMSEOutlierDetector(random_state=seed).fit(X).predict(new) == -1).mean())
+    assert np.mean(rates) < 0.05 + 3.0 * np.std(rates) / np.sqrt(len(rates))

@@ -327,18 +327,21 @@ class IMMSEOutlierDetector(
     ) -> tuple[Array, Array]:
         """Fit the density; return the scores that the threshold comes from, and their weights."""
         if self.contamination != "auto":
-            return self._fit_and_score(template, given, given, seed, tasks), given.weight
+            trims = given.n_units >= LEAST_ROWS_TO_TRIM
+            return self._fit_and_score(template, given, given, seed, tasks, trims), given.weight
         if given.n_units >= LEAST_ROWS_TO_SPARE:
             n_spared = min(round(self.calibration_fraction * given.n_units), MOST_CALIBRATION_ROWS)
             spared = given.draw(max(n_spared, 1), generator)
             others = given.part(spared)
             scores = self._fit_and_score(
-                template, given.part(given.n_copies - spared), others, seed, tasks
+                template, given.part(given.n_copies - spared), others, seed, tasks, trims=True
             )
             return others.repeated(scores), others.repeated(others.unit_weight)
-        scores, weight = self._fold_scores(template, given, generator, seed, tasks)
+        # Folds and all rows alike, or the threshold would be that of another kind of fit.
+        trims = given.n_units - -(-given.n_units // N_FOLDS) >= LEAST_ROWS_TO_TRIM
+        scores, weight = self._fold_scores(template, given, generator, seed, tasks, trims)
         with stretch_of_progress(N_FOLDS / (N_FOLDS + 1), 1.0, "all rows"):
-            self._fit_density(template, given, seed, tasks)
+            self._fit_density(template, given, seed, tasks, trims)
         return scores, weight
 
     def _fold_scores(
@@ -348,6 +351,7 @@ class IMMSEOutlierDetector(
         generator: np.random.Generator,
         seed: int,
         tasks: FitTasks,
+        trims: bool,
     ) -> tuple[Array, Array]:
         """Return the score of each row under a density fitted without it, and its weight."""
         scores, weight = [], []
@@ -361,7 +365,7 @@ class IMMSEOutlierDetector(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
                 with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
-                    found = self._fit_and_score(template, others, held_out, seed, tasks)
+                    found = self._fit_and_score(template, others, held_out, seed, tasks, trims)
             scores.append(held_out.repeated(found))
             weight.append(held_out.repeated(held_out.unit_weight))
         return np.concatenate(scores), np.concatenate(weight)
@@ -373,19 +377,25 @@ class IMMSEOutlierDetector(
         others: DistinctRows,
         seed: int,
         tasks: FitTasks,
+        trims: bool,
     ) -> Array:
         """Fit the density to rows and return the scores of others, each once."""
         with stretch_of_progress(0.0, FIT_ENDS):
-            self._fit_density(template, given, seed, tasks)
+            self._fit_density(template, given, seed, tasks, trims)
         with stretch_of_progress(FIT_ENDS, 1.0):
             return self._scores(others.rows)
 
     def _fit_density(
-        self, template: DensityEstimator, given: DistinctRows, seed: int, tasks: FitTasks
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        seed: int,
+        tasks: FitTasks,
+        trims: bool,
     ) -> None:
         """Fit the density to the rows that are left of trimming."""
         with stretch_of_progress(0.0, FIT_BEGINS):
-            kept = self._trimmed(template, given, seed, tasks)
+            kept = self._trimmed(template, given, seed, tasks) if trims else given
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
             self.estimator_ = fitted(template, kept, seed, quiet, tasks)
@@ -398,7 +408,7 @@ class IMMSEOutlierDetector(
     ) -> DistinctRows:
         """Return the rows without those that a quick fit finds least likely."""
         n_trimmed = round(self.trim * given.n_units)
-        if n_trimmed == 0 or given.n_units < LEAST_ROWS_TO_TRIM:
+        if n_trimmed == 0:
             return given
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():

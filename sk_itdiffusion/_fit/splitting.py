@@ -54,12 +54,7 @@ def split_independent_rows(
 
     ``is_counted`` says whether weights are numbers of observations.
     """
-    split = rows.split
-    if is_counted:
-        counts = np.maximum(np.rint(rows.weight), 1.0)
-        # Fractional weights of few states are as good as counts; rows of many are kept whole.
-        if np.array_equal(counts, rows.weight) or len(rows) < LEAST_ROWS_TO_SPLIT:
-            split = WeightedRows(rows.X, counts).split_copies
+    split = rows.split_copies if is_counted else rows.split
     return split(settings.model.validation_fraction, MOST_VALIDATION_ROWS, seed)
 
 

@@ -124,24 +124,25 @@ class WeightedRows:
     def split_copies(
         self, fraction: float, most: int, seed: int
     ) -> tuple[WeightedRows, WeightedRows]:
-        """Return rows for training and for validation; weights are counts of equal rows.
+        """Return rows for training and for validation; weights are numbers of equal rows.
 
         Equal rows of discrete columns are different observations; if all of them were on one side
-        the validation rows would be states that training has never seen.
+        the validation rows would be states that training has never seen.  A weight that is no
+        integer stands for as many observations as the nearest one, and at least for one.
 
         Raises
         ------
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        counts = self.weight.astype(np.int64)
+        counts = np.maximum(np.rint(self.weight), 1.0).astype(np.int64)
+        unit = self.weight / counts
         n_rows = int(counts.sum())
         n_valid = int(np.clip(round(fraction * n_rows), LEAST_VALIDATION_ROWS, most))
         if n_rows - n_valid < LEAST_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
-        train = WeightedRows(self.X, (counts - drawn).astype(np.float64))
-        valid = WeightedRows(self.X, drawn.astype(np.float64))
+        train, valid = (WeightedRows(self.X, unit * n) for n in (counts - drawn, drawn))
         return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
 
 

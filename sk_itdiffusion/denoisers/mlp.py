@@ -38,6 +38,11 @@ class LocalDropout(nn.Module):
         self.generator = generator
         self.on_device: dict[torch.device, Generator] = {}
 
+    @property
+    def p(self) -> float:
+        """The rate, by the name that `torch.nn.Dropout` has for it."""
+        return self.rate
+
     def forward(self, h: Tensor) -> Tensor:
         """Return ``h`` with random entries zeroed in training, unchanged in evaluation."""
         if not self.training or self.rate == 0.0:
