@@ -54,7 +54,7 @@ def run(tree: Path, arguments: argparse.Namespace, table: str, seed: int) -> dic
     command += ["--data-dir", str(arguments.data_dir), "--seed", str(seed)]
     if arguments.max_epochs is not None:
         command += ["--max-epochs", str(arguments.max_epochs)]
-    path = os.pathsep.join([str(tree), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(tree), str(tree / "benchmarks")])
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": path},

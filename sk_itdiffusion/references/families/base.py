@@ -163,7 +163,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
       deviations, 0 if there is none; ``device``, where the denoisers will be.
     - ``context``: ``schema``; ``references``, those fitted before by their families' names;
       ``random_state``, the RandomState of the family, which depends on its name alone; ``stop``,
-      a `threading.Event`, after whose setting a long fit raises KeyboardInterrupt.
+      an event (of the module threading) after whose setting a long fit raises KeyboardInterrupt.
     - ``demand``, what the fit asks for: ``reference``, the name of the control variate, "auto" or
       None for an object; ``is_open``, whether it is "auto"; ``automatic``, whether ``experts`` are
       or hold "auto"; ``names`` of experts that are asked for; ``with_networks``, whether networks
