@@ -50,7 +50,8 @@ def measure(table: str, data_dir: Path, max_epochs: int | None, seed: int) -> di
 
 def run(tree: Path, arguments: argparse.Namespace, table: str, seed: int) -> dict[str, float]:
     """Return what `measure` returns in a process that imports a tree."""
-    command = [sys.executable, __file__, str(tree), str(tree), "--measure", table]
+    # Without the folder of this script: the tables are those of the tree.
+    command = [sys.executable, "-P", __file__, str(tree), str(tree), "--measure", table]
     command += ["--data-dir", str(arguments.data_dir), "--seed", str(seed)]
     if arguments.max_epochs is not None:
         command += ["--max-epochs", str(arguments.max_epochs)]
