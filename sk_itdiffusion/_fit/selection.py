@@ -215,16 +215,12 @@ def fit_references(
     fitted_now = families if earlier is not None else settings.model.families
     warn_of_absent_families(fitted_now, references, split, schema, settings)
     split = replace(split, optimism=replace(split.optimism, families=optimism))
-    beyond = {family.name for family in settings.model.families if not family.shares_grid}
+    beyond = settings.model.beyond_the_grid
     coarse = {name: r for name, r in references.items() if name not in beyond}
     if earlier is None:
-        grid, preconditioner = (
-            np.linspace(
-                *model_range(coarse.values(), split.space.layout, split.train, schema.resolution),
-                N_NODES,
-            ),
-            choose_preconditioner(coarse, settings),
-        )
+        layout = split.space.layout
+        ends = model_range(coarse.values(), layout, split.train, schema.resolution)
+        grid, preconditioner = np.linspace(*ends, N_NODES), choose_preconditioner(coarse, settings)
     else:
         grid, preconditioner = earlier.grid, earlier.preconditioner
     if earlier is not None and earlier.control in references and references.keys() == kept.keys():
@@ -297,10 +293,8 @@ def choose_control(
 
 def choose_preconditioner(references: Mapping[str, Reference], settings: FitSettings) -> str:
     """Return the name of the reference that the networks correct."""
-    asked, plain = (
-        settings.model.preconditioner,
-        plain_reference(references, settings.model.families),
-    )
+    asked = settings.model.preconditioner
+    plain = plain_reference(references, settings.model.families)
     if asked in references:
         return asked
     if asked != "independent":

@@ -71,6 +71,11 @@ class ModelSettings:
     near_copies: bool = True
 
     @property
+    def beyond_the_grid(self) -> set[str]:
+        """Names of the families over whose range of the log-SNR no networks are trained."""
+        return {family.name for family in self.families if not family.shares_grid}
+
+    @property
     def has_images(self) -> bool:
         """Whether the network takes images of continuous pixels."""
         given = self.denoiser is not None and self.denoiser.image_shape is not None

@@ -166,7 +166,7 @@ def with_nodes_needed(
     profile: ErrorProfile, experts: Experts, schema: Schema, settings: FitSettings
 ) -> ErrorProfile:
     """Return the profile at as many nodes as the experts that are left need."""
-    beyond = {family.name for family in settings.model.families if not family.shares_grid}
+    beyond = settings.model.beyond_the_grid
     fine = [reference for name, reference in experts.references.items() if name in beyond]
     n_nodes = n_nodes_needed(profile.logsnr, experts.grid, fine, schema.resolution)
     return replace(profile, logsnr=profile.logsnr[:n_nodes], gram=profile.gram[:n_nodes])
