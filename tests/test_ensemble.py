@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from sk_itdiffusion._fit.effort import Effort
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -25,7 +26,6 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion._estimators import ensemble
 from sk_itdiffusion._fit import ensemble_model
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
 from sk_itdiffusion._table.marginals import Standardizer

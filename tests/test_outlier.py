@@ -9,6 +9,7 @@ import pytest
 import torch
 from marks import others_slow
 from scipy import stats
+from sk_itdiffusion._fit.effort import Effort
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -24,7 +25,6 @@ from sk_itdiffusion._estimators.contributions import Contributions, smoothed_slo
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows
 from sk_itdiffusion._estimators.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion._estimators.trimming import needed_of_groups, needed_of_states, separate_values
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.references import (
     GaussianMixtureReference,

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sk_itdiffusion._fit.effort import Effort
 
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
 from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
 from sk_itdiffusion._immse.path import PathRule, path_log_probability

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ from sk_itdiffusion._estimators.outlier_score import (
     n_floor_draws,
     share_above,
 )
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
@@ -81,7 +80,7 @@ class Contributions:
         """The model."""
         return self.floored.model
 
-    def of(self, values: Array, effort: Effort) -> Array:
+    def of(self, values: Array, score_tol: float) -> Array:
         """Return each column's part of `FlooredModel.log_density`.
 
         Without floors and average they are those of the model's own log-density.
@@ -90,8 +89,8 @@ class Contributions:
         ----------
         values : ndarray of shape (n_samples, n_columns)
             Numbers and codes.
-        effort : Effort
-            How exactly to integrate.
+        score_tol : float
+            Standard error, in nats, that the integral of a row should have.
 
         Returns
         -------
@@ -110,17 +109,19 @@ class Contributions:
         _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
         distinct = values[first]
         with stretch_of_progress(0.0, 0.5):
-            found, near = self._columns_of_references(self._points_seen(distinct, effort), effort)
+            found, near = self._columns_of_references(
+                self._points_seen(distinct, score_tol), score_tol
+            )
         # One after the other: the points of each row, of which most models see one.
         found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
         near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
         if MODEL in self.floored.members:
             with stretch_of_progress(0.5, 1.0):
-                self._add_columns_of_model(found, distinct, near, effort)
+                self._add_columns_of_model(found, distinct, near, score_tol)
         parts[:, columns] += found[group.ravel()]
         return parts
 
-    def _points_seen(self, values: Array, effort: Effort) -> Array:
+    def _points_seen(self, values: Array, score_tol: float) -> Array:
         """Return the points over which the references' part of a score is averaged.
 
         They are the rows, or as many times so many: all rows with one noise after the other.
@@ -130,11 +131,11 @@ class Contributions:
             return values
         keys = row_keys(self.model.space.standardized(values), self.model.seeds.scoring)
         return np.concatenate(
-            [values + noise for noise in self.model.reference_offsets(keys, effort)]
+            [values + noise for noise in self.model.reference_offsets(keys, score_tol)]
         )
 
     def _columns_of_references(
-        self, values: Array, effort: Effort
+        self, values: Array, score_tol: float
     ) -> tuple[Array, NDArray[np.bool_]]:
         """Return the parts that need no network, and whether the network has a say in a row."""
         model, space = self.model, self.model.space
@@ -147,14 +148,14 @@ class Contributions:
         parts[:, : len(space.continuous)] += slope_parts(model, values)
         names = [self.floored.control if name == MODEL else name for name in self.floored.members]
         distinct = list(dict.fromkeys(names))
-        alone = self._floored_columns(rows, chosen, effort)
+        alone = self._floored_columns(rows, chosen, score_tol)
         references = [model.references[name] for name in distinct]
         complete = space.is_complete(rows.mapped[chosen])
         gaps: list[tuple[Array, Array]] = []
         if complete.any():
-            gaps = self._path_gaps(references, rows, chosen[complete], effort)
+            gaps = self._path_gaps(references, rows, chosen[complete], score_tol)
         for number, name in enumerate(distinct):
-            total = self.floored.floored_reference(references[number], rows, chosen, effort)
+            total = self.floored.floored_reference(references[number], rows, chosen, score_tol)
             rest = total - alone.sum(axis=1)
             found = shared_by_levels(rest, rows.mapped[chosen], len(space.continuous))
             if gaps:
@@ -167,24 +168,33 @@ class Contributions:
         return parts, near
 
     def _add_columns_of_model(
-        self, parts: Array, values: Array, near: NDArray[np.bool_], effort: Effort
+        self, parts: Array, values: Array, near: NDArray[np.bool_], score_tol: float
     ) -> None:
         """Add what the stack says beyond its control variate, by the draws of the score."""
-        rule = self.floored.rule(self.model.scoring_rule(effort))
+        rule = self.floored.rule(self.model.rule)
         if rule is None or not near.any():
             return
         rows, chosen = MappedRows.of(self.model, values), np.flatnonzero(near)
-        points = None
+        points, log_density = None, self.floored.control_log_density(rows, chosen)
         if self.floored.is_plain and self.model.dequantizer is not None:
             points = self.model.dequantized_points
-        found = self._column_gaps(rows, values, chosen, rule, points)
-        parts[chosen] += found / len(self.floored.members)
+            standardized = self.model.space.standardized(values[chosen])
+            log_density = self.model.control_log_density(
+                values[chosen], standardized, rows.keys[chosen], score_tol
+            ).log_density
+        assert rule.errors is not None
+        for n_draws, rung in rule.errors.rungs(log_density, score_tol):
+            each = replace(rule, n_draws=n_draws)
+            found = self._column_gaps(rows, values, chosen[rung], each, points)
+            parts[chosen[rung]] += found / len(self.floored.members)
 
-    def _floored_columns(self, rows: MappedRows, chosen: NDArray[np.intp], effort: Effort) -> Array:
+    def _floored_columns(
+        self, rows: MappedRows, chosen: NDArray[np.intp], score_tol: float
+    ) -> Array:
         """Return the mean smoothed log-density of each modelled column."""
         reference = self.floored.plain.independent()
         return self.floored.floor_means(
-            reference.column_log_prob, rows, chosen, effort, reference.n_intermediate
+            reference.column_log_prob, rows, chosen, score_tol, reference.n_intermediate
         )
 
     def _path_nodes(self) -> Array:
@@ -201,20 +211,20 @@ class Contributions:
         references: Sequence[Reference],
         rows: MappedRows,
         chosen: NDArray[np.intp],
-        effort: Effort,
+        score_tol: float,
     ) -> list[tuple[Array, Array]]:
         """Return what paths say about each column, and its variance between two draws of noise.
 
         For each reference it is the log-density less that of independent columns.
         """
-        model, nodes, noise = self.model, self._path_nodes(), self.floored.noise(effort)
+        model, nodes, noise = self.model, self._path_nodes(), self.floored.noise
         layout = model.space.layout
         owner = columns_of_coordinates(layout)
         to_columns = (owner[:, None] == np.arange(layout.n_columns)).astype(np.float64)
         plain = self.floored.plain.independent()
         share = share_above(np.append(-np.inf, nodes[:-1]), self.floored.floors)
         widest = max(reference.n_intermediate for reference in (plain, *references))
-        n_draws = min(PATH_DRAWS, n_floor_draws(effort))
+        n_draws = min(PATH_DRAWS, n_floor_draws(score_tol))
         # Not too large, since few rows are padded to as many.
         n_rows = max(1, 2**17 // (max(widest, 1) * n_draws * noise.n_evaluations))
 
@@ -223,8 +233,8 @@ class Contributions:
             part = chosen[start : start + n_rows]
             # Padded to one shape, so that a row's value is the same in any company.
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
-            keys = spawn_keys(rows.keys[part], n_draws, FLOOR_STREAM)
-            eps, coefficient = noise.draw(keys.ravel())
+            keys = spawn_keys(rows.keys[part], 1, FLOOR_STREAM).ravel()
+            eps, coefficient = noise.draws(keys, 0, n_draws)
             eps = np.ascontiguousarray(eps.reshape(-1, eps.shape[-1]))
             places = Places(n_rows, len(eps) // n_rows, DOUBLE_APART)
             noisy = torch.from_numpy(places.spread(eps))
@@ -265,25 +275,24 @@ class Contributions:
         layout = model.space.layout
         owner = columns_of_coordinates(layout)
         seen = layout.embed_array(rows.mapped[chosen]) if points is None else values[chosen]
-        n_rows, n_strata = rule.block_shape(model.budget)
+        n_rows, n_draws = rule.block_shape(model.budget)
 
         def one_block(start: int) -> Array:
             part = np.arange(start, start + n_rows).clip(max=len(seen) - 1)
             total = np.zeros((n_rows, layout.n_columns))
-            for first in range(0, rule.n_strata, n_strata):
+            for first in range(0, rule.n_draws, n_draws):
                 differences, coefficient = paired_draws(
                     seen[part],
                     rows.keys[chosen[part]],
                     paired,
                     rule,
                     first,
-                    n_strata,
+                    n_draws,
                     model.device,
                     model.precision,
                     points,
                 )
-                factor = 0.5 * coefficient / rule.n_draws
-                weighted = np.einsum("nsdm,nsdmc->nc", factor, differences)
+                weighted = np.einsum("ndm,ndmc->nc", 0.5 * coefficient, differences)
                 for coordinate, column in enumerate(owner):
                     total[:, column] += weighted[:, coordinate]
             return total

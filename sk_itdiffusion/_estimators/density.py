@@ -162,16 +162,10 @@ class IMMSEDensity(TableEstimator):
     n_iter_no_change : int, default=6
         Epochs without improvement after which the learning rate is taken to zero and training
         ends, at least 1.
-    n_strata : int, default=16
-        Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
-        changed after `fit`: the standard errors fall with the root of the evaluations.  With
-        ``dequantize`` the noise in a cell is drawn ``n_strata * n_draws / 2`` times.
-    n_draws : int, default=2
-        Draws in each stratum, at least 2, one in each of as many equal parts; the standard errors
-        come from their differences.
-    n_directions : int or None, default=None
-        Orthogonal noise directions in a draw, at least 1 and no more than columns are used.  None
-        takes up to 8 for at most 20 columns, else 4.
+    score_tol : float, default=0.1
+        Standard error, in nats, that each row's log-density should have from the numerical
+        integration, greater than 0; may be changed after `fit`.  Time grows with the reciprocal of
+        its square.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
@@ -322,9 +316,7 @@ class IMMSEDensity(TableEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
-        n_strata: int = 16,
-        n_draws: int = 2,
-        n_directions: int | None = None,
+        score_tol: float = 0.1,
         device: str = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
@@ -355,9 +347,7 @@ class IMMSEDensity(TableEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
-        self.n_strata = n_strata
-        self.n_draws = n_draws
-        self.n_directions = n_directions
+        self.score_tol = score_tol
         self.device = device
         self.warm_start = warm_start
         self.callbacks = callbacks

@@ -14,7 +14,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sk_itdiffusion._estimators.categorical import CategoricalEstimator
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import Array, stored_table
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import NETWORKS
 from sk_itdiffusion._table.encoding import Kind, Table, discrete_kinds
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
@@ -80,9 +79,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         of the levels' posterior, which has the same optimum.  The bound judges epochs in any case.
     likelihood : {"immse", "path"}, default="immse"
         How rows are scored: by the integral, or by noise paths, with the logarithm of the mean
-        over ``n_draws`` paths of ``n_strata`` steps.  The mean is an unbiased estimate of a
+        over ``n_paths`` paths.  The mean is an unbiased estimate of a
         probability that sums to 1 over all rows; its logarithm is too low on average, and with
-        ``n_draws=1`` a variational bound.
+        ``n_paths=1`` a variational bound.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
@@ -116,15 +115,12 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         than 40 rows the model is the independent reference.
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1.
-    n_strata : int, default=32
-        Strata of the log-SNR in scoring, at least 2.  This and the next two parameters may be
-        changed after `fit`: the standard errors fall with the root of the evaluations.
-    n_draws : int, default=2
-        Draws in each stratum, at least 2, from whose differences the standard errors follow; with
-        ``likelihood="path"`` the number of paths, at least 1.
-    n_directions : int or None, default=None
-        Orthogonal noise vectors in a draw, at least 1 (each with both signs where a column has 8
-        ordered levels or more); None is 1.
+    score_tol : float, default=0.1
+        Standard error, in nats, that each row's log-density should have from the numerical
+        integration, greater than 0; may be changed after `fit`.  Time grows with the reciprocal of
+        its square.  With ``likelihood="path"`` it is ignored.
+    n_paths : int, default=2
+        Noise paths for each row with ``likelihood="path"``, at least 1; may be changed after `fit`.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
@@ -238,7 +234,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         "likelihood": [StrOptions({"immse", "path"})],
         "n_blocks": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "n_paths": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -266,9 +262,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
-        n_strata: int = 32,
-        n_draws: int = 2,
-        n_directions: int | None = None,
+        score_tol: float = 0.1,
+        n_paths: int = 2,
         device: str = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
@@ -297,9 +292,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
-        self.n_strata = n_strata
-        self.n_draws = n_draws
-        self.n_directions = n_directions
+        self.score_tol = score_tol
+        self.n_paths = n_paths
         self.device = device
         self.warm_start = warm_start
         self.callbacks = callbacks
@@ -327,17 +321,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
             X = flattened_images(X, checked_image_shape(self.image_shape))
         return super()._table(X, reset)
 
-    def _effort(self) -> Effort:
-        """Return how exactly to score; may be changed after the fit."""
-        if self.likelihood not in ("immse", "path"):
-            raise ValueError(f"likelihood must be 'immse' or 'path', got {self.likelihood!r}.")
-        if self.likelihood == "immse" and self.n_draws < 2:
-            raise ValueError("n_draws must be at least 2 with likelihood='immse', got 1.")
-        return super()._effort()
-
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of discrete columns."""
-        self._effort()
+        self._check_again("likelihood")
         task = self._network_task()
         beside = self._network_family(task).beside(task)
         is_named = self.experts != "auto" and NETWORKS[1] in self.experts
@@ -355,11 +341,12 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         shape = None if self.image_shape is None else checked_image_shape(self.image_shape)
         return NetworkTask(has_levels=True, has_continuous=False, image_shape=shape)
 
-    def _log_density(self, values: Array) -> tuple[Array, Array]:
+    def _log_density(self, values: Array, score_tol: float) -> tuple[Array, Array]:
         """Return log-probabilities and their variances, by the integral or by paths."""
+        self._check_again("likelihood", "n_paths")
         if self.likelihood == "path":
-            return self._model.path_log_probability(values, self._effort())
-        return super()._log_density(values)
+            return self._model.path_log_probability(values, self.n_paths)
+        return super()._log_density(values, score_tol)
 
 
 def check_pixels(table: Table) -> None:

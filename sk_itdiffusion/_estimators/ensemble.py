@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -51,14 +51,13 @@ from sk_itdiffusion._estimators.membership import (
 )
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.ensemble_model import (
     EnsembleModel,
     WeightSettings,
     fit_ensemble_model,
     transport_between,
 )
-from sk_itdiffusion._fit.experts import covers, scoring_noise
+from sk_itdiffusion._fit.experts import covers
 from sk_itdiffusion._fit.schema import (
     LEAST_ROWS_TO_SPLIT,
     check_bounds,
@@ -135,13 +134,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
         weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if
         columns are continuous) all rows serve both.
-    n_strata : int or None, default=None
-        Strata of the log-SNR in scoring, at least 2; None takes the most of the members.  This and
-        the next two parameters may be changed after `fit`.
-    n_draws : int or None, default=None
-        Draws in each stratum, at least 2; None takes the most of the members.
-    n_directions : int or None, default=None
-        Noise directions in a draw, at least 1; None takes the most of the members.
+    score_tol : float or None, default=None
+        Standard error, in nats, that each row's log-density should have from the numerical
+        integration, greater than 0; None takes the least of the members.  It may be changed after
+        `fit`.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,
         whatever their own ``verbose`` is, and so do scoring and sampling if they take more than a
@@ -227,9 +223,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         "include_references": ["boolean"],
         "prefit": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_strata": [None, Interval(Integral, 2, None, closed="left")],
-        "n_draws": [None, Interval(Integral, 2, None, closed="left")],
-        "n_directions": [None, Interval(Integral, 1, None, closed="left")],
+        "score_tol": [None, Interval(Real, 0, None, closed="neither")],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
@@ -237,8 +231,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     estimators_: list[TableEstimator]
     _encoder: TableEncoder | None
     _image_shape: Sequence[int] | None
-    n_strata: int | None  # type: ignore[assignment]
-    n_draws: int | None  # type: ignore[assignment]
+    score_tol: float | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -248,9 +241,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         include_references: bool = True,
         prefit: bool = False,
         validation_fraction: float = 0.1,
-        n_strata: int | None = None,
-        n_draws: int | None = None,
-        n_directions: int | None = None,
+        score_tol: float | None = None,
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -259,9 +250,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self.include_references = include_references
         self.prefit = prefit
         self.validation_fraction = validation_fraction
-        self.n_strata = n_strata
-        self.n_draws = n_draws
-        self.n_directions = n_directions
+        self.score_tol = score_tol
         self.verbose = verbose
         self.random_state = random_state
 
@@ -439,13 +428,12 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             name: transport_between(space, model.space, name, first)
             for name, model in models.items()
         }
-        effort = self._common_effort(list(members.values()), space)
         model, entropies = fit_ensemble_model(
             models,
             space,
             transports,
             valid,
-            WeightSettings(self.weights, self.include_references, effort),
+            WeightSettings(self.weights, self.include_references),
             seeds,
         )
         self._encoder = getattr(members[first], "_encoder", None)
@@ -568,25 +556,12 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             return values
         return encoder.decode(values, self._model.space.bounds_of_columns())
 
-    # -- effort ------------------------------------------------------------------------------
-
-    def _effort(self) -> Effort:
-        """Return how exactly to score; may be changed after the fit."""
-        return self._common_effort(self.estimators_, self._model.space)
-
-    def _common_effort(self, members: Sequence[TableEstimator], space: TableSpace) -> Effort:
-        """Return the effort asked for, and where none is, the most of the members'."""
-        asked = super()._effort()
-        own = [member._effort() for member in members]
-        images = any(member._model.has_images for member in members)
-        directions = [
-            scoring_noise(space, 0, each.n_directions, images).n_directions for each in own
-        ]
-        return Effort(
-            asked.n_strata or max(each.n_strata for each in own),
-            asked.n_draws or max(2, *(each.n_draws for each in own)),
-            asked.n_directions or max(directions),
-        )
+    def _score_tol(self) -> float:
+        """Return the standard error of scores asked for, or the least of the members'."""
+        own = super()._score_tol()
+        if own is not None:
+            return own
+        return min(member._score_tol() for member in self.estimators_)
 
 
 def fit_member(

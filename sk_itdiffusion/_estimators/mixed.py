@@ -102,14 +102,10 @@ class IMMSEMixedDensity(CategoricalEstimator):
         references and experts.
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1.
-    n_strata : int, default=32
-        Strata of the log-SNR in scoring, at least 2; may be changed after `fit`.
-    n_draws : int, default=2
-        Draws in each stratum, at least 2; may be changed after `fit`.
-    n_directions : int or None, default=None
-        Orthogonal noise directions in a draw, at least 1, each with both signs; None is 1, as in
-        `IMMSEDensity` without discrete columns, and as in `IMMSEDiscreteDensity` without
-        continuous ones.
+    score_tol : float, default=0.1
+        Standard error, in nats, that each row's log-density should have from the numerical
+        integration, greater than 0; may be changed after `fit`.  Time grows with the reciprocal of
+        its square.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
@@ -265,9 +261,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
-        n_strata: int = 32,
-        n_draws: int = 2,
-        n_directions: int | None = None,
+        score_tol: float = 0.1,
         device: str = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
@@ -298,9 +292,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
-        self.n_strata = n_strata
-        self.n_draws = n_draws
-        self.n_directions = n_directions
+        self.score_tol = score_tol
         self.device = device
         self.warm_start = warm_start
         self.callbacks = callbacks

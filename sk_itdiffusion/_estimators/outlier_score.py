@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import numpy as np
@@ -45,17 +45,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import scoring_noise
-from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
+from sk_itdiffusion._fit.model import DEFAULT_SCORE_TOL, LEAST_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
+from sk_itdiffusion._immse.errors import LADDER
+from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
 from sk_itdiffusion.references import PlainReference, Reference
+from sk_itdiffusion.references.judging import log_likelihoods
 
 __all__ = ["MODEL", "FlooredModel", "MappedRows"]
 
@@ -70,6 +71,8 @@ FARTHEST = 1e100
 SHARE_OF_REFERENCES = 0.1
 #: Name of the fitted model among the members.
 MODEL = "model"
+#: Draws of noise at each floor with the default tolerance.
+FLOOR_DRAWS = 8
 #: Stream of the row's keys from which the noise at the floors comes; strata use lower ones.
 FLOOR_STREAM = 2**40
 
@@ -100,18 +103,20 @@ class FlooredRule(IntegrationRule):
         height = rule.placement.density(middle) * np.sqrt(share_above(middle, floors))
         kept = height * np.diff(cut)
         placement = PiecewiseDensity(cut, kept / kept.sum())
-        return cls(placement, rule.noise, rule.n_strata, rule.n_draws, tuple(map(float, floors)))
+        parts = {each.name: getattr(rule, each.name) for each in fields(rule)}
+        return cls(**parts | {"placement": placement, "floors": tuple(map(float, floors))})
 
-    def draw(self, keys: Keys, first: int, n_strata: int) -> tuple[Array, Array, Array]:
+    def draw(self, keys: Keys, first: int, n_draws: int) -> tuple[Array, Array, Array]:
         """Return log-SNRs, noise and coefficients; see `IntegrationRule.draw`."""
-        logsnr, eps, coefficient = super().draw(keys, first, n_strata)
+        logsnr, eps, coefficient = super().draw(keys, first, n_draws)
         share = share_above(logsnr, np.array(self.floors))
         return logsnr, eps, coefficient * share[..., None]
 
 
-def n_floor_draws(effort: Effort) -> int:
+def n_floor_draws(score_tol: float) -> int:
     """Return the draws of noise at each floor."""
-    return max(1, effort.n_strata * effort.n_draws // 8)
+    n_draws = FLOOR_DRAWS * (DEFAULT_SCORE_TOL / score_tol) ** 2
+    return int(np.clip(math.ceil(n_draws), 1, LADDER[-1]))
 
 
 def share_above(logsnr: Array, floors: Array) -> Array:
@@ -174,15 +179,15 @@ class FlooredModel:
 
     # -- density -----------------------------------------------------------------------------
 
-    def log_density(self, values: Array, effort: Effort) -> Array:
+    def log_density(self, values: Array, score_tol: float) -> Array:
         """Return the log-density with noise floors of numbers and codes, in nats.
 
         Parameters
         ----------
         values : ndarray of shape (n_samples, n_columns)
             Numbers and codes.
-        effort : Effort
-            How exactly to integrate.
+        score_tol : float
+            Standard error, in nats, that the integral of a row should have.
 
         Returns
         -------
@@ -201,16 +206,16 @@ class FlooredModel:
         if not len(near):
             return total
         first, group = rows.distinct(near)
-        found = self._mean_over_members(rows, near[first], effort)
+        found = self._mean_over_members(rows, near[first], score_tol)
         total[near] += found[group] + rows.log_slope[near]
         return total
 
     def _mean_over_members(
-        self, rows: MappedRows, chosen: NDArray[np.intp], effort: Effort
+        self, rows: MappedRows, chosen: NDArray[np.intp], score_tol: float
     ) -> Array:
         """Return the mean of the members' log-densities of chosen rows, in the mapped space."""
         names = [self.control if name == MODEL else name for name in self.members]
-        rule = self.rule(self.model.scoring_rule(effort)) if MODEL in self.members else None
+        rule = self.rule(self.model.rule) if MODEL in self.members else None
         share = 1.0 if rule is None else SHARE_OF_REFERENCES
         distinct = list(dict.fromkeys(names))
         smoothed = {}
@@ -218,59 +223,62 @@ class FlooredModel:
             reference = self.model.references[name]
             ends = share * number / len(distinct), share * (number + 1) / len(distinct)
             with stretch_of_progress(*ends):
-                smoothed[name] = self.floored_reference(reference, rows, chosen, effort)
+                smoothed[name] = self.floored_reference(reference, rows, chosen, score_tol)
         total = np.mean([smoothed[name] for name in names], axis=0)
         near = smoothed.get(self.control, np.empty(0)) > LEAST_LOG_DENSITY
         if len(near):
             near &= self.model.space.is_complete(rows.mapped[chosen])
         if rule is not None and near.any():
             with stretch_of_progress(share, 1.0):
-                total[near] += self._gap(rows, chosen[near], rule) / len(names)
+                total[near] += self._gap(rows, chosen[near], rule, score_tol) / len(names)
         return np.asarray(total)
 
-    def noise(self, effort: Effort) -> NoiseRule:
-        """Return the noise that the model's scores are integrated with."""
-        rule = self.model.scoring_rule(effort)
-        if rule is not None:
-            return rule.noise
-        return scoring_noise(self.model.space, self.model.seeds.scoring, effort.n_directions)
+    @property
+    def noise(self) -> NoiseRule:
+        """The noise that the model's scores are integrated with."""
+        if self.model.rule is not None:
+            return self.model.rule.noise
+        return scoring_noise(self.model.space, self.model.seeds.scoring, self.model.has_images)
 
-    def _gap(self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule) -> Array:
-        return information_gap(
+    def _gap(
+        self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule, score_tol: float
+    ) -> Array:
+        return self.model.integrated_gap(
+            rule,
             self.model.space.layout.embed_array(rows.mapped[chosen]),
             rows.keys[chosen],
-            self.model.paired(),
-            rule,
-            budget=self.model.budget,
-            device=self.model.device,
-            dtype=self.model.precision,
+            self.control_log_density(rows, chosen),
+            score_tol,
         )[0]
+
+    def control_log_density(self, rows: MappedRows, chosen: NDArray[np.intp]) -> Array:
+        """Return the control variate's log-density of chosen rows, in the mapped space."""
+        return log_likelihoods(self.model.references[self.control], rows.mapped[chosen])
 
     def rule(self, rule: IntegrationRule | None) -> FlooredRule | None:
         """Return the model's rule below the floors."""
         return None if rule is None else FlooredRule.within(rule, self.floors)
 
     def floored_reference(
-        self, reference: Reference, rows: MappedRows, chosen: NDArray[np.intp], effort: Effort
+        self, reference: Reference, rows: MappedRows, chosen: NDArray[np.intp], score_tol: float
     ) -> Array:
         """Return the mean over floors and noise of the smoothed log-density."""
 
         def evaluate(x: Tensor, eps: Tensor, logsnr: float) -> Tensor:
             return reference.smoothed_log_prob(x, eps, logsnr)[:, None]
 
-        return self.floor_means(evaluate, rows, chosen, effort, reference.n_intermediate)[:, 0]
+        return self.floor_means(evaluate, rows, chosen, score_tol, reference.n_intermediate)[:, 0]
 
     def floor_means(
         self,
         evaluate: Callable[[Tensor, Tensor, float], Tensor],
         rows: MappedRows,
         chosen: NDArray[np.intp],
-        effort: Effort,
+        score_tol: float,
         width: int,
     ) -> Array:
         """Return means over floors and noise of what is evaluated, (len(chosen), n_values)."""
-        noise = self.noise(effort)
-        n_draws = n_floor_draws(effort)
+        noise, n_draws = self.noise, n_floor_draws(score_tol)
         n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()
@@ -280,11 +288,11 @@ class FlooredModel:
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
             total = 0.0
             for number, floor in enumerate(self.floors):
-                keys = spawn_keys(rows.keys[part], n_draws, FLOOR_STREAM + number * n_draws)
-                eps, coefficient = noise.draw(keys.ravel())
+                keys = spawn_keys(rows.keys[part], 1, FLOOR_STREAM + number).ravel()
+                eps, coefficient = noise.draws(keys, 0, n_draws)
                 coefficient = coefficient.reshape(n_rows, -1) / n_draws
                 if math.isinf(floor):
-                    eps, coefficient = eps[::n_draws, :1], np.ones((n_rows, 1))
+                    eps, coefficient = eps[:, :1, :1], np.ones((n_rows, 1))
                 eps = np.ascontiguousarray(eps.reshape(-1, eps.shape[-1]))
                 x = np.repeat(rows.mapped[part], coefficient.shape[1], axis=0)
                 places = Places(n_rows, coefficient.shape[1], DOUBLE_APART)

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import Experts, Mixing
 from sk_itdiffusion._fit.grids import N_NODES
 from sk_itdiffusion._fit.model import TableModel, summarize_profile
@@ -435,7 +434,6 @@ class WeightSettings:
 
     rule: str
     include_references: bool
-    scoring: Effort
 
 
 def fit_ensemble_model(
@@ -522,7 +520,7 @@ def fit_ensemble_model(
     if sole is None:
         few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
         paired = mixing.paired(experts.experts())
-        rule = scoring_rule(experts, mixing, paired, few, settings.scoring)
+        rule = scoring_rule(experts, mixing, paired, few)
     else:
         rule = members[sole].rule
     model = EnsembleModel.of(

@@ -17,7 +17,14 @@ from torch import Tensor
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
-from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
+from sk_itdiffusion._immse.likelihood import (
+    Denoiser,
+    IntegrationRule,
+    PairedDenoiser,
+    PointsOfDraws,
+    StackedDenoiser,
+    information_gap,
+)
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import stored
@@ -225,12 +232,44 @@ class Experts:
         return np.asarray(total)
 
     def dequantized_points(self, values: Array, keys: Keys) -> Array:
-        """Return the points of rows (n, c) with a new noise for each key (n, s, r)."""
+        """Return the points of rows (n, c) with a new noise for each key (n, r)."""
         assert self.dequantizer is not None
         repeated = np.repeat(values, keys[0].size, axis=0)
         noisy = repeated + self.dequantizer.offsets(keys.ravel())
         rows, _ = self.space.rows(self.space.standardized(noisy))
         return self.space.layout.embed_array(rows).reshape(*keys.shape, -1)
+
+    def rows_to_integrate(self, mapped: Array) -> tuple[Array, PointsOfDraws | None]:
+        """Return rows of the space of the denoisers as `gap` takes them, and their points."""
+        if self.dequantizer is None:
+            return self.space.layout.embed_array(mapped), None
+        return self.on_lattice(self.space.values(mapped)), self.dequantized_points
+
+    def on_lattice(self, values: Array) -> Array:
+        """Return the nearest points of the columns' lattices that are between their bounds."""
+        if self.dequantizer is None:
+            return values
+        return self.dequantizer.rounded_inside(values, self.space.bounds_of_columns())
+
+    def gap(
+        self,
+        rows: Array,
+        keys: Keys,
+        paired: PairedDenoiser,
+        rule: IntegrationRule,
+        points: PointsOfDraws | None = None,
+    ) -> tuple[Array, Array]:
+        """Return `information_gap` on the experts' device, in their precision."""
+        return information_gap(
+            rows,
+            keys,
+            paired,
+            rule,
+            budget=self.budget,
+            device=self.device,
+            dtype=self.precision,
+            points=points,
+        )
 
     def profile(
         self, rows: Array, weight: Array, keys: Keys, logsnr: Array, source: Keys | None = None
@@ -318,17 +357,12 @@ def kind_of_expert(name: str) -> str:
     return kind if kind == NETWORKS[0] and number.isdecimal() else name
 
 
-def scoring_noise(
-    space: TableSpace, seed: int, n_directions: int | None, has_images: bool = False
-) -> NoiseRule:
+def scoring_noise(space: TableSpace, seed: int, has_images: bool = False) -> NoiseRule:
     """Return the noise rule that suits the kinds of the columns."""
     n_points = space.layout.n_points
-    if has_images:
-        n_directions = 1 if n_directions is None else n_directions
     if not space.layout.variables:
-        return NoiseRule.for_scoring(n_points, seed, n_directions)
-    mirrored = space.layout.is_nearly_continuous
-    return NoiseRule.for_levels(n_points, seed, n_directions, mirrored=mirrored)
+        return NoiseRule.for_scoring(n_points, seed, 1 if has_images else None)
+    return NoiseRule.for_levels(n_points, seed, mirrored=space.layout.is_nearly_continuous)
 
 
 def profile_noise(n_points: int, has_images: bool) -> NoiseRule:

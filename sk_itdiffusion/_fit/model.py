@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.effort import Effort
-from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device, scoring_noise
+from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
 from sk_itdiffusion._immse.likelihood import (
@@ -21,8 +20,8 @@ from sk_itdiffusion._immse.likelihood import (
     IntegrationRule,
     MSECurve,
     PairedDenoiser,
+    PointsOfDraws,
     StackedDenoiser,
-    information_gap,
 )
 from sk_itdiffusion._immse.path import PathRule, path_log_probability
 from sk_itdiffusion._immse.sampling import probability_flow_in_blocks
@@ -57,10 +56,47 @@ MOST_ROWS_IN_A_PROFILE = 5_000
 NUMBERS_IN_A_PASS = 2**22
 #: Log-SNRs are within these bounds.
 MAX_LOGSNR = 700.0
-#: Positions of the log-SNR for each draw of a dequantised row's noise that the reference's
-#: log-density is averaged over, and the draws where the effort is not known.
-POSITIONS_FOR_A_DEQUANTIZATION = 2
-DEQUANTIZATIONS = 16
+#: Standard error of a row's log-density, in nats, unless another is asked for.
+DEFAULT_SCORE_TOL = 0.1
+#: Draws of a dequantised row's noise that the reference's log-density is averaged over then, and
+#: the most.
+DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
+#: Log-SNRs at which each path is looked at.
+PATH_STEPS = 32
+
+
+@dataclass(frozen=True)
+class ControlLogDensity:
+    """What the control variate says about rows.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_samples, n_columns)
+        The rows that are integrated: mapped ones, or those that are dequantised anew in each draw.
+    log_density : ndarray of shape (n_samples,)
+        Log-densities of the mapped rows.
+    log_slope : ndarray of shape (n_samples,)
+        Log of the maps' slopes, which makes them log-densities in the units of the data.
+    is_near : ndarray of shape (n_samples,), bool
+        Which rows it does not rule out.
+    variance : ndarray of shape (n_samples,)
+        Variances of the sum of both, if it is a mean over noise.
+    """
+
+    rows: Array
+    log_density: Array
+    log_slope: Array
+    is_near: NDArray[np.bool_]
+    variance: Array
+
+
+def n_dequantizations(score_tol: float) -> int:
+    """Return over how many draws of noise the reference's log-density is averaged.
+
+    The variance falls with the square of the tolerance, as that of the integral does.
+    """
+    n_draws = DEQUANTIZATIONS * (DEFAULT_SCORE_TOL / score_tol) ** 2
+    return int(np.clip(math.ceil(n_draws), 2, MAX_DEQUANTIZATIONS))
 
 
 @stored(is_placed=True)
@@ -135,32 +171,24 @@ class TableModel(Experts):
 
     # -- density -----------------------------------------------------------------------------
 
-    def scoring_rule(self, effort: Effort | None) -> IntegrationRule | None:
-        """Return the rule of the fit, with another number of draws if an effort is given."""
-        if self.rule is None or effort is None:
-            return self.rule
-        noise = scoring_noise(
-            self.space, self.rule.noise.seed, effort.n_directions, self.has_images
-        )
-        return replace(self.rule, noise=noise, n_strata=effort.n_strata, n_draws=effort.n_draws)
-
-    def log_density(self, values: Array, effort: Effort | None = None) -> tuple[Array, Array]:
+    def log_density(
+        self, values: Array, score_tol: float = DEFAULT_SCORE_TOL
+    ) -> tuple[Array, Array]:
         """Return log-densities in nats, in the units of the data, and their variances."""
         total, variance = np.empty(len(values)), np.empty(len(values))
         width = max(1, values.shape[1])
         if self.dequantizer is not None:
-            width = max(width, self.n_dequantizations(effort) // DEQUANTIZATIONS)
+            width = max(width, n_dequantizations(score_tol) // DEQUANTIZATIONS)
         n_rows = max(1, NUMBERS_IN_A_PASS // width)
         for start in range(0, len(values), n_rows):
             stop = min(start + n_rows, len(values))
             part = slice(start, stop)
             with stretch_of_progress(start / len(values), stop / len(values)):
-                total[part], variance[part] = self._log_density(values[part], effort)
+                total[part], variance[part] = self._log_density(values[part], score_tol)
         return total, variance
 
-    def _log_density(self, values: Array, effort: Effort | None) -> tuple[Array, Array]:
+    def _log_density(self, values: Array, score_tol: float) -> tuple[Array, Array]:
         """Return what `log_density` does, of rows that are held in memory several times."""
-        rule = self.scoring_rule(effort)
         total = self.log_density_of_constants(values)
         variance = np.zeros(len(values))
         if self.space.is_empty:
@@ -169,34 +197,67 @@ class TableModel(Experts):
         with np.errstate(over="ignore"):
             standardized = self.space.standardized(values)
             keys = row_keys(standardized, self.seeds.scoring)
-            if self.dequantizer is None:
-                rows, log_reference, near = self._log_reference(standardized)
-                points = None
-            else:
-                rows, points = values, self.dequantized_points
-                log_reference, variance, near = self._mean_log_reference(values, keys, effort)
+            control = self.control_log_density(values, standardized, keys, score_tol)
         outside = self.space.outside(values)
         # Denoisers know no points of values that are no levels: such rows are the control's.
-        near &= ~outside & self.space.is_complete(standardized)
-        total += np.where(outside, self._log_density_beyond(standardized), log_reference)
-        variance[outside] = 0.0
-        if rule is not None and near.any():
+        near = control.is_near & ~outside & self.space.is_complete(standardized)
+        beyond = self._log_density_beyond(standardized)
+        total += np.where(outside, beyond, control.log_density + control.log_slope)
+        variance[~outside] = control.variance[~outside]
+        if self.rule is not None and near.any():
             # Equal rows have equal noise and are done once.
             _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
-            seen = rows[near][first]
-            gap, squared_error = information_gap(
-                self.space.layout.embed_array(seen) if points is None else seen,
-                keys[near][first],
-                self.paired(),
-                rule,
-                budget=self.budget,
-                device=self.device,
-                dtype=self.precision,
-                points=points,
+            chosen = np.flatnonzero(near)[first]
+            if self.dequantizer is None:
+                rows, points = self.space.layout.embed_array(control.rows[chosen]), None
+            else:
+                rows, points = values[chosen], self.dequantized_points
+            gap, squared_error = self.integrated_gap(
+                self.rule, rows, keys[chosen], control.log_density[chosen], score_tol, points
             )
             total[near] += gap[group]
             variance[near] += squared_error[group]
         return total, variance
+
+    def integrated_gap(
+        self,
+        rule: IntegrationRule,
+        rows: Array,
+        keys: Keys,
+        log_density: Array,
+        score_tol: float,
+        points: PointsOfDraws | None = None,
+    ) -> tuple[Array, Array]:
+        """Return the integrals over the log-SNR with a given standard error, and their variances.
+
+        Parameters
+        ----------
+        rule : IntegrationRule
+            A calibrated rule.
+        rows, keys, points
+            See `information_gap`.
+        log_density : ndarray of shape (n_samples,)
+            Log-densities of the control variate, by which the number of draws is chosen.
+        score_tol : float
+            Standard error in nats that each row should have.
+
+        Returns
+        -------
+        gap, variance : ndarray of shape (n_samples,)
+            Integrals, and variances of their errors.
+        """
+        errors, paired = rule.errors, self.paired()
+        assert errors is not None
+        gap, variance = np.empty(len(rows)), np.empty(len(rows))
+        rungs = list(errors.rungs(log_density, score_tol))
+        work = np.cumsum([0, *(n_draws * len(chosen) for n_draws, chosen in rungs)])
+        for number, (n_draws, chosen) in enumerate(rungs):
+            with stretch_of_progress(*(work[number : number + 2] / work[-1])):
+                gap[chosen], spread = self.gap(
+                    rows[chosen], keys[chosen], paired, replace(rule, n_draws=n_draws), points
+                )
+            variance[chosen] = errors.estimated(log_density[chosen], spread, n_draws)
+        return gap, variance
 
     def _log_density_beyond(self, standardized: Array) -> Array:
         """Return the log-density of rows beyond the bounds, in the units of the data."""
@@ -206,56 +267,40 @@ class TableModel(Experts):
         slope = -float(np.log(self.space.standardizer.scale).sum())
         return log_likelihoods(self.beyond.reference, standardized) + share + slope
 
-    def _mean_log_reference(
-        self, values: Array, keys: Keys, effort: Effort | None
-    ) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Return the mean over the noise of what `_log_reference` gives, and its variance."""
-        assert self.dequantizer is not None
+    def control_log_density(
+        self, values: Array, standardized: Array, keys: Keys, score_tol: float
+    ) -> ControlLogDensity:
+        """Return the control variate's log-densities, means over the noise of dequantised rows."""
+        if self.dequantizer is None:
+            return self._control_log_density(standardized)
         draws = [
-            self._log_reference(self.space.standardized(values + offsets))[1:]
-            for offsets in self.reference_offsets(keys, effort)
+            self._control_log_density(self.space.standardized(values + offsets))
+            for offsets in self.reference_offsets(keys, score_tol)
         ]
-        near = np.all([draw[1] for draw in draws], axis=0)
+        near = np.all([draw.is_near for draw in draws], axis=0)
         # Each row's draws are contiguous, so that they are summed in one order.
-        logs = np.column_stack([draw[0] for draw in draws])
+        logs = np.column_stack([draw.log_density for draw in draws])
+        slopes = np.column_stack([draw.log_slope for draw in draws])
         variance = np.zeros(len(values))
-        variance[near] = logs[near].var(axis=1, ddof=1) / len(draws)
-        return logs.mean(axis=1), variance, near
+        variance[near] = (logs + slopes)[near].var(axis=1, ddof=1) / len(draws)
+        return ControlLogDensity(values, logs.mean(axis=1), slopes.mean(axis=1), near, variance)
 
-    def n_dequantizations(self, effort: Effort | None) -> int:
-        """Return over how many draws of noise the reference's log-density is averaged.
-
-        They grow with the positions of the log-SNR, so that both parts of the standard error fall
-        with the root of the effort.
-        """
-        source = self.rule if effort is None else effort
-        if source is None:
-            return DEQUANTIZATIONS
-        n_positions = source.n_strata * source.n_draws
-        return max(2, math.ceil(n_positions / POSITIONS_FOR_A_DEQUANTIZATION))
-
-    def reference_offsets(self, keys: Keys, effort: Effort | None) -> list[Array]:
+    def reference_offsets(self, keys: Keys, score_tol: float) -> list[Array]:
         """Return the noise over which the reference's log-density is averaged, for each draw."""
         assert self.dequantizer is not None
-        drawn = spawn_keys(keys, self.n_dequantizations(effort), first=2**20)
+        drawn = spawn_keys(keys, n_dequantizations(score_tol), first=2**20)
         return [self.dequantizer.offsets(column) for column in drawn.T]
 
-    def _log_reference(self, standardized: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Return the model's rows, the control's log-density, and which rows it does not rule out.
-
-        The log-density is in the units of the data.
-        """
+    def _control_log_density(self, standardized: Array) -> ControlLogDensity:
         rows, log_slope = self.space.rows(standardized)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
-        log_reference = np.full(len(rows), -np.inf)
-        log_reference[finite] = log_likelihoods(self.references[self.control], rows[finite])
-        near = log_reference > LEAST_LOG_DENSITY
-        log_reference[finite] += log_slope[finite]
-        return rows, log_reference, near
+        log_density = np.full(len(rows), -np.inf)
+        log_density[finite] = log_likelihoods(self.references[self.control], rows[finite])
+        near = log_density > LEAST_LOG_DENSITY
+        slope = np.where(finite, log_slope, 0.0)
+        return ControlLogDensity(rows, log_density, slope, near, np.zeros(len(rows)))
 
-    def path_log_probability(
-        self, values: Array, effort: Effort | None = None
-    ) -> tuple[Array, Array]:
+    def path_log_probability(self, values: Array, n_paths: int) -> tuple[Array, Array]:
         """Return log-probabilities of discrete rows from noise paths, and their variances.
 
         See `sk_itdiffusion._immse.path`.
@@ -265,24 +310,21 @@ class TableModel(Experts):
         if self.space.is_empty:
             return total, variance
         rows = self.space.standardized(values)
-        rule = self.scoring_rule(effort)
-        on_paths = self.space.is_complete(rows) if rule is not None else np.zeros(len(rows), bool)
+        on_paths = self.space.is_complete(rows) & (self.rule is not None)
         total[~on_paths] += log_likelihoods(self.references[self.control], rows[~on_paths])
-        if rule is not None and on_paths.any():
+        if on_paths.any():
             # Equal rows have equal noise and are done once.
             keys = row_keys(rows[on_paths], self.seeds.scoring)
             _, first, group = np.unique(keys, return_index=True, return_inverse=True)
             seen = rows[on_paths][first]
-            found, squared_error = self._path_log_probability(seen, keys[first], rule)
+            found, squared_error = self._path_log_probability(seen, keys[first], n_paths)
             total[on_paths] += found[group]
             variance[on_paths] = squared_error[group]
         return total, variance
 
-    def _path_log_probability(
-        self, rows: Array, keys: Keys, rule: IntegrationRule
-    ) -> tuple[Array, Array]:
+    def _path_log_probability(self, rows: Array, keys: Keys, n_paths: int) -> tuple[Array, Array]:
         """Return what `path_log_probability` does, of rows that have levels in all columns."""
-        strata = (np.arange(rule.n_strata) + 0.5) / rule.n_strata
+        strata = (np.arange(PATH_STEPS) + 0.5) / PATH_STEPS
         levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
         plain = self.references[self.plain]
         assert isinstance(plain, IndependentReference)
@@ -293,7 +335,9 @@ class TableModel(Experts):
             plain.log_priors,
             self.log_posterior,
             PathRule(
-                levels, NoiseRule.for_levels(rule.noise.n_features, rule.noise.seed), rule.n_draws
+                levels,
+                NoiseRule.for_levels(self.space.layout.n_points, self.seeds.scoring),
+                n_paths,
             ),
             budget=self.budget,
             device=self.device,
@@ -377,12 +421,6 @@ class TableModel(Experts):
         """Return the table's values of points, on the lattices of its columns."""
         rows = self.space.layout.nearest_rows(points)
         return self.on_lattice(self.space.values(rows.numpy()))
-
-    def on_lattice(self, values: Array) -> Array:
-        """Return the nearest points of the columns' lattices that are between their bounds."""
-        if self.dequantizer is None:
-            return values
-        return self.dequantizer.rounded_inside(values, self.space.bounds_of_columns())
 
     def mse_curve(self, values: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""

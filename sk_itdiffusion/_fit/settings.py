@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._table.streams import Stream
 from sk_itdiffusion.denoisers import MLPFamily, NetworkFamily, NetworkTask
@@ -119,7 +118,6 @@ class FitSettings:
 
     model: ModelSettings
     training: TrainingSettings
-    scoring: Effort
     runtime: RuntimeSettings
 
     @classmethod
@@ -147,7 +145,6 @@ def part_types() -> dict[str, type]:
     return {
         "model": ModelSettings,
         "training": TrainingSettings,
-        "scoring": Effort,
         "runtime": RuntimeSettings,
     }
 

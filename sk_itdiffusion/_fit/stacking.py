@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.effort import Effort
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion._fit.grids import n_nodes_needed
 from sk_itdiffusion._fit.model import TableModel, summarize_profile
@@ -20,6 +19,7 @@ from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.rows import WeightedRows
@@ -30,6 +30,9 @@ from sk_itdiffusion.references.optimism import fold_weights
 
 __all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 
+Array = NDArray[np.float64]
+#: Rows, at least, that the rule of scoring is fitted to, repeated if there are fewer.
+MIN_RULE_ROWS = 100
 MOST_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
 LEAST_PROFILE_ROWS = 1_000
@@ -110,7 +113,7 @@ def stacked_model(
     return TableModel.of(
         experts,
         mixing,
-        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few, settings.scoring),
+        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few),
         entropy=entropy,
         entropy_std=entropy_std,
         history=list(history),
@@ -242,11 +245,7 @@ def restrict_profile(profile: ErrorProfile, names: Sequence[str]) -> ErrorProfil
 
 
 def scoring_rule(
-    experts: Experts,
-    mixing: Mixing,
-    paired: PairedDenoiser,
-    valid: WeightedRows,
-    effort: Effort,
+    experts: Experts, mixing: Mixing, paired: PairedDenoiser, valid: WeightedRows
 ) -> IntegrationRule | None:
     """Return the integration rule fitted to the validation gap, None if there is no gap.
 
@@ -261,14 +260,10 @@ def scoring_rule(
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, len(mixing.logsnr)))
     keys = row_keys(valid.X, experts.seeds.scoring + 2)
-    if experts.space.is_discrete:
-        valid, keys = repeated(valid, keys, 100)
-    points = experts.space.layout.embed_array(valid.X)
-    noise = scoring_noise(
-        experts.space, experts.seeds.scoring, effort.n_directions, experts.has_images
-    )
+    valid, keys = repeated(valid, keys, MIN_RULE_ROWS)
+    noise = scoring_noise(experts.space, experts.seeds.scoring, experts.has_images)
     placement = fit_placement(
-        points,
+        experts.space.layout.embed_array(valid.X),
         keys,
         paired,
         noise,
@@ -277,4 +272,11 @@ def scoring_rule(
         device=experts.device,
         dtype=experts.precision,
     )
-    return IntegrationRule(placement, noise, effort.n_strata, effort.n_draws)
+    rule = IntegrationRule(placement, noise, LADDER[0])
+    rows, points = experts.rows_to_integrate(valid.X)
+
+    def integrate(keys: NDArray[np.uint64], n_draws: int) -> tuple[Array, Array]:
+        return experts.gap(rows, keys, paired, replace(rule, n_draws=n_draws), points)
+
+    log_density = log_likelihoods(experts.references[mixing.control], valid.X)
+    return replace(rule, errors=calibrate_errors(integrate, keys, log_density, valid.weight))

@@ -11,8 +11,15 @@ the errors of distinct rows nearly independent, and equal rows share theirs.
     + \frac{d}{r^2} \frac{1}{2m} \sum_{i=1}^{m} \left[ f(r q_i) + f(-r q_i) \right]
 
 is unbiased, and with :math:`m = d` exact for cubic functions ([1]_, degree-3 rule).  The origin
-is far from typical noise when d is large; for more than 100 features plain antithetic directions
+is far from typical noise when d is large; for more than a few features plain antithetic directions
 are used, with :math:`r \sim \chi_d` and no evaluation at the origin.
+
+**How do the draws of a row differ?**  What an integral over the log-SNR averages is, for the most
+part, a quadratic function of the noise that changes slowly with the log-SNR, and its mean is the
+mean over all directions of an orthogonal frame.  So the draws of a row, in the order of the
+log-SNR, take their directions from one random frame after the other, until each is used up, and
+their radii from a van der Corput sequence with a random start.  Each draw by itself has the right
+law, so that the rule is unbiased.
 
 References
 ----------
@@ -43,6 +50,13 @@ Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
 #: Greatest seed that is drawn, or follows from one.
 MAX_SEED = 2**63 - 1
+
+#: Numbers in a bank of directions, and sets of orthogonal ones in it, at least.
+NUMBERS_IN_A_BANK = 2**20
+MIN_FRAMES = 64
+#: Directions in a draw, and features up to which the origin is evaluated as well.
+USUAL_DIRECTIONS = 2
+MAX_FEATURES_WITH_ORIGIN = 5
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -146,7 +160,13 @@ def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:
     return signs
 
 
-@lru_cache(maxsize=4)
+def van_der_corput(numbers: NDArray[np.intp]) -> Array:
+    """Return numbers with their binary digits mirrored at the point, in [0, 1)."""
+    bits = (numbers[..., None] >> np.arange(32)) & 1
+    return np.asarray(bits @ 0.5 ** np.arange(1, 33))
+
+
+@lru_cache(maxsize=8)
 def _direction_bank(n_features: int, n_directions: int, size: int, seed: int) -> Array:
     """Return orthonormal directions of shape (size, n_directions, n_features), read-only."""
     generator = np.random.default_rng(seed)
@@ -187,7 +207,7 @@ class NoiseRule:
     def for_scoring(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
         """Return the rule with the least error for its cost, as measured with trained networks.
 
-        Up to 20 features 8 directions, more features 4; with the origin up to 100 features
+        It has two directions in a draw, and the origin with up to 5 features
         (``benchmarks/noise_rules.py``).
 
         Parameters
@@ -204,9 +224,9 @@ class NoiseRule:
         NoiseRule
             The rule.
         """
-        usual = 8 if n_features <= 20 else 4
-        most = usual if n_directions is None else n_directions
-        return cls(n_features, min(n_features, most), n_features <= 100, seed)
+        most = USUAL_DIRECTIONS if n_directions is None else n_directions
+        central = n_features <= MAX_FEATURES_WITH_ORIGIN
+        return cls(n_features, min(n_features, most), central, seed)
 
     @classmethod
     def for_levels(
@@ -249,8 +269,17 @@ class NoiseRule:
 
     @property
     def _bank(self) -> Array:
-        size = int(np.clip(2**20 // (self.n_features * self.n_directions), 64, 8192))
+        affordable = NUMBERS_IN_A_BANK // (self.n_features * self.n_directions)
+        size = int(np.clip(affordable, MIN_FRAMES, 8192))
         return _direction_bank(self.n_features, self.n_directions, size, self.seed)
+
+    @property
+    def _frames(self) -> Array:
+        """Frames of orthonormal directions, complete ones unless there are many features."""
+        affordable = NUMBERS_IN_A_BANK // (MIN_FRAMES * self.n_features)
+        n_directions = int(np.clip(affordable, self.n_directions, self.n_features))
+        size = int(np.clip(NUMBERS_IN_A_BANK // (self.n_features * n_directions), MIN_FRAMES, 8192))
+        return _direction_bank(self.n_features, n_directions, size, self.seed)
 
     def draw(self, keys: Keys) -> tuple[Array, Array]:
         """Return noise and coefficients for one draw for each key.
@@ -270,19 +299,62 @@ class NoiseRule:
         bank = self._bank
         index = (hash_uniform(keys, 0) * len(bank)).astype(np.intp)
         signs = hash_signs(keys, 2, self.n_features)
-        directions = bank[index] * signs[:, None, :]
+        return self._nodes(bank[index] * signs[:, None, :], hash_uniform(keys, 1))
+
+    def draws(self, keys: Keys, first: int, n_draws: int) -> tuple[Array, Array]:
+        """Return noise and coefficients of consecutive draws for each key.
+
+        Parameters
+        ----------
+        keys : ndarray of shape (n,), uint64
+            Keys of the rows.
+        first, n_draws : int
+            The first draw, and how many.
+
+        Returns
+        -------
+        eps : ndarray of shape (n, n_draws, n_evaluations, n_features)
+            Noise.
+        coefficient : ndarray of shape (n, n_draws, n_evaluations)
+            Coefficients, which sum to 1 in each draw.
+        """
+        frames = self._frames
+        number = first + np.arange(n_draws)
+        direction = number[:, None] * self.n_directions + np.arange(self.n_directions)
+        frame, place = np.divmod(direction, frames.shape[1])
+        n_frames = int(frame[-1, -1] - frame[0, 0]) + 1
+        # Another stream than that of the draws' positions.
+        own = spawn_keys(keys, n_frames, first=2**33 + int(frame[0, 0]))
+        index = (hash_uniform(own, 0) * len(frames)).astype(np.intp)
+        signs = hash_signs(own.ravel(), 2, self.n_features).reshape(*own.shape, -1)
+        frame -= frame[0, 0]
+        directions = frames[index[:, frame], place] * signs[:, frame]
+        start = hash_uniform(keys, 1)[:, None]
+        position = ((van_der_corput(number) + start) % 1.0).clip(2.0**-54, 1.0 - 2.0**-53)
+        eps, coefficient = self._nodes(
+            directions.reshape(-1, *directions.shape[2:]), position.ravel()
+        )
+        shape = (len(keys), n_draws)
+        return eps.reshape(*shape, *eps.shape[1:]), coefficient.reshape(*shape, -1)
+
+    def _nodes(self, directions: Array, position: Array) -> tuple[Array, Array]:
+        """Return noise and coefficients of directions (n, m, d), and quantiles (n,) of the radius.
+
+        The shapes are (n, n_evaluations, d) and (n, n_evaluations).
+        """
+        n = len(directions)
         freedom = self.n_features + 2 * int(self.central)
-        radius2 = 2.0 * gammaincinv(0.5 * freedom, hash_uniform(keys, 1))
+        radius2 = 2.0 * gammaincinv(0.5 * freedom, position)
         spokes = np.sqrt(radius2)[:, None, None] * directions
         if not self.mirrored:
-            return spokes, np.full((len(keys), self.n_directions), 1.0 / self.n_directions)
-        coefficient = np.full((len(keys), self.n_evaluations), 0.5 / self.n_directions)
+            return spokes, np.full((n, self.n_directions), 1.0 / self.n_directions)
+        coefficient = np.full((n, self.n_evaluations), 0.5 / self.n_directions)
         if not self.central:
             return np.concatenate([spokes, -spokes], axis=1), coefficient
         ratio = self.n_features / radius2
         coefficient *= ratio[:, None]
         coefficient[:, 0] = 1.0 - ratio
-        origin = np.zeros((len(keys), 1, self.n_features))
+        origin = np.zeros((n, 1, self.n_features))
         return np.concatenate([origin, spokes, -spokes], axis=1), coefficient
 
     def _finish_loading(self) -> None:

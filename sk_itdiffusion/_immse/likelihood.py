@@ -11,11 +11,10 @@ noise, so the reference is an exact control variate; where it also replaces the 
 integrand vanishes, so the range of the integral can be cut to any interval without flattering the
 estimate.
 
-The integral is a stratified Monte-Carlo estimate: the position in each stratum of the log-SNR and
-the noise are keyed by the row (see `sk_itdiffusion._immse.cubature`).  The draws of a stratum lie
-in equal parts of it, one in each, and from their differences the standard error follows; compared
-with draws anywhere in the stratum that is more exact, and the standard error, which then counts
-what the parts differ by, is nearer to the truth when strata are few.
+The integral is a stratified Monte-Carlo estimate with one draw in each stratum of the log-SNR: its
+position and the noise are keyed by the row (see `sk_itdiffusion._immse.cubature`).  The sum of
+squares of the differences of consecutive draws would be the variance if draws were independent;
+they are better than that, by a factor that `sk_itdiffusion._immse.errors` finds.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from sk_itdiffusion._immse.cubature import (
     hash_uniform,
     spawn_keys,
 )
+from sk_itdiffusion._immse.errors import ErrorCalibration
 from sk_itdiffusion._immse.places import Places
 from sk_itdiffusion._runtime.memory import retry_with_less_memory
 from sk_itdiffusion._runtime.parallel import map_in_workers
@@ -57,7 +57,7 @@ Array = NDArray[np.float64]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 #: Returns the noise predicted by the reference and by the model.
 PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-#: Returns the points (n, s, r, d) of rows (n, c) for the keys (n, s, r) of their draws.
+#: Returns the points (n, r, d) of rows (n, c) for the keys (n, r) of their draws.
 PointsOfDraws = Callable[[Array, Keys], Array]
 _BLOCKS_IN_A_JOB = 16
 
@@ -73,69 +73,62 @@ class IntegrationRule:
         Density over which the log-SNR is stratified.
     noise : NoiseRule
         Rule for the expectation over the noise.
-    n_strata : int
-        Strata of equal probability.
     n_draws : int
-        Draws in each stratum, at least 2, one in each of as many equal parts.
+        Draws, an even number, one in each of as many strata of equal probability.
+    errors : ErrorCalibration or None, default=None
+        How exact the rule is with other numbers of draws, if that was measured.
     """
 
     placement: PiecewiseDensity
     noise: NoiseRule
-    n_strata: int
     n_draws: int
+    errors: ErrorCalibration | None = None
 
     @property
     def n_evaluations(self) -> int:
         """Evaluations of the denoiser for one row."""
-        return self.n_strata * self.n_draws * self.noise.n_evaluations
+        return self.n_draws * self.noise.n_evaluations
 
     def block_shape(self, budget: int) -> tuple[int, int]:
-        """Return rows and strata in one forward pass of at most about ``budget`` evaluations."""
+        """Return rows and draws in one forward pass of at most about ``budget`` evaluations."""
         if self.n_evaluations <= budget:
-            return Places.within(budget, self.n_evaluations).n_rows, self.n_strata
-        per_stratum = self.n_evaluations // self.n_strata
-        fitting = [s for s in range(1, self.n_strata + 1) if self.n_strata % s == 0]
-        return 1, max([s for s in fitting if s * per_stratum <= budget], default=1)
+            return Places.within(budget, self.n_evaluations).n_rows, self.n_draws
+        fitting = [n for n in range(1, self.n_draws + 1) if self.n_draws % n == 0]
+        affordable = budget // self.noise.n_evaluations
+        return 1, max([n for n in fitting if n <= affordable], default=1)
 
-    def draw_keys(self, keys: Keys, first: int, n_strata: int) -> Keys:
-        """Return the keys of the draws, (n, n_strata, n_draws)."""
-        drawn = spawn_keys(keys, n_strata * self.n_draws, first * self.n_draws)
-        return drawn.reshape(len(keys), n_strata, self.n_draws)
+    def draw_keys(self, keys: Keys, first: int, n_draws: int) -> Keys:
+        """Return the keys of consecutive draws, (n, n_draws)."""
+        return spawn_keys(keys, n_draws, first)
 
-    def draw(self, keys: Keys, first: int, n_strata: int) -> tuple[Array, Array, Array]:
-        """Return log-SNRs, noise and coefficients of some consecutive strata.
+    def draw(self, keys: Keys, first: int, n_draws: int) -> tuple[Array, Array, Array]:
+        """Return log-SNRs, noise and coefficients of some consecutive draws.
 
         Parameters
         ----------
         keys : ndarray of shape (n,), uint64
             Keys of the rows.
-        first, n_strata : int
-            The first stratum, and how many.
+        first, n_draws : int
+            The first draw, and how many.
 
         Returns
         -------
-        logsnr : ndarray of shape (n, n_strata, n_draws)
+        logsnr : ndarray of shape (n, n_draws)
             Positions in the strata.
-        eps : ndarray of shape (n, n_strata, n_draws, m, d)
+        eps : ndarray of shape (n, n_draws, m, d)
             Noise.
-        coefficient : ndarray of shape (n, n_strata, n_draws, m)
+        coefficient : ndarray of shape (n, n_draws, m)
             Factors with which integrands are summed to the integral.
         """
-        shape = (len(keys), n_strata, self.n_draws)
-        drawn = self.draw_keys(keys, first, n_strata).ravel()
-        stratum = first + np.arange(n_strata)[None, :, None]
-        within = np.arange(self.n_draws) + hash_uniform(drawn, 3).reshape(shape)
-        position = (stratum + within / self.n_draws) / self.n_strata
+        within = hash_uniform(self.draw_keys(keys, first, n_draws), 3)
+        position = (first + np.arange(n_draws) + within) / self.n_draws
         logsnr = self.placement.quantile(position)
-        eps, weight = self.noise.draw(drawn)
-        weight = weight.reshape(*shape, -1) / self.n_strata
-        coefficient = weight / self.placement.density(logsnr)[..., None]
-        return logsnr, eps.reshape(*shape, *eps.shape[1:]), coefficient
+        eps, coefficient = self.noise.draws(keys, first, n_draws)
+        return logsnr, eps, coefficient / (self.n_draws * self.placement.density(logsnr))[..., None]
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
-        check_in_range(self.n_strata, 1, np.inf, "numbers of strata")
-        check_in_range(self.n_draws, 1, np.inf, "numbers of draws")
+        check_in_range(self.n_draws, 2, np.inf, "numbers of draws")
 
 
 @retry_with_less_memory
@@ -180,11 +173,12 @@ def information_gap(
     -------
     gap : ndarray of shape (n_samples,)
         log p(x) - log q(x), in nats.
-    variance : ndarray of shape (n_samples,)
-        Estimated variance of the gap.
+    spread : ndarray of shape (n_samples,)
+        Sum of the squared differences of consecutive draws: the variance of the gap if draws were
+        independent.
     """
-    n_rows, n_strata = rule.block_shape(budget)
-    gap, variance = np.empty(len(X)), np.empty(len(X))
+    n_rows, n_draws = rule.block_shape(budget)
+    gap, spread = np.empty(len(X)), np.empty(len(X))
 
     def score_block(start: int) -> None:
         stop = min(start + n_rows, len(X))
@@ -192,14 +186,12 @@ def information_gap(
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
         row_keys = np.pad(keys[start:stop], (0, padding))
         parts = [
-            _strata_contributions(
-                rows, row_keys, denoisers, rule, first, n_strata, device, dtype, points
-            )
-            for first in range(0, rule.n_strata, n_strata)
+            _contributions(rows, row_keys, denoisers, rule, first, n_draws, device, dtype, points)
+            for first in range(0, rule.n_draws, n_draws)
         ]
         drawn = np.concatenate(parts, axis=1)[: stop - start]
-        gap[start:stop] = drawn.mean(axis=2).sum(axis=1)
-        variance[start:stop] = drawn.var(axis=2, ddof=1).sum(axis=1) / rule.n_draws
+        gap[start:stop] = drawn.sum(axis=1)
+        spread[start:stop] = ((drawn[:, ::2] - drawn[:, 1::2]) ** 2).sum(axis=1)
 
     def score_blocks(first: int) -> None:
         for start in range(first, min(first + _BLOCKS_IN_A_JOB * n_rows, len(X)), n_rows):
@@ -207,23 +199,23 @@ def information_gap(
 
     jobs = range(0, len(X), _BLOCKS_IN_A_JOB * n_rows)
     map_in_workers(score_blocks, jobs, device, current_progress())
-    return gap, variance
+    return gap, spread
 
 
-def _strata_contributions(
+def _contributions(
     rows: Array,
     keys: Keys,
     denoisers: PairedDenoiser,
     rule: IntegrationRule,
     first: int,
-    n_strata: int,
+    n_draws: int,
     device: torch.device | str,
     dtype: torch.dtype,
     points: PointsOfDraws | None,
 ) -> Array:
-    """Return the contribution of each draw to the integral, (n, n_strata, n_draws)."""
+    """Return the contribution of each draw to the integral, (n, n_draws)."""
     difference, coefficient = paired_draws(
-        rows, keys, denoisers, rule, first, n_strata, device, dtype, points, by_coordinate=False
+        rows, keys, denoisers, rule, first, n_draws, device, dtype, points, by_coordinate=False
     )
     return np.asarray((0.5 * difference * coefficient).sum(axis=-1))
 
@@ -234,38 +226,38 @@ def paired_draws(
     denoisers: PairedDenoiser,
     rule: IntegrationRule,
     first: int,
-    n_strata: int,
+    n_draws: int,
     device: torch.device | str,
     dtype: torch.dtype,
     points: PointsOfDraws | None,
     *,
     by_coordinate: bool = True,
 ) -> tuple[Array, Array]:
-    """Return the reference's squared error minus the model's in each draw of some strata.
+    """Return the reference's squared error minus the model's in some consecutive draws.
 
     Parameters
     ----------
     rows, keys, denoisers, rule, device, dtype, points
         See `information_gap`.
-    first, n_strata : int
-        The first stratum, and how many.
+    first, n_draws : int
+        The first draw, and how many.
     by_coordinate : bool, default=True
         Whether the differences are those of each coordinate or their sum.
 
     Returns
     -------
-    difference : ndarray of shape (n, n_strata, n_draws, m) or (n, n_strata, n_draws, m, d)
+    difference : ndarray of shape (n, n_draws, m) or (n, n_draws, m, d)
         Differences of squared errors.
-    coefficient : ndarray of shape (n, n_strata, n_draws, m)
+    coefficient : ndarray of shape (n, n_draws, m)
         Factors with which they are summed to the integral.
     """
-    logsnr, eps, coefficient = rule.draw(keys, first, n_strata)
+    logsnr, eps, coefficient = rule.draw(keys, first, n_draws)
     shape = coefficient.shape
     repeated = np.broadcast_to(logsnr[..., None], shape)
     if points is None:
-        drawn_points = rows[:, None, None, :]
+        drawn_points = rows[:, None, :]
     else:
-        drawn_points = points(rows, rule.draw_keys(keys, first, n_strata))
+        drawn_points = points(rows, rule.draw_keys(keys, first, n_draws))
     x = np.broadcast_to(drawn_points[..., None, :], eps.shape)
     places = Places(len(rows), coefficient.size // len(rows))
     found = paired_difference(

@@ -1,0 +1,160 @@
+"""Standard errors of integrated log-densities, before and after a row is integrated.
+
+How exactly a rule integrates is measured on validation rows, which are integrated twice, with
+independent noise, by rules of `CALIBRATED` numbers of draws.  From these follow
+
+- the variance that a number of draws will have for a row, as a function of the reference's
+  log-density: rows in the tails are harder.  So the number of draws that a tolerance needs is
+  known from the fitted model and the row alone.  Were it to depend on the draws that are averaged,
+  the mean would be biased;
+- the factor by which the variance of the sum is less than the sum of squared differences of
+  consecutive draws, which cancel out.
+
+The variance of a row is the mean of what was expected and of what its own draws tell, weighted by
+degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+
+from sk_itdiffusion._immse.cubature import Keys, spawn_keys
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import (
+    check_in_range,
+    check_increasing,
+    check_not_negative,
+    check_shapes,
+)
+
+__all__ = ["LADDER", "ErrorCalibration", "calibrate_errors"]
+
+Array = NDArray[np.float64]
+#: Returns the integral, and the spread between the draws, of rows with keys and a number of draws.
+Integrator = Callable[[Keys, int], tuple[Array, Array]]
+
+#: Numbers of draws for a row.
+LADDER = tuple(2**power for power in range(3, 13))
+#: Those at which standard errors are measured.
+CALIBRATED = (8, 32, 128)
+#: Stream of the rows' keys from which the noise of the calibration comes.
+CALIBRATION_STREAM = 2**41
+#: Degrees of freedom that the expected variance counts for.
+PRIOR_FREEDOM = 4.0
+#: Least variances, in squared nats, and relative to their mean.
+MIN_VARIANCE, MIN_RELATIVE_VARIANCE = 1e-12, 1e-3
+
+
+@stored()
+@dataclass(frozen=True)
+class ErrorCalibration:
+    """The variance of integrated log-densities by the reference's log-density.
+
+    Attributes
+    ----------
+    log_density : ndarray of shape (n_knots,)
+        Increasing log-densities of the reference.
+    variance : ndarray of shape (n_knots,)
+        Variance of the integral with the least number of draws in `CALIBRATED`.
+    relative : ndarray of shape (n_calibrated,)
+        Variances at the numbers of draws in `CALIBRATED`, relative to the first.
+    factor : ndarray of shape (n_calibrated,)
+        Ratios of the variance to the spread between the draws, at these numbers.
+    """
+
+    log_density: Array
+    variance: Array
+    relative: Array
+    factor: Array
+
+    def expected(self, log_density: Array, n_draws: int) -> Array:
+        """Return the variance that a number of draws is expected to have, for each row."""
+        beyond = min(1.0, CALIBRATED[-1] / n_draws)
+        known = np.interp(log_density, self.log_density, self.variance)
+        return np.asarray(known * _interpolated(self.relative, n_draws) * beyond)
+
+    def estimated(self, log_density: Array, spread: Array, n_draws: int) -> Array:
+        """Return the variance of each row from its expectation and the spread of its draws."""
+        freedom = n_draws / 2
+        own = _interpolated(self.factor, n_draws) * spread
+        total = PRIOR_FREEDOM * self.expected(log_density, n_draws) + freedom * own
+        return np.asarray(total / (PRIOR_FREEDOM + freedom))
+
+    def rungs(self, log_density: Array, score_tol: float) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Return numbers of draws, and which rows need as many for a standard error in nats.
+
+        Rows that need more than the greatest number have that.
+        """
+        needed = np.full(len(log_density), LADDER[-1])
+        for n_draws in LADDER[-2::-1]:
+            needed[self.expected(log_density, n_draws) <= score_tol**2] = n_draws
+        for n_draws in np.unique(needed):
+            yield int(n_draws), np.flatnonzero(needed == n_draws)
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or numbers are out of range."""
+        shapes = {"log_density": "k", "variance": "k", "relative": "n", "factor": "n"}
+        check_shapes(self, shapes, n=len(CALIBRATED))
+        if len(self.log_density) > 1:
+            check_increasing(self.log_density, "log-densities of the calibration")
+        check_not_negative(self.variance, "variances of the calibration")
+        for each in (self.relative, self.factor):
+            check_in_range(each, np.nextafter(0.0, 1.0), np.inf, "factors of the calibration")
+
+
+def _interpolated(values: Array, n_draws: int) -> float:
+    """Return values at the numbers of draws in `CALIBRATED` between them, on a log-log scale."""
+    return float(np.exp(np.interp(np.log(n_draws), np.log(CALIBRATED), np.log(values))))
+
+
+def calibrate_errors(
+    integrate: Integrator, keys: Keys, log_density: Array, weight: Array
+) -> ErrorCalibration:
+    """Return the calibration from rows that are integrated twice.
+
+    Parameters
+    ----------
+    integrate : callable
+        Maps keys and a number of draws to integrals and spreads of the rows.
+    keys : ndarray of shape (n_samples,), uint64
+        Keys of the rows.
+    log_density : ndarray of shape (n_samples,)
+        Log-densities of the reference.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+
+    Returns
+    -------
+    ErrorCalibration
+        The calibration.
+    """
+    measured = [_measured(integrate, keys, n_draws) for n_draws in CALIBRATED]
+    spread = measured[1][1]
+    curve = IsotonicRegression(increasing=False).fit(log_density, spread, sample_weight=weight)
+    # A variance of zero would make a row trust no draw but its own.
+    floor = MIN_RELATIVE_VARIANCE * max(float(np.average(spread, weights=weight)), MIN_VARIANCE)
+    knots, height = curve.X_thresholds_, np.maximum(curve.y_thresholds_, floor)
+    # Relative to the height, so that a few rows in the tails do not count for all.
+    share = weight / np.interp(log_density, knots, height) / weight.sum()
+    variance, spreads = (
+        np.maximum([float(share @ each[kind]) for each in measured], MIN_RELATIVE_VARIANCE)
+        for kind in (0, 1)
+    )
+    factor = np.asarray(variance / spreads)
+    # More draws are never less exact, but for the noise of the calibration.
+    variance = np.minimum.accumulate(variance)
+    return ErrorCalibration(knots, height * variance[0], variance / variance[0], factor)
+
+
+def _measured(integrate: Integrator, keys: Keys, n_draws: int) -> tuple[Array, Array]:
+    """Return estimates of each row's variance, from two integrals, and the mean of its spreads."""
+    first, second = spawn_keys(keys, 2, CALIBRATION_STREAM + 2 * n_draws).T
+    (gap, spread), (other_gap, other_spread) = (
+        integrate(each, n_draws) for each in (first, second)
+    )
+    return 0.5 * (gap - other_gap) ** 2, 0.5 * (spread + other_spread)
