@@ -44,7 +44,7 @@ QUICK = {
     "max_epochs": 1,
     "steps_per_epoch": 2,
     "batch_size": 16,
-    "n_strata": 2,
+    "score_tol": 0.5,
     "random_state": 0,
 }
 #: What may not happen while a file is loaded; see `sys.addaudithook`.
@@ -408,7 +408,7 @@ def fuzz(models, n, seed, folder, watch=None):
     for name, estimator, rows in models:
         density = getattr(estimator, "estimator_", estimator)
         params = density.get_params()
-        effort = {key: params[key] for key in ("n_strata", "n_draws", "n_directions")}
+        effort = {key: params[key] for key in ("score_tol", "n_paths") if key in params}
         content = files.encoded_file(estimator)
         saved.append((name, content, rows, scores_of(estimator, rows, effort), effort))
     changes = [("bytes", damaged), ("tensor table", with_table), ("signed", resigned)]

@@ -139,7 +139,7 @@ def dequantized():
 
 def images():
     X = load_digits().data[:200] + np.random.default_rng(0).uniform(size=(200, 64))
-    sizes = {"hidden_size": 8, "n_blocks": 1, "n_strata": 4}
+    sizes = {"hidden_size": 8, "n_blocks": 1, "score_tol": 0.5}
     return IMMSEDensity(**QUICK | sizes, image_shape=(8, 8)).fit(X), X
 
 
@@ -166,7 +166,7 @@ def discrete_paths():
 
 def discrete_images():
     X = load_digits().data[:300].astype(int)
-    sizes = {"hidden_size": 8, "n_blocks": 1, "n_strata": 4}
+    sizes = {"hidden_size": 8, "n_blocks": 1, "score_tol": 0.5}
     return IMMSEDiscreteDensity(**QUICK | sizes, image_shape=(8, 8)).fit(X), X
 
 

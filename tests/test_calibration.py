@@ -94,7 +94,7 @@ def log_prob(reference, rows):
 def few_strata():
     """A fit, and the fresh row of the greatest error with the least effort."""
     density = load_density("banana")
-    fitted = IMMSEDensity(max_epochs=0, n_strata=2, random_state=16)
+    fitted = IMMSEDensity(max_epochs=0, score_tol=0.5, random_state=16)
     fitted.fit(density.sample(100, random_state=16))
     fresh = density.sample(200, random_state=0)
     _, std = fitted.score_samples(fresh, return_std=True)
@@ -104,21 +104,21 @@ def few_strata():
 
 def test_score_warns_of_its_integration_error(few_strata):
     fitted, fresh, worst = few_strata
-    with pytest.warns(UserWarning, match="raise n_strata or n_draws"):
+    with pytest.warns(UserWarning, match="lower score_tol"):
         fitted.score(worst)
-    with pytest.warns(UserWarning, match="raise n_strata or n_draws"):
+    with pytest.warns(UserWarning, match="lower score_tol"):
         fitted.score(np.repeat(worst, 1000, axis=0))  # equal rows share their error
     log_density, std = fitted.score_samples(fresh, return_std=True)
-    assert fitted.set_params(n_strata=4096).score(worst) == pytest.approx(
+    assert fitted.set_params(score_tol=0.01).score(worst) == pytest.approx(
         float(log_density[std.argmax()]), abs=6 * std.max()
     )
-    fitted.set_params(n_strata=2)
+    fitted.set_params(score_tol=0.5)
 
 
 def test_cross_validation_shows_the_warning(few_strata):
     fitted, fresh, worst = few_strata
     X = np.vstack([fresh[:59], worst])
-    with pytest.warns(UserWarning, match="raise n_strata or n_draws") as caught:
+    with pytest.warns(UserWarning, match="lower score_tol") as caught:
         cross_val_score(IMMSEDensity(**fitted.get_params()), X, cv=[(range(59), [59])])
     assert not any("\n" in str(warning.message) for warning in caught)
 

@@ -22,7 +22,7 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
 )
 
-QUICK = {"max_epochs": 0, "n_strata": 4, "random_state": 0}
+QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 rng = np.random.default_rng(0)
 NUMBERS = pd.DataFrame(rng.normal(size=(80, 2)), columns=["first", "second"])
 LEVELS = pd.DataFrame(rng.integers(0, 3, size=(80, 2)), columns=["first", "second"])

@@ -65,6 +65,42 @@ def test_rule_is_unbiased(n_features, n_directions, central):
         assert abs(values.mean() - expected) < 4.5 * values.std() / np.sqrt(len(values)) + 1e-12
 
 
+@pytest.mark.parametrize("central", [True, False])
+@pytest.mark.parametrize(("n_features", "n_directions"), [(1, 1), (2, 2), (6, 4), (5, 2), (150, 2)])
+def test_coupled_draws_are_unbiased_one_by_one(n_features, n_directions, central):
+    rule = NoiseRule(n_features, n_directions, central, seed=0)
+    eps, coefficient = rule.draws(row_keys(np.arange(4_000.0)[:, None]), 3, 4)
+    direction = np.full(n_features, 1 / np.sqrt(n_features))
+    for function, expected in [
+        (lambda e: np.cos(e @ direction), np.exp(-0.5)),
+        (lambda e: np.abs(e[..., 0]), np.sqrt(2 / np.pi)),
+        (lambda e: e[..., -1] ** 4, 3.0),
+    ]:
+        values = (function(eps) * coefficient).sum(axis=2)
+        error = values.std(axis=0) / np.sqrt(len(values))
+        assert (np.abs(values.mean(axis=0) - expected) < 4.5 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize(("n_features", "n_directions"), [(1, 1), (4, 2), (5, 2), (7, 3)])
+def test_complete_frames_are_exact_for_quadratic_functions(n_features, n_directions):
+    rule = NoiseRule(n_features, n_directions, central=True, seed=0)
+    n_draws = rule.draws_in_a_frame
+    matrix = np.random.default_rng(0).normal(size=(n_features, n_features))
+    eps, coefficient = rule.draws(np.arange(9, dtype=np.uint64), n_draws, 2 * n_draws)
+    values = np.einsum("...i,ij,...j", eps, matrix, eps) * coefficient
+    mean = values.sum(axis=(1, 2)) / (2 * n_draws)
+    np.testing.assert_allclose(mean, np.trace(matrix), rtol=1e-9)
+
+
+def test_draws_are_the_same_in_parts():
+    rule = NoiseRule(5, 2, central=False, seed=1)
+    keys = np.arange(6, dtype=np.uint64)
+    eps, coefficient = rule.draws(keys, 0, 12)
+    parts = [rule.draws(keys, first, 4) for first in (0, 4, 8)]
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in parts], axis=1), eps)
+    np.testing.assert_array_equal(np.concatenate([p[1] for p in parts], axis=1), coefficient)
+
+
 def test_directions_are_orthonormal():
     rule = NoiseRule(6, 4, central=False, seed=2)
     eps, _ = rule.draw(np.arange(7, dtype=np.uint64))

@@ -21,7 +21,7 @@ TINY = {
     "max_epochs": 2,
     "steps_per_epoch": 10,
     "batch_size": 64,
-    "n_strata": 4,
+    "score_tol": 0.5,
     "marginals": "standard",
     "reference": "gaussian",
     "experts": ["network", "gaussian"],

@@ -36,7 +36,7 @@ SMALL = {
     "max_epochs": 6,
     "steps_per_epoch": 40,
     "batch_size": 256,
-    "n_strata": 8,
+    "score_tol": 0.5,
     "random_state": 0,
 }
 TINY = SMALL | {"hidden_size": 16, "n_blocks": 1, "max_epochs": 2, "steps_per_epoch": 10}
@@ -361,7 +361,7 @@ def test_bad_input_is_refused_by_name(X, fitted):
         ({"marginals": "log"}, "'marginals' parameter"),
         ({"dropout": 1.0}, "'dropout' parameter"),
         ({"learning_rate": 0.0}, "'learning_rate' parameter"),
-        ({"n_draws": 1}, "'n_draws' parameter"),
+        ({"score_tol": 0.0}, "'score_tol' parameter"),
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
         ({"validation_fraction": 0.999}, "validation_fraction=0.999 leaves 2 of 1500"),
         ({"device": "gpu"}, "device must be 'auto'"),

@@ -27,7 +27,7 @@ rng = np.random.default_rng(0)
 first = rng.normal(size=1500)
 X = np.column_stack([first, first**2 + 0.3 * rng.normal(size=1500)])
 settings = {
-    "n_networks": 1, "hidden_size": 32, "batch_size": 96, "dropout": 0.2, "n_strata": 4,
+    "n_networks": 1, "hidden_size": 32, "batch_size": 96, "dropout": 0.2, "score_tol": 0.5,
     "random_state": 0,
 }
 found = {}
@@ -37,7 +37,7 @@ with shared_fit() as processes:
     seedless = IMMSEDensity(max_epochs=0, random_state=None).fit(X)
     images = IMMSEDiscreteDensity(
         image_shape=(2, 2), hidden_size=8, n_blocks=1, max_epochs=1, steps_per_epoch=2,
-        n_strata=4, random_state=0,
+        score_tol=0.5, random_state=0,
     ).fit(rng.integers(0, 3, size=(300, 4)))
     try:
         IMMSEDensity(**settings | {"batch_size": 97}).fit(X)

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 import warnings
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def name_of(path):
 @pytest.fixture
 def short_work(monkeypatch):
     """Make networks small, and trainings, searches and integrals short; all else is as it is."""
-    settings, effort = TableEstimator._settings, DensityEstimator._effort
+    settings, score_tol = TableEstimator._settings, DensityEstimator._score_tol
 
     def few_steps(estimator):
         asked = settings(estimator)
@@ -52,13 +52,11 @@ def short_work(monkeypatch):
         return asked.changed(max_epochs=epochs, steps_per_epoch=2, hidden_size=8, n_blocks=1)
 
     def few_evaluations(estimator):
-        asked = effort(estimator)
-        if asked.n_strata is None:  # an ensemble's, which is that of its members
-            return asked
-        return replace(asked, n_strata=min(asked.n_strata, 4), n_directions=1)
+        asked = score_tol(estimator)
+        return asked if asked is None else max(asked, 1.0)  # None is an ensemble's own
 
     monkeypatch.setattr(TableEstimator, "_settings", few_steps)
-    monkeypatch.setattr(DensityEstimator, "_effort", few_evaluations)
+    monkeypatch.setattr(DensityEstimator, "_score_tol", few_evaluations)
     monkeypatch.setattr(mixture, "_COMPONENTS", (2,))
     monkeypatch.setattr(map_choice, "_COMPONENTS_FOR_MAPS", (2,))
     monkeypatch.setattr(latent_class, "_CLASSES", (2,))

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from sk_itdiffusion._fit.effort import Effort
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -40,7 +39,7 @@ TINY = {
     "max_epochs": 2,
     "steps_per_epoch": 5,
     "batch_size": 64,
-    "n_strata": 8,
+    "score_tol": 0.5,
     "random_state": 0,
 }
 
@@ -237,7 +236,7 @@ def test_weights_of_known_errors():
 
 def test_validation_bound_is_the_mean_score_of_the_rows_that_gave_the_weights(T, members):
     frozen = [(name, FrozenEstimator(member)) for name, member in members]
-    est = IMMSEEnsemble(frozen, n_strata=64, random_state=0).fit(T)
+    est = IMMSEEnsemble(frozen, score_tol=0.05, random_state=0).fit(T)
     # The bound is a trapezoidal sum over 41 nodes with other noise.
     assert est.entropy_ == pytest.approx(-est.score(T), abs=0.05)
     for name, member in members:
@@ -445,8 +444,8 @@ def test_references_of_several_members_work_once(T, members, monkeypatch):
 
 def test_probabilities_of_all_states_sum_to_about_one(levels):
     members = [("a", tiny_levels(random_state=0)), ("b", tiny_levels(loss="mse", random_state=1))]
-    est = IMMSEEnsemble(members, validation_fraction=0.3, n_strata=64, random_state=0)
-    est.set_params(n_draws=4).fit(levels)
+    est = IMMSEEnsemble(members, validation_fraction=0.3, score_tol=0.03, random_state=0)
+    est.fit(levels)
     states = np.array(list(np.ndindex(3, 3)))
     log_p, std = est.score_samples(states, return_std=True)
     p = np.exp(log_p - std**2 / 2)
@@ -510,9 +509,9 @@ def test_nested_parameters_can_be_searched_and_members_dropped(X):
 def test_parameters_are_those_of_the_members_by_name():
     est = IMMSEEnsemble(pair())
     assert est.get_params()["b__hidden_size"] == 24
-    est.set_params(b__hidden_size=7, a=tiny(hidden_size=5), n_strata=9)
+    est.set_params(b__hidden_size=7, a=tiny(hidden_size=5), score_tol=0.2)
     assert [member.hidden_size for _, member in est.estimators] == [5, 7]
-    assert est.n_strata == 9
+    assert est.score_tol == 0.2
     with pytest.raises(ValueError, match="Invalid parameter 'c'"):
         est.set_params(c__hidden_size=7)
 
@@ -532,20 +531,18 @@ def test_seeds_of_members_follow_from_the_seed_of_the_ensemble_unless_given(X, T
     np.testing.assert_array_equal(first.score_samples(T), again.score_samples(T))
 
 
-def test_effort_is_the_most_of_the_members_and_can_be_changed(X, T, fitted):
+def test_tolerance_is_the_least_of_the_members_and_can_be_changed(X, T, fitted):
     quick = {"max_epochs": 0}
-    members = [
-        ("a", tiny(n_strata=4, n_draws=3, **quick)),
-        ("b", tiny(n_strata=9, n_directions=1, **quick)),
-    ]
+    members = [("a", tiny(**quick | {"score_tol": 0.5})), ("b", tiny(**quick | {"score_tol": 0.2}))]
     est = IMMSEEnsemble(members, random_state=0).fit(X[:60])
-    assert est._effort() == Effort(9, 3, 2)
+    least = est.score_samples(T)
+    np.testing.assert_array_equal(est.set_params(score_tol=0.2).score_samples(T), least)
     changed = pickle.loads(pickle.dumps(fitted))
     coarse = changed.score_samples(T, return_std=True)[1].mean()
-    fine = changed.set_params(n_strata=64).score_samples(T, return_std=True)[1].mean()
+    fine = changed.set_params(score_tol=0.02).score_samples(T, return_std=True)[1].mean()
     assert fine < 0.6 * coarse
-    with pytest.raises(ValueError, match="n_strata"):
-        changed.set_params(n_strata=1).score_samples(T)
+    with pytest.raises(ValueError, match="score_tol"):
+        changed.set_params(score_tol=0.0).score_samples(T)
 
 
 def test_tags_follow_the_members():

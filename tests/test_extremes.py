@@ -28,8 +28,8 @@ from sk_itdiffusion.references import (
     LowRankGaussianReference,
 )
 
-QUICK = {"max_epochs": 0, "n_strata": 8, "random_state": 0}
-TRAINED = {"max_epochs": 1, "steps_per_epoch": 5, "hidden_size": 16, "n_strata": 4}
+QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
+TRAINED = {"max_epochs": 1, "steps_per_epoch": 5, "hidden_size": 16, "score_tol": 0.5}
 LEAST = 5e-324  # the least positive number
 
 

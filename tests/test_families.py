@@ -455,7 +455,7 @@ def levels(n=450, seed=0):
 
 
 def discrete(*experts, **parameters):
-    settings = {"max_epochs": 0, "random_state": 0, "n_strata": 4} | parameters
+    settings = {"max_epochs": 0, "random_state": 0, "score_tol": 0.5} | parameters
     return IMMSEDiscreteDensity(experts=["auto", *experts], **settings)
 
 

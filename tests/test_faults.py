@@ -52,7 +52,7 @@ TINY = {
     "batch_size": 16,
     "hidden_size": 8,
     "n_blocks": 1,
-    "n_strata": 4,
+    "score_tol": 0.5,
     "experts": ["network"],
     "random_state": 0,
 }

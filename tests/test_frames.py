@@ -16,7 +16,7 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
 )
 
-QUICK = {"max_epochs": 0, "n_strata": 4, "random_state": 0}
+QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 N_ROWS = 120
 rng = np.random.default_rng(0)
 # The columns are not in the order of the alphabet.

@@ -88,7 +88,7 @@ def test_dequantised_probabilities_sum_to_at_most_one():
         dequantize=True, random_state=0, max_epochs=5, steps_per_epoch=40, hidden_size=32
     ).fit(X[:1000])
     states = np.stack(np.meshgrid(range(4), range(4)), axis=-1).reshape(-1, 2)
-    density.set_params(n_draws=64)
+    density.set_params(score_tol=0.02)
     log_probability, std = density.score_samples(states, return_std=True)
     occurs = (states[:, 1] - states[:, 0]) % 4 < 3  # the others have next to no probability
     assert std[occurs].mean() < 0.15
@@ -119,7 +119,7 @@ def test_standard_errors_of_dequantised_scores_are_calibrated():
     # Other noise, of the reference's part of the score too.
     seeds = replace(density._model.seeds, scoring=123)
     density._model = replace(density._model, seeds=seeds)
-    density.set_params(n_draws=24)
+    density.set_params(score_tol=0.03)
     fine, fine_std = density.score_samples(rows, return_std=True)
     z_scores = (rough - fine) / np.hypot(std, fine_std)
     assert 0.6 < np.sqrt(np.mean(z_scores**2)) < 1.5
@@ -154,7 +154,7 @@ def test_bad_steps_are_errors(step):
 def test_expected_bounds_are_those_of_scores():
     """`entropy_` has the volume of the cells and the constant columns of `score`."""
     X = 3.0 * np.column_stack([lattice_rows(600), np.full(600, 2.0)])
-    settings = {**QUICK, "n_strata": 8, "validation_fraction": 0.3}
+    settings = {**QUICK, "score_tol": 0.5, "validation_fraction": 0.3}
     density = IMMSEDensity(dequantize=True, **settings).fit(X)
     members = [("only", IMMSEDensity(dequantize=True, **settings))]
     ensemble = IMMSEEnsemble(members, random_state=0, validation_fraction=0.3).fit(X)
@@ -246,7 +246,7 @@ def image_density(diffusers):
         "batch_size": 32,
         "learning_rate": 0.03,
     }
-    return IMMSEDensity(image_shape=(6, 6), dequantize=True, n_strata=8, **settings).fit(
+    return IMMSEDensity(image_shape=(6, 6), dequantize=True, score_tol=0.5, **settings).fit(
         images(300)
     )
 
@@ -334,8 +334,7 @@ def test_scoring_holds_few_copies_of_the_rows(monkeypatch):
         denoiser=Shrink(),
         experts=["network"],
         max_epochs=0,
-        n_strata=2,
-        n_directions=1,
+        score_tol=0.5,
         random_state=0,
     ).fit(X[:300])
     monkeypatch.setattr(sk_itdiffusion._fit.model, "NUMBERS_IN_A_PASS", 200 * d)

@@ -22,7 +22,7 @@ TINY = {
     "n_blocks": 1,
     "batch_size": 128,
     "max_epochs": 2,
-    "n_strata": 4,
+    "score_tol": 0.5,
     "random_state": 0,
 }
 

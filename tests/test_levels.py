@@ -215,8 +215,7 @@ def test_integral_of_the_exact_denoiser_is_the_truth_within_its_error(seed):
     rule = IntegrationRule(
         PiecewiseDensity.from_profile(edges, np.ones(40)),
         NoiseRule.for_levels(layout.n_points, seed=0),
-        n_strata=64,
-        n_draws=8,
+        n_draws=512,
     )
     likely = table.ravel() > 1e-3
     gap, variance = information_gap(

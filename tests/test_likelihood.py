@@ -1,5 +1,7 @@
 """The likelihood integral against exact denoisers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from marks import others_slow
 
 from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
 from sk_itdiffusion._immse.error_profiles import error_profile, stacking_weights
+from sk_itdiffusion._immse.errors import calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule, StackedDenoiser, information_gap
 from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
@@ -29,24 +32,24 @@ def pair(reference, denoiser):
     return lambda z, logsnr: (reference(z, logsnr), denoiser(z, logsnr))
 
 
-def make_rule(n_features, *, n_strata=16, n_draws=2, n_directions=8, low=-6.0, high=12.0, seed=3):
+def make_rule(n_features, *, n_draws=64, n_directions=2, low=-6.0, high=12.0, seed=3):
     edges = np.linspace(low, high, 41)
     middle = 0.5 * (edges[1:] + edges[:-1])
     placement = PiecewiseDensity.from_profile(edges, np.exp(-0.5 * ((middle - 1) / 3) ** 2))
-    noise = NoiseRule(n_features, min(n_features, n_directions), n_features <= 20, seed)
-    return IntegrationRule(placement, noise, n_strata, n_draws)
+    noise = NoiseRule.for_scoring(n_features, seed, n_directions)
+    return IntegrationRule(placement, noise, n_draws)
 
 
 def gap_and_truth(n_features, n_samples=400, **kwargs):
     mixture = random_mixture(n_features)
     reference = gaussian_of(mixture)
     X = mixture.sample(n_samples, np.random.RandomState(5))
-    gap, variance = information_gap(
+    gap, spread = information_gap(
         X, row_keys(X, 7), pair(reference, mixture), make_rule(n_features, **kwargs)
     )
     x = torch.from_numpy(X)
     truth = (mixture.log_prob(x) - reference.log_prob(x)).numpy()
-    return gap, np.sqrt(variance), truth
+    return gap, np.sqrt(spread), truth
 
 
 @pytest.mark.parametrize("n_features", others_slow([1, 2, 10, 50], 3))
@@ -58,19 +61,52 @@ def test_exact_denoiser_gives_exact_log_density(n_features):
     assert np.abs(error).max() < 8 * std.max() + 1e-6
 
 
-@pytest.mark.parametrize("n_features", others_slow([2, 10, 50], 2))
-def test_reported_errors_are_calibrated(n_features):
-    gap, std, truth = gap_and_truth(n_features, n_samples=1000)
-    z = (gap - truth) / std
-    assert 0.8 < z.std() < 1.25
+@pytest.mark.parametrize("n_features", others_slow([1, 2, 10, 50], 2))
+def test_errors_are_calibrated_and_as_small_as_asked(n_features):
+    """On rows other than those of the calibration, whose 100 squares are known to a tenth."""
+    mixture = random_mixture(n_features)
+    reference = gaussian_of(mixture)
+    denoisers, rule = pair(reference, mixture), make_rule(n_features)
+
+    def control(rows):
+        return reference.log_prob(torch.from_numpy(rows)).numpy()
+
+    few = mixture.sample(100, np.random.RandomState(4))
+
+    def integrate(keys, n_draws):
+        return information_gap(few, keys, denoisers, replace(rule, n_draws=n_draws))
+
+    errors = calibrate_errors(integrate, row_keys(few, 6), control(few), np.ones(100))
+    X = mixture.sample(1000, np.random.RandomState(5))
+    truth = mixture.log_prob(torch.from_numpy(X)).numpy() - control(X)
+    order = np.argsort(control(X))
+    for n_draws in (8, 16, 64, 256):
+        gap, spread = information_gap(X, row_keys(X, 7), denoisers, replace(rule, n_draws=n_draws))
+        z = (gap - truth) / np.sqrt(errors.estimated(control(X), spread, n_draws))
+        assert 0.7 < z.std() < 1.3
+        assert 0.6 < z[order[:50]].std() < 1.6
+    for score_tol in (0.2, 0.05):
+        found = np.empty(len(X))
+        for n_draws, chosen in errors.rungs(control(X), score_tol):
+            found[chosen], _ = information_gap(
+                X[chosen], row_keys(X[chosen], 7), denoisers, replace(rule, n_draws=n_draws)
+            )
+        assert np.sqrt(np.mean((found - truth) ** 2)) < 1.3 * score_tol
 
 
-def test_error_falls_with_effort():
-    few = gap_and_truth(2, n_strata=8)
-    many = gap_and_truth(2, n_strata=64)
+def test_error_falls_with_the_number_of_draws():
+    few = gap_and_truth(2, n_draws=16)
+    many = gap_and_truth(2, n_draws=128)
     ratio = np.mean((few[0] - few[2]) ** 2) / np.mean((many[0] - many[2]) ** 2)
-    # Independent draws would give a ratio of 8; stratification gives more.
+    # Independent draws would give a ratio of 8; stratification and coupling give more.
     assert ratio > 8
+
+
+@pytest.mark.parametrize("n_features", [2, 7, 10])
+def test_coupled_draws_are_more_exact_than_independent_ones(n_features):
+    """The sum of squared differences is the variance of independent draws."""
+    gap, std, truth = gap_and_truth(n_features)
+    assert np.mean((gap - truth) ** 2) < 0.7 * np.mean(std**2)
 
 
 @pytest.mark.parametrize("n_features", others_slow([2, 10]))
@@ -84,7 +120,7 @@ def test_error_common_to_all_rows_is_small(n_features):
     truth = (mixture.log_prob(x) - reference.log_prob(x)).numpy()
     common, independent = [], []
     for seed in range(3):
-        rule = make_rule(n_features, n_strata=8, n_directions=2, seed=seed)
+        rule = make_rule(n_features, n_draws=32, seed=seed)
         gap, variance = information_gap(X, row_keys(X, seed), pair(reference, mixture), rule)
         common.append((gap - truth).mean() ** 2)
         independent.append(variance.mean() / n_rows)

@@ -18,7 +18,7 @@ QUICK = {
     "max_epochs": 2,
     "steps_per_epoch": 5,
     "batch_size": 64,
-    "n_strata": 4,
+    "score_tol": 0.5,
     "reference": "gaussian",
     "experts": ["network", "gaussian"],
     "marginals": "standard",

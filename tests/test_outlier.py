@@ -9,7 +9,6 @@ import pytest
 import torch
 from marks import others_slow
 from scipy import stats
-from sk_itdiffusion._fit.effort import Effort
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -35,7 +34,7 @@ from sk_itdiffusion.references import (
     LowRankGaussianReference,
 )
 
-EFFORT = Effort(32, 2, None)
+SCORE_TOL = 0.1
 MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
 
 
@@ -52,7 +51,7 @@ def make_detector(estimator=None, **parameters):
 
 def quick_network(**parameters):
     settings = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 2, "steps_per_epoch": 10}
-    return IMMSEDensity(**settings, n_networks=1, n_strata=8, **parameters)
+    return IMMSEDensity(**settings, n_networks=1, score_tol=0.5, **parameters)
 
 
 def gaussian_rows(n, seed=0):
@@ -169,7 +168,7 @@ def test_score_of_a_normal_distribution_is_exact(noise_floor):
     """E log N(x + e; m, S + v I) = log N(x; m, S + v I) - v/2 trace (S + v I)^-1."""
     X = gaussian_rows(2000)
     found = make_detector(
-        plain_density(n_strata=64), noise_floor=noise_floor, trim=0.0, contamination=0.1
+        plain_density(), noise_floor=noise_floor, trim=0.0, contamination=0.1
     ).fit(X)
     reference, scale = found.estimator_.reference_, X.std(axis=0)
     rows = (X[:50] - X.mean(axis=0)) / scale
@@ -200,8 +199,8 @@ def test_score_does_not_depend_on_the_control_variate():
     assert model._model.rule is None
     assert other._model.control == "gaussian"
     # The mixtures are fitted with equal seeds.
-    draws = [integral.log_density(X[:100], Effort(n, 2, None)) for n in (24, 32, 40)]
-    difference = np.mean(draws, axis=0) - exact.log_density(X[:100], Effort(64, 8, None))
+    draws = [integral.log_density(X[:100], tolerance) for tolerance in (0.15, 0.1, 0.07)]
+    difference = np.mean(draws, axis=0) - exact.log_density(X[:100], 0.02)
     error = np.std(draws, axis=0, ddof=1).mean() + 0.01
     assert abs(difference.mean()) < 4 * error / math.sqrt(100) + 0.01
     assert difference.std() < 4 * error
@@ -260,8 +259,8 @@ def test_average_is_the_mean_of_the_members():
     mean = FlooredModel.averaged(model, np.array([2.0]))
     assert MODEL in mean.members
     parts = [FlooredModel(model, mean.floors, (name,)) for name in mean.members]
-    expected = np.mean([part.log_density(X[:20], EFFORT) for part in parts], axis=0)
-    assert np.allclose(mean.log_density(X[:20], EFFORT), expected, atol=1e-9)
+    expected = np.mean([part.log_density(X[:20], SCORE_TOL) for part in parts], axis=0)
+    assert np.allclose(mean.log_density(X[:20], SCORE_TOL), expected, atol=1e-9)
 
 
 def test_score_depends_on_the_row_alone(detector):
@@ -323,7 +322,7 @@ def test_contributions_of_dequantised_columns_sum_to_the_score():
     X = np.round(gaussian_rows(150), 1)
     X[:, 2] = 3.0
     detector = make_detector(plain_density(dequantize=True), contamination=0.1).fit(X)
-    detector.estimator_.set_params(n_strata=64)
+    detector.estimator_.set_params(score_tol=0.02)
     contributions = detector.explain(X[:20]).to_numpy()
     # All other values of a constant column have 1 / (n + 2) of its probability.
     np.testing.assert_array_less(contributions[:, 2], 0.0)
@@ -378,7 +377,6 @@ def test_names_of_members_do_not_matter(kind):
 
 
 def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
-    effort = Effort(4, 2, None)
     member = quick_network(random_state=0).fit(two_blobs(200))
     ensemble = IMMSEEnsemble(
         [("only", member)], include_references=False, prefit=True, random_state=1
@@ -387,9 +385,11 @@ def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
     alone, judged = (
         FlooredModel(density._model, np.array([0.0, 2.0])) for density in (member, ensemble)
     )
-    assert alone.rule(alone.model.scoring_rule(effort)) is not None
-    np.testing.assert_array_equal(judged.log_density(rows, effort), alone.log_density(rows, effort))
-    found, expected = (Contributions(each).of(rows, effort) for each in (judged, alone))
+    assert alone.rule(alone.model.rule) is not None
+    np.testing.assert_array_equal(
+        judged.log_density(rows, SCORE_TOL), alone.log_density(rows, SCORE_TOL)
+    )
+    found, expected = (Contributions(each).of(rows, SCORE_TOL) for each in (judged, alone))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -417,8 +417,8 @@ def test_contributions_sum_to_the_score(kind, noise_floor):
     table = mixed_table(200)
     X, estimator = {
         "continuous": (gaussian_rows(300), quick_network(marginals="yeo_johnson")),
-        "mixed": (table, IMMSEMixedDensity(**quick, n_strata=32)),
-        "discrete": (table[["colour", "ripe"]], IMMSEDiscreteDensity(**quick, n_strata=32)),
+        "mixed": (table, IMMSEMixedDensity(**quick)),
+        "discrete": (table[["colour", "ripe"]], IMMSEDiscreteDensity(**quick)),
     }[kind]
     found = make_detector(
         estimator, noise_floor=noise_floor, contamination=0.1, trim=0.0, random_state=0
@@ -445,7 +445,7 @@ def test_contributions_sum_to_the_score_of_integers_and_heavy_tails(settings):
     table["c"] = rng.choice(list("ABC"), 100)
     table["l"] = rng.normal(table["k"])
     counts = table[["x", "k", "l"]].assign(x=table["x"].round())
-    rounded = IMMSEDensity(marginals="standard", dequantize=[1, 1, 0], max_epochs=0, n_strata=8)
+    rounded = IMMSEDensity(marginals="standard", dequantize=[1, 1, 0], max_epochs=0, score_tol=0.5)
     for X, estimator in [(table, None), (table[["x", "k", "l"]], None), (counts, rounded)]:
         found = make_detector(
             estimator, noise_floor=noise_floor, average=average, contamination=0.1, trim=0.0

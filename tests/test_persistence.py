@@ -47,7 +47,7 @@ QUICK = {
     "max_epochs": 2,
     "steps_per_epoch": 5,
     "batch_size": 64,
-    "n_strata": 4,
+    "score_tol": 0.5,
     "random_state": 0,
 }
 ONE = QUICK | {"n_networks": 1}
@@ -384,8 +384,8 @@ def test_objects_are_shared_as_they_were(fitted, tmp_path):
 
 def test_effort_may_be_changed_after_loading(fitted, tmp_path):
     estimator, X = fitted("density")
-    loaded = saved_and_loaded(estimator, tmp_path).set_params(n_strata=8, n_draws=3)
-    other = clone(estimator).set_params(n_strata=8, n_draws=3)
+    loaded = saved_and_loaded(estimator, tmp_path).set_params(score_tol=0.07)
+    other = clone(estimator).set_params(score_tol=0.07)
     other.__dict__.update({k: v for k, v in vars(estimator).items() if k not in other.__dict__})
     assert identical(loaded.score_samples(X[:10]), other.score_samples(X[:10]))
 
@@ -723,8 +723,8 @@ def refuse(content, folder, message):
 
 def test_changed_parameter_is_noticed(small, tmp_path):
     def change(metadata):
-        assert '"n_strata":4' in metadata["config"]
-        metadata["config"] = metadata["config"].replace('"n_strata":4', '"n_strata":5')
+        assert '"score_tol":0.5' in metadata["config"]
+        metadata["config"] = metadata["config"].replace('"score_tol":0.5', '"score_tol":0.4')
 
     refuse(with_metadata(small[2], change, sign=False), tmp_path, "SHA-256 checksum does not match")
 
@@ -791,7 +791,7 @@ def test_pipe_does_not_hang(tmp_path):
         ('"class":"AffineMap"', '"class":"os.system"', "there is no class 'os.system'"),
         ('"class":"IMMSEDensity"', '"class":"AffineMap"', "it holds no estimator"),
         ('"$":"tuple"', '"$":"eval"', "there is no kind 'eval' of values"),
-        ('"n_strata":4', '"n_stratas":4', "does not fit together"),
+        ('"score_tol":0.5', '"score_tols":0.5', "does not fit together"),
         ('"number":0}', '"number":99999}', "does not fit together"),
         ('"number":0}', '"number":[0]}', "does not fit together"),
         ('"dtype":"<f8"', '"dtype":"os"', "is no simple dtype"),

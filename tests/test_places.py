@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from sk_itdiffusion._fit.effort import Effort
 
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
@@ -57,8 +56,8 @@ def test_rows_begin_at_multiples(n_evaluations, apart):
 
 
 @pytest.mark.parametrize("n_features", [1, 3, 5, 7, 9])
-@pytest.mark.parametrize("n_strata", [3, 5])
-def test_gaps(n_features, n_strata):
+@pytest.mark.parametrize("n_draws", [6, 10])
+def test_gaps(n_features, n_draws):
     """Also with networks narrow enough for products of matrices that depend on the place."""
     reference = GaussianReference(np.zeros(n_features), np.eye(n_features))
     network = narrow_network(n_features, 9, 8, n_features)
@@ -69,8 +68,7 @@ def test_gaps(n_features, n_strata):
     rule = IntegrationRule(
         PiecewiseDensity(np.array([-3.0, 3.0]), np.ones(1)),
         NoiseRule(n_features, 1, central=True, seed=0),
-        n_strata,
-        2,
+        n_draws,
     )
     X = np.random.default_rng(0).normal(size=(23, n_features))
     for budget in (256, 2048):
@@ -148,8 +146,7 @@ def test_noise_floors(n_features):
     X = np.random.default_rng(0).normal(size=(300, n_features))
     X[:, 1:] += X[:, :1]
     experts = {"experts": ["gaussian"], "reference": "gaussian"}
-    density = IMMSEDensity(max_epochs=0, n_strata=3, random_state=0, **experts).fit(X)
-    effort = Effort(n_strata=3, n_draws=2, n_directions=1)
+    density = IMMSEDensity(max_epochs=0, random_state=0, **experts).fit(X)
     for floors in ([np.inf], [1.0, np.inf]):
         model = FlooredModel(density._model, np.array(floors), ("gaussian",))
-        check_places(lambda rows, which=model: which.log_density(rows, effort), X)
+        check_places(lambda rows, which=model: which.log_density(rows, 0.2), X)

@@ -42,7 +42,7 @@ QUICK = {
     "max_epochs": 2,
     "steps_per_epoch": 3,
     "batch_size": 32,
-    "n_strata": 4,
+    "score_tol": 0.5,
     "reference": "gaussian",
     "experts": ["network"],
     "marginals": "standard",

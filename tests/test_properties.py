@@ -69,7 +69,7 @@ DOCUMENTED_WARNINGS = [
     r"false_alarm_rate=.* needs at least",
 ]
 
-QUICK = {"max_epochs": 0, "n_strata": 4, "random_state": 0}
+QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 TINY_NETWORK = {
     "max_epochs": 1,
     "steps_per_epoch": 2,
@@ -262,9 +262,7 @@ DENSITY_PARAMETERS = with_network(
             "weight_decay": [0.0, 10.0],
             "micro_batch_size": [1, 3],
             "early_stopping": [False],
-            "n_strata": [2, 5],
-            "n_draws": [2, 3],
-            "n_directions": [1, 3],
+            "score_tol": [0.5, 0.2],
         }
     )
 )
@@ -376,7 +374,7 @@ def test_density_in_other_units_has_their_jacobian(case):
 @law(few=2, many=100)
 def test_far_rows_score_below_all_others(case):
     # Two strata leave a far row a standard error larger than its score.
-    density = fitted_or_refused(case, IMMSEDensity(**case.parameters | {"n_strata": 16}))
+    density = fitted_or_refused(case, IMMSEDensity(**case.parameters | {"score_tol": 0.1}))
     if density is None:
         return
     width = np.ptp(case.X, axis=0)
@@ -396,9 +394,7 @@ LEVEL_PARAMETERS = {
     "loss": ["mse", "cross_entropy"],
     "handle_unknown": ["good_turing", "error"],
     "validation_fraction": [0.3],
-    "n_strata": [8, 12],
-    "n_draws": [2, 3],
-    "n_directions": [1, 2],
+    "score_tol": [0.3, 0.1],
 }
 DISCRETE_PARAMETERS = with_network(some_of(LEVEL_PARAMETERS | {"likelihood": ["immse", "path"]}))
 MIXED_PARAMETERS = with_network(

@@ -204,8 +204,8 @@ def test_mixing_is_the_stack_of_its_experts(staged):
 
 
 def test_settings_are_found_in_their_stage():
-    found = settings(max_epochs=7, n_draws=3, verbose=2, marginals="standard")
-    assert (found.training.max_epochs, found.scoring.n_draws) == (7, 3)
+    found = settings(max_epochs=7, verbose=2, marginals="standard")
+    assert found.training.max_epochs == 7
     assert (found.runtime.verbose, found.model.marginals) == (2, "standard")
     with pytest.raises(TypeError, match="no settings"):
         found.changed(epochs=3)

@@ -21,7 +21,7 @@ from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.encoding import read_table
 
 rng = np.random.default_rng(0)
-QUICK = IMMSEDensity(max_epochs=0, n_strata=4, random_state=0)
+QUICK = IMMSEDensity(max_epochs=0, score_tol=0.5, random_state=0)
 NORMAL = rng.normal(size=(120, 2))
 TIED = np.column_stack([NORMAL[:, 0], np.round(NORMAL[:, 1])])
 TIES = "have many equal or coarsely rounded values"
@@ -44,7 +44,7 @@ CALLS = {
     "fit": lambda: QUICK.fit(TIED),
     "pipeline": lambda: make_pipeline(FunctionTransformer(), QUICK).fit(TIED),
     "cross_val_score": lambda: cross_val_score(QUICK, TIED, cv=4),
-    "search": lambda: GridSearchCV(QUICK, {"n_strata": [4, 5]}, cv=3).fit(TIED),
+    "search": lambda: GridSearchCV(QUICK, {"score_tol": [0.5, 0.4]}, cv=3).fit(TIED),
     "ensemble": lambda: IMMSEEnsemble([("a", QUICK), ("b", QUICK)], random_state=0).fit(TIED),
 }
 

@@ -224,7 +224,7 @@ class Contributions:
         plain = self.floored.plain.independent()
         share = share_above(np.append(-np.inf, nodes[:-1]), self.floored.floors)
         widest = max(reference.n_intermediate for reference in (plain, *references))
-        n_draws = min(PATH_DRAWS, n_floor_draws(score_tol))
+        n_draws = min(PATH_DRAWS, n_floor_draws(noise, score_tol))
         # Not too large, since few rows are padded to as many.
         n_rows = max(1, 2**17 // (max(widest, 1) * n_draws * noise.n_evaluations))
 

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import numpy as np
@@ -71,6 +71,8 @@ FARTHEST = 1e100
 SHARE_OF_REFERENCES = 0.1
 #: Name of the fitted model among the members.
 MODEL = "model"
+#: Features up to which the noise at the floors has a node at its center.
+MAX_FEATURES_WITH_CENTER = 100
 #: Draws of noise at each floor with the default tolerance.
 FLOOR_DRAWS = 8
 #: Stream of the row's keys from which the noise at the floors comes; strata use lower ones.
@@ -113,10 +115,12 @@ class FlooredRule(IntegrationRule):
         return logsnr, eps, coefficient * share[..., None]
 
 
-def n_floor_draws(score_tol: float) -> int:
-    """Return the draws of noise at each floor."""
-    n_draws = FLOOR_DRAWS * (DEFAULT_SCORE_TOL / score_tol) ** 2
-    return int(np.clip(math.ceil(n_draws), 1, LADDER[-1]))
+def n_floor_draws(noise: NoiseRule, score_tol: float) -> int:
+    """Return the draws of noise at each floor: those of complete frames, unless these are many."""
+    asked = FLOOR_DRAWS * (DEFAULT_SCORE_TOL / score_tol) ** 2
+    n_draws = int(np.clip(math.ceil(asked), 1, LADDER[-1]))
+    frame = noise.draws_in_a_frame
+    return n_draws + -n_draws % frame if frame <= 2 * n_draws else n_draws
 
 
 def share_above(logsnr: Array, floors: Array) -> Array:
@@ -235,10 +239,15 @@ class FlooredModel:
 
     @property
     def noise(self) -> NoiseRule:
-        """The noise that the model's scores are integrated with."""
-        if self.model.rule is not None:
-            return self.model.rule.noise
-        return scoring_noise(self.model.space, self.model.seeds.scoring, self.model.has_images)
+        """The noise at the floors.
+
+        Unlike networks, references can be evaluated without noise as well, so that frames of
+        directions are exact for normal distributions.
+        """
+        model = self.model
+        noise = scoring_noise(model.space, model.seeds.scoring, model.has_images)
+        few = noise.n_features <= MAX_FEATURES_WITH_CENTER and not model.space.layout.variables
+        return replace(noise, central=few)
 
     def _gap(
         self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule, score_tol: float
@@ -278,7 +287,8 @@ class FlooredModel:
         width: int,
     ) -> Array:
         """Return means over floors and noise of what is evaluated, (len(chosen), n_values)."""
-        noise, n_draws = self.noise, n_floor_draws(score_tol)
+        noise = self.noise
+        n_draws = n_floor_draws(noise, score_tol)
         n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()

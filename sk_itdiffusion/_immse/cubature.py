@@ -29,6 +29,7 @@ References
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -266,6 +267,11 @@ class NoiseRule:
     def n_evaluations(self) -> int:
         """Evaluations of the integrand in one draw."""
         return (1 + int(self.mirrored)) * self.n_directions + int(self.central)
+
+    @property
+    def draws_in_a_frame(self) -> int:
+        """Least number of draws after which all directions of frames have been used."""
+        return self.n_features // math.gcd(self.n_features, self.n_directions)
 
     @property
     def _bank(self) -> Array:
