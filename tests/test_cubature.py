@@ -84,7 +84,7 @@ def test_coupled_draws_are_unbiased_one_by_one(n_features, n_directions, central
 @pytest.mark.parametrize(("n_features", "n_directions"), [(1, 1), (4, 2), (5, 2), (7, 3)])
 def test_complete_frames_are_exact_for_quadratic_functions(n_features, n_directions):
     rule = NoiseRule(n_features, n_directions, central=True, seed=0)
-    n_draws = rule.draws_in_a_frame
+    n_draws = n_features  # of as many frames as each draw has directions
     matrix = np.random.default_rng(0).normal(size=(n_features, n_features))
     eps, coefficient = rule.draws(np.arange(9, dtype=np.uint64), n_draws, 2 * n_draws)
     values = np.einsum("...i,ij,...j", eps, matrix, eps) * coefficient

@@ -314,8 +314,8 @@ def test_constants_are_a_distribution_with_mass_for_other_values(dequantize, tmp
 @pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_constants_of_given_steps_get_no_noise():
     X = np.column_stack([three_states(100), np.full(100, 7.0)])
-    density = IMMSEDensity(dequantize=1.0, **PLAIN).fit(X)
-    without = IMMSEDensity(dequantize=1.0, **PLAIN).fit(X[:, :2])
+    density = IMMSEDensity(dequantize=1.0, **PLAIN | {"score_tol": 0.05}).fit(X)
+    without = IMMSEDensity(dequantize=1.0, **PLAIN | {"score_tol": 0.05}).fit(X[:, :2])
     expected = without.score(X[:, :2]) + np.log(101 / 102)
     assert density.score(X) == pytest.approx(expected, abs=0.2)
     assert (density.sample(5, random_state=0)[:, 2] == 7.0).all()

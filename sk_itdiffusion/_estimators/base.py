@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._immse.cubature import row_keys
 from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._immse.sampling import N_STEPS
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
@@ -137,7 +138,9 @@ class DensityEstimator(
             Whether to return standard errors too.
         score_tol : float or None, default=None
             Standard error in nats that each row should have; None takes the parameter of the
-            estimator.  Rows for which the greatest number of evaluations is too few have more.
+            estimator.  Rows that are far less likely than all validation rows of the fit may have
+            one of a hundredth of the difference, and rows for which the greatest number of
+            evaluations is too few have more.
 
         Returns
         -------
@@ -177,9 +180,9 @@ class DensityEstimator(
         """Return the mean log-density of rows.
 
         Since errors of many rows average out, each row of many is integrated less exactly than by
-        `score_samples`: with a standard error of 0.005 nats times the root of the number of rows,
-        if that is more than ``score_tol``, but at most 0.3 nats.  The mean differs from that of
-        `score_samples` by no more than both standard errors explain.
+        `score_samples`: with a standard error of 0.005 nats times the root of the number of
+        distinct rows, if that is more than ``score_tol``, but at most 0.3 nats.  The result differs
+        from the mean of `score_samples` by no more than the standard errors of both explain.
 
         Parameters
         ----------
@@ -204,8 +207,7 @@ class DensityEstimator(
             scored = []
             for part in parts_of(X):
                 values = self._read(part)
-                enough = ERROR_OF_MEAN * math.sqrt(len(values))
-                tol = max(self._score_tol(), min(enough, MAX_TOL_OF_ROWS_IN_A_MEAN))
+                tol = max(self._score_tol(), tolerance_of_rows_in_a_mean(values))
                 scored.append(self._log_density(values, tol))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         std = np.sqrt(variance)
@@ -321,6 +323,16 @@ class DensityEstimator(
         if not curves:
             raise ValueError("There is no error curve: all rows have values that fit has not seen.")
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
+
+
+def tolerance_of_rows_in_a_mean(values: Array) -> float:
+    """Return the standard error that each row may have where only the mean is asked for.
+
+    Equal rows share their error.
+    """
+    _, count = np.unique(row_keys(values), return_counts=True)
+    error = ERROR_OF_MEAN * len(values) / float(np.linalg.norm(count))
+    return min(error, MAX_TOL_OF_ROWS_IN_A_MEAN)
 
 
 def checked_score_tol(score_tol: float) -> float:

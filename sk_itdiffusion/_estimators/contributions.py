@@ -37,7 +37,6 @@ from sk_itdiffusion._estimators.outlier_score import (
     MappedRows,
     constant_parts,
     log_widths,
-    n_floor_draws,
     share_above,
 )
 from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
@@ -153,7 +152,7 @@ class Contributions:
         complete = space.is_complete(rows.mapped[chosen])
         gaps: list[tuple[Array, Array]] = []
         if complete.any():
-            gaps = self._path_gaps(references, rows, chosen[complete], score_tol)
+            gaps = self._path_gaps(references, rows, chosen[complete])
         for number, name in enumerate(distinct):
             total = self.floored.floored_reference(references[number], rows, chosen, score_tol)
             rest = total - alone.sum(axis=1)
@@ -211,7 +210,6 @@ class Contributions:
         references: Sequence[Reference],
         rows: MappedRows,
         chosen: NDArray[np.intp],
-        score_tol: float,
     ) -> list[tuple[Array, Array]]:
         """Return what paths say about each column, and its variance between two draws of noise.
 
@@ -224,9 +222,8 @@ class Contributions:
         plain = self.floored.plain.independent()
         share = share_above(np.append(-np.inf, nodes[:-1]), self.floored.floors)
         widest = max(reference.n_intermediate for reference in (plain, *references))
-        n_draws = min(PATH_DRAWS, n_floor_draws(noise, score_tol))
         # Not too large, since few rows are padded to as many.
-        n_rows = max(1, 2**17 // (max(widest, 1) * n_draws * noise.n_evaluations))
+        n_rows = max(1, 2**17 // (max(widest, 1) * PATH_DRAWS * noise.n_evaluations))
 
         @torch.no_grad()
         def block(start: int) -> Array:
@@ -234,20 +231,20 @@ class Contributions:
             # Padded to one shape, so that a row's value is the same in any company.
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
             keys = spawn_keys(rows.keys[part], 1, FLOOR_STREAM).ravel()
-            eps, coefficient = noise.draws(keys, 0, n_draws)
+            eps, coefficient = noise.draws(keys, 0, PATH_DRAWS)
             eps = np.ascontiguousarray(eps.reshape(-1, eps.shape[-1]))
             places = Places(n_rows, len(eps) // n_rows, DOUBLE_APART)
             noisy = torch.from_numpy(places.spread(eps))
             repeated = np.repeat(rows.mapped[part], places.n_evaluations, axis=0)
             x = torch.from_numpy(places.spread(repeated))
-            factor = coefficient.reshape(n_rows, n_draws, -1)
+            factor = coefficient.reshape(n_rows, PATH_DRAWS, -1)
 
             def mean(found: Tensor) -> Array:
-                """Return the mean over the noise of a draw, (n_rows, n_draws, n_values)."""
+                """Return the mean over the noise of a draw, (n_rows, PATH_DRAWS, n_values)."""
                 values = places.gathered(found).numpy().reshape(*factor.shape, -1)
                 return np.asarray(np.einsum("ndm,ndmc->ndc", factor, values))
 
-            heights = np.empty((len(references), n_rows, n_draws, len(nodes)))
+            heights = np.empty((len(references), n_rows, PATH_DRAWS, len(nodes)))
             slopes = np.zeros((*heights.shape, layout.n_columns))
             for number, node in enumerate(nodes):
                 base, base_slope = smoothed_slopes(plain, x, noisy, float(node))

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import cast
 
 import numpy as np
@@ -73,8 +73,8 @@ SHARE_OF_REFERENCES = 0.1
 MODEL = "model"
 #: Features up to which the noise at the floors has a node at its center.
 MAX_FEATURES_WITH_CENTER = 100
-#: Draws of noise at each floor with the default tolerance.
-FLOOR_DRAWS = 8
+#: Draws of noise at each floor with the default tolerance, and the least number.
+FLOOR_DRAWS, MIN_FLOOR_DRAWS = 4, 2
 #: Stream of the row's keys from which the noise at the floors comes; strata use lower ones.
 FLOOR_STREAM = 2**40
 
@@ -115,12 +115,10 @@ class FlooredRule(IntegrationRule):
         return logsnr, eps, coefficient * share[..., None]
 
 
-def n_floor_draws(noise: NoiseRule, score_tol: float) -> int:
-    """Return the draws of noise at each floor: those of complete frames, unless these are many."""
+def n_floor_draws(score_tol: float) -> int:
+    """Return the draws of noise at each floor."""
     asked = FLOOR_DRAWS * (DEFAULT_SCORE_TOL / score_tol) ** 2
-    n_draws = int(np.clip(math.ceil(asked), 1, LADDER[-1]))
-    frame = noise.draws_in_a_frame
-    return n_draws + -n_draws % frame if frame <= 2 * n_draws else n_draws
+    return int(np.clip(math.ceil(asked), MIN_FLOOR_DRAWS, LADDER[-1]))
 
 
 def share_above(logsnr: Array, floors: Array) -> Array:
@@ -239,15 +237,17 @@ class FlooredModel:
 
     @property
     def noise(self) -> NoiseRule:
-        """The noise at the floors.
+        """The noise at the floors, which only references see.
 
-        Unlike networks, references can be evaluated without noise as well, so that frames of
+        Unlike networks they can be evaluated without noise as well, so that a few draws of many
         directions are exact for normal distributions.
         """
         model = self.model
         noise = scoring_noise(model.space, model.seeds.scoring, model.has_images)
-        few = noise.n_features <= MAX_FEATURES_WITH_CENTER and not model.space.layout.variables
-        return replace(noise, central=few)
+        if model.space.layout.variables or noise.n_features > MAX_FEATURES_WITH_CENTER:
+            return noise
+        n_directions = 8 if noise.n_features <= 20 else 4
+        return NoiseRule(noise.n_features, min(noise.n_features, n_directions), True, noise.seed)
 
     def _gap(
         self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule, score_tol: float
@@ -287,8 +287,7 @@ class FlooredModel:
         width: int,
     ) -> Array:
         """Return means over floors and noise of what is evaluated, (len(chosen), n_values)."""
-        noise = self.noise
-        n_draws = n_floor_draws(noise, score_tol)
+        noise, n_draws = self.noise, n_floor_draws(score_tol)
         n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()

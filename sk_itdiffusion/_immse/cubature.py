@@ -29,7 +29,6 @@ References
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -269,11 +268,6 @@ class NoiseRule:
         return (1 + int(self.mirrored)) * self.n_directions + int(self.central)
 
     @property
-    def draws_in_a_frame(self) -> int:
-        """Least number of draws after which all directions of frames have been used."""
-        return self.n_features // math.gcd(self.n_features, self.n_directions)
-
-    @property
     def _bank(self) -> Array:
         affordable = NUMBERS_IN_A_BANK // (self.n_features * self.n_directions)
         size = int(np.clip(affordable, MIN_FRAMES, 8192))
@@ -328,6 +322,9 @@ class NoiseRule:
         number = first + np.arange(n_draws)
         direction = number[:, None] * self.n_directions + np.arange(self.n_directions)
         frame, place = np.divmod(direction, frames.shape[1])
+        # A frame is begun anywhere, so that each draw may have any of the directions.
+        begin = (hash_uniform(keys, 4) * frames.shape[1]).astype(np.intp)
+        place = (place + begin[:, None, None]) % frames.shape[1]
         n_frames = int(frame[-1, -1] - frame[0, 0]) + 1
         # Another stream than that of the draws' positions.
         own = spawn_keys(keys, n_frames, first=2**33 + int(frame[0, 0]))

@@ -46,6 +46,8 @@ CALIBRATED = (8, 32, 128)
 CALIBRATION_STREAM = 2**41
 #: Degrees of freedom that the expected variance counts for.
 PRIOR_FREEDOM = 4.0
+#: Standard error of rows far from all others, relative to how much less likely they are.
+RELATIVE_TOL = 0.01
 #: Least variances, in squared nats, and relative to their mean.
 MIN_VARIANCE, MIN_RELATIVE_VARIANCE = 1e-12, 1e-3
 
@@ -74,9 +76,16 @@ class ErrorCalibration:
 
     def expected(self, log_density: Array, n_draws: int) -> Array:
         """Return the variance that a number of draws is expected to have, for each row."""
-        beyond = min(1.0, CALIBRATED[-1] / n_draws)
+        more = min(1.0, CALIBRATED[-1] / n_draws)
         known = np.interp(log_density, self.log_density, self.variance)
-        return np.asarray(known * _interpolated(self.relative, n_draws) * beyond)
+        # Far from all rows both densities fall with the square of the distance, and errors do so.
+        width = max(float(self.log_density[-1] - self.log_density[0]), 1.0)
+        farther = 1.0 + self._beyond(log_density) / width
+        return np.asarray(known * farther**2 * _interpolated(self.relative, n_draws) * more)
+
+    def _beyond(self, log_density: Array) -> Array:
+        """Return by how much rows are less likely than all rows of the calibration, in nats."""
+        return np.maximum(float(self.log_density[0]) - log_density, 0.0)
 
     def estimated(self, log_density: Array, spread: Array, n_draws: int) -> Array:
         """Return the variance of each row from its expectation and the spread of its draws."""
@@ -88,11 +97,13 @@ class ErrorCalibration:
     def rungs(self, log_density: Array, score_tol: float) -> Iterator[tuple[int, NDArray[np.intp]]]:
         """Return numbers of draws, and which rows need as many for a standard error in nats.
 
-        Rows that need more than the greatest number have that.
+        Rows that need more than the greatest number have that.  Rows that are less likely than all
+        those of the calibration may have an error of `RELATIVE_TOL` times the difference as well.
         """
+        target = (score_tol + RELATIVE_TOL * self._beyond(log_density)) ** 2
         needed = np.full(len(log_density), LADDER[-1])
         for n_draws in LADDER[-2::-1]:
-            needed[self.expected(log_density, n_draws) <= score_tol**2] = n_draws
+            needed[self.expected(log_density, n_draws) <= target] = n_draws
         for n_draws in np.unique(needed):
             yield int(n_draws), np.flatnonzero(needed == n_draws)
 
