@@ -70,7 +70,10 @@ def measure(table: str, n_rows: int, method: str, seed: int, quick: bool, epochs
         train, test = (rows + generator.uniform(-0.5, 0.5, rows.shape) for rows in (train, test))
     options = {} if epochs < 0 else {"max_epochs": epochs}
     density = IMMSEDensity(
-        dequantize=method == "dequantize", n_strata=4 if quick else 16, random_state=seed, **options
+        dequantize=method == "dequantize",
+        score_tol=0.5 if quick else "auto",
+        random_state=seed,
+        **options,
     )
     start = time.perf_counter()
     density.fit(train)

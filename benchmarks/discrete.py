@@ -108,8 +108,8 @@ def score_until_exact(
     factor = round(min(1.1 * excess, most_seconds / seconds))
     if excess <= 1.0 or factor < 2:
         return log_prob, std
-    estimator.set_params(n_draws=factor * estimator.n_draws)
-    return estimator.score_samples(X, return_std=True)
+    error = float(np.sqrt(np.mean(std**2))) / np.sqrt(factor)
+    return estimator.score_samples(X, return_std=True, score_tol=error)
 
 
 def numerical_error_of_mean(std: Array, counts: Array) -> float:

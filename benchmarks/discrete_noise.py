@@ -13,7 +13,7 @@ The denoiser is the stack of IMMSEDiscreteDensity with its default parameters. C
   as in the published code (whose scale has pi in the place of pi**2), and as in LogisticSchedule
   (higher and wider);
 - this library's: strata of the log-SNR placed by validation rows, with the error of the reference
-  as control variate, at the default number of draws and different numbers of strata.
+  as control variate, with different tolerances.
 
 Outside the range in which the library integrates, the published estimator takes the reference for
 the denoiser, so that both estimate the same log P. The noise of a row is the standard deviation
@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from discrete_data import DiscreteData, load_data
+from evaluations import evaluations_of_rows
 from numpy.typing import NDArray
 from peers import sample_clipped_logistic
 from results import Record, ResultsFile, format_markdown
@@ -77,21 +78,21 @@ class Effort:
         Repetitions of the library's estimator, whose noise has to be read off them.
     n_published : sequence of int
         Evaluations of the published estimator for one row; each divides the largest.
-    strata : sequence of int
-        Numbers of strata of the library's estimator.
+    tolerances : sequence of float
+        Standard errors asked of the library's estimator, in nats.
     """
 
     n_rows: int
     n_repetitions: int
     n_library_repetitions: int
     n_published: tuple[int, ...]
-    strata: tuple[int, ...]
+    tolerances: tuple[float, ...]
 
     def describe(self) -> str:
         """Return the name of the setting in the records."""
         return (
             f"{self.n_rows} rows, published {self.n_published} x {self.n_repetitions}, "
-            f"strata {self.strata} x {self.n_library_repetitions}"
+            f"tolerances {self.tolerances} x {self.n_library_repetitions}"
         )
 
 
@@ -184,21 +185,19 @@ def fitted_rule(model: TableModel) -> IntegrationRule:
 
 
 def library_estimates(
-    estimator: IMMSEDiscreteDensity, X: Array, n_strata: int, seeds: list[int]
-) -> tuple[Array, Array, int]:
+    estimator: IMMSEDiscreteDensity, X: Array, score_tol: float, seeds: list[int]
+) -> tuple[Array, Array, float]:
     """Score rows with different seeds of the noise.
 
     Returns log P and the reported standard errors, both (n_seeds, n_rows), and the evaluations for
     one row.
     """
-    estimator.set_params(n_strata=n_strata)
     scores = []
     for seed in seeds:
         with scoring_seed(estimator._model, seed):
-            scores.append(estimator.score_samples(X, return_std=True))
+            scores.append(estimator.score_samples(X, return_std=True, score_tol=score_tol))
     log_prob, std = (np.stack(values) for values in zip(*scores, strict=True))
-    rule = estimator._model.scoring_rule(estimator._effort())
-    return log_prob, std, rule.n_evaluations
+    return log_prob, std, float(evaluations_of_rows(estimator, X, score_tol).mean())
 
 
 @contextmanager
@@ -252,14 +251,14 @@ def embedded(estimator: IMMSEDiscreteDensity, X: Array) -> Array:
 def measure_library(
     estimator: IMMSEDiscreteDensity, X: Array, effort: Effort
 ) -> tuple[list[Record], Array]:
-    """Return the noise for each number of strata, and log P with the greatest (repeated)."""
+    """Return the noise for each tolerance, and log P with the least (repeated)."""
     seeds = [1_000 + repetition for repetition in range(effort.n_library_repetitions)]
     records = []
-    for n_strata in effort.strata:
-        log_prob, std, n_evaluations = library_estimates(estimator, X, n_strata, seeds)
+    for score_tol in effort.tolerances:
+        log_prob, std, n_evaluations = library_estimates(estimator, X, score_tol, seeds)
         records.append(
             {
-                "n_strata": n_strata,
+                "score_tol": score_tol,
                 "evaluations": n_evaluations,
                 **noise_of(log_prob),
                 "reported": float(np.sqrt(np.mean(std**2))),
@@ -434,7 +433,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=8)
     parser.add_argument("--library-repetitions", type=int, default=32)
     parser.add_argument("--published", nargs="+", type=int, default=[100, 1000])
-    parser.add_argument("--strata", nargs="+", type=int, default=[2, 4, 8, 16, 32])
+    parser.add_argument("--tolerances", nargs="+", type=float, default=[0.4, 0.2, 0.1, 0.05])
     parser.add_argument("--threads", type=int, help="threads of torch and of linear algebra")
     parser.add_argument("--quick", action="store_true", help="few rows and epochs, as a test")
     arguments = parser.parse_args()
@@ -454,7 +453,7 @@ def compare(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]
         arguments.repetitions,
         arguments.library_repetitions,
         tuple(sorted(arguments.published)),
-        tuple(sorted(arguments.strata)),
+        tuple(sorted(arguments.tolerances, reverse=True)),
     )
     setting = f"{'quick' if arguments.quick else 'default'}, {effort.describe()}"
     records = []

@@ -47,7 +47,7 @@ NETWORK = {
     "batch_size": 32,
     "hidden_size": 16,
     "n_blocks": 1,
-    "n_strata": 4,
+    "score_tol": 0.5,
 }
 N_ROWS = 100
 MOST_GROWTH = 16.0  # MiB; the allocator's pages come and go by about so many

@@ -38,7 +38,6 @@ DENSITIES = ("ring", "spiral", "mixture_10d")
 # Multiples of 10 and of 34, the evaluations of one stratum in 2 and in 10 dimensions, so that both
 # estimators use exactly as many.
 EVALUATIONS = (170, 510, 2040)
-N_DRAWS = 2  # of IMMSEDensity's defaults
 N_PILOT_ROWS = 100  # validation rows from which the strata are placed, as in IMMSEDensity
 
 
@@ -108,8 +107,7 @@ def fitted_rule(
         noise,
         np.linspace(*logsnr_range([control, exact], resolution=0.0), N_NODES),
     )
-    n_strata = max(1, n_evaluations // (N_DRAWS * noise.n_evaluations))
-    return IntegrationRule(placement, noise, n_strata, N_DRAWS)
+    return IntegrationRule(placement, noise, 2 * max(1, n_evaluations // (2 * noise.n_evaluations)))
 
 
 def measure(name: str, n_evaluations: int, n_rows: int, seed: int) -> Record:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluations import evaluations_of_rows
 from numpy.typing import NDArray
 from results import Record, ResultsFile, format_markdown
 from sklearn.datasets import load_digits
@@ -105,8 +106,7 @@ def measure(arguments: argparse.Namespace, X_train: Images, X_test: Images, seed
     scored = now(device)
     n_features = int(np.prod(X_train.shape[1:]))
     bits = -log_p / (n_features * np.log(2.0))
-    rule = estimator._model.scoring_rule(estimator._effort())
-    n_evaluations = 0 if rule is None else rule.n_evaluations * len(X_test)
+    n_evaluations = int(evaluations_of_rows(estimator, X_test).sum())
     peak, flops = matrix_flops(device), forward_flops(estimator, n_features)
     training = steps * batch_size / epoch_seconds(estimator)
     scoring = n_evaluations / (scored - fitted)

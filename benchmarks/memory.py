@@ -111,7 +111,7 @@ def main() -> None:
 
     warm_up = np.random.default_rng(0).standard_normal((200, args.columns))
     IMMSEDensity(max_epochs=1, random_state=0).fit(warm_up).score_samples(warm_up)
-    density = IMMSEDensity(max_epochs=args.epochs, n_strata=2, random_state=0)
+    density = IMMSEDensity(max_epochs=args.epochs, score_tol=1.0, random_state=0)
     with tempfile.TemporaryDirectory() as folder:
         X = rows_at(args.source, (args.rows, args.columns), args.dtype, folder)
         buffer = args.rows * args.columns * np.dtype(args.dtype).itemsize

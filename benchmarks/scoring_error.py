@@ -4,14 +4,17 @@
 
 IMMSEDensity with its default parameters is fitted to a random half of the rows of a table of
 tabular_data.py (magic, of 10 columns, unless told), and scores the other rows, at most 10,000, with
-several numbers of strata and of directions of the noise.  Printed are, for each effort,
+several tolerances.  Printed are, for each of these,
 
-- the evaluations of the denoisers for a row and the seconds of ``score_samples``;
+- the mean of the evaluations of the denoisers for a row and the seconds of ``score_samples``;
 - the standard error of a row's log-density that ``score_samples`` returns: the median and the root
   of the mean square over the rows, in nats;
-- the root of the mean square of the true errors, divided by that of the standard errors: one, if
-  those are right.  What is true is taken from the mean of several scorings with other noise;
-- the standard error of ``score``, the mean over these rows, as far as it is one of integration.
+- the standard deviation of the true errors divided by the standard errors, of all rows and of the
+  5% of the lowest log-density: one, if standard errors are right.  What is true is the mean of
+  several exact scorings with other noise;
+- the standard error of the mean over these rows, as far as it is one of integration;
+
+and the time of ``score``, and how much it differs from the mean of exact scores.
 
 Finished records in the output file are not measured again.
 """
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evaluations import evaluations_of_rows
 from numpy.typing import NDArray
 from processes import import_late_modules, use_threads
 from results import Record, ResultsFile, describe_runs, format_markdown
@@ -35,10 +39,13 @@ from sk_itdiffusion import IMMSEDensity
 Array = NDArray[np.float64]
 
 MOST_SCORED = 10_000
-#: Strata and directions; None is the default number of directions.
-EFFORTS: tuple[tuple[int, int | None], ...] = ((4, 1), (8, None), (12, None), (16, None))
+#: In nats; None is the default.
+TOLERANCES = (0.5, 0.2, None, 0.05)
+#: Share of the rows of the lowest log-density that are looked at on their own.
+LOW_SHARE = 0.05
 #: Rows whose true errors are looked at, and scorings with other noise of which the mean is true.
 N_JUDGED, N_OTHER_NOISE = 500, 8
+SCORE = "score"
 
 
 def halves(X: Array, seed: int) -> tuple[Array, Array]:
@@ -48,26 +55,33 @@ def halves(X: Array, seed: int) -> tuple[Array, Array]:
     return X[:half], X[half : half + MOST_SCORED]
 
 
-def measure(
-    density: IMMSEDensity, X: Array, n_strata: int, n_directions: int | None, truth: Array
-) -> Record:
-    """Return time and errors of scoring with an effort."""
-    density.set_params(n_strata=n_strata, n_directions=n_directions)
+def measure(density: IMMSEDensity, X: Array, score_tol: float | None, truth: Array) -> Record:
+    """Return time and errors of scoring with a tolerance."""
     start = time.perf_counter()
-    log_density, error = density.score_samples(X, return_std=True)
+    log_density, error = density.score_samples(X, return_std=True, score_tol=score_tol)
     seconds = time.perf_counter() - start
-    rule = density._model.scoring_rule(density._effort())
     judged = slice(0, len(truth))
-    squared = np.mean((log_density[judged] - truth) ** 2)
+    z_scores = (log_density[judged] - truth) / error[judged]
+    low = np.argsort(truth)[: max(2, round(LOW_SHARE * len(truth)))]
     return {
         "seconds": seconds,
         "n_scored": len(X),
-        "n_evaluations": 0 if rule is None else rule.n_evaluations,
+        "n_evaluations": float(evaluations_of_rows(density, X, score_tol).mean()),
         "median_error": float(np.median(error)),
         "error": root_mean_square(error),
-        "true_error_ratio": float(np.sqrt(squared)) / root_mean_square(error[judged]),
+        "z_scores": root_mean_square(z_scores),
+        "z_scores_low": root_mean_square(z_scores[low]),
         "error_of_mean": float(np.sqrt(np.sum(error**2))) / len(X),
     }
+
+
+def measure_mean(density: IMMSEDensity, X: Array) -> Record:
+    """Return the time of `score`, and by how much it differs from the mean of single scores."""
+    start = time.perf_counter()
+    mean = density.score(X)
+    seconds = time.perf_counter() - start
+    exact = density.score_samples(X, score_tol=TOLERANCES[-1])
+    return {"seconds": seconds, "n_scored": len(X), "difference": mean - float(exact.mean())}
 
 
 def root_mean_square(values: Array) -> float:
@@ -78,21 +92,22 @@ def root_mean_square(values: Array) -> float:
 def true_log_density(density: IMMSEDensity, X: Array) -> Array:
     """Return the mean of scorings with other noise, which a model draws by its seed."""
     model = density._model
-    seeds = model.seeds
     scorings = []
     for number in range(1, N_OTHER_NOISE + 1):
-        model.seeds = replace(seeds, scoring=seeds.scoring + number)
-        scorings.append(density.score_samples(X))
-    model.seeds = seeds
+        seeds = replace(model.seeds, scoring=model.seeds.scoring + number)
+        density._model = replace(model, seeds=seeds)
+        scorings.append(density.score_samples(X, score_tol=0.05))
+    density._model = model
     return np.asarray(np.mean(scorings, axis=0))
 
 
 def compare(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]:
-    """Measure the efforts that the results file lacks; return the records of all."""
+    """Measure the tolerances that the results file lacks; return the records of all."""
     import_late_modules()
     records: list[Record] = []
     for dataset in arguments.datasets:
-        keys = [describe(dataset, arguments, *effort) for effort in EFFORTS]
+        keys = [describe(dataset, arguments, method_of(tol)) for tol in TOLERANCES]
+        keys.append(describe(dataset, arguments, SCORE))
         found = [results.find(**key) for key in keys]
         if None in found:
             fitted, scored = halves(load_table(dataset, arguments.data_dir), arguments.seed)
@@ -101,42 +116,51 @@ def compare(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]
             quick = {"max_epochs": 2, "n_networks": 1} if arguments.quick else {}
             density = IMMSEDensity(random_state=arguments.seed, **quick).fit(fitted)
             truth = true_log_density(density, scored[:N_JUDGED])
-            found = [
-                results.add({**key, **measure(density, scored, *effort, truth)})
-                for key, effort in zip(keys, EFFORTS, strict=True)
-            ]
+            measured = [measure(density, scored, tol, truth) for tol in TOLERANCES]
+            measured.append(measure_mean(density, scored))
+            found = [results.add({**key, **each}) for key, each in zip(keys, measured, strict=True)]
         records += [record for record in found if record is not None]
     return records
 
 
-def describe(
-    dataset: str, arguments: argparse.Namespace, n_strata: int, n_directions: int | None
-) -> dict[str, Any]:
+def method_of(score_tol: float | None) -> str:
+    """Return the name of scoring with a tolerance."""
+    return "score_samples, " + ("default" if score_tol is None else f"score_tol={score_tol:g}")
+
+
+def describe(dataset: str, arguments: argparse.Namespace, method: str) -> dict[str, Any]:
     """Return the key of a record."""
-    directions = "default" if n_directions is None else n_directions
     setting = f"threads {arguments.threads}" + (", quick" if arguments.quick else "")
-    method = f"{n_strata} strata, directions: {directions}"
     return {"dataset": dataset, "seed": arguments.seed, "method": method, "setting": setting}
 
 
 def format_errors(records: list[Record]) -> str:
-    """Return a Markdown table, a row for each effort."""
+    """Return a Markdown table, a row for each tolerance, and what `score` takes."""
     body = [
         [
             record["dataset"],
-            record["method"],
-            str(record["n_evaluations"]),
+            record["method"].removeprefix("score_samples, "),
+            f"{record['n_evaluations']:.0f}",
             str(record["n_scored"]),
             f"{record['seconds']:.1f}",
             f"{record['median_error']:.3f}",
             f"{record['error']:.3f}",
-            f"{record['true_error_ratio']:.2f}",
+            f"{record['z_scores']:.2f}",
+            f"{record['z_scores_low']:.2f}",
             f"{record['error_of_mean']:.4f}",
         ]
         for record in records
+        if record["method"] != SCORE
     ]
-    titles = ["table", "effort", "evaluations", "rows", "seconds", "median error", "error"]
-    return format_markdown([*titles, "true / estimated", "error of the mean"], body)
+    titles = ["table", "tolerance", "evaluations", "rows", "seconds", "median error", "error"]
+    table = format_markdown([*titles, "z-scores", "lowest 5%", "error of the mean"], body)
+    means = [
+        f"{record['dataset']}: score of {record['n_scored']} rows took {record['seconds']:.1f} s, "
+        f"{record['difference']:+.4f} from the mean of score_samples"
+        for record in records
+        if record["method"] == SCORE
+    ]
+    return "\n\n".join([table, *means])
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import skorch
 import torch
+from evaluations import evaluations_of_rows
 from numpy.typing import NDArray
 from processes import import_late_modules, use_threads
 from results import Record, ResultsFile, describe_runs, format_markdown
@@ -224,14 +225,14 @@ def training_rates(
 def scoring_rates(estimator: IMMSEDensity, X: Array) -> dict[str, float]:
     """Return the rates of scoring and their ratios; not a number if nothing is to integrate."""
     model = estimator._model
-    rule = model.scoring_rule(estimator._effort())
+    rule = model.rule
     names = ("score", "forward_network", "forward_all")
     names = (*names, "scoring_ratio_network", "scoring_ratio_all", "scoring_products")
     if rule is None:
         return dict.fromkeys(names, math.nan)
-    n_rows, n_strata = rule.block_shape(model.budget)
-    batch = n_rows * n_strata * rule.n_draws * rule.noise.n_evaluations
-    n_passes = math.ceil(len(X) / n_rows) * (rule.n_strata // n_strata)
+    n_evaluations = int(evaluations_of_rows(estimator, X).sum())
+    batch = min(model.budget, n_evaluations)
+    n_passes = math.ceil(n_evaluations / batch)
     z, logsnr = torch.randn(batch, X.shape[1]), torch.zeros(batch)
     network, paired = estimator.net_.module_.averaged, model.paired()
     z_all, logsnr_all = z.to(model.precision), logsnr.to(model.precision)

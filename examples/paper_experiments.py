@@ -84,7 +84,6 @@ class Plan:
     tuning_steps: int = 60
     tuning_rate: float = 5e-3
     reference_fraction: float = 0.005  # of the training images, to judge the Gaussian
-    n_strata: int = 16
     n_bound_strata: int = 24
     n_level_strata: int = 40
 
@@ -101,7 +100,6 @@ class Plan:
                 tuning_epochs=2,
                 tuning_steps=5,
                 reference_fraction=0.1,
-                n_strata=4,
                 n_bound_strata=4,
                 n_level_strata=6,
             )
@@ -268,7 +266,6 @@ def density_of(denoiser, images, plan, args):
         reference="gaussian",
         max_epochs=0,
         validation_fraction=plan.reference_fraction,
-        n_strata=plan.n_strata,
         device=args.device,
         random_state=args.seed,
     ).fit(flat(images.train))
@@ -280,7 +277,6 @@ def ensemble_of(members, images, plan, args):
         list(members.items()),
         weights="select",
         prefit=True,
-        n_strata=plan.n_strata,
         random_state=args.seed,
     ).fit(flat(images))
 

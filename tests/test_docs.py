@@ -15,6 +15,7 @@ from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEOutlierDetector
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._fit import map_choice, selection
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime import documentation
 from sk_itdiffusion.references.families import latent_class, mixture
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -44,7 +45,7 @@ def name_of(path):
 @pytest.fixture
 def short_work(monkeypatch):
     """Make networks small, and trainings, searches and integrals short; all else is as it is."""
-    settings, score_tol = TableEstimator._settings, DensityEstimator._score_tol
+    settings, tolerance = TableEstimator._settings, DensityEstimator._tolerance
 
     def few_steps(estimator):
         asked = settings(estimator)
@@ -52,11 +53,10 @@ def short_work(monkeypatch):
         return asked.changed(max_epochs=epochs, steps_per_epoch=2, hidden_size=8, n_blocks=1)
 
     def few_evaluations(estimator):
-        asked = score_tol(estimator)
-        return asked if asked is None else max(asked, 1.0)  # None is an ensemble's own
+        return Tolerance(max(tolerance(estimator).nats, 1.0))
 
     monkeypatch.setattr(TableEstimator, "_settings", few_steps)
-    monkeypatch.setattr(DensityEstimator, "_score_tol", few_evaluations)
+    monkeypatch.setattr(DensityEstimator, "_tolerance", few_evaluations)
     monkeypatch.setattr(mixture, "_COMPONENTS", (2,))
     monkeypatch.setattr(map_choice, "_COMPONENTS_FOR_MAPS", (2,))
     monkeypatch.setattr(latent_class, "_CLASSES", (2,))

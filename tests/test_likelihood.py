@@ -9,7 +9,7 @@ from marks import others_slow
 
 from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
 from sk_itdiffusion._immse.error_profiles import error_profile, stacking_weights
-from sk_itdiffusion._immse.errors import calibrate_errors
+from sk_itdiffusion._immse.errors import Tolerance, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule, StackedDenoiser, information_gap
 from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
@@ -87,7 +87,7 @@ def test_errors_are_calibrated_and_as_small_as_asked(n_features):
         assert 0.6 < z[order[:50]].std() < 1.6
     for score_tol in (0.2, 0.05):
         found = np.empty(len(X))
-        for n_draws, chosen in errors.rungs(control(X), score_tol):
+        for n_draws, chosen in errors.rungs(control(X), Tolerance(score_tol)):
             found[chosen], _ = information_gap(
                 X[chosen], row_keys(X[chosen], 7), denoisers, replace(rule, n_draws=n_draws)
             )

@@ -24,6 +24,7 @@ from sk_itdiffusion._estimators.contributions import Contributions, smoothed_slo
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows
 from sk_itdiffusion._estimators.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion._estimators.trimming import needed_of_groups, needed_of_states, separate_values
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
@@ -34,7 +35,7 @@ from sk_itdiffusion.references import (
     LowRankGaussianReference,
 )
 
-SCORE_TOL = 0.1
+TOLERANCE = Tolerance(0.1)
 MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
 
 
@@ -199,8 +200,8 @@ def test_score_does_not_depend_on_the_control_variate():
     assert model._model.rule is None
     assert other._model.control == "gaussian"
     # The mixtures are fitted with equal seeds.
-    draws = [integral.log_density(X[:100], tolerance) for tolerance in (0.15, 0.1, 0.07)]
-    difference = np.mean(draws, axis=0) - exact.log_density(X[:100], 0.02)
+    draws = [integral.log_density(X[:100], Tolerance(nats)) for nats in (0.15, 0.1, 0.07)]
+    difference = np.mean(draws, axis=0) - exact.log_density(X[:100], Tolerance(0.02))
     error = np.std(draws, axis=0, ddof=1).mean() + 0.01
     assert abs(difference.mean()) < 4 * error / math.sqrt(100) + 0.01
     assert difference.std() < 4 * error
@@ -259,8 +260,8 @@ def test_average_is_the_mean_of_the_members():
     mean = FlooredModel.averaged(model, np.array([2.0]))
     assert MODEL in mean.members
     parts = [FlooredModel(model, mean.floors, (name,)) for name in mean.members]
-    expected = np.mean([part.log_density(X[:20], SCORE_TOL) for part in parts], axis=0)
-    assert np.allclose(mean.log_density(X[:20], SCORE_TOL), expected, atol=1e-9)
+    expected = np.mean([part.log_density(X[:20], TOLERANCE) for part in parts], axis=0)
+    assert np.allclose(mean.log_density(X[:20], TOLERANCE), expected, atol=1e-9)
 
 
 def test_score_depends_on_the_row_alone(detector):
@@ -387,9 +388,9 @@ def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
     )
     assert alone.rule(alone.model.rule) is not None
     np.testing.assert_array_equal(
-        judged.log_density(rows, SCORE_TOL), alone.log_density(rows, SCORE_TOL)
+        judged.log_density(rows, TOLERANCE), alone.log_density(rows, TOLERANCE)
     )
-    found, expected = (Contributions(each).of(rows, SCORE_TOL) for each in (judged, alone))
+    found, expected = (Contributions(each).of(rows, TOLERANCE) for each in (judged, alone))
     np.testing.assert_array_equal(found, expected)
 
 

@@ -9,6 +9,7 @@ import torch
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
 from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
 from sk_itdiffusion._immse.path import PathRule, path_log_probability
 from sk_itdiffusion._immse.places import Places
@@ -149,4 +150,4 @@ def test_noise_floors(n_features):
     density = IMMSEDensity(max_epochs=0, random_state=0, **experts).fit(X)
     for floors in ([np.inf], [1.0, np.inf]):
         model = FlooredModel(density._model, np.array(floors), ("gaussian",))
-        check_places(lambda rows, which=model: which.log_density(rows, 0.2), X)
+        check_places(lambda rows, which=model: which.log_density(rows, Tolerance(0.2)), X)

@@ -6,6 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._immse.cubature import row_keys
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._immse.sampling import N_STEPS
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
@@ -52,13 +54,13 @@ class DensityEstimator(
 
     _model: TableModel
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "score_tol": [Interval(Real, 0, None, closed="neither")],
+        "score_tol": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
     # Declared for the type checker; subclasses set them.
-    score_tol: float
+    score_tol: float | str
     verbose: int
     random_state: int | np.random.RandomState | None
     n_features_in_: int
@@ -120,10 +122,12 @@ class DensityEstimator(
             type(self).__name__,
         )
 
-    def _score_tol(self) -> float:
+    def _tolerance(self) -> Tolerance:
         """Return the standard error that scores should have; may be changed after the fit."""
         self._check_again("score_tol")
-        return self.score_tol
+        if isinstance(self.score_tol, str):
+            return Tolerance.usual(self._model.space.n_columns, self._model.has_images)
+        return Tolerance(float(self.score_tol))
 
     def score_samples(
         self, X: ArrayLike, return_std: bool = False, score_tol: float | None = None
@@ -167,14 +171,14 @@ class DensityEstimator(
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
-            tol = self._score_tol() if score_tol is None else checked_score_tol(score_tol)
-            scored = [self._log_density(self._read(part), tol) for part in parts_of(X)]
+            tolerance = self._tolerance() if score_tol is None else given_tolerance(score_tol)
+            scored = [self._log_density(self._read(part), tolerance) for part in parts_of(X)]
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
-    def _log_density(self, values: Array, score_tol: float) -> tuple[Array, Array]:
+    def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return log-densities of numbers and codes, and their variances."""
-        return self._model.log_density(values, score_tol)
+        return self._model.log_density(values, tolerance)
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Return the mean log-density of rows.
@@ -204,11 +208,11 @@ class DensityEstimator(
         """
         check_is_fitted(self)
         with long_call(self, "score"):
-            scored = []
+            tolerance, scored = self._tolerance(), []
             for part in parts_of(X):
                 values = self._read(part)
-                tol = max(self._score_tol(), tolerance_of_rows_in_a_mean(values))
-                scored.append(self._log_density(values, tol))
+                enough = max(tolerance.nats, error_of_rows_in_a_mean(values))
+                scored.append(self._log_density(values, replace(tolerance, nats=enough)))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         std = np.sqrt(variance)
         if integration_error(log_density, std) > LARGEST_INTEGRATION_ERROR:
@@ -325,7 +329,7 @@ class DensityEstimator(
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
-def tolerance_of_rows_in_a_mean(values: Array) -> float:
+def error_of_rows_in_a_mean(values: Array) -> float:
     """Return the standard error that each row may have where only the mean is asked for.
 
     Equal rows share their error.
@@ -335,11 +339,11 @@ def tolerance_of_rows_in_a_mean(values: Array) -> float:
     return min(error, MAX_TOL_OF_ROWS_IN_A_MEAN)
 
 
-def checked_score_tol(score_tol: float) -> float:
-    """Return a standard error that scores should have, if it is one."""
+def given_tolerance(score_tol: float) -> Tolerance:
+    """Return the tolerance of a standard error in nats, if it is one."""
     if not isinstance(score_tol, Real) or not score_tol > 0:
         raise ValueError(f"score_tol must be a number greater than 0, got {score_tol!r}.")
-    return float(score_tol)
+    return Tolerance(float(score_tol))
 
 
 def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:

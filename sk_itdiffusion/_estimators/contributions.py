@@ -41,6 +41,7 @@ from sk_itdiffusion._estimators.outlier_score import (
 )
 from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
@@ -79,7 +80,7 @@ class Contributions:
         """The model."""
         return self.floored.model
 
-    def of(self, values: Array, score_tol: float) -> Array:
+    def of(self, values: Array, tolerance: Tolerance) -> Array:
         """Return each column's part of `FlooredModel.log_density`.
 
         Without floors and average they are those of the model's own log-density.
@@ -88,8 +89,8 @@ class Contributions:
         ----------
         values : ndarray of shape (n_samples, n_columns)
             Numbers and codes.
-        score_tol : float
-            Standard error, in nats, that the integral of a row should have.
+        tolerance : Tolerance
+            Standard error that the integral of a row should have.
 
         Returns
         -------
@@ -109,18 +110,18 @@ class Contributions:
         distinct = values[first]
         with stretch_of_progress(0.0, 0.5):
             found, near = self._columns_of_references(
-                self._points_seen(distinct, score_tol), score_tol
+                self._points_seen(distinct, tolerance), tolerance
             )
         # One after the other: the points of each row, of which most models see one.
         found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
         near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
         if MODEL in self.floored.members:
             with stretch_of_progress(0.5, 1.0):
-                self._add_columns_of_model(found, distinct, near, score_tol)
+                self._add_columns_of_model(found, distinct, near, tolerance)
         parts[:, columns] += found[group.ravel()]
         return parts
 
-    def _points_seen(self, values: Array, score_tol: float) -> Array:
+    def _points_seen(self, values: Array, tolerance: Tolerance) -> Array:
         """Return the points over which the references' part of a score is averaged.
 
         They are the rows, or as many times so many: all rows with one noise after the other.
@@ -130,11 +131,11 @@ class Contributions:
             return values
         keys = row_keys(self.model.space.standardized(values), self.model.seeds.scoring)
         return np.concatenate(
-            [values + noise for noise in self.model.reference_offsets(keys, score_tol)]
+            [values + noise for noise in self.model.reference_offsets(keys, tolerance)]
         )
 
     def _columns_of_references(
-        self, values: Array, score_tol: float
+        self, values: Array, tolerance: Tolerance
     ) -> tuple[Array, NDArray[np.bool_]]:
         """Return the parts that need no network, and whether the network has a say in a row."""
         model, space = self.model, self.model.space
@@ -147,14 +148,14 @@ class Contributions:
         parts[:, : len(space.continuous)] += slope_parts(model, values)
         names = [self.floored.control if name == MODEL else name for name in self.floored.members]
         distinct = list(dict.fromkeys(names))
-        alone = self._floored_columns(rows, chosen, score_tol)
+        alone = self._floored_columns(rows, chosen, tolerance)
         references = [model.references[name] for name in distinct]
         complete = space.is_complete(rows.mapped[chosen])
         gaps: list[tuple[Array, Array]] = []
         if complete.any():
             gaps = self._path_gaps(references, rows, chosen[complete])
         for number, name in enumerate(distinct):
-            total = self.floored.floored_reference(references[number], rows, chosen, score_tol)
+            total = self.floored.floored_reference(references[number], rows, chosen, tolerance)
             rest = total - alone.sum(axis=1)
             found = shared_by_levels(rest, rows.mapped[chosen], len(space.continuous))
             if gaps:
@@ -167,7 +168,7 @@ class Contributions:
         return parts, near
 
     def _add_columns_of_model(
-        self, parts: Array, values: Array, near: NDArray[np.bool_], score_tol: float
+        self, parts: Array, values: Array, near: NDArray[np.bool_], tolerance: Tolerance
     ) -> None:
         """Add what the stack says beyond its control variate, by the draws of the score."""
         rule = self.floored.rule(self.model.rule)
@@ -179,21 +180,21 @@ class Contributions:
             points = self.model.dequantized_points
             standardized = self.model.space.standardized(values[chosen])
             log_density = self.model.control_log_density(
-                values[chosen], standardized, rows.keys[chosen], score_tol
+                values[chosen], standardized, rows.keys[chosen], tolerance
             ).log_density
         assert rule.errors is not None
-        for n_draws, rung in rule.errors.rungs(log_density, score_tol):
+        for n_draws, rung in rule.errors.rungs(log_density, tolerance):
             each = replace(rule, n_draws=n_draws)
             found = self._column_gaps(rows, values, chosen[rung], each, points)
             parts[chosen[rung]] += found / len(self.floored.members)
 
     def _floored_columns(
-        self, rows: MappedRows, chosen: NDArray[np.intp], score_tol: float
+        self, rows: MappedRows, chosen: NDArray[np.intp], tolerance: Tolerance
     ) -> Array:
         """Return the mean smoothed log-density of each modelled column."""
         reference = self.floored.plain.independent()
         return self.floored.floor_means(
-            reference.column_log_prob, rows, chosen, score_tol, reference.n_intermediate
+            reference.column_log_prob, rows, chosen, tolerance, reference.n_intermediate
         )
 
     def _path_nodes(self) -> Array:

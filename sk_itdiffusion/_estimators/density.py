@@ -162,10 +162,11 @@ class IMMSEDensity(TableEstimator):
     n_iter_no_change : int, default=6
         Epochs without improvement after which the learning rate is taken to zero and training
         ends, at least 1.
-    score_tol : float, default=0.1
+    score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
         integration, greater than 0; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.
+        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where a
+        bounded number of evaluations reaches it.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
@@ -316,7 +317,7 @@ class IMMSEDensity(TableEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
-        score_tol: float = 0.1,
+        score_tol: float | str = "auto",
         device: str = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,

@@ -15,6 +15,7 @@ from sk_itdiffusion._estimators.categorical import CategoricalEstimator
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import Array, stored_table
 from sk_itdiffusion._fit.experts import NETWORKS
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._table.encoding import Kind, Table, discrete_kinds
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.references import ReferenceFamily
@@ -115,10 +116,11 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         than 40 rows the model is the independent reference.
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1.
-    score_tol : float, default=0.1
+    score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
         integration, greater than 0; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.  With ``likelihood="path"`` it is ignored.
+        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where a
+        bounded number of evaluations reaches it.  With ``likelihood="path"`` it is ignored.
     n_paths : int, default=2
         Noise paths for each row with ``likelihood="path"``, at least 1; may be changed after `fit`.
     device : str, default="auto"
@@ -262,7 +264,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 6,
-        score_tol: float = 0.1,
+        score_tol: float | str = "auto",
         n_paths: int = 2,
         device: str = "auto",
         warm_start: bool = False,
@@ -341,12 +343,12 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         shape = None if self.image_shape is None else checked_image_shape(self.image_shape)
         return NetworkTask(has_levels=True, has_continuous=False, image_shape=shape)
 
-    def _log_density(self, values: Array, score_tol: float) -> tuple[Array, Array]:
+    def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return log-probabilities and their variances, by the integral or by paths."""
         self._check_again("likelihood", "n_paths")
         if self.likelihood == "path":
             return self._model.path_log_probability(values, self.n_paths)
-        return super()._log_density(values, score_tol)
+        return super()._log_density(values, tolerance)
 
 
 def check_pixels(table: Table) -> None:

@@ -68,6 +68,7 @@ from sk_itdiffusion._fit.schema import (
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import rows_together, split_groups, split_independent_rows
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion._table.blocks import in_memory
@@ -134,10 +135,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
         weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if
         columns are continuous) all rows serve both.
-    score_tol : float or None, default=None
+    score_tol : float, "auto" or None, default=None
         Standard error, in nats, that each row's log-density should have from the numerical
-        integration, greater than 0; None takes the least of the members.  It may be changed after
-        `fit`.
+        integration, greater than 0; see `IMMSEDensity`.  None takes the least of the members.  It
+        may be changed after `fit`.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,
         whatever their own ``verbose`` is, and so do scoring and sampling if they take more than a
@@ -223,7 +224,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         "include_references": ["boolean"],
         "prefit": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "score_tol": [None, Interval(Real, 0, None, closed="neither")],
+        "score_tol": [None, StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
@@ -231,7 +232,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     estimators_: list[TableEstimator]
     _encoder: TableEncoder | None
     _image_shape: Sequence[int] | None
-    score_tol: float | None  # type: ignore[assignment]
+    score_tol: float | str | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -241,7 +242,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         include_references: bool = True,
         prefit: bool = False,
         validation_fraction: float = 0.1,
-        score_tol: float | None = None,
+        score_tol: float | str | None = None,
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -556,12 +557,12 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             return values
         return encoder.decode(values, self._model.space.bounds_of_columns())
 
-    def _score_tol(self) -> float:
-        """Return the standard error of scores asked for, or the least of the members'."""
-        own = super()._score_tol()
-        if own is not None:
-            return own
-        return min(member._score_tol() for member in self.estimators_)
+    def _tolerance(self) -> Tolerance:
+        """Return the standard error that scores should have; without one the members' least."""
+        if self.score_tol is not None:
+            return super()._tolerance()
+        own = [member._tolerance() for member in self.estimators_]
+        return Tolerance(min(each.nats for each in own), max(each.max_draws for each in own))
 
 
 def fit_member(

@@ -590,7 +590,7 @@ class IMMSEOutlierDetector(
         rows = self._checked_rows(X, reset=False)
         values = self.estimator_._read(rows)
         with long_call(self, "explain"):
-            parts = Contributions(self._floored).of(values, self.estimator_._score_tol())
+            parts = Contributions(self._floored).of(values, self.estimator_._tolerance())
         # Columns so far out that they have no density share the least score.
         far = np.isneginf(parts)
         parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
@@ -718,7 +718,7 @@ def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -
     """Return finite scores of rows, in nats."""
     values = estimator._read(rows)
     if floored.is_plain:
-        scores = estimator._log_density(values, estimator._score_tol())[0]
+        scores = estimator._log_density(values, estimator._tolerance())[0]
     else:
-        scores = floored.log_density(values, estimator._score_tol())
+        scores = floored.log_density(values, estimator._tolerance())
     return np.maximum(scores, LEAST_SCORE)

@@ -46,9 +46,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion._fit.experts import scoring_noise
-from sk_itdiffusion._fit.model import DEFAULT_SCORE_TOL, LEAST_LOG_DENSITY, TableModel
+from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion._immse.errors import LADDER
+from sk_itdiffusion._immse.errors import LADDER, USUAL_TOL, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
@@ -115,9 +115,9 @@ class FlooredRule(IntegrationRule):
         return logsnr, eps, coefficient * share[..., None]
 
 
-def n_floor_draws(score_tol: float) -> int:
+def n_floor_draws(tolerance: Tolerance) -> int:
     """Return the draws of noise at each floor."""
-    asked = FLOOR_DRAWS * (DEFAULT_SCORE_TOL / score_tol) ** 2
+    asked = FLOOR_DRAWS * (USUAL_TOL / tolerance.nats) ** 2
     return int(np.clip(math.ceil(asked), MIN_FLOOR_DRAWS, LADDER[-1]))
 
 
@@ -181,15 +181,15 @@ class FlooredModel:
 
     # -- density -----------------------------------------------------------------------------
 
-    def log_density(self, values: Array, score_tol: float) -> Array:
+    def log_density(self, values: Array, tolerance: Tolerance) -> Array:
         """Return the log-density with noise floors of numbers and codes, in nats.
 
         Parameters
         ----------
         values : ndarray of shape (n_samples, n_columns)
             Numbers and codes.
-        score_tol : float
-            Standard error, in nats, that the integral of a row should have.
+        tolerance : Tolerance
+            Standard error that the integral of a row should have.
 
         Returns
         -------
@@ -208,12 +208,12 @@ class FlooredModel:
         if not len(near):
             return total
         first, group = rows.distinct(near)
-        found = self._mean_over_members(rows, near[first], score_tol)
+        found = self._mean_over_members(rows, near[first], tolerance)
         total[near] += found[group] + rows.log_slope[near]
         return total
 
     def _mean_over_members(
-        self, rows: MappedRows, chosen: NDArray[np.intp], score_tol: float
+        self, rows: MappedRows, chosen: NDArray[np.intp], tolerance: Tolerance
     ) -> Array:
         """Return the mean of the members' log-densities of chosen rows, in the mapped space."""
         names = [self.control if name == MODEL else name for name in self.members]
@@ -225,14 +225,14 @@ class FlooredModel:
             reference = self.model.references[name]
             ends = share * number / len(distinct), share * (number + 1) / len(distinct)
             with stretch_of_progress(*ends):
-                smoothed[name] = self.floored_reference(reference, rows, chosen, score_tol)
+                smoothed[name] = self.floored_reference(reference, rows, chosen, tolerance)
         total = np.mean([smoothed[name] for name in names], axis=0)
         near = smoothed.get(self.control, np.empty(0)) > LEAST_LOG_DENSITY
         if len(near):
             near &= self.model.space.is_complete(rows.mapped[chosen])
         if rule is not None and near.any():
             with stretch_of_progress(share, 1.0):
-                total[near] += self._gap(rows, chosen[near], rule, score_tol) / len(names)
+                total[near] += self._gap(rows, chosen[near], rule, tolerance) / len(names)
         return np.asarray(total)
 
     @property
@@ -250,14 +250,14 @@ class FlooredModel:
         return NoiseRule(noise.n_features, min(noise.n_features, n_directions), True, noise.seed)
 
     def _gap(
-        self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule, score_tol: float
+        self, rows: MappedRows, chosen: NDArray[np.intp], rule: FlooredRule, tolerance: Tolerance
     ) -> Array:
         return self.model.integrated_gap(
             rule,
             self.model.space.layout.embed_array(rows.mapped[chosen]),
             rows.keys[chosen],
             self.control_log_density(rows, chosen),
-            score_tol,
+            tolerance,
         )[0]
 
     def control_log_density(self, rows: MappedRows, chosen: NDArray[np.intp]) -> Array:
@@ -269,25 +269,25 @@ class FlooredModel:
         return None if rule is None else FlooredRule.within(rule, self.floors)
 
     def floored_reference(
-        self, reference: Reference, rows: MappedRows, chosen: NDArray[np.intp], score_tol: float
+        self, reference: Reference, rows: MappedRows, chosen: NDArray[np.intp], tolerance: Tolerance
     ) -> Array:
         """Return the mean over floors and noise of the smoothed log-density."""
 
         def evaluate(x: Tensor, eps: Tensor, logsnr: float) -> Tensor:
             return reference.smoothed_log_prob(x, eps, logsnr)[:, None]
 
-        return self.floor_means(evaluate, rows, chosen, score_tol, reference.n_intermediate)[:, 0]
+        return self.floor_means(evaluate, rows, chosen, tolerance, reference.n_intermediate)[:, 0]
 
     def floor_means(
         self,
         evaluate: Callable[[Tensor, Tensor, float], Tensor],
         rows: MappedRows,
         chosen: NDArray[np.intp],
-        score_tol: float,
+        tolerance: Tolerance,
         width: int,
     ) -> Array:
         """Return means over floors and noise of what is evaluated, (len(chosen), n_values)."""
-        noise, n_draws = self.noise, n_floor_draws(score_tol)
+        noise, n_draws = self.noise, n_floor_draws(tolerance)
         n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
+from sk_itdiffusion._immse.errors import USUAL_TOL, Tolerance
 from sk_itdiffusion._immse.likelihood import (
     Denoiser,
     IntegrationRule,
@@ -56,8 +57,6 @@ MOST_ROWS_IN_A_PROFILE = 5_000
 NUMBERS_IN_A_PASS = 2**22
 #: Log-SNRs are within these bounds.
 MAX_LOGSNR = 700.0
-#: Standard error of a row's log-density, in nats, unless another is asked for.
-DEFAULT_SCORE_TOL = 0.1
 #: Draws of a dequantised row's noise that the reference's log-density is averaged over then, and
 #: the most.
 DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
@@ -90,12 +89,12 @@ class ControlLogDensity:
     variance: Array
 
 
-def n_dequantizations(score_tol: float) -> int:
+def n_dequantizations(tolerance: Tolerance) -> int:
     """Return over how many draws of noise the reference's log-density is averaged.
 
     The variance falls with the square of the tolerance, as that of the integral does.
     """
-    n_draws = DEQUANTIZATIONS * (DEFAULT_SCORE_TOL / score_tol) ** 2
+    n_draws = DEQUANTIZATIONS * (USUAL_TOL / tolerance.nats) ** 2
     return int(np.clip(math.ceil(n_draws), 2, MAX_DEQUANTIZATIONS))
 
 
@@ -171,23 +170,21 @@ class TableModel(Experts):
 
     # -- density -----------------------------------------------------------------------------
 
-    def log_density(
-        self, values: Array, score_tol: float = DEFAULT_SCORE_TOL
-    ) -> tuple[Array, Array]:
+    def log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return log-densities in nats, in the units of the data, and their variances."""
         total, variance = np.empty(len(values)), np.empty(len(values))
         width = max(1, values.shape[1])
         if self.dequantizer is not None:
-            width = max(width, n_dequantizations(score_tol) // DEQUANTIZATIONS)
+            width = max(width, n_dequantizations(tolerance) // DEQUANTIZATIONS)
         n_rows = max(1, NUMBERS_IN_A_PASS // width)
         for start in range(0, len(values), n_rows):
             stop = min(start + n_rows, len(values))
             part = slice(start, stop)
             with stretch_of_progress(start / len(values), stop / len(values)):
-                total[part], variance[part] = self._log_density(values[part], score_tol)
+                total[part], variance[part] = self._log_density(values[part], tolerance)
         return total, variance
 
-    def _log_density(self, values: Array, score_tol: float) -> tuple[Array, Array]:
+    def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return what `log_density` does, of rows that are held in memory several times."""
         total = self.log_density_of_constants(values)
         variance = np.zeros(len(values))
@@ -197,7 +194,7 @@ class TableModel(Experts):
         with np.errstate(over="ignore"):
             standardized = self.space.standardized(values)
             keys = row_keys(standardized, self.seeds.scoring)
-            control = self.control_log_density(values, standardized, keys, score_tol)
+            control = self.control_log_density(values, standardized, keys, tolerance)
         outside = self.space.outside(values)
         # Denoisers know no points of values that are no levels: such rows are the control's.
         near = control.is_near & ~outside & self.space.is_complete(standardized)
@@ -213,7 +210,7 @@ class TableModel(Experts):
             else:
                 rows, points = values[chosen], self.dequantized_points
             gap, squared_error = self.integrated_gap(
-                self.rule, rows, keys[chosen], control.log_density[chosen], score_tol, points
+                self.rule, rows, keys[chosen], control.log_density[chosen], tolerance, points
             )
             total[near] += gap[group]
             variance[near] += squared_error[group]
@@ -225,7 +222,7 @@ class TableModel(Experts):
         rows: Array,
         keys: Keys,
         log_density: Array,
-        score_tol: float,
+        tolerance: Tolerance,
         points: PointsOfDraws | None = None,
     ) -> tuple[Array, Array]:
         """Return the integrals over the log-SNR with a given standard error, and their variances.
@@ -238,8 +235,8 @@ class TableModel(Experts):
             See `information_gap`.
         log_density : ndarray of shape (n_samples,)
             Log-densities of the control variate, by which the number of draws is chosen.
-        score_tol : float
-            Standard error in nats that each row should have.
+        tolerance : Tolerance
+            Standard error that each row should have.
 
         Returns
         -------
@@ -249,7 +246,7 @@ class TableModel(Experts):
         errors, paired = rule.errors, self.paired()
         assert errors is not None
         gap, variance = np.empty(len(rows)), np.empty(len(rows))
-        rungs = list(errors.rungs(log_density, score_tol))
+        rungs = list(errors.rungs(log_density, tolerance))
         work = np.cumsum([0, *(n_draws * len(chosen) for n_draws, chosen in rungs)])
         for number, (n_draws, chosen) in enumerate(rungs):
             with stretch_of_progress(*(work[number : number + 2] / work[-1])):
@@ -268,14 +265,14 @@ class TableModel(Experts):
         return log_likelihoods(self.beyond.reference, standardized) + share + slope
 
     def control_log_density(
-        self, values: Array, standardized: Array, keys: Keys, score_tol: float
+        self, values: Array, standardized: Array, keys: Keys, tolerance: Tolerance
     ) -> ControlLogDensity:
         """Return the control variate's log-densities, means over the noise of dequantised rows."""
         if self.dequantizer is None:
             return self._control_log_density(standardized)
         draws = [
             self._control_log_density(self.space.standardized(values + offsets))
-            for offsets in self.reference_offsets(keys, score_tol)
+            for offsets in self.reference_offsets(keys, tolerance)
         ]
         near = np.all([draw.is_near for draw in draws], axis=0)
         # Each row's draws are contiguous, so that they are summed in one order.
@@ -285,10 +282,10 @@ class TableModel(Experts):
         variance[near] = (logs + slopes)[near].var(axis=1, ddof=1) / len(draws)
         return ControlLogDensity(values, logs.mean(axis=1), slopes.mean(axis=1), near, variance)
 
-    def reference_offsets(self, keys: Keys, score_tol: float) -> list[Array]:
+    def reference_offsets(self, keys: Keys, tolerance: Tolerance) -> list[Array]:
         """Return the noise over which the reference's log-density is averaged, for each draw."""
         assert self.dequantizer is not None
-        drawn = spawn_keys(keys, n_dequantizations(score_tol), first=2**20)
+        drawn = spawn_keys(keys, n_dequantizations(tolerance), first=2**20)
         return [self.dequantizer.offsets(column) for column in drawn.T]
 
     def _control_log_density(self, standardized: Array) -> ControlLogDensity:

@@ -32,7 +32,7 @@ from sk_itdiffusion.persistence.checks import (
     check_shapes,
 )
 
-__all__ = ["LADDER", "ErrorCalibration", "calibrate_errors"]
+__all__ = ["LADDER", "ErrorCalibration", "Tolerance", "calibrate_errors"]
 
 Array = NDArray[np.float64]
 #: Returns the integral, and the spread between the draws, of rows with keys and a number of draws.
@@ -46,10 +46,36 @@ CALIBRATED = (8, 32, 128)
 CALIBRATION_STREAM = 2**41
 #: Degrees of freedom that the expected variance counts for.
 PRIOR_FREEDOM = 4.0
+#: Standard errors in nats unless others are asked for: of few columns, and for each of many.
+USUAL_TOL, USUAL_TOL_PER_COLUMN = 0.1, 0.01
+#: Numbers of draws that rows do not exceed then.
+MAX_USUAL_DRAWS, MAX_USUAL_DRAWS_OF_IMAGES = 256, 32
 #: Standard error of rows far from all others, relative to how much less likely they are.
 RELATIVE_TOL = 0.01
 #: Least variances, in squared nats, and relative to their mean.
 MIN_VARIANCE, MIN_RELATIVE_VARIANCE = 1e-12, 1e-3
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The standard error that each row's integral should have.
+
+    Attributes
+    ----------
+    nats : float
+        The standard error.
+    max_draws : int
+        Number of draws, on the `LADDER`, that no row exceeds.
+    """
+
+    nats: float
+    max_draws: int = LADDER[-1]
+
+    @classmethod
+    def usual(cls, n_columns: int, has_images: bool) -> Tolerance:
+        """Return a tolerance that is small beside what rows differ by, for a bounded time."""
+        max_draws = MAX_USUAL_DRAWS_OF_IMAGES if has_images else MAX_USUAL_DRAWS
+        return cls(max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns), max_draws)
 
 
 @stored()
@@ -94,15 +120,17 @@ class ErrorCalibration:
         total = PRIOR_FREEDOM * self.expected(log_density, n_draws) + freedom * own
         return np.asarray(total / (PRIOR_FREEDOM + freedom))
 
-    def rungs(self, log_density: Array, score_tol: float) -> Iterator[tuple[int, NDArray[np.intp]]]:
-        """Return numbers of draws, and which rows need as many for a standard error in nats.
+    def rungs(
+        self, log_density: Array, tolerance: Tolerance
+    ) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Return numbers of draws, and which rows need as many for a standard error.
 
         Rows that need more than the greatest number have that.  Rows that are less likely than all
         those of the calibration may have an error of `RELATIVE_TOL` times the difference as well.
         """
-        target = (score_tol + RELATIVE_TOL * self._beyond(log_density)) ** 2
-        needed = np.full(len(log_density), LADDER[-1])
-        for n_draws in LADDER[-2::-1]:
+        target = (tolerance.nats + RELATIVE_TOL * self._beyond(log_density)) ** 2
+        needed = np.full(len(log_density), tolerance.max_draws)
+        for n_draws in LADDER[LADDER.index(tolerance.max_draws) :: -1]:
             needed[self.expected(log_density, n_draws) <= target] = n_draws
         for n_draws in np.unique(needed):
             yield int(n_draws), np.flatnonzero(needed == n_draws)
