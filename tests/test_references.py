@@ -25,7 +25,7 @@ from sk_itdiffusion.references import (
 from sk_itdiffusion.references import mixture as mixture_module
 from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validation
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
-from sk_itdiffusion.references.mixture import fit_gaussian_mixture
+from sk_itdiffusion.references.mixture import fit_gaussian_mixture, widened
 
 
 def make_mixture():
@@ -209,6 +209,43 @@ def test_moments_of_weighted_rows_are_those_of_repeated_ones():
         np.testing.assert_allclose(reference.mean, repeated.mean(axis=0), rtol=1e-9)
         # Shrunk by up to 0.015.
         np.testing.assert_allclose(reference.covariance, np.cov(repeated.T), atol=0.02)
+
+
+def test_no_component_is_wider_than_columns_allow():
+    """Behind a Pareto tail, a component of variance v would have a tail of v times the index."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 2)) @ [[1.0, 0.9], [0.0, 0.4]]
+    X[::4] *= [0.2, 3.0]
+    limited = fit_gaussian_mixture(
+        X, 4, np.random.RandomState(0), largest_variances=np.array([1.0, np.inf])
+    )
+    variances = parameters(limited)[2][:, [0, 1], [0, 1]]
+    assert (variances[:, 0] <= 1.0 + 1e-9).all()
+    # Rows unlike all others are still allowed for in the other column.
+    assert variances[-1, 1] > 9.0 * X[:, 1].var()
+    free = [
+        fit_gaussian_mixture(X, 4, np.random.RandomState(0), largest_variances=largest)
+        for largest in (None, np.full(2, np.inf))
+    ]
+    torch.testing.assert_close(free[0].variances, free[1].variances, rtol=0.0, atol=0.0)
+    assert parameters(free[0])[2][-1, 0, 0] > 9.0
+
+
+def test_widened_covariances_keep_to_the_largest_variances():
+    covariance = np.array([[1.1, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 0.8]])
+    np.testing.assert_allclose(widened(covariance, 9.0, np.full(3, np.inf)), 9.0 * covariance)
+    largest = np.array([1.0, np.inf, 1.0])
+    wide = widened(covariance, 9.0, largest)
+    np.testing.assert_allclose(np.diag(wide), [1.0, 9.0, 1.0])
+    # Those of the inverse of the sum of the inverses.
+    precision = np.linalg.inv(9.0 * covariance) + np.diag([1.0, 0.0, 1.0])
+    np.testing.assert_allclose(correlations(wide), correlations(np.linalg.inv(precision)))
+    assert np.abs(correlations(widened(covariance, 1e6, np.ones(3)))[0, 1:]).max() < 1e-5
+
+
+def correlations(covariance):
+    deviation = np.sqrt(np.diag(covariance))
+    return covariance / np.outer(deviation, deviation)
 
 
 def with_wide():

@@ -153,6 +153,13 @@ class MappedSplit:
         return self.space.layout.n_continuous
 
     @property
+    def largest_variances(self) -> Array:
+        """Variances that components may have in the columns; see `MarginalMap`."""
+        if not self.space.marginal_map.columns:
+            return np.full(self.n_continuous, np.inf)
+        return self.space.marginal_map.largest_variances
+
+    @property
     def continuous_train(self) -> WeightedRows:
         """Continuous columns of the training rows."""
         return self.train.columns(self.n_continuous)

@@ -581,6 +581,15 @@ class MarginalMap:
         """Whether all columns are left as they are."""
         return all(column == AffineMap() for column in self.columns)
 
+    @property
+    def largest_variances(self) -> Array:
+        """The variance of each mapped column up to which a normal law keeps its tails.
+
+        It is 1 where a Pareto tail becomes that of a standard normal law: behind a normal law of
+        variance v the shape is v times as large.  Elsewhere it is infinite.
+        """
+        return np.array([1.0 if _has_pareto_tail(column) else math.inf for column in self.columns])
+
     def kinds(self) -> list[str]:
         """Return the kind of map of each column, those with heavy tails by their own."""
         return [_kind_of(column) for column in self.columns]
@@ -600,9 +609,22 @@ class MarginalMap:
         )
 
 
+def _last_map(column: ColumnMap) -> ColumnMap:
+    """Return a column's map, whatever comes before it."""
+    return column.maps[-1] if isinstance(column, ChainedMap) else column
+
+
+def _has_pareto_tail(column: ColumnMap) -> bool:
+    """Return whether a column is mapped by its quantiles, with a Pareto tail."""
+    last = _last_map(column)
+    if not isinstance(last, QuantileMap):
+        return False
+    return last.lower.shape is not None or last.upper.shape is not None
+
+
 def _kind_of(column: ColumnMap) -> str:
     """Return the kind of a column's map, whatever comes before it."""
-    last = column.maps[-1] if isinstance(column, ChainedMap) else column
+    last = _last_map(column)
     if isinstance(last, QuantileMap):
         return "quantile"
     return "yeo_johnson" if isinstance(last, YeoJohnsonMap) else "standard"
