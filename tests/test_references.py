@@ -388,10 +388,30 @@ def test_principal_components_of_weighted_rows():
         ([1e9 / 3, 1e9 / 2], [2.0, 3.0]),
         ([1e-3, 1.0], [1e-3, 1.0]),  # not a thousand observations
         ([0.5, 0.5], [1.0, 1.0]),
+        # Balanced classes of 863 and 137 rows: no row is seen 137 times.
+        ([500 / 863] * 863 + [500 / 137] * 137, [137 / 863] * 863 + [1.0] * 137),
+        ([20 / 21] * 21 + [20 / 19] * 19, [19 / 21] * 21 + [1.0] * 19),
+        # Weights of a survey, rounded.
+        (np.arange(53, 153) / 100, np.arange(53, 153) / 152),
     ],
 )
 def test_multiples_of_a_unit_are_counts(weight, expected):
     np.testing.assert_allclose(in_common_units(np.array(weight)), expected, rtol=1e-12)
+
+
+def test_balanced_classes_are_no_counts():
+    """Weights of 137 and 863 units tell as much as others that are the same but for rounding."""
+    rng = np.random.default_rng(0)
+    y = np.arange(1000) < 137
+    X = np.column_stack([rng.integers(0, 3, 1000) + y, rng.integers(0, 3, 1000)]).astype(float)
+    weight = np.where(y, 500 / 137, 500 / 863)
+    options = {"max_epochs": 0, "n_strata": 4, "random_state": 0}
+    exact, rounded = (
+        IMMSEDiscreteDensity(**options).fit(X, sample_weight=w)
+        for w in (weight, weight * rng.uniform(1.0, 1.0 + 1e-7, 1000))
+    )
+    assert exact.entropy_ == pytest.approx(rounded.entropy_, abs=1e-4)
+    assert exact.entropy_std_ == pytest.approx(rounded.entropy_std_, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["integers", "uniform"])

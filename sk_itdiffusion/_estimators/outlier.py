@@ -273,8 +273,9 @@ class IMMSEOutlierDetector(
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights of the rows in the density, in trimming and in the threshold.  An
-            integer weight is the same as having the row so many times, and 0 as not having it;
-            other weights count in units of the least, and such rows are held out as a whole.
+            integer weight is the same as having the row so many times, and 0 as not having it.
+            Multiples of the least weight are numbers of rows too, in units of it; see
+            `IMMSEDensity.fit`.  Rows of other weights are held out as a whole.
 
         Returns
         -------

@@ -202,9 +202,11 @@ class TableEstimator(DensityEstimator):
             Non-negative weights; a weight of 2 is the same as having the row twice.  Weights that
             are no integers are relative: a common factor changes nothing.  Where rows have
             probabilities (discrete or dequantised columns only) the number of rows matters too:
-            multiples of a unit, fewer than 1000 of it, are counts, and others are worth as many
-            rows as Kish's effective sample size says.  Neither Dask collections nor datasets have
-            weights.
+            multiples of the least weight, below 1000, are numbers of observations.  So are
+            multiples of any unit, fewer than 1000 of it, of fewer than 40 rows of which at least
+            half differ in weight, such as the shares of a few states.  Other weights, of
+            classes or of a survey, are worth as many rows as Kish's effective sample size says.
+            Neither Dask collections nor datasets have weights.
         groups : array-like of shape (n_samples,), default=None
             Hashable labels of the groups that rows belong to, such as the person measured: all
             rows of a group are used for training, or all for validation.  Groups that have equal
