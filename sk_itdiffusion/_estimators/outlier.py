@@ -276,7 +276,7 @@ class IMMSEOutlierDetector(
             Non-negative weights of the rows in the density, in trimming and in the threshold.  An
             integer weight is the same as having the row so many times, and 0 as not having it.
             Multiples of the least weight are numbers of rows too, in units of it; see
-            `IMMSEDensity.fit`.  Rows of other weights are held out as a whole.
+            `IMMSEDensity.fit`.  Each row of another weight is one unit that is held out.
 
         Returns
         -------
