@@ -68,6 +68,20 @@ def test_lognormal_columns_are_mapped_by_their_logarithm():
     np.testing.assert_allclose(column.forward(x)[0], np.log(x))
 
 
+@pytest.mark.parametrize("bounds", [(0.0, np.inf), (-np.inf, 0.0)])
+def test_logarithms_are_straight_well_beyond_the_rows(bounds):
+    x = np.random.default_rng(0).lognormal(0.0, 1.0, 2000)
+    sign = 1.0 if bounds[0] == 0.0 else -1.0
+    column = BoundMap.fit(*bounds, sign * x, np.ones(2000))
+    assert 1.4 < column.farthest / x.max() < 1.9  # half a standard deviation, 0.5 +- 0.01
+    y = np.append(np.sort(x), np.geomspace(x.max(), 1e9, 100))
+    u, log_slope = column.forward(sign * y)
+    np.testing.assert_allclose(column.inverse(u), sign * y, rtol=1e-9)
+    beyond = y > column.farthest
+    np.testing.assert_allclose(np.diff(sign * u[beyond]) / np.diff(y[beyond]), 1 / column.farthest)
+    np.testing.assert_allclose(log_slope, -np.log(np.minimum(y, column.farthest)))
+
+
 # -- what is given, and what rows show -------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from sk_itdiffusion.references import (
 from sk_itdiffusion.references import mixture as mixture_module
 from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validation
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
-from sk_itdiffusion.references.mixture import fit_gaussian_mixture
+from sk_itdiffusion.references.mixture import fit_gaussian_mixture, widened
 
 
 def make_mixture():
@@ -211,6 +211,43 @@ def test_moments_of_weighted_rows_are_those_of_repeated_ones():
         np.testing.assert_allclose(reference.covariance, np.cov(repeated.T), atol=0.02)
 
 
+def test_no_component_is_wider_than_columns_allow():
+    """Behind a Pareto tail, a component of variance v would have a tail of v times the index."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 2)) @ [[1.0, 0.9], [0.0, 0.4]]
+    X[::4] *= [0.2, 3.0]
+    limited = fit_gaussian_mixture(
+        X, 4, np.random.RandomState(0), largest_variances=np.array([1.0, np.inf])
+    )
+    variances = parameters(limited)[2][:, [0, 1], [0, 1]]
+    assert (variances[:, 0] <= 1.0 + 1e-9).all()
+    # Rows unlike all others are still allowed for in the other column.
+    assert variances[-1, 1] > 9.0 * X[:, 1].var()
+    free = [
+        fit_gaussian_mixture(X, 4, np.random.RandomState(0), largest_variances=largest)
+        for largest in (None, np.full(2, np.inf))
+    ]
+    torch.testing.assert_close(free[0].variances, free[1].variances, rtol=0.0, atol=0.0)
+    assert parameters(free[0])[2][-1, 0, 0] > 9.0
+
+
+def test_widened_covariances_keep_to_the_largest_variances():
+    covariance = np.array([[1.1, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 0.8]])
+    np.testing.assert_allclose(widened(covariance, 9.0, np.full(3, np.inf)), 9.0 * covariance)
+    largest = np.array([1.0, np.inf, 1.0])
+    wide = widened(covariance, 9.0, largest)
+    np.testing.assert_allclose(np.diag(wide), [1.0, 9.0, 1.0])
+    # Those of the inverse of the sum of the inverses.
+    precision = np.linalg.inv(9.0 * covariance) + np.diag([1.0, 0.0, 1.0])
+    np.testing.assert_allclose(correlations(wide), correlations(np.linalg.inv(precision)))
+    assert np.abs(correlations(widened(covariance, 1e6, np.ones(3)))[0, 1:]).max() < 1e-5
+
+
+def correlations(covariance):
+    deviation = np.sqrt(np.diag(covariance))
+    return covariance / np.outer(deviation, deviation)
+
+
 def with_wide():
     """Return a fitted mixture, its own components again, and rows near and far."""
     X = np.random.default_rng(0).normal(size=(60, 2)) + np.arange(60)[:, None] % 2 * 5.0
@@ -351,10 +388,30 @@ def test_principal_components_of_weighted_rows():
         ([1e9 / 3, 1e9 / 2], [2.0, 3.0]),
         ([1e-3, 1.0], [1e-3, 1.0]),  # not a thousand observations
         ([0.5, 0.5], [1.0, 1.0]),
+        # Balanced classes of 863 and 137 rows: no row is seen 137 times.
+        ([500 / 863] * 863 + [500 / 137] * 137, [137 / 863] * 863 + [1.0] * 137),
+        ([20 / 21] * 21 + [20 / 19] * 19, [19 / 21] * 21 + [1.0] * 19),
+        # Weights of a survey, rounded.
+        (np.arange(53, 153) / 100, np.arange(53, 153) / 152),
     ],
 )
 def test_multiples_of_a_unit_are_counts(weight, expected):
     np.testing.assert_allclose(in_common_units(np.array(weight)), expected, rtol=1e-12)
+
+
+def test_balanced_classes_are_no_counts():
+    """Weights of 137 and 863 units tell as much as others that are the same but for rounding."""
+    rng = np.random.default_rng(0)
+    y = np.arange(1000) < 137
+    X = np.column_stack([rng.integers(0, 3, 1000) + y, rng.integers(0, 3, 1000)]).astype(float)
+    weight = np.where(y, 500 / 137, 500 / 863)
+    options = {"max_epochs": 0, "n_strata": 4, "random_state": 0}
+    exact, rounded = (
+        IMMSEDiscreteDensity(**options).fit(X, sample_weight=w)
+        for w in (weight, weight * rng.uniform(1.0, 1.0 + 1e-7, 1000))
+    )
+    assert exact.entropy_ == pytest.approx(rounded.entropy_, abs=1e-4)
+    assert exact.entropy_std_ == pytest.approx(rounded.entropy_std_, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["integers", "uniform"])

@@ -70,10 +70,13 @@ class DensityEstimator(
         """Return numbers and codes of a table like the one fitted."""
 
     @abstractmethod
-    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def _fit_to_rank(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+    ) -> Self:
         """Fit to rows that will be ranked among themselves, as by a detector.
 
         No expert takes part by default that is made of some of the rows: these would be likely.
+        Unless it may hold out rows to validate, it does as with very few of them.
         """
 
     def _read_levels(self, X: Any, what: str = "learned from") -> Array:

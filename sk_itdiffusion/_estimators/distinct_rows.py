@@ -39,7 +39,8 @@ class DistinctRows:
     weight : ndarray of shape (n,)
         Their weights.
     n_copies : ndarray of shape (n,), int
-        Units that can be held out: the weight if all weights are integers, else 1.
+        Units that can be held out: the weight if all weights are integers, else the number of
+        equal rows.
     """
 
     rows: Rows
@@ -57,8 +58,9 @@ class DistinctRows:
         _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
         total = np.bincount(group, weights=weight)
         is_count = (total == np.rint(total)).all() and total.sum() < MOST_COPIES
-        n_copies = total.astype(np.intp) if is_count else np.ones(len(total), dtype=np.intp)
-        return cls(take(rows, first), total.astype(np.float64), n_copies)
+        # Rows that are equal without their weights being counts are observations all the same.
+        n_copies = total if is_count else np.bincount(group)
+        return cls(take(rows, first), total.astype(np.float64), n_copies.astype(np.intp))
 
     def __len__(self) -> int:
         return len(self.weight)

@@ -59,8 +59,8 @@ from sk_itdiffusion._fit.ensemble_model import (
 )
 from sk_itdiffusion._fit.experts import covers
 from sk_itdiffusion._fit.schema import (
-    LEAST_ROWS_TO_SPLIT,
     check_bounds,
+    holds_out,
     in_counts,
     n_observations,
     table_space,
@@ -345,9 +345,13 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         return self._fit(X, y, sample_weight, groups)
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def _fit_to_rank(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+    ) -> Self:
         """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
-        return self._fit(X, sample_weight=sample_weight, ranks_training_rows=True)
+        return self._fit(
+            X, sample_weight=sample_weight, ranks_training_rows=True, may_hold_out=may_hold_out
+        )
 
     def _fit(
         self,
@@ -356,6 +360,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
         ranks_training_rows: bool = False,
+        may_hold_out: bool = True,
     ) -> Self:
         """Fit the members and the weights."""
         self._forget_fit()
@@ -375,7 +380,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self._check_columns(members, fitted, X)
         read = first._read_again if order[0] in fitted else first._read_first
         values, weight, kinds = read(X, sample_weight)
-        settings = first._settings().changed(validation_fraction=self.validation_fraction)
+        settings = first._settings().changed(
+            validation_fraction=self.validation_fraction, may_hold_out=may_hold_out
+        )
         rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
         belonging = None
@@ -403,10 +410,11 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                         sample_weight,
                         train,
                         ranks_training_rows,
+                        may_hold_out,
                     )
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
                 self._combine(members, order[0], valid, settings, seeds)
-        if needs_fit and number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
+        if needs_fit and not holds_out(number_of_rows(rows, space, is_counted), settings):
             self._forget_bounds()
         tasks.end()
         return self
@@ -574,6 +582,7 @@ def fit_member(
     sample_weight: ArrayLike | None,
     train: ChosenRows,
     ranks_training_rows: bool,
+    may_hold_out: bool,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
@@ -597,6 +606,7 @@ def fit_member(
         space,
         training_rows,
         ranks_training_rows=ranks_training_rows,
+        may_hold_out=may_hold_out,
     )
 
 
@@ -636,7 +646,7 @@ def held_out(
     Very few rows are both.  Copies of a row are on one side, unless rows have probabilities.
     Scaled by powers of two, which is exact, rows are on the same side in other units of that kind.
     """
-    if number_of_rows(rows, space, is_counted) < LEAST_ROWS_TO_SPLIT:
+    if not holds_out(number_of_rows(rows, space, is_counted), settings):
         return (rows.X, rows.weight, None), rows
     exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
     scaled = WeightedRows(np.ldexp(rows.X, -exponent), rows.weight)

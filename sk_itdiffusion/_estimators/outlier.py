@@ -186,7 +186,8 @@ class IMMSEOutlierDetector(
     -----
     With held-out rows the p-values are those of split conformal prediction [2]_: for new rows that
     are exchangeable with the training rows, ``P(p <= alpha) <= alpha``, whatever the density.
-    With folds they are approximate.  If training rows are contaminated, the held-out ones are
+    With folds they are approximate; where these leave too few rows to hold some out for validation,
+    neither does the fit to all rows.  If training rows are contaminated, the held-out ones are
     too, and the rate is that among rows of the mixture: fewer inliers are rejected.
 
     Rows that were trained on score a little higher than new ones, so that fewer of them are
@@ -273,8 +274,9 @@ class IMMSEOutlierDetector(
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights of the rows in the density, in trimming and in the threshold.  An
-            integer weight is the same as having the row so many times, and 0 as not having it;
-            other weights count in units of the least, and such rows are held out as a whole.
+            integer weight is the same as having the row so many times, and 0 as not having it.
+            Multiples of the least weight are numbers of rows too, in units of it; see
+            `IMMSEDensity.fit`.  Each row of another weight is one unit that is held out.
 
         Returns
         -------
@@ -297,8 +299,8 @@ class IMMSEOutlierDetector(
         template = self.estimator
         template = default_estimator(given.rows) if template is None else template
         template = with_common_lattice(template, given.rows)
-        # Each fit may come after one that trims its rows.
-        tasks = FitTasks.begin(self, 2 * (N_FOLDS + 1), X, y, sample_weight)
+        # Each fit may come after one that trims its rows, and folds may be fitted anew.
+        tasks = FitTasks.begin(self, 2 * (2 * N_FOLDS + 1), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
             scores, weight = self._fit_and_score_others(
                 template, given, np.random.default_rng(split_seed), fit_seed, tasks
@@ -339,23 +341,34 @@ class IMMSEOutlierDetector(
             return others.repeated(scores), others.repeated(others.unit_weight)
         # Folds and all rows alike, or the threshold would be that of another kind of fit.
         trims = given.n_units - -(-given.n_units // N_FOLDS) >= LEAST_ROWS_TO_TRIM
-        scores, weight = self._fold_scores(template, given, generator, seed, tasks, trims)
+        folds = given.folds(max(1, min(N_FOLDS, given.n_units // 2)), generator)
+        may_hold_out = True
+        parts = self._fold_scores(template, given, folds, seed, tasks, trims, may_hold_out)
+        if not all(judged for *_, judged in parts):
+            # Rows without a fold may be too few to choose by validation where all rows are not.
+            may_hold_out = False
+            if any(judged for *_, judged in parts):
+                parts = self._fold_scores(template, given, folds, seed, tasks, trims, may_hold_out)
         with stretch_of_progress(N_FOLDS / (N_FOLDS + 1), 1.0, "all rows"):
-            self._fit_density(template, given, seed, tasks, trims)
-        return scores, weight
+            self._fit_density(template, given, seed, tasks, trims, may_hold_out)
+        scores = np.concatenate([scores for scores, *_ in parts])
+        return scores, np.concatenate([weight for _, weight, _ in parts])
 
     def _fold_scores(
         self,
         template: DensityEstimator,
         given: DistinctRows,
-        generator: np.random.Generator,
+        folds: Sequence[Index],
         seed: int,
         tasks: FitTasks,
         trims: bool,
-    ) -> tuple[Array, Array]:
-        """Return the score of each row under a density fitted without it, and its weight."""
-        scores, weight = [], []
-        folds = given.folds(max(1, min(N_FOLDS, given.n_units // 2)), generator)
+        may_hold_out: bool,
+    ) -> list[tuple[Array, Array, bool]]:
+        """Return for each fold the scores under a density fitted without it, and the weights.
+
+        The last says whether rows were held out of that fit to validate.
+        """
+        parts = []
         for number, fold in enumerate(folds):
             left = given.n_copies - fold
             # Two or three rows are too few to hold any out.
@@ -365,10 +378,12 @@ class IMMSEOutlierDetector(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
                 with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
-                    found = self._fit_and_score(template, others, held_out, seed, tasks, trims)
-            scores.append(held_out.repeated(found))
-            weight.append(held_out.repeated(held_out.unit_weight))
-        return np.concatenate(scores), np.concatenate(weight)
+                    found = self._fit_and_score(
+                        template, others, held_out, seed, tasks, trims, may_hold_out
+                    )
+            weight = held_out.repeated(held_out.unit_weight)
+            parts.append((held_out.repeated(found), weight, is_judged(self.estimator_)))
+        return parts
 
     def _fit_and_score(
         self,
@@ -378,10 +393,11 @@ class IMMSEOutlierDetector(
         seed: int,
         tasks: FitTasks,
         trims: bool,
+        may_hold_out: bool = True,
     ) -> Array:
         """Fit the density to rows and return the scores of others, each once."""
         with stretch_of_progress(0.0, FIT_ENDS):
-            self._fit_density(template, given, seed, tasks, trims)
+            self._fit_density(template, given, seed, tasks, trims, may_hold_out)
         with stretch_of_progress(FIT_ENDS, 1.0):
             return self._scores(others.rows)
 
@@ -392,19 +408,27 @@ class IMMSEOutlierDetector(
         seed: int,
         tasks: FitTasks,
         trims: bool,
+        may_hold_out: bool = True,
     ) -> None:
         """Fit the density to the rows that are left of trimming."""
         with stretch_of_progress(0.0, FIT_BEGINS):
-            kept = self._trimmed(template, given, seed, tasks) if trims else given
+            kept = given
+            if trims:
+                kept = self._trimmed(template, given, seed, tasks, may_hold_out)
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
-            self.estimator_ = fitted(template, kept, seed, quiet, tasks)
+            self.estimator_ = fitted(template, kept, seed, quiet, tasks, may_hold_out)
         build = FlooredModel.averaged if self.average else FlooredModel
         self._floored = build(self.estimator_._model, self._floors)
         self.members_ = list(self._floored.members)
 
     def _trimmed(
-        self, template: DensityEstimator, given: DistinctRows, seed: int, tasks: FitTasks
+        self,
+        template: DensityEstimator,
+        given: DistinctRows,
+        seed: int,
+        tasks: FitTasks,
+        may_hold_out: bool,
     ) -> DistinctRows:
         """Return the rows without those that a quick fit finds least likely."""
         n_trimmed = round(self.trim * given.n_units)
@@ -413,7 +437,7 @@ class IMMSEOutlierDetector(
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
-            first = fitted(first, given, seed, quiet=False, tasks=tasks)
+            first = fitted(first, given, seed, False, tasks, may_hold_out)
         model = first._model
         floored = FlooredModel(model, self._floors)
         if not model.space.is_empty:
@@ -697,8 +721,19 @@ def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
     return np.isin(np.arange(n_columns), chosen)
 
 
+def is_judged(estimator: DensityEstimator) -> bool:
+    """Return whether rows were held out of a fit, and out of those of members, to validate."""
+    members: Sequence[DensityEstimator] = getattr(estimator, "estimators_", ())
+    return not math.isnan(estimator._model.entropy) and all(map(is_judged, members))
+
+
 def fitted(
-    template: DensityEstimator, given: DistinctRows, seed: int, quiet: bool, tasks: FitTasks
+    template: DensityEstimator,
+    given: DistinctRows,
+    seed: int,
+    quiet: bool,
+    tasks: FitTasks,
+    may_hold_out: bool = True,
 ) -> DensityEstimator:
     """Return a clone fitted to rows; with a noise floor ties need no warning."""
     estimator: DensityEstimator = clone(template).set_params(random_state=seed)
@@ -710,7 +745,7 @@ def fitted(
             rows, weight = take(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
         # Not each estimator takes weights of rows that it reads in parts.
         equal = (weight == weight[0]).all()
-        estimator._fit_to_rank(rows, None if equal else weight)
+        estimator._fit_to_rank(rows, None if equal else weight, may_hold_out)
     return estimator
 
 

@@ -202,9 +202,11 @@ class TableEstimator(DensityEstimator):
             Non-negative weights; a weight of 2 is the same as having the row twice.  Weights that
             are no integers are relative: a common factor changes nothing.  Where rows have
             probabilities (discrete or dequantised columns only) the number of rows matters too:
-            multiples of a unit, fewer than 1000 of it, are counts, and others are worth as many
-            rows as Kish's effective sample size says.  Neither Dask collections nor datasets have
-            weights.
+            multiples of the least weight, below 1000, are numbers of observations.  So are
+            multiples of any unit, fewer than 1000 of it, of fewer than 40 rows of which at least
+            half differ in weight, such as the shares of a few states.  Other weights, of
+            classes or of a survey, are worth as many rows as Kish's effective sample size says.
+            Neither Dask collections nor datasets have weights.
         groups : array-like of shape (n_samples,), default=None
             Hashable labels of the groups that rows belong to, such as the person measured: all
             rows of a group are used for training, or all for validation.  Groups that have equal
@@ -250,9 +252,11 @@ class TableEstimator(DensityEstimator):
         return self._fit(X, sample_weight, y=y, groups=groups)
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def _fit_to_rank(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def _fit_to_rank(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+    ) -> Self:
         """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
-        return self._fit(X, sample_weight, ranks_training_rows=True)
+        return self._fit(X, sample_weight, ranks_training_rows=True, may_hold_out=may_hold_out)
 
     def _fit(
         self,
@@ -263,11 +267,13 @@ class TableEstimator(DensityEstimator):
         y: object = None,
         groups: ArrayLike | None = None,
         ranks_training_rows: bool = False,
+        may_hold_out: bool = True,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
-        their groups.  ``ranks_training_rows`` says that these will be ranked among themselves.
+        their groups.  ``ranks_training_rows`` says that these will be ranked among themselves, and
+        ``may_hold_out`` that some of them may validate.
         """
         codes = None if groups is None else self._checked_groups(X, groups)
         # Several processes need one seed.
@@ -304,6 +310,7 @@ class TableEstimator(DensityEstimator):
             attributes_of=self._attributes_of,
             extent=extent,
             ranks_training_rows=ranks_training_rows,
+            may_hold_out=may_hold_out,
         )
         with progress_bar(type(self).__name__, self.verbose):
             self._model = fit_table_model(

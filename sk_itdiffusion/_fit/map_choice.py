@@ -187,7 +187,13 @@ def _guide_score(
     guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
     guides += [
         fit_gaussian_mixture(
-            train.X, n_components, random_state, regularization, _EM_STEPS_FOR_MAPS, train.weight
+            train.X,
+            n_components,
+            random_state,
+            regularization,
+            _EM_STEPS_FOR_MAPS,
+            train.weight,
+            split.largest_variances,
         )
         for n_components in _COMPONENTS_FOR_MAPS
         if (train.n_observations or len(train)) >= 10 * n_components

@@ -27,7 +27,7 @@ from sk_itdiffusion._fit.experts import (
 )
 from sk_itdiffusion._fit.grids import MOST_ROWS_FOR_SPECTRUM
 from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, check_bounds, n_observations
+from sk_itdiffusion._fit.schema import check_bounds, holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.training import (
@@ -87,7 +87,7 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     """Return the names of the networks; an untrained one adds nothing to its reference."""
     trained = settings.training.max_epochs > 0 or settings.model.network.is_complete
     by_default = settings.model.experts == "auto" and trained
-    if n_rows < LEAST_ROWS_TO_SPLIT:
+    if not holds_out(n_rows, settings):
         return []
     possible = planned_networks(settings)
     return [

@@ -215,6 +215,11 @@ def bounds_of_cells(bounds: Array, dequantizer: Dequantizer | None) -> Array:
     return bounds if dequantizer is None else around_cells(bounds, dequantizer.step)
 
 
+def holds_out(n_rows: int | float, settings: FitSettings) -> bool:
+    """Return whether some of the rows validate; very few train and validate."""
+    return settings.model.may_hold_out and n_rows >= LEAST_ROWS_TO_SPLIT
+
+
 def candidate_bounds(
     varying: WeightedRows,
     continuous: NDArray[np.intp],
@@ -230,7 +235,7 @@ def candidate_bounds(
     if settings.model.bounds is not None:
         bounds = bounds_of_cells(settings.model.bounds, dequantizer)[continuous]
         return bounds if np.isfinite(bounds).any() else None
-    judged = settings.model.marginals == "auto" and len(varying) >= LEAST_ROWS_TO_SPLIT
+    judged = settings.model.marginals == "auto" and holds_out(len(varying), settings)
     judged = judged and not isinstance(settings.model.reference, ContinuousReference)
     if not settings.model.finds_bounds or not judged or settings.runtime.stream is not None:
         return None

@@ -66,6 +66,8 @@ class ModelSettings:
     passed: tuple[str, ...] = ()
     #: Whether the training rows will be ranked among themselves.
     ranks_training_rows: bool = False
+    #: Whether rows may be held out to validate, if there are enough.
+    may_hold_out: bool = True
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, n_observations
+from sk_itdiffusion._fit.schema import holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.validation import Optimism
 from sk_itdiffusion._runtime.warning import warn
@@ -37,7 +37,7 @@ def split_rows(
     groups: RowGroups | None = None,
 ) -> tuple[WeightedRows, WeightedRows]:
     """Return training and validation rows; very few rows serve as both."""
-    if n_observations(rows, space) < LEAST_ROWS_TO_SPLIT:
+    if not holds_out(n_observations(rows, space), settings):
         return rows, rows
     is_counted = space.is_discrete
     together = rows_together(rows, space, settings, groups, is_counted)
@@ -151,6 +151,13 @@ class MappedSplit:
     def n_continuous(self) -> int:
         """Number of continuous columns."""
         return self.space.layout.n_continuous
+
+    @property
+    def largest_variances(self) -> Array:
+        """Variances that components may have in the columns; see `MarginalMap`."""
+        if not self.space.marginal_map.columns:
+            return np.full(self.n_continuous, np.inf)
+        return self.space.marginal_map.largest_variances
 
     @property
     def continuous_train(self) -> WeightedRows:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -195,13 +195,15 @@ class BoundMap:
     """An interval onto the real line: like a logarithm near a bound, straight far from it.
 
     With ``y`` the distance from the only bound and s the softness it is
-    ``y + s * log(1 - exp(-y / s))``, and for an infinite softness ``log(y)``; with two bounds, it
+    ``y + s * log(1 - exp(-y / s))``, and for an infinite softness ``log(y)``, straight beyond the
+    farthest distance, well beyond the rows of the fit; with two bounds, it
     is the difference of both.  Values outside are seen just inside.
     """
 
     low: float
     high: float
     softness: float
+    farthest: float = math.inf
 
     @classmethod
     def fit(cls, low: float, high: float, x: Array, weight: Array) -> BoundMap:
@@ -214,7 +216,12 @@ class BoundMap:
             return float(0.5 * math.log(variance) - np.average(log_slope, weights=weight))
 
         grid = [max(s, least) if math.isfinite(least) else s for s in _SOFTNESSES]
-        return cls(low, high, min([*grid, math.inf], key=loss))
+        found = cls(low, high, min([*grid, math.inf], key=loss))
+        if math.isfinite(found.softness) or (math.isfinite(low) and math.isfinite(high)):
+            return found
+        u = found._from_bound(x - low if math.isfinite(low) else high - x)[0]
+        deviation = math.sqrt(np.average((u - np.average(u, weights=weight)) ** 2, weights=weight))
+        return replace(found, farthest=math.exp(u.max() + _CURVED_BEYOND * deviation))
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Return the mapped values and the logarithm of the derivative."""
@@ -230,7 +237,8 @@ class BoundMap:
         """Return what the map makes of distances from a bound, and its log-derivative."""
         y = np.maximum(y, np.finfo(np.float64).tiny)
         if math.isinf(self.softness):
-            return np.log(y), -np.log(y)
+            near = np.minimum(y, self.farthest)
+            return np.log(near) + _excess(y, near) / near, -np.log(near)
         log_share = np.log(-np.expm1(-y / self.softness))
         return y + self.softness * log_share, -log_share
 
@@ -248,7 +256,10 @@ class BoundMap:
         """Return the distances from a bound; another one may be ``width`` away, for ``u <= 0``."""
         with np.errstate(over="ignore"):
             if math.isinf(self.softness):
-                return np.asarray(np.exp(u) if math.isinf(width) else width * expit(u))
+                if math.isfinite(width):
+                    return np.asarray(width * expit(u))
+                near = np.minimum(u, np.log(self.farthest))
+                return np.asarray(np.exp(near) * (1.0 + _excess(u, near)))
             scaled = u / self.softness
             if math.isinf(width):
                 return np.asarray(self.softness * np.logaddexp(0.0, scaled))
@@ -261,6 +272,7 @@ class BoundMap:
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         check_in_range(self.softness, np.nextafter(0.0, 1.0), np.inf, "softnesses of bounds")
+        check_in_range(self.farthest, np.nextafter(0.0, 1.0), np.inf, "ends of curved maps")
         if not self.low < self.high or (math.isinf(self.low) and math.isinf(self.high)):
             raise ValueError("there is no interval between the bounds of a map")
 
@@ -581,6 +593,15 @@ class MarginalMap:
         """Whether all columns are left as they are."""
         return all(column == AffineMap() for column in self.columns)
 
+    @property
+    def largest_variances(self) -> Array:
+        """The variance of each mapped column up to which a normal law keeps its tails.
+
+        It is 1 where a Pareto tail becomes that of a standard normal law: behind a normal law of
+        variance v the shape is v times as large.  Elsewhere it is infinite.
+        """
+        return np.array([1.0 if _has_pareto_tail(column) else math.inf for column in self.columns])
+
     def kinds(self) -> list[str]:
         """Return the kind of map of each column, those with heavy tails by their own."""
         return [_kind_of(column) for column in self.columns]
@@ -600,9 +621,22 @@ class MarginalMap:
         )
 
 
+def _last_map(column: ColumnMap) -> ColumnMap:
+    """Return a column's map, whatever comes before it."""
+    return column.maps[-1] if isinstance(column, ChainedMap) else column
+
+
+def _has_pareto_tail(column: ColumnMap) -> bool:
+    """Return whether a column is mapped by its quantiles, with a Pareto tail."""
+    last = _last_map(column)
+    if not isinstance(last, QuantileMap):
+        return False
+    return last.lower.shape is not None or last.upper.shape is not None
+
+
 def _kind_of(column: ColumnMap) -> str:
     """Return the kind of a column's map, whatever comes before it."""
-    last = column.maps[-1] if isinstance(column, ChainedMap) else column
+    last = _last_map(column)
     if isinstance(last, QuantileMap):
         return "quantile"
     return "yeo_johnson" if isinstance(last, YeoJohnsonMap) else "standard"

@@ -27,6 +27,8 @@ LEAST_VALIDATION_ROWS = 10
 #: Units below which the greatest weight has to be if weights that are no integers are multiples.
 #: More would make thousands of observations of rows beside one of tiny weight.
 _MOST_UNITS = 1_000
+#: Rows that make a table which weights, of several units each, may list the numbers of.
+_MOST_ROWS_OF_A_LIST = 40
 #: Relative error that multiples of a unit may have by rounding.
 _ROUNDING_OF_WEIGHTS = 16 * np.finfo(np.float64).eps
 #: Bits of weights that have no common unit; the last ones depend on the factor of all weights.
@@ -204,9 +206,13 @@ def in_units_of_the_least(weight: Array) -> Array:
 def in_common_units(weight: Array) -> Array:
     """Return positive weights as numbers of observations, if they can be told from them.
 
-    Integers are.  Others are where all are multiples of one unit, fewer than 1000 of which are in
-    the greatest: ``[0.37, 1.11]`` are one and three observations.  Otherwise they are divided by
-    the greatest one, and their last bits, which depend on a common factor, are rounded.
+    Integers are.  Others are where all are multiples of the least one, fewer than 1000 times as
+    large: ``[0.37, 1.11]`` are one and three observations.  Multiples of a finer unit are
+    if they are those of a short list, as of the states of a discrete table: of fewer than 40 rows,
+    of which at least half differ in their weights.  Of a longer list some rows would have been seen
+    once; weights of classes and of surveys are commensurable too, but each row is one observation.
+    All other weights are divided by the greatest one, and their last bits, which depend on a common
+    factor, are rounded.
 
     Parameters
     ----------
@@ -222,12 +228,14 @@ def in_common_units(weight: Array) -> Array:
         return weight
     distinct, place = np.unique(weight, return_inverse=True)
     relative = distinct / distinct[0]
+    is_list = len(weight) < _MOST_ROWS_OF_A_LIST and 2 * len(distinct) >= len(weight)
     n_units = 1  # in the least weight
     for ratio in relative.tolist():
         closest = Fraction(ratio).limit_denominator(_MOST_UNITS)
         n_units = math.lcm(n_units, closest.denominator)
         is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
-        if not is_close or n_units * relative[-1] > _MOST_UNITS - 0.5:
+        are_few = n_units * relative[-1] <= _MOST_UNITS - 0.5
+        if not (is_close and are_few and (n_units == 1 or is_list)):
             mantissa, exponent = np.frexp(distinct / distinct[-1])
             rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
             return np.asarray(np.ldexp(rounded, exponent - _BITS_OF_WEIGHTS)[place.ravel()])

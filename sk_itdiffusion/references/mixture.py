@@ -497,9 +497,15 @@ class _WeightedMixture(GaussianMixture):
     def converged_(self, value: bool) -> None:
         pass
 
-    def fit_weighted(self, X: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+    def fit_weighted(
+        self,
+        X: NDArray[np.float64],
+        weight: NDArray[np.float64],
+        largest_variances: NDArray[np.float64],
+    ) -> None:
         """Fit to rows with positive weights, of which only the ratios matter."""
         self._weight = weight / weight.mean()
+        self._largest_variances = largest_variances
         self.fit(X)
 
     def _initialize_parameters(
@@ -529,7 +535,8 @@ class _WeightedMixture(GaussianMixture):
         membership = np.exp(log_membership)
         squares = np.maximum(self._weight**2 @ membership, np.finfo(np.float64).tiny)
         n_rows = (self._weight @ membership) ** 2 / squares
-        self.covariances_ = shrunk_to_common(self.covariances_, n_rows, self.reg_covar)
+        shrunk = shrunk_to_common(self.covariances_, n_rows, self.reg_covar)
+        self.covariances_ = within_variances(shrunk, self._largest_variances)
         roots = np.linalg.cholesky(self.covariances_)
         self.precisions_cholesky_ = np.swapaxes(np.linalg.inv(roots), 1, 2)
 
@@ -576,21 +583,57 @@ def shrunk_to_common(
     return np.asarray((vectors * np.exp(values)[:, None, :]) @ np.swapaxes(vectors, 1, 2))
 
 
+def within_variances(
+    covariances: NDArray[np.float64], largest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return covariances (..., d, d) of the same correlations, no variance above the largest."""
+    variances = np.diagonal(covariances, axis1=-2, axis2=-1)
+    factor = np.sqrt(np.minimum(1.0, largest / variances))
+    return np.asarray(factor[..., :, None] * covariances * factor[..., None, :])
+
+
+def widened(
+    covariance: NDArray[np.float64], factor: float, largest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return a covariance of larger variances and, where these are limited, weaker correlations.
+
+    Variances are multiplied by a factor, but are at most the largest.  Correlations are those of
+    the parallel sum with the largest, the inverse of the sum of the inverses: it is below both,
+    in every direction, and nearly diagonal if the factor is large.
+    """
+    wide = factor * covariance
+    limited = np.flatnonzero(np.isfinite(largest))
+    if not len(limited):
+        return wide
+    across = wide[:, limited]
+    inner = across[limited] + np.diag(largest[limited])
+    narrowed = wide - across @ np.linalg.solve(inner, across.T)
+    scale = np.sqrt(np.minimum(np.diag(wide), largest) / np.diag(narrowed))
+    return np.asarray(0.5 * (narrowed + narrowed.T) * np.outer(scale, scale))
+
+
 def with_wide_components(
-    mixture: GaussianMixtureReference, X: NDArray[np.float64], weight: NDArray[np.float64]
+    mixture: GaussianMixtureReference,
+    X: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    largest_variances: NDArray[np.float64],
 ) -> GaussianMixtureReference:
     """Return the mixture with more components, wider than all rows.
 
     They have the weight of one more row: as likely the next row is like none of those seen.  Rows
     beside all other components have a small density, but not one of minus thousands of nats, which
-    the integral would have to make good for.  Scales and weights are those of a heavy tail.
+    the integral would have to make good for.  Scales and weights are those of a heavy tail, but in
+    columns whose variances are limited, since their heavy tails are in their maps: there only the
+    dependence between columns is weaker.
     That is right for a density, but a detector asks how unlike a row is from those seen, and uses
     the mixture without them.
     """
     share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
     overall = GaussianReference.fit(X, weight)
     narrow = torch.einsum("kde,ke,kfe->kdf", mixture.basis, mixture.variances, mixture.basis)
-    wide = np.square(_WIDTHS)[:, None, None] * overall.covariance.numpy()
+    wide = np.stack(
+        [widened(overall.covariance.numpy(), width**2, largest_variances) for width in _WIDTHS]
+    )
     return GaussianMixtureReference(
         np.append((1.0 - share.sum()) * mixture.log_weights.exp().numpy(), share),
         np.vstack([mixture.means.numpy(), np.tile(overall.mean.numpy(), (len(share), 1))]),
@@ -606,6 +649,7 @@ def fit_gaussian_mixture(
     regularization: float = VARIANCE_FLOOR,
     max_iter: int = 100,
     sample_weight: NDArray[np.float64] | None = None,
+    largest_variances: NDArray[np.float64] | None = None,
 ) -> GaussianMixtureReference:
     """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's, with weights).
 
@@ -613,7 +657,12 @@ def fit_gaussian_mixture(
     components are added for rows that are like none of those seen.  Beside these it has no
     more components than there are distinct rows, of which there are few where a few rows have
     nearly all the weight, or one value is a billion times as large as all others.
+
+    No component has a variance in any column above ``largest_variances``, if they are given.
+    Behind a map that makes a heavy tail normal, a component with twice the standard deviation would
+    have a tail of four times the index.
     """
+    largest = np.full(X.shape[1], np.inf) if largest_variances is None else largest_variances
     n_distinct = number_of_distinct_rows(X)
     # What rounding leaves of a covariance along a direction without variance must stay below.
     regularization = max(regularization, LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
@@ -630,6 +679,6 @@ def fit_gaussian_mixture(
     # The matrices are far too small for several threads, which would wait for each other, up to
     # ten times longer in all; scikit-learn limits them likewise in its own estimators.
     with single_blas_thread():
-        mixture.fit_weighted(X, weight)
+        mixture.fit_weighted(X, weight, largest)
         fitted = GaussianMixtureReference.from_sklearn(mixture)
-        return with_wide_components(fitted, X, weight)
+        return with_wide_components(fitted, X, weight, largest)

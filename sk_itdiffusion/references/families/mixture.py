@@ -67,6 +67,7 @@ def fit_mixture_by_validation(
     regularization: float,
     random_state: np.random.RandomState,
     stop: threading.Event | None = None,
+    largest_variances: Array | None = None,
 ) -> tuple[GaussianMixtureReference | None, Array]:
     """Return the mixture whose number of components validates best, and how that flatters it.
 
@@ -86,6 +87,8 @@ def fit_mixture_by_validation(
         Source of the starts.
     stop : threading.Event or None, default=None
         Ends the search by a KeyboardInterrupt once it is set.
+    largest_variances : ndarray of shape (n_columns,) or None, default=None
+        Variances that components may have in the columns at most; see `fit_gaussian_mixture`.
 
     Returns
     -------
@@ -113,6 +116,7 @@ def fit_mixture_by_validation(
             regularization,
             n_steps,
             rows.weight,
+            largest_variances,
         )
         likelihoods = log_likelihoods(mixture, valid.X)
         scores[*job, n_steps] = likelihoods
@@ -177,6 +181,7 @@ class GaussianMixtureFamily(ReferenceFamily):
             mixture_regularization(context.schema.resolution),
             context.random_state,
             context.stop,
+            split.largest_variances,
         )
         layout = split.space.layout
         if mixture is None or not layout.variables:
