@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
@@ -50,6 +51,12 @@ _MOST_STEPS = 30
 _LEAST_GAIN_OF_A_STEP = 0.005
 #: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
+#: Greatest posterior of all kernels together that are left out of an average.
+_LEFT_OUT = 1e-6
+#: So many kernels are averaged in single precision, unless points are as many standard deviations
+#: from the middle of their tile.
+_NEIGHBOURS_IN_SINGLE = 256
+_REACH_IN_SINGLE = 30.0
 
 
 @stored()
@@ -191,20 +198,128 @@ class KernelDensityReference(ContinuousReference):
         return log_joint
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the predicted noise; see `Reference.denoise`."""
+        """Return the predicted noise; see `Reference.denoise`.
+
+        On a CPU it is calculated from the kernels near the noisy points of a tile of a batch, of
+        which those of one row are near each other.  The others' posterior is less than 1e-6.
+        """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
         log_joint, whitened = self.background.noisy_components(z, logsnr)
         rotated = z @ self.basis
         spread = signal.square() * self.variances + noise.square()
-        # The kernels' log-densities without what they have in common for a noisy point.
-        in_common = -0.5 * (rotated.square() / spread + spread.log() + math.log(2 * math.pi)).sum(1)
-        other = self.background_weight.logit() + log_joint.logsumexp(1) - in_common
-        query = [signal * rotated / spread, -0.5 * signal.square() / spread, other[:, None]]
-        mean, posterior = self._attend(torch.cat(query, dim=1)).split([self.n_features, 1], dim=1)
-        from_kernels = noise * (((1.0 - posterior) * rotated - signal * mean) / spread)
+        # Densities relative to a kernel's height.
+        height = -0.5 * (spread.log() + math.log(2 * math.pi)).sum(1)
+        other = self.background_weight.logit() + log_joint.logsumexp(1) - height
+        if z.device.type == "cpu" and not (torch.is_grad_enabled() and z.requires_grad):
+            average = self._average_of_neighbours
+        else:
+            average = self._average_of_all
+        mean, posterior = average(rotated, signal, spread, other)
+        from_kernels = noise * mean / spread
         from_background = self.background.average_noise(log_joint.softmax(1), whitened, logsnr)
         predicted: Tensor = from_kernels @ self.basis.T + posterior * from_background
         return predicted
+
+    def _average_of_all(
+        self, rotated: Tensor, signal: Tensor, spread: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return residuals averaged over the kernels, in the eigenbasis, and what is left.
+
+        Parameters
+        ----------
+        rotated : Tensor of shape (B, d)
+            Noisy points.
+        signal : Tensor of shape (B, 1)
+            Factors of the centers.
+        spread : Tensor of shape (B, d)
+            Variances of the kernels.
+        other : Tensor of shape (B,)
+            Logit of the background, to which a kernel's is the log-density relative to its height.
+
+        Returns
+        -------
+        residual : Tensor of shape (B, d)
+            Sums of posterior times noisy point less signal times center.
+        posterior : Tensor of shape (B, 1)
+            Posterior of the background.
+        """
+        # The kernels' log-densities without what they have in common for a noisy point.
+        other = other + 0.5 * (rotated.square() / spread).sum(1)
+        query = [signal * rotated / spread, -0.5 * signal.square() / spread, other[:, None]]
+        found = self._attend(torch.cat(query, dim=1))
+        mean, posterior = found.split([self.n_features, 1], dim=1)
+        return (1.0 - posterior) * rotated - signal * mean, posterior
+
+    def _average_of_neighbours(
+        self, rotated: Tensor, signal: Tensor, spread: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `_average_of_all` does, from the kernels near each tile of the batch."""
+        size = len(rotated)
+        if size == 0:
+            return rotated, other[:, None]
+        missing = -size % EVALUATIONS_IN_A_TILE
+        parts = (rotated, signal, spread, other[:, None])
+        tiled = [
+            torch.cat([part, part[-1:].expand(missing, -1)]).unflatten(
+                0, (-1, EVALUATIONS_IN_A_TILE)
+            )
+            for part in parts
+        ]
+        centers = self.points @ self.basis
+        # The rows of a table are the means of their noisy points, near enough.
+        middle = (tiled[0] / tiled[1]).mean(1)
+        is_near, is_precise = self._neighbours(centers, middle, *tiled)
+        # Relative to the middle differences of near points hardly cancel.
+        shifted = tiled[0] - tiled[1] * middle[:, None]
+        found = [
+            _average_residuals(
+                centers[chosen] - middle[tile],
+                self.log_weights[chosen],
+                shifted[tile],
+                *(part[tile] for part in tiled[1:]),
+                torch.float64 if is_precise[tile] else torch.float32,
+            )
+            for tile, near in enumerate(is_near)
+            for chosen in [near.nonzero()[:, 0]]
+        ]
+        residual, posterior = (torch.cat(parts)[:size] for parts in zip(*found, strict=True))
+        return residual, posterior
+
+    def _neighbours(
+        self,
+        centers: Tensor,
+        middle: Tensor,
+        rotated: Tensor,
+        signal: Tensor,
+        spread: Tensor,
+        other: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return which kernels are near each tile, (n_tiles, n_points), and where rounding counts.
+
+        A kernel is left out if it is so far from the middle of a tile that all kernels that far
+        would have a posterior of less than `_LEFT_OUT` at every point of the tile, even if there
+        were nothing but the background and the kernel next to the middle.
+        """
+        # Distances in the widest metric of a tile are the least.
+        scale = (spread / signal.square()).amax(1).reciprocal()
+        keys = torch.cat([centers.square(), centers], dim=1)
+        constant = (scale * middle.square()).sum(1, keepdim=True)
+        distance = torch.cat([scale, -2.0 * scale * middle], dim=1) @ keys.T + constant
+        nearest = distance.argmin(1)
+        away = (rotated - signal * centers[nearest][:, None]).square() / spread
+        known = torch.logaddexp(
+            other[:, :, 0], self.log_weights[nearest][:, None] - 0.5 * away.sum(2)
+        )
+        from_middle = (rotated / signal - middle[:, None]).square() * scale[:, None]
+        reach = from_middle.sum(2).sqrt()
+        beyond = (2.0 * (-math.log(_LEFT_OUT) - known).clamp_min(0.0)).sqrt()
+        # What double precision leaves of a distance.
+        slack = 1e-12 * constant
+        is_near = distance <= (reach + beyond).amax(1, keepdim=True).square() + slack
+        is_near[torch.arange(len(middle)), nearest] = True
+        n_near = is_near.sum(1)
+        is_precise = (n_near < _NEIGHBOURS_IN_SINGLE) | (reach.amax(1) > _REACH_IN_SINGLE)
+        return is_near, is_precise
 
     def _attend(self, query: Tensor) -> Tensor:
         """Return the posterior mean of points, in the eigenbasis, and the background's posterior.
@@ -326,6 +441,51 @@ class KernelDensityReference(ContinuousReference):
         check_same(self.background.n_features, self.n_features, "the features differ")
         if not self.background_weight < 1.0:
             raise ValueError("the weight of the background is 1 or more")
+
+
+def _average_residuals(
+    offsets: Tensor,
+    log_weights: Tensor,
+    shifted: Tensor,
+    signal: Tensor,
+    spread: Tensor,
+    other: Tensor,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return residuals averaged over some kernels, and the posterior of the background.
+
+    Parameters
+    ----------
+    offsets : Tensor of shape (n, d)
+        Centers of the kernels, relative to a middle.
+    log_weights : Tensor of shape (n,)
+        Logarithms of their weights.
+    shifted : Tensor of shape (m, d)
+        Noisy points, relative to the noisy middle.
+    signal : Tensor of shape (m, 1)
+        Factors of the centers.
+    spread : Tensor of shape (m, d)
+        Variances of the kernels.
+    other : Tensor of shape (m, 1)
+        Logit of the background.
+    precision : torch.dtype
+        Precision of what is calculated for each point and kernel.
+    """
+    own = (shifted.square() / spread).sum(1, keepdim=True)
+    query = torch.cat(
+        [signal * shifted / spread, -0.5 * signal.square() / spread, torch.ones_like(signal)], dim=1
+    ).to(precision)
+    keys = torch.cat([offsets, offsets.square(), log_weights[:, None]], dim=1).to(precision)
+    logits = query @ keys.T
+    top = logits.amax(1, keepdim=True)
+    values = torch.cat([offsets, torch.ones_like(log_weights)[:, None]], dim=1).to(precision)
+    sums = ((logits - top).exp_() @ values).to(shifted.dtype)
+    mean, mass = sums[:, :-1], sums[:, -1:]
+    # From here on relative to what is likelier, the kernels or the background.
+    log_mass = mass.log() + top.to(shifted.dtype) - 0.5 * own
+    posterior = (other - log_mass).sigmoid()
+    share = (log_mass - other).sigmoid()
+    return share * (shifted - signal * mean / mass), posterior
 
 
 def fit_kernel_density(
