@@ -57,6 +57,7 @@ _LEFT_OUT = 1e-6
 #: from the middle of their tile.
 _NEIGHBOURS_IN_SINGLE = 256
 _REACH_IN_SINGLE = 30.0
+_LEAST_EXPONENT = -100.0
 
 
 @stored()
@@ -271,19 +272,24 @@ class KernelDensityReference(ContinuousReference):
         is_near, is_precise = self._neighbours(centers, middle, *tiled)
         # Relative to the middle differences of near points hardly cancel.
         shifted = tiled[0] - tiled[1] * middle[:, None]
-        found = [
-            _average_residuals(
-                centers[chosen] - middle[tile],
-                self.log_weights[chosen],
-                shifted[tile],
-                *(part[tile] for part in tiled[1:]),
-                torch.float64 if is_precise[tile] else torch.float32,
-            )
-            for tile, near in enumerate(is_near)
-            for chosen in [near.nonzero()[:, 0]]
-        ]
-        residual, posterior = (torch.cat(parts)[:size] for parts in zip(*found, strict=True))
-        return residual, posterior
+        of_squares, of_offsets = -0.5 * tiled[1].square() / tiled[2], tiled[1] * shifted / tiled[2]
+        queries = torch.cat([of_squares, torch.ones_like(tiled[1]), of_offsets], dim=2)
+        queries /= math.log(2.0)
+        near = is_near.nonzero()[:, 1].split(is_near.sum(1).tolist())
+        found = []
+        for query, center, chosen, precise in zip(
+            queries, middle, near, is_precise.tolist(), strict=True
+        ):
+            every = len(chosen) == self.n_points
+            offsets = (centers if every else centers[chosen]) - center
+            log_weights = self.log_weights if every else self.log_weights[chosen]
+            precision = torch.float64 if precise else torch.float32
+            found.append(_average(offsets.to(precision), log_weights, query.to(precision)))
+        mean, log_mass = (torch.stack(parts) for parts in zip(*found, strict=True))
+        own = (shifted.square() / tiled[2]).sum(2, keepdim=True)
+        odds = log_mass - 0.5 * own - tiled[3]
+        residual = odds.sigmoid() * (shifted - tiled[1] * mean)
+        return residual.flatten(0, 1)[:size], (-odds).sigmoid().flatten(0, 1)[:size]
 
     def _neighbours(
         self,
@@ -443,49 +449,36 @@ class KernelDensityReference(ContinuousReference):
             raise ValueError("the weight of the background is 1 or more")
 
 
-def _average_residuals(
-    offsets: Tensor,
-    log_weights: Tensor,
-    shifted: Tensor,
-    signal: Tensor,
-    spread: Tensor,
-    other: Tensor,
-    precision: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return residuals averaged over some kernels, and the posterior of the background.
+def _average(offsets: Tensor, log_weights: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Return averages of offsets, weighted by the exponentials of quadratic functions of them.
 
     Parameters
     ----------
     offsets : Tensor of shape (n, d)
-        Centers of the kernels, relative to a middle.
+        What is averaged.
     log_weights : Tensor of shape (n,)
-        Logarithms of their weights.
-    shifted : Tensor of shape (m, d)
-        Noisy points, relative to the noisy middle.
-    signal : Tensor of shape (m, 1)
-        Factors of the centers.
-    spread : Tensor of shape (m, d)
-        Variances of the kernels.
-    other : Tensor of shape (m, 1)
-        Logit of the background.
-    precision : torch.dtype
-        Precision of what is calculated for each point and kernel.
+        Logarithms of weights.
+    query : Tensor of shape (m, 2 * d + 1)
+        Factors of the squares, of the logarithms and of the offsets in the binary logarithms of
+        what they are weighted by.
+
+    Returns
+    -------
+    mean : Tensor of shape (m, d), float64
+        The averages.
+    log_mass : Tensor of shape (m, 1), float64
+        Logarithms of the sums of the weights.
     """
-    own = (shifted.square() / spread).sum(1, keepdim=True)
-    query = torch.cat(
-        [signal * shifted / spread, -0.5 * signal.square() / spread, torch.ones_like(signal)], dim=1
-    ).to(precision)
-    keys = torch.cat([offsets, offsets.square(), log_weights[:, None]], dim=1).to(precision)
-    logits = query @ keys.T
-    top = logits.amax(1, keepdim=True)
-    values = torch.cat([offsets, torch.ones_like(log_weights)[:, None]], dim=1).to(precision)
-    sums = ((logits - top).exp_() @ values).to(shifted.dtype)
+    n_features = offsets.shape[1]
+    weights = log_weights[:, None].to(offsets.dtype)
+    table = torch.cat([offsets.square(), weights, offsets, torch.ones_like(weights)], dim=1)
+    # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
+    relative = query @ table[:, :-1].T
+    top = relative.amax(1, keepdim=True)
+    relative.sub_(top).clamp_min_(_LEAST_EXPONENT).exp2_()
+    sums = (table[:, n_features + 1 :].T @ relative.T).T.double()
     mean, mass = sums[:, :-1], sums[:, -1:]
-    # From here on relative to what is likelier, the kernels or the background.
-    log_mass = mass.log() + top.to(shifted.dtype) - 0.5 * own
-    posterior = (other - log_mass).sigmoid()
-    share = (log_mass - other).sigmoid()
-    return share * (shifted - signal * mean / mass), posterior
+    return mean / mass, mass.log() + math.log(2.0) * top.double()
 
 
 def fit_kernel_density(
