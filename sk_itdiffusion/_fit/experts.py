@@ -18,6 +18,7 @@ from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import stored
@@ -45,6 +46,9 @@ NETWORKS = ("network", "dense_network")
 LARGEST_NETWORK_INPUT = 1e6
 #: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
 WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
+#: Numbers of a layer on a CPU.  The memory of more is given back to the system after each use, and
+#: asked for again, which may take as long as the layer.
+NUMBERS_OF_A_LAYER = 2**17
 
 
 @stored()
@@ -290,7 +294,14 @@ class Mixing:
 
     def paired(self, experts: Mapping[str, Denoiser]) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
-        return self.stack(experts).paired_with(experts[self.control])
+        needed = {
+            name: each
+            if name == self.control
+            else where_it_counts(each, self.logsnr, self.weights[:, self.expert_names.index(name)])
+            for name, each in experts.items()
+            if name in self.expert_names or name == self.control
+        }
+        return self.stack(needed).paired_with(experts[self.control])
 
 
 def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:
@@ -349,11 +360,70 @@ def network_denoiser(module: torch.nn.Module) -> Denoiser:
     Points beyond all data are seen by the network at a bound, where float32 still squares them.
     Any function of the noisy point is a denoiser, so the bound on the likelihood holds.
     """
+    size = evaluations_in_a_part(module)
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
         bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
-        noise: Tensor = module(bounded.float(), logsnr.float())
+        parts = bounded.float(), logsnr.float()
+        if size is None or len(z) <= size or z.device.type != "cpu":
+            noise: Tensor = module(*parts)
+        else:
+            pairs = zip(*(part.split(size) for part in parts), strict=True)
+            noise = torch.cat([module(*pair) for pair in pairs])
         return noise.to(z.dtype)
+
+    return denoise
+
+
+def evaluations_in_a_part(module: torch.nn.Module) -> int | None:
+    """Return how many evaluations keep the layers of a network small; None if it is not known.
+
+    It is known of networks whose layers are all fully connected.
+    """
+    weights = [weight for weight in module.parameters() if weight.ndim > 1]
+    if not weights or any(weight.ndim > 2 for weight in weights):
+        return None
+    widest = max(len(weight) for weight in weights)
+    n_tiles = NUMBERS_OF_A_LAYER // (EVALUATIONS_IN_A_TILE * widest)
+    return EVALUATIONS_IN_A_TILE * max(1, n_tiles)
+
+
+def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
+    """Return a denoiser that is zero instead of the expert where its weight is zero.
+
+    Parameters
+    ----------
+    expert : callable
+        Maps ``z`` (B, d) and ``logsnr`` (B,) to the predicted noise (B, d).
+    nodes : ndarray of shape (n_nodes,)
+        Increasing log-SNRs.
+    weights : ndarray of shape (n_nodes,)
+        The expert's weights there; they are linear between them, and constant beyond.
+
+    Returns
+    -------
+    callable
+        The same where the weights are positive.  Elsewhere, on a CPU, tiles of a batch in which no
+        evaluation has a weight are left out; places in tiles stay the same.
+    """
+    counts = torch.from_numpy((weights[:-1] > 0.0) | (weights[1:] > 0.0))
+    edges = torch.from_numpy(nodes)
+
+    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+        if z.device.type != "cpu" or len(z) % EVALUATIONS_IN_A_TILE:
+            return expert(z, logsnr)
+        interval = torch.searchsorted(edges, logsnr.double()).clamp_(1, len(edges) - 1) - 1
+        used = counts[interval].unflatten(0, (-1, EVALUATIONS_IN_A_TILE)).any(1)
+        if bool(used.all()):
+            return expert(z, logsnr)
+        noise = torch.zeros_like(z)
+        if bool(used.any()):
+            tiles = (part.unflatten(0, (-1, EVALUATIONS_IN_A_TILE)) for part in (z, logsnr))
+            found = expert(*(part[used].flatten(0, 1) for part in tiles))
+            noise.unflatten(0, (-1, EVALUATIONS_IN_A_TILE))[used] = found.unflatten(
+                0, (-1, EVALUATIONS_IN_A_TILE)
+            )
+        return noise
 
     return denoise
 

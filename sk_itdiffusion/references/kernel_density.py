@@ -205,19 +205,18 @@ class KernelDensityReference(ContinuousReference):
         which those of one row are near each other.  The others' posterior is less than 1e-6.
         """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
-        log_joint, whitened = self.background.noisy_components(z, logsnr)
+        elsewhere, from_background = self.background.density_and_noise(z, logsnr)
         rotated = z @ self.basis
         spread = signal.square() * self.variances + noise.square()
         # Densities relative to a kernel's height.
         height = -0.5 * (spread.log() + math.log(2 * math.pi)).sum(1)
-        other = self.background_weight.logit() + log_joint.logsumexp(1) - height
+        other = self.background_weight.logit() + elsewhere - height
         if z.device.type == "cpu" and not (torch.is_grad_enabled() and z.requires_grad):
             average = self._average_of_neighbours
         else:
             average = self._average_of_all
         mean, posterior = average(rotated, signal, spread, other)
         from_kernels = noise * mean / spread
-        from_background = self.background.average_noise(log_joint.softmax(1), whitened, logsnr)
         predicted: Tensor = from_kernels @ self.basis.T + posterior * from_background
         return predicted
 
