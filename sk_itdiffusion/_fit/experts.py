@@ -18,7 +18,7 @@ from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser, StackedDenoiser
-from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import stored
@@ -48,7 +48,7 @@ LARGEST_NETWORK_INPUT = 1e6
 WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
 #: Numbers of a layer on a CPU.  The memory of more is given back to the system after each use, and
 #: asked for again, which may take as long as the layer.
-NUMBERS_OF_A_LAYER = 2**17
+NUMBERS_OF_A_LAYER = 2**18
 
 
 @stored()
@@ -403,8 +403,8 @@ def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
     Returns
     -------
     callable
-        The same where the weights are positive.  Elsewhere, on a CPU, tiles of a batch in which no
-        evaluation has a weight are left out; places in tiles stay the same.
+        The same where the weights are positive.  On a CPU groups of evaluations without a weight,
+        at places as far apart as rows are, are left out.
     """
     counts = torch.from_numpy((weights[:-1] > 0.0) | (weights[1:] > 0.0))
     edges = torch.from_numpy(nodes)
@@ -413,16 +413,17 @@ def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
         if z.device.type != "cpu" or len(z) % EVALUATIONS_IN_A_TILE:
             return expert(z, logsnr)
         interval = torch.searchsorted(edges, logsnr.double()).clamp_(1, len(edges) - 1) - 1
-        used = counts[interval].unflatten(0, (-1, EVALUATIONS_IN_A_TILE)).any(1)
-        if bool(used.all()):
-            return expert(z, logsnr)
+        used = counts[interval].unflatten(0, (-1, SINGLE_APART)).any(1).nonzero()[:, 0]
         noise = torch.zeros_like(z)
-        if bool(used.any()):
-            tiles = (part.unflatten(0, (-1, EVALUATIONS_IN_A_TILE)) for part in (z, logsnr))
-            found = expert(*(part[used].flatten(0, 1) for part in tiles))
-            noise.unflatten(0, (-1, EVALUATIONS_IN_A_TILE))[used] = found.unflatten(
-                0, (-1, EVALUATIONS_IN_A_TILE)
-            )
+        groups = [part.unflatten(0, (-1, SINGLE_APART)) for part in (z, logsnr, noise)]
+        if len(used) == len(groups[0]):
+            return expert(z, logsnr)
+        if len(used) > 0:
+            # Whole tiles, the last of them filled up with the first group.
+            missing = -len(used) % (EVALUATIONS_IN_A_TILE // SINGLE_APART)
+            chosen = torch.cat([used, used.new_zeros(missing)])
+            found = expert(*(part[chosen].flatten(0, 1) for part in groups[:2]))
+            groups[2][used] = found.unflatten(0, (-1, SINGLE_APART))[: len(used)]
         return noise
 
     return denoise

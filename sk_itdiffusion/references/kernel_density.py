@@ -52,7 +52,7 @@ _LEAST_GAIN_OF_A_STEP = 0.005
 #: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
 #: Greatest posterior of all kernels together that are left out of an average.
-_LEFT_OUT = 1e-6
+_LEFT_OUT = 1e-5
 #: So many kernels are averaged in single precision, unless points are as many standard deviations
 #: from the middle of their tile.
 _NEIGHBOURS_IN_SINGLE = 256
@@ -202,7 +202,7 @@ class KernelDensityReference(ContinuousReference):
         """Return the predicted noise; see `Reference.denoise`.
 
         On a CPU it is calculated from the kernels near the noisy points of a tile of a batch, of
-        which those of one row are near each other.  The others' posterior is less than 1e-6.
+        which those of one row are near each other.  The others' posterior is less than 1e-5.
         """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
         elsewhere, from_background = self.background.density_and_noise(z, logsnr)
