@@ -14,6 +14,7 @@ The density of :math:`q` enters as one more key, whose weight is the posterior o
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -37,6 +38,7 @@ from sk_itdiffusion.references.base import (
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import (
     LEAST_RELATIVE_VARIANCE,
+    NUMBERS_IN_A_CACHE,
     GaussianMixtureReference,
 )
 
@@ -52,7 +54,7 @@ _LEAST_GAIN_OF_A_STEP = 0.005
 #: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
 #: Greatest posterior of all kernels together that are left out of an average.
-_LEFT_OUT = 1e-5
+_LEFT_OUT = 1e-6
 #: So many kernels are averaged in single precision, unless points are as many standard deviations
 #: from the middle of their tile.
 _NEIGHBOURS_IN_SINGLE = 256
@@ -168,7 +170,10 @@ class KernelDensityReference(ContinuousReference):
         Tensor of shape (B,)
             Log-densities in nats.
         """
-        kernels = self.kernel_log_prob(x, added_variance).logsumexp(1)
+        size = max(2, NUMBERS_IN_A_CACHE // self.n_points // 2 * 2)
+        kernels = torch.cat(
+            [self.kernel_log_prob(part, added_variance).logsumexp(1) for part in x.split(size)]
+        )
         elsewhere = self.background.component_log_prob(x, added_variance).logsumexp(1)
         share = self.background_weight
         return torch.logaddexp((-share).log1p() + kernels, share.log() + elsewhere)
@@ -202,7 +207,7 @@ class KernelDensityReference(ContinuousReference):
         """Return the predicted noise; see `Reference.denoise`.
 
         On a CPU it is calculated from the kernels near the noisy points of a tile of a batch, of
-        which those of one row are near each other.  The others' posterior is less than 1e-5.
+        which those of one row are near each other.  The others' posterior is less than 1e-6.
         """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
         elsewhere, from_background = self.background.density_and_noise(z, logsnr)
@@ -269,21 +274,30 @@ class KernelDensityReference(ContinuousReference):
         # The rows of a table are the means of their noisy points, near enough.
         middle = (tiled[0] / tiled[1]).mean(1)
         is_near, is_precise = self._neighbours(centers, middle, *tiled)
+        is_every, of_all = is_near.all(1), centers.mean(0)
+        middle = torch.where(is_every[:, None], of_all, middle)
         # Relative to the middle differences of near points hardly cancel.
         shifted = tiled[0] - tiled[1] * middle[:, None]
         of_squares, of_offsets = -0.5 * tiled[1].square() / tiled[2], tiled[1] * shifted / tiled[2]
         queries = torch.cat([of_squares, torch.ones_like(tiled[1]), of_offsets], dim=2)
         queries /= math.log(2.0)
+
+        @functools.cache
+        def table_of_all(precision: torch.dtype) -> Tensor:
+            return _quadratic_table((centers - of_all).to(precision), self.log_weights)
+
         near = is_near.nonzero()[:, 1].split(is_near.sum(1).tolist())
         found = []
-        for query, center, chosen, precise in zip(
-            queries, middle, near, is_precise.tolist(), strict=True
+        for query, center, chosen, every, precise in zip(
+            queries, middle, near, is_every.tolist(), is_precise.tolist(), strict=True
         ):
-            every = len(chosen) == self.n_points
-            offsets = (centers if every else centers[chosen]) - center
-            log_weights = self.log_weights if every else self.log_weights[chosen]
             precision = torch.float64 if precise else torch.float32
-            found.append(_average(offsets.to(precision), log_weights, query.to(precision)))
+            if every:
+                table = table_of_all(precision)
+            else:
+                offsets = (centers[chosen] - center).to(precision)
+                table = _quadratic_table(offsets, self.log_weights[chosen])
+            found.append(_average(table, query.to(precision)))
         mean, log_mass = (torch.stack(parts) for parts in zip(*found, strict=True))
         own = (shifted.square() / tiled[2]).sum(2, keepdim=True)
         odds = log_mass - 0.5 * own - tiled[3]
@@ -320,11 +334,12 @@ class KernelDensityReference(ContinuousReference):
         beyond = (2.0 * (-math.log(_LEFT_OUT) - known).clamp_min(0.0)).sqrt()
         # What double precision leaves of a distance.
         slack = 1e-12 * constant
-        is_near = distance <= (reach + beyond).amax(1, keepdim=True).square() + slack
-        is_near[torch.arange(len(middle)), nearest] = True
-        n_near = is_near.sum(1)
-        is_precise = (n_near < _NEIGHBOURS_IN_SINGLE) | (reach.amax(1) > _REACH_IN_SINGLE)
-        return is_near, is_precise
+        is_far = distance > (reach + beyond).amax(1, keepdim=True).square() + slack
+        is_far[torch.arange(len(middle)), nearest] = False
+        # So written that all are near where numbers overflow.
+        is_near = ~is_far
+        is_single = (is_near.sum(1) >= _NEIGHBOURS_IN_SINGLE) & (reach.amax(1) <= _REACH_IN_SINGLE)
+        return is_near, ~is_single
 
     def _attend(self, query: Tensor) -> Tensor:
         """Return the posterior mean of points, in the eigenbasis, and the background's posterior.
@@ -448,18 +463,22 @@ class KernelDensityReference(ContinuousReference):
             raise ValueError("the weight of the background is 1 or more")
 
 
-def _average(offsets: Tensor, log_weights: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+def _quadratic_table(offsets: Tensor, log_weights: Tensor) -> Tensor:
+    """Return squares of offsets (n, d), logarithms of weights, offsets and ones, side by side."""
+    weights = log_weights[:, None].to(offsets.dtype)
+    return torch.cat([offsets.square(), weights, offsets, torch.ones_like(weights)], dim=1)
+
+
+def _average(table: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Return averages of offsets, weighted by the exponentials of quadratic functions of them.
 
     Parameters
     ----------
-    offsets : Tensor of shape (n, d)
-        What is averaged.
-    log_weights : Tensor of shape (n,)
-        Logarithms of weights.
+    table : Tensor of shape (n, 2 * d + 2)
+        What `_quadratic_table` returns.
     query : Tensor of shape (m, 2 * d + 1)
-        Factors of the squares, of the logarithms and of the offsets in the binary logarithms of
-        what they are weighted by.
+        Factors of all columns of the table but the last in the binary logarithms of what offsets
+        are weighted by.
 
     Returns
     -------
@@ -468,14 +487,12 @@ def _average(offsets: Tensor, log_weights: Tensor, query: Tensor) -> tuple[Tenso
     log_mass : Tensor of shape (m, 1), float64
         Logarithms of the sums of the weights.
     """
-    n_features = offsets.shape[1]
-    weights = log_weights[:, None].to(offsets.dtype)
-    table = torch.cat([offsets.square(), weights, offsets, torch.ones_like(weights)], dim=1)
-    # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
     relative = query @ table[:, :-1].T
     top = relative.amax(1, keepdim=True)
+    # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
     relative.sub_(top).clamp_min_(_LEAST_EXPONENT).exp2_()
-    sums = (table[:, n_features + 1 :].T @ relative.T).T.double()
+    first = table.shape[1] // 2
+    sums = (table[:, first:].T @ relative.T).T.double()
     mean, mass = sums[:, :-1], sums[:, -1:]
     return mean / mass, mass.log() + math.log(2.0) * top.double()
 
