@@ -273,7 +273,10 @@ class KernelDensityReference(ContinuousReference):
         centers = self.points @ self.basis
         # The rows of a table are the means of their noisy points, near enough.
         middle = (tiled[0] / tiled[1]).mean(1)
-        is_near, is_precise = self._neighbours(centers, middle, *tiled)
+        n_tiles = max(1, NUMBERS_IN_A_CACHE // self.n_points)
+        pieces = zip(*(part.split(n_tiles) for part in (middle, *tiled)), strict=True)
+        known = [self._neighbours(centers, *piece) for piece in pieces]
+        is_near, is_precise = (torch.cat(parts) for parts in zip(*known, strict=True))
         is_every, of_all = is_near.all(1), centers.mean(0)
         middle = torch.where(is_every[:, None], of_all, middle)
         # Relative to the middle differences of near points hardly cancel.
@@ -286,6 +289,11 @@ class KernelDensityReference(ContinuousReference):
         def table_of_all(precision: torch.dtype) -> Tensor:
             return _quadratic_table((centers - of_all).to(precision), self.log_weights)
 
+        # Used again and again, since new memory may take as long as what is done in it.
+        memory = torch.empty(
+            EVALUATIONS_IN_A_TILE * (0 if bool(is_precise.all()) else self.n_points),
+            dtype=torch.float32,
+        )
         near = is_near.nonzero()[:, 1].split(is_near.sum(1).tolist())
         found = []
         for query, center, chosen, every, precise in zip(
@@ -297,7 +305,7 @@ class KernelDensityReference(ContinuousReference):
             else:
                 offsets = (centers[chosen] - center).to(precision)
                 table = _quadratic_table(offsets, self.log_weights[chosen])
-            found.append(_average(table, query.to(precision)))
+            found.append(_average(table, query.to(precision), memory))
         mean, log_mass = (torch.stack(parts) for parts in zip(*found, strict=True))
         own = (shifted.square() / tiled[2]).sum(2, keepdim=True)
         odds = log_mass - 0.5 * own - tiled[3]
@@ -469,7 +477,7 @@ def _quadratic_table(offsets: Tensor, log_weights: Tensor) -> Tensor:
     return torch.cat([offsets.square(), weights, offsets, torch.ones_like(weights)], dim=1)
 
 
-def _average(table: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+def _average(table: Tensor, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Return averages of offsets, weighted by the exponentials of quadratic functions of them.
 
     Parameters
@@ -479,6 +487,8 @@ def _average(table: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     query : Tensor of shape (m, 2 * d + 1)
         Factors of all columns of the table but the last in the binary logarithms of what offsets
         are weighted by.
+    memory : Tensor
+        At least n * m numbers that are overwritten, if they are of the table's precision.
 
     Returns
     -------
@@ -487,7 +497,10 @@ def _average(table: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     log_mass : Tensor of shape (m, 1), float64
         Logarithms of the sums of the weights.
     """
-    relative = query @ table[:, :-1].T
+    place = None
+    if memory.dtype == table.dtype:
+        place = memory[: len(query) * len(table)].view(len(query), len(table))
+    relative = torch.mm(query, table[:, :-1].T, out=place)
     top = relative.amax(1, keepdim=True)
     # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
     relative.sub_(top).clamp_min_(_LEAST_EXPONENT).exp2_()
