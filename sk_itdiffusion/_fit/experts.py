@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import KernelDensityReference, Reference
 
 __all__ = [
     "NETWORKS",
@@ -294,14 +295,56 @@ class Mixing:
 
     def paired(self, experts: Mapping[str, Denoiser]) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
-        needed = {
-            name: each
-            if name == self.control
-            else where_it_counts(each, self.logsnr, self.weights[:, self.expert_names.index(name)])
-            for name, each in experts.items()
-            if name in self.expert_names or name == self.control
-        }
-        return self.stack(needed).paired_with(experts[self.control])
+        control = experts[self.control]
+        needed = {self.control: control}
+        for name, weights in zip(self.expert_names, self.weights.T, strict=True):
+            if name != self.control:
+                needed[name] = where_it_counts(experts[name], self.logsnr, weights)
+        if isinstance(control, KernelDensityReference):
+            shared = _SharedBackground(control)
+            needed[self.control] = shared.denoise
+            for name in needed:
+                if is_same_reference(experts[name], control.background):
+                    needed[name] = shared.background
+        return self.stack(needed).paired_with(needed[self.control])
+
+
+class _SharedBackground:
+    """Kernels and the mixture between them, which are evaluated once for both.
+
+    Parameters
+    ----------
+    kernels : KernelDensityReference
+        The kernels.
+    """
+
+    def __init__(self, kernels: KernelDensityReference) -> None:
+        self.kernels = kernels
+        self.of_thread = threading.local()
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the noise that the kernels predict."""
+        noise, of_background = self.kernels.denoise_with_background(z, logsnr)
+        self.of_thread.last = z, logsnr, of_background
+        return noise
+
+    def background(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the noise that the mixture predicts; what is known if the kernels came first."""
+        last = getattr(self.of_thread, "last", (None, None, z))
+        if last[0] is z and last[1] is logsnr:
+            found: Tensor = last[2]
+            return found
+        return self.kernels.background.denoise(z, logsnr)
+
+
+def is_same_reference(denoiser: Denoiser, reference: Reference) -> bool:
+    """Return whether a denoiser is a reference of the same kind and the same numbers."""
+    if not isinstance(denoiser, Reference) or type(denoiser) is not type(reference):
+        return False
+    first, second = dict(denoiser.named_buffers()), dict(reference.named_buffers())
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor, second[name]) for name, tensor in first.items()
+    )
 
 
 def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:

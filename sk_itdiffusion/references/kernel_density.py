@@ -206,8 +206,27 @@ class KernelDensityReference(ContinuousReference):
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`.
 
+        See `denoise_with_background`.
+        """
+        return self.denoise_with_background(z, logsnr)[0]
+
+    def denoise_with_background(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the predicted noise, and what the background alone predicts.
+
         On a CPU it is calculated from the kernels near the noisy points of a tile of a batch, of
         which those of one row are near each other.  The others' posterior is less than 1e-6.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        noise, of_background : Tensor of shape (B, d)
+            Conditional means of the noise given ``z``.
         """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
         elsewhere, from_background = self.background.density_and_noise(z, logsnr)
@@ -223,7 +242,7 @@ class KernelDensityReference(ContinuousReference):
         mean, posterior = average(rotated, signal, spread, other)
         from_kernels = noise * mean / spread
         predicted: Tensor = from_kernels @ self.basis.T + posterior * from_background
-        return predicted
+        return predicted, from_background
 
     def _average_of_all(
         self, rotated: Tensor, signal: Tensor, spread: Tensor, other: Tensor
@@ -277,7 +296,8 @@ class KernelDensityReference(ContinuousReference):
         pieces = zip(*(part.split(n_tiles) for part in (middle, *tiled)), strict=True)
         known = [self._neighbours(centers, *piece) for piece in pieces]
         is_near, is_precise = (torch.cat(parts) for parts in zip(*known, strict=True))
-        is_every, of_all = is_near.all(1), centers.mean(0)
+        n_near, of_all = is_near.sum(1), centers.mean(0)
+        is_every = n_near == self.n_points
         middle = torch.where(is_every[:, None], of_all, middle)
         # Relative to the middle differences of near points hardly cancel.
         shifted = tiled[0] - tiled[1] * middle[:, None]
@@ -294,7 +314,7 @@ class KernelDensityReference(ContinuousReference):
             EVALUATIONS_IN_A_TILE * (0 if bool(is_precise.all()) else self.n_points),
             dtype=torch.float32,
         )
-        near = is_near.nonzero()[:, 1].split(is_near.sum(1).tolist())
+        near = is_near.nonzero()[:, 1].split(n_near.tolist())
         found = []
         for query, center, chosen, every, precise in zip(
             queries, middle, near, is_every.tolist(), is_precise.tolist(), strict=True
