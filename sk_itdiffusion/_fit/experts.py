@@ -167,15 +167,17 @@ class Experts:
 
         Larger passes are up to three times slower on a CPU, where the mixture's intermediate
         results, one number for each component and feature, no longer fit; GPUs want large ones.
-        Of continuous tables passes are larger in any case: below two thousand evaluations Python's
-        own work, for which workers wait for each other, takes as long as the networks'.
+        Of tables passes are larger in any case: below two thousand evaluations of continuous
+        columns, and a few hundred of levels, Python's own work, for which workers wait for each
+        other, takes as long as the networks'.
         """
         widest = self.widest
         cached = 2**18 if self.device.type == "cpu" else 2**27
         # Enough to be worth a pass, but a bounded number of intermediate results.
         least = int(np.clip(16 * cached // widest, 1, 64))
-        if not self.space.layout.variables and not self.has_images:
-            least = max(least, min(16 * cached // widest, 2048))
+        if not self.has_images:
+            enough = 512 if self.space.layout.variables else 2048
+            least = max(least, min(16 * cached // widest, enough))
         return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
 
     @property

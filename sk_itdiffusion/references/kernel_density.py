@@ -319,14 +319,14 @@ class KernelDensityReference(ContinuousReference):
         for query, center, chosen, every, precise in zip(
             queries, middle, near, is_every.tolist(), is_precise.tolist(), strict=True
         ):
-            precision = torch.float64 if precise else torch.float32
+            precision = rotated.dtype if precise else torch.float32
             if every:
                 table = table_of_all(precision)
             else:
                 offsets = (centers[chosen] - center).to(precision)
                 table = _quadratic_table(offsets, self.log_weights[chosen])
             found.append(_average(table, query.to(precision), memory))
-        mean, log_mass = (torch.stack(parts) for parts in zip(*found, strict=True))
+        mean, log_mass = (torch.stack(parts).to(rotated) for parts in zip(*found, strict=True))
         own = (shifted.square() / tiled[2]).sum(2, keepdim=True)
         odds = log_mass - 0.5 * own - tiled[3]
         residual = odds.sigmoid() * (shifted - tiled[1] * mean)
@@ -360,8 +360,8 @@ class KernelDensityReference(ContinuousReference):
         from_middle = (rotated / signal - middle[:, None]).square() * scale[:, None]
         reach = from_middle.sum(2).sqrt()
         beyond = (2.0 * (-math.log(_LEFT_OUT) - known).clamp_min(0.0)).sqrt()
-        # What double precision leaves of a distance.
-        slack = 1e-12 * constant
+        # What rounding leaves of a distance.
+        slack = 1e4 * torch.finfo(distance.dtype).eps * constant
         is_far = distance > (reach + beyond).amax(1, keepdim=True).square() + slack
         is_far[torch.arange(len(middle)), nearest] = False
         # So written that all are near where numbers overflow.
@@ -508,7 +508,7 @@ def _average(table: Tensor, query: Tensor, memory: Tensor) -> tuple[Tensor, Tens
         Factors of all columns of the table but the last in the binary logarithms of what offsets
         are weighted by.
     memory : Tensor
-        At least n * m numbers that are overwritten, if they are of the table's precision.
+        Numbers that are overwritten, if they are n * m or more, of the table's precision.
 
     Returns
     -------
@@ -517,9 +517,9 @@ def _average(table: Tensor, query: Tensor, memory: Tensor) -> tuple[Tensor, Tens
     log_mass : Tensor of shape (m, 1), float64
         Logarithms of the sums of the weights.
     """
-    place = None
-    if memory.dtype == table.dtype:
-        place = memory[: len(query) * len(table)].view(len(query), len(table))
+    n_numbers, place = len(query) * len(table), None
+    if memory.dtype == table.dtype and len(memory) >= n_numbers:
+        place = memory[:n_numbers].view(len(query), len(table))
     relative = torch.mm(query, table[:, :-1].T, out=place)
     top = relative.amax(1, keepdim=True)
     # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
