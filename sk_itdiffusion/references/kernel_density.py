@@ -170,7 +170,7 @@ class KernelDensityReference(ContinuousReference):
         Tensor of shape (B,)
             Log-densities in nats.
         """
-        size = max(2, NUMBERS_IN_A_CACHE // self.n_points // 2 * 2)
+        size = 2 * max(1, NUMBERS_IN_A_CACHE // (4 * self.n_points))
         kernels = torch.cat(
             [self.kernel_log_prob(part, added_variance).logsumexp(1) for part in x.split(size)]
         )
