@@ -12,6 +12,7 @@ import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
 from sk_itdiffusion._fit.grids import n_nodes_needed, with_more_nodes
 from sk_itdiffusion._table.rows import WeightedRows, group_rows
+from sk_itdiffusion.channel import add_noise, signal_scale
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
     GaussianReference,
@@ -422,3 +423,78 @@ def test_ensemble_has_the_kernels_of_its_members_once():
     assert np.diff(ensemble.logsnr_).max() <= np.diff(alone.logsnr_).max() * (1 + 1e-9)
     gain = ensemble.score_samples(new) - alone.score_samples(new)
     assert gain.mean() > -0.2 - 3 * gain.std() / np.sqrt(len(new))
+
+
+def noisy_tiles(density, logsnr, n_rows=6, seed=3):
+    """Return noisy points of rows, a tile of each, and their log-SNRs, which differ a little."""
+    rng = np.random.default_rng(seed)
+    rows = density.sample(n_rows, np.random.RandomState(seed))
+    x = torch.from_numpy(np.repeat(rows, 32, axis=0))
+    level = torch.from_numpy(logsnr + np.sort(rng.uniform(size=32 * n_rows)))
+    return add_noise(x, torch.from_numpy(rng.normal(size=x.shape)), level), level
+
+
+@pytest.mark.parametrize("d", [1, 3, 8])
+@pytest.mark.parametrize("logsnr", [-9.0, -1.0, 2.0, 6.0, 12.0])
+@pytest.mark.parametrize("n", [100, 2000])
+def test_neighbours_denoise_like_all_kernels(d, logsnr, n):
+    """Up to the bound on what is left out, and single precision where neighbours are many.
+
+    What is left out has a posterior of 1e-6 at most, and is less than 30 standard deviations away;
+    logarithms of weights are less than 1000 in single precision, of which it keeps 1e-7.
+    """
+    density, mixture = make_density(d, n)
+    z, level = noisy_tiles(density, logsnr)
+    near = density.denoise(z, level)
+    all_kernels = density.denoise(z.clone().requires_grad_(True), level).detach()
+    assert (near - all_kernels).abs().max() < 30 * 1e-6 + 1000 * 1e-7
+    assert (near - mixture.denoise(z, level)).abs().max() < 30 * 1e-6 + 1000 * 1e-7
+    # Such cases are rare: most kernels that are left out are much farther away.
+    assert (near - all_kernels).abs().mean() < 1e-6
+
+
+def neighbours_of(density, z, level):
+    """Return which kernels each tile is denoised with."""
+    asked = []
+    plain = density._neighbours
+
+    def recorded(*args):
+        asked.append(plain(*args))
+        return asked[-1]
+
+    density._neighbours = recorded
+    density.denoise(z, level)
+    del density._neighbours
+    return torch.cat([is_near for is_near, _ in asked])
+
+
+@pytest.mark.parametrize("weight", [1e-9, 0.2])
+@pytest.mark.parametrize("logsnr", [-9.0, -1.0, 2.0, 6.0, 12.0])
+def test_what_is_left_out_has_next_to_no_posterior(logsnr, weight):
+    density, _ = make_density(4, 1000)
+    density.background_weight.fill_(weight)
+    z, level = noisy_tiles(density, logsnr)
+    is_near = neighbours_of(density, z, level).repeat_interleave(32, 0)
+    for one, at, near in zip(z[::7], level[::7], is_near[::7], strict=True):
+        scaled, variance = one[None] / signal_scale(at), float((-at).exp())
+        kernels = density.kernel_log_prob(scaled, variance)[0] + np.log1p(-weight)
+        total = density.log_prob(scaled, variance)
+        assert float((kernels[~near] - total).exp().sum()) < 1e-6
+    if logsnr >= 6.0:
+        assert is_near.double().mean() < 0.2
+
+
+def test_kernels_denoise_batches_of_any_size():
+    density, mixture = make_density(3, 300)
+    z, level = noisy_tiles(density, 4.0)
+    for size in (0, 1, 31, 33):
+        expected = mixture.denoise(z[:size], level[:size])
+        np.testing.assert_allclose(density.denoise(z[:size], level[:size]), expected, atol=1e-4)
+
+
+def test_kernels_denoise_where_there_is_next_to_no_signal():
+    density, _ = make_density(3, 300)
+    z, level = noisy_tiles(density, 4.0)
+    for at in (-600.0, 600.0):
+        found = density.denoise(z, torch.full_like(level, at))
+        assert bool(torch.isfinite(found).all())

@@ -273,7 +273,7 @@ class Contributions:
         layout = model.space.layout
         owner = columns_of_coordinates(layout)
         seen = layout.embed_array(rows.mapped[chosen]) if points is None else values[chosen]
-        n_rows, n_draws = rule.block_shape(model.budget)
+        n_rows, n_draws = rule.block_shape(model.budget, model.evaluations_apart)
 
         def one_block(start: int) -> Array:
             part = np.arange(start, start + n_rows).clip(max=len(seen) - 1)
@@ -289,6 +289,7 @@ class Contributions:
                     model.device,
                     model.precision,
                     points,
+                    model.evaluations_apart,
                 )
                 weighted = np.einsum("ndm,ndmc->nc", 0.5 * coefficient, differences)
                 for coordinate, column in enumerate(owner):

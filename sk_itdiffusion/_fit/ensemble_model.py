@@ -272,6 +272,11 @@ class EnsembleExperts(Experts):
         """Names of the experts that are no analytic references."""
         return self.members.keys()
 
+    @property
+    def evaluations_apart(self) -> int:
+        """Places at multiples of which rows begin, for all members."""
+        return max(model.evaluations_apart for model in self.members.values())
+
     def experts(self) -> dict[str, Denoiser]:
         """Return all denoisers by name: the members' and the references'."""
         references: dict[str, Denoiser] = {

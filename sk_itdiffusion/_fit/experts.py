@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,11 +26,12 @@ from sk_itdiffusion._immse.likelihood import (
     StackedDenoiser,
     information_gap,
 )
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references import KernelDensityReference, Reference
 
 __all__ = [
     "NETWORKS",
@@ -52,6 +54,9 @@ NETWORKS = ("network", "dense_network")
 LARGEST_NETWORK_INPUT = 1e6
 #: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
 WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
+#: Numbers of a layer on a CPU.  The memory of more is given back to the system after each use, and
+#: asked for again, which may take as long as the layer.
+NUMBERS_OF_A_LAYER = 2**18
 
 
 @stored()
@@ -169,15 +174,17 @@ class Experts:
 
         Larger passes are up to three times slower on a CPU, where the mixture's intermediate
         results, one number for each component and feature, no longer fit; GPUs want large ones.
-        Of continuous tables passes are larger in any case: below two thousand evaluations Python's
-        own work, for which workers wait for each other, takes as long as the networks'.
+        Of tables passes are larger in any case: below two thousand evaluations of continuous
+        columns, and a few hundred of levels, Python's own work, for which workers wait for each
+        other, takes as long as the networks'.
         """
         widest = self.widest
         cached = 2**18 if self.device.type == "cpu" else 2**27
         # Enough to be worth a pass, but a bounded number of intermediate results.
         least = int(np.clip(16 * cached // widest, 1, 64))
-        if not self.space.layout.variables and not self.has_images:
-            least = max(least, min(16 * cached // widest, 2048))
+        if not self.has_images:
+            enough = 512 if self.space.layout.variables else 2048
+            least = max(least, min(16 * cached // widest, enough))
         return int(2 ** math.floor(math.log2(np.clip(cached // widest, least, 2**15))))
 
     @property
@@ -251,6 +258,15 @@ class Experts:
             return values
         return self.dequantizer.rounded_inside(values, self.space.bounds_of_columns())
 
+    @property
+    def evaluations_apart(self) -> int:
+        """Places at multiples of which rows begin: with kernels, which look at whole tiles, these.
+
+        See `sk_itdiffusion._immse.places`.
+        """
+        has_kernels = any(isinstance(r, KernelDensityReference) for r in self.references.values())
+        return EVALUATIONS_IN_A_TILE if has_kernels else SINGLE_APART
+
     def gap(
         self,
         rows: Array,
@@ -269,6 +285,7 @@ class Experts:
             device=self.device,
             dtype=self.precision,
             points=points,
+            apart=self.evaluations_apart,
         )
 
     def profile(
@@ -329,7 +346,56 @@ class Mixing:
 
     def paired(self, experts: Mapping[str, Denoiser]) -> PairedDenoiser:
         """Return the control variate and the stack as one function."""
-        return self.stack(experts).paired_with(experts[self.control])
+        control = experts[self.control]
+        needed = {self.control: control}
+        for name, weights in zip(self.expert_names, self.weights.T, strict=True):
+            if name != self.control:
+                needed[name] = where_it_counts(experts[name], self.logsnr, weights)
+        if isinstance(control, KernelDensityReference):
+            shared = _SharedBackground(control)
+            needed[self.control] = shared.denoise
+            for name in needed:
+                if is_same_reference(experts[name], control.background):
+                    needed[name] = shared.background
+        return self.stack(needed).paired_with(needed[self.control])
+
+
+class _SharedBackground:
+    """Kernels and the mixture between them, which are evaluated once for both.
+
+    Parameters
+    ----------
+    kernels : KernelDensityReference
+        The kernels.
+    """
+
+    def __init__(self, kernels: KernelDensityReference) -> None:
+        self.kernels = kernels
+        self.of_thread = threading.local()
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the noise that the kernels predict."""
+        noise, of_background = self.kernels.denoise_with_background(z, logsnr)
+        self.of_thread.last = z, logsnr, of_background
+        return noise
+
+    def background(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the noise that the mixture predicts; what is known if the kernels came first."""
+        last = getattr(self.of_thread, "last", (None, None, z))
+        if last[0] is z and last[1] is logsnr:
+            found: Tensor = last[2]
+            return found
+        return self.kernels.background.denoise(z, logsnr)
+
+
+def is_same_reference(denoiser: Denoiser, reference: Reference) -> bool:
+    """Return whether a denoiser is a reference of the same kind and the same numbers."""
+    if not isinstance(denoiser, Reference) or type(denoiser) is not type(reference):
+        return False
+    first, second = dict(denoiser.named_buffers()), dict(reference.named_buffers())
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor, second[name]) for name, tensor in first.items()
+    )
 
 
 def covers(dequantizer: Dequantizer | None, space: TableSpace) -> bool:
@@ -383,11 +449,71 @@ def network_denoiser(module: torch.nn.Module) -> Denoiser:
     Points beyond all data are seen by the network at a bound, where float32 still squares them.
     Any function of the noisy point is a denoiser, so the bound on the likelihood holds.
     """
+    size = evaluations_in_a_part(module)
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
         bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
-        noise: Tensor = module(bounded.float(), logsnr.float())
+        parts = bounded.float(), logsnr.float()
+        if size is None or len(z) <= size or z.device.type != "cpu":
+            noise: Tensor = module(*parts)
+        else:
+            pairs = zip(*(part.split(size) for part in parts), strict=True)
+            noise = torch.cat([module(*pair) for pair in pairs])
         return noise.to(z.dtype)
+
+    return denoise
+
+
+def evaluations_in_a_part(module: torch.nn.Module) -> int | None:
+    """Return how many evaluations keep the layers of a network small; None if it is not known.
+
+    It is known of networks whose layers are all fully connected.
+    """
+    weights = [weight for weight in module.parameters() if weight.ndim > 1]
+    if not weights or any(weight.ndim > 2 for weight in weights):
+        return None
+    widest = max(len(weight) for weight in weights)
+    n_tiles = NUMBERS_OF_A_LAYER // (EVALUATIONS_IN_A_TILE * widest)
+    return EVALUATIONS_IN_A_TILE * max(1, n_tiles)
+
+
+def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
+    """Return a denoiser that is zero instead of the expert where its weight is zero.
+
+    Parameters
+    ----------
+    expert : callable
+        Maps ``z`` (B, d) and ``logsnr`` (B,) to the predicted noise (B, d).
+    nodes : ndarray of shape (n_nodes,)
+        Increasing log-SNRs.
+    weights : ndarray of shape (n_nodes,)
+        The expert's weights there; they are linear between them, and constant beyond.
+
+    Returns
+    -------
+    callable
+        The same where the weights are positive.  On a CPU groups of evaluations without a weight,
+        at places as far apart as rows are, are left out.
+    """
+    counts = torch.from_numpy((weights[:-1] > 0.0) | (weights[1:] > 0.0))
+    edges = torch.from_numpy(nodes)
+
+    def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+        if z.device.type != "cpu" or len(z) % EVALUATIONS_IN_A_TILE:
+            return expert(z, logsnr)
+        interval = torch.searchsorted(edges, logsnr.double()).clamp_(1, len(edges) - 1) - 1
+        used = counts[interval].unflatten(0, (-1, SINGLE_APART)).any(1).nonzero()[:, 0]
+        noise = torch.zeros_like(z)
+        groups = [part.unflatten(0, (-1, SINGLE_APART)) for part in (z, logsnr, noise)]
+        if len(used) == len(groups[0]):
+            return expert(z, logsnr)
+        if len(used) > 0:
+            # Whole tiles, the last of them filled up with the first group.
+            missing = -len(used) % (EVALUATIONS_IN_A_TILE // SINGLE_APART)
+            chosen = torch.cat([used, used.new_zeros(missing)])
+            found = expert(*(part[chosen].flatten(0, 1) for part in groups[:2]))
+            groups[2][used] = found.unflatten(0, (-1, SINGLE_APART))[: len(used)]
+        return noise
 
     return denoise
 

@@ -57,8 +57,8 @@ MOST_ROWS_IN_A_PROFILE = 5_000
 NUMBERS_IN_A_PASS = 2**22
 #: Log-SNRs are within these bounds.
 MAX_LOGSNR = 700.0
-#: Draws of a dequantised row's noise that the reference's log-density is averaged over then, and
-#: the most.
+#: Draws of a dequantised row's noise that the reference's log-density is averaged over with the
+#: usual tolerance or a larger one, and the most.
 DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
 #: Log-SNRs at which each path is looked at.
 PATH_STEPS = 32
@@ -95,7 +95,7 @@ def n_dequantizations(tolerance: Tolerance) -> int:
     The variance falls with the square of the tolerance, as that of the integral does.
     """
     n_draws = DEQUANTIZATIONS * (USUAL_TOL / tolerance.nats) ** 2
-    return int(np.clip(math.ceil(n_draws), 2, MAX_DEQUANTIZATIONS))
+    return int(np.clip(math.ceil(n_draws), DEQUANTIZATIONS, MAX_DEQUANTIZATIONS))
 
 
 @stored(is_placed=True)

@@ -36,7 +36,7 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import ErrorCalibration
-from sk_itdiffusion._immse.places import Places
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, Places
 from sk_itdiffusion._runtime.memory import retry_with_less_memory
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
@@ -89,10 +89,13 @@ class IntegrationRule:
         """Evaluations of the denoiser for one row."""
         return self.n_draws * self.noise.n_evaluations
 
-    def block_shape(self, budget: int) -> tuple[int, int]:
-        """Return rows and draws in one forward pass of at most about ``budget`` evaluations."""
+    def block_shape(self, budget: int, apart: int = EVALUATIONS_IN_A_TILE) -> tuple[int, int]:
+        """Return rows and draws in one forward pass of at most about ``budget`` evaluations.
+
+        Rows begin at places that are multiples of ``apart``.
+        """
         if self.n_evaluations <= budget:
-            return Places.within(budget, self.n_evaluations).n_rows, self.n_draws
+            return Places.within(budget, self.n_evaluations, apart).n_rows, self.n_draws
         fitting = [n for n in range(1, self.n_draws + 1) if self.n_draws % n == 0]
         affordable = budget // self.noise.n_evaluations
         return 1, max([n for n in fitting if n <= affordable], default=1)
@@ -142,6 +145,7 @@ def information_gap(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float64,
     points: PointsOfDraws | None = None,
+    apart: int = EVALUATIONS_IN_A_TILE,
 ) -> tuple[Array, Array]:
     """Return half the integral of the difference of squared errors, for each row.
 
@@ -168,6 +172,8 @@ def information_gap(
     points : callable or None, default=None
         Returns the points of rows in each draw, if they differ from draw to draw; the rows are then
         in any space.
+    apart : int, default=32
+        Places at multiples of which rows begin; see `sk_itdiffusion._immse.places`.
 
     Returns
     -------
@@ -177,7 +183,7 @@ def information_gap(
         Sum of the squared differences of consecutive draws: the variance of the gap if draws were
         independent.
     """
-    n_rows, n_draws = rule.block_shape(budget)
+    n_rows, n_draws = rule.block_shape(budget, apart)
     gap, spread = np.empty(len(X)), np.empty(len(X))
 
     def score_block(start: int) -> None:
@@ -186,7 +192,9 @@ def information_gap(
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
         row_keys = np.pad(keys[start:stop], (0, padding))
         parts = [
-            _contributions(rows, row_keys, denoisers, rule, first, n_draws, device, dtype, points)
+            _contributions(
+                rows, row_keys, denoisers, rule, first, n_draws, device, dtype, points, apart
+            )
             for first in range(0, rule.n_draws, n_draws)
         ]
         drawn = np.concatenate(parts, axis=1)[: stop - start]
@@ -212,10 +220,21 @@ def _contributions(
     device: torch.device | str,
     dtype: torch.dtype,
     points: PointsOfDraws | None,
+    apart: int,
 ) -> Array:
     """Return the contribution of each draw to the integral, (n, n_draws)."""
     difference, coefficient = paired_draws(
-        rows, keys, denoisers, rule, first, n_draws, device, dtype, points, by_coordinate=False
+        rows,
+        keys,
+        denoisers,
+        rule,
+        first,
+        n_draws,
+        device,
+        dtype,
+        points,
+        apart,
+        by_coordinate=False,
     )
     return np.asarray((0.5 * difference * coefficient).sum(axis=-1))
 
@@ -230,6 +249,7 @@ def paired_draws(
     device: torch.device | str,
     dtype: torch.dtype,
     points: PointsOfDraws | None,
+    apart: int = EVALUATIONS_IN_A_TILE,
     *,
     by_coordinate: bool = True,
 ) -> tuple[Array, Array]:
@@ -237,7 +257,7 @@ def paired_draws(
 
     Parameters
     ----------
-    rows, keys, denoisers, rule, device, dtype, points
+    rows, keys, denoisers, rule, device, dtype, points, apart
         See `information_gap`.
     first, n_draws : int
         The first draw, and how many.
@@ -259,7 +279,7 @@ def paired_draws(
     else:
         drawn_points = points(rows, rule.draw_keys(keys, first, n_draws))
     x = np.broadcast_to(drawn_points[..., None, :], eps.shape)
-    places = Places(len(rows), coefficient.size // len(rows))
+    places = Places(len(rows), coefficient.size // len(rows), apart)
     found = paired_difference(
         _tensor(places.spread(x.reshape(-1, eps.shape[-1])), device, dtype),
         _tensor(places.spread(eps.reshape(-1, eps.shape[-1])), device, dtype),

@@ -27,7 +27,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, spawn_keys
-from sk_itdiffusion._immse.places import Places
+from sk_itdiffusion._immse.places import SINGLE_APART, Places
 from sk_itdiffusion._runtime.memory import retry_with_less_memory
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
@@ -102,7 +102,7 @@ def path_log_probability(
     variance : ndarray of shape (n_samples,)
         Its estimated variance; NaN with one path.
     """
-    places = Places.within(budget, rule.n_paths)
+    places = Places.within(budget, rule.n_paths, SINGLE_APART)
     n_rows = places.n_rows
     local = copy.deepcopy(layout).to(device=device, dtype=dtype)
     total, variance = np.empty(len(rows)), np.empty(len(rows))

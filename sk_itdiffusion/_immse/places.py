@@ -4,7 +4,8 @@ Products of matrices treat rows that are left over from their tiles in another w
 row in another order if it does not begin at a multiple of 16 bytes.  Vectorised functions may round
 the numbers that are left over in another way.  So a batch is made of whole tiles, and the
 evaluations of each row of a table begin at a multiple of a few places in it: what a row gives is
-the same wherever it is.
+the same wherever it is.  Where denoisers look at the points of a whole tile, to find what is near
+them, rows begin with a tile.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["DOUBLE_APART", "SINGLE_APART", "Places"]
+__all__ = ["DOUBLE_APART", "EVALUATIONS_IN_A_TILE", "SINGLE_APART", "Places"]
 
 #: Evaluations in a batch are a multiple of this.
 EVALUATIONS_IN_A_TILE = 32
@@ -35,17 +36,17 @@ class Places:
         Rows.
     n_evaluations : int
         Evaluations of each row.
-    apart : int, default=4
-        Rows begin at multiples of this; `DOUBLE_APART` is enough where nothing is calculated in
-        single precision, as in networks.
+    apart : int, default=32
+        Rows begin at multiples of this.  If no tile is looked at as a whole `SINGLE_APART` is
+        enough, and `DOUBLE_APART` where nothing is calculated in single precision, as in networks.
     """
 
     n_rows: int
     n_evaluations: int
-    apart: int = SINGLE_APART
+    apart: int = EVALUATIONS_IN_A_TILE
 
     @classmethod
-    def within(cls, budget: int, n_evaluations: int, apart: int = SINGLE_APART) -> Places:
+    def within(cls, budget: int, n_evaluations: int, apart: int = EVALUATIONS_IN_A_TILE) -> Places:
         """Return the places of as many rows as a budget of evaluations allows, at least one."""
         n_rows = budget // cls(1, n_evaluations, apart).from_row_to_row
         return cls(max(1, n_rows), n_evaluations, apart)

@@ -14,6 +14,7 @@ The density of :math:`q` enters as one more key, whose weight is the posterior o
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
@@ -36,6 +38,7 @@ from sk_itdiffusion.references.base import (
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import (
     LEAST_RELATIVE_VARIANCE,
+    NUMBERS_IN_A_CACHE,
     GaussianMixtureReference,
 )
 
@@ -50,6 +53,13 @@ _MOST_STEPS = 30
 _LEAST_GAIN_OF_A_STEP = 0.005
 #: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
+#: Greatest posterior of all kernels together that are left out of an average.
+_LEFT_OUT = 1e-6
+#: So many kernels are averaged in single precision, unless points are as many standard deviations
+#: from the middle of their tile.
+_NEIGHBOURS_IN_SINGLE = 256
+_REACH_IN_SINGLE = 30.0
+_LEAST_EXPONENT = -100.0
 
 
 @stored()
@@ -160,7 +170,10 @@ class KernelDensityReference(ContinuousReference):
         Tensor of shape (B,)
             Log-densities in nats.
         """
-        kernels = self.kernel_log_prob(x, added_variance).logsumexp(1)
+        size = 2 * max(1, NUMBERS_IN_A_CACHE // (4 * self.n_points))
+        kernels = torch.cat(
+            [self.kernel_log_prob(part, added_variance).logsumexp(1) for part in x.split(size)]
+        )
         elsewhere = self.background.component_log_prob(x, added_variance).logsumexp(1)
         share = self.background_weight
         return torch.logaddexp((-share).log1p() + kernels, share.log() + elsewhere)
@@ -191,20 +204,170 @@ class KernelDensityReference(ContinuousReference):
         return log_joint
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the predicted noise; see `Reference.denoise`."""
+        """Return the predicted noise; see `Reference.denoise`.
+
+        See `denoise_with_background`.
+        """
+        return self.denoise_with_background(z, logsnr)[0]
+
+    def denoise_with_background(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the predicted noise, and what the background alone predicts.
+
+        On a CPU it is calculated from the kernels near the noisy points of a tile of a batch, of
+        which those of one row are near each other.  The others' posterior is less than 1e-6.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        noise, of_background : Tensor of shape (B, d)
+            Conditional means of the noise given ``z``.
+        """
         signal, noise = signal_scale(logsnr)[:, None], noise_scale(logsnr)[:, None]
-        log_joint, whitened = self.background.noisy_components(z, logsnr)
+        elsewhere, from_background = self.background.density_and_noise(z, logsnr)
         rotated = z @ self.basis
         spread = signal.square() * self.variances + noise.square()
-        # The kernels' log-densities without what they have in common for a noisy point.
-        in_common = -0.5 * (rotated.square() / spread + spread.log() + math.log(2 * math.pi)).sum(1)
-        other = self.background_weight.logit() + log_joint.logsumexp(1) - in_common
-        query = [signal * rotated / spread, -0.5 * signal.square() / spread, other[:, None]]
-        mean, posterior = self._attend(torch.cat(query, dim=1)).split([self.n_features, 1], dim=1)
-        from_kernels = noise * (((1.0 - posterior) * rotated - signal * mean) / spread)
-        from_background = self.background.average_noise(log_joint.softmax(1), whitened, logsnr)
+        # Densities relative to a kernel's height.
+        height = -0.5 * (spread.log() + math.log(2 * math.pi)).sum(1)
+        other = self.background_weight.logit() + elsewhere - height
+        if z.device.type == "cpu" and not (torch.is_grad_enabled() and z.requires_grad):
+            average = self._average_of_neighbours
+        else:
+            average = self._average_of_all
+        mean, posterior = average(rotated, signal, spread, other)
+        from_kernels = noise * mean / spread
         predicted: Tensor = from_kernels @ self.basis.T + posterior * from_background
-        return predicted
+        return predicted, from_background
+
+    def _average_of_all(
+        self, rotated: Tensor, signal: Tensor, spread: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return residuals averaged over the kernels, in the eigenbasis, and what is left.
+
+        Parameters
+        ----------
+        rotated : Tensor of shape (B, d)
+            Noisy points.
+        signal : Tensor of shape (B, 1)
+            Factors of the centers.
+        spread : Tensor of shape (B, d)
+            Variances of the kernels.
+        other : Tensor of shape (B,)
+            Logit of the background, to which a kernel's is the log-density relative to its height.
+
+        Returns
+        -------
+        residual : Tensor of shape (B, d)
+            Sums of posterior times noisy point less signal times center.
+        posterior : Tensor of shape (B, 1)
+            Posterior of the background.
+        """
+        # The kernels' log-densities without what they have in common for a noisy point.
+        other = other + 0.5 * (rotated.square() / spread).sum(1)
+        query = [signal * rotated / spread, -0.5 * signal.square() / spread, other[:, None]]
+        found = self._attend(torch.cat(query, dim=1))
+        mean, posterior = found.split([self.n_features, 1], dim=1)
+        return (1.0 - posterior) * rotated - signal * mean, posterior
+
+    def _average_of_neighbours(
+        self, rotated: Tensor, signal: Tensor, spread: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `_average_of_all` does, from the kernels near each tile of the batch."""
+        size = len(rotated)
+        if size == 0:
+            return rotated, other[:, None]
+        missing = -size % EVALUATIONS_IN_A_TILE
+        parts = (rotated, signal, spread, other[:, None])
+        tiled = [
+            torch.cat([part, part[-1:].expand(missing, -1)]).unflatten(
+                0, (-1, EVALUATIONS_IN_A_TILE)
+            )
+            for part in parts
+        ]
+        centers = self.points @ self.basis
+        # The rows of a table are the means of their noisy points, near enough.
+        middle = (tiled[0] / tiled[1]).mean(1)
+        n_tiles = max(1, NUMBERS_IN_A_CACHE // self.n_points)
+        pieces = zip(*(part.split(n_tiles) for part in (middle, *tiled)), strict=True)
+        known = [self._neighbours(centers, *piece) for piece in pieces]
+        is_near, is_precise = (torch.cat(parts) for parts in zip(*known, strict=True))
+        n_near, of_all = is_near.sum(1), centers.mean(0)
+        is_every = n_near == self.n_points
+        middle = torch.where(is_every[:, None], of_all, middle)
+        # Relative to the middle differences of near points hardly cancel.
+        shifted = tiled[0] - tiled[1] * middle[:, None]
+        of_squares, of_offsets = -0.5 * tiled[1].square() / tiled[2], tiled[1] * shifted / tiled[2]
+        queries = torch.cat([of_squares, torch.ones_like(tiled[1]), of_offsets], dim=2)
+        queries /= math.log(2.0)
+
+        @functools.cache
+        def table_of_all(precision: torch.dtype) -> Tensor:
+            return _quadratic_table((centers - of_all).to(precision), self.log_weights)
+
+        # Used again and again, since new memory may take as long as what is done in it.
+        memory = torch.empty(
+            EVALUATIONS_IN_A_TILE * (0 if bool(is_precise.all()) else self.n_points),
+            dtype=torch.float32,
+        )
+        near = is_near.nonzero()[:, 1].split(n_near.tolist())
+        found = []
+        for query, center, chosen, every, precise in zip(
+            queries, middle, near, is_every.tolist(), is_precise.tolist(), strict=True
+        ):
+            precision = rotated.dtype if precise else torch.float32
+            if every:
+                table = table_of_all(precision)
+            else:
+                offsets = (centers[chosen] - center).to(precision)
+                table = _quadratic_table(offsets, self.log_weights[chosen])
+            found.append(_average(table, query.to(precision), memory))
+        mean, log_mass = (torch.stack(parts).to(rotated) for parts in zip(*found, strict=True))
+        own = (shifted.square() / tiled[2]).sum(2, keepdim=True)
+        odds = log_mass - 0.5 * own - tiled[3]
+        residual = odds.sigmoid() * (shifted - tiled[1] * mean)
+        return residual.flatten(0, 1)[:size], (-odds).sigmoid().flatten(0, 1)[:size]
+
+    def _neighbours(
+        self,
+        centers: Tensor,
+        middle: Tensor,
+        rotated: Tensor,
+        signal: Tensor,
+        spread: Tensor,
+        other: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return which kernels are near each tile, (n_tiles, n_points), and where rounding counts.
+
+        A kernel is left out if it is so far from the middle of a tile that all kernels that far
+        would have a posterior of less than `_LEFT_OUT` at every point of the tile, even if there
+        were nothing but the background and the kernel next to the middle.
+        """
+        # Distances in the widest metric of a tile are the least.
+        scale = (spread / signal.square()).amax(1).reciprocal()
+        keys = torch.cat([centers.square(), centers], dim=1)
+        constant = (scale * middle.square()).sum(1, keepdim=True)
+        distance = torch.cat([scale, -2.0 * scale * middle], dim=1) @ keys.T + constant
+        nearest = distance.argmin(1)
+        away = (rotated - signal * centers[nearest][:, None]).square() / spread
+        known = torch.logaddexp(
+            other[:, :, 0], self.log_weights[nearest][:, None] - 0.5 * away.sum(2)
+        )
+        from_middle = (rotated / signal - middle[:, None]).square() * scale[:, None]
+        reach = from_middle.sum(2).sqrt()
+        beyond = (2.0 * (-math.log(_LEFT_OUT) - known).clamp_min(0.0)).sqrt()
+        # What rounding leaves of a distance.
+        slack = 1e4 * torch.finfo(distance.dtype).eps * constant
+        is_far = distance > (reach + beyond).amax(1, keepdim=True).square() + slack
+        is_far[torch.arange(len(middle)), nearest] = False
+        # So written that all are near where numbers overflow.
+        is_near = ~is_far
+        is_single = (is_near.sum(1) >= _NEIGHBOURS_IN_SINGLE) & (reach.amax(1) <= _REACH_IN_SINGLE)
+        return is_near, ~is_single
 
     def _attend(self, query: Tensor) -> Tensor:
         """Return the posterior mean of points, in the eigenbasis, and the background's posterior.
@@ -326,6 +489,45 @@ class KernelDensityReference(ContinuousReference):
         check_same(self.background.n_features, self.n_features, "the features differ")
         if not self.background_weight < 1.0:
             raise ValueError("the weight of the background is 1 or more")
+
+
+def _quadratic_table(offsets: Tensor, log_weights: Tensor) -> Tensor:
+    """Return squares of offsets (n, d), logarithms of weights, offsets and ones, side by side."""
+    weights = log_weights[:, None].to(offsets.dtype)
+    return torch.cat([offsets.square(), weights, offsets, torch.ones_like(weights)], dim=1)
+
+
+def _average(table: Tensor, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Return averages of offsets, weighted by the exponentials of quadratic functions of them.
+
+    Parameters
+    ----------
+    table : Tensor of shape (n, 2 * d + 2)
+        What `_quadratic_table` returns.
+    query : Tensor of shape (m, 2 * d + 1)
+        Factors of all columns of the table but the last in the binary logarithms of what offsets
+        are weighted by.
+    memory : Tensor
+        Numbers that are overwritten, if they are n * m or more, of the table's precision.
+
+    Returns
+    -------
+    mean : Tensor of shape (m, d), float64
+        The averages.
+    log_mass : Tensor of shape (m, 1), float64
+        Logarithms of the sums of the weights.
+    """
+    n_numbers, place = len(query) * len(table), None
+    if memory.dtype == table.dtype and len(memory) >= n_numbers:
+        place = memory[:n_numbers].view(len(query), len(table))
+    relative = torch.mm(query, table[:, :-1].T, out=place)
+    top = relative.amax(1, keepdim=True)
+    # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
+    relative.sub_(top).clamp_min_(_LEAST_EXPONENT).exp2_()
+    first = table.shape[1] // 2
+    sums = (table[:, first:].T @ relative.T).T.double()
+    mean, mass = sums[:, :-1], sums[:, -1:]
+    return mean / mass, mass.log() + math.log(2.0) * top.double()
 
 
 def fit_kernel_density(

@@ -45,8 +45,10 @@ from sk_itdiffusion.references.gaussian import (
 
 __all__ = ["GaussianMixtureReference"]
 
-#: Numbers of one kind that a processor's core holds close by; passing through more is slower.
-NUMBERS_IN_A_CACHE = 2**18
+#: Numbers of one kind that a processor's core holds close by; passing through more is slower.  The
+#: memory of more than a megabyte is given back to the system after each use, and asked for again,
+#: which takes longer than to calculate what is in it.
+NUMBERS_IN_A_CACHE = 2**17
 #: Variance, relative to the largest square, that double precision still resolves.
 LEAST_RELATIVE_VARIANCE = 1e-13
 #: Distinct rows for each component above which k-means cannot run out of clusters.
@@ -176,14 +178,21 @@ class GaussianMixtureReference(ContinuousReference):
         """Return the logarithms of the determinants of 2 pi times covariances (..., d, K)."""
         return spread.log().sum(-2) + self.n_features * math.log(2 * math.pi)
 
-    def _project(self, points: Tensor, signal: Tensor | None = None) -> Tensor:
+    def _axes(self) -> Tensor:
+        """Return the matrix that maps points and a factor of the means to `_project`'s numbers."""
+        n_features = self.n_features
+        axes = self.basis.permute(1, 2, 0).reshape(n_features, -1)
+        centers = (self.means[:, None, :] @ self.basis)[:, 0].T.reshape(1, -1)
+        return torch.cat([axes, -centers])
+
+    def _project(
+        self, points: Tensor, signal: Tensor | None = None, axes: Tensor | None = None
+    ) -> Tensor:
         """Return points - signal * mean_k in each component's eigenbasis, (B, d, K)."""
         n_components, n_features = self.means.shape
-        axes = self.basis.permute(1, 2, 0).reshape(n_features, -1)
-        centers = torch.einsum("kd,kde->ek", self.means, self.basis).reshape(1, -1)
-        # One product of matrices: arrays of this size are slow to pass through once more.
         factor = points.new_ones(len(points), 1) if signal is None else signal[:, None]
-        projected = torch.cat([points, factor], dim=1) @ torch.cat([axes, -centers])
+        # One product of matrices: arrays of this size are slow to pass through once more.
+        projected = torch.cat([points, factor], dim=1) @ (self._axes() if axes is None else axes)
         return projected.reshape(len(points), n_features, n_components)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -192,16 +201,47 @@ class GaussianMixtureReference(ContinuousReference):
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
+        return self.density_and_noise(z, logsnr)[1]
+
+    def density_and_noise(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-density of noisy points and the predicted noise.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        log_density : Tensor of shape (B,)
+            Log-densities in nats.
+        noise : Tensor of shape (B, d)
+            What `denoise` returns.
+        """
         size = len(z)
         if z.device.type == "cpu":
             n_tiles = NUMBERS_IN_A_CACHE // (ROWS_IN_A_TILE * self.n_intermediate)
             size = ROWS_IN_A_TILE * max(1, n_tiles)
-        parts = zip(z.split(size), logsnr.split(size), strict=True)
-        return torch.cat([self._denoise(*part) for part in parts])
+        axes, back = self._axes(), self._back()
+        found = [
+            self._density_and_noise(*part, axes, back)
+            for part in zip(z.split(size), logsnr.split(size), strict=True)
+        ]
+        log_density, noise = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return log_density, noise
 
-    def _denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        log_joint, whitened = self.noisy_components(z, logsnr)
-        return self.average_noise(log_joint.softmax(1), whitened, logsnr)
+    def _density_and_noise(
+        self, z: Tensor, logsnr: Tensor, axes: Tensor, back: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_joint, whitened = self._noisy_components(z, logsnr, axes)
+        top = log_joint.amax(1, keepdim=True)
+        # Powers of two are faster than exponentials.
+        weight = ((log_joint - top) / math.log(2.0)).exp2()
+        mass = weight.sum(1, keepdim=True)
+        noise = self._average_noise(weight, whitened, noise_scale(logsnr)[:, None] / mass, back)
+        return (top + mass.log())[:, 0], noise
 
     def noisy_components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the components' log-densities of noisy points, and their whitened residuals.
@@ -220,6 +260,9 @@ class GaussianMixtureReference(ContinuousReference):
         whitened : Tensor of shape (B, d, K)
             Residuals divided by their variances, in the eigenbasis of each component.
         """
+        return self._noisy_components(z, logsnr, self._axes())
+
+    def _noisy_components(self, z: Tensor, logsnr: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
         # Scoring asks for many points at each log-SNR in succession: what does not depend on the
         # points, logarithms above all, is computed once for them.
         levels, of_level = torch.unique_consecutive(logsnr, return_inverse=True)
@@ -230,9 +273,10 @@ class GaussianMixtureReference(ContinuousReference):
         variances = signal.square()[:, None, None] * self.variances.T
         spread = variances + noise.square()[:, None, None]
         constant = self.log_weights - 0.5 * self._log_volume(spread)
-        projected = self._project(z, signal[of_level])
-        whitened = projected * spread.reciprocal()[of_level]
-        return constant[of_level] - 0.5 * (projected * whitened).sum(1), whitened
+        projected = self._project(z, signal[of_level], axes)
+        whitened = projected * spread.reciprocal().index_select(0, of_level)
+        log_joint = constant.index_select(0, of_level) - 0.5 * (projected * whitened).sum(1)
+        return log_joint, whitened
 
     def average_noise(self, posterior: Tensor, whitened: Tensor, logsnr: Tensor) -> Tensor:
         """Return the components' predictions of the noise, averaged.
@@ -251,9 +295,17 @@ class GaussianMixtureReference(ContinuousReference):
         Tensor of shape (B, d)
             The predicted noise.
         """
-        weighted = (posterior[:, None, :] * whitened).flatten(1)
-        back = self.basis.permute(2, 0, 1).reshape(-1, self.n_features)
-        return noise_scale(logsnr)[:, None] * (weighted @ back)
+        return self._average_noise(posterior, whitened, noise_scale(logsnr)[:, None], self._back())
+
+    def _back(self) -> Tensor:
+        """Return the matrix that maps numbers in the eigenbases to points, (d, d * K)."""
+        return self.basis.permute(1, 2, 0).reshape(self.n_features, -1)
+
+    @staticmethod
+    def _average_noise(weight: Tensor, whitened: Tensor, factor: Tensor, back: Tensor) -> Tensor:
+        weighted = (weight[:, None, :] * whitened).flatten(1)
+        # Of products of so narrow matrices the one in this order is the faster.
+        return factor * (back @ weighted.T).T
 
     def component_log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the components' log-densities of points.
