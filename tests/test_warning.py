@@ -18,7 +18,7 @@ from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSE
 from sk_itdiffusion._fit.training import TrainingControl
 from sk_itdiffusion._runtime.parallel import map_in_workers, run_all_interruptibly
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.encoding import read_table
+from sk_itdiffusion._table.reading import read_table
 
 rng = np.random.default_rng(0)
 QUICK = IMMSEDensity(max_epochs=0, n_strata=4, random_state=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sk_itdiffusion._table.encoding import Table, read_table
+from sk_itdiffusion._table.reading import Table, read_table
 from sk_itdiffusion.display.marginal import averaged_conditionals
 from sk_itdiffusion.display.style import (
     BLACK,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from sk_itdiffusion._table.encoding import Table, read_table
+from sk_itdiffusion._table.reading import Table, read_table
 from sk_itdiffusion.display.contours import column_names
 from sk_itdiffusion.display.style import (
     BLACK,

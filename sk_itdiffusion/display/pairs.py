@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.encoding import Table, read_table
+from sk_itdiffusion._table.reading import Table, read_table
 from sk_itdiffusion.display.contours import (
     check_number_of_columns,
     column_names,
