@@ -36,7 +36,7 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.persistence import files, stored
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import declaration_of, declared
+from sk_itdiffusion.persistence.registry import DECLARED, declaration_of
 from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule, import_diffusers
 from sk_itdiffusion.references import GaussianMixtureReference
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -619,7 +619,7 @@ def test_persistence_imports_nothing_above_it():
 
 
 def test_classes_are_declared_where_they_are_defined_under_names_of_their_own():
-    for name, declaration in declared().items():
+    for name, declaration in DECLARED.items():
         known = declaration_of(declaration.cls)
         assert known is declaration
         assert name == declaration.cls.__name__.removeprefix("_")
@@ -648,7 +648,7 @@ def test_class_keeps_the_name_that_files_have_for_it():
         with pytest.raises(ValueError, match="size of a FormerName is not of the type"):
             decoder.decode(node)
     finally:
-        del declared()["FormerName"]
+        del DECLARED["FormerName"]
 
 
 # -- what cannot be saved ------------------------------------------------------------------------
