@@ -217,15 +217,15 @@ class TableEncoder:
         given = given_levels(table, kinds, categories)
         check_order(table, kinds, given)
         weight = _read_weight(sample_weight, table.frame.shape)
-        levels, unseen = learn_levels(table, kinds, given, weight, shared_levels)
-        _check_known(table, {j: levels[j] for j in given}, weight)
+        learned, unseen = learn_levels(table, kinds, given, weight, shared_levels)
+        _check_known(table, {j: learned[j] for j in given}, weight)
         if handle_unknown == "error":
             unseen = {}
         columns = tuple(
-            Column(label, kind, levels.get(j), unseen.get(j))
+            Column(label, kind, learned.get(j), unseen.get(j))
             for j, (label, kind) in enumerate(zip(table.labels, kinds, strict=True))
         )
-        dtypes = [_dtype_for(table.column(j).dtype, levels.get(j)) for j in range(table.n_columns)]
+        dtypes = [_dtype_for(table.column(j).dtype, learned.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
         # Truths may be missing in other tables, but for those of numpy.
         is_truth = np.array([storage == "boolean" for storage in table.storages])
