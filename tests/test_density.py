@@ -404,7 +404,7 @@ def scores_of_few(X):
     return IMMSEDensity(**ONE).fit(X[:200]).score_samples(X[:200])
 
 
-@pytest.mark.parametrize("exponent", [-990, -40, 40, 990])
+@pytest.mark.parametrize("exponent", others_slow([-990, 990, -40, 40], 2))
 def test_extreme_scales(X, scores_of_few, exponent):
     scale = 2.0**exponent
     moved = IMMSEDensity(**ONE).fit(X[:200] * scale).score_samples(X[:200] * scale)
@@ -475,9 +475,7 @@ def test_ties_warn_only_where_they_matter(X):
         IMMSEDensity(**PLAIN).fit(np.round(X[:500], 2))
 
 
-@pytest.mark.parametrize(
-    "n_rows", [20, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 100))]
-)
+@pytest.mark.parametrize("n_rows", others_slow([20, 30, 60, 100]))
 @pytest.mark.parametrize("n_features", [1, 3])
 def test_few_rows_are_not_worse_than_a_gaussian(n_rows, n_features):
     """Choices on a handful of validation rows must not cost much, whatever the seed."""

@@ -53,12 +53,12 @@ def table(n=240):
 
 @pytest.fixture(scope="module")
 def density():
-    return IMMSEDensity(**SMALL).fit(rows())
+    return IMMSEDensity(**SMALL).fit(rows(200))
 
 
 @pytest.fixture(scope="module")
 def plane():
-    return IMMSEDensity(**SMALL).fit(rows()[:, :2])
+    return IMMSEDensity(**SMALL).fit(rows(200)[:, :2])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def ensemble():
         ("a", IMMSEDensity(**SMALL)),
         ("b", IMMSEDensity(**(SMALL | {"reference": "gaussian", "random_state": 1}))),
     ]
-    return IMMSEEnsemble(members, random_state=0).fit(rows())
+    return IMMSEEnsemble(members, random_state=0).fit(rows(200))
 
 
 @pytest.fixture(scope="module")
