@@ -42,7 +42,8 @@ MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
 def plain_density(**parameters):
     """Return a density estimator that is fitted at once: a normal distribution."""
     settings = {"reference": "gaussian", "experts": ["gaussian"], "marginals": "standard"}
-    return IMMSEDensity(**settings, max_epochs=0, **parameters)
+    settings |= {"max_epochs": 0, "n_strata": 8}
+    return IMMSEDensity(**settings | parameters)
 
 
 def make_detector(estimator=None, **parameters):
@@ -365,7 +366,7 @@ def test_names_of_members_do_not_matter(kind):
     X, member = gaussian_rows(60), plain_density()
     if kind == "discrete":
         X = mixed_table(60)[["colour", "ripe"]]
-        member = IMMSEDiscreteDensity(reference="independent", max_epochs=0)
+        member = IMMSEDiscreteDensity(reference="independent", max_epochs=0, n_strata=8)
     found = [
         make_detector(
             IMMSEEnsemble([(name, member), ("other", member)]), contamination=0.1, trim=0.0
