@@ -72,11 +72,10 @@ def test_dequantised_gaussian_scores_have_their_closed_form():
 def test_probabilities_do_not_depend_on_the_units(dequantized):
     X = lattice_rows(200)
     second = IMMSEDensity(dequantize=True, **QUICK).fit(4.0 * X)
-    np.testing.assert_allclose(
-        dequantized.score_samples(X), second.score_samples(4.0 * X), rtol=1e-9
-    )
-    assert dequantized.bits_per_dim(X) == pytest.approx(
-        -dequantized.score(X) / (3 * math.log(2.0)), rel=1e-12
+    scores = dequantized.score_samples(X[:50])
+    np.testing.assert_allclose(scores, second.score_samples(4.0 * X[:50]), rtol=1e-9)
+    assert dequantized.bits_per_dim(X[:50]) == pytest.approx(
+        -scores.mean() / (3 * math.log(2.0)), rel=1e-12
     )
 
 
@@ -120,7 +119,7 @@ def test_standard_errors_of_dequantised_scores_are_calibrated():
         steps_per_epoch=30,
         hidden_size=16,
     ).fit(X[:350])
-    rows = np.unique(X[350:], axis=0)
+    rows = np.unique(X[350:430], axis=0)
     rough, std = density.score_samples(rows, return_std=True)
     # Other noise, of the reference's part of the score too.
     seeds = replace(density._model.seeds, scoring=123)
@@ -160,7 +159,7 @@ def test_bad_steps_are_errors(step):
 def test_expected_bounds_are_those_of_scores():
     """`entropy_` has the volume of the cells and the constant columns of `score`."""
     X = 3.0 * np.column_stack([lattice_rows(400), np.full(400, 2.0)])
-    settings = {**QUICK, "n_strata": 8, "validation_fraction": 0.3}
+    settings = {**QUICK, "n_strata": 4, "validation_fraction": 0.3}
     density = IMMSEDensity(dequantize=True, **settings).fit(X)
     members = [("only", IMMSEDensity(dequantize=True, **settings))]
     ensemble = IMMSEEnsemble(members, random_state=0, validation_fraction=0.3).fit(X)

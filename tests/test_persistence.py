@@ -192,6 +192,11 @@ CASES = {
 QUICK_CASES = ("density", "pictures", "levels", "mixed", "ensemble", "detector")
 
 
+#: Cases whose parts are all in others too.
+MIXTURES_OF_CASES = ("pixels", "path", "mixed classes", "ensemble of levels")
+KINDS_OF_PARTS = sorted(CASES, key=lambda name: name in MIXTURES_OF_CASES)
+
+
 def first_the_quick(names):
     """Return names to parametrise with, all but those of the quick cases marked slow."""
     ordered = sorted(names, key=lambda name: name not in QUICK_CASES)
@@ -333,7 +338,7 @@ def test_detector_of_a_loaded_density_is_that_of_the_saved_one(fitted, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", others_slow(KINDS_OF_PARTS, len(CASES) - len(MIXTURES_OF_CASES)))
 def test_saving_again_gives_the_same_content(name, fitted, tmp_path):
     estimator, _ = fitted(name)
     first, second = tmp_path / "first", tmp_path / "second"
