@@ -32,7 +32,7 @@ import torch
 import sk_itdiffusion
 from sk_itdiffusion.persistence import files
 from sk_itdiffusion.persistence.checks import declared_types
-from sk_itdiffusion.persistence.registry import declared
+from sk_itdiffusion.persistence.registry import DECLARED
 from sk_itdiffusion.pretrained import import_diffusers
 
 SECONDS_FOR_A_FILE = 30
@@ -446,7 +446,7 @@ def warm_up(models, folder):
     with contextlib.suppress(ImportError):
         import_diffusers()
     repr(torch.ones(1))  # torch loads a module at the first
-    for declaration in declared().values():
+    for declaration in DECLARED.values():
         declared_types(declaration.maker)
     for _, estimator, rows in models:
         estimator.save(folder / "whole.safetensors")

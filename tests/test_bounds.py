@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from marks import others_slow
 from scipy import integrate, stats
 
 import sk_itdiffusion
@@ -273,7 +274,7 @@ def check_samples(density):
 
 @pytest.mark.filterwarnings("ignore:.*many equal or coarsely rounded")
 @pytest.mark.parametrize("estimator", [IMMSEDensity, IMMSEMixedDensity])
-@pytest.mark.parametrize("dtype", ["int64", "int8", "Int32", "float32", "Float32"])
+@pytest.mark.parametrize("dtype", others_slow(["int8", "Float32", "int64", "Int32", "float32"], 2))
 def test_samples_are_between_bounds_in_the_dtype_of_their_column(estimator, dtype):
     rng = np.random.default_rng(0)
     shares = np.clip(rng.beta(0.2, 0.2, 300), 1e-7, 1.0 - 1e-7)

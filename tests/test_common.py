@@ -19,8 +19,8 @@ from sk_itdiffusion import (
 QUICK = {
     "hidden_size": 16,
     "n_blocks": 1,
-    "max_epochs": 2,
-    "steps_per_epoch": 5,
+    "max_epochs": 1,
+    "steps_per_epoch": 3,
     "batch_size": 64,
     "score_tol": 0.5,
     "random_state": 0,
@@ -37,7 +37,11 @@ ENSEMBLE = IMMSEEnsemble(
     [("wide", IMMSEDensity(**PLAIN)), ("narrow", IMMSEDensity(**PLAIN | {"hidden_size": 8}))],
     random_state=0,
 )
-DETECTOR = IMMSEOutlierDetector(contamination=0.1, random_state=0)
+DETECTOR = IMMSEOutlierDetector(
+    IMMSEDensity(marginals="standard", reference="gaussian", max_epochs=0, score_tol=0.5),
+    contamination=0.1,
+    random_state=0,
+)
 # Folds take turns, so it is fitted six times, each time with a network.
 DETECTOR_WITH_NETWORKS = IMMSEOutlierDetector(
     IMMSEDensity(**PLAIN | {"max_epochs": 1, "hidden_size": 8}), trim=0.0, random_state=0

@@ -77,10 +77,11 @@ def corrected_sum(log_p, std):
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("auto", "cross_entropy"), ("nominal", "mse")])
-def test_probabilities_of_all_states_sum_to_nearly_one(X, states, truth, kind, loss):
-    levels = [np.arange(k) for k in SIZES]
-    settings = SMALL | {"score_tol": 0.02}
-    est = IMMSEDiscreteDensity(kind=kind, loss=loss, categories=levels, **settings).fit(X)
+def test_probabilities_of_all_states_sum_to_nearly_one(X, states, truth, fitted, kind, loss):
+    est = copy.deepcopy(fitted)
+    if (kind, loss) != ("auto", "cross_entropy"):
+        est.set_params(kind=kind, loss=loss).fit(X)
+    est.set_params(score_tol=0.02)
     log_p, std = est.score_samples(states, return_std=True)
     total, error = corrected_sum(log_p, std)
     assert error < 0.03
@@ -245,8 +246,8 @@ def test_path_probabilities_sum_to_one(fitted, states, truth):
     assert abs(p @ log_p - p @ exact) < 0.4
 
 
-def test_one_path_is_a_variational_bound(X, states, truth):
-    est = IMMSEDiscreteDensity(likelihood="path", n_paths=1, **SMALL).fit(X)
+def test_one_path_is_a_variational_bound(X, states, truth, fitted):
+    est = copy.deepcopy(fitted).set_params(likelihood="path", n_paths=1)
     log_p, std = est.score_samples(X[:500], return_std=True)
     assert np.isnan(std).all()
     assert log_p.mean() < np.log(truth[tuple(X[:500].T)]).mean() + 0.05
@@ -305,8 +306,8 @@ def test_mixed_density_integrates_to_at_most_one():
 def test_units_of_continuous_columns_enter_by_their_jacobian(mixed_table):
     few = mixed_table[:300]
     scaled = few.assign(size=4.0 * few["size"])
-    moved = IMMSEMixedDensity(**TINY).fit(scaled).score_samples(scaled)
-    plain = IMMSEMixedDensity(**TINY).fit(few).score_samples(few)
+    moved = IMMSEMixedDensity(**TINY).fit(scaled).score_samples(scaled[:100])
+    plain = IMMSEMixedDensity(**TINY).fit(few).score_samples(few[:100])
     np.testing.assert_allclose(moved, plain - np.log(4.0), atol=1e-9)
 
 

@@ -69,7 +69,7 @@ def rows_of_banana(banana):
 
 @pytest.fixture(scope="module", name="T")
 def new_rows(banana):
-    return banana.sample(200, random_state=1)
+    return banana.sample(100, random_state=1)
 
 
 @pytest.fixture(scope="module")

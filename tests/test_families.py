@@ -435,7 +435,9 @@ def test_family_that_holds_rows_is_fitted_anew_and_does_not_rank_them():
     estimator.fit(rows(300, seed=1))
     assert estimator.references_["gaussian"] is kept
     assert estimator.references_["holding"] is not held
-    detector = IMMSEOutlierDetector(density(HoldingFamily(), **QUICK), random_state=0)
+    detector = IMMSEOutlierDetector(
+        density(HoldingFamily(), **QUICK), contamination=0.1, trim=0.0, random_state=0
+    )
     with pytest.warns(UserWarning, match="'holding' .* will be ranked among themselves"):
         detector.fit(rows(150))
     assert "holding" not in detector.estimator_.references_

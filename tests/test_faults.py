@@ -33,8 +33,7 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion._fit import training
 from sk_itdiffusion._immse import likelihood, sampling
-from sk_itdiffusion._runtime import memory
-from sk_itdiffusion.persistence import files
+from sk_itdiffusion._runtime import files, memory
 
 
 @pytest.fixture(autouse=True)

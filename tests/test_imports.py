@@ -4,6 +4,7 @@ Imports inside functions count, those for the type checker alone do not.
 """
 
 import ast
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -92,6 +93,7 @@ def imported(source):
     return found - {None}
 
 
+@functools.cache
 def edges():
     """Return (module, what it imports) for all imports of the package."""
     return {

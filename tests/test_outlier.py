@@ -42,7 +42,8 @@ MIXING = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, -0.5, 1.5]])
 def plain_density(**parameters):
     """Return a density estimator that is fitted at once: a normal distribution."""
     settings = {"reference": "gaussian", "experts": ["gaussian"], "marginals": "standard"}
-    return IMMSEDensity(**settings, max_epochs=0, **parameters)
+    settings |= {"max_epochs": 0, "score_tol": 0.5}
+    return IMMSEDensity(**settings | parameters)
 
 
 def make_detector(estimator=None, **parameters):
@@ -365,7 +366,7 @@ def test_names_of_members_do_not_matter(kind):
     X, member = gaussian_rows(60), plain_density()
     if kind == "discrete":
         X = mixed_table(60)[["colour", "ripe"]]
-        member = IMMSEDiscreteDensity(reference="independent", max_epochs=0)
+        member = IMMSEDiscreteDensity(reference="independent", max_epochs=0, score_tol=0.5)
     found = [
         make_detector(
             IMMSEEnsemble([(name, member), ("other", member)]), contamination=0.1, trim=0.0
@@ -374,7 +375,7 @@ def test_names_of_members_do_not_matter(kind):
     ]
     first, second = found
     assert np.array_equal(first.score_samples(X), second.score_samples(X))
-    assert np.array_equal(first.explain(X), second.explain(X))
+    assert np.array_equal(first.explain(X[:20]), second.explain(X[:20]))
 
 
 def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
@@ -649,7 +650,7 @@ def test_scores_of_rare_states_depend_on_their_share_but_not_on_the_number_of_ro
 
     A state that is trimmed in one fit only has half its rows there: log(2), and 0.1 for priors.
     """
-    for seed in range(3):
+    for seed in range(2):
         X = dependent_levels(400, seed)
         once, twice = (
             make_detector(contamination=0.1).fit(np.tile(X, (k, 1))).score_samples(STATES)
@@ -774,7 +775,7 @@ def test_trimming_keeps_rare_values_of_counts():
     deviation from table to table of about 0.7; without rows of the value, 10 to 50 nats too low.
     """
     counts, excess = np.array([81, 162, 162, 108, 54, 22, 11]), []
-    for seed in range(3):
+    for seed in range(2):
         x = np.random.default_rng(seed).normal(size=600)
         X = pd.DataFrame({"x": x, "k": np.repeat(np.arange(7), counts)})
         found = make_detector(contamination=0.1).fit(X)
@@ -922,7 +923,7 @@ def test_folds_and_all_rows_are_fitted_alike_where_only_all_are_enough_to_valida
         X, new = (
             0.3 * rng.normal(size=(n, 2)) + 5.0 * (rng.random((n, 2)) < 0.5) for n in (45, 300)
         )
-        plain = IMMSEDensity(max_epochs=0, n_strata=4)
+        plain = IMMSEDensity(max_epochs=0, score_tol=0.5)
         estimator = None if kind == "density" else IMMSEEnsemble([("a", plain), ("b", plain)])
         found = IMMSEOutlierDetector(estimator, random_state=seed).fit(X)
         assert np.isnan(found.estimator_.entropy_)

@@ -36,7 +36,7 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.persistence import files, stored
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import declaration_of, declared
+from sk_itdiffusion.persistence.registry import DECLARED, declaration_of
 from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule, import_diffusers
 from sk_itdiffusion.references import GaussianMixtureReference
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -192,6 +192,11 @@ CASES = {
 QUICK_CASES = ("density", "pictures", "levels", "mixed", "ensemble", "detector")
 
 
+#: Cases whose parts are all in others too.
+MIXTURES_OF_CASES = ("pixels", "path", "mixed classes", "ensemble of levels")
+KINDS_OF_PARTS = sorted(CASES, key=lambda name: name in MIXTURES_OF_CASES)
+
+
 def first_the_quick(names):
     """Return names to parametrise with, all but those of the quick cases marked slow."""
     ordered = sorted(names, key=lambda name: name not in QUICK_CASES)
@@ -333,7 +338,7 @@ def test_detector_of_a_loaded_density_is_that_of_the_saved_one(fitted, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", others_slow(KINDS_OF_PARTS, len(CASES) - len(MIXTURES_OF_CASES)))
 def test_saving_again_gives_the_same_content(name, fitted, tmp_path):
     estimator, _ = fitted(name)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -607,7 +612,7 @@ def imported_from_the_package(source):
 
 
 def test_persistence_imports_nothing_above_it():
-    below = {"_version", "_runtime.devices", "_runtime.generators"}
+    below = {"_version", "_runtime.devices", "_runtime.files", "_runtime.generators"}
     allowed = {f"sk_itdiffusion.{name}" for name in below}
     folder = Path(files.__file__).parent
     for source in folder.glob("*.py"):
@@ -619,7 +624,7 @@ def test_persistence_imports_nothing_above_it():
 
 
 def test_classes_are_declared_where_they_are_defined_under_names_of_their_own():
-    for name, declaration in declared().items():
+    for name, declaration in DECLARED.items():
         known = declaration_of(declaration.cls)
         assert known is declaration
         assert name == declaration.cls.__name__.removeprefix("_")
@@ -648,7 +653,7 @@ def test_class_keeps_the_name_that_files_have_for_it():
         with pytest.raises(ValueError, match="size of a FormerName is not of the type"):
             decoder.decode(node)
     finally:
-        del declared()["FormerName"]
+        del DECLARED["FormerName"]
 
 
 # -- what cannot be saved ------------------------------------------------------------------------
@@ -1145,7 +1150,7 @@ def test_nothing_is_executed(small, tmp_path):
         "armed = True\n"
         "sys.addaudithook(audit)\n"
         "rng = np.random.default_rng(2)\n"
-        "for mutate in 100 * [tests.mutated, tests.signed_mutation]:\n"
+        "for mutate in 30 * [tests.mutated, tests.signed_mutation]:\n"
         "    with open(path, 'wb') as file:\n"
         "        file.write(mutate(content, rng))\n"
         "    try:\n"

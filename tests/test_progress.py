@@ -1,5 +1,7 @@
 """Verbose calls show one bar, all others nothing; the log and scikit-learn's callbacks are told."""
 
+import contextlib
+import functools
 import io
 import logging
 import re
@@ -84,21 +86,38 @@ ESTIMATORS = {
 }
 
 
-def frames(capsys):
+def lines_of(text):
     """Return what a terminal has shown on each of its lines, one after the other."""
+    return [line.split("\r") for line in text.split("\n") if line]
+
+
+def frames(capsys):
+    """Return what a terminal has shown since the last call."""
     captured = capsys.readouterr()
     assert captured.out == ""
-    return [line.split("\r") for line in captured.err.split("\n") if line]
+    return lines_of(captured.err)
+
+
+@functools.cache
+def fitted_once(name, verbose):
+    """Return an estimator that is fitted once for all tests, and what the fit has shown."""
+    estimator, rows = ESTIMATORS[name]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        fitted = clone(estimator).set_params(verbose=verbose).fit(rows)
+    assert out.getvalue() == ""
+    return fitted, err.getvalue()
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_verbose_shows_one_bar_and_changes_nothing(name, capsys):
-    estimator, rows = ESTIMATORS[name]
-    silent = clone(estimator).fit(rows)
+    rows = ESTIMATORS[name][1]
+    silent, shown = fitted_once(name, verbose=0)
     expected = silent.score_samples(rows[:9])
+    assert shown == ""
     assert frames(capsys) == []
-    verbose = clone(estimator).set_params(verbose=1).fit(rows)
-    lines = frames(capsys)
+    verbose, shown = fitted_once(name, verbose=1)
+    lines = lines_of(shown)
     assert len(lines) == 1, "more than one bar"
     shares = [int(share) for share in re.findall(r": +(\d+)%\|", "\n".join(lines[0]))]
     assert shares[0] == 0
@@ -108,10 +127,8 @@ def test_verbose_shows_one_bar_and_changes_nothing(name, capsys):
 
 
 @pytest.mark.parametrize("name", ["density", "discrete", "mixed", "ensemble", "detector"])
-def test_bar_names_the_epoch_and_both_bounds(name, capsys):
-    estimator, rows = ESTIMATORS[name]
-    fitted = clone(estimator).set_params(verbose=1).fit(rows)
-    text = capsys.readouterr().err
+def test_bar_names_the_epoch_and_both_bounds(name):
+    fitted, text = fitted_once(name, verbose=1)
     assert re.search(LAST_EPOCH, text)
     history = getattr(fitted, "history_", None)
     if history is not None:
@@ -458,7 +475,7 @@ def test_both_networks_are_seen_one_after_the_other():
         "dense_network, epoch 1/2",
         "dense_network, epoch 2/2",
     ]
-    plain = clone(estimator).set_callbacks().fit(rows)
+    plain, _ = fitted_once("two networks", verbose=0)
     np.testing.assert_array_equal(fitted.score_samples(rows), plain.score_samples(rows))
 
 

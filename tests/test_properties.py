@@ -333,7 +333,7 @@ def check_curve_and_samples(density):
         assert np.isfinite(errors).all()
 
 
-@law(few=5, many=300)
+@law(few=4, many=300)
 def test_density(case):
     density = fitted_or_refused(case, IMMSEDensity(**case.parameters))
     if density is None:
@@ -442,7 +442,7 @@ def check_unknown_levels(density, case):
         assert np.isfinite(density.score_samples(rows)).all()
 
 
-@law(few=5, many=250)
+@law(few=3, many=250)
 def test_discrete_density(case):
     density = fitted_or_refused(case, IMMSEDiscreteDensity(**case.parameters))
     if density is None:
@@ -473,7 +473,7 @@ def test_probabilities_sum_to_at_most_one(case):
     assert most < 1.05 + 10.0 * error
 
 
-@law(few=4, many=200)
+@law(few=3, many=200)
 def test_mixed_density(case):
     density = fitted_or_refused(case, IMMSEMixedDensity(**case.parameters))
     if density is None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from marks import others_slow
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import KNNImputer
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -18,7 +19,7 @@ from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSE
 from sk_itdiffusion._fit.training import TrainingControl
 from sk_itdiffusion._runtime.parallel import map_in_workers, run_all_interruptibly
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.encoding import read_table
+from sk_itdiffusion._table.reading import read_table
 
 rng = np.random.default_rng(0)
 QUICK = IMMSEDensity(max_epochs=0, score_tol=0.5, random_state=0)
@@ -186,7 +187,7 @@ def warnings_of_fit(X, max_epochs, **parameters):
     return density, bool(caught)
 
 
-@pytest.mark.parametrize("n_networks", [1, 2])
+@pytest.mark.parametrize("n_networks", others_slow([2, 1]))
 def test_trainings_that_end_too_early_warn_once(n_networks):
     brief = {"steps_per_epoch": 40, "random_state": 0, "n_networks": n_networks}
     assert warnings_of_fit(circles(0), 4, **brief)[1]

@@ -16,14 +16,10 @@ from sk_itdiffusion._estimators.base import has_levels_only
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.encoding import (
-    Kind,
-    Table,
-    TableEncoder,
-    columns_of_learned_levels,
-    read_table,
-    without_tensors,
-)
+from sk_itdiffusion._table.categories import columns_of_learned_levels
+from sk_itdiffusion._table.encoding import TableEncoder
+from sk_itdiffusion._table.kinds import Kind
+from sk_itdiffusion._table.reading import Table, read_table, without_tensors
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion._table.space import ColumnKind
 

@@ -21,14 +21,10 @@ from sk_itdiffusion._estimators.parameters import (
 from sk_itdiffusion._estimators.table import TableEstimator, stored_table
 from sk_itdiffusion._fit.networks import GivenFamily
 from sk_itdiffusion._table.blocks import blocks_of, sample
-from sk_itdiffusion._table.encoding import (
-    TableEncoder,
-    naming_columns,
-    warn_of_identifiers,
-    warn_of_merged_integers,
-    without_tensors,
-)
+from sk_itdiffusion._table.encoding import TableEncoder
+from sk_itdiffusion._table.kinds import warn_of_identifiers, warn_of_merged_integers
 from sk_itdiffusion._table.marginals import MARGINAL_KINDS
+from sk_itdiffusion._table.reading import naming_columns, without_tensors
 from sk_itdiffusion._table.space import ColumnKind
 from sk_itdiffusion._table.streams import RowStream, Stream, is_dataset, read_rows
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask

@@ -16,7 +16,8 @@ from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened
 from sk_itdiffusion._estimators.table import Array, stored_table
 from sk_itdiffusion._fit.experts import NETWORKS
 from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._table.encoding import Kind, Table, discrete_kinds
+from sk_itdiffusion._table.kinds import Kind, discrete_kinds
+from sk_itdiffusion._table.reading import Table
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.references import ReferenceFamily
 from sk_itdiffusion.schedules import Schedule

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sk_itdiffusion._estimators.parameters import checked_weight
 from sk_itdiffusion._immse.cubature import Keys, row_keys
-from sk_itdiffusion._table.encoding import read_table
+from sk_itdiffusion._table.reading import read_table
 from sk_itdiffusion._table.rows import LARGEST_EXACT, in_common_units
 
 __all__ = ["DistinctRows", "content_keys", "take"]

@@ -73,8 +73,9 @@ from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion._table.blocks import in_memory
 from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.encoding import TableEncoder, naming_columns, read_table, without_tensors
+from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import RowGroups, checked_groups
+from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
 from sk_itdiffusion._table.rows import WeightedRows, group_rows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion.persistence import stored

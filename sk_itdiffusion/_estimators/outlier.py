@@ -40,13 +40,8 @@ from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion._table.blocks import in_memory, parts_of
 from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.encoding import (
-    Table,
-    naming_columns,
-    read_table,
-    warn_of_merged_integers,
-    without_tensors,
-)
+from sk_itdiffusion._table.kinds import warn_of_merged_integers
+from sk_itdiffusion._table.reading import Table, naming_columns, read_table, without_tensors
 from sk_itdiffusion.persistence import SaveMixin, stored
 from sk_itdiffusion.persistence.checks import (
     check_finite,

@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array
 from sk_itdiffusion._fit.experts import NETWORKS
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._runtime.devices import resolve_device
-from sk_itdiffusion._table.encoding import without_tensors
+from sk_itdiffusion._table.reading import without_tensors
 from sk_itdiffusion._table.streams import Stream, without_ones
 from sk_itdiffusion.denoisers import NetworkFamily
 from sk_itdiffusion.distributed import Processes

@@ -38,8 +38,8 @@ from sk_itdiffusion._runtime.progress import progress_bar
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.blocks import blocks_of, is_dask, parts_of, sample
 from sk_itdiffusion._table.bounds import resolve_bounds
-from sk_itdiffusion._table.encoding import without_tensors
 from sk_itdiffusion._table.groups import checked_groups
+from sk_itdiffusion._table.reading import without_tensors
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import Stream, is_dataset
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask

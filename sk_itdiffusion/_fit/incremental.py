@@ -55,7 +55,14 @@ from sk_itdiffusion._fit.selection import FittedReferences
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MOST_VALIDATION_ROWS, MappedSplit
 from sk_itdiffusion._fit.stacking import stacked_model
-from sk_itdiffusion._fit.training import Averages, DenoisingObjective, MeanCriterion, _Net
+from sk_itdiffusion._fit.training import (
+    Averages,
+    DenoisingObjective,
+    MeanCriterion,
+    _Net,
+    rates_of,
+    set_rates,
+)
 from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._runtime.parallel import run_interruptibly
@@ -209,8 +216,7 @@ class StreamedNetwork:
         """Take one step and return its loss."""
         factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
         factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))
-        for group, rate in zip(self.net.optimizer_.param_groups, self.rates, strict=True):
-            group["lr"] = factor * rate
+        set_rates(self.net, self.rates, factor)
         loss = float(self.net.train_step(batch)["loss"].detach())
         self.objective.update_average(averages)
         self.n_steps += 1
@@ -495,8 +501,7 @@ def new_network(
     net.module_.eval()
     low, high = float(experts.grid[0]), float(experts.grid[-1])
     base = settings.training.schedule.density(low, high, spectrum_of(split))
-    rates = [group["lr"] for group in net.optimizer_.param_groups]
-    return StreamedNetwork(net, base, base, generator, rates)
+    return StreamedNetwork(net, base, base, generator, rates_of(net))
 
 
 def check_settings(settings: FitSettings) -> None:

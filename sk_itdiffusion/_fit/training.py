@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -47,6 +47,8 @@ __all__ = [
     "StopTraining",
     "TrainingControl",
     "TrainingPlan",
+    "rates_of",
+    "set_rates",
     "train",
 ]
 
@@ -187,6 +189,17 @@ class MeanCriterion(nn.Module):
         return output.mean()
 
 
+def rates_of(net: skorch.NeuralNet) -> list[float]:
+    """Return the learning rates of the optimiser's groups."""
+    return [group["lr"] for group in net.optimizer_.param_groups]
+
+
+def set_rates(net: skorch.NeuralNet, rates: Sequence[float], factor: float) -> None:
+    """Give the optimiser's groups their base rates times a factor."""
+    for group, rate in zip(net.optimizer_.param_groups, rates, strict=True):
+        group["lr"] = factor * rate
+
+
 class TrainingControl(Callback):
     """Learning rate, gradient clipping, weight averaging, early stopping, best state.
 
@@ -232,7 +245,7 @@ class TrainingControl(Callback):
         self.best_epoch = 0
         self.is_still_improving = False
         self.cooling_from: tuple[int, int, float] | None = None
-        self.base_rates = [group["lr"] for group in net.optimizer_.param_groups]
+        self.base_rates = rates_of(net)
         self.averages = net.module_.averages()
         self.parameters = self.averages[0][1]
         self.note_best(net, self.initial_bound)
@@ -277,9 +290,7 @@ class TrainingControl(Callback):
     def on_batch_begin(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
         """Set the learning rate."""
         if training:
-            factor = self.rate_factor()
-            for group, rate in zip(net.optimizer_.param_groups, self.base_rates, strict=True):
-                group["lr"] = factor * rate
+            set_rates(net, self.base_rates, self.rate_factor())
 
     def on_grad_computed(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
         """Average the gradient over the processes, and clip its norm."""

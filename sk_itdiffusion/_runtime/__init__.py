@@ -1,4 +1,4 @@
-"""How work is done: threads, memory, progress, callbacks, generators, warnings, links to pages.
+"""How work is done: threads, memory, files, progress, callbacks, generators, warnings, links.
 
 Nothing here knows of tables or densities.  May import nothing of the package.
 """

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_array
 from torch import Generator
 from torch.utils.data import Subset
 
-from sk_itdiffusion._table.encoding import naming_columns
+from sk_itdiffusion._table.reading import naming_columns
 from sk_itdiffusion._table.streams import affordable_rows, is_dataset, row_of
 
 __all__ = [

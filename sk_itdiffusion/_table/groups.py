@@ -45,7 +45,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_consistent_length
 
 from sk_itdiffusion._immse.cubature import Keys, hash_uniform, numbered_keys, row_keys
-from sk_itdiffusion._table.encoding import without_tensors
+from sk_itdiffusion._table.reading import without_tensors
 from sk_itdiffusion._table.rows import (
     LEAST_TRAINING_ROWS,
     LEAST_VALIDATION_ROWS,

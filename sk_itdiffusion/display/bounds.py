@@ -13,8 +13,7 @@ from sk_itdiffusion.display.style import (
     BLUE,
     VERMILION,
     axes_or_new,
-    check_has,
-    check_matplotlib,
+    check_drawable,
     merged,
     same_length,
     without_box,
@@ -234,9 +233,8 @@ class BoundHistoryDisplay:
         ValueError
             If no network was trained.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_has(
-            estimator, "history_", "a single density estimator (or one member of an ensemble)"
+        check_drawable(
+            cls, estimator, "history_", "a single density estimator (or one member of an ensemble)"
         )
         if not estimator.history_:
             raise ValueError(

@@ -11,14 +11,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sk_itdiffusion._table.encoding import Table, read_table
+from sk_itdiffusion._table.reading import Table, read_table
+from sk_itdiffusion.display.columns import (
+    check_number_of_columns,
+    column_names,
+    name_and_value,
+    position,
+    spread_rows,
+)
 from sk_itdiffusion.display.marginal import averaged_conditionals
 from sk_itdiffusion.display.style import (
     BLACK,
     Array,
     axes_or_new,
-    check_has,
-    check_matplotlib,
+    check_drawable,
     merged,
 )
 
@@ -246,10 +252,7 @@ class DensityContourDisplay:
         """Return where the other columns are fixed, or over what they are averaged."""
         if self.n_averaged:
             return f"averaged over the other columns of {self.n_averaged} rows"
-        named = [
-            f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
-            for name, value in list(self.fixed.items())[:MOST_NAMED]
-        ]
+        named = [name_and_value(*each) for each in list(self.fixed.items())[:MOST_NAMED]]
         n_more = len(self.fixed) - len(named)
         more = f" and {n_more} more columns fixed" if n_more else ""
         # Lines end between columns only.
@@ -321,8 +324,7 @@ class DensityContourDisplay:
             If X has other columns than those of the fit, fewer than two of them or no numbers in
             the two, or an argument is not as described.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_has(estimator, "score_samples", "an estimator")
+        check_drawable(cls, estimator, "score_samples", "an estimator")
         table = read_table(X)
         check_number_of_columns(estimator, table)
         pair = two_continuous(estimator, table, columns)
@@ -349,34 +351,7 @@ class DensityContourDisplay:
         return cls(xx0=xx0, xx1=xx1, **shown).plot(ax, **kwargs)
 
 
-# -- columns ---------------------------------------------------------------------------------
-
-
-def column_names(table: Table) -> list[str]:
-    """Return the names of the columns, x0, x1, ... for arrays."""
-    return [f"x{label}" for label in table.labels] if table.dtype is not None else table.labels
-
-
-def check_number_of_columns(estimator: Any, table: Table) -> None:
-    """Raise an error if the table has not the columns of the fit."""
-    expected = getattr(estimator, "n_features_in_", table.n_columns)
-    if table.n_columns != expected:
-        raise ValueError(
-            f"X has {table.n_columns} columns, but {type(estimator).__name__} was fitted to "
-            f"{expected}."
-        )
-
-
-def position(table: Table, column: Any, parameter: str) -> int:
-    """Return the number of a column that a parameter gives by number or name."""
-    if not isinstance(column, str) and isinstance(column, Integral):
-        if not 0 <= int(column) < table.n_columns:
-            raise ValueError(
-                f"{parameter} contains the column number {column}, which is out of range: X has "
-                f"{table.n_columns} column{'' if table.n_columns == 1 else 's'}, numbered from 0."
-            )
-        return int(column)
-    return table.position(column, parameter)
+# -- columns and grid ------------------------------------------------------------------------
 
 
 def two_continuous(estimator: Any, table: Table, columns: Sequence[Any]) -> list[int]:
@@ -504,10 +479,3 @@ def fixed_column(column: pd.Series[Any], value: Any, n: int) -> pd.Series[Any]:
     dtype = column.dtype if isinstance(column.dtype, pd.CategoricalDtype) else None
     repeated: pd.Series[Any] = pd.Series([value] * n, dtype=dtype)
     return repeated
-
-
-def spread_rows(n_rows: int, n_shown: int) -> Any:
-    """Return the numbers of some rows, evenly spread over the table."""
-    if not isinstance(n_shown, Integral) or n_shown < 0:
-        raise ValueError(f"The number of rows to show must be at least 0, got {n_shown!r}.")
-    return np.linspace(0, n_rows - 1, min(int(n_shown), n_rows)).round().astype(np.intp)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sk_itdiffusion.display.style import (
+    BESIDE_THE_AXES,
     BLACK,
     BLUE,
     LOGSNR_LABEL,
@@ -16,8 +17,7 @@ from sk_itdiffusion.display.style import (
     Array,
     Style,
     axes_or_new,
-    check_has,
-    check_matplotlib,
+    check_drawable,
     expert_styles,
     increasing_logsnr,
     merged,
@@ -328,7 +328,7 @@ class MSECurveDisplay:
     def _legend_place(self, quantity: str) -> dict[str, Any]:
         """Return where the legend covers neither curves nor the strip."""
         if len(self.lines_) >= MOST_INSIDE:
-            return {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+            return BESIDE_THE_AXES
         drawn = self._drawn(self.model, quantity)
         if quantity == "gain":
             peaks_early = int(np.argmax(drawn)) < drawn.size / 2
@@ -434,8 +434,7 @@ class MSECurveDisplay:
         ValueError
             If there is no error curve, X does not fit, or the reference is unknown.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_has(estimator, "mse_curve", "a density estimator of sk_itdiffusion")
+        check_drawable(cls, estimator, "mse_curve", "a density estimator of sk_itdiffusion")
         name = type(estimator).__name__ if name is None else name
         display = cls.from_curve(estimator.mse_curve(X), reference=reference, name=name)
         return display.plot(ax, **kwargs)

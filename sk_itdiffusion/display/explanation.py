@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from sk_itdiffusion._table.encoding import Table, read_table
-from sk_itdiffusion.display.contours import column_names
+from sk_itdiffusion._table.reading import Table, read_table
+from sk_itdiffusion.display.columns import column_names, name_and_value
 from sk_itdiffusion.display.style import (
     BLACK,
     BLUE,
     VERMILION,
     Array,
     axes_or_new,
-    check_has,
-    check_matplotlib,
+    check_drawable,
+    check_entries,
     merged,
     same_length,
     without_box,
@@ -100,11 +100,8 @@ class OutlierExplanationDisplay:
         self.labels = [str(label) for label in labels]
         self.values = None if values is None else list(values)
         for parameter, given in (("labels", self.labels), ("values", self.values)):
-            if given is not None and len(given) != n:
-                raise ValueError(
-                    f"{parameter} must have one entry for each of the {n} columns, got "
-                    f"{len(given)}."
-                )
+            if given is not None:
+                check_entries(parameter, given, n)
         self.typical = None
         if typical is not None:
             (self.typical,) = same_length("columns", n, {"typical": typical})
@@ -171,11 +168,8 @@ class OutlierExplanationDisplay:
 
     def _tick(self, j: int) -> str:
         """Return the name of a column with the row's entry."""
-        if self.values is None:
-            return self.labels[j]
-        value = self.values[j]
-        is_float = isinstance(value, float | np.floating)
-        return f"{self.labels[j]} = {value:.4g}" if is_float else f"{self.labels[j]} = {value}"
+        label = self.labels[j]
+        return label if self.values is None else name_and_value(label, self.values[j])
 
     def _draw(
         self, ax: Axes, names: Sequence[str], lengths: Array, kwargs: Mapping[str, Any]
@@ -242,8 +236,7 @@ class OutlierExplanationDisplay:
         ValueError
             If X has not this row, or not the columns of the fit.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_has(detector, "explain", "a detector with explanations")
+        check_drawable(cls, detector, "explain", "a detector with explanations")
         table = read_table(X)
         n = len(table.frame)
         if not isinstance(row, Integral) or not -n <= row < n:

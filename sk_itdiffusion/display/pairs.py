@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.encoding import Table, read_table
-from sk_itdiffusion.display.contours import (
+from sk_itdiffusion._table.reading import Table, read_table
+from sk_itdiffusion.display.columns import (
     check_number_of_columns,
     column_names,
     position,
@@ -22,7 +22,8 @@ from sk_itdiffusion.display.style import (
     BLUE,
     VERMILION,
     Array,
-    check_has,
+    check_drawable,
+    check_entries,
     check_matplotlib,
     merged,
     without_box,
@@ -149,11 +150,7 @@ class SamplePairDisplay:
             )
         self.data, self.samples = ours.frame, theirs.frame
         self.labels = [str(x) for x in (column_names(ours) if labels is None else labels)]
-        if len(self.labels) != ours.n_columns:
-            raise ValueError(
-                f"labels must have one entry for each of the {ours.n_columns} columns, got "
-                f"{len(self.labels)}."
-            )
+        check_entries("labels", self.labels, ours.n_columns)
         self.n_left_out = n_left_out
         numbers = (
             ours.holds_numbers & theirs.holds_numbers & ~(is_boolean(ours) & is_boolean(theirs))
@@ -335,8 +332,7 @@ class SamplePairDisplay:
         ValueError
             If X has other columns than those of the fit, or an argument is not as described.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_has(estimator, "sample", "a density estimator")
+        check_drawable(cls, estimator, "sample", "a density estimator")
         table = read_table(X)
         check_number_of_columns(estimator, table)
         if not isinstance(n_rows, Integral) or n_rows < 1:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sk_itdiffusion.display.style import (
+    BESIDE_THE_AXES,
     BLACK,
     LOGSNR_LABEL,
     axes_or_new,
-    check_has,
-    check_matplotlib,
+    check_drawable,
     expert_styles,
     increasing_logsnr,
     readable,
@@ -115,11 +115,9 @@ class EnsembleWeightsDisplay:
         self.legend_ = ax.legend(
             handles[::-1],
             labels[::-1],
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.0),
-            borderaxespad=0.0,
             frameon=False,
             handleheight=1.4,
+            **BESIDE_THE_AXES,
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self
@@ -152,8 +150,7 @@ class EnsembleWeightsDisplay:
         ValueError
             If there are no weights, since all rows of the fit were equal.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_has(estimator, "logsnr_", "a density estimator of sk_itdiffusion")
+        check_drawable(cls, estimator, "logsnr_", "a density estimator of sk_itdiffusion")
         name = "member_weights_" if hasattr(estimator, "member_weights_") else "expert_weights_"
         weights = getattr(estimator, name)
         if not weights or not len(estimator.logsnr_):

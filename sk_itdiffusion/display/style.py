@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ __all__ = [
     "VERMILION",
     "Style",
     "axes_or_new",
-    "check_has",
+    "check_drawable",
+    "check_entries",
     "check_matplotlib",
     "expert_styles",
     "increasing_logsnr",
@@ -40,6 +41,12 @@ BLACK, GREY = "#000000", "#777777"
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
 SKY, GREEN, PURPLE, YELLOW = "#56B4E9", "#009E73", "#CC79A7", "#F0E442"
 
+#: Where a legend is beside the axes.
+BESIDE_THE_AXES: dict[str, Any] = {
+    "loc": "upper left",
+    "bbox_to_anchor": (1.01, 1.0),
+    "borderaxespad": 0.0,
+}
 LOGSNR_LABEL = "log-SNR (natural logarithm)"
 
 
@@ -142,11 +149,13 @@ def axes_or_new(ax: Axes | None, caller: str, **figure: Any) -> Axes:
     return plt.subplots(**({"layout": "constrained"} | figure))[1]
 
 
-def check_has(estimator: Any, attribute: str, what: str) -> None:
-    """Raise an error if the estimator is not fitted, or lacks what a display needs.
+def check_drawable(display: type, estimator: Any, attribute: str, what: str) -> None:
+    """Raise an error if matplotlib is missing, or the estimator lacks what a display draws.
 
     Parameters
     ----------
+    display : type
+        The display, whose ``from_estimator`` is called.
     estimator : object
         An estimator.
     attribute : str
@@ -156,16 +165,28 @@ def check_has(estimator: Any, attribute: str, what: str) -> None:
 
     Raises
     ------
+    ImportError
+        If matplotlib is not installed.
     NotFittedError
         If the estimator is not fitted.
     TypeError
         If it lacks the attribute, or is no estimator.
     """
+    check_matplotlib(f"{display.__name__}.from_estimator")
     check_is_fitted(estimator)
     if not hasattr(estimator, attribute):
         raise TypeError(
             f"The display needs {what}, which has {attribute!r}; {type(estimator).__name__} does "
             "not have it."
+        )
+
+
+def check_entries(parameter: str, entries: Sized, n_columns: int) -> None:
+    """Raise an error that names a parameter if it has not one entry for each column."""
+    if len(entries) != n_columns:
+        raise ValueError(
+            f"{parameter} must have one entry for each of the {n_columns} columns, got "
+            f"{len(entries)}."
         )
 
 

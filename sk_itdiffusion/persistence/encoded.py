@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from sk_itdiffusion.persistence.kinds import KINDS, LISTED, TIMES, is_simple, simple_dtype
 from sk_itdiffusion.persistence.objects import Node, decode_object, encode_object
 from sk_itdiffusion.persistence.registry import (
+    DECLARED,
     Declaration,
     declaration_of,
-    declared,
     declared_by_user,
     user_classes,
 )
@@ -273,7 +273,7 @@ class Decoder:
     def declaration(self, entry: Node) -> Declaration:
         """Return how an object is stored; classes of the user's own are names apart."""
         name, is_own = entry["class"], entry.get("own", False)
-        known = self._own if is_own else declared()
+        known = self._own if is_own else DECLARED
         if name in known:
             return known[name]
         if not is_own:

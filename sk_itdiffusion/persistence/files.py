@@ -13,13 +13,9 @@ declared classes (`sk_itdiffusion.persistence.registry`) and among those passed 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +27,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._runtime.devices import available_device, resolve_device
+from sk_itdiffusion._runtime.files import write_atomically
 from sk_itdiffusion._version import __version__
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.persistence.objects import Node
@@ -282,34 +279,6 @@ def checksum(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) ->
 
 
 # -- files -------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either there as a whole, or as it was before."""
-    target = os.path.realpath(os.fspath(path))
-    folder = os.path.dirname(target)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(errno.EINVAL, "Cannot save: it is no file", target)
-    temporary = os.path.join(folder, f".sk_itdiffusion-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if os.path.exists(target):
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    # The name too outlasts a loss of power, where the system can see to it.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_file(path: Path) -> bytes:

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 __all__ = [
+    "DECLARED",
     "Declaration",
     "declaration_of",
-    "declared",
     "declared_by_user",
     "stored",
     "user_classes",
@@ -83,7 +83,8 @@ class Declaration:
         return make if self.make is None else self.make
 
 
-_DECLARED: dict[str, Declaration] = {}
+#: The declarations of the library's classes, by their names in files.
+DECLARED: dict[str, Declaration] = {}
 
 
 def stored(*, name: str | None = None, **how: Any) -> Callable[[Class], Class]:
@@ -95,23 +96,18 @@ def stored(*, name: str | None = None, **how: Any) -> Callable[[Class], Class]:
 
     def declare(cls: Class) -> Class:
         found = Declaration(cls=cls, name=cls.__name__ if name is None else name, **how)
-        before = _DECLARED.setdefault(found.name, found).cls
+        before = DECLARED.setdefault(found.name, found).cls
         if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"Two classes are stored by the name {found.name}.")
-        _DECLARED[found.name] = found
+        DECLARED[found.name] = found
         return cls
 
     return declare
 
 
-def declared() -> dict[str, Declaration]:
-    """Return the declarations of the library's classes, by their names in files."""
-    return _DECLARED
-
-
 def declaration_of(cls: type) -> Declaration | None:
     """Return the declaration of a class of the library's; None for any other."""
-    for each in _DECLARED.values():
+    for each in DECLARED.values():
         if each.cls is cls or (each.has_derived and issubclass(cls, each.cls)):
             return each
     return None

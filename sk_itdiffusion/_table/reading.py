@@ -1,0 +1,338 @@
+"""Tables of any container as data frames of pandas, and what their columns hold."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pandas.api import types
+from sklearn.utils.validation import check_array
+
+from sk_itdiffusion._table.frames import polars_dtypes
+from sk_itdiffusion._table.rows import column_labels
+
+__all__ = [
+    "N_SHOWN",
+    "Labels",
+    "Table",
+    "as_floats",
+    "by_column",
+    "factorize",
+    "first_few",
+    "naming_columns",
+    "read_table",
+    "reason_of_columns",
+    "without_tensors",
+]
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.object_]
+Storage = Literal["boolean", "integer", "float", "unordered", "ordered", "text", "other"]
+N_SHOWN = 5
+_NUMBERS: tuple[Storage, ...] = ("boolean", "integer", "float")
+_INFERRED_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of any container as a pandas data frame.
+
+    Attributes
+    ----------
+    frame : DataFrame of shape (n_rows, n_columns)
+        The table, with at least one row and one column.
+    dtype : dtype or None
+        The dtype of an array; None where the table came with column names.
+    polars : tuple of str or None, default=None
+        Names of the columns' dtypes in a data frame of polars; None for any other table.
+    """
+
+    frame: pd.DataFrame
+    dtype: np.dtype[Any] | None
+    polars: tuple[str, ...] | None = None
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return self.frame.shape[1]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Names of the columns, or their numbers, as text."""
+        return [str(name) for name in self.frame.columns]
+
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the columns; None for those of an array."""
+        return self.labels if self.dtype is None else None
+
+    @cached_property
+    def storages(self) -> list[Storage]:
+        """How the columns are stored."""
+        return [_storage(self.column(j), self.labels[j]) for j in range(self.n_columns)]
+
+    @cached_property
+    def holds_numbers(self) -> NDArray[np.bool_]:
+        """Which columns hold numbers, of shape (n_columns,)."""
+        return np.array([storage in _NUMBERS for storage in self.storages])
+
+    def column(self, j: int) -> pd.Series[Any]:
+        """Return one column."""
+        return self.frame.iloc[:, j]
+
+    def position(self, name: object, parameter: str) -> int:
+        """Return the number of the column of some name, for a parameter that names it."""
+        found = [j for j, known in enumerate(self.frame.columns) if known == name]
+        if not found:
+            raise ValueError(
+                f"{parameter} names the column {name!r}, which X does not have. The columns of X "
+                f"are {first_few(list(self.frame.columns))}."
+            )
+        return found[0]
+
+    def check_finite(self, chosen: NDArray[np.bool_], continuous: NDArray[np.bool_]) -> None:
+        """Raise a ValueError if a chosen column has missing or infinite values."""
+        missing = self._which(chosen, lambda column: bool(column.isna().any()))
+        if missing.any():
+            advice = ""
+            if (missing & continuous).any():
+                advice += (
+                    " Drop the rows that have them, or impute values that vary from row to row, "
+                    "for example with sklearn.impute.KNNImputer; many copies of a constant have no "
+                    "density."
+                )
+            if (missing & ~continuous).any():
+                advice += (
+                    " A missing value is a level of its own in categories: convert codes and "
+                    "discrete numbers that may be missing to a categorical dtype before fit, for "
+                    "example with X[column].astype('category')."
+                )
+            raise ValueError(
+                f"Input X contains NaN in column(s) {column_labels(missing, self.names)}.{advice}"
+            )
+        infinite = self._which(chosen, _has_infinity)
+        if infinite.any():
+            raise ValueError(
+                "Input X contains infinity or a value too large for dtype('float64') in column(s) "
+                f"{column_labels(infinite, self.names)}."
+            )
+
+    def _which(self, chosen: NDArray[np.bool_], test: Any) -> NDArray[np.bool_]:
+        return np.array([chosen[j] and test(self.column(j)) for j in range(self.n_columns)])
+
+
+@contextlib.contextmanager
+def naming_columns(X: Any) -> Iterator[None]:
+    """Let errors about numbers in X tell which columns they are in.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns)
+        What is being validated as numbers.
+
+    Raises
+    ------
+    ValueError
+        Instead of an error that tells of X as a whole.
+    """
+    try:
+        yield
+    except (OverflowError, TypeError, ValueError) as error:
+        reason = None if "feature names" in str(error) else reason_of_columns(X)
+        if reason is None:
+            raise
+        raise ValueError(reason) from None
+
+
+def reason_of_columns(X: Any) -> str | None:
+    """Return which columns of a table are no finite numbers; None if that is not what is wrong."""
+    try:
+        table = read_table(X)
+        chosen = table.holds_numbers.copy()
+    except (TypeError, ValueError):
+        return None
+    others = {j: _first_text(table.column(j)) for j in range(table.n_columns) if not chosen[j]}
+    texts = {j: entry for j, entry in others.items() if entry is not None}
+    if texts:
+        wrong = np.isin(np.arange(table.n_columns), list(texts))
+        return (
+            f"Input X contains texts or dates in column(s) {column_labels(wrong, table.names)}, "
+            f"such as {next(iter(texts.values()))}, which are no numbers. Convert them, leave them "
+            "out, or use IMMSEMixedDensity, which takes texts as categories."
+        )
+    # Missing values make others of truths, and of what is no text in objects.
+    chosen[list(others)] = [not _no_numbers(table.column(j)).any() for j in others]
+    try:
+        table.check_finite(chosen, chosen)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _first_text(column: pd.Series[Any]) -> str | None:
+    """Return the first text or time in a column that is no number, for messages."""
+    is_time = types.is_datetime64_any_dtype(column.dtype)
+    wrong = column.notna() if is_time else _no_numbers(column)
+    first = column[wrong].iloc[:1].astype(object).tolist()
+    return repr(str(first[0])) if first and isinstance(first[0], str | datetime.date) else None
+
+
+def _no_numbers(column: pd.Series[Any]) -> Any:
+    """Return which entries of a column are there, but are no numbers."""
+    entries = column.astype(object)
+    return entries.notna() & pd.to_numeric(entries, errors="coerce").isna()
+
+
+def without_tensors(X: Any) -> Any:
+    """Return a tensor of torch as an array, whatever scikit-learn is set to; all else as it is."""
+    return X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
+
+
+def read_table(X: Any) -> Table:
+    """Return a table whatever its container is.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_rows, n_columns), or Table
+        A pandas data frame, one that has `columns` with `to_numpy` (such as those of polars), or
+        anything that numpy makes an array of.
+
+    Returns
+    -------
+    Table
+        The table.  A `Table` is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows or no columns, X is not two-dimensional, or it is complex.
+    TypeError
+        If X is sparse.
+    """
+    if isinstance(X, Table):
+        return X
+    if hasattr(X, "columns"):
+        frame = X if isinstance(X, pd.DataFrame) else _foreign_frame(X)
+        # Only the shape is checked: a frame of several dtypes has no array without copying it.
+        check_array(np.broadcast_to(0.0, frame.shape))
+        return Table(frame, None, polars_dtypes(X))
+    X = without_tensors(X)
+    array = check_array(X, dtype=None, ensure_all_finite=False)
+    if array.dtype.kind in "US" and not hasattr(X, "dtype"):
+        # numpy made text of the numbers in a list that has both.
+        array = check_array(X, dtype=object, ensure_all_finite=False)
+    if array.dtype.kind in "biufmM":
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return Table(pd.DataFrame(native, copy=False), array.dtype)
+    return Table(pd.DataFrame(array.astype(object), dtype=object), array.dtype)
+
+
+def _foreign_frame(X: Any) -> pd.DataFrame:
+    """Return a data frame of another library as one of pandas, column by column."""
+    columns = {str(name): _foreign_column(X[name]) for name in X.columns}
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(X)))
+
+
+def _foreign_column(column: Any) -> Any:
+    values = column.to_numpy()
+    categories = getattr(column.dtype, "categories", None)
+    # An enumeration lists its levels; other categories are no property of the column.
+    if categories is not None and hasattr(categories, "to_list"):
+        return pd.Categorical(values, categories=categories.to_list())
+    return values
+
+
+def _storage(column: pd.Series[Any], label: str) -> Storage:
+    """Return how a column is stored; numbers among objects count as numbers."""
+    dtype = column.dtype
+    inferred = types.infer_dtype(column, skipna=True) if types.is_object_dtype(dtype) else ""
+    if inferred == "complex" or types.is_complex_dtype(dtype):
+        raise ValueError(f"Complex data not supported: column {label!r} holds complex numbers.")
+    if isinstance(dtype, pd.CategoricalDtype):
+        return "ordered" if dtype.ordered else "unordered"
+    if inferred == "boolean" or types.is_bool_dtype(dtype):
+        return "text" if column.isna().any() else "boolean"  # a missing value is a level
+    if inferred == "integer" or types.is_integer_dtype(dtype):
+        return "integer"
+    if inferred in _INFERRED_NUMBERS or types.is_numeric_dtype(dtype):
+        return "float"
+    return "text" if types.is_object_dtype(dtype) or types.is_string_dtype(dtype) else "other"
+
+
+def _has_infinity(column: pd.Series[Any]) -> bool:
+    if types.is_float_dtype(column.dtype):
+        return bool(np.isinf(column.to_numpy(dtype=np.float64)).any())
+    if types.is_object_dtype(column.dtype):
+        return any(map(_is_too_large, factorize(column)[1]))
+    return False
+
+
+def _is_too_large(value: Any) -> bool:
+    """Return whether a number is infinite, or an integer of Python beyond all of 64 bits."""
+    is_number = isinstance(value, int | float | np.number)
+    return is_number and not -sys.float_info.max <= value <= sys.float_info.max
+
+
+def first_few(items: Sequence[object]) -> str:
+    """Return the first few items, for messages."""
+    shown = ", ".join("a missing value" if x is None else repr(x) for x in items[:N_SHOWN])
+    more = len(items) - N_SHOWN
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
+def by_column(table: Table, setting: Any, parameter: str) -> dict[int, Any]:
+    """Return the entries of a mapping from names, or of a sequence, by the columns' numbers."""
+    if isinstance(setting, Mapping):
+        return {table.position(name, parameter): value for name, value in setting.items()}
+    if not types.is_list_like(setting, allow_sets=False):
+        raise ValueError(
+            f"{parameter} must be a text that it knows, a sequence with one entry for each column "
+            f"or a dict from column names, got {setting!r}."
+        )
+    entries = list(setting)
+    if len(entries) != table.n_columns:
+        raise ValueError(
+            f"{parameter} has {len(entries)} entries, but X has {table.n_columns} columns."
+        )
+    return dict(enumerate(entries))
+
+
+def as_floats(column: pd.Series[Any], label: str) -> Array:
+    """Return numbers as floats, missing ones as NaN.
+
+    Raises
+    ------
+    ValueError
+        If the column holds something else.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if types.is_object_dtype(column.dtype) and types.infer_dtype(column, skipna=True) == "empty":
+        return np.full(len(column), np.nan)
+    if _storage(column, label) not in _NUMBERS:
+        factorize(column, label)  # for the error of entries that are no values at all
+        raise ValueError(f"Column {label!r} is continuous, but X has something else than numbers.")
+    return np.asarray(pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def factorize(column: pd.Series[Any], label: str = "") -> tuple[NDArray[np.intp], Labels]:
+    """Return the number of each entry's label, -1 where it is missing, and the labels."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes = np.asarray(column.cat.codes, dtype=np.intp)
+        return codes, np.asarray(column.cat.categories, dtype=object)
+    try:
+        codes, labels = pd.factorize(column)
+    except TypeError as error:
+        raise TypeError(
+            f"In column {label!r} an argument must be a string or a number: {error}."
+        ) from error
+    return np.asarray(codes, dtype=np.intp), np.asarray(labels, dtype=object)
