@@ -60,8 +60,8 @@ PUBLISHED_FORMS = {
     "published code": (0.0, 1.0, 3.0 / math.pi),
     "published, wide": (1.0, 1.7, 3.0 / math.pi**2),
 }
-LEAST_EIGENVALUE = 1e-6  # smaller ones belong to constant columns
-MOST_DEVIATIONS = 3.0  # by which the means of two agreeing estimators may differ
+MIN_EIGENVALUE = 1e-6  # smaller ones belong to constant columns
+MAX_DEVIATIONS = 3.0  # by which the means of two agreeing estimators may differ
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Spectrum:
     def of(cls, points: Array) -> Spectrum:
         """Return the spectrum of points (n, d)."""
         eigenvalues, basis = np.linalg.eigh(np.cov(points.T))
-        varying = eigenvalues > LEAST_EIGENVALUE
+        varying = eigenvalues > MIN_EIGENVALUE
         return cls(points.mean(axis=0), eigenvalues[varying], basis[:, varying])
 
     def location_and_scale(self, shift: float, factor: float, weight: float) -> tuple[float, float]:
@@ -144,7 +144,7 @@ def upper_tail(layout: Layout, logsnr: float) -> float:
     return sum(
         4.0 * math.exp(-(((step - 0.5) * variable.spacing) ** 2) * math.exp(logsnr))
         for variable in layout.variables
-        for step in range(1, variable.n_levels)
+        for step in range(1, variable.n_categories)
     )
 
 
@@ -386,7 +386,7 @@ def format_agreement(record: Record) -> str:
     lines = []
     for entry in largest_of_forms(record):
         deviations = entry["difference"] / entry["difference_error"]
-        verdict = "agree" if abs(deviations) <= MOST_DEVIATIONS else "DISAGREE"
+        verdict = "agree" if abs(deviations) <= MAX_DEVIATIONS else "DISAGREE"
         lines.append(
             f"{entry['form']}: mean log P minus the library's {entry['difference']:+.3f} +- "
             f"{entry['difference_error']:.3f}, single rows differ by {entry['row_deviation']:.2f} "

@@ -46,7 +46,7 @@ class DiscretePeer(ABC):
 
     def __init__(self, data: DiscreteData) -> None:
         self.levels = data.discrete_levels
-        self.n_levels = np.array([len(levels) for levels in self.levels], dtype=np.int64)
+        self.n_categories = np.array([len(levels) for levels in self.levels], dtype=np.int64)
         self.details_: dict[str, Any] = {}
 
     @staticmethod
@@ -78,10 +78,10 @@ def hold_out(rows: Rows, seed: int, share: float = 0.1) -> tuple[Rows, Rows]:
 # --- Independent columns and the Gaussian block ---------------------------------------------
 
 
-def smoothed_marginals(codes: Array, n_levels: Array, pseudo_count: float = 0.5) -> list[Array]:
+def smoothed_marginals(codes: Array, n_categories: Array, pseudo_count: float = 0.5) -> list[Array]:
     """Return the probabilities of the levels of each column, ``pseudo_count`` added to each."""
     marginals = []
-    for column, size in zip(codes.T, n_levels, strict=True):
+    for column, size in zip(codes.T, n_categories, strict=True):
         counts = np.bincount(column, minlength=size) + pseudo_count
         marginals.append(counts / counts.sum())
     return marginals
@@ -120,7 +120,7 @@ class IndependentPeer(DiscretePeer):
     def fit(self, rows: Rows, seed: int) -> IndependentPeer:
         """Count the levels, with one half added to each count."""
         self.log_marginals_ = [
-            np.log(marginal) for marginal in smoothed_marginals(rows.codes, self.n_levels)
+            np.log(marginal) for marginal in smoothed_marginals(rows.codes, self.n_categories)
         ]
         self.gaussian_ = GaussianBlock().fit(rows.numbers)
         return self
@@ -146,15 +146,15 @@ class Indicators:
     ----------
     codes : array of shape (n, n_discrete)
         Rows that tell which levels are frequent.
-    n_levels : array of shape (n_discrete,)
+    n_categories : array of shape (n_discrete,)
         Number of levels of each column.
     """
 
-    def __init__(self, codes: Array, n_levels: Array) -> None:
-        self.offsets = np.concatenate([[0], np.cumsum(n_levels)[:-1]]).astype(np.int64)
-        self.n_total = int(n_levels.sum())
+    def __init__(self, codes: Array, n_categories: Array) -> None:
+        self.offsets = np.concatenate([[0], np.cumsum(n_categories)[:-1]]).astype(np.int64)
+        self.n_total = int(n_categories.sum())
         self.counts = np.bincount((codes + self.offsets).ravel(), minlength=self.n_total)
-        ends = self.offsets + n_levels
+        ends = self.offsets + n_categories
         self.left_out = np.array(
             [
                 start + self.counts[start:end].argmax()
@@ -163,7 +163,7 @@ class Indicators:
             dtype=np.int64,
         )
         self.kept = np.setdiff1d(np.arange(self.n_total), self.left_out)
-        self.column = np.repeat(np.arange(len(n_levels)), n_levels)
+        self.column = np.repeat(np.arange(len(n_categories)), n_categories)
 
     def matrix(self, codes: Array, dtype: Any = np.float32) -> Any:
         """Return 0/1 rows of shape (n, n_total - n_discrete)."""
@@ -228,7 +228,7 @@ class ChowLiuPeer(DiscretePeer):
 
     def _count_pairs(self, codes: Array, chunk_size: int = 5000) -> Array:
         """Return how often each two levels occur together, shape (n_total, n_total)."""
-        self.offsets_ = np.concatenate([[0], np.cumsum(self.n_levels)]).astype(np.int64)
+        self.offsets_ = np.concatenate([[0], np.cumsum(self.n_categories)]).astype(np.int64)
         counts = np.zeros((self.offsets_[-1], self.offsets_[-1]))
         for start in range(0, len(codes), chunk_size):
             flat = codes[start : start + chunk_size] + self.offsets_[:-1]
@@ -238,7 +238,7 @@ class ChowLiuPeer(DiscretePeer):
         return counts
 
     def _fit_tree(self, codes: Array, pair_counts: Array, pseudo_count: float) -> None:
-        marginals = smoothed_marginals(codes, self.n_levels)
+        marginals = smoothed_marginals(codes, self.n_categories)
         information = self._mutual_information(pair_counts, np.concatenate(marginals), pseudo_count)
         self.order_, self.parent_ = maximum_tree(information)
         self.log_root_ = np.log(marginals[self.order_[0]])
@@ -316,7 +316,7 @@ class LatentClassPeer(DiscretePeer):
         train, held = hold_out(rows[order[: self.max_rows_for_choice]], seed)
         settings = self._choose(train, held, seed)
         n_iterations = settings.pop("n_iterations")
-        self.mixture_ = ClassMixture(rows, self.n_levels, **settings)
+        self.mixture_ = ClassMixture(rows, self.n_categories, **settings)
         for _ in self.mixture_.iterate(rows, n_iterations, seed):
             pass
         self.details_ = {**settings, "n_iterations": n_iterations}
@@ -364,7 +364,7 @@ class LatentClassPeer(DiscretePeer):
     ) -> tuple[float, dict[str, Any]]:
         """Return the best held-out score over the iterations, and the settings that gave it."""
         settings: dict[str, Any] = {"n_classes": n_classes, "strength": strength}
-        mixture = ClassMixture(train, self.n_levels, **settings)
+        mixture = ClassMixture(train, self.n_categories, **settings)
         best_score, best_iteration = -math.inf, 0
         for iteration in mixture.iterate(train, self.max_iterations, seed):
             if iteration % 2 and iteration != self.max_iterations:
@@ -384,7 +384,7 @@ class ClassMixture:
     ----------
     rows : Rows
         Rows that tell the marginals; continuous columns standardised.
-    n_levels : array of shape (n_discrete,)
+    n_categories : array of shape (n_discrete,)
         Number of levels of each column.
     n_classes : int
         Number of classes.
@@ -392,11 +392,11 @@ class ClassMixture:
         Pseudo-count of each class and column, spread over its levels like the marginal.
     """
 
-    def __init__(self, rows: Rows, n_levels: Array, n_classes: int, strength: float) -> None:
+    def __init__(self, rows: Rows, n_categories: Array, n_classes: int, strength: float) -> None:
         self.n_classes = n_classes
         self.strength = strength
-        self.indicators = Indicators(rows.codes, n_levels)
-        marginals = smoothed_marginals(rows.codes, n_levels)
+        self.indicators = Indicators(rows.codes, n_categories)
+        marginals = smoothed_marginals(rows.codes, n_categories)
         self.marginals = np.concatenate([*marginals, np.empty(0)])[:, None]
 
     def iterate(self, rows: Rows, n_iterations: int, seed: int) -> Iterator[int]:
@@ -639,7 +639,7 @@ class PublishedDiscretePeer(DiscretePeer):
 
     def _standardize_levels(self) -> Array:
         """Return the standardised levels, shape (largest number, d), NaN where there are fewer."""
-        grid = np.full((self.n_levels.max(), len(self.levels)), np.nan)
+        grid = np.full((self.n_categories.max(), len(self.levels)), np.nan)
         for j, levels in enumerate(self.levels):
             grid[: len(levels), j] = (levels - self.recipe.mean_[j]) / self.recipe.scale_[j]
         return grid

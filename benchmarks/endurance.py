@@ -50,7 +50,7 @@ NETWORK = {
     "score_tol": 0.5,
 }
 N_ROWS = 100
-MOST_GROWTH = 16.0  # MiB; the allocator's pages come and go by about so many
+MAX_GROWTH = 16.0  # MiB; the allocator's pages come and go by about so many
 FIELDS = ("resident_mib", "allocated_mib", "threads", "open_files", "objects")
 
 
@@ -164,7 +164,7 @@ def main() -> int:
     print(format_markdown(header, body))
     grown = growth(records)
     print("growth:", ", ".join(f"{name} {value:+.1f}" for name, value in grown.items()))
-    too_much = grown["resident_mib"] > MOST_GROWTH or max(grown["threads"], grown["open_files"]) > 0
+    too_much = grown["resident_mib"] > MAX_GROWTH or max(grown["threads"], grown["open_files"]) > 0
     return int(too_much)
 
 

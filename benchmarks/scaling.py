@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 ROWS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 COLUMNS = (2, 5, 10, 20, 50, 100, 200, 500)
 ROWS_OF_COLUMNS, COLUMNS_OF_ROWS = 10_000, 10
-LEAST_MEGABYTES = 1.0
+MIN_MEGABYTES = 1.0
 VALUES = {
     "fit_seconds": ("fit, s", ".1f"),
     "fit_megabytes": ("fit, MB", ".0f"),
@@ -101,7 +101,7 @@ def measure_fit(cell: Cell, path: Path) -> Record:
     estimator.save(path)
     return {
         "fit_seconds": seconds,
-        "fit_megabytes": max(peak - idle, LEAST_MEGABYTES),
+        "fit_megabytes": max(peak - idle, MIN_MEGABYTES),
         "fit_peak_megabytes": peak,
         "n_epochs": estimator.n_iter_,
     }
@@ -119,7 +119,7 @@ def measure_score(cell: Cell, path: Path) -> Record:
     return {
         "score_seconds": seconds,
         "score_microseconds": 1e6 * seconds / cell.n_scored,
-        "score_megabytes": max(peak - idle, LEAST_MEGABYTES),
+        "score_megabytes": max(peak - idle, MIN_MEGABYTES),
         "score_peak_megabytes": peak,
     }
 

@@ -38,7 +38,7 @@ from sk_itdiffusion import IMMSEDensity
 
 Array = NDArray[np.float64]
 
-MOST_SCORED = 10_000
+MAX_SCORED = 10_000
 #: In nats; None is the default.
 TOLERANCES = (0.5, 0.2, None, 0.05)
 #: Share of the rows of the lowest log-density that are looked at on their own.
@@ -52,7 +52,7 @@ def halves(X: Array, seed: int) -> tuple[Array, Array]:
     """Return a random half of the rows, and others, at most as many as are to be scored."""
     X = np.random.default_rng(seed).permutation(X)
     half = len(X) // 2
-    return X[:half], X[half : half + MOST_SCORED]
+    return X[:half], X[half : half + MAX_SCORED]
 
 
 def measure(density: IMMSEDensity, X: Array, score_tol: float | None, truth: Array) -> Record:

@@ -108,7 +108,7 @@ def search_seconds(backend: str, n_jobs: int, max_epochs: int) -> float:
 def throughput(n_scored: int) -> dict[str, float]:
     """Return rows in a second of reading, training (one thread) and scoring (all threads)."""
     X = rows(2_000_000)
-    table = blocks.LocalBlocks(X, 2**16 // N_COLUMNS)
+    table = blocks.LocalPartitions(X, 2**16 // N_COLUMNS)
     state = np.random.RandomState(0)
     reading = seconds(lambda: blocks.sample(table, as_numbers, state, numbers_only=True))
     training = seconds_of_steps(128, 512, 400) / (400 * 512)

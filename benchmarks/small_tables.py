@@ -34,7 +34,7 @@ from tabular_data import TABLES, Split, load_table, random_subsample
 
 SIZES = (200, 1000)
 N_SUBSAMPLES = 20
-MOST_TESTED = 2000
+MAX_TESTED = 2000
 DEFAULT_METHODS = (LIBRARY, "gaussian", "gaussian_mixture", "gaussian_mixture_validation")
 
 
@@ -148,7 +148,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=methods, default=list(DEFAULT_METHODS))
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--subsamples", type=int, default=N_SUBSAMPLES)
-    parser.add_argument("--most-tested", type=int, default=MOST_TESTED, help="test rows at most")
+    parser.add_argument("--most-tested", type=int, default=MAX_TESTED, help="test rows at most")
     parser.add_argument("--output", help="file of finished records, one JSON object per line")
     parser.add_argument(
         "--again", nargs="+", choices=methods, default=[], help="methods to measure once more"

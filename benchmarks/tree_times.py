@@ -25,7 +25,7 @@ from results import format_markdown
 from tabular_data import load_table, random_split
 
 QUANTITIES = ("fit", "fit, processors", "score", "score, processors")
-MOST_SCORED = 500
+MAX_SCORED = 500
 
 
 def measure(table: str, data_dir: Path, max_epochs: int | None, seed: int) -> dict[str, float]:
@@ -39,7 +39,7 @@ def measure(table: str, data_dir: Path, max_epochs: int | None, seed: int) -> di
     found = {}
     for name, call in (
         ("fit", lambda: estimator.fit(rows)),
-        ("score", lambda: estimator.score_samples(split.test[:MOST_SCORED])),
+        ("score", lambda: estimator.score_samples(split.test[:MAX_SCORED])),
     ):
         start, processors = time.perf_counter(), time.process_time()
         call()

@@ -78,8 +78,8 @@ def synthesise(n, rng):
     """Return a table whose columns are of the same kinds; three groups make them dependent."""
     group = rng.integers(3, size=n)
     columns = {}
-    for name, n_levels in zip(NOMINAL, (8, 16, 7, 14, 6, 5, 2, 41), strict=True):
-        code = (rng.geometric(0.5, n) - 1 + 2 * group) % n_levels
+    for name, n_categories in zip(NOMINAL, (8, 16, 7, 14, 6, 5, 2, 41), strict=True):
+        code = (rng.geometric(0.5, n) - 1 + 2 * group) % n_categories
         columns[name] = pd.Series([f"{name}-{number}" for number in code])
         if name == "education":
             columns["education-num"] = code + 1

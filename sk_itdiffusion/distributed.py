@@ -31,7 +31,7 @@ __all__ = ["ALONE", "Processes", "current_processes", "shared_fit"]
 Result = TypeVar("Result")
 
 #: How long processes wait for one another, for instance while the first one fits the references.
-LONGEST_WAIT = timedelta(hours=6)
+MAX_WAIT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def shared_fit() -> Iterator[Processes]:
         yield ALONE
         return
     if is_new:
-        distributed.init_process_group(timeout=LONGEST_WAIT)
+        distributed.init_process_group(timeout=MAX_WAIT)
     token = _current.set(Processes(distributed.get_rank(), distributed.get_world_size()))
     try:
         with own_gpu():

@@ -1,12 +1,12 @@
 r"""How rows with continuous and discrete columns become points of a Euclidean space.
 
-Each level :math:`k` of a discrete variable has an embedding :math:`v_k`: one of :math:`\pm 1` for
-two levels, a point of an equidistant lattice for ordered levels, a multiple of a unit vector for
-unordered ones.  The noise channel acts on the concatenated embeddings and continuous columns, and
-since no level is lost, the relation between information and estimation gives log-probabilities of
-levels as it gives log-densities of continuous columns (Kong et al. 2023).
+Each category :math:`k` of a discrete variable has an embedding :math:`v_k`: one of :math:`\pm 1`
+for two categories, a point of an equidistant lattice for ordered categories, a multiple of a unit
+vector for unordered ones.  The noise channel acts on the concatenated embeddings and continuous
+columns, and since no category is lost, the relation between information and estimation gives
+log-probabilities of categories as it gives log-densities of continuous columns (Kong et al. 2023).
 
-For one variable, seen through the channel as :math:`z`, the levels have the likelihoods
+For one variable, seen through the channel as :math:`z`, the categories have the likelihoods
 
 .. math:: p(z \mid k) \propto \exp\left(
     -\frac{\|z - \sqrt{\sigma(a)}\, v_k\|^2}{2\, \sigma(-a)} \right),
@@ -42,9 +42,9 @@ from sk_itdiffusion.persistence.checks import (
 )
 
 __all__ = [
-    "LatticeBlock",
+    "LatticeGroup",
     "Layout",
-    "OneHotBlock",
+    "OneHotGroup",
     "Variable",
     "check_same_layout",
     "lattice_values",
@@ -52,12 +52,12 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Length of the one-hot vectors, which makes the distance of two levels that of -1 and 1.
+#: Length of the one-hot vectors, which makes the distance of two categories that of -1 and 1.
 ONE_HOT_LENGTH = math.sqrt(2.0)
-#: Levels from which on a lattice is treated much like a continuous column.
+#: Categories from which on a lattice is treated much like a continuous column.
 FINE_LATTICE = 8
-#: Most that the levels of a lattice are apart: as far as those of a binary variable.
-WIDEST_SPACING = 2.0
+#: Most that the categories of a lattice are apart: as far as those of a binary variable.
+MAX_SPACING = 2.0
 
 
 @stored()
@@ -67,67 +67,67 @@ class Variable:
 
     Attributes
     ----------
-    n_levels : int
-        Number of levels, at least 2.
-    values : ndarray of shape (n_levels,) or None
-        Points on a line; None for unordered levels, which become multiples of unit vectors.
+    n_categories : int
+        Number of categories, at least 2.
+    values : ndarray of shape (n_categories,) or None
+        Points on a line; None for unordered categories, which become multiples of unit vectors.
     """
 
-    n_levels: int
+    n_categories: int
     values: Array | None = None
 
     @property
     def spacing(self) -> float:
-        """Least distance between the embeddings of two levels."""
+        """Least distance between the embeddings of two categories."""
         if self.values is None:
             return math.sqrt(2.0) * ONE_HOT_LENGTH
         return float(np.diff(self.values).min())
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
-        check_in_range(self.n_levels, 2, np.inf, "numbers of levels")
+        check_in_range(self.n_categories, 2, np.inf, "numbers of categories")
         if self.values is not None:
-            check_shapes(self, {"values": "k"}, k=self.n_levels)
-            check_increasing(self.values, "points of levels")
+            check_shapes(self, {"values": "k"}, k=self.n_categories)
+            check_increasing(self.values, "points of categories")
 
 
-def lattice_values(n_levels: int, center: float, scale: float) -> Array:
-    """Return equidistant points for levels 0 to ``n_levels - 1``.
+def lattice_values(n_categories: int, center: float, scale: float) -> Array:
+    """Return equidistant points for categories 0 to ``n_categories - 1``.
 
     Parameters
     ----------
-    n_levels : int
-        Number of levels; two levels become -1 and 1.
+    n_categories : int
+        Number of categories; two categories become -1 and 1.
     center, scale : float
-        Mean and standard deviation of the codes, which the lattice is standardised by; the levels
-        are at most 2 apart.
+        Mean and standard deviation of the codes, which the lattice is standardised by; the
+        categories are at most 2 apart.
 
     Returns
     -------
-    ndarray of shape (n_levels,)
+    ndarray of shape (n_categories,)
         Increasing points.
     """
-    if n_levels == 2:
+    if n_categories == 2:
         return np.array([-1.0, 1.0])
-    width = max(scale, 1.0 / WIDEST_SPACING)
-    return np.asarray((np.arange(n_levels) - center) / width)
+    width = max(scale, 1.0 / MAX_SPACING)
+    return np.asarray((np.arange(n_categories) - center) / width)
 
 
-class Block(nn.Module):
-    """Discrete variables of one kind and of similar numbers of levels, done together.
+class VariableGroup(nn.Module):
+    """Discrete variables of one kind and of similar numbers of categories, done together.
 
     Attributes
     ----------
     columns : list of int
         Numbers of the variables.
     start : int
-        First coordinate of the block in the points.
+        First coordinate of the group in the points.
     n_points : int
         Number of its coordinates.
-    n_levels : int
-        Largest number of levels K; variables with fewer are padded.
+    n_categories : int
+        Largest number of categories K; variables with fewer are padded.
     allowed : Tensor of shape (m, K), bool
-        Which levels there are.
+        Which categories there are.
     """
 
     allowed: Tensor
@@ -135,11 +135,11 @@ class Block(nn.Module):
 
     def __init__(self, variables: Sequence[Variable], columns: Sequence[int], start: int) -> None:
         super().__init__()
-        counts = torch.tensor([variable.n_levels for variable in variables])
+        counts = torch.tensor([variable.n_categories for variable in variables])
         self.columns = list(columns)
         self.start = start
-        self.n_levels = int(counts.max())
-        self.register_buffer("allowed", torch.arange(self.n_levels) < counts[:, None])
+        self.n_categories = int(counts.max())
+        self.register_buffer("allowed", torch.arange(self.n_categories) < counts[:, None])
 
     @property
     def n_variables(self) -> int:
@@ -165,19 +165,19 @@ class Block(nn.Module):
         return entries.clamp(min=0.0).long(), observed
 
 
-class LatticeBlock(Block):
-    """Variables whose levels are points on a line."""
+class LatticeGroup(VariableGroup):
+    """Variables whose categories are points on a line."""
 
     values: Tensor
 
     def __init__(self, variables: Sequence[Variable], columns: Sequence[int], start: int) -> None:
         super().__init__(variables, columns, start)
         self.n_points = len(variables)
-        padded = np.empty((len(variables), self.n_levels))
+        padded = np.empty((len(variables), self.n_categories))
         for row, variable in zip(padded, variables, strict=True):
             assert variable.values is not None
-            row[: variable.n_levels] = variable.values
-            row[variable.n_levels :] = variable.values[-1]
+            row[: variable.n_categories] = variable.values
+            row[variable.n_categories :] = variable.values[-1]
         self.register_buffer("values", torch.from_numpy(padded))
 
     def embed(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -205,13 +205,13 @@ class LatticeBlock(Block):
         return (probability * self.values).sum(2)
 
     def nearest(self, points: Tensor) -> Tensor:
-        """Return the code of the nearest level for points (B, m)."""
+        """Return the code of the nearest category for points (B, m)."""
         distance = (points[:, :, None] - self.values).abs()
         return distance.masked_fill(~self.allowed, torch.inf).argmin(2)
 
 
-class OneHotBlock(Block):
-    """Variables whose levels are multiples of unit vectors."""
+class OneHotGroup(VariableGroup):
+    """Variables whose categories are multiples of unit vectors."""
 
     gather_index: Tensor
     scatter_index: Tensor
@@ -244,11 +244,11 @@ class OneHotBlock(Block):
         return ONE_HOT_LENGTH * self.flat(probability)
 
     def flat(self, by_variable: Tensor) -> Tensor:
-        """Return numbers (B, m, K) of the levels that there are as (B, n_points)."""
+        """Return numbers (B, m, K) of the categories that there are as (B, n_points)."""
         return by_variable.flatten(1)[:, self.scatter_index]
 
     def nearest(self, points: Tensor) -> Tensor:
-        """Return the code of the nearest level for points (B, n_points)."""
+        """Return the code of the nearest category for points (B, n_points)."""
         return points[:, self.gather_index].masked_fill(~self.allowed, -torch.inf).argmax(2)
 
 
@@ -269,22 +269,22 @@ class Layout(ConfiguredModule):
         self.n_continuous = n_continuous
         self.variables = tuple(variables)
         start = n_continuous
-        blocks: list[Block] = []
+        groups: list[VariableGroup] = []
         for columns in similar_variables(variables):
             members = [variables[j] for j in columns]
-            kind = LatticeBlock if members[0].values is not None else OneHotBlock
-            blocks.append(kind(members, columns, start))
-            start += blocks[-1].n_points
-        self._blocks = nn.ModuleList(blocks)
+            kind = LatticeGroup if members[0].values is not None else OneHotGroup
+            groups.append(kind(members, columns, start))
+            start += groups[-1].n_points
+        self._groups = nn.ModuleList(groups)
         self.n_points = start
 
     @classmethod
     def least_numbers(cls, **config: Any) -> int:
         """Return how many numbers the references of a layout have at least."""
-        sizes = [check_size(variable.n_levels, least=2) for variable in config["variables"]]
+        sizes = [check_size(variable.n_categories, least=2) for variable in config["variables"]]
         for variable in config["variables"]:
-            if variable.values is not None and variable.values.shape != (variable.n_levels,):
-                raise ValueError("a variable has other levels than values")
+            if variable.values is not None and variable.values.shape != (variable.n_categories,):
+                raise ValueError("a variable has other categories than values")
         return check_size(config["n_continuous"]) + sum(sizes)
 
     @property
@@ -295,25 +295,25 @@ class Layout(ConfiguredModule):
     @property
     def is_nearly_continuous(self) -> bool:
         """Whether there are continuous columns, or lattices fine enough to be much like them."""
-        lattices = [block for block in self.blocks if isinstance(block, LatticeBlock)]
-        return self.n_continuous > 0 or any(b.n_levels >= FINE_LATTICE for b in lattices)
+        lattices = [group for group in self.groups if isinstance(group, LatticeGroup)]
+        return self.n_continuous > 0 or any(b.n_categories >= FINE_LATTICE for b in lattices)
 
     @property
-    def n_level_points(self) -> int:
-        """Levels of all discrete variables, with the padding."""
-        return sum(block.allowed.numel() for block in self.blocks)
+    def n_category_points(self) -> int:
+        """Categories of all discrete variables, with the padding."""
+        return sum(group.allowed.numel() for group in self.groups)
 
     @property
-    def blocks(self) -> list[LatticeBlock | OneHotBlock]:
-        """The discrete blocks."""
-        return list(self._blocks)  # type: ignore[arg-type]
+    def groups(self) -> list[LatticeGroup | OneHotGroup]:
+        """The discrete groups."""
+        return list(self._groups)  # type: ignore[arg-type]
 
     def owners(self) -> NDArray[np.intp]:
         """Return which column each coordinate belongs to; -1 for all continuous ones."""
         owner = np.full(self.n_points, -1)
-        for block in self.blocks:
-            sizes = block.allowed.sum(1) if isinstance(block, OneHotBlock) else 1
-            owner[block.coordinates] = np.repeat(block.columns, sizes)
+        for group in self.groups:
+            sizes = group.allowed.sum(1) if isinstance(group, OneHotGroup) else 1
+            owner[group.coordinates] = np.repeat(group.columns, sizes)
         return owner
 
     def embed(self, rows: Tensor) -> Tensor:
@@ -321,8 +321,8 @@ class Layout(ConfiguredModule):
         if not self.variables:
             return rows
         parts = [rows[:, : self.n_continuous]]
-        for block in self.blocks:
-            parts.append(block.embed(block.codes(rows, self.n_continuous), rows.dtype))
+        for group in self.groups:
+            parts.append(group.embed(group.codes(rows, self.n_continuous), rows.dtype))
         return torch.cat(parts, dim=1)
 
     def embed_array(self, rows: Array) -> Array:
@@ -346,25 +346,25 @@ class Layout(ConfiguredModule):
         """
         rows = torch.empty(len(points), self.n_columns, dtype=points.dtype, device=points.device)
         rows[:, : self.n_continuous] = points[:, : self.n_continuous]
-        for block in self.blocks:
-            codes = block.nearest(points[:, block.coordinates])
-            rows[:, [self.n_continuous + j for j in block.columns]] = codes.to(points)
+        for group in self.groups:
+            codes = group.nearest(points[:, group.coordinates])
+            rows[:, [self.n_continuous + j for j in group.columns]] = codes.to(points)
         return rows
 
 
 def similar_variables(variables: Sequence[Variable]) -> Iterator[list[int]]:
-    """Return the numbers of variables that make a block: one kind, levels within a factor of 4."""
-    groups: dict[tuple[bool, int], list[int]] = {}
+    """Return the numbers of variables that make a group: of one kind and of similar size."""
+    members: dict[tuple[bool, int], list[int]] = {}
     for j, variable in enumerate(variables):
-        size = math.ceil(0.5 * math.log2(variable.n_levels) - 1e-9)
-        groups.setdefault((variable.values is None, size), []).append(j)
-    yield from (groups[key] for key in sorted(groups))
+        size = math.ceil(0.5 * math.log2(variable.n_categories) - 1e-9)
+        members.setdefault((variable.values is None, size), []).append(j)
+    yield from (members[key] for key in sorted(members))
 
 
 def check_same_layout(first: Layout, second: Layout) -> None:
     """Raise an error if columns are not in the same places in the points of two layouts."""
     found, expected = (
-        [each.n_continuous, *((v.n_levels, v.values is None) for v in each.variables)]
+        [each.n_continuous, *((v.n_categories, v.values is None) for v in each.variables)]
         for each in (first, second)
     )
     check_same(found, expected, "the layouts of columns differ")

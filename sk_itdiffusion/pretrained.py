@@ -45,8 +45,8 @@ Array = NDArray[np.float64]
 PARTS = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 #: Keeps the log-SNR of tables that end at no signal at all finite.
-_LEAST_SIGNAL = 1e-9
-_LARGEST_BETA = 0.999
+_MIN_SIGNAL = 1e-9
+_MAX_BETA = 0.999
 
 
 class NoiseSchedule(ABC):
@@ -162,7 +162,7 @@ class DiscreteTimeNoise(NoiseSchedule):
             )
         self.alphas_cumprod = table
         self.continuous_time = continuous_time
-        signal = np.clip(table, _LEAST_SIGNAL, 1.0 - _LEAST_SIGNAL)
+        signal = np.clip(table, _MIN_SIGNAL, 1.0 - _MIN_SIGNAL)
         self._logsnr = np.log(signal) - np.log1p(-signal)
 
     @classmethod
@@ -224,7 +224,7 @@ class DiscreteTimeNoise(NoiseSchedule):
         """
         time = np.arange(n_steps + 1) / n_steps
         signal = np.cos((time + offset) / (1.0 + offset) * math.pi / 2.0) ** 2
-        return cls.from_betas(np.minimum(1.0 - signal[1:] / signal[:-1], _LARGEST_BETA))
+        return cls.from_betas(np.minimum(1.0 - signal[1:] / signal[:-1], _MAX_BETA))
 
     @property
     def n_steps(self) -> int:

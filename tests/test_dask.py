@@ -7,7 +7,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
-import sk_itdiffusion._table.blocks
+import sk_itdiffusion._table.partitions
 import sk_itdiffusion._table.streams
 from sk_itdiffusion import IMMSEDensity, IMMSEMixedDensity, IMMSEOutlierDetector
 
@@ -122,7 +122,7 @@ def test_mixed_tables_come_from_parquet(X, tmp_path):
     np.testing.assert_array_equal(density.score_samples(read), whole)
     scores = read.map_partitions(density.score_samples, meta=np.empty(0))
     np.testing.assert_array_equal(scores.compute(), whole)
-    # A level that the sample lacks, as it is that of a single row.
+    # A category that the sample lacks, as it is that of a single row.
     rare = table.assign(colour=np.append(colour[:-1], "green"))
     unseen = dd.from_pandas(rare, npartitions=2)
     with pytest.raises(ValueError, match="green"):

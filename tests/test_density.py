@@ -130,7 +130,7 @@ def test_writing_to_attributes_changes_no_score(X, quick):
 
 def test_error_curve_of_parts_pools_to_that_of_the_whole(X, fitted, monkeypatch):
     whole = fitted.mse_curve(X[:300])
-    monkeypatch.setattr("sk_itdiffusion._fit.model.MOST_ROWS_IN_A_PROFILE", 70)
+    monkeypatch.setattr("sk_itdiffusion._fit.model.MAX_ROWS_IN_A_PROFILE", 70)
     parts = fitted.mse_curve(X[:300])
     np.testing.assert_allclose(parts.model, whole.model, rtol=1e-5)
     np.testing.assert_allclose(parts.model_stderr, whole.model_stderr, rtol=1e-5)

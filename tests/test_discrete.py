@@ -173,7 +173,7 @@ def test_mixed_estimator_on_discrete_columns_is_the_discrete_one(X):
 def test_permuted_categories_change_nothing(X):
     """Codes follow from frequencies, so that the very same model is fitted."""
     counts = [np.bincount(x) for x in X.T]
-    assert all(len(set(c)) == len(c) for c in counts)  # no two levels are equally frequent
+    assert all(len(set(c)) == len(c) for c in counts)  # no two categories are equally frequent
     names = [["no", "yes"], ["c", "a", "b"], ["z", "x", "w", "y"]]
     others = [["f", "e"], ["m", "n", "l"], ["p", "q", "r", "o"]]
     first, second = (
@@ -534,7 +534,7 @@ def test_pixels_of_too_many_levels_are_an_error():
 
 @pytest.mark.slow
 def test_rare_levels_stay_as_likely_as_the_reference_says(mixed_table):
-    """A declared level without rows must not be learned to be impossible."""
+    """A declared category without rows must not be learned to be impossible."""
     frame = mixed_table[:600].copy()
     levels = ["red", "green", "blue", "black"]
     frame["colour"] = pd.Categorical(frame["colour"], categories=levels)

@@ -599,7 +599,7 @@ def test_marginal_of_two_columns_is_their_density(plane):
 
 
 def test_levels_are_averaged_out():
-    """Of a mixed table: the mixture of the densities given the level, by the level's shares."""
+    """Of a mixed table: the mixture of the densities given the category, by its shares."""
 
     class TwoShifts(ExactGaussian):
         def score_samples(self, X):
@@ -669,7 +669,7 @@ def test_contour_errors_name_the_argument(density, arguments, message):
 def test_contours_need_the_columns_of_the_fit_and_numbers(density, mixed):
     with pytest.raises(ValueError, match="X has 2 columns, but IMMSEDensity was fitted to 3"):
         DensityContourDisplay.from_estimator(density, rows()[:, :2])
-    with pytest.raises(ValueError, match="The column 'colour' has nominal levels"):
+    with pytest.raises(ValueError, match="The column 'colour' has nominal categories"):
         DensityContourDisplay.from_estimator(mixed, table(), columns=["colour", "size"])
     with pytest.raises(ValueError, match="one two-dimensional shape"):
         DensityContourDisplay(xx0=[[0, 1]], xx1=[[0, 1]], log_density=[[0, 1]])
@@ -821,7 +821,7 @@ def test_few_integers_stand_beside_their_place_and_have_bins_of_their_own():
 
 
 def test_points_at_two_levels_fill_a_square():
-    """The positions beside two levels are independent, so that their correlation is small."""
+    """The positions beside two categories are independent, so that their correlation is small."""
     n = 400
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({name: rng.choice(["u", "v"], n) for name in "abc"})

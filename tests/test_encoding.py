@@ -1,4 +1,4 @@
-"""Tables as numbers and back: levels, their order, containers, errors."""
+"""Tables as numbers and back: categories, their order, containers, errors."""
 
 import pickle
 import warnings
@@ -62,7 +62,7 @@ def fit_column(values, kind="nominal", **settings):
 
 
 def levels_of(encoder, j=0):
-    return list(encoder.columns[j].levels)
+    return list(encoder.columns[j].categories)
 
 
 @pytest.mark.parametrize("name", sorted(COLUMNS))
@@ -71,7 +71,7 @@ def test_frames_come_back_with_their_dtypes(name):
     encoder = pickle.loads(pickle.dumps(fit(X)))
     values = encoder.encode(X)
     assert values.dtype == np.float64
-    assert set(np.unique(values)) <= set(range(encoder.columns[0].n_levels))
+    assert set(np.unique(values)) <= set(range(encoder.columns[0].n_categories))
     decoded = encoder.decode(values)
     pd.testing.assert_series_equal(decoded["x"].isna(), X["x"].isna())
     pd.testing.assert_frame_equal(decoded.fillna(1) if name == "sparse" else decoded, X)
@@ -113,7 +113,7 @@ def test_continuous_columns_keep_their_numbers():
     encoder = fit(X, ["continuous", "continuous", "nominal", "continuous"])
     values = encoder.encode(X)
     np.testing.assert_array_equal(values[:, [0, 1, 3]], X[["f", "i", "b"]].to_numpy(np.float64))
-    assert [column.n_levels for column in encoder.columns] == [0, 0, 2, 0]
+    assert [column.n_categories for column in encoder.columns] == [0, 0, 2, 0]
     pd.testing.assert_frame_equal(encoder.decode(values), X)
 
 
@@ -165,7 +165,7 @@ def test_weights_are_repetitions(unit):
 def test_rows_without_weight_teach_no_levels():
     X, weight = pd.DataFrame({"x": ["a", "b", None]}), [1, 0, 0]
     assert levels_of(fit(X, sample_weight=weight)) == ["a"]
-    with pytest.raises(ValueError, match="not among its levels: 'b', a missing value"):
+    with pytest.raises(ValueError, match="not among its categories: 'b', a missing value"):
         fit(X, sample_weight=weight, handle_unknown="error").encode(X)
 
 
@@ -189,18 +189,18 @@ def test_other_numbers_and_booleans_are_their_distinct_values():
 
 def test_shared_levels_are_those_of_all_columns():
     X = np.array([[3, 5], [3, 9]])
-    encoder = fit(X, shared_levels=True)
+    encoder = fit(X, shared_categories=True)
     assert levels_of(encoder, 0) == levels_of(encoder, 1) == list(range(3, 10))
     np.testing.assert_array_equal(encoder.encode(X), X - 3)
     texts = pd.DataFrame({"a": ["x", "x", "z"], "b": ["y", "y", "y"]})
-    encoder = fit(texts, shared_levels=True)
+    encoder = fit(texts, shared_categories=True)
     assert levels_of(encoder, 0) == levels_of(encoder, 1) == ["y", "x", "z"]
     pd.testing.assert_frame_equal(encoder.decode([[0, 1]]), pd.DataFrame({"a": ["y"], "b": ["x"]}))
 
 
 def test_shared_levels_of_categoricals_extend_their_dtypes():
     X = pd.DataFrame({"a": pd.Categorical(["x"]), "b": pd.Categorical(["y"])})
-    encoder = fit(X, shared_levels=True)
+    encoder = fit(X, shared_categories=True)
     decoded = encoder.decode([[1, 0]])
     assert decoded.to_numpy().tolist() == [["y", "x"]]
     assert all(isinstance(dtype, pd.CategoricalDtype) for dtype in decoded.dtypes)
@@ -208,10 +208,12 @@ def test_shared_levels_of_categoricals_extend_their_dtypes():
 
 def test_continuous_columns_have_no_part_in_shared_levels():
     X = np.array([[0.5, 3.0], [0.25, 4.0]])
-    encoder = fit(X, ["continuous", "ordinal"], shared_levels=True)
-    assert encoder.columns[0].levels is None
+    encoder = fit(X, ["continuous", "ordinal"], shared_categories=True)
+    assert encoder.columns[0].categories is None
     assert levels_of(encoder, 1) == [3, 4]
-    assert fit(X, ["continuous", "continuous"], shared_levels=True).columns[1].levels is None
+    assert (
+        fit(X, ["continuous", "continuous"], shared_categories=True).columns[1].categories is None
+    )
 
 
 def test_levels_of_categoricals_are_their_categories_seen_or_not():
@@ -323,7 +325,7 @@ def test_values_outside_a_closed_set_are_errors():
     assert [column.log_seen for column in encoder.columns] == [0.0] * 3
     assert levels_of(encoder, 2) == [True, False]
     for changed in ({"x": "d"}, {"n": 3}):
-        with pytest.raises(ValueError, match="not among its levels"):
+        with pytest.raises(ValueError, match="not among its categories"):
             encoder.encode(X.assign(**changed))
     with pytest.raises(ValueError, match=r"'x' has values .*: 'b'"):
         fit(X, categories={"x": ["a"]})
@@ -332,7 +334,7 @@ def test_values_outside_a_closed_set_are_errors():
 def test_other_values_than_levels_become_log_probabilities():
     X = pd.DataFrame({"x": ["a", "b", "a"], "n": [1, 2, 1], "f": [0.5, 1.5, 2.5]})
     encoder = fit(X, ["nominal", "ordinal", "continuous"])
-    assert [column.n_levels for column in encoder.columns] == [2, 2, 0]
+    assert [column.n_categories for column in encoder.columns] == [2, 2, 0]
     values = encoder.encode(X.assign(x=["a", "z", "y"], n=[1, 3, 0], f=-1.0))
     np.testing.assert_array_equal(encoder.unseen(values), [[0, 0, 0], [1, 1, 0], [1, 1, 0]])
     np.testing.assert_allclose(values[1:, 0], np.log(2 / 5))  # one of three rows is new
@@ -383,7 +385,7 @@ def test_given_levels_that_do_not_fit_the_dtype_change_it():
     [
         ([["a", "b", "a"]], "duplicates for column 'x': 'a'"),
         ([["a", None, np.nan]], "duplicates for column 'x': a missing value"),
-        ([[]], "no levels for column 'x'"),
+        ([[]], "no categories for column 'x'"),
         (["ab"], "array-like, None or 'auto' .* 'ab'"),
         ([["a", "b"], None], "categories has 2 entries, but X has 1 columns"),
         ({"y": ["a"]}, "categories names the column 'y'"),
@@ -532,14 +534,16 @@ def test_texts_are_no_numbers():
 
 def test_too_many_levels():
     X = pd.DataFrame({"x": np.arange(4097) * 2})
-    assert fit(X[:-1]).columns[0].n_levels == 4096
+    assert fit(X[:-1]).columns[0].n_categories == 4096
     for table in (X, X.astype(str), X.astype("category")):
-        with pytest.raises(ValueError, match=r"'x' has 4097 levels; at most 4096 .* Group rare"):
+        with pytest.raises(
+            ValueError, match=r"'x' has 4097 categories; at most 4096 .* Group rare"
+        ):
             fit(table)
-    with pytest.raises(ValueError, match="4097 levels"):
+    with pytest.raises(ValueError, match="4097 categories"):
         fit(X[:1], categories=[range(4097)])
-    with pytest.raises(ValueError, match="4200 levels"):
-        fit(np.arange(8194).reshape(2, 4097).T[:2100], shared_levels=True)
+    with pytest.raises(ValueError, match="4200 categories"):
+        fit(np.arange(8194).reshape(2, 4097).T[:2100], shared_categories=True)
 
 
 @pytest.mark.parametrize(
@@ -565,7 +569,7 @@ def test_ordinal_texts_need_an_order():
 
 
 def test_categories_of_continuous_columns_are_refused():
-    with pytest.raises(ValueError, match="levels for the continuous column '0'"):
+    with pytest.raises(ValueError, match="categories for the continuous column '0'"):
         fit([[0.5]], ["continuous"], categories=[[0.5]])
 
 

@@ -439,7 +439,7 @@ def test_references_of_several_members_work_once(T, members, monkeypatch):
     torch.testing.assert_close(again, denoise(est._model.references["gaussian"], 2.0 * z, logsnr))
 
 
-# -- levels and mixed tables -----------------------------------------------------------------
+# -- categories and mixed tables -----------------------------------------------------------------
 
 
 def test_probabilities_of_all_states_sum_to_about_one(levels):
@@ -476,10 +476,10 @@ def test_other_levels_are_an_error_that_names_the_member(levels):
     known = [[0, 1, 2], [0, 1, 2]]
     more = [[0, 1, 2], [0, 1, 2, 3]]
     members = [("a", tiny_levels(categories=known)), ("b", tiny_levels(categories=more))]
-    with pytest.raises(ValueError, match="'b' and 'a' have other levels in the column '1'"):
+    with pytest.raises(ValueError, match="'b' and 'a' have other categories in the column '1'"):
         IMMSEEnsemble(members, random_state=0).fit(levels)
     fitted = [(name, member.set_params(max_epochs=0).fit(levels)) for name, member in members]
-    with pytest.raises(ValueError, match="'b' and 'a' have other levels in the column '1'"):
+    with pytest.raises(ValueError, match="'b' and 'a' have other categories in the column '1'"):
         IMMSEEnsemble(fitted, prefit=True, random_state=0).fit(levels)
 
 
@@ -489,7 +489,7 @@ def test_other_embeddings_of_the_same_levels_are_an_error(levels):
         ("a", tiny_levels(**known).fit(levels)),
         ("b", tiny_levels(**known).fit(levels[:200])),
     ]
-    with pytest.raises(ValueError, match="do not model the same columns and levels"):
+    with pytest.raises(ValueError, match="do not model the same columns and categories"):
         IMMSEEnsemble(members, prefit=True, random_state=0).fit(levels)
 
 
@@ -579,7 +579,11 @@ def test_interrupted_fit_leaves_no_fit(X, T, members, monkeypatch):
         ([("a", KernelDensity())], TypeError, "'a' is KernelDensity"),
         ([("a", IMMSEDensity)], TypeError, "'a' is the class IMMSEDensity"),
         ([("a", FrozenEstimator(tiny()))], NotFittedError, "'a' is not fitted"),
-        ([("a", tiny()), ("b", tiny_levels())], ValueError, "one reads numbers, the other levels"),
+        (
+            [("a", tiny()), ("b", tiny_levels())],
+            ValueError,
+            "one reads numbers, the other categories",
+        ),
     ],
 )
 def test_errors_of_members(X, estimators, error, message):

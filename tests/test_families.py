@@ -450,7 +450,7 @@ def test_family_that_gains_less_than_it_costs_is_left_out():
 
 
 def levels(n=450, seed=0):
-    """Return rows of four columns that mostly are the same of three levels."""
+    """Return rows of four columns that mostly are the same of three categories."""
     rng = np.random.default_rng(seed)
     common, other = rng.integers(0, 3, n)[:, None], rng.integers(0, 3, (n, 4))
     return np.where(rng.random((n, 4)) < 0.8, common, other)
@@ -473,7 +473,7 @@ def test_family_that_gains_too_little_may_have_been_the_control_variate(seed):
 
 
 def test_family_beyond_the_grid_of_networks_may_have_no_range_of_its_own():
-    """Levels alone say how far the log-SNR goes."""
+    """Categories alone say how far the log-SNR goes."""
     model = discrete(NarrowClasses()).fit(levels())._model
     assert "again" in model.references
     assert np.array_equal(model.grid, model.logsnr)

@@ -299,7 +299,7 @@ def test_sampling_goes_on_with_less_memory_or_is_a_clear_error(name, monkeypatch
         found = estimator.sample(n_rows, random_state=0)
     if name in ("density", "ensemble"):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    else:  # a level may turn by rounding
+    else:  # a category may turn by rounding
         assert np.mean(np.asarray(found)[:, -1] == np.asarray(expected)[:, -1]) > 0.9
     limited = with_memory_for(0, flow, OUT_OF_MEMORY["cuda"], position=1)
     monkeypatch.setattr(sampling, "probability_flow", limited)

@@ -43,7 +43,7 @@ SUBJECTS = {
     "discrete": (IMMSEDiscreteDensity(**QUICK), LEVELS),
     "mixed": (IMMSEMixedDensity(**QUICK), pd.concat([NUMBERS[["width", "age"]], LEVELS], axis=1)),
     "ensemble": (IMMSEEnsemble([("one", IMMSEDensity(**QUICK))], random_state=0), NUMBERS),
-    "ensemble of levels": (
+    "ensemble of categories": (
         IMMSEEnsemble([("one", IMMSEDiscreteDensity(**QUICK))], random_state=0),
         LEVELS,
     ),
@@ -51,7 +51,7 @@ SUBJECTS = {
 
 
 def as_polars(frame):
-    """Return the frame in polars, with its own dtypes for texts and levels."""
+    """Return the frame in polars, with its own dtypes for texts and categories."""
     pl = pytest.importorskip("polars")
     columns = []
     for name, column in frame.items():
@@ -93,7 +93,7 @@ def test_frames_of_polars_give_frames_of_polars(name, tmp_path):
         assert isinstance(drawn, pl.DataFrame)
         assert drawn.schema == X.schema
         assert np.isfinite(each.score_samples(drawn)).all()
-    if "size" in frame:  # the levels of an Enum are nominal
+    if "size" in frame:  # the categories of an Enum are nominal
         frame = frame.assign(size=frame["size"].cat.as_unordered())
     as_pandas = estimator.fit(frame).sample(5, random_state=0)
     for column in frame.columns:

@@ -299,7 +299,7 @@ def test_bad_groups_are_refused(groups, message):
 def test_rows_out_of_memory_have_no_groups(monkeypatch):
     X = np.random.default_rng(0).normal(size=(60, 2))
     labels = np.arange(60)
-    monkeypatch.setattr("sk_itdiffusion._table.blocks.affordable_rows", lambda n_columns: 40)
+    monkeypatch.setattr("sk_itdiffusion._table.partitions.affordable_rows", lambda n_columns: 40)
     with pytest.raises(ValueError, match="groups must be None if X has more rows than"):
         IMMSEDensity(**QUICK).fit(X, groups=labels)
     array = pytest.importorskip("dask.array").from_array(X, chunks=(20, 2))

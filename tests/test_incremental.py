@@ -177,7 +177,7 @@ def test_maps_of_columns_are_those_of_the_first_rows():
 
 
 def mixed_chunks():
-    """Return two chunks of a level and a number."""
+    """Return two chunks of a category and a number."""
     level = np.random.default_rng(0).integers(0, 3, size=2400)
     number = np.random.default_rng(1).normal(4.0 * level)
     table = pd.DataFrame({"level": level, "number": number})
@@ -252,7 +252,7 @@ def test_mixed_streams_know_their_levels_in_advance():
     rng = np.random.default_rng(0)
     colour = rng.choice(["red", "blue"], size=3000)
     table = pd.DataFrame({"colour": colour, "size": rng.normal(3.0 * (colour == "red"))})
-    with pytest.warns(UserWarning, match="levels of the first rows of column\\(s\\) 'colour'"):
+    with pytest.warns(UserWarning, match="categories of the first rows of column\\(s\\) 'colour'"):
         IMMSEMixedDensity(**TINY).partial_fit(table[:50])
     given = IMMSEMixedDensity(categories={"colour": ["blue", "red"]}, **TINY)
     typed = table.assign(colour=table["colour"].astype(pd.CategoricalDtype(["blue", "red"])))

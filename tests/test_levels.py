@@ -64,10 +64,10 @@ class EnumeratedDenoiser:
     def log_posterior(self, z, logsnr):
         weight = self.posterior(z, logsnr)
         found = []
-        for block in self.layout.blocks:
-            levels = torch.zeros(len(z), block.n_variables, block.n_levels, dtype=z.dtype)
+        for block in self.layout.groups:
+            levels = torch.zeros(len(z), block.n_variables, block.n_categories, dtype=z.dtype)
             for i, j in enumerate(block.columns):
-                for k in range(self.layout.variables[j].n_levels):
+                for k in range(self.layout.variables[j].n_categories):
                     chosen = torch.from_numpy(self.states[:, j] == k)
                     levels[:, i, k] = weight[:, chosen].sum(1)
             found.append(levels.log())
@@ -95,8 +95,8 @@ def table_of(reference):
 def test_points_of_levels_are_apart_as_promised():
     layout = Layout(0, VARIABLES)
     for j, variable in enumerate(VARIABLES):
-        rows = np.zeros((variable.n_levels, len(VARIABLES)))
-        rows[:, j] = np.arange(variable.n_levels)
+        rows = np.zeros((variable.n_categories, len(VARIABLES)))
+        rows[:, j] = np.arange(variable.n_categories)
         points = layout.embed_array(rows)
         gaps = np.linalg.norm(points[:, None] - points[None], axis=2)
         np.testing.assert_allclose(gaps[~np.eye(len(gaps), dtype=bool)].min(), variable.spacing)
@@ -124,7 +124,7 @@ def test_references_are_probabilities_and_latent_classes_mix_products(references
         marginals = [
             row
             for j in range(len(SIZES))
-            for table, block in zip(classes.tables, classes.layout.blocks, strict=True)
+            for table, block in zip(classes.tables, classes.layout.groups, strict=True)
             if j in block.columns
             for row in [table[block.columns.index(j), : SIZES[j], c].numpy()]
         ]
@@ -168,7 +168,7 @@ def test_samples_of_references_have_their_frequencies(references):
 
 
 def test_mixed_classes_condition_on_continuous_columns_too():
-    """Brute force: rows are (class, level), and the class follows from both columns."""
+    """Brute force: rows are (class, category), and the class follows from both columns."""
     layout = Layout(1, [Variable(3)])
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     mixture = GaussianMixtureReference([0.4, 0.6], [[-1.0], [1.5]], [[[0.3]], [[0.6]]])
@@ -214,7 +214,7 @@ def test_integral_of_the_exact_denoiser_is_the_truth_within_its_error(seed):
     edges = np.linspace(-9.0, np.log(60 / min(v.spacing for v in variables) ** 2) + 2, 41)
     rule = IntegrationRule(
         PiecewiseDensity.from_profile(edges, np.ones(40)),
-        NoiseRule.for_levels(layout.n_points, seed=0),
+        NoiseRule.for_categories(layout.n_points, seed=0),
         n_draws=512,
     )
     likely = table.ravel() > 1e-3
@@ -232,7 +232,7 @@ def test_integral_of_the_exact_denoiser_is_the_truth_within_its_error(seed):
 
 
 def path_rule(layout, n_paths, n_steps=30):
-    noise = NoiseRule.for_levels(layout.n_points, seed=0)
+    noise = NoiseRule.for_categories(layout.n_points, seed=0)
     return PathRule(np.linspace(-5.0, 4.0, n_steps), noise, n_paths)
 
 
@@ -337,10 +337,10 @@ def test_latent_classes_count_weights_of_any_ratio(largest):
     rows = WeightedRows(states, np.array([1.0, 3.0, largest, largest / 4]))
     fitted = fit_latent_class(rows, layout, 1, np.random.RandomState(0))
     expected = np.zeros(4)
-    for j, n_levels in enumerate((2, 3)):
-        counts = np.bincount(states[:, j].astype(int), rows.weight, n_levels)
+    for j, n_categories in enumerate((2, 3)):
+        counts = np.bincount(states[:, j].astype(int), rows.weight, n_categories)
         # One row more than there are, of the smoothed marginals.
-        prior = (counts + 0.5) / (counts.sum() + 0.5 * n_levels)
+        prior = (counts + 0.5) / (counts.sum() + 0.5 * n_categories)
         share = (counts + prior) / (counts.sum() + 1.0)
         expected += np.log(share)[states[:, j].astype(int)]
     # Sums of weights that are not too many are in single precision.
@@ -433,7 +433,7 @@ def long_block_and_prior(dtype):
     variables = [
         Variable(k, lattice_values(k, rng.uniform(10, 30), rng.uniform(5, 15))) for k in (256, 90)
     ]
-    block = Layout(0, variables).to(dtype).blocks
+    block = Layout(0, variables).to(dtype).groups
     priors = [torch.from_numpy(rng.dirichlet(np.ones(k))).log().to(dtype) for k in (256, 90)]
     return block, priors
 
@@ -442,7 +442,7 @@ def test_streamed_posteriors_are_the_dense_ones_with_their_gradients():
     blocks, priors = long_block_and_prior(torch.float64)
     rng = np.random.default_rng(1)
     for block in blocks:
-        log_prior = torch.full((block.n_variables, block.n_levels), -torch.inf).double()
+        log_prior = torch.full((block.n_variables, block.n_categories), -torch.inf).double()
         for row, j in zip(log_prior, block.columns, strict=True):
             row[: len(priors[j])] = priors[j]
         assert is_long(block)
@@ -468,7 +468,7 @@ def test_streamed_posteriors_are_the_dense_ones_with_their_gradients():
 
 
 def test_networks_leave_rare_levels_to_the_reference():
-    """A level without rows keeps its posterior; the others share what it leaves."""
+    """A category without rows keeps its posterior; the others share what it leaves."""
     rng = np.random.default_rng(0)
     reference = torch.from_numpy(rng.dirichlet(np.ones(4), size=(6, 3))).log()
     change = torch.from_numpy(rng.normal(size=(6, 3, 4)))

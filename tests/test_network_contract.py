@@ -22,7 +22,7 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
     UNetFamily,
 )
-from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
+from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.references import (
@@ -43,7 +43,7 @@ def generator(seed=0):
 
 def probabilities(variables, n_classes=None):
     rng = np.random.default_rng(0)
-    return [rng.dirichlet(np.full(v.n_levels, 2.0), size=n_classes) for v in variables]
+    return [rng.dirichlet(np.full(v.n_categories, 2.0), size=n_classes) for v in variables]
 
 
 def normal(d):
@@ -53,7 +53,7 @@ def normal(d):
 def plan_of(layout, source, image_shape=None, dropout=0.3):
     return BackbonePlan(
         n_inputs=layout.n_points,
-        n_outputs=layout.n_continuous + n_level_outputs(layout),
+        n_outputs=layout.n_continuous + n_category_outputs(layout),
         n_periodic=n_periodic_inputs(layout),
         embedding=LogSNREmbedding(LOW, HIGH),
         logsnr_range=(LOW, HIGH),
@@ -97,11 +97,11 @@ MLP, CONVOLUTIONAL, UNET, SMALL = MLPFamily(), ConvolutionalFamily(), UNetFamily
 BUILDERS = {
     "perceptron": lambda source, **o: table(MLP, source, **o),
     "levels": lambda source, **o: levels(MLP, source, **o),
-    "levels over classes": lambda source, **o: levels(MLP, source, with_classes=True, **o),
-    "levels and numbers": lambda source, **o: levels(MLP, source, 2, **o),
-    "levels and numbers over classes": lambda source, **o: levels(MLP, source, 2, True, **o),
+    "categories over classes": lambda source, **o: levels(MLP, source, with_classes=True, **o),
+    "categories and numbers": lambda source, **o: levels(MLP, source, 2, **o),
+    "categories and numbers over classes": lambda source, **o: levels(MLP, source, 2, True, **o),
     "perceptron over pixels": lambda source, **o: table(MLP, source, 12, image_shape=(3, 4), **o),
-    "convolutions over levels": lambda source, **o: levels(
+    "convolutions over categories": lambda source, **o: levels(
         CONVOLUTIONAL, source, variables=PIXELS, image_shape=(3, 4), **o
     ),
     "convolutions over numbers": lambda source, **o: table(
@@ -109,7 +109,7 @@ BUILDERS = {
     ),
     "U-Net": lambda source, **o: table(UNET, source, 64, image_shape=(1, 8, 8), **o),
     "one's own": lambda source, **o: table(SMALL, source, **o),
-    "one's own over levels and numbers": lambda source, **o: levels(SMALL, source, 2, **o),
+    "one's own over categories and numbers": lambda source, **o: levels(SMALL, source, 2, **o),
 }
 
 
@@ -258,11 +258,11 @@ def test_files_give_networks_back_to_the_last_bit(name):
         ("perceptron", "ResidualMLP", "n_blocks"),
         ("perceptron", "LogSNREmbedding", "n_bumps"),
         ("levels", "ResidualMLP", "n_outputs"),
-        ("convolutions over levels", "ConvolutionalNetwork", "width"),
-        ("convolutions over levels", "ConvolutionalNetwork", "n_outputs"),
+        ("convolutions over categories", "ConvolutionalNetwork", "width"),
+        ("convolutions over categories", "ConvolutionalNetwork", "n_outputs"),
         ("U-Net", "UNetBackbone", "width"),
         ("U-Net", "UNetBackbone", "n_blocks"),
-        ("levels and numbers", "Layout", "n_continuous"),
+        ("categories and numbers", "Layout", "n_continuous"),
     ],
 )
 def test_files_that_tell_of_more_numbers_than_they_have_are_refused(name, cls, argument):
@@ -293,7 +293,7 @@ def test_posteriors_are_probabilities_whose_mean_is_the_prediction(name):
     z, logsnr = noisy(network)
     noise = network(z, logsnr)
     posteriors = network.log_posterior(z, logsnr)
-    for block, log_p in zip(network.layout.blocks, posteriors, strict=True):
+    for block, log_p in zip(network.layout.groups, posteriors, strict=True):
         probability = log_p.exp() * block.allowed
         torch.testing.assert_close(probability.sum(2), torch.ones(probability.shape[:2]))
         mean = block.mean(probability.double()).float()

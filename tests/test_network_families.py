@@ -37,7 +37,7 @@ QUICK = {
 PLAIN = QUICK | {"reference": "gaussian", "experts": ["network", "gaussian"]}
 PLAIN |= {"marginals": "standard"}
 IMAGES = NetworkTask(image_shape=(1, 8, 8))
-PIXEL_LEVELS = NetworkTask(has_levels=True, has_continuous=False, image_shape=(8, 8))
+PIXEL_LEVELS = NetworkTask(has_categories=True, has_continuous=False, image_shape=(8, 8))
 
 
 @pytest.fixture(scope="module", name="X")
@@ -57,7 +57,7 @@ def backbone_of(estimator, name="network"):
     ("task", "families"),
     [
         (NetworkTask(), [MLPFamily]),
-        (NetworkTask(has_levels=True), [MLPFamily]),
+        (NetworkTask(has_categories=True), [MLPFamily]),
         (IMAGES, [UNetFamily, ConvolutionalFamily, MLPFamily]),
         (PIXEL_LEVELS, [ConvolutionalFamily, MLPFamily]),
     ],

@@ -113,7 +113,7 @@ def test_smoothed_mixture_is_the_convolution_with_the_noise():
 
 
 def test_smoothed_independent_columns_obey_bayes():
-    """p(z) / p(z | x) is the prior over the posterior of the levels that there are."""
+    """p(z) / p(z | x) is the prior over the posterior of the categories that there are."""
     reference = references()[0]
     eps = torch.from_numpy(np.random.default_rng(0).normal(size=(2, reference.n_features)))
     level = torch.full((2,), 0.7, dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_smoothed_independent_columns_obey_bayes():
     expected = continuous.clone()
     posteriors = reference.log_posterior(z, level)
     for block, prior, posterior in zip(
-        reference.layout.blocks, reference.log_priors, posteriors, strict=True
+        reference.layout.groups, reference.log_priors, posteriors, strict=True
     ):
         codes = block.codes(ROWS, 1)
         expected += prior.gather(1, codes.T).T.sum(1)
@@ -634,7 +634,7 @@ def test_interrupted_fit_leaves_none(monkeypatch):
 
 
 def dependent_levels(n, seed):
-    """Return rows of two columns of four levels each; 12 of the 16 states are rare."""
+    """Return rows of two columns of four categories each; 12 of the 16 states are rare."""
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 4, n)
     second = np.where(rng.random(n) < 0.7, first, rng.integers(0, 4, n))
@@ -812,7 +812,7 @@ def test_half_of_a_separate_value_stays_where_it_would_be_lost():
     assert found == {0.0: 0, 1.0: 0, 2.0: 0, 2.01: 0, 5.0: 5}
     assert np.array_equal(needed[values[:, 0] == 5.0], values[values[:, 0] == 5.0][:, 1] < 95.0)
     levels = list(separate_values(values, given, np.arange(2)))
-    assert len(levels) == 1  # levels that are seen once are no values that come again
+    assert len(levels) == 1  # categories that are seen once are no values that come again
     needed = needed_of_groups(levels[0], given, scores, kept, 2)
     assert needed[values[:, 0] == 2.0].sum() == 3
 

@@ -85,7 +85,7 @@ def clusters(n=300, d=2):
 
 
 def levels(n=300):
-    """A data frame with levels of many types, missing ones too."""
+    """A data frame with categories of many types, missing ones too."""
     rng = np.random.default_rng(1)
     group = rng.integers(0, 2, n)
     sizes = pd.CategoricalDtype(["small", "medium", "large"], ordered=True)
@@ -176,13 +176,13 @@ CASES = {
         ),
         clusters(),
     ),
-    "ensemble of levels": lambda: (
+    "ensemble of categories": lambda: (
         IMMSEEnsemble([("a", IMMSEMixedDensity(**QUICK))], weights="select", random_state=0),
         mixed(),
     ),
     "frozen": lambda: (frozen_ensemble(), clusters()),
     "detector": lambda: (IMMSEOutlierDetector(random_state=0, trim=0.0), clusters(100)),
-    "detector of levels": lambda: (
+    "detector of categories": lambda: (
         IMMSEOutlierDetector(contamination=0.1, noise_floor=[3.0, 7.0], random_state=0),
         mixed(),
     ),
@@ -193,7 +193,7 @@ QUICK_CASES = ("density", "pictures", "levels", "mixed", "ensemble", "detector")
 
 
 #: Cases whose parts are all in others too.
-MIXTURES_OF_CASES = ("pixels", "path", "mixed classes", "ensemble of levels")
+MIXTURES_OF_CASES = ("pixels", "path", "mixed classes", "ensemble of categories")
 KINDS_OF_PARTS = sorted(CASES, key=lambda name: name in MIXTURES_OF_CASES)
 
 
@@ -307,7 +307,7 @@ def test_loaded_density_does_all_that_the_saved_one_does(name, fitted, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
-@pytest.mark.parametrize("name", ["detector", "detector of levels"])
+@pytest.mark.parametrize("name", ["detector", "detector of categories"])
 def test_loaded_detector_does_all_that_the_saved_one_does(name, fitted, tmp_path):
     estimator, X = fitted(name)
     loaded = saved_and_loaded(estimator, tmp_path)

@@ -123,7 +123,7 @@ def test_paths(n_paths):
         parts = reference.log_posterior(z, logsnr)
         return [(part + shift[..., : part.shape[2]]).log_softmax(2) for part in parts]
 
-    rule = PathRule(np.linspace(-2.0, 2.0, 3), NoiseRule.for_levels(n_points, 0), n_paths)
+    rule = PathRule(np.linspace(-2.0, 2.0, 3), NoiseRule.for_categories(n_points, 0), n_paths)
     states = np.random.default_rng(0).integers(0, [3, 2, 2], size=(90, 3)).astype(np.float64)
 
     def score(rows):

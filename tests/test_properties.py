@@ -97,7 +97,7 @@ DISCRETE = {
     "one integer": lambda rng, n: np.full(n, 7),
     "booleans": lambda rng, n: rng.random(n) < 0.3,
     "texts": lambda rng, n: rng.choice(["red", "blue", "a longer text", ""], n),
-    "rare level": lambda rng, n: np.where(np.arange(n) == 0, "rare", "usual"),
+    "rare category": lambda rng, n: np.where(np.arange(n) == 0, "rare", "usual"),
     "missing texts": lambda rng, n: rng.choice(np.array(["x", "y", None], dtype=object), n),
     "unordered": lambda rng, n: pd.Categorical(rng.choice(list("abc"), n), list("abcd")),
     "ordered": lambda rng, n: pd.Categorical(
@@ -428,7 +428,7 @@ def level_cases(draw, kinds, parameters):
 
 
 def check_unknown_levels(density, case):
-    """Check that a level that was never seen is an error, or has a probability."""
+    """Check that a category that was never seen is an error, or has a probability."""
     texts = [name for name in case.X if case.X[name].dtype.kind not in "bif"]
     if not texts:
         return

@@ -97,7 +97,7 @@ class Grid:
         layout = getattr(reference, "layout", None) or Layout(reference.n_features)
         n_steps = {0: 1, 1: 801, 2: 201}[layout.n_continuous]
         axes = [np.linspace(-7.0, 7.0, n_steps)] * layout.n_continuous
-        axes += [np.arange(variable.n_levels) for variable in layout.variables]
+        axes += [np.arange(variable.n_categories) for variable in layout.variables]
         rows = np.stack([part.ravel() for part in np.meshgrid(*axes, indexing="ij")], axis=1)
         rows = torch.from_numpy(rows.astype(np.float64))
         cell = (14.0 / (n_steps - 1)) ** layout.n_continuous if layout.n_continuous else 1.0
@@ -117,7 +117,7 @@ def grid(request):
 
 
 def noisy_points(grid, level, n=8):
-    """Return rows of the grid, drawn at random, with noise, and the level of each."""
+    """Return rows of the grid, drawn at random, with noise, and the category of each."""
     rng = np.random.default_rng(2)
     chosen = rng.choice(len(grid.rows), size=n, p=(grid.probability / grid.probability.sum()))
     eps = torch.from_numpy(rng.normal(size=(n, grid.points.shape[1])))
@@ -140,12 +140,12 @@ def test_denoiser_is_the_conditional_mean(grid, level):
 
 @pytest.mark.parametrize("level", [-3.0, 0.5, 3.0])
 def test_smoothed_density_is_the_mean_over_the_noise(grid, level):
-    """For continuous columns a density of rows plus noise; for levels relative to their noise."""
+    """For continuous columns a density of rows plus noise; for categories relative to the noise."""
     rows, eps, z, logsnr = noisy_points(grid, level)
     signal, noise = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr)
     expected = grid.joint(z, logsnr).sum(1).log()
     m = grid.n_continuous
-    # The density of z / signal, of which rows plus noise of variance exp(-level) are an example.
+    # The density of z / signal, of which rows plus noise of variance exp(-category) are an example.
     expected += m * (signal.log() - 0.5 * (2 * math.pi * noise).log())
     expected += 0.5 * eps[:, m:].square().sum(1)
     found = grid.reference.smoothed_log_prob(rows, eps, level)

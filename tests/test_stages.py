@@ -74,7 +74,7 @@ def test_schema_standardises_distinct_rows_with_their_weights():
     values = table()
     weight = np.random.default_rng(1).integers(1, 4, len(values)).astype(float)
     schema, observed = read_schema(values, weight, KINDS, settings(), SEEDS)
-    assert (schema.n_continuous, schema.has_levels, schema.has_images) == (2, True, False)
+    assert (schema.n_continuous, schema.has_categories, schema.has_images) == (2, True, False)
     assert schema.resolution == 0.0
     repeated = np.repeat(values, weight.astype(int), axis=0)
     standardizer = schema.space.standardizer

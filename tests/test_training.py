@@ -84,7 +84,7 @@ def objective():
 @pytest.mark.parametrize("training", [True, False])
 def test_prepared_rows_have_the_bound_and_the_gradient_of_the_rows(training):
     module = objective().train(training)
-    plain, ready = (list(iterator(3, prepare=do)) for do in (None, module.prepared))
+    plain, ready = (list(iterator(3, prepare=do)) for do in (None, module.with_constants))
     for (batch, _), (known, _) in zip(plain, ready, strict=True):
         results = []
         for arguments in (batch, known):

@@ -38,7 +38,7 @@ def fitted_column(values, kind="ordinal", **settings):
 
 
 def log_probabilities(encoder, values):
-    """Return the encoded log-probabilities, NaN where values are levels."""
+    """Return the encoded log-probabilities, NaN where values are categories."""
     encoded = encoder.encode(pd.DataFrame({"x": pd.Series(values)}))[:, 0]
     return np.where(encoded < 0.0, encoded, np.nan)
 
@@ -97,7 +97,7 @@ def test_integers_that_floats_do_not_tell_apart_are_as_likely_as_smaller_ones(ba
             for start, encoder in zip((2**40, base), encoders, strict=True)
         ]
         np.testing.assert_array_equal(found[1], found[0])
-        assert len(np.unique(found[1][found[1] >= 0])) == len(encoders[1].columns[0].levels)
+        assert len(np.unique(found[1][found[1] >= 0])) == len(encoders[1].columns[0].categories)
 
 
 @pytest.mark.parametrize("density", [IMMSEDiscreteDensity, IMMSEMixedDensity])
@@ -147,7 +147,7 @@ def test_new_values_are_as_frequent_as_their_mass_says():
         for rows, kind, found in ((drawn, "ordinal", counts), (drawn + 0.5, "nominal", names)):
             column = fitted_column(rows[:50], kind).columns[0]
             estimate = 52.0 / 50.0 * np.exp(column.unseen.log_mass) - 1.0 / 50.0
-            levels = np.array(column.levels, dtype=float) - (kind == "nominal") * 0.5
+            levels = np.array(column.categories, dtype=float) - (kind == "nominal") * 0.5
             if kind == "ordinal" and levels[0] == 0:
                 known = share[: int(levels[-1]) + 1].sum()
             elif kind == "ordinal":
@@ -223,12 +223,12 @@ def analytic(reference, **settings):
 
 
 def everything(density, table):
-    """Return rows of all levels and other values, and the factor by which each counts.
+    """Return rows of all categories and other values, and the factor by which each counts.
 
     Counts go as far as 50 beyond the greatest one, and stand for what is beyond.
     """
     column = density._encoder.columns[0]
-    last = int(max(column.levels)) + 50
+    last = int(max(column.categories)) + 50
     survival = np.exp(log_survival(column.unseen.above, 50))
     at_last = np.exp(column.unseen.above.log_probability(50.0))
     counts = [(value, 1.0) for value in range(last)]

@@ -202,7 +202,7 @@ def test_masses_are_exact_far_in_both_tails():
 
 
 def test_discrete_and_continuous_bound_agree_on_fine_levels():
-    # Where levels are fine compared with the decoder, mass is density times distance.
+    # Where categories are fine compared with the decoder, mass is density times distance.
     mean = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64)[None]
     x = scaled_pixels(np.array([[30, 60, 100, 128, 140, 190, 230]]))
     variance = torch.tensor(0.04, dtype=torch.float64)

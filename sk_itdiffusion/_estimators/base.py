@@ -26,8 +26,8 @@ from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.blocks import parts_of
 from sk_itdiffusion._table.encoding import TableEncoder
+from sk_itdiffusion._table.partitions import parts_of
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import SaveMixin
@@ -35,13 +35,13 @@ from sk_itdiffusion.persistence.checks import check_same
 
 __all__ = [
     "DensityEstimator",
-    "has_levels_only",
+    "has_categories_only",
     "long_call",
 ]
 
 Array = NDArray[np.float64]
 #: Standard error of a score, in nats, beyond which the integration should be made more exact.
-LARGEST_INTEGRATION_ERROR = 0.05
+MAX_INTEGRATION_ERROR = 0.05
 #: Standard error, in nats, of a mean over rows that is small enough, and of a row in such a mean.
 ERROR_OF_MEAN, MAX_TOL_OF_ROWS_IN_A_MEAN = 0.005, 0.3
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments")
@@ -79,13 +79,13 @@ class DensityEstimator(
         Unless it may hold out rows to validate, it does as with very few of them.
         """
 
-    def _read_levels(self, X: Any, what: str = "learned from") -> Array:
-        """Return numbers and codes of the rows that have no other values than levels.
+    def _read_categories(self, X: Any, what: str = "learned from") -> Array:
+        """Return numbers and codes of the rows that have no other values than categories.
 
         There is a warning if other rows are left out, which says what the rows are not.
         """
         values = self._read(X)
-        return values[has_levels_only(self, values, what)]
+        return values[has_categories_only(self, values, what)]
 
     def _write(self, values: Array) -> Any:
         """Return the table of numbers and codes."""
@@ -100,7 +100,7 @@ class DensityEstimator(
             delattr(self, name)
 
     def _check_loaded(self) -> None:
-        """Raise an error if what was loaded has other columns than its model, or other levels."""
+        """Raise an error if what was loaded has other columns or categories than its model."""
         check_is_fitted(self)
         self._validate_params()
         space = self._model.space
@@ -110,9 +110,9 @@ class DensityEstimator(
             if each is not None:
                 check_same(len(each.columns), space.n_columns, "there are other columns")
         columns = [] if encoder is None else encoder.columns
-        found = [columns[j].n_levels for j in space.discrete]
-        known = [variable.n_levels for variable in space.layout.variables]
-        check_same(found, known, "the levels are not those of the model")
+        found = [columns[j].n_categories for j in space.discrete]
+        known = [variable.n_categories for variable in space.layout.variables]
+        check_same(found, known, "the categories are not those of the model")
         log_seen = np.array([column.log_seen for column in columns] or np.zeros(space.n_columns))
         if not np.allclose(log_seen, space.log_seen, rtol=1e-9, atol=0.0):
             raise ValueError("the probabilities of values that were not seen do not fit together")
@@ -165,9 +165,9 @@ class DensityEstimator(
             If the estimator is not fitted.
         ValueError
             If X is not finite, its columns are not those of `fit`, or a value of a discrete
-            column has no probability: with ``handle_unknown="error"``, in columns whose levels
+            column has no probability: with ``handle_unknown="error"``, in columns whose categories
             ``categories`` gives, and in those of numpy's boolean dtype, all values but the
-            levels.
+            categories.
         MemoryError
             If there is too little memory, even at an eighth of the usual number of evaluations at
             a time, which is tried once and warns.
@@ -218,9 +218,9 @@ class DensityEstimator(
                 scored.append(self._log_density(values, replace(tolerance, nats=enough)))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         std = np.sqrt(variance)
-        if integration_error(log_density, std) > LARGEST_INTEGRATION_ERROR:
+        if integration_error(log_density, std) > MAX_INTEGRATION_ERROR:
             warn(
-                f"The score has a standard error of more than {LARGEST_INTEGRATION_ERROR:g} nats "
+                f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
                 "from the numerical integration: lower score_tol, which needs no new fit; "
                 "score_samples(X, return_std=True) tells which rows cause it."
             )
@@ -265,9 +265,9 @@ class DensityEstimator(
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
-            Random rows, in the units and levels of X, in a table of the kind that `fit` was given:
-            a data frame of pandas or polars with the same columns and dtypes, where columns of
-            integers are rounded, or an array, which for `IMMSEDensity` is one of 64-bit numbers.
+            Random rows, in the units and categories of X, in a table of the kind that `fit` was
+            given: a data frame of pandas or polars with the same columns and dtypes, where columns
+            of integers are rounded, or an array, which for `IMMSEDensity` is one of 64-bit numbers.
             Entries beyond the largest 64-bit number are infinite.
 
         Raises
@@ -323,7 +323,7 @@ class DensityEstimator(
         curves, counts = [], []
         with long_call(self, "mse_curve"):
             for part in parts_of(X):
-                values = self._read_levels(part, "in the curve")
+                values = self._read_categories(part, "in the curve")
                 if len(values):
                     curves.append(self._model.mse_curve(values))
                     counts.append(len(values))
@@ -349,8 +349,8 @@ def given_tolerance(score_tol: float) -> Tolerance:
     return Tolerance(float(score_tol))
 
 
-def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:
-    """Return which rows have no other values than levels, and warn of others, which are not."""
+def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:
+    """Return which rows have no other values than categories, and warn of others, which are not."""
     encoder: TableEncoder | None = getattr(estimator, "_encoder", None)
     if encoder is None:
         return np.ones(len(values), dtype=bool)
@@ -360,7 +360,7 @@ def has_levels_only(estimator: DensityEstimator, values: Array, what: str) -> ND
         columns = np.asarray(unseen.any(axis=0))
         warn(
             f"Rows with values that fit has not seen, in column(s) {column_labels(columns, labels)}"
-            f", are not {what}. Give all levels by categories, or a categorical dtype.",
+            f", are not {what}. Give all of them by the parameter categories, or a categorical dtype.",
         )
     return np.asarray(~unseen.any(axis=1))
 

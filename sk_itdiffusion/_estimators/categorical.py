@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
-from sk_itdiffusion._estimators.base import has_levels_only
+from sk_itdiffusion._estimators.base import has_categories_only
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.categories import columns_of_learned_levels
+from sk_itdiffusion._table.categories import columns_of_learned_categories
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.kinds import Kind
 from sk_itdiffusion._table.reading import Table, read_table, without_tensors
@@ -68,25 +68,26 @@ class CategoricalEstimator(TableEstimator):
     def _read_first(
         self, X: Any, weight: ArrayLike | None
     ) -> tuple[Array, Array, list[ColumnKind]]:
-        """Return codes, weights and kinds; levels are learned from rows of positive weight."""
+        """Return codes, weights and kinds; categories are learned from rows of positive weight."""
         table, checked = self._weighted_table(X, weight, reset=True)
         self._encoder = TableEncoder.fit(
             table,
             kinds=self._column_kinds(table),
             categories=self.categories,
             handle_unknown=self.handle_unknown,
-            shared_levels=self._shares_levels(),
+            shared_categories=self._shares_categories(),
             sample_weight=checked,
         )
         self._publish_columns()
         kinds = [
-            ColumnKind(c.n_levels, c.kind == "ordinal", c.log_seen) for c in self._encoder.columns
+            ColumnKind(c.n_categories, c.kind == "ordinal", c.log_seen)
+            for c in self._encoder.columns
         ]
         return self._encoder.encode(table), checked, kinds
 
     def _publish_columns(self) -> None:
         """Set the public fitted attributes from the encoder."""
-        self.categories_ = [column.levels for column in self._encoder.columns]
+        self.categories_ = [column.categories for column in self._encoder.columns]
         self.kinds_ = [column.kind for column in self._encoder.columns]
 
     def _finish_loading(self) -> None:
@@ -100,17 +101,17 @@ class CategoricalEstimator(TableEstimator):
         """Return what `_read_first` does, of a table with the columns of the earlier fit."""
         table, weight = self._weighted_table(X, sample_weight, reset=False)
         values = self._encoder.encode(table)
-        kept = has_levels_only(self, values, "learned from")
+        kept = has_categories_only(self, values, "learned from")
         check_number_of_rows(values[kept].shape, type(self).__name__)
         return values[kept], weight[kept], self._kinds
 
     def _read_first_of_stream(self, X: Any) -> tuple[Array, list[ColumnKind]]:
         """Return the codes of the first chunk and the kinds of its columns."""
         table = self._table(X, reset=True)
-        learned = columns_of_learned_levels(table, self._column_kinds(table), self.categories)
+        learned = columns_of_learned_categories(table, self._column_kinds(table), self.categories)
         if learned.any():
             warn(
-                f"partial_fit knows only the levels of the first rows of column(s) "
+                f"partial_fit knows only the categories of the first rows of column(s) "
                 f"{column_labels(learned, table.labels)}; set categories, or give a categorical "
                 "dtype.",
             )
@@ -129,7 +130,7 @@ class CategoricalEstimator(TableEstimator):
         return self._encoder.encode(self._table(X, reset=False))
 
     def _write(self, values: Array) -> Any:
-        """Return a table with the fitted levels."""
+        """Return a table with the fitted categories."""
         return self._encoder.decode(values, self._model.space.bounds_of_columns())
 
     def _specific_settings(self) -> dict[str, Any]:
@@ -140,6 +141,6 @@ class CategoricalEstimator(TableEstimator):
             "loss": self.loss,
         }
 
-    def _shares_levels(self) -> bool:
-        """Return whether all columns have the same levels."""
+    def _shares_categories(self) -> bool:
+        """Return whether all columns have the same categories."""
         return False

@@ -10,7 +10,7 @@ which follows from the heat equation and is, averaged over the noise, the relati
 column by column: the expectation of each term is :math:`(1 - (\epsilon_j -
 \hat\epsilon_j)^2) / 2`.  The left side is known at both ends of each interval, so the terms of an
 interval are averaged such that their sum is what the log-densities differ by, whatever the rows.
-Where values are no levels, what the other columns tell about each other is known from the
+Where values are no categories, what the other columns tell about each other is known from the
 references, and is divided equally among them.
 
 References
@@ -39,7 +39,7 @@ from sk_itdiffusion._estimators.outlier_score import (
     log_widths,
     share_above,
 )
-from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
+from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
@@ -60,7 +60,7 @@ PATH_DRAWS = 2
 #: what they tell grows with the squared distance of rows.
 ROOM_FOR_FAR_ROWS = 6.0
 #: Intervals of the log-SNR that are longer lie beyond the model's range.
-LONGEST_INTERVAL = 5.0
+MAX_INTERVAL = 5.0
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class Contributions:
         for number, name in enumerate(distinct):
             total = self.floored.floored_reference(references[number], rows, chosen, tolerance)
             rest = total - alone.sum(axis=1)
-            found = shared_by_levels(rest, rows.mapped[chosen], len(space.continuous))
+            found = shared_by_categories(rest, rows.mapped[chosen], len(space.continuous))
             if gaps:
                 # The paths have fewer draws of noise than the score; nothing else is left over.
                 gap, spread = gaps[number]
                 found[complete] = reconciled(gap, rest[complete], spread)
             parts[chosen] += names.count(name) / len(names) * (alone + found)
             if name == self.floored.control:
-                near[chosen] = complete & (total > LEAST_LOG_DENSITY)
+                near[chosen] = complete & (total > MIN_LOG_DENSITY)
         return parts, near
 
     def _add_columns_of_model(
@@ -227,7 +227,7 @@ class Contributions:
         n_rows = max(1, 2**17 // (max(widest, 1) * PATH_DRAWS * noise.n_evaluations))
 
         @torch.no_grad()
-        def block(start: int) -> Array:
+        def chunk(start: int) -> Array:
             part = chosen[start : start + n_rows]
             # Padded to one shape, so that a row's value is the same in any company.
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
@@ -256,8 +256,8 @@ class Contributions:
             return path_contributions(nodes, share, heights, slopes)
 
         starts = range(0, len(chosen), n_rows)
-        blocks = map_in_workers(block, starts, "cpu", current_progress())
-        found = np.concatenate(blocks, axis=1)[:, : len(chosen)]
+        chunks = map_in_workers(chunk, starts, "cpu", current_progress())
+        found = np.concatenate(chunks, axis=1)[:, : len(chosen)]
         return [(each.mean(axis=1), each.var(axis=1)) for each in found]
 
     def _column_gaps(
@@ -273,9 +273,9 @@ class Contributions:
         layout = model.space.layout
         owner = columns_of_coordinates(layout)
         seen = layout.embed_array(rows.mapped[chosen]) if points is None else values[chosen]
-        n_rows, n_draws = rule.block_shape(model.budget, model.evaluations_apart)
+        n_rows, n_draws = rule.chunk_shape(model.budget, model.evaluations_apart)
 
-        def one_block(start: int) -> Array:
+        def one_chunk(start: int) -> Array:
             part = np.arange(start, start + n_rows).clip(max=len(seen) - 1)
             total = np.zeros((n_rows, layout.n_columns))
             for first in range(0, rule.n_draws, n_draws):
@@ -297,8 +297,8 @@ class Contributions:
             return total
 
         starts = range(0, len(seen), n_rows)
-        blocks = map_in_workers(one_block, starts, model.device, current_progress())
-        return np.concatenate(blocks)[: len(seen)]
+        chunks = map_in_workers(one_chunk, starts, model.device, current_progress())
+        return np.concatenate(chunks)[: len(seen)]
 
 
 def columns_of_coordinates(layout: Layout) -> NDArray[np.intp]:
@@ -364,7 +364,7 @@ def path_contributions(nodes: Array, share: Array, heights: Array, slopes: Array
         left, right = slopes[..., number - 1, :], slopes[..., number, :]
         change = heights[..., number] - heights[..., number - 1]
         width = nodes[number] - nodes[number - 1]
-        if width > LONGEST_INTERVAL:  # beyond the model's range the slopes fall with the noise
+        if width > MAX_INTERVAL:  # beyond the model's range the slopes fall with the noise
             part = reconciled(left, change)
         else:
             part = width * intermediate(left, right, change / width)
@@ -401,8 +401,8 @@ def reconciled(parts: Array, total: Array, weight: Array | None = None) -> Array
     return np.asarray(parts + missing[..., None] * size / size.sum(axis=-1, keepdims=True))
 
 
-def shared_by_levels(values: Array, mapped: Array, n_continuous: int) -> Array:
-    """Return values (n,) in equal parts for the columns whose entries are numbers or levels."""
+def shared_by_categories(values: Array, mapped: Array, n_continuous: int) -> Array:
+    """Return values (n,) in equal parts for the columns whose entries are numbers or categories."""
     observed = mapped >= 0.0
     observed[:, :n_continuous] = True
     return np.asarray(observed * (values / observed.sum(axis=1).clip(min=1))[:, None])

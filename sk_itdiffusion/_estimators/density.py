@@ -20,10 +20,10 @@ from sk_itdiffusion._estimators.parameters import (
 )
 from sk_itdiffusion._estimators.table import TableEstimator, stored_table
 from sk_itdiffusion._fit.networks import GivenFamily
-from sk_itdiffusion._table.blocks import blocks_of, sample
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.kinds import warn_of_identifiers, warn_of_merged_integers
 from sk_itdiffusion._table.marginals import MARGINAL_KINDS
+from sk_itdiffusion._table.partitions import partitions_of, sample
 from sk_itdiffusion._table.reading import naming_columns, without_tensors
 from sk_itdiffusion._table.space import ColumnKind
 from sk_itdiffusion._table.streams import RowStream, Stream, is_dataset, read_rows
@@ -358,11 +358,11 @@ class IMMSEDensity(TableEstimator):
         images = self._images()
         if not is_dataset(X):
             X = without_tensors(X if images is None else flattened_images(X, images))
-            blocks = blocks_of(X, weight)
-            if blocks is None:
+            partitions = partitions_of(X, weight)
+            if partitions is None:
                 return X, weight, None
             weights = None if weight is None else checked_weight(weight, X)
-            return sample(blocks, as_numbers, random_state, weight=weights, numbers_only=True)
+            return sample(partitions, as_numbers, random_state, weight=weights, numbers_only=True)
         if weight is not None:
             raise ValueError("sample_weight must be None if X is a dataset.")
         rows, stream = RowStream.beyond_memory(X, self.num_workers, random_state, images)

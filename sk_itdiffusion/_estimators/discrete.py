@@ -24,16 +24,16 @@ from sk_itdiffusion.schedules import Schedule
 
 __all__ = ["IMMSEDiscreteDensity"]
 
-MOST_PIXEL_LEVELS = 256
+MAX_PIXEL_CATEGORIES = 256
 
 
 @stored_table
 class IMMSEDiscreteDensity(CategoricalEstimator):
     r"""Log-probabilities of discrete rows with a denoising network, by the I-MMSE relation.
 
-    Each level of a column is a point (two levels: -1 and 1, ordered levels: a lattice, unordered
-    ones: unit vectors).  A network learns to predict the points from noisy ones, by the same
-    regression as in `IMMSEDensity`, and with q an analytic reference [1]_
+    Each category of a column is a point (two categories: -1 and 1, ordered categories: a lattice,
+    unordered ones: unit vectors).  A network learns to predict the points from noisy ones, by the
+    same regression as in `IMMSEDensity`, and with q an analytic reference [1]_
 
     .. math:: \log P(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
         \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right].
@@ -44,22 +44,22 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     Parameters
     ----------
     kind : {"auto", "nominal", "ordinal"}, list or dict, default="auto"
-        Whether levels have an order: for all columns, one entry for each column, or a dict from
+        Whether categories have an order: for all columns, one entry for each column, or a dict from
         names (or numbers) of columns to kinds.  ``"auto"``: numbers and ordered categoricals are
         ordinal; booleans, texts, objects and other categoricals are nominal.  Columns of
         non-integer numbers are taken up to 256 distinct values.
     categories : "auto", list or dict, default="auto"
-        Levels of each column, or of the columns that a dict names.  ``"auto"`` takes those of a
+        Categories of each column, or of the columns that a dict names.  ``"auto"`` takes those of a
         categorical or boolean dtype, all integers from the least to the greatest one if these are
         at most 256, and else the values that occur.
     handle_unknown : {"good_turing", "error"}, default="good_turing"
         What other values are in `score_samples`: unlikely, so that all of them together have the
         Good-Turing mass of their column and the other columns are scored by the references (see
-        Notes), or an error.  They are an error in any case in columns whose levels ``categories``
-        gives, and in those of numpy's boolean dtype.
+        Notes), or an error.  They are an error in any case in columns whose categories
+        ``categories`` gives, and in those of numpy's boolean dtype.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; all pixels then
-        have the same, ordered levels.
+        have the same, ordered categories.
     network : {"auto", "mlp", "convolutional"} or NetworkFamily, default="auto"
         Networks to train: fully connected ones, a convolutional one (for images, with
         ``"dense_network"`` beside it), or a family of your own, see
@@ -78,7 +78,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         in trials trained twice as fast and ended better even where the other one is the likelier.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises: the squared error, which is the bound itself, or the cross-entropy
-        of the levels' posterior, which has the same optimum.  The bound judges epochs in any case.
+        of the categories' posterior, which has the same optimum.  The bound judges epochs in any
+        case.
     likelihood : {"immse", "path"}, default="immse"
         How rows are scored: by the integral, or by noise paths, with the logarithm of the mean
         over ``n_paths`` paths.  The mean is an unbiased estimate of a
@@ -127,7 +128,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False
-        Whether `fit` continues from the network, the levels and the references of the earlier fit.
+        Whether `fit` continues from the network, the categories and the references of the earlier
+        fit.
     callbacks : list or None, default=None
         Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
         are set by `set_callbacks`.
@@ -145,7 +147,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     categories_ : list of ndarray
-        Levels of each column; nominal ones from the most to the least frequent.
+        Categories of each column; nominal ones from the most to the least frequent.
     kinds_ : list of str
         Kind of each column, ``"nominal"`` or ``"ordinal"``.
     net_ : skorch.NeuralNet or None
@@ -193,10 +195,10 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     rows, N of which have a value that would be new but for the row itself, it is
     ``(N + 1) / (n + 2)``.  Names are one event, so that each has the whole mass; whole numbers in
     order have a geometric tail beyond the least (unless that is 0) and the greatest one, and a
-    part between levels.  The other columns of such a row are scored by the control variate as if
-    this one were unknown, with the standard error 0.  Columns with ``categories`` or numpy's
+    part between categories.  The other columns of such a row are scored by the control variate as
+    if this one were unknown, with the standard error 0.  Columns with ``categories`` or numpy's
     boolean dtype have no such mass, and the pixels of images have one and the same, which all of
-    them determine.  Samples have levels only.
+    them determine.  Samples have categories only.
 
     References
     ----------
@@ -315,7 +317,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         check_pixels(table)
         return discrete_kinds(table, "ordinal")
 
-    def _shares_levels(self) -> bool:
+    def _shares_categories(self) -> bool:
         return self.image_shape is not None
 
     def _table(self, X: Any, reset: bool) -> Table:
@@ -342,7 +344,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
 
     def _network_task(self) -> NetworkTask:
         shape = None if self.image_shape is None else checked_image_shape(self.image_shape)
-        return NetworkTask(has_levels=True, has_continuous=False, image_shape=shape)
+        return NetworkTask(has_categories=True, has_continuous=False, image_shape=shape)
 
     def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return log-probabilities and their variances, by the integral or by paths."""
@@ -356,10 +358,10 @@ def check_pixels(table: Table) -> None:
     """Raise an error if pixels are numbers of more levels than images have."""
     if not table.holds_numbers.all():
         return
-    levels = pd.unique(table.frame.to_numpy(dtype=np.float64).ravel())
-    if len(levels) > MOST_PIXEL_LEVELS:
+    categories = pd.unique(table.frame.to_numpy(dtype=np.float64).ravel())
+    if len(categories) > MAX_PIXEL_CATEGORIES:
         raise ValueError(
-            f"X has {len(levels)} distinct values in all pixels together, images at most "
-            f"{MOST_PIXEL_LEVELS}. Round the values, or use IMMSEDensity or IMMSEMixedDensity for "
-            "continuous ones."
+            f"X has {len(categories)} distinct values in all pixels together, images at most "
+            f"{MAX_PIXEL_CATEGORIES}. Round the values, or use IMMSEDensity or IMMSEMixedDensity "
+            "for continuous ones."
         )

@@ -12,18 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 from sk_itdiffusion._estimators.parameters import checked_weight
 from sk_itdiffusion._immse.cubature import Keys, row_keys
 from sk_itdiffusion._table.reading import read_table
-from sk_itdiffusion._table.rows import LARGEST_EXACT, in_common_units
+from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, in_common_units
 
-__all__ = ["DistinctRows", "content_keys", "take"]
+__all__ = ["DistinctRows", "chosen_rows_of", "content_keys"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 Rows = Array | NDArray[Any] | pd.DataFrame
 #: Sum of weights above which they are no numbers of copies.
-MOST_COPIES = 1_000_000_000
+MAX_COPIES = 1_000_000_000
 
 
-def take(rows: Rows, index: Index) -> Rows:
+def chosen_rows_of(rows: Rows, index: Index) -> Rows:
     """Return some of the rows."""
     return rows.iloc[index] if isinstance(rows, pd.DataFrame) else rows[index]
 
@@ -53,14 +53,14 @@ class DistinctRows:
         weight = np.ones(len(rows))
         if sample_weight is not None:
             weight = checked_weight(sample_weight, np.empty((len(rows), 0)))
-            rows, weight = take(rows, np.flatnonzero(weight)), weight[weight > 0.0]
+            rows, weight = chosen_rows_of(rows, np.flatnonzero(weight)), weight[weight > 0.0]
             weight = in_common_units(weight)
         _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
         total = np.bincount(group, weights=weight)
-        is_count = (total == np.rint(total)).all() and total.sum() < MOST_COPIES
+        is_count = (total == np.rint(total)).all() and total.sum() < MAX_COPIES
         # Rows that are equal without their weights being counts are observations all the same.
         n_copies = total if is_count else np.bincount(group)
-        return cls(take(rows, first), total.astype(np.float64), n_copies.astype(np.intp))
+        return cls(chosen_rows_of(rows, first), total.astype(np.float64), n_copies.astype(np.intp))
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -79,7 +79,7 @@ class DistinctRows:
         """Return the rows with so many of their units."""
         kept = np.flatnonzero(n_copies)
         weight = self.unit_weight[kept] * n_copies[kept]
-        return DistinctRows(take(self.rows, kept), weight, n_copies[kept])
+        return DistinctRows(chosen_rows_of(self.rows, kept), weight, n_copies[kept])
 
     def draw(self, n_units: int, generator: np.random.Generator) -> Index:
         """Return how many units of each row are among randomly drawn ones."""
@@ -125,7 +125,7 @@ def exact_numbers(column: pd.Series) -> Array | None:
         numbers = column.to_numpy(dtype=np.float64)
     except OverflowError:
         return None
-    is_exact = column.dtype.kind == "f" or np.abs(numbers).max(initial=0.0) < LARGEST_EXACT
+    is_exact = column.dtype.kind == "f" or np.abs(numbers).max(initial=0.0) < MAX_EXACT_INTEGER
     return numbers if is_exact and np.isfinite(numbers).all() else None
 
 

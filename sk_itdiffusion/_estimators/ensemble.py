@@ -38,16 +38,16 @@ from sklearn.utils.validation import validate_data
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.categorical import CategoricalEstimator
 from sk_itdiffusion._estimators.membership import (
+    check_categories,
     check_dequantizers,
     check_devices,
-    check_levels,
     check_member_is_fitted,
     check_one_kind,
     checked_member,
     fixes_space,
     image_shape_of,
     is_dropped,
-    prepared,
+    unfitted_copy,
 )
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
 from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
@@ -71,10 +71,10 @@ from sk_itdiffusion._fit.splitting import rows_together, split_groups, split_ind
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion._table.blocks import in_memory
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import RowGroups, checked_groups
+from sk_itdiffusion._table.partitions import in_memory
 from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
 from sk_itdiffusion._table.rows import WeightedRows, group_rows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
@@ -185,16 +185,16 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     member's: the mean of ``-score_samples`` on new rows is no less than their entropy, up to the
     error of the integration.
 
-    Values of discrete columns that are no levels have the probabilities that the first fitted
+    Values of discrete columns that are no categories have the probabilities that the first fitted
     member gives them, or else the first one.
 
     All members denoise the same rows.  A member that is fitted here is fitted in the space of the
     first fitted member, or of the first one that fixes its own (by a ``denoiser`` or a `Reference`
     object), or of the first one; the maps of continuous columns (``marginals``, ``bounds``) are
     those of that member.  Fitted members may differ by one common factor of all columns, and by
-    shifts; discrete columns have to have the same levels, embedded alike.  Discrete members take
-    part with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need the
-    same steps.
+    shifts; discrete columns have to have the same categories, embedded alike.  Discrete members
+    take part with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need
+    the same steps.
 
     In `mse_curve` the members are among the ``networks``.
 
@@ -370,7 +370,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         seeds = Seeds.draw(random_state)
         for name in members:
             if name not in fitted:
-                members[name] = prepared(members[name], random_state)
+                members[name] = unfitted_copy(members[name], random_state)
         order = sorted(
             members, key=lambda name: (name not in fitted, not fixes_space(members[name]))
         )
@@ -522,7 +522,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                 )
             validate_data(member, X, reset=False, skip_check_array=True)
         for name in names[1:]:
-            check_levels(name, members[name], names[0], members[names[0]])
+            check_categories(name, members[name], names[0], members[names[0]])
 
     # -- rows --------------------------------------------------------------------------------
 
@@ -587,11 +587,11 @@ def fit_member(
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
-    The member reads all of X, so that levels that the training rows lack are known to it.
+    The member reads all of X, so that categories that the training rows lack are known to it.
     """
 
     def training_rows(values: Array, weight: Array) -> ChosenRows:
-        check_levels(name, member, first, leader)
+        check_categories(name, member, first, leader)
         return train
 
     space = None if member is leader else leader._model.space

@@ -17,13 +17,13 @@ from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion.references import ContinuousReference
 
 __all__ = [
+    "check_categories",
     "check_dequantizers",
     "check_devices",
-    "check_levels",
     "checked_member",
     "fixes_space",
     "is_dropped",
-    "prepared",
+    "unfitted_copy",
 ]
 
 DROP = "drop"
@@ -63,34 +63,36 @@ def check_member_is_fitted(name: str, member: TableEstimator) -> None:
 
 
 def check_one_kind(members: Mapping[str, TableEstimator]) -> None:
-    """Raise an error if some members read levels and others numbers."""
-    reads_levels = {name: isinstance(m, CategoricalEstimator) for name, m in members.items()}
+    """Raise an error if some members read categories and others numbers."""
+    reads_categories = {name: isinstance(m, CategoricalEstimator) for name, m in members.items()}
     first = next(iter(members))
-    for name, own in reads_levels.items():
-        if own != reads_levels[first]:
+    for name, own in reads_categories.items():
+        if own != reads_categories[first]:
             raise ValueError(
                 f"The members {name!r} ({type(members[name]).__name__}) and {first!r} "
                 f"({type(members[first]).__name__}) cannot be combined: one reads numbers, the "
-                "other levels. IMMSEMixedDensity does both."
+                "other categories. IMMSEMixedDensity does both."
             )
 
 
-def check_levels(name: str, member: TableEstimator, first: str, other: TableEstimator) -> None:
-    """Raise an error if two members do not have the same kinds and levels of columns."""
+def check_categories(name: str, member: TableEstimator, first: str, other: TableEstimator) -> None:
+    """Raise an error if two members do not have the same kinds and categories of columns."""
     if not isinstance(member, CategoricalEstimator) or not isinstance(other, CategoricalEstimator):
         return
     for ours, theirs in zip(member._encoder.columns, other._encoder.columns, strict=True):
-        same_levels = (ours.levels is None) == (theirs.levels is None) and (
-            ours.levels is None or theirs.levels is None or list(ours.levels) == list(theirs.levels)
+        same_categories = (ours.categories is None) == (theirs.categories is None) and (
+            ours.categories is None
+            or theirs.categories is None
+            or list(ours.categories) == list(theirs.categories)
         )
-        if not same_levels or ours.kind != theirs.kind:
+        if not same_categories or ours.kind != theirs.kind:
             raise ValueError(
-                incompatible(name, first, f"have other levels in the column {ours.label!r}")
+                incompatible(name, first, f"have other categories in the column {ours.label!r}")
             )
         if (ours.unseen is None) != (theirs.unseen is None):
             raise ValueError(
                 f"The members {name!r} and {first!r} do not agree whether other values than the "
-                f"levels of the column {ours.label!r} are an error. Fit them with the same "
+                f"categories of the column {ours.label!r} are an error. Fit them with the same "
                 "handle_unknown and categories."
             )
 
@@ -116,7 +118,7 @@ def check_dequantizers(models: Mapping[str, TableModel], first: str) -> None:
             )
 
 
-def prepared(member: TableEstimator, random_state: np.random.RandomState) -> TableEstimator:
+def unfitted_copy(member: TableEstimator, random_state: np.random.RandomState) -> TableEstimator:
     """Return an unfitted copy of a member, with a seed if it has none."""
     copied: TableEstimator = clone(member)
     if copied.random_state is None:

@@ -28,7 +28,7 @@ __all__ = ["IMMSEMixedDensity"]
 class IMMSEMixedDensity(CategoricalEstimator):
     r"""Joint density of continuous and discrete columns, by the I-MMSE relation.
 
-    Continuous columns are standardised and mapped as in `IMMSEDensity`, levels of discrete ones
+    Continuous columns are standardised and mapped as in `IMMSEDensity`, categories of discrete ones
     become points as in `IMMSEDiscreteDensity`, and one network denoises all of them [1]_.  With
     continuous columns only, or discrete ones only, and equal parameters, the values are those of
     these estimators.
@@ -40,9 +40,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         booleans, texts and objects.
     ordinal_features : "from_dtype", array-like or None, default="from_dtype"
         Ordinal columns, likewise.  ``"from_dtype"``: ordered categoricals and integers with at
-        most 256 levels.  All other columns are continuous.
+        most 256 categories.  All other columns are continuous.
     categories : "auto", list or dict, default="auto"
-        Levels of each column (None for a continuous one), or of the columns that a dict names;
+        Categories of each column (None for a continuous one), or of the columns that a dict names;
         see `IMMSEDiscreteDensity`.
     handle_unknown : {"good_turing", "error"}, default="good_turing"
         What other values of discrete columns are in `score_samples`: unlikely, by the Good-Turing
@@ -129,7 +129,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     categories_ : list of ndarray or None
-        Levels of each column; None for a continuous one.
+        Categories of each column; None for a continuous one.
     kinds_ : list of str
         Kind of each column: ``"continuous"``, ``"ordinal"`` or ``"nominal"``.
     net_ : skorch.NeuralNet or None
@@ -180,9 +180,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
     (c, x), log p(c | x) + log P(x) in nats.  Its exponentials, integrated over c and summed over
     x, give at most 1.
 
-    Missing values are a level of columns of texts, objects, booleans and categoricals; in columns
-    of numbers they are an error, since a density needs numbers: drop these rows, or impute values
-    that vary from row to row.  Codes that may be missing have to have a categorical dtype.
+    Missing values are a category of columns of texts, objects, booleans and categoricals; in
+    columns of numbers they are an error, since a density needs numbers: drop these rows, or impute
+    values that vary from row to row.  Codes that may be missing have to have a categorical dtype.
 
     References
     ----------
@@ -306,9 +306,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous and discrete columns."""
-        has_levels = self._network_task().has_levels
+        has_categories = self._network_task().has_categories
         # Without discrete columns the independent reference is the normal distribution.
-        plain = {} if has_levels else {"independent": "gaussian"}
+        plain = {} if has_categories else {"independent": "gaussian"}
         experts = self.experts
         if not isinstance(experts, str):
             experts = [plain.get(e, e) if isinstance(e, str) else e for e in experts]
@@ -322,7 +322,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
 
     def _network_task(self) -> NetworkTask:
         return NetworkTask(
-            has_levels=any(kind != "continuous" for kind in self.kinds_),
+            has_categories=any(kind != "continuous" for kind in self.kinds_),
             has_continuous="continuous" in self.kinds_,
         )
 

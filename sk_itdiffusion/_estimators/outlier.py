@@ -22,14 +22,14 @@ from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
 from sk_itdiffusion._estimators.contributions import Contributions
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, take
+from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, chosen_rows_of
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images, numbers_in
 from sk_itdiffusion._estimators.trimming import (
-    LEAST_COPIES_OF_A_VALUE,
-    LEAST_ROWS_OF_A_MODE,
-    LEAST_SHARE_OF_A_MODE,
+    MIN_COPIES_OF_A_VALUE,
+    MIN_ROWS_OF_A_MODE,
+    MIN_SHARE_OF_A_MODE,
     needed_of_groups,
     needed_of_states,
     separate_values,
@@ -38,9 +38,9 @@ from sk_itdiffusion._estimators.trimming import (
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion._table.blocks import in_memory, parts_of
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.kinds import warn_of_merged_integers
+from sk_itdiffusion._table.partitions import in_memory, parts_of
 from sk_itdiffusion._table.reading import Table, naming_columns, read_table, without_tensors
 from sk_itdiffusion.persistence import SaveMixin, stored
 from sk_itdiffusion.persistence.checks import (
@@ -57,18 +57,18 @@ Array = NDArray[np.float64]
 #: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
 AUTOMATIC_FLOOR = 7.0
 #: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
-MOST_EXTREME_FLOOR = 100.0
+MAX_FLOOR = 100.0
 #: Rows from which calibration rows are spared; with fewer, folds take turns.
-LEAST_ROWS_TO_SPARE = 1_000
-MOST_CALIBRATION_ROWS = 5_000
+MIN_ROWS_TO_SPARE = 1_000
+MAX_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
 #: Rows below which none is left out: a fit to so few chooses nothing by validation.
-LEAST_ROWS_TO_TRIM = 50
+MIN_ROWS_TO_TRIM = 50
 #: What the estimators say about columns without a density, and about ties among it.
 COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
 #: Least score, so that differences of scores are finite.
-LEAST_SCORE = -1e300
+MIN_SCORE = -1e300
 #: Shares of a progress bar at which the fits after trimming begin and end; then rows are scored.
 FIT_BEGINS, FIT_ENDS = 0.2, 0.9
 
@@ -137,11 +137,11 @@ class IMMSEOutlierDetector(
     trim : float, default=0.1
         Share in [0, 0.5] of the weight of at least 50 training rows that a first fit without a
         network finds least likely and the final fit leaves out, so that outliers among the
-        training rows are not learned.  Nothing of fewer rows is left out.  Of levels, of numbers
-        that come again and lie apart from others (counts), and of modes of at least 10 rows and
-        2.5% of all, half of the rows stay where less than a quarter would; so does half of equal
-        rows where all columns are levels or counts.  For each column that would be constant the
-        likeliest row in which it differs stays.
+        training rows are not learned.  Nothing of fewer rows is left out.  Of categories, of
+        numbers that come again and lie apart from others (counts), and of modes of at least 10 rows
+        and 2.5% of all, half of the rows stay where less than a quarter would; so does half of
+        equal rows where all columns are categories or counts.  For each column that would be
+        constant the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -324,10 +324,10 @@ class IMMSEOutlierDetector(
     ) -> tuple[Array, Array]:
         """Fit the density; return the scores that the threshold comes from, and their weights."""
         if self.contamination != "auto":
-            trims = given.n_units >= LEAST_ROWS_TO_TRIM
+            trims = given.n_units >= MIN_ROWS_TO_TRIM
             return self._fit_and_score(template, given, given, seed, tasks, trims), given.weight
-        if given.n_units >= LEAST_ROWS_TO_SPARE:
-            n_spared = min(round(self.calibration_fraction * given.n_units), MOST_CALIBRATION_ROWS)
+        if given.n_units >= MIN_ROWS_TO_SPARE:
+            n_spared = min(round(self.calibration_fraction * given.n_units), MAX_CALIBRATION_ROWS)
             spared = given.draw(max(n_spared, 1), generator)
             others = given.part(spared)
             scores = self._fit_and_score(
@@ -335,7 +335,7 @@ class IMMSEOutlierDetector(
             )
             return others.repeated(scores), others.repeated(others.unit_weight)
         # Folds and all rows alike, or the threshold would be that of another kind of fit.
-        trims = given.n_units - -(-given.n_units // N_FOLDS) >= LEAST_ROWS_TO_TRIM
+        trims = given.n_units - -(-given.n_units // N_FOLDS) >= MIN_ROWS_TO_TRIM
         folds = given.folds(max(1, min(N_FOLDS, given.n_units // 2)), generator)
         may_hold_out = True
         parts = self._fold_scores(template, given, folds, seed, tasks, trims, may_hold_out)
@@ -412,7 +412,7 @@ class IMMSEOutlierDetector(
                 kept = self._trimmed(template, given, seed, tasks, may_hold_out)
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
-            self.estimator_ = fitted(template, kept, seed, quiet, tasks, may_hold_out)
+            self.estimator_ = fit_clone(template, kept, seed, quiet, tasks, may_hold_out)
         build = FlooredModel.averaged if self.average else FlooredModel
         self._floored = build(self.estimator_._model, self._floors)
         self.members_ = list(self._floored.members)
@@ -432,7 +432,7 @@ class IMMSEOutlierDetector(
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
-            first = fitted(first, given, seed, False, tasks, may_hold_out)
+            first = fit_clone(first, given, seed, False, tasks, may_hold_out)
         model = first._model
         floored = FlooredModel(model, self._floors)
         if not model.space.is_empty:
@@ -449,10 +449,10 @@ class IMMSEOutlierDetector(
         kept = kept_before.copy()
         groups = list(separate_values(values, given, model.space.discrete))
         for group in groups:
-            kept |= needed_of_groups(group, given, scores, kept_before, LEAST_COPIES_OF_A_VALUE)
+            kept |= needed_of_groups(group, given, scores, kept_before, MIN_COPIES_OF_A_VALUE)
         modes = None if model.space.is_empty else floored.modes(values)
         if modes is not None:
-            least = max(LEAST_ROWS_OF_A_MODE, math.ceil(LEAST_SHARE_OF_A_MODE * given.n_units))
+            least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_units))
             kept |= needed_of_groups(modes, given, scores, kept_before, least)
         kept[varying_again(values, scores, kept)] = True
         n_left = np.where(kept, given.n_copies, 0)
@@ -612,7 +612,7 @@ class IMMSEOutlierDetector(
             parts = Contributions(self._floored).of(values, self.estimator_._tolerance())
         # Columns so far out that they have no density share the least score.
         far = np.isneginf(parts)
-        parts[far] = np.repeat(LEAST_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
+        parts[far] = np.repeat(MIN_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
         names = getattr(self, "feature_names_in_", None)
         columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
         index = rows.index if isinstance(rows, pd.DataFrame) else None
@@ -656,10 +656,10 @@ def checked_floors(noise_floor: Any) -> Array | None:
     if isinstance(noise_floor, str):
         return np.array([AUTOMATIC_FLOOR])
     floors = np.sort(np.atleast_1d(numbers_in(noise_floor)))
-    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MOST_EXTREME_FLOOR).all():
+    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MAX_FLOOR).all():
         raise ValueError(
             "noise_floor must be 'auto', None, or one or several log-SNRs from "
-            f"{-MOST_EXTREME_FLOOR:g} to {MOST_EXTREME_FLOOR:g}, got {noise_floor!r}."
+            f"{-MAX_FLOOR:g} to {MAX_FLOOR:g}, got {noise_floor!r}."
         )
     return floors
 
@@ -677,8 +677,8 @@ def default_estimator(rows: Rows) -> DensityEstimator:
     ordered = [j for j, kept in enumerate(table.storages) if kept == "ordered"]
     nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered + other)
     return IMMSEMixedDensity(
-        categorical_features=mask(nominal, table.n_columns),
-        ordinal_features=mask(ordered, table.n_columns),
+        categorical_features=mask_of_columns(nominal, table.n_columns),
+        ordinal_features=mask_of_columns(ordered, table.n_columns),
         marginals="standard",
         max_epochs=0,
     )
@@ -711,7 +711,7 @@ def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstima
     return changed
 
 
-def mask(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
+def mask_of_columns(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
     """Return a mask of the chosen columns."""
     return np.isin(np.arange(n_columns), chosen)
 
@@ -722,7 +722,7 @@ def is_judged(estimator: DensityEstimator) -> bool:
     return not math.isnan(estimator._model.entropy) and all(map(is_judged, members))
 
 
-def fitted(
+def fit_clone(
     template: DensityEstimator,
     given: DistinctRows,
     seed: int,
@@ -737,7 +737,7 @@ def fitted(
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
         rows, weight = given.rows, given.weight
         if len(given) == 1:  # which the estimators take for a mistake
-            rows, weight = take(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
+            rows, weight = chosen_rows_of(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
         # Not each estimator takes weights of rows that it reads in parts.
         equal = (weight == weight[0]).all()
         estimator._fit_to_rank(rows, None if equal else weight, may_hold_out)
@@ -751,4 +751,4 @@ def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -
         scores = estimator._log_density(values, estimator._tolerance())[0]
     else:
         scores = floored.log_density(values, estimator._tolerance())
-    return np.maximum(scores, LEAST_SCORE)
+    return np.maximum(scores, MIN_SCORE)

@@ -24,7 +24,7 @@ The references are those of the model without the components that stand for rows
 seen.  A density needs these, so that no row is impossible; but their tail is heavy, whereas the
 question here is how unlike a row is from those seen.
 
-Values of discrete columns that are no levels have the log-probabilities of their column (see
+Values of discrete columns that are no categories have the log-probabilities of their column (see
 `sk_itdiffusion._table.unseen`), and the other columns those of the references, without the network.
 What each column contributes to a score is in `sk_itdiffusion._estimators.contributions`.
 
@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion._fit.experts import scoring_noise
-from sk_itdiffusion._fit.model import LEAST_LOG_DENSITY, TableModel
+from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import LADDER, USUAL_TOL, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule
@@ -227,7 +227,7 @@ class FlooredModel:
             with stretch_of_progress(*ends):
                 smoothed[name] = self.floored_reference(reference, rows, chosen, tolerance)
         total = np.mean([smoothed[name] for name in names], axis=0)
-        near = smoothed.get(self.control, np.empty(0)) > LEAST_LOG_DENSITY
+        near = smoothed.get(self.control, np.empty(0)) > MIN_LOG_DENSITY
         if len(near):
             near &= self.model.space.is_complete(rows.mapped[chosen])
         if rule is not None and near.any():
@@ -291,7 +291,7 @@ class FlooredModel:
         n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
 
         @torch.no_grad()
-        def block(start: int) -> Array:
+        def chunk(start: int) -> Array:
             part = chosen[start : start + n_rows]
             # Padded to one shape, so that a row's value is the same in any company.
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
@@ -311,8 +311,8 @@ class FlooredModel:
                 total = total + (found * coefficient[:, :, None]).sum(axis=1)
             return np.asarray(total / len(self.floors))
 
-        blocks = map_in_workers(block, range(0, len(chosen), n_rows), "cpu", current_progress())
-        return np.concatenate(blocks)[: len(chosen)]
+        chunks = map_in_workers(chunk, range(0, len(chosen), n_rows), "cpu", current_progress())
+        return np.concatenate(chunks)[: len(chosen)]
 
     def modes(self, values: Array) -> NDArray[np.intp] | None:
         """Return the mode of the control variate that each row belongs to; None if it has but one.

@@ -30,8 +30,7 @@ from sk_itdiffusion.references.families import (
 )
 
 __all__ = [
-    "alike",
-    "automatic",
+    "are_equal",
     "check_number_of_rows",
     "check_objects",
     "checked_image_shape",
@@ -40,14 +39,15 @@ __all__ = [
     "numbers_in",
     "resolve_device",
     "resolve_experts",
-    "shared",
+    "shared_settings",
+    "value_or_usual",
 ]
 
 Array = NDArray[np.float64]
 #: Names, beside those of families and networks, that stand for something else.
 OTHER_RESERVED_NAMES = ("auto", "model", "reference")
 #: Orders of magnitude between weights, of which the square is a number.
-MOST_EXTREME_WEIGHTS = 100
+MAX_WEIGHT_EXPONENT = 100
 
 
 def resolve_experts(
@@ -203,7 +203,7 @@ def check_objects(parameters: Mapping[str, Any]) -> None:
         )
 
 
-def alike(first: Any, second: Any) -> bool:
+def are_equal(first: Any, second: Any) -> bool:
     """Return whether two parameter values are the same, arrays and modules included."""
     if type(first) is not type(second):
         return False
@@ -215,11 +215,11 @@ def alike(first: Any, second: Any) -> bool:
             torch.equal(value, theirs[name]) for name, value in ours.items()
         )
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(alike(first[k], second[k]) for k in first)
+        return first.keys() == second.keys() and all(are_equal(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(alike, first, second))
+        return len(first) == len(second) and all(map(are_equal, first, second))
     if isinstance(first, BaseEstimator):
-        return alike(vars(first), vars(second))
+        return are_equal(vars(first), vars(second))
     if hasattr(first, "shape"):
         return np.array_equal(np.asarray(first), np.asarray(second))
     return bool(first == second)
@@ -238,7 +238,7 @@ def check_number_of_rows(shape: tuple[int, ...], name: str) -> None:
     check_array(np.broadcast_to(0.0, shape), ensure_min_samples=2, estimator=name)
 
 
-def shared(settings: FitSettings, processes: Processes) -> FitSettings:
+def shared_settings(settings: FitSettings, processes: Processes) -> FitSettings:
     """Return the settings of one of several processes, or raise an error if they do not share."""
     batch_size = settings.training.batch_size
     if batch_size % processes.size:
@@ -263,16 +263,16 @@ def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     positive = weight[weight > 0]
     if not len(positive):
         raise ValueError("sample_weight must have at least one non-zero weight.")
-    if math.log10(positive.max()) - math.log10(positive.min()) > MOST_EXTREME_WEIGHTS:
+    if math.log10(positive.max()) - math.log10(positive.min()) > MAX_WEIGHT_EXPONENT:
         raise ValueError(
-            f"sample_weight must not have weights more than 1e{MOST_EXTREME_WEIGHTS} times others, "
+            f"sample_weight must not have weights more than 1e{MAX_WEIGHT_EXPONENT} times others, "
             f"got {positive.min():g} and {positive.max():g}. Give rows that count for nothing "
             "weight 0."
         )
     return np.asarray(weight)
 
 
-def automatic(value: int | str, usual: int) -> int:
+def value_or_usual(value: int | str, usual: int) -> int:
     """Return the value, or the usual one for "auto"."""
     return usual if value == "auto" else int(value)
 

@@ -17,28 +17,28 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.parameters import (
-    alike,
-    automatic,
+    are_equal,
     check_groups_are_held,
     check_number_of_rows,
     check_objects,
     checked_weight,
     resolve_device,
     resolve_experts,
-    shared,
+    shared_settings,
+    value_or_usual,
 )
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.incremental import IncrementalFit
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.networks import networks_to_train
-from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT
+from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._runtime.progress import progress_bar
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.blocks import blocks_of, is_dask, parts_of, sample
 from sk_itdiffusion._table.bounds import resolve_bounds
 from sk_itdiffusion._table.groups import checked_groups
+from sk_itdiffusion._table.partitions import is_dask, partitions_of, parts_of, sample
 from sk_itdiffusion._table.reading import without_tensors
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import Stream, is_dataset
@@ -56,7 +56,8 @@ Array = NDArray[np.float64]
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
 
-#: Declares what of a fitted estimator is stored.  The encoder comes before all that names levels.
+#: Declares what of a fitted estimator is stored.  The encoder comes before all that names
+#: categories.
 stored_table = stored(
     attributes=(
         "n_features_in_",
@@ -246,7 +247,7 @@ class TableEstimator(DensityEstimator):
         rows are read in random order while the network is trained.  Equal rows are then no longer
         found, so that a weight is the same as repetition on average only.  Tables of
         `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
-        Dask collections rows with levels that the sample lacks are not learned from, with a
+        Dask collections rows with categories that the sample lacks are not learned from, with a
         warning: they need ``categories``, or a categorical dtype.
         """
         return self._fit(X, sample_weight, y=y, groups=groups)
@@ -299,11 +300,11 @@ class TableEstimator(DensityEstimator):
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
             values, weight, codes = chosen(values, weight)
-        settings = shared(self._settings().changed(stream=stream), current_processes())
+        settings = shared_settings(self._settings().changed(stream=stream), current_processes())
         self._check_warm_start(previous)
         self._kinds = kinds
         self.schedule_ = settings.training.schedule
-        n_networks = len(networks_to_train(settings, LEAST_ROWS_TO_SPLIT))
+        n_networks = len(networks_to_train(settings, MIN_ROWS_TO_SPLIT))
         tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
         settings = settings.changed(
             tasks=tasks,
@@ -332,7 +333,7 @@ class TableEstimator(DensityEstimator):
         """Fit the density to more rows, those of a stream.
 
         The first rows, at least 1000 and 10 for each column, fix the standardisation of the
-        columns and the levels; before there are so many the density is that of the reference.
+        columns and the categories; before there are so many the density is that of the reference.
         Then each call takes one pass through its rows, the reference keeps the mean and the
         covariance of all rows so far, and the weights of the experts are found anew, which takes
         about a second: rows in chunks of 10,000 and more cost least.  Rows may come again, and on
@@ -343,7 +344,7 @@ class TableEstimator(DensityEstimator):
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
             Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
-            have the levels of ``categories`` or of a categorical dtype, else those of the first
+            have the categories of ``categories`` or of a categorical dtype, else those of the first
             call, with a warning; later rows with other values are not learned from, with a warning
             too, and have the probability that the first rows give them.
         y : Ignored
@@ -359,7 +360,7 @@ class TableEstimator(DensityEstimator):
         ValueError
             If a parameter asks for what streams do not have, X is not what `fit` takes, its
             columns are not those of the first call, one varies that did not in the first rows, or
-            ``handle_unknown="error"`` and a level is unknown.
+            ``handle_unknown="error"`` and a category is unknown.
         FloatingPointError
             If training diverges.
 
@@ -382,7 +383,7 @@ class TableEstimator(DensityEstimator):
     def _learn(self, X: Any) -> None:
         """Fit to the rows of a chunk too."""
         if hasattr(self, "_increments"):
-            values = self._read_levels(X)
+            values = self._read_categories(X)
             if not len(values):
                 return
         else:
@@ -407,9 +408,9 @@ class TableEstimator(DensityEstimator):
         """Return the rows to hold in memory, their weights, and the other rows if there are any."""
         if not is_dask(X):
             return X, weight, None
-        blocks = blocks_of(X, weight)
-        assert blocks is not None
-        return sample(blocks, self._read_levels, random_state)
+        partitions = partitions_of(X, weight)
+        assert partitions is not None
+        return sample(partitions, self._read_categories, random_state)
 
     def _read_again(
         self, X: Any, sample_weight: ArrayLike | None
@@ -423,7 +424,9 @@ class TableEstimator(DensityEstimator):
         """Raise an error if a warm start would ignore a changed parameter."""
         kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
         if previous is not None:
-            changed = [name for name, value in kept.items() if not alike(self._kept[name], value)]
+            changed = [
+                name for name, value in kept.items() if not are_equal(self._kept[name], value)
+            ]
             if changed:
                 raise ValueError(
                     f"warm_start keeps the maps and references of the earlier fit, but "
@@ -436,7 +439,7 @@ class TableEstimator(DensityEstimator):
         task = self._network_task()
         network = self._network_family(task)
         usual = network.usual(task)
-        hidden_size = automatic(self.hidden_size, usual.hidden_size)
+        hidden_size = value_or_usual(self.hidden_size, usual.hidden_size)
         network.check(task, hidden_size)
         rate = usual.learning_rate if self.learning_rate == "auto" else self.learning_rate
         settings: dict[str, Any] = {
@@ -447,7 +450,7 @@ class TableEstimator(DensityEstimator):
             "network": network,
             "task": task,
             "hidden_size": hidden_size,
-            "n_blocks": automatic(self.n_blocks, usual.n_blocks),
+            "n_blocks": value_or_usual(self.n_blocks, usual.n_blocks),
             "n_frequencies": 4,
             "dropout": None if self.dropout == "auto" else float(self.dropout),
             "weight_decay": None if self.weight_decay == "auto" else float(self.weight_decay),
@@ -455,7 +458,7 @@ class TableEstimator(DensityEstimator):
             "steps_per_epoch": None
             if self.steps_per_epoch == "auto"
             else int(self.steps_per_epoch),
-            "batch_size": automatic(self.batch_size, usual.batch_size),
+            "batch_size": value_or_usual(self.batch_size, usual.batch_size),
             "learning_rate": float(rate),
             "patience": self.n_iter_no_change if self.early_stopping else None,
             "validation_fraction": self.validation_fraction,

@@ -14,12 +14,12 @@ __all__ = ["needed_of_groups", "needed_of_states", "separate_values", "varying_a
 Array = NDArray[np.float64]
 #: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
 #: stays then, and how many rows are a value that comes again, or a mode.
-LEAST_LEFT_OF_A_GROUP = 0.25
+MIN_LEFT_OF_A_GROUP = 0.25
 SHARE_KEPT_OF_A_GROUP = 0.5
-LEAST_COPIES_OF_A_VALUE = 2
-LEAST_ROWS_OF_A_MODE = 10
+MIN_COPIES_OF_A_VALUE = 2
+MIN_ROWS_OF_A_MODE = 10
 #: Share of all rows below which a mode may as well be anomalies that are alike.
-LEAST_SHARE_OF_A_MODE = 0.025
+MIN_SHARE_OF_A_MODE = 0.025
 #: In standard deviations of a column: numbers as near as this stand for each other.
 NEARBY_VALUES = 0.1
 
@@ -39,19 +39,20 @@ def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Inde
 def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iterator[Index]:
     """Return groups of rows with one value, for each column of separate values; -1 for no group.
 
-    Levels are separate, and numbers that are farther than a tenth of a standard deviation from all
-    others: no other number stands for them.  In a column of other numbers equal ones are chance.
+    Categories are separate, and numbers that are farther than a tenth of a standard deviation from
+    all others: no other number stands for them.  In a column of other numbers equal ones are
+    chance.
     """
     for j, column in enumerate(values.T):
-        levels, group = np.unique(column, return_inverse=True)
+        categories, group = np.unique(column, return_inverse=True)
         # The mean of squares of far values would overflow.
         scale = np.abs(column).max() + np.finfo(np.float64).tiny
         width = 0.0 if j in discrete else NEARBY_VALUES * scale * float((column / scale).std())
         with np.errstate(over="ignore"):
-            is_apart = np.diff(levels) > width
+            is_apart = np.diff(categories) > width
         copies = np.bincount(group, weights=given.n_copies)
         is_separate = np.append(True, is_apart) & np.append(is_apart, True)
-        is_separate &= copies >= LEAST_COPIES_OF_A_VALUE
+        is_separate &= copies >= MIN_COPIES_OF_A_VALUE
         if 2.0 * copies[is_separate].sum() >= copies.sum():
             yield np.where(is_separate[group], group, -1)
 
@@ -73,7 +74,7 @@ def needed_of_states(groups: Sequence[Index], given: DistinctRows) -> Index:
         others that have been left out, and the less likely the more rows there are: scores of fits
         to more and to fewer rows could not be compared.
     """
-    comes_again = given.n_copies >= LEAST_COPIES_OF_A_VALUE
+    comes_again = given.n_copies >= MIN_COPIES_OF_A_VALUE
     for group in groups:
         comes_again &= group >= 0
     least = np.ceil(SHARE_KEPT_OF_A_GROUP * given.n_copies).astype(np.intp)
@@ -91,7 +92,7 @@ def needed_of_groups(
     total = np.bincount(group, weights=given.weight)
     left = np.bincount(group, weights=given.weight * kept)
     is_lost = np.bincount(group, weights=given.n_copies) >= least
-    is_lost &= left < LEAST_LEFT_OF_A_GROUP * total
+    is_lost &= left < MIN_LEFT_OF_A_GROUP * total
     is_lost[0] = False
     order = np.lexsort([-scores, group])
     weight, group = given.weight[order], group[order]

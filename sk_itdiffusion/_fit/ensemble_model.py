@@ -15,14 +15,14 @@ from torch import Tensor
 from sk_itdiffusion._fit.experts import Experts, Mixing
 from sk_itdiffusion._fit.grids import N_NODES
 from sk_itdiffusion._fit.model import TableModel, summarize_profile
-from sk_itdiffusion._fit.schema import LEAST_NOISY_COPIES
+from sk_itdiffusion._fit.schema import MIN_NOISY_COPIES
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.stacking import (
-    LEAST_PROFILE_ROWS,
+    MIN_PROFILE_ROWS,
     fallback,
     n_profile_rows,
-    repeated,
+    repeated_rows,
     restrict_profile,
     scoring_rule,
 )
@@ -102,7 +102,7 @@ class Transport:
         """Return a member's reference as a distribution of the ensemble's rows."""
         if self.is_identity:
             return reference
-        assert isinstance(reference, ContinuousReference)  # levels are not shifted
+        assert isinstance(reference, ContinuousReference)  # categories are not shifted
         return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
 
     def _finish_loading(self) -> None:
@@ -134,7 +134,7 @@ def transport_between(ensemble: TableSpace, member: TableSpace, name: str, first
         If the spaces differ by anything but one factor and a shift of each column.
     """
     if not same_columns(ensemble, member):
-        raise ValueError(incompatible(name, first, "do not model the same columns and levels"))
+        raise ValueError(incompatible(name, first, "do not model the same columns and categories"))
     if ensemble is member or ensemble.is_empty:
         return Transport(1.0, np.zeros(ensemble.layout.n_points))
     n_continuous = len(ensemble.continuous)
@@ -161,7 +161,7 @@ def common_affine_map(ours: Array, theirs: Array) -> tuple[float, Array]:
 
 
 def same_columns(first: TableSpace, second: TableSpace) -> bool:
-    """Return whether two spaces model the same columns, and embed their levels alike."""
+    """Return whether two spaces model the same columns, and embed their categories alike."""
     if first.n_columns != second.n_columns:
         return False
     pairs = [
@@ -174,7 +174,7 @@ def same_columns(first: TableSpace, second: TableSpace) -> bool:
         return False
     variables = zip(first.layout.variables, second.layout.variables, strict=True)
     return all(
-        ours.n_levels == theirs.n_levels
+        ours.n_categories == theirs.n_categories
         and (ours.values is None) == (theirs.values is None)
         and (
             ours.values is None
@@ -190,7 +190,7 @@ def incompatible(name: str, first: str, what: str) -> str:
     return (
         f"The members {name!r} and {first!r} {what}, so their denoisers see different noise and "
         "cannot be combined. Let the ensemble fit them (prefit=False), or fit both to the same "
-        "rows with the same marginals='standard' or the same levels."
+        "rows with the same marginals='standard' or the same categories."
     )
 
 
@@ -580,14 +580,14 @@ def bound_rows(experts: Experts, valid: WeightedRows) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
     first = valid.take(np.arange(n_profile_rows(experts, len(experts.grid), len(valid))))
     if experts.dequantizer is not None:
-        n_rows = n_profile_rows(experts, len(experts.grid), LEAST_NOISY_COPIES)
+        n_rows = n_profile_rows(experts, len(experts.grid), MIN_NOISY_COPIES)
         first = experts.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
     rows = first.with_values(experts.space.standardized(first.X))
     split = MappedSplit.behind(experts.space, rows, rows)
     keys = row_keys(split.valid.X, experts.seeds.scoring + 1)
     if not experts.space.is_discrete:
         return BoundRows(split.valid, split.valid, split.valid_log_slope, keys)
-    mapped, keys = repeated(split.valid, keys, LEAST_PROFILE_ROWS)
+    mapped, keys = repeated_rows(split.valid, keys, MIN_PROFILE_ROWS)
     return BoundRows(split.valid, mapped, np.zeros(len(mapped)), keys)
 
 

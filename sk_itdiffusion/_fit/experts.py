@@ -51,7 +51,7 @@ Array = NDArray[np.float64]
 #: Kinds of networks: the only or convolutional one, and the fully connected one beside the latter.
 NETWORKS = ("network", "dense_network")
 #: In standard deviations; what a network says of points farther away means nothing.
-LARGEST_NETWORK_INPUT = 1e6
+MAX_NETWORK_INPUT = 1e6
 #: Numbers, relative to those of a point, that the widest layers make: of tables and of images.
 WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
 #: Numbers of a layer on a CPU.  The memory of more is given back to the system after each use, and
@@ -131,7 +131,7 @@ class Experts:
     def precision(self) -> torch.dtype:
         """Precision of the references' denoisers; Apple's devices have no float64.
 
-        For levels alone single precision changes a log-probability by less than 1e-3 nats, far
+        For categories alone single precision changes a log-probability by less than 1e-3 nats, far
         less than the noise of its integration, and is up to twice as fast.
         """
         single = self.device.type == "mps" or self.space.is_discrete
@@ -175,7 +175,7 @@ class Experts:
         Larger passes are up to three times slower on a CPU, where the mixture's intermediate
         results, one number for each component and feature, no longer fit; GPUs want large ones.
         Of tables passes are larger in any case: below two thousand evaluations of continuous
-        columns, and a few hundred of levels, Python's own work, for which workers wait for each
+        columns, and a few hundred of categories, Python's own work, for which workers wait for each
         other, takes as long as the networks'.
         """
         widest = self.widest
@@ -189,7 +189,7 @@ class Experts:
 
     @property
     def constant_term(self) -> float:
-        """What all log-densities of levels and numbers have in common beside the maps' slopes.
+        """What all log-densities of categories and numbers have in common beside the maps' slopes.
 
         It is that of the values that the columns without variation have.
         """
@@ -298,7 +298,7 @@ class Experts:
         points = self.space.layout.embed_array(rows)
         n_points = points.shape[1]
         if self.space.is_discrete:
-            noise = NoiseRule.for_levels(n_points, seed=1)
+            noise = NoiseRule.for_categories(n_points, seed=1)
         else:
             noise = profile_noise(n_points, self.has_images)
         profile = error_profile(
@@ -428,7 +428,7 @@ def scoring_noise(space: TableSpace, seed: int, has_images: bool = False) -> Noi
     n_points = space.layout.n_points
     if not space.layout.variables:
         return NoiseRule.for_scoring(n_points, seed, 1 if has_images else None)
-    return NoiseRule.for_levels(n_points, seed, mirrored=space.layout.is_nearly_continuous)
+    return NoiseRule.for_categories(n_points, seed, mirrored=space.layout.is_nearly_continuous)
 
 
 def profile_noise(n_points: int, has_images: bool) -> NoiseRule:
@@ -452,7 +452,7 @@ def network_denoiser(module: torch.nn.Module) -> Denoiser:
     size = evaluations_in_a_part(module)
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
-        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        bounded = z.clamp(-MAX_NETWORK_INPUT, MAX_NETWORK_INPUT)
         parts = bounded.float(), logsnr.float()
         if size is None or len(z) <= size or z.device.type != "cpu":
             noise: Tensor = module(*parts)
@@ -519,10 +519,10 @@ def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
 
 
 def network_posterior(module: torch.nn.Module) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """Return a float32 network's log-posterior of levels for tensors of any precision."""
+    """Return a float32 network's log-posterior of categories for tensors of any precision."""
 
     def posterior(z: Tensor, logsnr: Tensor) -> list[Tensor]:
-        bounded = z.clamp(-LARGEST_NETWORK_INPUT, LARGEST_NETWORK_INPUT)
+        bounded = z.clamp(-MAX_NETWORK_INPUT, MAX_NETWORK_INPUT)
         parts = module.log_posterior(bounded.float(), logsnr.float())  # type: ignore[operator]
         return [part.to(z.dtype) for part in parts]
 

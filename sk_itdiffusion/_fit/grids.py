@@ -12,13 +12,13 @@ from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
 
-__all__ = ["N_NODES", "level_logsnr_range", "logsnr_range", "model_range", "with_more_nodes"]
+__all__ = ["N_NODES", "category_logsnr_range", "logsnr_range", "model_range", "with_more_nodes"]
 
 Array = NDArray[np.float64]
-#: Rows from which covariances of levels are taken.
-MOST_ROWS_FOR_SPECTRUM = 2_000
+#: Rows from which covariances of categories are taken.
+MAX_ROWS_FOR_SPECTRUM = 2_000
 #: In nats; information below the least log-SNR that may be left to the control variate.
-_LEAST_INFORMATION = 0.005
+_MIN_INFORMATION = 0.005
 #: Nodes between which networks are trained.
 N_NODES = 41
 
@@ -71,7 +71,7 @@ def model_range(
     if layout.n_continuous:
         ranges.append(logsnr_range(list(references), resolution))
     if layout.variables:
-        ranges.append(level_logsnr_range(layout, train))
+        ranges.append(category_logsnr_range(layout, train))
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
@@ -98,11 +98,11 @@ def n_nodes_needed(
     return max(len(grid), int(np.searchsorted(logsnr, high)) + 1) if high > grid[-1] else len(grid)
 
 
-def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float]:
+def category_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float]:
     """Return the range of the log-SNR in which a model can differ from independent columns.
 
     At a low log-SNR a, two columns of covariance c tell ``exp(2 a) / 4 c**2`` nats more than
-    independent ones do; above the upper end no level is taken for another.
+    independent ones do; above the upper end no category is taken for another.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float
     low, high : float
         The range.
     """
-    sample = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_SPECTRUM)))
+    sample = rows.take(np.arange(min(len(rows), MAX_ROWS_FOR_SPECTRUM)))
     points = layout.embed_array(sample.X)
     deviation = np.sqrt(sample.share)[:, None] * (points - sample.share @ points)
     squared = squared_norm(deviation)
@@ -125,7 +125,7 @@ def level_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, float
     order = np.argsort(owner, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
         squared -= squared_norm(deviation[:, group])
-    low = 0.5 * math.log(4.0 * _LEAST_INFORMATION / max(squared, 1e-3))
+    low = 0.5 * math.log(4.0 * _MIN_INFORMATION / max(squared, 1e-3))
     high = math.log(60.0) - 2.0 * math.log(min(v.spacing for v in layout.variables))
     return low, max(high, low + 4.0)
 

@@ -8,7 +8,7 @@
   such rows those of the least hash stay and the others are trained on.  Equal rows of discrete
   columns are different observations; there the hash is also of the number of the row.
 - The reference has the mean and the covariance of all rows that have been trained on, exactly, by
-  updates of pairs of samples ([1]_), and the frequencies of their levels.
+  updates of pairs of samples ([1]_), and the frequencies of their categories.
 - Each row is in one step of the network, or in one for each time that it comes; rows that do not
   fill a batch wait for the next chunk.  The learning rate is constant for 1000 steps and then falls
   with the root of their number, and the weights are averaged over a tenth of the steps, at most
@@ -53,7 +53,7 @@ from sk_itdiffusion._fit.optimizers import optimizer_settings
 from sk_itdiffusion._fit.schema import Schema, check_bounds
 from sk_itdiffusion._fit.selection import FittedReferences
 from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MOST_VALIDATION_ROWS, MappedSplit
+from sk_itdiffusion._fit.splitting import MAX_VALIDATION_ROWS, MappedSplit
 from sk_itdiffusion._fit.stacking import stacked_model
 from sk_itdiffusion._fit.training import (
     Averages,
@@ -72,16 +72,16 @@ from sk_itdiffusion._table.streams import RowDataset
 from sk_itdiffusion.denoisers import LevelDenoiser
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.families import BUILT_IN_FAMILIES
-from sk_itdiffusion.references.families.gaussian import MOST_COLUMNS_FOR_COVARIANCE
+from sk_itdiffusion.references.families.gaussian import MAX_COLUMNS_FOR_COVARIANCE
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
-from sk_itdiffusion.references.latent_class import level_counts, smoothed_frequencies
+from sk_itdiffusion.references.latent_class import category_counts, smoothed_frequencies
 
 __all__ = ["IncrementalFit", "Reservoir", "RunningMoments"]
 
 Array = NDArray[np.float64]
 
 ROWS_TO_BEGIN, ROWS_TO_BEGIN_FOR_A_COLUMN = 1_000, 10
-LEAST_VALIDATION_ROWS = 10
+MIN_VALIDATION_ROWS = 10
 #: Steps in which the learning rate rises, and after which it falls.
 N_WARMUP, N_CONSTANT = 50, 1_000
 AVERAGING_DECAY = 0.999
@@ -254,7 +254,7 @@ class StreamedNetwork:
         for network in (self.objective.denoiser, self.objective.averaged):
             network.reference.load_state_dict(reference.state_dict())
             if isinstance(network, LevelDenoiser):
-                network.mark_rare_levels(counts)
+                network.mark_rare_categories(counts)
         self.objective.to(self.net.device)
 
     def trained(self) -> skorch.NeuralNet:
@@ -333,17 +333,17 @@ class IncrementalFit:
             return False
         positions = self._positions(model, values)
         n_valid = int((positions < settings.model.validation_fraction).sum())
-        return LEAST_VALIDATION_ROWS <= n_valid <= len(values) - LEAST_VALIDATION_ROWS
+        return MIN_VALIDATION_ROWS <= n_valid <= len(values) - MIN_VALIDATION_ROWS
 
     def _begin(self, model: TableModel, settings: FitSettings) -> None:
         """Fix the space, and count from here on."""
         self.model = model
         space = model.space
         self.moments = RunningMoments.of_none(space.layout.n_continuous)
-        self.counts = [np.zeros(variable.n_levels) for variable in space.layout.variables]
+        self.counts = [np.zeros(variable.n_categories) for variable in space.layout.variables]
         self.reservoir = Reservoir(
             settings.model.validation_fraction,
-            MOST_VALIDATION_ROWS,
+            MAX_VALIDATION_ROWS,
             model.has_probabilities,
             np.empty((0, space.layout.n_columns)),
             np.empty(0),
@@ -375,7 +375,7 @@ class IncrementalFit:
         train = self.reservoir.exchange(rows, log_slope, position)
         self.moments.update(train[:, : space.layout.n_continuous])
         new = WeightedRows(train, np.ones(len(train)))
-        for total, counts in zip(self.counts, level_counts(new, space.layout), strict=True):
+        for total, counts in zip(self.counts, category_counts(new, space.layout), strict=True):
             total += counts
         schema = Schema(
             space, np.zeros(0), previous.dequantizer, previous.has_images, previous.device
@@ -457,7 +457,7 @@ def first_model(
     values: Array, kinds: Sequence[ColumnKind], settings: FitSettings, seed: int
 ) -> TableModel:
     """Return the model of the first rows: their plain reference alone."""
-    plain = "independent" if any(kind.n_levels > 1 for kind in kinds) else "gaussian"
+    plain = "independent" if any(kind.n_categories > 1 for kind in kinds) else "gaussian"
     marginals = "standard" if settings.model.marginals == "auto" else settings.model.marginals
     alone = settings.changed(
         reference=plain,
@@ -477,8 +477,8 @@ def new_network(
 ) -> StreamedNetwork:
     """Return an untrained network."""
     generator = CopyableGenerator().manual_seed(experts.seeds.network + number_of_network(name))
-    has_levels = bool(split.space.layout.variables)
-    dropout, weight_decay = regularization_for(name, MANY_ROWS, has_levels, settings)
+    has_categories = bool(split.space.layout.variables)
+    dropout, weight_decay = regularization_for(name, MANY_ROWS, has_categories, settings)
     denoiser = build_network(name, experts, split.train, settings, dropout, generator)
     objective = DenoisingObjective(
         denoiser,
@@ -535,9 +535,9 @@ def check_settings(settings: FitSettings) -> None:
 
 def check_constant_columns(values: Array, space: TableSpace, settings: FitSettings) -> None:
     """Raise an error if columns vary that did not in the first rows, or if there are too many."""
-    if space.layout.n_continuous > MOST_COLUMNS_FOR_COVARIANCE:
+    if space.layout.n_continuous > MAX_COLUMNS_FOR_COVARIANCE:
         raise ValueError(
-            f"partial_fit takes at most {MOST_COLUMNS_FOR_COVARIANCE} continuous columns, got "
+            f"partial_fit takes at most {MAX_COLUMNS_FOR_COVARIANCE} continuous columns, got "
             f"{space.layout.n_continuous}."
         )
     varies = np.zeros(space.n_columns, dtype=bool)

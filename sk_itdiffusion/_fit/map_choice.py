@@ -37,8 +37,8 @@ __all__ = ["choose_map"]
 Array = NDArray[np.float64]
 _COMPONENTS_FOR_MAPS = (6, 20)
 _EM_STEPS_FOR_MAPS = 60
-_MOST_ROWS_FOR_MAPS = 5_000
-_MOST_ROWS_TO_FIT_MAPS = 50_000
+_MAX_ROWS_FOR_MAPS = 5_000
+_MAX_ROWS_TO_FIT_MAPS = 50_000
 
 
 def map_split(
@@ -73,7 +73,7 @@ def tame_split(
 def _rows_for_maps(space: TableSpace, rows: WeightedRows) -> WeightedRows:
     """Return the continuous columns of as many rows as maps are fitted to."""
     # Canonical order is random in all but name, so the first rows are a fair sample.
-    sample = rows.take(np.arange(min(len(rows), _MOST_ROWS_TO_FIT_MAPS)))
+    sample = rows.take(np.arange(min(len(rows), _MAX_ROWS_TO_FIT_MAPS)))
     return sample.columns(space.layout.n_continuous)
 
 
@@ -183,7 +183,7 @@ def _guide_score(
     Beside it is that under the first of them, a single Gaussian.
     """
     random_state = np.random.RandomState(seed)
-    train = first_rows(split.continuous_train, _MOST_ROWS_FOR_MAPS)
+    train = first_rows(split.continuous_train, _MAX_ROWS_FOR_MAPS)
     guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
     guides += [
         fit_gaussian_mixture(

@@ -25,7 +25,7 @@ from sk_itdiffusion._immse.likelihood import (
     StackedDenoiser,
 )
 from sk_itdiffusion._immse.path import PathRule, path_log_probability
-from sk_itdiffusion._immse.sampling import probability_flow_in_blocks
+from sk_itdiffusion._immse.sampling import probability_flow_in_chunks
 from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.channel import add_noise
@@ -49,10 +49,10 @@ __all__ = [
 
 Array = NDArray[np.float64]
 #: Log-density of the reference below which the network adds nothing that float64 resolves.
-LEAST_LOG_DENSITY = -1e12
+MIN_LOG_DENSITY = -1e12
 #: Numbers in the rows whose errors are held in memory at a time.
 NUMBERS_IN_A_PROFILE = 2**22
-MOST_ROWS_IN_A_PROFILE = 5_000
+MAX_ROWS_IN_A_PROFILE = 5_000
 #: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
 NUMBERS_IN_A_PASS = 2**22
 #: Log-SNRs are within these bounds.
@@ -196,7 +196,7 @@ class TableModel(Experts):
             keys = row_keys(standardized, self.seeds.scoring)
             control = self.control_log_density(values, standardized, keys, tolerance)
         outside = self.space.outside(values)
-        # Denoisers know no points of values that are no levels: such rows are the control's.
+        # Denoisers know no points of values that are no categories: such rows are the control's.
         near = control.is_near & ~outside & self.space.is_complete(standardized)
         beyond = self._log_density_beyond(standardized)
         total += np.where(outside, beyond, control.log_density + control.log_slope)
@@ -293,7 +293,7 @@ class TableModel(Experts):
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
         log_density = np.full(len(rows), -np.inf)
         log_density[finite] = log_likelihoods(self.references[self.control], rows[finite])
-        near = log_density > LEAST_LOG_DENSITY
+        near = log_density > MIN_LOG_DENSITY
         slope = np.where(finite, log_slope, 0.0)
         return ControlLogDensity(rows, log_density, slope, near, np.zeros(len(rows)))
 
@@ -320,7 +320,7 @@ class TableModel(Experts):
         return total, variance
 
     def _path_log_probability(self, rows: Array, keys: Keys, n_paths: int) -> tuple[Array, Array]:
-        """Return what `path_log_probability` does, of rows that have levels in all columns."""
+        """Return what `path_log_probability` does, of rows that have categories in all columns."""
         strata = (np.arange(PATH_STEPS) + 0.5) / PATH_STEPS
         levels = np.append(self.path_placement.quantile(strata), self.logsnr[-1])
         plain = self.references[self.plain]
@@ -333,7 +333,7 @@ class TableModel(Experts):
             self.log_posterior,
             PathRule(
                 levels,
-                NoiseRule.for_levels(self.space.layout.n_points, self.seeds.scoring),
+                NoiseRule.for_categories(self.space.layout.n_points, self.seeds.scoring),
                 n_paths,
             ),
             budget=self.budget,
@@ -355,7 +355,7 @@ class TableModel(Experts):
         )
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
-        """Return log-posteriors of the levels under the stack, for each block, (B, m, K)."""
+        """Return log-posteriors of the categories under the stack, for each group, (B, m, K)."""
         experts = self.posteriors()
         weights = StackedDenoiser({}, self.logsnr, self.weights).expert_weights(logsnr)
         mixed: list[Tensor] = []
@@ -369,7 +369,7 @@ class TableModel(Experts):
         return mixed
 
     def posteriors(self) -> dict[str, Callable[[Tensor, Tensor], list[Tensor]]]:
-        """Return the experts' log-posteriors of the levels by name."""
+        """Return the experts' log-posteriors of the categories by name."""
         found: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {}
         for name, reference in self.references.items():
             moved = on_device(reference, self.device, self.precision)
@@ -397,7 +397,7 @@ class TableModel(Experts):
         level = torch.full((n_samples,), float(placement.edges[0]), dtype=torch.float64)
         start = add_noise(clean, noise, level).to(self.device, self.precision)
         path = torch.from_numpy(placement.quantile(np.linspace(0.0, 1.0, n_steps + 1))).to(start)
-        points = probability_flow_in_blocks(self.stack(), start, path, budget=4 * self.budget)
+        points = probability_flow_in_chunks(self.stack(), start, path, budget=4 * self.budget)
         return self._values(points.double().cpu())
 
     @property
@@ -425,7 +425,7 @@ class TableModel(Experts):
         if self.dequantizer is not None:
             number = copy_numbers(self.dequantizer.keys(values))
         affordable = NUMBERS_IN_A_PROFILE // max(1, values.shape[1])
-        n_rows = int(np.clip(affordable, 1, MOST_ROWS_IN_A_PROFILE))
+        n_rows = int(np.clip(affordable, 1, MAX_ROWS_IN_A_PROFILE))
         for start in range(0, len(values), n_rows):
             part = values[start : start + n_rows]
             if self.dequantizer is not None:

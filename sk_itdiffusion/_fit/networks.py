@@ -25,7 +25,7 @@ from sk_itdiffusion._fit.experts import (
     number_of_network,
     profile_noise,
 )
-from sk_itdiffusion._fit.grids import MOST_ROWS_FOR_SPECTRUM
+from sk_itdiffusion._fit.grids import MAX_ROWS_FOR_SPECTRUM
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.schema import check_bounds, holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
@@ -58,25 +58,25 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
     UsualParameters,
 )
-from sk_itdiffusion.denoisers.levels import n_level_outputs, n_periodic_inputs
+from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
 from sk_itdiffusion.distributed import Processes
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.latent_class import level_counts
+from sk_itdiffusion.references.latent_class import category_counts
 
 __all__ = ["bound_history", "networks_to_train", "train_networks", "warn_if_still_improving"]
 
 Array = NDArray[np.float64]
-LEAST_VALIDATION_ROWS = 2_000
+MIN_VALIDATION_ROWS = 2_000
 #: Noisy validation rows that judge an epoch of continuous columns.
 NOISY_VALIDATION_ROWS = 4_096
 #: Rows from which the importance density is refitted; images are dear.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 #: Dropout that is worth the time of its random numbers.
-LEAST_DROPOUT = 0.01
+MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -208,7 +208,7 @@ def build_network(
     low, high = map(float, experts.grid[[0, -1]])
     plan = BackbonePlan(
         n_inputs=layout.n_points,
-        n_outputs=layout.n_continuous + n_level_outputs(layout),
+        n_outputs=layout.n_continuous + n_category_outputs(layout),
         n_periodic=n_periodic_inputs(layout),
         embedding=LogSNREmbedding(low, high),
         logsnr_range=(low, high),
@@ -230,7 +230,7 @@ def build_network(
     if experts.preconditioner != experts.plain:
         inputs = copy.deepcopy(experts.references[experts.plain]).float()
     assert isinstance(inputs, IndependentReference)
-    counts = level_counts(rows, layout)
+    counts = category_counts(rows, layout)
     return LevelDenoiser(backbone, reference, inputs, plan.embedding, counts)
 
 
@@ -318,8 +318,8 @@ def train_network(
     n_rows = n_observations(split.train, split.space)
     if settings.runtime.stream is not None:
         n_rows += len(settings.runtime.stream)
-    has_levels = bool(split.space.layout.variables)
-    dropout, weight_decay = regularization_for(name, n_rows, has_levels, settings)
+    has_categories = bool(split.space.layout.variables)
+    dropout, weight_decay = regularization_for(name, n_rows, has_categories, settings)
     denoiser = build_network(name, experts, split.train, settings, dropout, generator)
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
@@ -327,7 +327,8 @@ def train_network(
         density=settings.training.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.training.schedule.adaptive,
         batch_size=settings.training.batch_size,
-        n_batches=settings.training.steps_per_epoch or epoch_length(n_rows, has_levels, settings),
+        n_batches=settings.training.steps_per_epoch
+        or epoch_length(n_rows, has_categories, settings),
         max_epochs=settings.training.max_epochs,
         learning_rate=settings.training.learning_rate,
         weight_decay=weight_decay,
@@ -405,7 +406,7 @@ def spectrum_of(split: MappedSplit) -> Array:
     """Return the eigenvalues of the covariance of the training points, at least 1e-6."""
     sample = split.train
     if split.space.layout.variables:
-        sample = sample.take(np.arange(min(len(sample), MOST_ROWS_FOR_SPECTRUM)))
+        sample = sample.take(np.arange(min(len(sample), MAX_ROWS_FOR_SPECTRUM)))
     points = split.space.layout.embed_array(sample.X)
     if points.shape[1] > len(points):
         # The eigenvalues other than 0 are those of the smaller matrix of products of rows.
@@ -429,7 +430,7 @@ def _copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 
 def regularization_for(
-    name: str, n_rows: int, has_levels: bool, settings: FitSettings
+    name: str, n_rows: int, has_categories: bool, settings: FitSettings
 ) -> tuple[float, float]:
     """Return dropout and weight decay, stronger for fewer rows and for discrete columns.
 
@@ -437,12 +438,12 @@ def regularization_for(
     between log-SNRs, where the validation rows weigh them.
     """
     scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
-    if has_levels:
+    if has_categories:
         strength, most = scarcity**2, 0.6
     else:
         share = 0.5 if number_of_network(name) % 2 else 1.0
         strength, most = share * scarcity**3, 0.4
-    usual = most * strength if most * strength >= LEAST_DROPOUT else 0.0
+    usual = most * strength if most * strength >= MIN_DROPOUT else 0.0
     dropout = usual if settings.training.dropout is None else settings.training.dropout
     decay = (
         0.3 * strength if settings.training.weight_decay is None else settings.training.weight_decay
@@ -450,9 +451,9 @@ def regularization_for(
     return dropout, decay
 
 
-def epoch_length(n_rows: int, has_levels: bool, settings: FitSettings) -> int:
+def epoch_length(n_rows: int, has_categories: bool, settings: FitSettings) -> int:
     """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
-    if has_levels or settings.model.network.is_costly(settings.model.task):
+    if has_categories or settings.model.network.is_costly(settings.model.task):
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
     steps = np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)
     return round(float(steps) / EPOCHS_OF_A_TABLE)
@@ -462,7 +463,7 @@ def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -
     """Return with how many noises an epoch sees each validation row."""
     if space.layout.variables or settings.model.network.is_costly(settings.model.task):
         # Few states, each of many rows, are seen with more noise.
-        return max(16, math.ceil(LEAST_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
+        return max(16, math.ceil(MIN_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
     # The epochs of a table are short, and their judgement is not to take much of their time.
     return int(np.clip(math.ceil(NOISY_VALIDATION_ROWS / n_rows), 4, 32))
 

@@ -76,7 +76,7 @@ def check_results(kind: str, reference: Reference, split: MappedSplit) -> None:
     layout = split.space.layout
     n_features = getattr(reference, "n_features", None)
     if n_features != layout.n_points:
-        fail(
+        raise_reference_error(
             kind,
             reference,
             f"n_features is {n_features!r}, but the rows of this table are points of "
@@ -98,12 +98,16 @@ def check_tensor(
     wanted = f"{method} must return a torch.float64 tensor of shape {tuple(shape)} for {shape[0]} "
     wanted += "rows in double precision"
     if not isinstance(value, Tensor):
-        fail(kind, reference, f"{wanted}, got {described(value)}")
+        raise_reference_error(kind, reference, f"{wanted}, got {described(value)}")
     if value.dtype != torch.float64 or value.shape != shape:
-        fail(kind, reference, f"{wanted}, got {value.dtype} of shape {tuple(value.shape)}")
+        raise_reference_error(
+            kind, reference, f"{wanted}, got {value.dtype} of shape {tuple(value.shape)}"
+        )
     if not bool(value.isfinite().all()):
         wrong = "NaN" if bool(value.isnan().any()) else "infinite numbers"
-        fail(kind, reference, f"{method} must be finite on validation rows, got {wrong}")
+        raise_reference_error(
+            kind, reference, f"{method} must be finite on validation rows, got {wrong}"
+        )
 
 
 def check_range(kind: str, reference: Reference) -> None:
@@ -112,10 +116,14 @@ def check_range(kind: str, reference: Reference) -> None:
         variances = reference.variance_range()
         if not are_two_numbers(variances) or not 0.0 < variances[0] <= variances[1]:
             wanted = "a positive least variance and a greatest one that is no less"
-            fail(kind, reference, f"variance_range must return {wanted}, got {variances!r}")
+            raise_reference_error(
+                kind, reference, f"variance_range must return {wanted}, got {variances!r}"
+            )
     ends = reference.logsnr_range(0.0)
     if ends is not None and not are_two_numbers(ends):
-        fail(kind, reference, f"logsnr_range must return two finite numbers, got {ends!r}")
+        raise_reference_error(
+            kind, reference, f"logsnr_range must return two finite numbers, got {ends!r}"
+        )
 
 
 def are_two_numbers(values: object) -> bool:
@@ -126,7 +134,7 @@ def are_two_numbers(values: object) -> bool:
         return False
 
 
-def fail(kind: str, reference: Reference, what: str) -> NoReturn:
+def raise_reference_error(kind: str, reference: Reference, what: str) -> NoReturn:
     """Raise the error of a reference that is not as it has to be."""
     name = type(reference).__name__
     raise ValueError(f"{kind}.fit returned a {name} that does not suit the table: {what}.")

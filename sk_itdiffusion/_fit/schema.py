@@ -46,11 +46,11 @@ __all__ = [
 
 Array = NDArray[np.float64]
 #: Distinct rows below which none are spared for validation, and nothing is chosen or trained.
-LEAST_ROWS_TO_SPLIT = 40
+MIN_ROWS_TO_SPLIT = 40
 #: Noisy copies that few dequantised rows are made into.
-LEAST_NOISY_COPIES = 10_000
+MIN_NOISY_COPIES = 10_000
 #: Observations that integer weights may stand for.
-MOST_OBSERVATIONS = 1e8
+MAX_OBSERVATIONS = 1e8
 #: Steps of dequantisation that the noise at the highest log-SNR is finer than.
 FINENESS_OF_DEQUANTIZATION = 10.0
 
@@ -86,7 +86,7 @@ class Schema:
         return float(self.step.max(initial=0.0))
 
     @property
-    def has_levels(self) -> bool:
+    def has_categories(self) -> bool:
         """Whether discrete columns vary."""
         return bool(self.space.layout.variables)
 
@@ -217,7 +217,7 @@ def bounds_of_cells(bounds: Array, dequantizer: Dequantizer | None) -> Array:
 
 def holds_out(n_rows: int | float, settings: FitSettings) -> bool:
     """Return whether some of the rows validate; very few train and validate."""
-    return settings.model.may_hold_out and n_rows >= LEAST_ROWS_TO_SPLIT
+    return settings.model.may_hold_out and n_rows >= MIN_ROWS_TO_SPLIT
 
 
 def candidate_bounds(
@@ -276,16 +276,16 @@ def table_space(
     """
     if settings.model.has_images or has_given_units(settings):
         return image_space(grouped, settings, n_weighted)
-    is_continuous = np.array([kind.n_levels == 0 for kind in kinds], dtype=bool)
+    is_continuous = np.array([kind.n_categories == 0 for kind in kinds], dtype=bool)
     varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
     continuous = np.flatnonzero(is_continuous & varies)
     varying = WeightedRows(np.ascontiguousarray(grouped.X[:, continuous]), grouped.weight)
     standardizer = Standardizer.fit(varying.X, varying.weight)
     inspected = inspect_columns(varying, standardizer.scale, n_weighted)
     report = _full_report(inspected, continuous, len(kinds))
-    discrete = np.flatnonzero([kind.n_levels > 1 for kind in kinds])
+    discrete = np.flatnonzero([kind.n_categories > 1 for kind in kinds])
     coded = WeightedRows(np.hstack([varying.X, grouped.X[:, discrete]]), grouped.weight)
-    modelled = [kind for kind in kinds if kind.n_levels > 1]
+    modelled = [kind for kind in kinds if kind.n_categories > 1]
     bounds = candidate_bounds(varying, continuous, report, settings, dequantizer)
     standardizer, anchored = anchored_at(standardizer, bounds)
     space = TableSpace(
@@ -390,7 +390,7 @@ def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
     """
     units = in_common_units(weight[weight > 0])
     if np.array_equal(units, np.rint(units)):
-        total = min(float(units.sum()), MOST_OBSERVATIONS)
+        total = min(float(units.sum()), MAX_OBSERVATIONS)
         return WeightedRows(grouped.X, np.maximum(np.rint(grouped.share * total), 1.0))
     return WeightedRows(grouped.X, grouped.share * effective_number(units))
 
@@ -421,7 +421,7 @@ def noisy_copies(
     """
     varies = counted.X.min(axis=0) < counted.X.max(axis=0)
     has_probabilities = bool((dequantizer.step[varies] > 0).all()) and not settings.model.has_images
-    least = 0 if settings.model.has_images else LEAST_NOISY_COPIES
+    least = 0 if settings.model.has_images else MIN_NOISY_COPIES
     most = affordable_rows(counted.X.shape[1])
     return dequantizer.noisy_copies(counted, least, most, one=not has_probabilities)
 
@@ -501,12 +501,12 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
         isinstance(settings.model.reference, ContinuousReference)
         or settings.model.reference in plain
     )
-    if n_rows >= LEAST_ROWS_TO_SPLIT or (is_enough and settings.model.denoiser is None):
+    if n_rows >= MIN_ROWS_TO_SPLIT or (is_enough and settings.model.denoiser is None):
         return
     model = "independent columns" if space.layout.variables else "a single normal distribution"
     rows = "rows" if space.is_discrete else "distinct rows"
     text = (
-        f"There are fewer than {LEAST_ROWS_TO_SPLIT} {rows}: the model is {model}, without "
+        f"There are fewer than {MIN_ROWS_TO_SPLIT} {rows}: the model is {model}, without "
         "networks or other experts, and no rows are held out, so that entropy_ is NaN."
     )
     n_columns = len(space.continuous)

@@ -96,20 +96,20 @@ def families_of(
     }
     chosen: dict[str, ReferenceFamily] = {}
 
-    def take(family: ReferenceFamily) -> None:
+    def choose_family(family: ReferenceFamily) -> None:
         """Choose a family, after those that it needs and that are possible."""
         if family.name in chosen or family.name not in waiting:
             return
         waiting.remove(family.name)
         for name in family.needs:
             if name in possible:
-                take(possible[name])
+                choose_family(possible[name])
         chosen[family.name] = family
 
     waiting = set(possible)
     for family in possible.values():
         if family.is_plain or demand.asks_for(family.name) or family.by_default(demand):
-            take(family)
+            choose_family(family)
     return list(chosen.values())
 
 

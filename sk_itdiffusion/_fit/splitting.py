@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-MOST_VALIDATION_ROWS = 10_000
+MAX_VALIDATION_ROWS = 10_000
 #: Share of the rows that near-copies of each other may be without making a split impossible.
-LARGEST_SHARE_OF_COPIES = 0.5
+MAX_SHARE_OF_COPIES = 0.5
 
 
 def split_rows(
@@ -55,14 +55,14 @@ def split_independent_rows(
     ``is_counted`` says whether weights are numbers of observations.
     """
     split = rows.split_copies if is_counted else rows.split
-    return split(settings.model.validation_fraction, MOST_VALIDATION_ROWS, seed)
+    return split(settings.model.validation_fraction, MAX_VALIDATION_ROWS, seed)
 
 
 def split_groups(
     groups: RowGroups, rows: WeightedRows, settings: FitSettings, seed: int, is_counted: bool
 ) -> NDArray[np.bool_]:
     """Return which of the rows that groups list validate."""
-    fraction, most = settings.model.validation_fraction, MOST_VALIDATION_ROWS
+    fraction, most = settings.model.validation_fraction, MAX_VALIDATION_ROWS
     return groups.split(rows, fraction, most, seed, in_counts=is_counted)
 
 
@@ -91,7 +91,7 @@ def rows_together(
     joined = RowGroups.alone(rows).joined(rows, links)
     warn_about_near_copies()
     # A chain of near-copies through all rows leaves nothing to divide.
-    return joined if joined.largest_share <= LARGEST_SHARE_OF_COPIES else None
+    return joined if joined.largest_share <= MAX_SHARE_OF_COPIES else None
 
 
 def warn_about_near_copies() -> None:

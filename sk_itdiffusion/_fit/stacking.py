@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion._fit.grids import n_nodes_needed
 from sk_itdiffusion._fit.model import TableModel, summarize_profile
-from sk_itdiffusion._fit.schema import LEAST_ROWS_TO_SPLIT, Schema
+from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
@@ -33,11 +33,11 @@ __all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 Array = NDArray[np.float64]
 #: Rows, at least, that the rule of scoring is fitted to, repeated if there are fewer.
 MIN_RULE_ROWS = 100
-MOST_PROFILE_ROWS = 2_000
+MAX_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
-LEAST_PROFILE_ROWS = 1_000
+MIN_PROFILE_ROWS = 1_000
 #: Intermediate numbers that the error profile may take; large images get fewer rows.
-MOST_PROFILE_WORK = 2 * 10**9
+MAX_PROFILE_WORK = 2 * 10**9
 
 
 def stacked_model(
@@ -76,8 +76,8 @@ def stacked_model(
     folds = fold_weights(valid, experts.space.is_discrete)
     keys = row_keys(valid.X, experts.seeds.scoring + 1)
     if experts.space.is_discrete:
-        times = times_to_repeat(valid, LEAST_PROFILE_ROWS)
-        valid, keys = repeated(valid, keys, LEAST_PROFILE_ROWS)
+        times = times_to_repeat(valid, MIN_PROFILE_ROWS)
+        valid, keys = repeated_rows(valid, keys, MIN_PROFILE_ROWS)
         log_slope, folds = np.zeros(len(valid)), np.repeat(folds / times, times, axis=1)
     names = chosen_experts(experts, control, split, schema, settings)
     profile = experts.profile(valid.X, valid.weight, keys, logsnr, valid.source)
@@ -123,7 +123,7 @@ def stacked_model(
 
 def variance_of_reference(reference: Reference, split: MappedSplit) -> float:
     """Return the variance of a reference's log-likelihood over training rows."""
-    rows = split.train.take(np.arange(min(len(split.train), MOST_PROFILE_ROWS)))
+    rows = split.train.take(np.arange(min(len(split.train), MAX_PROFILE_ROWS)))
     log_density = log_likelihoods(reference, rows.X)
     log_density += np.broadcast_to(split.train_log_slope, len(split.train))[: len(rows)]
     return float(rows.share @ (log_density - rows.share @ log_density) ** 2)
@@ -177,14 +177,14 @@ def with_nodes_needed(
 
 def n_profile_rows(experts: Experts, n_nodes: int, n_rows: int) -> int:
     """Return how many of the validation rows the error profile can afford."""
-    affordable = MOST_PROFILE_WORK // (n_nodes * experts.widest)
-    return min(n_rows, MOST_PROFILE_ROWS, max(100, affordable))
+    affordable = MAX_PROFILE_WORK // (n_nodes * experts.widest)
+    return min(n_rows, MAX_PROFILE_ROWS, max(100, affordable))
 
 
 def fallback(experts: Experts, control: str, names: Sequence[str]) -> str:
     """Return the expert to which few validation rows draw the weights back.
 
-    It is the one that no choice on those rows has favoured, or with levels the control variate,
+    It is the one that no choice on those rows has favoured, or with categories the control variate,
     which has passed a one-standard-error rule of its own.
     """
     if experts.space.layout.variables and control in names:
@@ -197,7 +197,7 @@ def times_to_repeat(rows: WeightedRows, least: int) -> int:
     return math.ceil(least / len(rows))
 
 
-def repeated(
+def repeated_rows(
     rows: WeightedRows, keys: NDArray[np.uint64], least: int
 ) -> tuple[WeightedRows, NDArray[np.uint64]]:
     """Return rows repeated with different keys, so that few states are seen with enough noise."""
@@ -208,7 +208,7 @@ def repeated(
 
 def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings) -> dict[str, str]:
     """Return why experts may be missing, by their names."""
-    rows = f"it needs {LEAST_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous)"
+    rows = f"it needs {MIN_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous)"
     reasons = {
         NETWORKS[0]: rows,
         NETWORKS[1]: f"{rows} and a convolutional network beside it",
@@ -260,7 +260,7 @@ def scoring_rule(
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, len(mixing.logsnr)))
     keys = row_keys(valid.X, experts.seeds.scoring + 2)
-    valid, keys = repeated(valid, keys, MIN_RULE_ROWS)
+    valid, keys = repeated_rows(valid, keys, MIN_RULE_ROWS)
     noise = scoring_noise(experts.space, experts.seeds.scoring, experts.has_images)
     placement = fit_placement(
         experts.space.layout.embed_array(valid.X),

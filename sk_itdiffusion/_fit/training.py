@@ -58,22 +58,22 @@ Network = PreconditionedDenoiser | LevelDenoiser | ReferencedDenoiser
 #: Parameters of an average and of what it follows, then the buffers of both.
 Averages = list[tuple[list[Tensor], list[Tensor]]]
 #: Numbers in the noisy validation rows: judging an epoch of images must not take as long as it.
-MOST_VALIDATION_NUMBERS = 2**21
+MAX_VALIDATION_NUMBERS = 2**21
 NUMBERS_IN_A_VALIDATION_BATCH = 2**19
 #: Numbers in the noise of the batches that are made together.
 NUMBERS_MADE_AT_ONCE = 2**16
 SHARE_OF_UNIFORM_VALIDATION = 0.3
 #: Rows that judge an epoch in any case.
-LEAST_VALIDATION_ROWS = 1_000
+MIN_VALIDATION_ROWS = 1_000
 #: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
-ENOUGH_NOISY_ROWS = 16_384
+MAX_REPEATED_ROWS = 16_384
 #: Posterior probabilities of levels in judging an epoch; images of long lattices have many.
-MOST_VALIDATION_LEVELS = 10**8
+MAX_VALIDATION_CATEGORIES = 10**8
 #: Epochs after which the importance density is refitted.
 ADAPTATION_EPOCHS = (2, 6, 14)
 #: Gain of the last quarter of all epochs, in nats and as a share of the whole gain, from which on
 #: a training that has not been ended by its validation rows would go on gaining.
-LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN = 0.1, 0.1
+MIN_LATE_GAIN, MIN_SHARE_OF_LATE_GAIN = 0.1, 0.1
 
 
 class StopTraining(Exception):  # noqa: N818  it is a request, not an error
@@ -96,7 +96,7 @@ class DenoisingObjective(nn.Module):
     offset : float, default=0.0
         Mean negative log-likelihood of the reference, in nats.
     loss : {"mse", "cross_entropy"}, default="mse"
-        What is minimised for discrete columns: the bound, or the cross-entropy of the levels'
+        What is minimised for discrete columns: the bound, or the cross-entropy of the categories'
         posterior, which has the same optimum.  Evaluation is always the bound.
     """
 
@@ -141,7 +141,7 @@ class DenoisingObjective(nn.Module):
                 average.copy_(current)
 
     @torch.no_grad()
-    def prepared(self, batch: NoisyRows) -> NoisyRows:
+    def with_constants(self, batch: NoisyRows) -> NoisyRows:
         """Return noisy rows with all computed that does not depend on the weights.
 
         Of networks that correct a reference of continuous columns those are the noisy points
@@ -172,8 +172,8 @@ class DenoisingObjective(nn.Module):
         else:
             x, eps = rows["x"], rows["eps"]
             z = add_noise(self.layout.embed(x), eps, logsnr)
-            is_told_levels = self.training and self.loss == "cross_entropy"
-            if is_told_levels and isinstance(network, LevelDenoiser):
+            is_told_categories = self.training and self.loss == "cross_entropy"
+            if is_told_categories and isinstance(network, LevelDenoiser):
                 return self.offset - importance * network.information_gain(x, z, eps, logsnr)
             baseline, correction = network.parts(z, logsnr)
             missed = eps - baseline
@@ -328,7 +328,7 @@ class TrainingControl(Callback):
         least = np.minimum.accumulate([self.initial_bound, *bounds])
         n_last = max(1, len(bounds) // 4)
         gain, late = least[0] - least[-1], least[-1 - n_last] - least[-1]
-        tolerance = max(LEAST_LATE_GAIN, LEAST_SHARE_OF_LATE_GAIN * gain)
+        tolerance = max(MIN_LATE_GAIN, MIN_SHARE_OF_LATE_GAIN * gain)
         self.is_still_improving = bool(tolerance < late < math.inf)
 
     def best_net(self, net: skorch.NeuralNet) -> skorch.NeuralNet:
@@ -609,8 +609,8 @@ def train(
     elif n_at_once == 1:
         iterator = NoisyRowIterator(train_rows, *sizes)
     else:
-        iterator = NoisyRowIterator(train_rows, *sizes, n_at_once, objective.prepared)
-        fixed = [(objective.prepared(batch), target) for batch, target in fixed]
+        iterator = NoisyRowIterator(train_rows, *sizes, n_at_once, objective.with_constants)
+        fixed = [(objective.with_constants(batch), target) for batch, target in fixed]
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
         if adapt is not None and plan.adaptive and epoch in ADAPTATION_EPOCHS:
@@ -673,9 +673,9 @@ def _validation_batches(
 ) -> Batches:
     """Return noisy validation rows, several stratified log-SNRs for each row."""
     # The order of rows is random in all but name, so the first ones are a fair sample.
-    rows = rows.first(max(LEAST_VALIDATION_ROWS, MOST_VALIDATION_NUMBERS // layout.n_points))
-    most = MOST_VALIDATION_NUMBERS // (len(rows) * layout.n_points)
-    enough = min(ENOUGH_NOISY_ROWS, MOST_VALIDATION_LEVELS // max(layout.n_level_points, 1))
+    rows = rows.first(max(MIN_VALIDATION_ROWS, MAX_VALIDATION_NUMBERS // layout.n_points))
+    most = MAX_VALIDATION_NUMBERS // (len(rows) * layout.n_points)
+    enough = min(MAX_REPEATED_ROWS, MAX_VALIDATION_CATEGORIES // max(layout.n_category_points, 1))
     most = min(most, enough // len(rows))
     n_noises = int(np.clip(most, 1, plan.n_validation_noises))
     n_total = len(rows) * n_noises
@@ -691,7 +691,7 @@ def _validation_batches(
     weight = torch.from_numpy(rows.weight / rows.weight.mean()).float()
     weight = weight.repeat_interleave(n_noises)[mine].to(repeated.device)
     batch["importance"] = batch["importance"] * weight
-    size = int(np.clip(2**24 // max(layout.n_level_points, 1), 64, 4096))
+    size = int(np.clip(2**24 // max(layout.n_category_points, 1), 64, 4096))
     size = min(size, max(16, NUMBERS_IN_A_VALIDATION_BATCH // layout.n_points))
     size = min(size, plan.micro_batch_size or size)
     return [

@@ -152,8 +152,8 @@ def hash_signs(keys: Keys, stream: int, n_columns: int) -> Array:
     """Return independent random signs of shape (n, n_columns)."""
     signs = np.empty((len(keys), n_columns))
     shifts = np.arange(64, dtype=np.uint64)
-    for block, start in enumerate(range(0, n_columns, 64)):
-        offset = _mix(np.array([stream + 1], dtype=np.uint64) * _GOLDEN + np.uint64(block))
+    for chunk, start in enumerate(range(0, n_columns, 64)):
+        offset = _mix(np.array([stream + 1], dtype=np.uint64) * _GOLDEN + np.uint64(chunk))
         bits = (_mix(keys ^ offset)[:, None] >> shifts) & np.uint64(1)
         stop = min(start + 64, n_columns)
         signs[:, start:stop] = 2.0 * bits[:, : stop - start] - 1.0
@@ -229,7 +229,7 @@ class NoiseRule:
         return cls(n_features, min(n_features, most), central, seed)
 
     @classmethod
-    def for_levels(
+    def for_categories(
         cls,
         n_features: int,
         seed: int,
@@ -239,9 +239,9 @@ class NoiseRule:
     ) -> NoiseRule:
         """Return the rule for discrete columns: one direction unless another number is given.
 
-        The errors of levels are no polynomials of the noise: opposite noise brings nothing but for
-        continuous columns beside them and for fine lattices (then ``mirrored``), and more log-SNRs
-        bring more than more directions.
+        The errors of categories are no polynomials of the noise: opposite noise brings nothing but
+        for continuous columns beside them and for fine lattices (then ``mirrored``), and more
+        log-SNRs bring more than more directions.
 
         Parameters
         ----------

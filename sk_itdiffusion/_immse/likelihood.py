@@ -59,7 +59,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 PairedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 #: Returns the points (n, r, d) of rows (n, c) for the keys (n, r) of their draws.
 PointsOfDraws = Callable[[Array, Keys], Array]
-_BLOCKS_IN_A_JOB = 16
+_CHUNKS_IN_A_JOB = 16
 
 
 @stored()
@@ -89,7 +89,7 @@ class IntegrationRule:
         """Evaluations of the denoiser for one row."""
         return self.n_draws * self.noise.n_evaluations
 
-    def block_shape(self, budget: int, apart: int = EVALUATIONS_IN_A_TILE) -> tuple[int, int]:
+    def chunk_shape(self, budget: int, apart: int = EVALUATIONS_IN_A_TILE) -> tuple[int, int]:
         """Return rows and draws in one forward pass of at most about ``budget`` evaluations.
 
         Rows begin at places that are multiples of ``apart``.
@@ -183,10 +183,10 @@ def information_gap(
         Sum of the squared differences of consecutive draws: the variance of the gap if draws were
         independent.
     """
-    n_rows, n_draws = rule.block_shape(budget, apart)
+    n_rows, n_draws = rule.chunk_shape(budget, apart)
     gap, spread = np.empty(len(X)), np.empty(len(X))
 
-    def score_block(start: int) -> None:
+    def score_chunk(start: int) -> None:
         stop = min(start + n_rows, len(X))
         padding = n_rows - (stop - start)
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
@@ -201,12 +201,12 @@ def information_gap(
         gap[start:stop] = drawn.sum(axis=1)
         spread[start:stop] = ((drawn[:, ::2] - drawn[:, 1::2]) ** 2).sum(axis=1)
 
-    def score_blocks(first: int) -> None:
-        for start in range(first, min(first + _BLOCKS_IN_A_JOB * n_rows, len(X)), n_rows):
-            score_block(start)
+    def score_chunks(first: int) -> None:
+        for start in range(first, min(first + _CHUNKS_IN_A_JOB * n_rows, len(X)), n_rows):
+            score_chunk(start)
 
-    jobs = range(0, len(X), _BLOCKS_IN_A_JOB * n_rows)
-    map_in_workers(score_blocks, jobs, device, current_progress())
+    jobs = range(0, len(X), _CHUNKS_IN_A_JOB * n_rows)
+    map_in_workers(score_chunks, jobs, device, current_progress())
     return gap, spread
 
 

@@ -1,7 +1,8 @@
 r"""Log-probabilities of discrete rows from noise paths of increasing signal-to-noise ratio.
 
 Along a path :math:`y_\gamma = \gamma v_x + W_\gamma`, with W a Brownian motion, the increments
-between given signal-to-noise ratios are scored under the model's current posterior of the levels,
+between given signal-to-noise ratios are scored under the model's current posterior of the
+categories,
 
 .. math:: \log \hat P(x) = \log E_{y \sim q(\cdot \mid x)} \prod_t \prod_i
     \frac{\sum_k p(x_i = k \mid y_t)\, N(\Delta_i;\, \Delta\gamma\, v_k, \Delta\gamma I)}
@@ -37,7 +38,7 @@ from sk_itdiffusion.layout import Layout
 __all__ = ["PathRule", "path_log_probability"]
 
 Array = NDArray[np.float64]
-#: Returns log-posteriors of the levels for each block, (B, m, K).
+#: Returns log-posteriors of the categories for each group, (B, m, K).
 Posterior = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
@@ -79,15 +80,15 @@ def path_log_probability(
     Parameters
     ----------
     rows : ndarray of shape (n_samples, m)
-        Codes of the levels.
+        Codes of the categories.
     keys : ndarray of shape (n_samples,), uint64
         Keys of the rows' noise.
     layout : Layout
         Where the columns are.
     prior : sequence of Tensor of shape (m, K)
-        Log-probabilities of the levels before anything is seen, for each block.
+        Log-probabilities of the categories before anything is seen, for each group.
     posterior : callable
-        Maps points ``z`` (B, d) and ``logsnr`` (B,) to log-posteriors for each block.
+        Maps points ``z`` (B, d) and ``logsnr`` (B,) to log-posteriors for each group.
     rule : PathRule
         Log-SNRs and number of paths.
     budget : int
@@ -107,20 +108,20 @@ def path_log_probability(
     local = copy.deepcopy(layout).to(device=device, dtype=dtype)
     total, variance = np.empty(len(rows)), np.empty(len(rows))
 
-    def score_block(start: int) -> None:
+    def score_chunk(start: int) -> None:
         stop = min(start + n_rows, len(rows))
         padding = n_rows - (stop - start)
-        block_keys = np.pad(keys[start:stop], (0, padding))
+        chunk_keys = np.pad(keys[start:stop], (0, padding))
         codes = np.pad(rows[start:stop], ((0, padding), (0, 0)))
         repeated = places.spread(np.repeat(codes, rule.n_paths, axis=0))
-        paths = places.spread(spawn_keys(block_keys, rule.n_paths).ravel())
+        paths = places.spread(spawn_keys(chunk_keys, rule.n_paths).ravel())
         x = torch.from_numpy(repeated).to(device, dtype)
         drawn = places.gathered(path_terms(x, paths, local, prior, posterior, rule))
         kept = drawn.numpy().reshape(n_rows, rule.n_paths)[: stop - start]
         total[start:stop] = logsumexp(kept, axis=1) - math.log(rule.n_paths)
         variance[start:stop] = variance_of_log_mean(kept)
 
-    map_in_workers(score_block, range(0, len(rows), n_rows), device, current_progress())
+    map_in_workers(score_chunk, range(0, len(rows), n_rows), device, current_progress())
     return total, variance
 
 
@@ -143,7 +144,7 @@ def path_terms(
 ) -> Tensor:
     """Return the logarithm of the product for one path of each row, (B,)."""
     points = layout.embed(x)
-    codes = [block.codes(x, 0) for block in layout.blocks]
+    codes = [group.codes(x, 0) for group in layout.groups]
     belief = [p.to(points).expand(len(x), -1, -1) for p in prior]
     y = torch.zeros_like(points)
     snr, total = 0.0, torch.zeros(len(x), dtype=torch.float64)
@@ -153,8 +154,8 @@ def path_terms(
         eps, _ = rule.noise.draw(spawn_keys(keys, 1, first=step + 1).ravel())
         noise = torch.from_numpy(eps[:, 0]).to(points)
         increment = rise * points + math.sqrt(rise) * noise
-        for block, log_belief, code in zip(layout.blocks, belief, codes, strict=True):
-            fit = block.increment_log_likelihood(increment[:, block.coordinates], rise)
+        for group, log_belief, code in zip(layout.groups, belief, codes, strict=True):
+            fit = group.increment_log_likelihood(increment[:, group.coordinates], rise)
             own = fit.gather(2, code[:, :, None])
             total += (log_belief + fit - own).logsumexp(2).sum(1).cpu().double()
         y = y + increment

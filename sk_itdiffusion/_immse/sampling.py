@@ -37,7 +37,7 @@ from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
 from sk_itdiffusion.channel import data_from_noise, signal_scale
 
-__all__ = ["N_STEPS", "probability_flow", "probability_flow_in_blocks"]
+__all__ = ["N_STEPS", "probability_flow", "probability_flow_in_chunks"]
 
 Array = NDArray[np.float64]
 #: One evaluation fewer than a row takes; see ``benchmarks/sampling_steps.py``.
@@ -49,7 +49,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 @retry_with_less_memory
-def probability_flow_in_blocks(
+def probability_flow_in_chunks(
     denoiser: Callable[[Tensor, Tensor], Tensor],
     start: Tensor,
     logsnr: Tensor,
@@ -79,13 +79,13 @@ def probability_flow_in_blocks(
     MemoryError
         If there is too little memory, even for an eighth of the rows at a time.
     """
-    blocks = map_in_workers(
-        lambda block: probability_flow(denoiser, block, logsnr),
+    chunks = map_in_workers(
+        lambda chunk: probability_flow(denoiser, chunk, logsnr),
         start.split(budget),
         start.device,
         current_progress(),
     )
-    return torch.cat(blocks)
+    return torch.cat(chunks)
 
 
 @torch.no_grad()
@@ -120,13 +120,13 @@ def probability_flow(
         estimates = [*estimates, newest][-_N_KNOWN:]
         known = levels[: last + 1][-_N_KNOWN:]
         if last > 0:
-            corrected = carried(corrected, estimates, known, levels[last - 1], levels[last])
+            corrected = point_at_logsnr(corrected, estimates, known, levels[last - 1], levels[last])
         if last + 1 < len(levels):
-            predicted = carried(corrected, estimates, known, levels[last], levels[last + 1])
+            predicted = point_at_logsnr(corrected, estimates, known, levels[last], levels[last + 1])
     return newest
 
 
-def carried(
+def point_at_logsnr(
     point: Tensor, estimates: Sequence[Tensor], known: Array, here: float, there: float
 ) -> Tensor:
     """Return a point of the flow at another log-SNR.

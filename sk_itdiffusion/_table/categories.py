@@ -1,4 +1,4 @@
-"""The levels of discrete columns: given, fixed by a dtype, or learned from the rows."""
+"""The categories of discrete columns: given, fixed by a dtype, or learned from the rows."""
 
 from __future__ import annotations
 
@@ -17,39 +17,45 @@ from sk_itdiffusion._table.reading import N_SHOWN, Labels, Table, by_column, fac
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion._table.unseen import UnseenValues, is_whole_number, whole_numbers
 
-__all__ = ["check_order", "codes_of", "columns_of_learned_levels", "given_levels", "learn_levels"]
+__all__ = [
+    "check_order",
+    "codes_of",
+    "columns_of_learned_categories",
+    "given_categories",
+    "learn_categories",
+]
 
 Array = NDArray[np.float64]
-_MOST_FILLED_LEVELS = 256
-_MOST_LEVELS = 4096
+_MAX_FILLED_CATEGORIES = 256
+_MAX_CATEGORIES = 4096
 #: Effective number of rows up to which a value counts as that of a single row.
-_MOST_ROWS_OF_NEW_VALUES = 1.5
+_MAX_ROWS_OF_NEW_VALUES = 1.5
 
 
-def codes_of(labels: Labels, levels: Labels) -> NDArray[np.intp]:
+def codes_of(labels: Labels, categories: Labels) -> NDArray[np.intp]:
     """Return the codes of labels, -1 for unknown ones, and then that of a missing value."""
-    index = pd.Index(levels, dtype=object, tupleize_cols=False)
+    index = pd.Index(categories, dtype=object, tupleize_cols=False)
     known = index.get_indexer(pd.Index(labels, dtype=object, tupleize_cols=False))
-    missing = np.flatnonzero([level is None for level in levels])
+    missing = np.flatnonzero([category is None for category in categories])
     return np.append(known, missing if len(missing) else -1)
 
 
 @dataclass(frozen=True)
 class Observations:
-    """How often levels were observed.
+    """How often categories were observed.
 
     Attributes
     ----------
-    count : ndarray of shape (n_levels,)
+    count : ndarray of shape (n_categories,)
         Numbers of rows; of weighted ones, weights that sum to the effective number of rows.
-    n_rows_of_level : ndarray of shape (n_levels,)
-        Effective number of the rows of each level, whatever their weights are.
+    n_rows_of_category : ndarray of shape (n_categories,)
+        Effective number of the rows of each category, whatever their weights are.
     n_rows : float
         Effective number of all rows.
     """
 
     count: Array
-    n_rows_of_level: Array
+    n_rows_of_category: Array
     n_rows: float
 
 
@@ -103,36 +109,37 @@ class Tally:
             sum(tally.missing_squared for tally in tallies),
         )
 
-    def observations(self, levels: Labels) -> Observations:
-        """Return how often each level was observed; levels include all labels that occur."""
-        codes = codes_of(self.labels, levels)
+    def observations(self, categories: Labels) -> Observations:
+        """Return how often each category was observed; categories include all labels that occur."""
+        codes = codes_of(self.labels, categories)
         weight = np.append(self.weight, self.missing)
         squared = np.append(self.squared, self.missing_squared)
         known = codes >= 0
         total, squares = (
-            np.bincount(codes[known], values[known], len(levels)) for values in (weight, squared)
+            np.bincount(codes[known], values[known], len(categories))
+            for values in (weight, squared)
         )
         # As many rows of equal weight tell as much (Kish's effective sample size).
         n_rows = float(total.sum() * (total.sum() / squares.sum()))
-        rows_of_level = total * (total / np.where(squares > 0.0, squares, 1.0))
-        return Observations(n_rows * (total / total.sum()), rows_of_level, n_rows)
+        rows_of_category = total * (total / np.where(squares > 0.0, squares, 1.0))
+        return Observations(n_rows * (total / total.sum()), rows_of_category, n_rows)
 
-    def by_weight(self, levels: Labels) -> Labels:
-        """Return levels from the heaviest to the lightest; ties stay as they are."""
-        codes = codes_of(self.labels, levels)
+    def by_weight(self, categories: Labels) -> Labels:
+        """Return categories from the heaviest to the lightest; ties stay as they are."""
+        codes = codes_of(self.labels, categories)
         weight = np.append(self.weight, self.missing)
-        total = np.bincount(codes[codes >= 0], weight[codes >= 0], minlength=len(levels))
+        total = np.bincount(codes[codes >= 0], weight[codes >= 0], minlength=len(categories))
         # Equal totals of weights that are no integers differ by rounding only.
         share = np.round(total / max(total.sum(), 1.0), 12)
-        return levels[np.argsort(-share, kind="stable")]
+        return categories[np.argsort(-share, kind="stable")]
 
 
-def _natural_levels(labels: Labels, is_number: bool) -> Labels:
+def _natural_categories(labels: Labels, is_number: bool) -> Labels:
     """Return distinct labels in order, with the integers between them if those are few."""
     ordered = _sorted(labels)
     if is_number and ordered and all(is_whole_number(label) for label in ordered):
         low, high = int(ordered[0]), int(ordered[-1])
-        if len(ordered) <= high - low < _MOST_FILLED_LEVELS:
+        if len(ordered) <= high - low < _MAX_FILLED_CATEGORIES:
             return _object_array(range(low, high + 1))
     return _object_array(ordered)
 
@@ -150,36 +157,38 @@ def _object_array(items: Iterable[Any]) -> Labels:
     return np.asarray(pd.Series(list(items), dtype=object).to_numpy(dtype=object))
 
 
-def _check_number_of_levels(n_levels: int, label: str) -> None:
-    if n_levels > _MOST_LEVELS:
+def _check_number_of_categories(n_categories: int, label: str) -> None:
+    if n_categories > _MAX_CATEGORIES:
         raise ValueError(
-            f"Column {label!r} has {n_levels} levels; at most {_MOST_LEVELS} are possible. Group "
-            "rare levels, or treat the column as continuous if it holds numbers."
+            f"Column {label!r} has {n_categories} categories; at most {_MAX_CATEGORIES} are "
+            "possible. Group rare categories, or treat the column as continuous if it holds "
+            "numbers."
         )
 
 
-def _read_levels(given: Any, label: str) -> Labels:
-    """Return the levels that `categories` gives for a column."""
+def _read_categories(given: Any, label: str) -> Labels:
+    """Return the categories that `categories` gives for a column."""
     if not types.is_list_like(given, allow_sets=False):
         raise ValueError(
             f"categories must hold an array-like, None or 'auto' for each column, got {given!r} "
             f"for column {label!r}."
         )
     series = pd.Series(given, dtype=object).reset_index(drop=True)
-    levels = series.to_numpy(dtype=object, copy=True)
-    levels[series.isna().to_numpy()] = None
-    repeated = pd.Series(levels, dtype=object).duplicated().to_numpy()
+    categories = series.to_numpy(dtype=object, copy=True)
+    categories[series.isna().to_numpy()] = None
+    repeated = pd.Series(categories, dtype=object).duplicated().to_numpy()
     if repeated.any():
         raise ValueError(
-            f"categories has duplicates for column {label!r}: {first_few(list(levels[repeated]))}."
+            f"categories has duplicates for column {label!r}: "
+            f"{first_few(list(categories[repeated]))}."
         )
-    if not len(levels):
-        raise ValueError(f"categories has no levels for column {label!r}.")
-    return np.asarray(levels)
+    if not len(categories):
+        raise ValueError(f"categories has no categories for column {label!r}.")
+    return np.asarray(categories)
 
 
-def given_levels(table: Table, kinds: Sequence[Kind], categories: Any) -> dict[int, Labels]:
-    """Return the levels that `categories` gives, by the columns' numbers."""
+def given_categories(table: Table, kinds: Sequence[Kind], categories: Any) -> dict[int, Labels]:
+    """Return the categories that `categories` gives, by the columns' numbers."""
     if isinstance(categories, str) and categories == "auto":
         return {}
     given = {}
@@ -188,27 +197,27 @@ def given_levels(table: Table, kinds: Sequence[Kind], categories: Any) -> dict[i
             continue
         if kinds[j] == "continuous":
             raise ValueError(
-                f"categories has levels for the continuous column {table.labels[j]!r}."
+                f"categories has categories for the continuous column {table.labels[j]!r}."
             )
-        given[j] = _read_levels(entry, table.labels[j])
+        given[j] = _read_categories(entry, table.labels[j])
     return given
 
 
 def check_order(table: Table, kinds: Sequence[Kind], given: Mapping[int, Labels]) -> None:
-    """Raise a ValueError if ordinal levels have no order."""
+    """Raise a ValueError if ordinal categories have no order."""
     lacks_order = np.array([storage == "text" for storage in table.storages])
     lacks_order &= np.array([kind == "ordinal" for kind in kinds])
     lacks_order[list(given)] = False
     if lacks_order.any():
         raise ValueError(
             f"Column(s) {column_labels(lacks_order, table.labels)} are ordinal, but their values "
-            "have no order. Give the levels in their order by categories, or convert to an "
+            "have no order. Give the categories in their order by categories, or convert to an "
             "ordered categorical."
         )
 
 
-def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels | None:
-    """Return the levels that a column has whatever its values are."""
+def _fixed_categories(table: Table, j: int, given: Mapping[int, Labels]) -> Labels | None:
+    """Return the categories that a column has whatever its values are."""
     if j in given:
         return given[j]
     dtype = table.column(j).dtype
@@ -218,15 +227,15 @@ def _fixed_levels(table: Table, j: int, given: Mapping[int, Labels]) -> Labels |
 
 
 def _is_closed(table: Table, j: int, given: Mapping[int, Labels]) -> bool:
-    """Return whether a column can have no other values than its levels."""
+    """Return whether a column can have no other values than its categories."""
     # Categoricals and pandas' own truths may lack a value in another table.
     return j in given or table.column(j).dtype == np.dtype(bool)
 
 
-def columns_of_learned_levels(
+def columns_of_learned_categories(
     table: Table, kinds: Sequence[Kind], categories: Any
 ) -> NDArray[np.bool_]:
-    """Return which discrete columns have the levels that occur, since none are given.
+    """Return which discrete columns have the categories that occur, since none are given.
 
     Parameters
     ----------
@@ -235,96 +244,96 @@ def columns_of_learned_levels(
     kinds : sequence of {"continuous", "ordinal", "nominal"}
         Kind of each column.
     categories : "auto", sequence or dict
-        Levels of columns; see `TableEncoder.fit`.
+        Categories of columns; see `TableEncoder.fit`.
 
     Returns
     -------
     ndarray of shape (n_columns,), bool
         The columns.
     """
-    given = given_levels(table, kinds, categories)
+    given = given_categories(table, kinds, categories)
     return np.array(
         [
-            kind != "continuous" and _fixed_levels(table, j, given) is None
+            kind != "continuous" and _fixed_categories(table, j, given) is None
             for j, kind in enumerate(kinds)
         ]
     )
 
 
-def learn_levels(
+def learn_categories(
     table: Table,
     kinds: Sequence[Kind],
     given: Mapping[int, Labels],
     weight: Array,
-    shared_levels: bool,
+    shared_categories: bool,
 ) -> tuple[dict[int, Labels], dict[int, UnseenValues]]:
-    """Return the levels of the discrete columns, in the order of their codes, and other values.
+    """Return the categories of the discrete columns, in the order of their codes, and other values.
 
-    Columns that share their levels share the probabilities of other values too.
+    Columns that share their categories share the probabilities of other values too.
     """
     discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
     tallies = {j: Tally.count(table.column(j), weight, table.labels[j]) for j in discrete}
-    fixed = {j: _fixed_levels(table, j, given) for j in discrete}
-    groups = [discrete] if shared_levels and discrete else [[j] for j in discrete]
+    fixed = {j: _fixed_categories(table, j, given) for j in discrete}
+    groups = [discrete] if shared_categories and discrete else [[j] for j in discrete]
     learned, unseen = {}, {}
     for group in groups:
         tally = Tally.pool([tallies[j] for j in group])
         free = [tallies[j] for j in group if fixed[j] is None]
-        parts = [levels for j in group if (levels := fixed[j]) is not None]
+        parts = [categories for j in group if (categories := fixed[j]) is not None]
         is_number = bool(table.holds_numbers[group].all())
         label = ", ".join(table.labels[j] for j in group[:N_SHOWN])
-        levels = _ordered_levels(parts, free, is_number, label)
-        if tally.missing > 0 and not any(level is None for level in levels):
-            levels = np.append(levels, np.array([None], dtype=object))
-        _check_number_of_levels(len(levels), label)
-        by_weight = tally.by_weight(levels)
-        learned.update({j: by_weight if kinds[j] == "nominal" else levels for j in group})
+        categories = _ordered_categories(parts, free, is_number, label)
+        if tally.missing > 0 and not any(category is None for category in categories):
+            categories = np.append(categories, np.array([None], dtype=object))
+        _check_number_of_categories(len(categories), label)
+        by_weight = tally.by_weight(categories)
+        learned.update({j: by_weight if kinds[j] == "nominal" else categories for j in group})
         others = [j for j in group if not _is_closed(table, j, given)]
         if others:
             in_order = all(kinds[j] == "ordinal" for j in group)
-            found = _unseen_values(tally, levels, parts, is_number, in_order)
+            found = _unseen_values(tally, categories, parts, is_number, in_order)
             unseen.update(dict.fromkeys(others, found))
     return learned, unseen
 
 
 def _unseen_values(
-    tally: Tally, levels: Labels, fixed: Sequence[Labels], is_number: bool, in_order: bool
+    tally: Tally, categories: Labels, fixed: Sequence[Labels], is_number: bool, in_order: bool
 ) -> UnseenValues:
-    """Return the probabilities of other values than the levels.
+    """Return the probabilities of other values than the categories.
 
     Parameters
     ----------
     tally : Tally
         What occurs.
-    levels : ndarray of shape (n_levels,)
-        The levels.
+    categories : ndarray of shape (n_categories,)
+        The categories.
     fixed : sequence of ndarray
-        Those of them that are levels whether they occur or not.
+        Those of them that are categories whether they occur or not.
     is_number, in_order : bool
         Whether they are numbers, and whether these have an order.
     """
-    are_whole = is_number and all(is_whole_number(level) for level in levels)
+    are_whole = is_number and all(is_whole_number(category) for category in categories)
     if are_whole:
-        levels = _object_array(sorted(levels))
-    seen = tally.observations(levels)
-    is_new = (seen.count > 0.0) & (seen.n_rows_of_level < _MOST_ROWS_OF_NEW_VALUES)
-    is_new &= codes_of(levels, np.concatenate([*fixed, _object_array([])]))[:-1] < 0
-    if are_whole and int(levels[-1]) - int(levels[0]) < _MOST_FILLED_LEVELS:
-        is_new[1:-1] = False  # between others they would be levels in any case
+        categories = _object_array(sorted(categories))
+    seen = tally.observations(categories)
+    is_new = (seen.count > 0.0) & (seen.n_rows_of_category < _MAX_ROWS_OF_NEW_VALUES)
+    is_new &= codes_of(categories, np.concatenate([*fixed, _object_array([])]))[:-1] < 0
+    if are_whole and int(categories[-1]) - int(categories[0]) < _MAX_FILLED_CATEGORIES:
+        is_new[1:-1] = False  # between others they would be categories in any case
     n_new = np.where(is_new, seen.count, 0.0)
     if not (are_whole and in_order):
         return UnseenValues.of_names(float(n_new.sum()), seen.n_rows)
-    numbers, occurs = whole_numbers(levels), seen.count > 0.0
+    numbers, occurs = whole_numbers(categories), seen.count > 0.0
     return UnseenValues.of_whole_numbers(
         numbers, numbers[occurs], seen.count[occurs], n_new[occurs], seen.n_rows
     )
 
 
-def _ordered_levels(
+def _ordered_categories(
     fixed: list[Labels], free: Sequence[Tally], is_number: bool, label: str
 ) -> Labels:
-    """Return fixed levels, and those that tallies hold, in their natural order."""
+    """Return fixed categories, and those that tallies hold, in their natural order."""
     labels = [pd.unique(Tally.pool(free).labels)] if free else []
-    _check_number_of_levels(max(map(len, fixed + labels)), label)
-    natural = [_natural_levels(distinct, is_number) for distinct in labels]
+    _check_number_of_categories(max(map(len, fixed + labels)), label)
+    natural = [_natural_categories(distinct, is_number) for distinct in labels]
     return np.asarray(pd.unique(np.concatenate(fixed + natural)), dtype=object)

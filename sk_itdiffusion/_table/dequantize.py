@@ -49,11 +49,11 @@ ROWS_IN_A_CHECK = 1_000
 #: Rows of images from which the common step of all pixels is found.
 ROWS_FOR_STEP = 1_000
 #: Copies of an observation, at most, with different noise.
-MOST_COPIES = 16
+MAX_COPIES = 16
 #: Floats in a cell below which noise on them is far from uniform.
-LEAST_FLOATS_IN_A_CELL = 1_000
+MIN_FLOATS_IN_A_CELL = 1_000
 #: Least mean distance, in steps, of values that a column without variation has not had.
-LEAST_MEAN_DISTANCE = 2.0
+MIN_MEAN_DISTANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Dequantizer:
     seed: int
     is_constant: NDArray[np.bool_] | None = None
     unseen: float = 0.0
-    mean_distance: float = LEAST_MEAN_DISTANCE
+    mean_distance: float = MIN_MEAN_DISTANCE
 
     @classmethod
     def fit(
@@ -238,7 +238,7 @@ class Dequantizer:
             Noisy rows, with their sources.
         """
         n_observations = float(rows.weight.sum())
-        times = int(np.clip(math.ceil(least / n_observations), 1, MOST_COPIES))
+        times = int(np.clip(math.ceil(least / n_observations), 1, MAX_COPIES))
         n_copies = np.ceil(rows.weight * times * min(1.0, most / n_observations)).astype(np.intp)
         keys = self.keys(rows.X)
         if n_copies.max() == 1:
@@ -302,7 +302,7 @@ class Dequantizer:
 def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str] | None) -> None:
     """Warn of columns in which floats are too far apart for noise within a cell."""
     apart = np.spacing(np.abs(X).max(axis=0))
-    coarse = dequantizer.has_noise & (dequantizer.step < LEAST_FLOATS_IN_A_CELL * apart)
+    coarse = dequantizer.has_noise & (dequantizer.step < MIN_FLOATS_IN_A_CELL * apart)
     if coarse.any():
         warn(
             f"Column(s) {column_labels(coarse, names)} hold numbers so far from 0 that 64-bit "
@@ -352,11 +352,11 @@ def mean_deviation(X: Array, weight: Array, step: Array) -> float:
     """Return the mean absolute deviation, in steps, over columns of positive step; at least 2."""
     chosen = step > 0
     if not chosen.any():
-        return LEAST_MEAN_DISTANCE
+        return MIN_MEAN_DISTANCE
     share = weight / weight.sum()
     numbers = (X[:, chosen] - X[:, chosen].min(axis=0)) / step[chosen]
     deviation = share @ np.abs(numbers - share @ numbers)
-    return max(LEAST_MEAN_DISTANCE, float(deviation.mean()))
+    return max(MIN_MEAN_DISTANCE, float(deviation.mean()))
 
 
 def refined_step(values: Array) -> float:

@@ -1,9 +1,10 @@
 """Tables with continuous, ordinal and nominal columns as matrices of numbers, and back.
 
 A continuous column keeps its numbers.  A discrete column becomes the codes 0, ..., K - 1 of its K
-levels: in the order of the levels where it is ordinal, and from the most to the least frequent one
-where it is nominal, so that the codes do not depend on how the levels are called.  A value that is
-no level becomes its log-probability (see `sk_itdiffusion._table.unseen`), which is negative.
+categories: in the order of the categories where it is ordinal, and from the most to the least
+frequent one where it is nominal, so that the codes do not depend on how the categories are called.
+A value that is no category becomes its log-probability (see `sk_itdiffusion._table.unseen`), which
+is negative.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from sklearn.utils.validation import _check_sample_weight
 
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.bounds import rounded_inside, unbounded
-from sk_itdiffusion._table.categories import check_order, codes_of, given_levels, learn_levels
+from sk_itdiffusion._table.categories import (
+    check_order,
+    codes_of,
+    given_categories,
+    learn_categories,
+)
 from sk_itdiffusion._table.frames import as_polars
 from sk_itdiffusion._table.kinds import (
     Kind,
@@ -63,36 +69,36 @@ class Column:
         Name of the column, or its number.
     kind : {"continuous", "ordinal", "nominal"}
         Kind of the column.
-    levels : ndarray of shape (K,), dtype object, or None
-        Known levels in the order of their codes, where None stands for a missing value.  None for
-        a continuous column.
+    categories : ndarray of shape (K,), dtype object, or None
+        Known categories in the order of their codes, where None stands for a missing value.  None
+        for a continuous column.
     unseen : UnseenValues or None, default=None
         Probabilities of other values; None if there cannot be any, or they are an error.
     """
 
     label: str
     kind: Kind
-    levels: Labels | None
+    categories: Labels | None
     unseen: UnseenValues | None = None
 
     @property
-    def n_levels(self) -> int:
-        """Number of levels; 0 for a continuous column."""
-        return 0 if self.levels is None else len(self.levels)
+    def n_categories(self) -> int:
+        """Number of categories; 0 for a continuous column."""
+        return 0 if self.categories is None else len(self.categories)
 
     @property
     def log_seen(self) -> float:
-        """Log-probability that a value is one of the levels."""
+        """Log-probability that a value is one of the categories."""
         return 0.0 if self.unseen is None else self.unseen.log_seen
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
-        if (self.kind == "continuous") != (self.levels is None):
-            raise ValueError("a column is neither of numbers nor of levels")
-        if self.levels is not None and (
-            self.levels.ndim != 1 or len(pd.unique(self.levels)) != len(self.levels)
+        if (self.kind == "continuous") != (self.categories is None):
+            raise ValueError("a column is neither of numbers nor of categories")
+        if self.categories is not None and (
+            self.categories.ndim != 1 or len(pd.unique(self.categories)) != len(self.categories)
         ):
-            raise ValueError("the levels of a column are not distinct")
+            raise ValueError("the categories of a column are not distinct")
 
 
 @stored()
@@ -168,10 +174,10 @@ class TableEncoder:
         kinds: Sequence[Kind],
         categories: Any = "auto",
         handle_unknown: str = "good_turing",
-        shared_levels: bool = False,
+        shared_categories: bool = False,
         sample_weight: ArrayLike | None = None,
     ) -> TableEncoder:
-        """Learn the levels of the discrete columns.
+        """Learn the categories of the discrete columns.
 
         Parameters
         ----------
@@ -180,18 +186,19 @@ class TableEncoder:
         kinds : sequence of {"continuous", "ordinal", "nominal"}
             Kind of each column.
         categories : "auto", sequence or dict, default="auto"
-            Levels of each column, or of the columns that a dict names, as array-likes; "auto" or
-            None where they are learned: the categories of a categorical, both values of a boolean
-            dtype, all integers from the least to the greatest one if these are at most 256, and
-            else the distinct values.  A missing value (other than among numbers) is a level of its
-            own, the last one, if it occurs or is given.
+            Categories of each column, or of the columns that a dict names, as array-likes; "auto"
+            or None where they are learned: the categories of a categorical, both values of a
+            boolean dtype, all integers from the least to the greatest one if these are at most 256,
+            and else the distinct values.  A missing value (other than among numbers) is a category
+            of its own, the last one, if it occurs or is given.
         handle_unknown : {"good_turing", "error"}, default="good_turing"
             Whether other values get the mass of Good and Turing, or are an error.  In columns of
-            numpy's boolean dtype, and in those of given levels, they are an error in any case.
-        shared_levels : bool, default=False
-            Whether all discrete columns have the same levels, learned from all of them together.
+            numpy's boolean dtype, and in those of given categories, they are an error in any case.
+        shared_categories : bool, default=False
+            Whether all discrete columns have the same categories, learned from all of them
+            together.
         sample_weight : array-like of shape (n_rows,), default=None
-            Non-negative weights.  Levels are learned from rows of positive weight.
+            Non-negative weights.  Categories are learned from rows of positive weight.
 
         Returns
         -------
@@ -202,8 +209,8 @@ class TableEncoder:
         ------
         ValueError
             If numbers are missing or infinite, a continuous column holds no numbers, an ordinal
-            one no order, a column more than 4096 levels, levels are not among those given, or a
-            parameter is out of its range.
+            one no order, a column more than 4096 categories, categories are not among those given,
+            or a parameter is out of its range.
         TypeError
             If entries are neither texts nor numbers, such as dicts.
         """
@@ -214,10 +221,10 @@ class TableEncoder:
         merged = reason_of_merged_integers(table, np.flatnonzero(is_continuous(kinds)))
         if merged is not None:
             warn(merged)
-        given = given_levels(table, kinds, categories)
+        given = given_categories(table, kinds, categories)
         check_order(table, kinds, given)
         weight = _read_weight(sample_weight, table.frame.shape)
-        learned, unseen = learn_levels(table, kinds, given, weight, shared_levels)
+        learned, unseen = learn_categories(table, kinds, given, weight, shared_categories)
         _check_known(table, {j: learned[j] for j in given}, weight)
         if handle_unknown == "error":
             unseen = {}
@@ -237,7 +244,7 @@ class TableEncoder:
     def encode(self, X: Any) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
 
-        Values that are no levels become their log-probabilities, which are negative.
+        Values that are no categories become their log-probabilities, which are negative.
 
         Parameters
         ----------
@@ -253,7 +260,7 @@ class TableEncoder:
         ------
         ValueError
             If the number of columns is another one, numbers are missing, infinite or something
-            else, or values are no levels and have no probability.
+            else, or values are no categories and have no probability.
         TypeError
             If entries are neither texts nor numbers, such as dicts.
         """
@@ -268,17 +275,17 @@ class TableEncoder:
         )
         values = np.empty(table.frame.shape)
         for j, column in enumerate(self.columns):
-            if column.levels is None:
+            if column.categories is None:
                 values[:, j] = as_floats(table.column(j), column.label)
             else:
                 values[:, j] = _encode_discrete(
-                    table.column(j), column.label, column.levels, column.unseen
+                    table.column(j), column.label, column.categories, column.unseen
                 )
         return values
 
     def unseen(self, values: Array) -> NDArray[np.bool_]:
-        """Return which encoded entries are no levels of discrete columns, (n_rows, n_columns)."""
-        is_discrete = np.array([column.levels is not None for column in self.columns])
+        """Return which entries, (n_rows, n_columns), are no categories of discrete columns."""
+        is_discrete = np.array([column.categories is not None for column in self.columns])
         return is_discrete & (values < 0.0)
 
     def decode(self, values: ArrayLike, bounds: Array | None = None) -> Any:
@@ -287,7 +294,7 @@ class TableEncoder:
         Parameters
         ----------
         values : array-like of shape (n_rows, n_columns)
-            Numbers and codes of known levels.
+            Numbers and codes of known categories.
         bounds : ndarray of shape (n_columns, 2) or None, default=None
             Bounds of continuous columns, themselves excluded, which hold for the rounded numbers
             too; infinite where there are none.  None stands for no bounds.
@@ -298,12 +305,12 @@ class TableEncoder:
             An array of the fitted dtype, or a data frame of the fitted names and dtypes if the
             encoder was fitted on any data frame: of polars if that one was, else of pandas.
             Numbers of continuous columns are rounded to what their dtype holds.  Where given or
-            shared levels do not fit into a dtype, it gives way to one that holds them.
+            shared categories do not fit into a dtype, it gives way to one that holds them.
 
         Raises
         ------
         ValueError
-            If there are codes that stand for no level, or the number of columns is another one.
+            If there are codes that stand for no category, or the number of columns is another one.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):
@@ -330,7 +337,9 @@ class TableEncoder:
             array[:, j] = column.to_numpy()
         if dtype.kind not in "US":
             return array
-        texts = array.astype(dtype.type)  # as long as the longest one, which may be a given level
+        texts = array.astype(
+            dtype.type
+        )  # as long as the longest one, which may be a given category
         return texts.astype(np.promote_types(texts.dtype, dtype))
 
     def _finish_loading(self) -> None:
@@ -370,18 +379,18 @@ def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Arr
     return np.asarray(weight)
 
 
-def _check_known(table: Table, levels: Mapping[int, Labels], weight: Array) -> None:
-    """Raise a ValueError if labels of positive weight are no levels."""
-    for j, known in levels.items():
+def _check_known(table: Table, categories: Mapping[int, Labels], weight: Array) -> None:
+    """Raise a ValueError if labels of positive weight are no categories."""
+    for j, known in categories.items():
         _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, None)
 
 
 def _encode_discrete(
-    column: pd.Series[Any], label: str, levels: Labels, unseen: UnseenValues | None
+    column: pd.Series[Any], label: str, categories: Labels, unseen: UnseenValues | None
 ) -> Array:
     """Return the codes of the entries of a column, of other values the log-probabilities."""
     numbers, labels = factorize(column, label)
-    code_of_label = codes_of(labels, levels)
+    code_of_label = codes_of(labels, categories)
     codes = code_of_label[numbers].astype(np.float64)
     is_other = codes < 0.0
     if not is_other.any():
@@ -390,46 +399,48 @@ def _encode_discrete(
     found = np.append(labels, np.array([None], dtype=object))[others]
     if unseen is None:
         raise ValueError(
-            f"Column {label!r} has values that are not among its levels: {first_few(list(found))}. "
-            "Give all levels by categories; or give none for this column and pass "
-            "handle_unknown='good_turing', so that other values have a probability."
+            f"Column {label!r} has values that are not among its categories: "
+            f"{first_few(list(found))}. Give all categories by categories; or give none for this "
+            "column and pass handle_unknown='good_turing', so that other values have a probability."
         )
     log_probability = np.zeros(len(code_of_label))
-    log_probability[others] = unseen.log_probabilities(found, levels)
+    log_probability[others] = unseen.log_probabilities(found, categories)
     codes[is_other] = log_probability[numbers[is_other]]
     return codes
 
 
-def _dtype_for(dtype: Any, levels: Labels | None) -> Any:
-    """Return a dtype if it holds all the levels, or else one that does."""
-    if levels is None:
+def _dtype_for(dtype: Any, categories: Labels | None) -> Any:
+    """Return a dtype if it holds all the categories, or else one that does."""
+    if categories is None:
         return dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        labels = pd.Index([x for x in levels if x is not None], dtype=object, tupleize_cols=False)
+        labels = pd.Index(
+            [x for x in categories if x is not None], dtype=object, tupleize_cols=False
+        )
         extra = labels.difference(dtype.categories, sort=False)
         if not len(extra):
             return dtype
         return pd.CategoricalDtype(labels, ordered=dtype.ordered)
     try:
-        typed = pd.Series(levels, dtype=dtype).astype(object)
+        typed = pd.Series(categories, dtype=dtype).astype(object)
     except (TypeError, ValueError, OverflowError):
         return np.dtype(object)
-    same = [a == b or (b is None and pd.isna(a)) for a, b in zip(typed, levels, strict=True)]
+    same = [a == b or (b is None and pd.isna(a)) for a, b in zip(typed, categories, strict=True)]
     return dtype if all(same) else np.dtype(object)
 
 
 def _decode(values: Array, column: Column, dtype: Any, low: float, high: float) -> pd.Series[Any]:
     """Return a column of a dtype from its numbers, between bounds, or codes."""
-    if column.levels is None:
+    if column.categories is None:
         return _decode_continuous(values, dtype, low, high)
     codes = np.rint(values)
-    if not ((codes >= 0) & (codes < len(column.levels))).all():
+    if not ((codes >= 0) & (codes < len(column.categories))).all():
         raise ValueError(
-            f"values must hold codes from 0 to {len(column.levels) - 1} for column "
+            f"values must hold codes from 0 to {len(column.categories) - 1} for column "
             f"{column.label!r}."
         )
-    levels = pd.Series(column.levels, dtype=dtype)
-    decoded: pd.Series[Any] = levels.take(codes.astype(np.intp)).reset_index(drop=True)
+    categories = pd.Series(column.categories, dtype=dtype)
+    decoded: pd.Series[Any] = categories.take(codes.astype(np.intp)).reset_index(drop=True)
     return decoded
 
 

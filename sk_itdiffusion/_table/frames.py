@@ -45,7 +45,7 @@ def as_polars(frame: pd.DataFrame, dtypes: Sequence[str]) -> Any:
         Table.
     dtypes : sequence of str
         Names of the columns' dtypes, as from `polars_dtypes`.  A column that its dtype does not
-        hold, such as one with further levels, gets another one.
+        hold, such as one with further categories, gets another one.
 
     Returns
     -------

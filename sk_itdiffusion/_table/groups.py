@@ -47,8 +47,8 @@ from sklearn.utils.validation import check_consistent_length
 from sk_itdiffusion._immse.cubature import Keys, hash_uniform, numbered_keys, row_keys
 from sk_itdiffusion._table.reading import without_tensors
 from sk_itdiffusion._table.rows import (
-    LEAST_TRAINING_ROWS,
-    LEAST_VALIDATION_ROWS,
+    MIN_TRAINING_ROWS,
+    MIN_VALIDATION_ROWS,
     WeightedRows,
     too_few_rows,
 )
@@ -59,14 +59,14 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 #: Neighbours whose distances are compared, and near-copies of a row that can be found.
-N_NEIGHBORS, MOST_COPIES = 24, 8
+N_NEIGHBORS, MAX_COPIES = 24, 8
 #: Rows between which near-copies are looked for.
-LEAST_ROWS, MOST_ROWS = 40, 100_000
+MIN_ROWS, MAX_ROWS = 40, 100_000
 #: Rows that are looked at first; the others follow if there are near-copies among these.
 ROWS_TO_TEST = 1_000
 #: A table has near-copies if this share of its rows is found at this rate of false discoveries,
 #: and those found at the last rate are then called so.
-LEVELS = ((0.3, 0.1, 0.2), (0.01, 1e-6, 1e-2))
+CATEGORIES = ((0.3, 0.1, 0.2), (0.01, 1e-6, 1e-2))
 #: Standard errors by which the numbers of clusters are impossible for independent rows.
 IMPOSSIBLE = 4.0
 #: Quantiles through which a column is mapped to normal scores.
@@ -265,11 +265,11 @@ class RowGroups:
                 "out, or divide them."
             )
         n_rows = float(sizes.sum())
-        wanted = float(np.clip(round(fraction * n_rows), LEAST_VALIDATION_ROWS, most))
+        wanted = float(np.clip(round(fraction * n_rows), MIN_VALIDATION_ROWS, most))
         order = np.argsort(self._keys(rows, group, seed), kind="stable")
         chosen = whole_groups(sizes[order], wanted)
         left = n_rows - float(sizes[order][chosen].sum())
-        if left < LEAST_TRAINING_ROWS:
+        if left < MIN_TRAINING_ROWS:
             raise ValueError(
                 too_few_rows(fraction, int(left), int(n_rows), f"rows in {len(sizes)} groups")
             )
@@ -317,7 +317,7 @@ def whole_groups(sizes: Array, wanted: float) -> NDArray[np.bool_]:
             chosen[number] = True
             total += size
     for number in np.argsort(sizes, kind="stable"):
-        if total >= LEAST_VALIDATION_ROWS:
+        if total >= MIN_VALIDATION_ROWS:
             break
         if not chosen[number]:
             chosen[number] = True
@@ -360,7 +360,7 @@ def near_copies(X: Array) -> NDArray[np.intp]:
     """
     none = np.empty((0, 2), dtype=np.intp)
     X = X[:, X.min(axis=0) < X.max(axis=0)]
-    if not LEAST_ROWS <= len(X) <= MOST_ROWS or X.shape[1] == 0:
+    if not MIN_ROWS <= len(X) <= MAX_ROWS or X.shape[1] == 0:
         return none
     keys = row_keys(X)
     scores = np.column_stack([normal_scores(x, keys, stream) for stream, x in enumerate(X.T)])
@@ -417,7 +417,7 @@ def neighbors_too_near(neighbors: NearestNeighbors, scores: Array, chosen: Index
     steps = np.diff(np.log(np.maximum(distance, 1e-300)), axis=1) * np.arange(1, k)
     p_value = np.ones(len(chosen))
     n_near = np.zeros(len(chosen), dtype=np.intp)
-    n_gaps = min(MOST_COPIES, k // 2)
+    n_gaps = min(MAX_COPIES, k // 2)
     for j in range(n_gaps):
         after = steps[:, j + 1 :].sum(axis=1)
         ratio = np.divide(steps[:, j], after, out=np.zeros(len(chosen)), where=after > 0)
@@ -437,12 +437,12 @@ def significant(p_value: Array) -> float | None:
     ordered = np.sort(p_value)
     rate = ordered * len(ordered) / np.arange(1, len(ordered) + 1)
 
-    def n_found(level: float) -> int:
-        return int(np.flatnonzero(rate <= level).max(initial=-1)) + 1
+    def n_found(category: float) -> int:
+        return int(np.flatnonzero(rate <= category).max(initial=-1)) + 1
 
-    for least_share, decisive, level in LEVELS:
+    for least_share, decisive, category in CATEGORIES:
         if n_found(decisive) >= least_share * len(ordered):
-            return float(ordered[n_found(level) - 1])
+            return float(ordered[n_found(category) - 1])
     return None
 
 
@@ -452,10 +452,10 @@ def could_be_independent(n_clusters: NDArray[np.intp]) -> bool:
     Each inequality of three numbers is tested by the likelihood ratio of Poisson numbers, of which
     the largest with equality have the same sums of a and b / 2, and of c and b / 2.
     """
-    n = np.zeros(MOST_COPIES + 2)
+    n = np.zeros(MAX_COPIES + 2)
     known = n_clusters[: len(n)]
     n[: len(known)] = known
-    k = np.arange(2.0, MOST_COPIES + 1)
+    k = np.arange(2.0, MAX_COPIES + 1)
     a, b, c = n[1:-2], n[2:-1], n[3:]
     surplus = k * b**2 - (k + 1.0) * a * c
     # The smaller root of k (b - 2 t)^2 = (k + 1) (a + t) (c + t).

@@ -19,7 +19,7 @@ from sk_itdiffusion._table.reading import (
     first_few,
     read_table,
 )
-from sk_itdiffusion._table.rows import LARGEST_EXACT, column_labels
+from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, column_labels
 
 __all__ = [
     "Kind",
@@ -34,12 +34,12 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Kind = Literal["continuous", "ordinal", "nominal"]
-_LEAST_ROWS_WITH_SINGLE_TEXTS = 20
+_MIN_ROWS_WITH_SINGLE_TEXTS = 20
 # Integers of which at least so large a share is distinct may be identifiers, ...
-_LEAST_DISTINCT_IDENTIFIERS = 0.9
+_MIN_DISTINCT_IDENTIFIERS = 0.9
 # ... and are if draws from their range would repeat so seldom with less than this chance.
 _CHANCE_OF_FEW_REPETITIONS = 1e-4
-_MOST_AUTOMATIC_LEVELS = 256
+_MAX_AUTOMATIC_CATEGORIES = 256
 
 
 def discrete_kinds(X: Any, kind: Any = "auto") -> list[Kind]:
@@ -98,7 +98,7 @@ def _check_discrete_numbers(table: Table, j: int) -> None:
     """Raise a ValueError for numbers that look continuous."""
     numbers = as_floats(table.column(j), table.labels[j])
     n_distinct = len(pd.unique(numbers))
-    if n_distinct > _MOST_AUTOMATIC_LEVELS and not np.array_equal(numbers, np.rint(numbers)):
+    if n_distinct > _MAX_AUTOMATIC_CATEGORIES and not np.array_equal(numbers, np.rint(numbers)):
         raise ValueError(
             f"Column {table.labels[j]!r} has {n_distinct} distinct values that are not integers, "
             "and looks continuous. Use IMMSEMixedDensity for tables with continuous columns, or "
@@ -164,7 +164,7 @@ def mixed_kinds(
     unlisted = [j for j in range(table.n_columns) if not listed[j]]
     _warn_of_single_texts(table, unlisted)
     _warn_of_identifiers(
-        table, unlisted, " Levels are to be listed in categorical_features or ordinal_features."
+        table, unlisted, " Categories are to be listed in categorical_features or ordinal_features."
     )
     return kinds
 
@@ -172,7 +172,7 @@ def mixed_kinds(
 def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
     """Warn of columns of texts that seldom repeat, of which nobody said that they are nominal."""
     texts = [j for j in candidates if table.storages[j] == "text"]
-    if len(table.frame) < _LEAST_ROWS_WITH_SINGLE_TEXTS:
+    if len(table.frame) < _MIN_ROWS_WITH_SINGLE_TEXTS:
         return
     most = len(table.frame) / 2
     single = [j for j in texts if len(factorize(table.column(j), table.labels[j])[1]) > most]
@@ -257,13 +257,13 @@ def reason_of_merged_integers(table: Table, candidates: Iterable[int]) -> str | 
     return (
         f"Column(s) {column_labels(chosen, table.names)} hold different integers that are equal as "
         "64-bit floats, which do not tell all integers beyond 2**53 apart. Subtract a number near "
-        "them, such as the least, or take them as levels."
+        "them, such as the least, or take them as categories."
     )
 
 
 def _are_merged_as_floats(column: pd.Series[Any]) -> bool:
     numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    if np.abs(numbers).max(initial=0.0) < LARGEST_EXACT:
+    if np.abs(numbers).max(initial=0.0) < MAX_EXACT_INTEGER:
         return False
     return len(np.unique(numbers)) < column.nunique()
 
@@ -276,12 +276,12 @@ def _are_identifiers(values: Array) -> bool:
     """
     n = len(values)
     m = float(np.ptp(values)) + 1.0
-    if n < _LEAST_ROWS_WITH_SINGLE_TEXTS or m < _LEAST_DISTINCT_IDENTIFIERS * n:
+    if n < _MIN_ROWS_WITH_SINGLE_TEXTS or m < _MIN_DISTINCT_IDENTIFIERS * n:
         return False
     n_distinct = len(np.unique(values))
     expected = n + m * np.expm1(n * np.log1p(-1.0 / m))
     is_rare = stats.poisson.cdf(n - n_distinct, expected) < _CHANCE_OF_FEW_REPETITIONS
-    return bool(n_distinct >= _LEAST_DISTINCT_IDENTIFIERS * n and is_rare)
+    return bool(n_distinct >= _MIN_DISTINCT_IDENTIFIERS * n and is_rare)
 
 
 def _is_from_dtype(features: Any) -> bool:
@@ -291,7 +291,7 @@ def _is_from_dtype(features: Any) -> bool:
 def _kind_of_dtype(table: Table, j: int) -> Kind:
     storage = table.storages[j]
     if storage == "integer":
-        few = table.column(j).nunique() <= _MOST_AUTOMATIC_LEVELS
+        few = table.column(j).nunique() <= _MAX_AUTOMATIC_CATEGORIES
         return "ordinal" if few else "continuous"
     if storage == "ordered":
         return "ordinal"

@@ -68,16 +68,16 @@ _PRIOR_ROWS, _PRIOR_SHAPE = 10.0, 0.5
 #: Shape from which fourth moments are infinite, and with them the variance of a normal
 #: log-density: its mean over validation rows then says nothing.
 _HEAVY_SHAPE = 0.25
-_LEAST_EXCEEDANCES = 8
+_MIN_EXCEEDANCES = 8
 #: Standard deviations of mapped values beyond all rows from which a power map is straight: rows
 #: that are to come are seldom further out, so that they are mapped by the power.
 _CURVED_BEYOND = 0.5
 #: Softness of a bound, in standard deviations, and relative to the distance of two.
 _SOFTNESSES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-_MOST_SOFTNESSES = 500.0
+_MAX_SOFTNESSES = 500.0
 #: Logarithms of ratios of shape and scale, in units of the mean, that are searched.
 _LOG_RATIOS = (-7.0, 25.0)
-_LEAST_ROWS_FOR_QUANTILES = 60
+_MIN_ROWS_FOR_QUANTILES = 60
 
 
 class ColumnMap(Protocol):
@@ -208,7 +208,7 @@ class BoundMap:
     @classmethod
     def fit(cls, low: float, high: float, x: Array, weight: Array) -> BoundMap:
         """Return the map of greatest likelihood of normality, for values of unit variance."""
-        least = (high - low) / _MOST_SOFTNESSES
+        least = (high - low) / _MAX_SOFTNESSES
 
         def loss(softness: float) -> float:
             u, log_slope = cls(low, high, softness).forward(x)
@@ -412,7 +412,7 @@ def has_heavy_tail(u: Array, weight: Array) -> bool:
 
 def _law_beyond(values: Array, counts: Array, k: int) -> tuple[ParetoLaw, float] | None:
     """Return what `ParetoLaw.fit` does, of the first ``k`` of decreasing values."""
-    if not _LEAST_EXCEEDANCES <= k < len(values) or values[k] == values[0]:
+    if not _MIN_EXCEEDANCES <= k < len(values) or values[k] == values[0]:
         return None
     return ParetoLaw.fit(values[:k] - values[k], counts[:k])
 
@@ -717,7 +717,7 @@ def heavy_columns(marginal_map: MarginalMap, X: Array, weight: Array) -> list[bo
 def _fit_column(kind: str, x: Array, weight: Array, heavy: bool | None) -> ColumnMap:
     if kind == "yeo_johnson" and not heavy:
         return YeoJohnsonMap.fit(x, weight)
-    if (kind == "quantile" or heavy) and len(x) >= _LEAST_ROWS_FOR_QUANTILES:
+    if (kind == "quantile" or heavy) and len(x) >= _MIN_ROWS_FOR_QUANTILES:
         try:
             return QuantileMap.fit(x, weight, heavy)
         except ValueError:

@@ -112,7 +112,7 @@ class Table:
                 )
             if (missing & ~continuous).any():
                 advice += (
-                    " A missing value is a level of its own in categories: convert codes and "
+                    " A missing value is a category of its own in categories: convert codes and "
                     "discrete numbers that may be missing to a categorical dtype before fit, for "
                     "example with X[column].astype('category')."
                 )
@@ -245,7 +245,7 @@ def _foreign_frame(X: Any) -> pd.DataFrame:
 def _foreign_column(column: Any) -> Any:
     values = column.to_numpy()
     categories = getattr(column.dtype, "categories", None)
-    # An enumeration lists its levels; other categories are no property of the column.
+    # An enumeration lists its categories; other categories are no property of the column.
     if categories is not None and hasattr(categories, "to_list"):
         return pd.Categorical(values, categories=categories.to_list())
     return values
@@ -260,7 +260,7 @@ def _storage(column: pd.Series[Any], label: str) -> Storage:
     if isinstance(dtype, pd.CategoricalDtype):
         return "ordered" if dtype.ordered else "unordered"
     if inferred == "boolean" or types.is_bool_dtype(dtype):
-        return "text" if column.isna().any() else "boolean"  # a missing value is a level
+        return "text" if column.isna().any() else "boolean"  # a missing value is a category
     if inferred == "integer" or types.is_integer_dtype(dtype):
         return "integer"
     if inferred in _INFERRED_NUMBERS or types.is_numeric_dtype(dtype):

@@ -19,16 +19,16 @@ Array = NDArray[np.float64]
 _ROWS_IN_A_PART = 2**16
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
-_LEAST_ROWS_FOR_TIES = 20
+_MIN_ROWS_FOR_TIES = 20
 #: Integers up to which floats tell all of them apart.
-LARGEST_EXACT = 2.0**53
-LEAST_TRAINING_ROWS = 10
-LEAST_VALIDATION_ROWS = 10
+MAX_EXACT_INTEGER = 2.0**53
+MIN_TRAINING_ROWS = 10
+MIN_VALIDATION_ROWS = 10
 #: Units below which the greatest weight has to be if weights that are no integers are multiples.
 #: More would make thousands of observations of rows beside one of tiny weight.
-_MOST_UNITS = 1_000
+_MAX_UNITS = 1_000
 #: Rows that make a table which weights, of several units each, may list the numbers of.
-_MOST_ROWS_OF_A_LIST = 40
+_MAX_ROWS_OF_A_LIST = 40
 #: Relative error that multiples of a unit may have by rounding.
 _ROUNDING_OF_WEIGHTS = 16 * np.finfo(np.float64).eps
 #: Bits of weights that have no common unit; the last ones depend on the factor of all weights.
@@ -116,8 +116,8 @@ class WeightedRows:
             keys = spawn_keys(self.source, 1, first=seed)[:, 0]
         _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
         n_groups, copies = len(size), len(self) / len(size)
-        n_valid = int(np.clip(round(fraction * n_groups), LEAST_VALIDATION_ROWS, most / copies))
-        if n_groups - n_valid < LEAST_TRAINING_ROWS:
+        n_valid = int(np.clip(round(fraction * n_groups), MIN_VALIDATION_ROWS, most / copies))
+        if n_groups - n_valid < MIN_TRAINING_ROWS:
             left = n_groups - n_valid
             raise ValueError(too_few_rows(fraction, left, n_groups, "distinct rows"))
         is_valid = group.ravel() < n_valid
@@ -140,8 +140,8 @@ class WeightedRows:
         counts = np.maximum(np.rint(self.weight), 1.0).astype(np.int64)
         unit = self.weight / counts
         n_rows = int(counts.sum())
-        n_valid = int(np.clip(round(fraction * n_rows), LEAST_VALIDATION_ROWS, most))
-        if n_rows - n_valid < LEAST_TRAINING_ROWS:
+        n_valid = int(np.clip(round(fraction * n_rows), MIN_VALIDATION_ROWS, most))
+        if n_rows - n_valid < MIN_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
         train, valid = (WeightedRows(self.X, unit * n) for n in (counts - drawn, drawn))
@@ -152,7 +152,7 @@ def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     """Return the message that validation leaves too few rows for training."""
     return (
         f"validation_fraction={fraction:g} leaves {n_left} of {n_rows} {what} for training; at "
-        f"least {LEAST_TRAINING_ROWS} are needed."
+        f"least {MIN_TRAINING_ROWS} are needed."
     )
 
 
@@ -228,13 +228,13 @@ def in_common_units(weight: Array) -> Array:
         return weight
     distinct, place = np.unique(weight, return_inverse=True)
     relative = distinct / distinct[0]
-    is_list = len(weight) < _MOST_ROWS_OF_A_LIST and 2 * len(distinct) >= len(weight)
+    is_list = len(weight) < _MAX_ROWS_OF_A_LIST and 2 * len(distinct) >= len(weight)
     n_units = 1  # in the least weight
     for ratio in relative.tolist():
-        closest = Fraction(ratio).limit_denominator(_MOST_UNITS)
+        closest = Fraction(ratio).limit_denominator(_MAX_UNITS)
         n_units = math.lcm(n_units, closest.denominator)
         is_close = abs(float(closest) - ratio) <= _ROUNDING_OF_WEIGHTS * ratio
-        are_few = n_units * relative[-1] <= _MOST_UNITS - 0.5
+        are_few = n_units * relative[-1] <= _MAX_UNITS - 0.5
         if not (is_close and are_few and (n_units == 1 or is_list)):
             mantissa, exponent = np.frexp(distinct / distinct[-1])
             rounded = np.rint(np.ldexp(mantissa, _BITS_OF_WEIGHTS))
@@ -302,7 +302,7 @@ def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> Colu
     n_features = rows.X.shape[1]
     varies = rows.X.min(axis=0) < rows.X.max(axis=0)
     tied, step = np.zeros(n_features, dtype=bool), np.zeros(n_features)
-    if n_weighted < _LEAST_ROWS_FOR_TIES or len(rows) < 2:
+    if n_weighted < _MIN_ROWS_FOR_TIES or len(rows) < 2:
         return ColumnReport(varies, tied, step)
     for j in np.flatnonzero(varies):
         values, group = np.unique(rows.X[:, j], return_inverse=True)

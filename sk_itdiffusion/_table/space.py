@@ -24,7 +24,7 @@ Index = NDArray[np.intp]
 #: Width, relative to its value (or 1), that a continuous column without variation is given.
 CONSTANT_WIDTH = 1e-3
 #: Size below which a constant counts as 0, since a share of it would be no number.
-LEAST_CONSTANT = 1e-300
+MIN_CONSTANT = 1e-300
 #: How far, and at how many points, maps of columns that are loaded are checked.
 FARTHEST_IN_MAPS, POINTS_IN_MAPS = 8.0, 129
 
@@ -36,15 +36,15 @@ class ColumnKind:
 
     Attributes
     ----------
-    n_levels : int
+    n_categories : int
         Number of codes of a discrete column; 0 for a continuous one.
     ordered : bool
         Whether the codes have an order.
     log_seen : float
-        Log-probability that a value is one of the levels.
+        Log-probability that a value is one of the categories.
     """
 
-    n_levels: int = 0
+    n_categories: int = 0
     ordered: bool = False
     log_seen: float = 0.0
 
@@ -57,7 +57,7 @@ def make_layout(
     Parameters
     ----------
     kinds : sequence of ColumnKind
-        Kinds of the discrete columns, each with at least 2 levels.
+        Kinds of the discrete columns, each with at least 2 categories.
     rows : WeightedRows
         Rows: continuous columns, then codes.
     n_continuous : int
@@ -80,9 +80,9 @@ def make_layout(
         n_continuous,
         [
             Variable(
-                kind.n_levels,
-                lattice_values(kind.n_levels, center[j], math.sqrt(variance[j]))
-                if kind.ordered or kind.n_levels == 2
+                kind.n_categories,
+                lattice_values(kind.n_categories, center[j], math.sqrt(variance[j]))
+                if kind.ordered or kind.n_categories == 2
                 else None,
             )
             for j, kind in enumerate(kinds)
@@ -100,7 +100,7 @@ class TableSpace:
     n_columns : int
         Columns of the table.
     continuous, discrete : ndarray of int
-        Continuous columns that vary, and discrete columns of at least 2 levels.
+        Continuous columns that vary, and discrete columns of at least 2 categories.
     constant : ndarray of int
         Continuous columns without variation.
     constant_values : ndarray of shape (n_columns,)
@@ -110,7 +110,7 @@ class TableSpace:
     layout : Layout
         Where the columns are in the points of the denoisers.
     log_seen : ndarray of shape (n_columns,)
-        Log-probabilities that the values of columns are levels; 0 for continuous columns.
+        Log-probabilities that the values of columns are categories; 0 for continuous columns.
     is_mapped : bool
         Whether the marginal map is the final one, fitted or given.
     bounds : ndarray of shape (n_continuous, 2) or None
@@ -172,20 +172,20 @@ class TableSpace:
 
     @property
     def open(self) -> Index:
-        """Discrete columns that may have other values than their levels."""
+        """Discrete columns that may have other values than their categories."""
         return np.flatnonzero(self.log_seen)
 
     def unseen_log_odds(self, values: Array) -> Array:
-        """Return by how much other values than levels change the log-probabilities of rows.
+        """Return by how much other values than categories change the log-probabilities of rows.
 
-        Of each such value it is the log-probability less that of all levels of the column; the
+        Of each such value it is the log-probability less that of all categories of the column; the
         shape is (n, n_open).
         """
         entries = np.ascontiguousarray(values[:, self.open])
         return np.where(entries < 0.0, entries - self.log_seen[self.open], 0.0)
 
     def is_complete(self, rows: Array) -> NDArray[np.bool_]:
-        """Return which of the model's rows, or standardised ones, have levels in all columns."""
+        """Return which rows, the model's or standardised ones, have categories in all columns."""
         codes = np.ascontiguousarray(rows[:, len(self.continuous) :])
         return np.asarray((codes >= 0.0).all(axis=1))
 
@@ -249,7 +249,7 @@ class TableSpace:
     def constant_width(self) -> Array:
         """Return the widths of the normal densities of columns without variation."""
         size = np.abs(self.constant_values[self.constant])
-        return np.asarray(CONSTANT_WIDTH * np.where(size < LEAST_CONSTANT, 1.0, size))
+        return np.asarray(CONSTANT_WIDTH * np.where(size < MIN_CONSTANT, 1.0, size))
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
@@ -272,7 +272,7 @@ class TableSpace:
         found += [self.layout.n_continuous, len(self.layout.variables)]
         check_same(found, [*3 * [n_continuous], sizes["m"]], "there are other columns")
         check_finite(self.constant_values, "values of columns without variation")
-        check_in_range(self.log_seen, -np.finfo(np.float64).max, 0.0, "probabilities of levels")
+        check_in_range(self.log_seen, -np.finfo(np.float64).max, 0.0, "probabilities of categories")
         check_in_range(self.anchored, 0, n_continuous - 1, "numbers of columns")
         if self.bounds is not None:
             check_shapes(self, {"bounds": "ce"}, c=n_continuous, e=2)

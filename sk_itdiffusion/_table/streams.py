@@ -30,14 +30,14 @@ Array = NDArray[np.float64]
 
 #: Numbers and rows of a table that is worked on in memory, where it takes several copies; of a
 #: larger one a sample of that size is: maps, references and validation need no more.
-NUMBERS_IN_MEMORY, MOST_ROWS_IN_MEMORY = 2**26, 2**20
+NUMBERS_IN_MEMORY, MAX_ROWS_IN_MEMORY = 2**26, 2**20
 ROWS_IN_A_READ = 256
 
 
 def affordable_rows(n_columns: int) -> int:
     """Return how many rows are held in memory, all of a table or a sample of more."""
     n_rows = max(ROWS_IN_A_READ, NUMBERS_IN_MEMORY // max(1, n_columns))
-    return min(n_rows, MOST_ROWS_IN_MEMORY)
+    return min(n_rows, MAX_ROWS_IN_MEMORY)
 
 
 def is_dataset(X: Any) -> TypeGuard[Dataset[Any]]:
@@ -241,7 +241,7 @@ class StreamedRows:
 
     Attributes
     ----------
-    stream : RowStream or BlockStream
+    stream : RowStream or PartitionStream
         The stream.
     prepare : callable
         Checks values of the table (n, c) and maps them to rows of the model (n, d).

@@ -1,4 +1,4 @@
-r"""Probabilities of values that are not among the levels of a column.
+r"""Probabilities of values that are not among the categories of a column.
 
 The largest count of a table is often in one row only, and so are rare categories: new rows have
 values that the rows of `fit` lack.  Such values have a probability too.
@@ -9,17 +9,17 @@ but for the row itself tell how often new values come.  With :math:`N_1` such ro
 .. math:: m = \frac{N_1 + 1}{n + 2},
 
 the share of these rows after one row with a new value and one with a known value are added, so that
-it is neither 0 nor 1.  Among whole numbers whose range is filled up with levels only the least and
-the greatest value can be such values.
+it is neither 0 nor 1.  Among whole numbers whose range is filled up with categories only the least
+and the greatest value can be such values.
 
 **Names** that were not seen are one event, since nothing tells one of them from another: each of
 them has the log-probability of the event.
 
-**Whole numbers in order** may be below all levels, above, or between two of them.  Each of these
-regions has the rows that would be new there, and an equal part of the added row.  Of g gaps
-between levels about :math:`\sqrt g` neighbours make a group, whose numbers are equally likely, and
-groups are as likely as they have gaps (an estimate by spacings, as new values are as likely in one
-gap as in another).  Distances k = 1, 2, ... beyond
+**Whole numbers in order** may be below all categories, above, or between two of them.  Each of
+these regions has the rows that would be new there, and an equal part of the added row.  Of g gaps
+between categories about :math:`\sqrt g` neighbours make a group, whose numbers are equally likely,
+and groups are as likely as they have gaps (an estimate by spacings, as new values are as likely in
+one gap as in another).  Distances k = 1, 2, ... beyond
 an end have a geometric distribution whose ratio is uncertain: under a uniform prior, and N excesses
 of sum S over a value near the end,
 
@@ -57,9 +57,9 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.object_]
 
 #: Most excesses that count, so that differences of large logarithms stay exact.
-MOST_EXCESSES = 1e6
+MAX_EXCESSES = 1e6
 #: Largest distance of numbers that counts, so that sums are numbers.
-LARGEST_EXCESS = 1e200
+MAX_EXCESS = 1e200
 
 
 def is_whole_number(value: Any) -> bool:
@@ -73,9 +73,9 @@ def whole_numbers(values: Iterable[Any]) -> Integers:
 
 
 def gap_sizes(values: Integers) -> Array:
-    """Return the differences of increasing integers, at most ``LARGEST_EXCESS``."""
+    """Return the differences of increasing integers, at most ``MAX_EXCESS``."""
     # Before they become floats: large neighbours would be equal.
-    return np.minimum(np.diff(values), LARGEST_EXCESS).astype(np.float64)
+    return np.minimum(np.diff(values), MAX_EXCESS).astype(np.float64)
 
 
 @stored()
@@ -117,18 +117,18 @@ class GeometricTail:
         GeometricTail
             The tail.
         """
-        most = min(math.sqrt(count.sum()), MOST_EXCESSES)
+        most = min(math.sqrt(count.sum()), MAX_EXCESSES)
         at_least = np.cumsum(count[::-1])[::-1]
         first = max(1, int(np.count_nonzero(at_least >= most)) - 1)
         n_excesses = float(count[first:].sum())
         share = min(1.0, most / n_excesses) if n_excesses else 0.0
-        excess = np.minimum(values[first:] - values[first - 1], LARGEST_EXCESS).astype(np.float64)
+        excess = np.minimum(values[first:] - values[first - 1], MAX_EXCESS).astype(np.float64)
         beyond = float(count[first:] @ (excess - 1.0))
         return cls(math.log(mass), 1.0 + share * beyond, 1.0 + share * n_excesses)
 
     def log_probability(self, distance: int) -> float:
         """Return the log-probability of the value at a distance of at least 1."""
-        counted = float(min(distance, LARGEST_EXCESS))
+        counted = float(min(distance, MAX_EXCESS))
         at_distance = betaln(self.a + counted - 1.0, self.b + 1.0)
         return self.log_mass + float(at_distance - betaln(self.a, self.b))
 
@@ -136,7 +136,7 @@ class GeometricTail:
 @stored()
 @dataclass(frozen=True)
 class UnseenValues:
-    """Log-probabilities of values that are not among the levels of a column, in nats.
+    """Log-probabilities of values that are not among the categories of a column, in nats.
 
     Attributes
     ----------
@@ -145,9 +145,9 @@ class UnseenValues:
     log_other : float
         That of the event of any value for which nothing else is said.
     below, above : GeometricTail or None, default=None
-        Whole numbers below and above all levels.
+        Whole numbers below and above all categories.
     log_gap : float or None, default=None
-        That of each gap between levels that are whole numbers.
+        That of each gap between categories that are whole numbers.
     """
 
     log_mass: float
@@ -163,7 +163,7 @@ class UnseenValues:
 
     @property
     def log_seen(self) -> float:
-        """Log-probability of all levels together."""
+        """Log-probability of all categories together."""
         return math.log1p(-math.exp(self.log_mass))
 
     @classmethod
@@ -187,14 +187,14 @@ class UnseenValues:
 
     @classmethod
     def of_whole_numbers(
-        cls, levels: Integers, values: Integers, count: Array, n_new: Array, n_rows: float
+        cls, categories: Integers, values: Integers, count: Array, n_new: Array, n_rows: float
     ) -> UnseenValues:
-        """Return the probabilities of whole numbers below, between and above levels.
+        """Return the probabilities of whole numbers below, between and above categories.
 
         Parameters
         ----------
-        levels : ndarray of shape (n_levels,), dtype object
-            Increasing levels, as integers of Python.
+        categories : ndarray of shape (n_categories,), dtype object
+            Increasing categories, as integers of Python.
         values : ndarray of shape (n_values,), dtype object
             Those that were seen, increasing.
         count : ndarray of shape (n_values,)
@@ -209,9 +209,9 @@ class UnseenValues:
         UnseenValues
             The probabilities.
         """
-        n_gaps = int(np.count_nonzero(gap_sizes(levels) > 1.0))
+        n_gaps = int(np.count_nonzero(gap_sizes(categories) > 1.0))
         found = {"above": float(n_new[-1])}
-        if levels[0] != 0:
+        if categories[0] != 0:
             found["below"] = float(n_new[:-1][:1].sum())
         if n_gaps:
             found["between"] = float(n_new[1:-1].sum())
@@ -232,15 +232,15 @@ class UnseenValues:
             math.log(mass["between"]) - math.log(n_gaps) if n_gaps else None,
         )
 
-    def log_probabilities(self, values: Iterable[Any], levels: Iterable[Any]) -> Array:
-        """Return the log-probabilities of values that are no levels.
+    def log_probabilities(self, values: Iterable[Any], categories: Iterable[Any]) -> Array:
+        """Return the log-probabilities of values that are no categories.
 
         Parameters
         ----------
         values : iterable of length n_values
             Values, of any types.
-        levels : iterable of length n_levels
-            The levels of the column.
+        categories : iterable of length n_categories
+            The categories of the column.
 
         Returns
         -------
@@ -250,44 +250,44 @@ class UnseenValues:
         """
         if self.above is None:
             return np.array([self.log_other for _ in values])
-        known = np.sort(whole_numbers(levels))
+        known = np.sort(whole_numbers(categories))
         between = np.array([]) if self.log_gap is None else self.log_gap + log_spacings(known)
         return np.array([self._log_probability(value, known, between) for value in values])
 
-    def _log_probability(self, value: Any, levels: Integers, between: Array) -> float:
-        """Return the log-probability of a value beside increasing levels.
+    def _log_probability(self, value: Any, categories: Integers, between: Array) -> float:
+        """Return the log-probability of a value beside increasing categories.
 
-        That of a number between two levels is the entry of the lower one in the third argument.
+        That of a number between two categories is the entry of the lower one in the third argument.
         """
         if not is_whole_number(value):
             return self.log_other
         number = int(value)
-        if self.above is not None and number > levels[-1]:
-            return self.above.log_probability(number - levels[-1])
-        if number < levels[0]:
+        if self.above is not None and number > categories[-1]:
+            return self.above.log_probability(number - categories[-1])
+        if number < categories[0]:
             tail = self.below
-            return self.log_other if tail is None else tail.log_probability(levels[0] - number)
-        lower = bisect_right(levels, number) - 1
-        # A number may equal a level that is of another type, as truths do.
+            return self.log_other if tail is None else tail.log_probability(categories[0] - number)
+        lower = bisect_right(categories, number) - 1
+        # A number may equal a category that is of another type, as truths do.
         is_between = lower < len(between) and math.isfinite(between[lower])
         return float(between[lower]) if is_between else self.log_other
 
 
-def log_spacings(levels: Integers) -> Array:
-    """Return log-probabilities of the whole numbers between two levels, in units of one gap's.
+def log_spacings(categories: Integers) -> Array:
+    """Return log-probabilities of the whole numbers between two categories, in units of one gap's.
 
     Parameters
     ----------
-    levels : ndarray of shape (n_levels,), dtype object
+    categories : ndarray of shape (n_categories,), dtype object
         Increasing integers.
 
     Returns
     -------
-    ndarray of shape (n_levels - 1,)
-        Log-probability of each number above a level and below the next; minus infinity where
+    ndarray of shape (n_categories - 1,)
+        Log-probability of each number above a category and below the next; minus infinity where
         there is none.
     """
-    numbers = np.maximum(gap_sizes(levels) - 1.0, 0.0)
+    numbers = np.maximum(gap_sizes(categories) - 1.0, 0.0)
     gaps = np.flatnonzero(numbers)
     n_together = math.ceil(math.sqrt(len(gaps)))
     found = np.full(len(numbers), -math.inf)

@@ -25,7 +25,7 @@ from sk_itdiffusion.persistence import stored
 __all__ = ["ConvolutionalFamily", "ConvolutionalNetwork"]
 
 #: Positions up to which each pixel is one; larger images are cut into patches of 2 x 2, 4 x 4, ...
-MOST_POSITIONS = 256
+MAX_POSITIONS = 256
 #: The fully connected network that is trained beside one on images of discrete pixels.
 NETWORK_BESIDE = "dense_network"
 WIDTH_BESIDE, BLOCKS_BESIDE = 256, 2
@@ -159,7 +159,7 @@ class ConvolutionalNetwork(ConfiguredModule):
 def patch_size(height: int, width: int) -> int:
     """Return the side of the patches: 1, and larger powers of two for larger images."""
     size = 1
-    while math.ceil(height / size) * math.ceil(width / size) > MOST_POSITIONS:
+    while math.ceil(height / size) * math.ceil(width / size) > MAX_POSITIONS:
         size *= 2
     return size
 
@@ -209,6 +209,6 @@ class ConvolutionalFamily(NetworkFamily):
 
     def beside(self, task: NetworkTask) -> dict[str, PlannedNetwork]:
         """Return the fully connected network; see `NetworkFamily.beside`."""
-        if not task.has_levels:
+        if not task.has_categories:
             return {}
         return {NETWORK_BESIDE: PlannedNetwork(MLPFamily(), WIDTH_BESIDE, BLOCKS_BESIDE)}

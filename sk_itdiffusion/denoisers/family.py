@@ -18,8 +18,8 @@ from sk_itdiffusion.layout import Layout
 __all__ = ["BackbonePlan", "NetworkFamily", "NetworkTask", "PlannedNetwork", "UsualParameters"]
 
 #: Hidden units up to which one thread trains as fast as several.
-WIDEST_FOR_ONE_THREAD = 256
-MOST_PIXELS_FOR_ONE_THREAD = 256
+MAX_FOR_ONE_THREAD = 256
+MAX_PIXELS_FOR_ONE_THREAD = 256
 #: Networks, of different regularisation, that a table of continuous columns gets.
 NETWORKS_OF_A_TABLE = 2
 
@@ -30,7 +30,7 @@ class NetworkTask:
 
     Attributes
     ----------
-    has_levels : bool
+    has_categories : bool
         Whether there are discrete columns.
     has_continuous : bool
         Whether there are continuous columns.
@@ -38,7 +38,7 @@ class NetworkTask:
         Height and width, or channels, height and width, if columns are pixels.
     """
 
-    has_levels: bool = False
+    has_categories: bool = False
     has_continuous: bool = True
     image_shape: tuple[int, ...] | None = None
 
@@ -51,7 +51,7 @@ class NetworkTask:
     def has_large_images(self) -> bool:
         """Whether images have so many pixels that one thread is slow."""
         shape = self.image_shape
-        return shape is not None and math.prod(shape) > MOST_PIXELS_FOR_ONE_THREAD
+        return shape is not None and math.prod(shape) > MAX_PIXELS_FOR_ONE_THREAD
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         UsualParameters
             The usual parameters.
         """
-        width = 256 if task.has_levels else 128
+        width = 256 if task.has_categories else 128
         return UsualParameters(width, n_blocks=2, batch_size=512, learning_rate=0.03)
 
     def is_costly(self, task: NetworkTask) -> bool:
@@ -269,7 +269,7 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         int
             By default 2 for continuous columns, unless steps are dear, and otherwise 1.
         """
-        return 1 if task.has_levels or self.is_costly(task) else NETWORKS_OF_A_TABLE
+        return 1 if task.has_categories or self.is_costly(task) else NETWORKS_OF_A_TABLE
 
     def trains_in_one_thread(self, task: NetworkTask, hidden_size: int) -> bool:
         """Return whether a CPU would not train a network faster with more threads.
@@ -286,7 +286,7 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         bool
             By default whether both the network and images, if there are any, are small.
         """
-        return hidden_size <= WIDEST_FOR_ONE_THREAD and not task.has_large_images
+        return hidden_size <= MAX_FOR_ONE_THREAD and not task.has_large_images
 
     def beside(self, task: NetworkTask) -> Mapping[str, PlannedNetwork]:
         """Return networks of other families that are trained too, by name; by default none.

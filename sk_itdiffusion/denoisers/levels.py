@@ -1,17 +1,17 @@
 r"""Denoiser for rows with discrete columns.
 
-The network corrects the posterior of the levels that a reference gives,
+The network corrects the posterior of the categories that a reference gives,
 
 .. math:: p(x_i = k \mid z) = \mathrm{softmax}_k\left(
     \log p_\mathrm{ref}(x_i = k \mid z) + e^{g(a)} f_{ik}(z, a) \right), \qquad
     \hat x_i = \sum_k p(x_i = k \mid z)\, v_k,
 
-where :math:`f_{ik}` is free for unordered levels and a cubic polynomial of the level for ordered
-ones.  Unordered levels with fewer than 5 training rows keep the posterior of the reference, and
-the others share what is left: a network would learn by heart that such levels do not occur, which
-costs nothing on average and gives nonsense where one occurs after all.  Continuous columns are
-corrected as by `PreconditionedDenoiser`.  The last layer starts at zero, so that an untrained model
-is the reference.
+where :math:`f_{ik}` is free for unordered categories and a cubic polynomial of the category for
+ordered ones.  Unordered categories with fewer than 5 training rows keep the posterior of the
+reference, and the others share what is left: a network would learn by heart that such categories do
+not occur, which costs nothing on average and gives nonsense where one occurs after all.  Continuous
+columns are corrected as by `PreconditionedDenoiser`.  The last layer starts at zero, so that an
+untrained model is the reference.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from sk_itdiffusion.denoisers.precondition import (
 )
 from sk_itdiffusion.layout import (
     FINE_LATTICE,
-    LatticeBlock,
+    LatticeGroup,
     Layout,
-    OneHotBlock,
+    OneHotGroup,
     check_same_layout,
 )
 from sk_itdiffusion.persistence import stored
@@ -50,13 +50,13 @@ from sk_itdiffusion.references.posteriors import (
     DensePosterior,
     LevelPosterior,
     StreamedPosterior,
-    scaled_levels,
+    scaled_categories,
 )
 
-__all__ = ["LevelDenoiser", "LevelPrediction", "n_level_outputs"]
+__all__ = ["LevelDenoiser", "LevelPrediction", "n_category_outputs"]
 
-#: Training rows below which an unordered level keeps the posterior of the reference.
-LEAST_ROWS_FOR_A_LEVEL = 5
+#: Training rows below which an unordered category keeps the posterior of the reference.
+MIN_ROWS_FOR_A_CATEGORY = 5
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LevelPrediction:
     reference_noise, correction : Tensor of shape (B, d)
         Noise predicted by the reference, and what the model adds to it.
     reference, model : list of LevelPosterior
-        Posteriors of the levels for each block.
+        Posteriors of the categories for each group.
     """
 
     reference_noise: Tensor
@@ -77,48 +77,48 @@ class LevelPrediction:
     model: list[LevelPosterior]
 
 
-def is_periodic(block: LatticeBlock | OneHotBlock) -> bool:
-    """Return whether the block's posterior means enter with sines and cosines."""
-    return isinstance(block, LatticeBlock) and block.n_levels >= FINE_LATTICE
+def is_periodic(group: LatticeGroup | OneHotGroup) -> bool:
+    """Return whether the group's posterior means enter with sines and cosines."""
+    return isinstance(group, LatticeGroup) and group.n_categories >= FINE_LATTICE
 
 
-def n_outputs_of(block: LatticeBlock | OneHotBlock) -> int:
-    """Return the numbers that the network gives for one block."""
-    if isinstance(block, OneHotBlock):
-        return block.n_points
-    return block.n_variables * min(DEGREE, block.n_levels - 1)
+def n_outputs_of(group: LatticeGroup | OneHotGroup) -> int:
+    """Return the numbers that the network gives for one group."""
+    if isinstance(group, OneHotGroup):
+        return group.n_points
+    return group.n_variables * min(DEGREE, group.n_categories - 1)
 
 
 def n_periodic_inputs(layout: Layout) -> int:
     """Return how many inputs of the network have sines and cosines."""
-    return layout.n_continuous + sum(b.n_points for b in layout.blocks if is_periodic(b))
+    return layout.n_continuous + sum(b.n_points for b in layout.groups if is_periodic(b))
 
 
-def n_level_outputs(layout: Layout) -> int:
+def n_category_outputs(layout: Layout) -> int:
     """Return the numbers that the network gives for all discrete variables."""
-    return sum(n_outputs_of(block) for block in layout.blocks)
+    return sum(n_outputs_of(group) for group in layout.groups)
 
 
 @stored()
 class LevelDenoiser(ConfiguredModule):
-    """Denoiser that corrects a reference's posterior of the levels.
+    """Denoiser that corrects a reference's posterior of the categories.
 
     Parameters
     ----------
     backbone : nn.Module
         Called as ``backbone(inputs, logsnr)``; returns corrections of the continuous columns and
-        numbers for each block.
+        numbers for each group.
     reference : DiscreteReference
         Reference whose posterior is corrected.
     independent : IndependentReference
         Reference whose posterior means are the network's inputs.
     embedding : LogSNREmbedding
         Features from which the gains are linear.
-    counts : sequence of ndarray of shape (n_levels,), or None
-        Training rows of the levels of each variable; None if all levels have enough.
+    counts : sequence of ndarray of shape (n_categories,), or None
+        Training rows of the categories of each variable; None if all categories have enough.
     """
 
-    #: Which levels are rare is in buffers.
+    #: Which categories are rare is in buffers.
     _only_initial: ClassVar[tuple[str, ...]] = ("counts",)
 
     def __init__(
@@ -136,44 +136,44 @@ class LevelDenoiser(ConfiguredModule):
         self.layout = reference.layout
         self.embedding = embedding
         self.gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
-        self.level_gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
-        for number, block in enumerate(self.layout.blocks):
-            if isinstance(block, LatticeBlock):
-                self.register_buffer(f"powers_{number}", level_powers(block))
-        self.mark_rare_levels(counts)
+        self.category_gain = nn.Parameter(torch.zeros(embedding.n_features, dtype=torch.float32))
+        for number, group in enumerate(self.layout.groups):
+            if isinstance(group, LatticeGroup):
+                self.register_buffer(f"powers_{number}", category_powers(group))
+        self.mark_rare_categories(counts)
 
     def config(self) -> dict[str, Any]:
         """Return what a denoiser of the same shape is made from."""
         own = self.independent
         return super().config() | {"independent": self.reference if own is None else own}
 
-    def mark_rare_levels(self, counts: Sequence[NDArray[np.float64]] | None) -> None:
-        """Let levels of few training rows keep the reference's posterior."""
-        for number, block in enumerate(self.layout.blocks):
-            rare = None if counts is None else rare_levels(block, counts)
-            # Not in the state: a warm start may have other rare levels.
+    def mark_rare_categories(self, counts: Sequence[NDArray[np.float64]] | None) -> None:
+        """Let categories of few training rows keep the reference's posterior."""
+        for number, group in enumerate(self.layout.groups):
+            rare = None if counts is None else rare_categories(group, counts)
+            # Not in the state: a warm start may have other rare categories.
             self.register_buffer(f"rare_{number}", rare, persistent=False)
 
     def inputs(self, z: Tensor, posteriors: Sequence[LevelPosterior]) -> Tensor:
         """Return the network's inputs, periodic ones first."""
         periodic, plain = [z[:, : self.layout.n_continuous]], list[Tensor]()
         for posterior in posteriors:
-            (periodic if is_periodic(posterior.block) else plain).append(posterior.mean())
+            (periodic if is_periodic(posterior.group) else plain).append(posterior.mean())
         return torch.cat(periodic + plain, dim=1)
 
     def changed(self, posterior: LevelPosterior, outputs: Tensor, number: int) -> LevelPosterior:
-        """Return a block's posterior changed by the network's outputs."""
-        block = self.layout.blocks[number]
-        if isinstance(block, OneHotBlock):
-            change = outputs[:, block.gather_index]
+        """Return a group's posterior changed by the network's outputs."""
+        group = self.layout.groups[number]
+        if isinstance(group, OneHotGroup):
+            change = outputs[:, group.gather_index]
         else:
-            coefficients = outputs.reshape(len(outputs), block.n_variables, -1)
+            coefficients = outputs.reshape(len(outputs), group.n_variables, -1)
             if isinstance(posterior, StreamedPosterior):
                 return posterior.changed(coefficients)
             powers = getattr(self, f"powers_{number}")
             change = torch.einsum("bmp,mpk->bmk", coefficients, powers)
         log_p = changed_posterior(posterior.dense(), change, getattr(self, f"rare_{number}"))
-        return DensePosterior(block, log_p)
+        return DensePosterior(group, log_p)
 
     def predict(self, z: Tensor, logsnr: Tensor) -> LevelPrediction:
         """Return what reference and model say of points z (B, d)."""
@@ -185,8 +185,8 @@ class LevelDenoiser(ConfiguredModule):
         spread = (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt()
         scale = spread * torch.exp(features @ self.gain)
         correction = [scale[:, None] * outputs[:, :n_continuous]]
-        outputs = torch.exp(features @ self.level_gain)[:, None] * outputs[:, n_continuous:]
-        sizes = [n_outputs_of(block) for block in self.layout.blocks]
+        outputs = torch.exp(features @ self.category_gain)[:, None] * outputs[:, n_continuous:]
+        sizes = [n_outputs_of(group) for group in self.layout.groups]
         model = []
         for number, part in enumerate(outputs.split(sizes, dim=1)):
             model.append(self.changed(reference[number], part, number))
@@ -201,7 +201,7 @@ class LevelDenoiser(ConfiguredModule):
         return prediction.reference_noise, prediction.correction
 
     def information_gain(self, rows: Tensor, z: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the gain over the reference, (B,): in log-posterior of levels, else in error."""
+        """Return the gain over the reference, (B,): in log-posterior, or else in error."""
         prediction = self.predict(z, logsnr)
         n_continuous = self.layout.n_continuous
         baseline = prediction.reference_noise[:, :n_continuous]
@@ -210,7 +210,7 @@ class LevelDenoiser(ConfiguredModule):
         # Near the size of the bound's own weight, so that both kinds of columns count alike.
         weight = 2.0 * torch.sigmoid(logsnr)
         for model, reference in zip(prediction.model, prediction.reference, strict=True):
-            codes = model.block.codes(rows, n_continuous)
+            codes = model.group.codes(rows, n_continuous)
             surplus = model.log_probability(codes) - reference.log_probability(codes)
             gain = gain + weight * surplus.sum(1)
         return gain
@@ -221,43 +221,45 @@ class LevelDenoiser(ConfiguredModule):
         return baseline + correction
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
-        """Return log p(level | z) for each block, each of shape (B, m, K)."""
+        """Return log p(category | z) for each group, each of shape (B, m, K)."""
         return [posterior.dense() for posterior in self.predict(z, logsnr).model]
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         layout = self.layout
-        n_outputs = layout.n_continuous + n_level_outputs(layout)
+        n_outputs = layout.n_continuous + n_category_outputs(layout)
         check_backbone(self.backbone, layout.n_points, n_outputs, n_periodic_inputs(layout))
         if self.independent is not None:
             check_same_layout(self.independent.layout, layout)
         check_precision(self)
-        for number, block in enumerate(layout.blocks):
+        for number, group in enumerate(layout.groups):
             rare = getattr(self, f"rare_{number}")
             if rare is not None and rare.dtype != torch.bool:
-                raise ValueError("it is not known which levels are rare")
+                raise ValueError("it is not known which categories are rare")
             check_same(
-                (block.allowed if rare is None else rare).shape, block.allowed.shape, "other levels"
+                (group.allowed if rare is None else rare).shape,
+                group.allowed.shape,
+                "other categories",
             )
 
 
-def rare_levels(
-    block: LatticeBlock | OneHotBlock, counts: Sequence[NDArray[np.float64]]
+def rare_categories(
+    group: LatticeGroup | OneHotGroup, counts: Sequence[NDArray[np.float64]]
 ) -> Tensor | None:
-    """Return which levels keep the reference's posterior, (m, K), or None if no level does."""
-    if isinstance(block, LatticeBlock) and block.n_levels > 2:
+    """Return which categories keep the reference's posterior, (m, K), or None if none does."""
+    if isinstance(group, LatticeGroup) and group.n_categories > 2:
         return None
-    rare = torch.zeros(block.allowed.shape, dtype=torch.bool)
-    for row, j in zip(rare, block.columns, strict=True):
-        row[: len(counts[j])] = torch.from_numpy(counts[j] < LEAST_ROWS_FOR_A_LEVEL)
+    rare = torch.zeros(group.allowed.shape, dtype=torch.bool)
+    for row, j in zip(rare, group.columns, strict=True):
+        row[: len(counts[j])] = torch.from_numpy(counts[j] < MIN_ROWS_FOR_A_CATEGORY)
     return rare if bool(rare.any()) else None
 
 
 def changed_posterior(reference: Tensor, change: Tensor, rare: Tensor | None) -> Tensor:
-    """Return the log-posterior (B, m, K) changed by a network, except for rare levels (m, K)."""
+    """Return the log-posterior (B, m, K) changed by a network, but for rare categories (m, K)."""
     if rare is None:
         return (reference + change).log_softmax(2)
-    # Where all levels are rare nothing is changed; treating none as rare there avoids NaN.
+    # Where all categories are rare nothing is changed; treating none as rare there avoids NaN.
     settled = rare.all(1, keepdim=True)
     kept = rare & ~settled
     # A finite number instead of minus infinity keeps the gradients finite.
@@ -267,8 +269,8 @@ def changed_posterior(reference: Tensor, change: Tensor, rare: Tensor | None) ->
     return torch.where(kept | settled, reference, shared)
 
 
-def level_powers(block: LatticeBlock) -> Tensor:
-    """Return powers 1 to 3 of the levels scaled to [-1, 1], shape (m, degree, K)."""
-    level = scaled_levels(block)
-    exponents = torch.arange(1, min(DEGREE, block.n_levels - 1) + 1)
-    return (level[:, None, :] ** exponents[:, None]).float()
+def category_powers(group: LatticeGroup) -> Tensor:
+    """Return powers 1 to 3 of the categories scaled to [-1, 1], shape (m, degree, K)."""
+    category = scaled_categories(group)
+    exponents = torch.arange(1, min(DEGREE, group.n_categories - 1) + 1)
+    return (category[:, None, :] ** exponents[:, None]).float()

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion.denoisers.family import (
-    WIDEST_FOR_ONE_THREAD,
+    MAX_FOR_ONE_THREAD,
     BackbonePlan,
     NetworkFamily,
     NetworkTask,
@@ -266,4 +266,4 @@ class MLPFamily(NetworkFamily):
 
     def trains_in_one_thread(self, task: NetworkTask, hidden_size: int) -> bool:
         """Return whether the layers are small; see `NetworkFamily.trains_in_one_thread`."""
-        return hidden_size <= WIDEST_FOR_ONE_THREAD
+        return hidden_size <= MAX_FOR_ONE_THREAD

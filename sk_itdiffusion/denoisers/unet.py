@@ -24,7 +24,7 @@ __all__ = ["UNetBackbone", "UNetFamily", "unet_channels"]
 
 #: Time steps over the range of the log-SNR, in the units of the network's time embedding.
 N_TIMES = 1000.0
-LEAST_SIDE = 4
+MIN_SIDE = 4
 GROUPS = 8
 
 
@@ -120,7 +120,7 @@ class UNetBackbone(ConfiguredModule):
 def unet_channels(image_shape: tuple[int, ...], width: int) -> tuple[int, ...]:
     """Return the channels at each resolution; the coarsest has at least 4 pixels a side."""
     side = min(image_shape[1:])
-    n_halvings = int(min(3, max(1, math.floor(math.log2(max(side, 1) / LEAST_SIDE)))))
+    n_halvings = int(min(3, max(1, math.floor(math.log2(max(side, 1) / MIN_SIDE)))))
     return (width, *(2 * width,) * n_halvings)
 
 

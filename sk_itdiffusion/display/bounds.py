@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BoundHistoryDisplay"]
 
-MOST_MARKED = 40  # epochs up to which each has a marker
+MAX_MARKED = 40  # epochs up to which each has a marker
 
 
 class BoundHistoryDisplay:
@@ -145,7 +145,7 @@ class BoundHistoryDisplay:
         ax = axes_or_new(ax, f"{type(self).__name__}.plot")
         is_bound = self.train_loss == "bound"
         self.train_ax_ = ax if is_bound else ax.twinx()
-        marked = len(self.epoch) <= MOST_MARKED
+        marked = len(self.epoch) <= MAX_MARKED
         train = {
             "color": VERMILION,
             "linestyle": "--",
@@ -251,6 +251,6 @@ class BoundHistoryDisplay:
 
 def training_loss(estimator: Any) -> str:
     """Return what the training values of an estimator are."""
-    has_levels = any(kind != "continuous" for kind in getattr(estimator, "kinds_", []))
+    has_categories = any(kind != "continuous" for kind in getattr(estimator, "kinds_", []))
     is_cross_entropy = getattr(estimator, "loss", None) == "cross_entropy"
-    return "cross_entropy" if has_levels and is_cross_entropy else "bound"
+    return "cross_entropy" if has_categories and is_cross_entropy else "bound"

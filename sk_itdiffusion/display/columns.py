@@ -12,8 +12,8 @@ from sk_itdiffusion._table.reading import Table
 __all__ = [
     "check_number_of_columns",
     "column_names",
+    "column_number",
     "name_and_value",
-    "position",
     "spread_rows",
 ]
 
@@ -33,7 +33,7 @@ def check_number_of_columns(estimator: Any, table: Table) -> None:
         )
 
 
-def position(table: Table, column: Any, parameter: str) -> int:
+def column_number(table: Table, column: Any, parameter: str) -> int:
     """Return the number of a column that a parameter gives by number or name."""
     if not isinstance(column, str) and isinstance(column, Integral):
         if not 0 <= int(column) < table.n_columns:

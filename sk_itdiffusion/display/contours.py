@@ -15,8 +15,8 @@ from sk_itdiffusion._table.reading import Table, read_table
 from sk_itdiffusion.display.columns import (
     check_number_of_columns,
     column_names,
+    column_number,
     name_and_value,
-    position,
     spread_rows,
 )
 from sk_itdiffusion.display.marginal import averaged_conditionals
@@ -35,7 +35,7 @@ __all__ = ["DensityContourDisplay"]
 
 PLOT_METHODS = ("contourf", "contour", "pcolormesh")
 N_LEVELS, N_LINES = 20, 10  # filled and empty contours over the depth
-MOST_NAMED = 4  # columns of which the title tells where they are fixed
+MAX_NAMED = 4  # columns of which the title tells where they are fixed
 USUAL_POINTS = 300
 USUAL_RESOLUTION, USUAL_RESOLUTION_OF_MARGINALS = 60, 30
 ROWS_IN_A_CALL = 2**17
@@ -252,7 +252,7 @@ class DensityContourDisplay:
         """Return where the other columns are fixed, or over what they are averaged."""
         if self.n_averaged:
             return f"averaged over the other columns of {self.n_averaged} rows"
-        named = [name_and_value(*each) for each in list(self.fixed.items())[:MOST_NAMED]]
+        named = [name_and_value(*each) for each in list(self.fixed.items())[:MAX_NAMED]]
         n_more = len(self.fixed) - len(named)
         more = f" and {n_more} more columns fixed" if n_more else ""
         # Lines end between columns only.
@@ -333,14 +333,14 @@ class DensityContourDisplay:
             grid_resolution = USUAL_RESOLUTION_OF_MARGINALS if averages else USUAL_RESOLUTION
         check_grid(grid_resolution, margin)
         values = [table.column(j).to_numpy(dtype=np.float64) for j in pair]
-        xx0, xx1 = np.meshgrid(*(axis(v, grid_resolution, margin) for v in values))
+        xx0, xx1 = np.meshgrid(*(grid_axis(v, grid_resolution, margin) for v in values))
         names = column_names(table)
         if averages:
             rows = spread_rows(len(values[0]), n_averaged)
             shown = marginal_on_grid(estimator, table, pair, (xx0, xx1), rows)
         else:
             at = fixed_values(table, pair, fixed or {})
-            scores = estimator.score_samples(cut(table, pair, (xx0, xx1), at))
+            scores = estimator.score_samples(cut_table(table, pair, (xx0, xx1), at))
             fixed_by_name = {names[j]: value for j, value in at.items()}
             shown = {"log_density": np.reshape(scores, xx0.shape), "fixed": fixed_by_name}
         if n_points is None:
@@ -355,20 +355,20 @@ class DensityContourDisplay:
 
 
 def two_continuous(estimator: Any, table: Table, columns: Sequence[Any]) -> list[int]:
-    """Return the numbers of two different columns of numbers, none of levels."""
+    """Return the numbers of two different columns of numbers, none of categories."""
     if isinstance(columns, str) or len(columns) != 2:
         raise ValueError(f"columns must be two columns, got {columns!r}.")
-    pair = [position(table, column, "columns") for column in columns]
+    pair = [column_number(table, column, "columns") for column in columns]
     if pair[0] == pair[1]:
         raise ValueError(f"columns must be two different columns, got {columns!r} twice.")
     kinds = getattr(estimator, "kinds_", None)
     for j in pair:
         kind = kinds[j] if kinds is not None else "continuous"
         if kind != "continuous" or not table.holds_numbers[j]:
-            what = "no numbers" if kind == "continuous" else f"{kind} levels"
+            what = "no numbers" if kind == "continuous" else f"{kind} categories"
             raise ValueError(
                 f"The column {column_names(table)[j]!r} has {what}; contours need two continuous "
-                "columns. SamplePairDisplay shows levels too."
+                "columns. SamplePairDisplay shows categories too."
             )
     return pair
 
@@ -397,7 +397,7 @@ def check_marginal(marginal: Any, n_averaged: Any, fixed: Any, table: Table) -> 
     return table.n_columns > 2
 
 
-def axis(values: Array, n: int, margin: float) -> Array:
+def grid_axis(values: Array, n: int, margin: float) -> Array:
     """Return n equidistant numbers over the range of the values and a margin."""
     low, high = float(np.min(values)), float(np.max(values))
     width = margin * (high - low) or (0.0 if high > low else 1.0)
@@ -406,7 +406,7 @@ def axis(values: Array, n: int, margin: float) -> Array:
 
 def fixed_values(table: Table, pair: Sequence[int], given: Mapping[Any, Any]) -> dict[int, Any]:
     """Return the values of the columns beside the pair: given ones, else typical ones."""
-    values = {position(table, column, "fixed"): value for column, value in given.items()}
+    values = {column_number(table, column, "fixed"): value for column, value in given.items()}
     clash = [column_names(table)[j] for j in pair if j in values]
     if clash:
         raise ValueError(f"fixed names the column {clash[0]!r}, which is one of the two drawn.")
@@ -423,7 +423,9 @@ def typical(table: Table, j: int) -> Any:
     return ordered[(len(ordered) - 1) // 2].item()
 
 
-def cut(table: Table, pair: Sequence[int], grid: tuple[Array, Array], at: Mapping[int, Any]) -> Any:
+def cut_table(
+    table: Table, pair: Sequence[int], grid: tuple[Array, Array], at: Mapping[int, Any]
+) -> Any:
     """Return the rows of a grid as a table like the given one."""
     n = grid[0].size
     others = {j: fixed_column(table.column(j), value, n) for j, value in at.items()}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["MSECurveDisplay"]
 
 STRIP = 0.06  # height of the strip of the chosen experts, as a share of that of the curves
-MOST_INSIDE = 5  # curves up to which the legend is inside of the axes
+MAX_INSIDE = 5  # curves up to which the legend is inside of the axes
 LETTER = 0.011  # width of a letter in the strip, as a share of that of the axes
 QUANTITIES = ("error", "gain")
 
@@ -279,7 +279,7 @@ class MSECurveDisplay:
             )
             stretch.set_gid(name)
             self.strip_.append(ax.add_patch(stretch))
-            letter = LETTER if len(self.lines_) < MOST_INSIDE else 2.2 * LETTER
+            letter = LETTER if len(self.lines_) < MAX_INSIDE else 2.2 * LETTER
             if stop - start > letter * (len(readable(name)) + 2) * np.ptp(self.logsnr):
                 self._write_in(ax, 0.5 * (start + stop), bottom + 0.5 * height, readable(name))
         left, top = self.logsnr[0], bottom + 1.15 * height
@@ -327,7 +327,7 @@ class MSECurveDisplay:
 
     def _legend_place(self, quantity: str) -> dict[str, Any]:
         """Return where the legend covers neither curves nor the strip."""
-        if len(self.lines_) >= MOST_INSIDE:
+        if len(self.lines_) >= MAX_INSIDE:
             return BESIDE_THE_AXES
         drawn = self._drawn(self.model, quantity)
         if quantity == "gain":

@@ -27,7 +27,7 @@ __all__ = ["GridMarginal", "averaged_conditionals"]
 Array = NDArray[np.float64]
 
 #: Relative error of integrals over the grid from which on a warning is given.
-LARGEST_GRID_ERROR = 0.05
+MAX_GRID_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GridMarginal:
 
     def warn_if_coarse(self) -> None:
         """Warn if the grid is too coarse for the conditional densities."""
-        if self.grid_error > LARGEST_GRID_ERROR:
+        if self.grid_error > MAX_GRID_ERROR:
             warn(
                 f"The grid is too coarse for the densities given the other columns: their "
                 f"integrals are wrong by about {self.grid_error:.0%}. Raise grid_resolution.",

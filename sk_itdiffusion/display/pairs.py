@@ -15,7 +15,7 @@ from sk_itdiffusion._table.reading import Table, read_table
 from sk_itdiffusion.display.columns import (
     check_number_of_columns,
     column_names,
-    position,
+    column_number,
     spread_rows,
 )
 from sk_itdiffusion.display.style import (
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SamplePairDisplay"]
 
-MOST_COLUMNS = 12
+MAX_COLUMNS = 12
 USUAL_COLUMNS = 5
 USUAL_ROWS = 300
 N_BINS = 24
-MOST_INTEGERS = 30  # range up to which integers have a bin each
-LONGEST_NAME = 12  # characters of a level that are written at a tick
-MOST_LEVELS_NAMED = 6
-SIDE = 0.22  # by how much points of data and samples at one level are moved apart, and spread
+MAX_INTEGERS = 30  # range up to which integers have a bin each
+MAX_NAME = 12  # characters of a category that are written at a tick
+MAX_CATEGORIES_NAMED = 6
+SIDE = 0.22  # by how much points of data and samples at one category are moved apart, and spread
 DATA_LOOKS = {
     "marker": "o",
     "color": BLUE,
@@ -67,11 +67,11 @@ class Axis:
     Attributes
     ----------
     data, samples : ndarray
-        Positions of the entries, beside their values if these are levels or few integers.
+        Positions of the entries, beside their values if these are categories or few integers.
     edges : ndarray
         Edges of the histogram's bins.
-    levels : list of str or None
-        Names of the levels, at 0, 1, ...; None if the entries are numbers.
+    categories : list of str or None
+        Names of the categories, at 0, 1, ...; None if the entries are numbers.
     is_whole : bool, default=False
         Whether the numbers of the data are few integers.
     """
@@ -79,16 +79,17 @@ class Axis:
     data: Array
     samples: Array
     edges: Array
-    levels: list[str] | None
+    categories: list[str] | None
     is_whole: bool = False
 
 
 class SamplePairDisplay:
     """Samples of a model beside data: a scatter plot for each pair of columns, and histograms.
 
-    Columns may be numbers or levels.  At one level, or at one of few integers, points of the data
-    stand to the left and samples to the right, so that they do not cover each other.  Where a model
-    is good, the two clouds look alike in each panel, and so do the two histograms on the diagonal.
+    Columns may be numbers or categories.  At one category, or at one of few integers, points of the
+    data stand to the left and samples to the right, so that they do not cover each other.  Where a
+    model is good, the two clouds look alike in each panel, and so do the two histograms on the
+    diagonal.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -143,9 +144,9 @@ class SamplePairDisplay:
         ours, theirs = read_table(data), read_table(samples)
         if ours.n_columns != theirs.n_columns:
             raise ValueError(f"data has {ours.n_columns} columns, samples have {theirs.n_columns}.")
-        if not 2 <= ours.n_columns <= MOST_COLUMNS:
+        if not 2 <= ours.n_columns <= MAX_COLUMNS:
             raise ValueError(
-                f"A pair plot needs 2 to {MOST_COLUMNS} columns, got {ours.n_columns}. Choose "
+                f"A pair plot needs 2 to {MAX_COLUMNS} columns, got {ours.n_columns}. Choose "
                 "some by the parameter columns of from_estimator."
             )
         self.data, self.samples = ours.frame, theirs.frame
@@ -261,7 +262,7 @@ class SamplePairDisplay:
                 panel.set_ylim(*limits(self._axes[i]))
             if i == n - 1:
                 panel.set_xlabel(self.labels[j])
-                if self._axes[j].levels is not None:
+                if self._axes[j].categories is not None:
                     panel.tick_params(axis="x", rotation=45)
             else:
                 panel.tick_params(labelbottom=False)
@@ -341,7 +342,7 @@ class SamplePairDisplay:
         if columns is None:
             columns = range(min(table.n_columns, USUAL_COLUMNS))
             n_left_out = table.n_columns - len(columns)
-        chosen = [position(table, column, "columns") for column in columns]
+        chosen = [column_number(table, column, "columns") for column in columns]
         shown = spread_rows(len(table.frame), n_rows)
         drawn = estimator.sample(len(shown), random_state=random_state)
         samples = read_table(drawn[0] if isinstance(drawn, tuple) else drawn)
@@ -376,12 +377,14 @@ def axis_of(ours: Table, theirs: Table, j: int, *, is_number: bool) -> Axis:
         edges = bin_edges(data, samples)
         are_few = bool(np.ptp(edges[:2]) == 1.0 and is_whole(data))
         if are_few and is_whole(samples):
-            data, samples = spread(data, -SIDE, j), spread(samples, SIDE, j)
+            data, samples = positions_beside(data, -SIDE, j), positions_beside(samples, SIDE, j)
         return Axis(data, samples, edges, None, are_few)
-    levels = levels_of(*columns)
-    codes = [pd.Index(levels).get_indexer(pd.Index(text_of(column))) for column in columns]
-    edges = np.arange(len(levels) + 1, dtype=np.float64) - 0.5
-    return Axis(spread(codes[0], -SIDE, j), spread(codes[1], SIDE, j), edges, levels)
+    categories = categories_of(*columns)
+    codes = [pd.Index(categories).get_indexer(pd.Index(text_of(column))) for column in columns]
+    edges = np.arange(len(categories) + 1, dtype=np.float64) - 0.5
+    return Axis(
+        positions_beside(codes[0], -SIDE, j), positions_beside(codes[1], SIDE, j), edges, categories
+    )
 
 
 def is_boolean(table: Table) -> NDArray[np.bool_]:
@@ -395,7 +398,7 @@ def bin_edges(data: Array, samples: Array) -> Array:
     low, high = float(both.min()), float(both.max())
     if not np.isfinite([low, high]).all():
         raise ValueError("Numbers in data and samples must be finite.")
-    if high - low < MOST_INTEGERS and is_whole(data):
+    if high - low < MAX_INTEGERS and is_whole(data):
         return np.arange(np.floor(low), np.ceil(high) + 2.0, dtype=np.float64) - 0.5
     return np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
 
@@ -405,12 +408,14 @@ def is_whole(values: Array) -> bool:
     return bool(np.array_equal(values, values.round()))
 
 
-def levels_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
-    """Return all levels of two columns as texts: in the order of the categories, else sorted."""
+def categories_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
+    """Return all categories of two columns as texts: in their order if any, else sorted."""
     found = {*text_of(data), *text_of(samples)}
     if isinstance(data.dtype, pd.CategoricalDtype):
-        ordered = [str(level) for level in data.dtype.categories]
-        return [level for level in ordered if level in found] + sorted(found - set(ordered))
+        ordered = [str(category) for category in data.dtype.categories]
+        return [category for category in ordered if category in found] + sorted(
+            found - set(ordered)
+        )
     return sorted(found)
 
 
@@ -421,10 +426,10 @@ def text_of(column: pd.Series[Any]) -> list[str]:
     ]
 
 
-def spread(codes: Array | NDArray[np.intp], side: float, j: int) -> Array:
+def positions_beside(codes: Array | NDArray[np.intp], side: float, j: int) -> Array:
     """Return positions beside the codes of column j, spread so that points do not cover each other.
 
-    Those of two columns are independent, so that the points at two levels fill a square.
+    Those of two columns are independent, so that the points at two categories fill a square.
     """
     shift = np.random.default_rng([j, int(side > 0)]).uniform(-1.0, 1.0, len(codes))
     return np.asarray(codes + side + 0.8 * abs(side) * shift)
@@ -433,19 +438,19 @@ def spread(codes: Array | NDArray[np.intp], side: float, j: int) -> Array:
 def limits(axis: Axis) -> tuple[float, float]:
     """Return the range of a column with a margin."""
     low, high = axis.edges[[0, -1]]
-    margin = 0.0 if axis.levels is not None else 0.04 * (high - low)
+    margin = 0.0 if axis.categories is not None else 0.04 * (high - low)
     return float(low - margin), float(high + margin)
 
 
 def set_ticks(axis: Any, drawn: Axis) -> None:
-    """Set the ticks of a matplotlib axis: the levels if they are few, else a few numbers."""
+    """Set the ticks of a matplotlib axis: the categories if they are few, else a few numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    levels = drawn.levels
-    if levels is None:
+    categories = drawn.categories
+    if categories is None:
         axis.set_major_locator(MaxNLocator(3, integer=drawn.is_whole))
-    elif len(levels) <= MOST_LEVELS_NAMED:
-        names = [x if len(x) <= LONGEST_NAME else x[: LONGEST_NAME - 1] + "…" for x in levels]
-        axis.set_ticks(np.arange(len(levels)), names)
+    elif len(categories) <= MAX_CATEGORIES_NAMED:
+        names = [x if len(x) <= MAX_NAME else x[: MAX_NAME - 1] + "…" for x in categories]
+        axis.set_ticks(np.arange(len(categories)), names)
     else:
         axis.set_ticks([])

@@ -3,7 +3,7 @@
 The tensors of the file hold all weights and all other arrays of numbers; its metadata holds
 
 - ``format`` and ``format_version``, and ``library_version`` of the library that wrote the file,
-- ``config``: parameters, names, levels and how the arrays belong together, as JSON
+- ``config``: parameters, names, categories and how the arrays belong together, as JSON
   (see `sk_itdiffusion.persistence.encoded`),
 - ``sha256``: the checksum over all of it, which tells damage from content.  It is no signature.
 
@@ -185,7 +185,7 @@ def encoded_file(estimator: Any) -> bytes:
     arrays, metadata = encoded_parts(estimator)
     content: bytes = safetensors.numpy.save(arrays, metadata)
     if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
-        raise TypeError(f"{type(estimator).__name__} has too many levels or names to be saved.")
+        raise TypeError(f"{type(estimator).__name__} has too many categories or names to be saved.")
     return content
 
 

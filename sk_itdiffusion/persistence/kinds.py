@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionDtype
 
-__all__ = ["KINDS", "LISTED", "TIMES", "Kind", "is_simple", "simple_dtype"]
+__all__ = ["KINDS", "LISTED", "TIMES", "ValueKind", "is_simple", "simple_dtype"]
 
 #: Kinds of numpy dtypes whose arrays and scalars are stored as whole numbers, and as lists.
 TIMES, LISTED = "mM", "OUS"
@@ -37,7 +37,7 @@ MAX_LENGTH_OF_A_RANGE = 10**8
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """How values of a type are taken apart, and made again.
 
     ``parts`` returns a sequence, or None if a value cannot be stored; ``make`` takes the parts as
@@ -172,50 +172,52 @@ def iso_parts(value: datetime.date) -> Sequence[Any] | None:
 
 #: The first one that accepts a value is its kind.
 KINDS = [
-    Kind("float", float, lambda v: (repr(v),), float),
-    Kind("tuple", tuple, lambda v: v, lambda *items: items),
-    Kind("range", range, lambda v: (v.start, v.stop, v.step), checked_range),
-    Kind("items", np.ndarray, items_parts, items_of),
-    Kind("scalar", np.generic, scalar_parts, scalar_of, has_derived=True),
-    Kind("dtype", np.dtype, dtype_parts, simple_dtype, has_derived=True),
-    Kind(
+    ValueKind("float", float, lambda v: (repr(v),), float),
+    ValueKind("tuple", tuple, lambda v: v, lambda *items: items),
+    ValueKind("range", range, lambda v: (v.start, v.stop, v.step), checked_range),
+    ValueKind("items", np.ndarray, items_parts, items_of),
+    ValueKind("scalar", np.generic, scalar_parts, scalar_of, has_derived=True),
+    ValueKind("dtype", np.dtype, dtype_parts, simple_dtype, has_derived=True),
+    ValueKind(
         "categorical", pd.CategoricalDtype, lambda v: (v.categories, v.ordered), pd.CategoricalDtype
     ),
-    Kind("string", pd.StringDtype, lambda v: (v.storage, v.na_value), string_dtype),
-    Kind("named_dtype", ExtensionDtype, named_dtype_parts, named_dtype, has_derived=True),
-    Kind(
+    ValueKind("string", pd.StringDtype, lambda v: (v.storage, v.na_value), string_dtype),
+    ValueKind("named_dtype", ExtensionDtype, named_dtype_parts, named_dtype, has_derived=True),
+    ValueKind(
         "multi_index",
         pd.MultiIndex,
         lambda v: (list(v), list(v.names)),
         lambda rows, names: pd.MultiIndex.from_tuples(rows, names=names),
     ),
-    Kind(
+    ValueKind(
         "range_index",
         pd.RangeIndex,
         lambda v: (range(v.start, v.stop, v.step), v.name),
         lambda labels, name: pd.RangeIndex(labels, name=name),
     ),
-    Kind("index", pd.Index, lambda v: (objects_in(v), v.dtype, v.name), index_of, has_derived=True),
-    Kind("series", pd.Series, lambda v: (objects_in(v), v.dtype, v.index, v.name), series_of),
-    Kind("device", torch.device, lambda v: (str(v),), torch.device),
-    Kind("bytes", bytes, lambda v: (v.hex(),), bytes.fromhex),
-    Kind("decimal", decimal.Decimal, lambda v: (str(v),), decimal.Decimal),
-    Kind("timestamp", pd.Timestamp, timestamp_parts, timestamp_of),
-    Kind(
+    ValueKind(
+        "index", pd.Index, lambda v: (objects_in(v), v.dtype, v.name), index_of, has_derived=True
+    ),
+    ValueKind("series", pd.Series, lambda v: (objects_in(v), v.dtype, v.index, v.name), series_of),
+    ValueKind("device", torch.device, lambda v: (str(v),), torch.device),
+    ValueKind("bytes", bytes, lambda v: (v.hex(),), bytes.fromhex),
+    ValueKind("decimal", decimal.Decimal, lambda v: (str(v),), decimal.Decimal),
+    ValueKind("timestamp", pd.Timestamp, timestamp_parts, timestamp_of),
+    ValueKind(
         "timedelta",
         pd.Timedelta,
         lambda v: (v.value, v.unit),
         lambda nanoseconds, unit: pd.Timedelta(nanoseconds, unit="ns").as_unit(unit),
     ),
-    Kind(
+    ValueKind(
         "period",
         pd.Period,
         lambda v: (v.ordinal, v.freqstr),
         lambda ordinal, frequency: pd.Period(ordinal=ordinal, freq=frequency),
     ),
-    Kind("interval", pd.Interval, lambda v: (v.left, v.right, v.closed), pd.Interval),
-    Kind("date", datetime.date, iso_parts, datetime.date.fromisoformat),
-    Kind("datetime", datetime.datetime, iso_parts, datetime.datetime.fromisoformat),
-    Kind("na", type(pd.NA), lambda _: (), lambda: pd.NA),
-    Kind("nat", type(pd.NaT), lambda _: (), lambda: pd.NaT),
+    ValueKind("interval", pd.Interval, lambda v: (v.left, v.right, v.closed), pd.Interval),
+    ValueKind("date", datetime.date, iso_parts, datetime.date.fromisoformat),
+    ValueKind("datetime", datetime.datetime, iso_parts, datetime.datetime.fromisoformat),
+    ValueKind("na", type(pd.NA), lambda _: (), lambda: pd.NA),
+    ValueKind("nat", type(pd.NaT), lambda _: (), lambda: pd.NaT),
 ]

@@ -78,7 +78,7 @@ class Reference(nn.Module, ABC):
         Parameters
         ----------
         x : Tensor of shape (B, d)
-            Points; with discrete columns rows, whose entries there are codes of levels.
+            Points; with discrete columns rows, whose entries there are codes of categories.
 
         Returns
         -------

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
-from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeBlock, Layout, OneHotBlock
+from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeGroup, Layout, OneHotGroup
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same, check_shapes
 from sk_itdiffusion.references.base import PlainReference, Reference
@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 
 
 class DiscreteReference(Reference):
-    """A reference on rows with discrete columns: it knows the posterior of their levels.
+    """A reference on rows with discrete columns: it knows the posterior of their categories.
 
     Points are those of the layout; `log_prob` and `sample` take and return rows, with codes.  Rows
     may lack entries of discrete columns, for which they have negative numbers: `log_prob` is then
@@ -57,7 +57,7 @@ class DiscreteReference(Reference):
         return self.layout.n_continuous
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
-        """Return the log-probabilities of the levels of noisy rows.
+        """Return the log-probabilities of the categories of noisy rows.
 
         Parameters
         ----------
@@ -69,7 +69,7 @@ class DiscreteReference(Reference):
         Returns
         -------
         list of Tensor of shape (B, m, K)
-            Log-probabilities given z, for the m variables of each block of the layout.
+            Log-probabilities given z, for the m variables of each group of the layout.
         """
         return [posterior.dense() for posterior in self.posteriors(z, logsnr)[1]]
 
@@ -88,8 +88,8 @@ class DiscreteReference(Reference):
         -------
         noise : Tensor of shape (B, n_continuous)
             Predicted noise of the continuous columns.
-        levels : list of LevelPosterior
-            Probabilities of the levels, for each block of the layout.
+        categories : list of LevelPosterior
+            Probabilities of the categories, for each group of the layout.
         """
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
@@ -108,9 +108,11 @@ class DiscreteReference(Reference):
         found = []
         if self.continuous is not None:
             found.append(self.continuous_moments(rows, eps, logsnr, z))
-        for block, log_p in zip(self.layout.blocks, self.log_posterior(z, level), strict=True):
-            part, noise = points[:, block.coordinates], eps[:, block.coordinates]
-            found.append(moments_of_levels(block, log_p.exp(), part, noise, math.exp(0.5 * logsnr)))
+        for group, log_p in zip(self.layout.groups, self.log_posterior(z, level), strict=True):
+            part, noise = points[:, group.coordinates], eps[:, group.coordinates]
+            found.append(
+                moments_of_categories(group, log_p.exp(), part, noise, math.exp(0.5 * logsnr))
+            )
         means, squares = zip(*found, strict=True)
         return torch.cat(means, dim=1), torch.cat(squares, dim=1)
 
@@ -144,27 +146,27 @@ class DiscreteReference(Reference):
     def _check_layout(self, tables: str, n_more: int = 0) -> None:
         """Raise an error if the sizes are not those of the layout.
 
-        For each block there is a buffer whose name begins with ``tables``, and whose shape begins
-        with that of the levels of the block.
+        For each group there is a buffer whose name begins with ``tables``, and whose shape begins
+        with that of the categories of the group.
         """
         layout = self.layout
         n_continuous = 0 if self.continuous is None else self.continuous.n_features
         found = [self.n_features, n_continuous]
         check_same(found, [layout.n_points, layout.n_continuous], "the layout is another one")
-        for number, block in enumerate(layout.blocks):
+        for number, group in enumerate(layout.groups):
             table = getattr(self, f"{tables}_{number}")
-            check_same(table.shape[:2], block.allowed.shape, "the levels are others")
+            check_same(table.shape[:2], group.allowed.shape, "the categories are others")
             if table.ndim != 2 + n_more or not table.is_floating_point():
-                raise ValueError("probabilities of levels have another shape or dtype")
+                raise ValueError("probabilities of categories have another shape or dtype")
 
 
 def noise_of_posteriors(
     z: Tensor, logsnr: Tensor, continuous: Tensor, posteriors: Sequence[LevelPosterior]
 ) -> Tensor:
-    """Return the predicted noise (B, d) that belongs to posteriors of the levels."""
+    """Return the predicted noise (B, d) that belongs to posteriors of the categories."""
     parts = [continuous]
     for posterior in posteriors:
-        parts.append(noise_from_data(z[:, posterior.block.coordinates], posterior.mean(), logsnr))
+        parts.append(noise_from_data(z[:, posterior.group.coordinates], posterior.mean(), logsnr))
     return torch.cat(parts, dim=1)
 
 
@@ -176,8 +178,9 @@ class IndependentReference(DiscreteReference, PlainReference):
     ----------
     layout : Layout
         Where the columns are.
-    marginals : sequence of array-like of shape (n_levels,)
-        Positive probabilities of the levels of each discrete variable; each is scaled to sum to 1.
+    marginals : sequence of array-like of shape (n_categories,)
+        Positive probabilities of the categories of each discrete variable; each is scaled to sum to
+        1.
     continuous : Reference or None, default=None
         Reference for the continuous columns, if there are any.
 
@@ -209,38 +212,38 @@ class IndependentReference(DiscreteReference, PlainReference):
         self.layout = layout
         self.continuous = continuous
         self.n_features = layout.n_points
-        for number, block in enumerate(layout.blocks):
-            prior = np.zeros(tuple(block.allowed.shape))
-            for row, j in zip(prior, block.columns, strict=True):
-                row[: layout.variables[j].n_levels] = checked_probabilities(
-                    marginals[j], layout.variables[j].n_levels, f"marginals[{j}]"
+        for number, group in enumerate(layout.groups):
+            prior = np.zeros(tuple(group.allowed.shape))
+            for row, j in zip(prior, group.columns, strict=True):
+                row[: layout.variables[j].n_categories] = checked_probabilities(
+                    marginals[j], layout.variables[j].n_categories, f"marginals[{j}]"
                 )
-            # The probabilities sum to 1; padded levels have probability 0.
+            # The probabilities sum to 1; padded categories have probability 0.
             self.register_buffer(f"log_prior_{number}", torch.from_numpy(prior).log())
 
     @property
     def n_intermediate(self) -> int:
         """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
         inner = 0 if self.continuous is None else self.continuous.n_intermediate
-        return inner + self.layout.n_level_points
+        return inner + self.layout.n_category_points
 
     @property
     def log_priors(self) -> list[Tensor]:
-        """Log-probabilities of the levels for each block, each of shape (m, K)."""
-        return [getattr(self, f"log_prior_{b}") for b in range(len(self.layout.blocks))]
+        """Log-probabilities of the categories for each group, each of shape (m, K)."""
+        return [getattr(self, f"log_prior_{b}") for b in range(len(self.layout.groups))]
 
     def marginals(self) -> list[Array]:
-        """Return the probabilities of the levels.
+        """Return the probabilities of the categories.
 
         Returns
         -------
-        list of ndarray of shape (n_levels,)
-            Probabilities of each discrete variable's levels.
+        list of ndarray of shape (n_categories,)
+            Probabilities of each discrete variable's categories.
         """
         found: dict[int, Array] = {}
-        for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
-            for j, row in zip(block.columns, log_prior.exp().cpu().numpy(), strict=True):
-                found[j] = row[: self.layout.variables[j].n_levels]
+        for group, log_prior in zip(self.layout.groups, self.log_priors, strict=True):
+            for j, row in zip(group.columns, log_prior.exp().cpu().numpy(), strict=True):
+                found[j] = row[: self.layout.variables[j].n_categories]
         return [found[j] for j in range(len(found))]
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -248,8 +251,8 @@ class IndependentReference(DiscreteReference, PlainReference):
         total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         if self.continuous is not None:
             total = total + self.continuous.log_prob(x[:, : self.n_continuous])
-        for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
-            codes, observed = block.observed_codes(x, self.n_continuous)
+        for group, log_prior in zip(self.layout.groups, self.log_priors, strict=True):
+            codes, observed = group.observed_codes(x, self.n_continuous)
             total = total + (log_prior.gather(1, codes.T).T * observed).sum(1)
         return total
 
@@ -279,18 +282,18 @@ class IndependentReference(DiscreteReference, PlainReference):
         -------
         Tensor of shape (B, m)
             Log-densities, relative to those of the noise given the row, in nats; 0 where there is
-            no level.
+            no category.
         """
         layout = self.layout
         found = rows.new_zeros(len(rows), len(layout.variables))
         if math.isinf(logsnr):
-            for block, log_prior in zip(layout.blocks, self.log_priors, strict=True):
-                codes, observed = block.observed_codes(rows, layout.n_continuous)
-                found[:, block.columns] = log_prior.gather(1, codes.T).T * observed
+            for group, log_prior in zip(layout.groups, self.log_priors, strict=True):
+                codes, observed = group.observed_codes(rows, layout.n_continuous)
+                found[:, group.columns] = log_prior.gather(1, codes.T).T * observed
             return found
-        for number, likelihood, hit, observed in level_likelihoods(layout, rows, eps, logsnr):
-            block, log_prior = layout.blocks[number], self.log_priors[number]
-            found[:, block.columns] = ((log_prior + likelihood).logsumexp(2) - hit) * observed
+        for number, likelihood, hit, observed in category_likelihoods(layout, rows, eps, logsnr):
+            group, log_prior = layout.groups[number], self.log_priors[number]
+            found[:, group.columns] = ((log_prior + likelihood).logsumexp(2) - hit) * observed
         return found
 
     def continuous_moments(
@@ -338,13 +341,13 @@ class IndependentReference(DiscreteReference, PlainReference):
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
         """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         found: list[LevelPosterior] = []
-        for block, log_prior in zip(self.layout.blocks, self.log_priors, strict=True):
-            part = z[:, block.coordinates]
-            if isinstance(block, LatticeBlock) and is_long(block):
-                found.append(StreamedPosterior.unchanged(block, log_prior, part, logsnr))
+        for group, log_prior in zip(self.layout.groups, self.log_priors, strict=True):
+            part = z[:, group.coordinates]
+            if isinstance(group, LatticeGroup) and is_long(group):
+                found.append(StreamedPosterior.unchanged(group, log_prior, part, logsnr))
             else:
-                joint = log_prior + block.log_likelihood(part, logsnr)
-                found.append(DensePosterior(block, joint.log_softmax(2)))
+                joint = log_prior + group.log_likelihood(part, logsnr)
+                found.append(DensePosterior(group, joint.log_softmax(2)))
         return self.continuous_noise(z, logsnr), found
 
     def without_wide_components(self) -> IndependentReference:
@@ -402,10 +405,10 @@ class IndependentReference(DiscreteReference, PlainReference):
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         self._check_layout("log_prior")
-        for number, block in enumerate(self.layout.blocks):
+        for number, group in enumerate(self.layout.groups):
             log_prior = getattr(self, f"log_prior_{number}")
-            check_in_range(log_prior, -np.inf, 1e-6, "log-probabilities of levels")
-            check_finite(log_prior[block.allowed], "log-probabilities of levels")
+            check_in_range(log_prior, -np.inf, 1e-6, "log-probabilities of categories")
+            check_finite(log_prior[group.allowed], "log-probabilities of categories")
 
 
 @stored()
@@ -418,8 +421,8 @@ class LatentClassReference(DiscreteReference):
         Where the columns are.
     weights : array-like of shape (n_classes,)
         Positive weights; scaled to sum to 1.
-    probabilities : sequence of array-like of shape (n_classes, n_levels)
-        Positive probabilities of the levels, for each discrete variable.
+    probabilities : sequence of array-like of shape (n_classes, n_categories)
+        Positive probabilities of the categories, for each discrete variable.
     continuous : GaussianMixtureReference or None, default=None
         Normal distributions of the continuous columns in the classes; its weights are ignored.
 
@@ -458,13 +461,13 @@ class LatentClassReference(DiscreteReference):
         self.n_features = layout.n_points
         self.register_buffer("log_weights", torch.from_numpy(np.log(proportions)))
         self.continuous = continuous
-        for number, block in enumerate(layout.blocks):
-            table = np.zeros((block.n_variables, block.n_levels, len(proportions)))
-            for row, j in zip(table, block.columns, strict=True):
-                n_levels = layout.variables[j].n_levels
-                row[:n_levels] = np.array(
+        for number, group in enumerate(layout.groups):
+            table = np.zeros((group.n_variables, group.n_categories, len(proportions)))
+            for row, j in zip(table, group.columns, strict=True):
+                n_categories = layout.variables[j].n_categories
+                row[:n_categories] = np.array(
                     [
-                        checked_probabilities(p, n_levels, f"probabilities[{j}]")
+                        checked_probabilities(p, n_categories, f"probabilities[{j}]")
                         for p in np.asarray(probabilities[j])
                     ]
                 ).T
@@ -472,8 +475,8 @@ class LatentClassReference(DiscreteReference):
 
     @property
     def tables(self) -> list[Tensor]:
-        """Probabilities of the levels in the classes for each block, each (m, K, n_classes)."""
-        return [getattr(self, f"table_{b}") for b in range(len(self.layout.blocks))]
+        """Probabilities of the categories in the classes for each group, each (m, K, n_classes)."""
+        return [getattr(self, f"table_{b}") for b in range(len(self.layout.groups))]
 
     @property
     def n_classes(self) -> int:
@@ -484,7 +487,7 @@ class LatentClassReference(DiscreteReference):
     def n_intermediate(self) -> int:
         """Numbers that one evaluation makes; see `Reference.n_intermediate`."""
         inner = 0 if self.continuous is None else self.continuous.n_intermediate
-        return inner + self.n_classes * len(self.layout.variables) + self.layout.n_level_points
+        return inner + self.n_classes * len(self.layout.variables) + self.layout.n_category_points
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log-probability (times density) of rows, (B,); see `Reference.log_prob`."""
@@ -492,9 +495,9 @@ class LatentClassReference(DiscreteReference):
         if self.continuous is not None:
             density = self.continuous.component_log_prob(x[:, : self.n_continuous])
             joint = joint + density - self.continuous.log_weights
-        for block, table in zip(self.layout.blocks, self.tables, strict=True):
-            codes, observed = block.observed_codes(x, self.n_continuous)
-            index = codes + block.n_levels * torch.arange(block.n_variables, device=x.device)
+        for group, table in zip(self.layout.groups, self.tables, strict=True):
+            codes, observed = group.observed_codes(x, self.n_continuous)
+            index = codes + group.n_categories * torch.arange(group.n_variables, device=x.device)
             log_table = nn.functional.pad(table.flatten(0, 1).log(), (0, 0, 0, 1))
             index = index.masked_fill(~observed, len(log_table) - 1)  # a row of zeros
             joint = joint + nn.functional.embedding_bag(index, log_table, mode="sum")
@@ -508,7 +511,9 @@ class LatentClassReference(DiscreteReference):
         if self.continuous is not None:
             density = self.continuous.component_log_prob(*self._noisy(rows, eps, logsnr))
             joint = joint + density - self.continuous.log_weights
-        for number, likelihood, hit, observed in level_likelihoods(self.layout, rows, eps, logsnr):
+        for number, likelihood, hit, observed in category_likelihoods(
+            self.layout, rows, eps, logsnr
+        ):
             highest = likelihood.amax(2, keepdim=True)
             scaled = (likelihood - highest).exp().transpose(0, 1)
             by_class = torch.bmm(scaled, self.tables[number])  # (m, B, C)
@@ -550,9 +555,9 @@ class LatentClassReference(DiscreteReference):
     def _evidence(
         self, z: Tensor, logsnr: Tensor
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """Return the joint of the classes, whitened residuals, and what each block tells.
+        """Return the joint of the classes, whitened residuals, and what each group tells.
 
-        Of a block these are the likelihoods of levels (m, B, K) and of classes (m, B, C).
+        Of a group these are the likelihoods of categories (m, B, K) and of classes (m, B, C).
         """
         joint = self.log_weights.to(z.dtype).expand(len(z), -1)
         whitened = None
@@ -560,9 +565,9 @@ class LatentClassReference(DiscreteReference):
             density, whitened = self.continuous.noisy_components(z[:, : self.n_continuous], logsnr)
             joint = joint + density - self.continuous.log_weights
         evidence = []
-        for block, table in zip(self.layout.blocks, self.tables, strict=True):
-            likelihood = block.log_likelihood(z[:, block.coordinates], logsnr)
-            likelihood = likelihood.masked_fill(~block.allowed, -torch.inf)
+        for group, table in zip(self.layout.groups, self.tables, strict=True):
+            likelihood = group.log_likelihood(z[:, group.coordinates], logsnr)
+            likelihood = likelihood.masked_fill(~group.allowed, -torch.inf)
             likelihood = (likelihood - likelihood.amax(2, keepdim=True)).exp().transpose(0, 1)
             likelihood = without_denormals(likelihood)
             by_class = torch.bmm(likelihood, table)  # (m, B, C)
@@ -574,31 +579,31 @@ class LatentClassReference(DiscreteReference):
         """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         joint, whitened, evidence = self._evidence(z, logsnr)
         posterior = without_denormals(joint.softmax(1))
-        levels: list[LevelPosterior] = [
+        categories: list[LevelPosterior] = [
             # The tiny number keeps the logarithm finite where float underflows.
             DensePosterior(
-                block,
+                group,
                 (likelihood * torch.bmm(posterior / by_class, table.transpose(1, 2)))
                 .transpose(0, 1)
                 .add(torch.finfo(z.dtype).tiny)
                 .log(),
             )
-            for block, (likelihood, by_class), table in zip(
-                self.layout.blocks, evidence, self.tables, strict=True
+            for group, (likelihood, by_class), table in zip(
+                self.layout.groups, evidence, self.tables, strict=True
             )
         ]
         if self.continuous is None or whitened is None:
-            return z[:, :0], levels
-        return self.continuous.average_noise(posterior, whitened, logsnr), levels
+            return z[:, :0], categories
+        return self.continuous.average_noise(posterior, whitened, logsnr), categories
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
         """Return random rows, shape (n_samples, n_columns); see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
         chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
         rows = np.empty((n_samples, self.layout.n_columns))
-        for block, table in zip(self.layout.blocks, self.tables, strict=True):
+        for group, table in zip(self.layout.groups, self.tables, strict=True):
             cumulative = table.cumsum(1).cpu().numpy()
-            for i, j in enumerate(block.columns):
+            for i, j in enumerate(group.columns):
                 below = cumulative[i][:-1, chosen] < random_state.uniform(size=n_samples)
                 rows[:, self.n_continuous + j] = below.sum(axis=0)
         if self.continuous is not None:
@@ -618,10 +623,10 @@ class LatentClassReference(DiscreteReference):
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         self._check_layout("table", n_more=1)
-        for number in range(len(self.layout.blocks)):
+        for number in range(len(self.layout.groups)):
             name = f"table_{number}"
             check_shapes(self, {"log_weights": "k", name: "mlk"})
-            check_in_range(getattr(self, name), 0.0, 1.0 + 1e-6, "probabilities of levels")
+            check_in_range(getattr(self, name), 0.0, 1.0 + 1e-6, "probabilities of categories")
         check_finite(self.log_weights, "log-weights of classes")
         if self.continuous is not None:
             n_classes = len(self.continuous.log_weights)
@@ -636,45 +641,45 @@ def without_denormals(values: Tensor) -> Tensor:
     return torch.where(values < torch.finfo(values.dtype).tiny, 0.0, values)
 
 
-def checked_probabilities(values: ArrayLike, n_levels: int, name: str) -> Array:
+def checked_probabilities(values: ArrayLike, n_categories: int, name: str) -> Array:
     """Return positive numbers scaled to sum to 1, or raise an error that names the parameter."""
     array = np.asarray(values, dtype=np.float64)
-    if array.shape != (n_levels,) or not (np.isfinite(array).all() and (array > 0).all()):
-        raise ValueError(f"{name} must be {n_levels} positive, finite numbers.")
+    if array.shape != (n_categories,) or not (np.isfinite(array).all() and (array > 0).all()):
+        raise ValueError(f"{name} must be {n_categories} positive, finite numbers.")
     return np.asarray(array / array.sum())
 
 
-def level_likelihoods(
+def category_likelihoods(
     layout: Layout, rows: Tensor, eps: Tensor, logsnr: float
 ) -> list[tuple[int, Tensor, Tensor, Tensor]]:
-    """Return number of block, log p(z | k), log p(z | x), and which x are levels, of each block.
+    """Return number, log p(z | k), log p(z | x), and which x are categories, of each group.
 
     The shapes are (B, m, K), (B, m) and (B, m).
     """
     level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
     signal, noise = signal_scale(level)[:, None], noise_scale(level)[:, None]
     found = []
-    for number, block in enumerate(layout.blocks):
-        codes, observed = block.observed_codes(rows, layout.n_continuous)
-        points = block.embed(codes, rows.dtype)
-        z = signal * points + noise * eps[:, block.coordinates]
-        likelihood = block.log_likelihood(z, level)
+    for number, group in enumerate(layout.groups):
+        codes, observed = group.observed_codes(rows, layout.n_continuous)
+        points = group.embed(codes, rows.dtype)
+        z = signal * points + noise * eps[:, group.coordinates]
+        likelihood = group.log_likelihood(z, level)
         hit = likelihood.gather(2, codes[:, :, None])[:, :, 0]
-        found.append((number, likelihood.masked_fill(~block.allowed, -torch.inf), hit, observed))
+        found.append((number, likelihood.masked_fill(~group.allowed, -torch.inf), hit, observed))
     return found
 
 
-def moments_of_levels(
-    block: LatticeBlock | OneHotBlock, probability: Tensor, points: Tensor, eps: Tensor, root: float
+def moments_of_categories(
+    group: LatticeGroup | OneHotGroup, probability: Tensor, points: Tensor, eps: Tensor, root: float
 ) -> tuple[Tensor, Tensor]:
-    """Return moments of the noise under levels of given probabilities (B, m, K).
+    """Return moments of the noise under categories of given probabilities (B, m, K).
 
     The root is that of the signal-to-noise ratio.
     """
-    if isinstance(block, LatticeBlock):
-        leading = eps[:, :, None] + root * (points[:, :, None] - block.values)
+    if isinstance(group, LatticeGroup):
+        leading = eps[:, :, None] + root * (points[:, :, None] - group.values)
         return (probability * leading).sum(2), (probability * leading.square()).sum(2)
-    here = block.flat(probability)
+    here = group.flat(probability)
     there, elsewhere = eps + root * (points - ONE_HOT_LENGTH), eps + root * points
     mean = torch.lerp(elsewhere, there, here)
     return mean, torch.lerp(elsewhere.square(), there.square(), here)

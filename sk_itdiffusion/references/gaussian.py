@@ -33,7 +33,7 @@ __all__ = ["GaussianReference"]
 #: Least variance, in standardised units, along any direction of a fitted reference.
 VARIANCE_FLOOR = 1e-6
 #: In nats; information about other columns below the log-SNR of independence.
-LEAST_INFORMATION = 0.001
+MIN_INFORMATION = 0.001
 
 
 @stored()
@@ -164,7 +164,7 @@ class GaussianReference(ContinuousReference, PlainReference):
         """
         covariance = self.covariance.numpy()
         squares = float((covariance**2).sum() - (np.diag(covariance) ** 2).sum())
-        return 0.5 * math.log(4.0 * LEAST_INFORMATION / max(squares, 1e-12))
+        return 0.5 * math.log(4.0 * MIN_INFORMATION / max(squares, 1e-12))
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> NDArray[np.float64]:
         """Return random points; see `Reference.sample`."""

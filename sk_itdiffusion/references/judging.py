@@ -25,27 +25,27 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-_BLOCK_PLACES = 256
+_CHUNK_PLACES = 256
 Fitted = TypeVar("Fitted", bound=Reference)
 
 
 def log_likelihoods(reference: Reference, X: Array) -> Array:
     """Return a reference's log-density of rows, in nats.
 
-    Rows are done in blocks of one fixed shape, at places that are alike, so that a row's value does
+    Rows are done in chunks of one fixed shape, at places that are alike, so that a row's value does
     not depend on the other rows to the last bit.
     """
-    places = Places.within(_BLOCK_PLACES, 1, DOUBLE_APART)
+    places = Places.within(_CHUNK_PLACES, 1, DOUBLE_APART)
 
     @torch.no_grad()
-    def block(start: int) -> Array:
+    def chunk(start: int) -> Array:
         rows = X[start : start + places.n_rows]
         padded = np.pad(rows, ((0, places.n_rows - len(rows)), (0, 0)))
         values = places.gathered(reference.log_prob(torch.from_numpy(places.spread(padded))))
         return np.asarray(values.numpy()[: len(rows)])
 
-    blocks = map_in_workers(block, range(0, len(X), places.n_rows), "cpu")
-    return np.concatenate([np.empty(0), *blocks])
+    chunks = map_in_workers(chunk, range(0, len(X), places.n_rows), "cpu")
+    return np.concatenate([np.empty(0), *chunks])
 
 
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:

@@ -37,7 +37,7 @@ from sk_itdiffusion.references.base import (
 )
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import (
-    LEAST_RELATIVE_VARIANCE,
+    MIN_RELATIVE_VARIANCE,
     NUMBERS_IN_A_CACHE,
     GaussianMixtureReference,
 )
@@ -47,10 +47,10 @@ __all__ = ["KernelDensityReference"]
 #: Rows, at least, that the covariance is fitted to, and for each of its entries.
 _ROWS_TO_FIT = 500
 _ROWS_FOR_AN_ENTRY = 3
-_ROWS_IN_A_BLOCK = 256
-_MOST_STEPS = 30
+_ROWS_IN_A_CHUNK = 256
+_MAX_STEPS = 30
 #: Gain in nats by which another step is worth its time.
-_LEAST_GAIN_OF_A_STEP = 0.005
+_MIN_GAIN_OF_A_STEP = 0.005
 #: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
 #: Greatest posterior of all kernels together that are left out of an average.
@@ -59,7 +59,7 @@ _LEFT_OUT = 1e-6
 #: from the middle of their tile.
 _NEIGHBOURS_IN_SINGLE = 256
 _REACH_IN_SINGLE = 30.0
-_LEAST_EXPONENT = -100.0
+_MIN_EXPONENT = -100.0
 
 
 @stored()
@@ -523,7 +523,7 @@ def _average(table: Tensor, query: Tensor, memory: Tensor) -> tuple[Tensor, Tens
     relative = torch.mm(query, table[:, :-1].T, out=place)
     top = relative.amax(1, keepdim=True)
     # Powers of two are faster than exponentials, unless they are too small to be normal numbers.
-    relative.sub_(top).clamp_min_(_LEAST_EXPONENT).exp2_()
+    relative.sub_(top).clamp_min_(_MIN_EXPONENT).exp2_()
     first = table.shape[1] // 2
     sums = (table[:, first:].T @ relative.T).T.double()
     mean, mass = sums[:, :-1], sums[:, -1:]
@@ -565,7 +565,7 @@ def fit_kernel_density(
     n_wanted = _ROWS_FOR_AN_ENTRY * n_features * (n_features + 1) // 2
     n_left_out = min(len(X), max(_ROWS_TO_FIT, n_wanted))
     # What rounding leaves of a covariance along a direction without variance must stay below.
-    floor = max(floor, LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
+    floor = max(floor, MIN_RELATIVE_VARIANCE * float(np.square(X).max()))
 
     def density(covariance: NDArray[np.float64], weight: float) -> KernelDensityReference:
         kept = covariance if n_wanted <= len(X) else np.diag(np.diag(covariance))
@@ -583,10 +583,10 @@ def fit_kernel_density(
     best, (log_likelihood, covariance, weight) = max(
         ((start, step(start)) for start in starts), key=lambda pair: pair[1][0]
     )
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         following = density(covariance, weight)
         reached, covariance, weight = step(following)
-        if reached < log_likelihood + _LEAST_GAIN_OF_A_STEP:
+        if reached < log_likelihood + _MIN_GAIN_OF_A_STEP:
             break
         best, log_likelihood = following, reached
     return best
@@ -603,8 +603,8 @@ def _expectation_maximization(
     centers, weight = density.points, torch.from_numpy(share)
 
     @torch.no_grad()
-    def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        left_out = torch.arange(start, min(start + _ROWS_IN_A_BLOCK, n_left_out))
+    def chunk(start: int) -> tuple[Tensor, Tensor, Tensor]:
+        left_out = torch.arange(start, min(start + _ROWS_IN_A_CHUNK, n_left_out))
         x, own = centers[left_out], weight[left_out]
         others = (1.0 - own).clamp_min(torch.finfo(own.dtype).eps)
         log_joint = density.kernel_log_prob(x) - others.log()[:, None]
@@ -618,9 +618,9 @@ def _expectation_maximization(
         scatter = (x.T * of_rows) @ x + (centers.T * of_centers) @ centers - cross - cross.T
         return own @ total, scatter, of_rows.sum()
 
-    blocks = map_in_workers(block, range(0, n_left_out, _ROWS_IN_A_BLOCK), "cpu")
+    chunks = map_in_workers(chunk, range(0, n_left_out, _ROWS_IN_A_CHUNK), "cpu")
     log_likelihood, scatter, mass = (
-        torch.stack(parts).sum(0) for parts in zip(*blocks, strict=True)
+        torch.stack(parts).sum(0) for parts in zip(*chunks, strict=True)
     )
     all_mass = float(share[:n_left_out].sum())
     covariance = scatter / mass.clamp_min(1e-12 * all_mass)

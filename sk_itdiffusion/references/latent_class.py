@@ -18,51 +18,51 @@ from sk_itdiffusion.references.discrete import LatentClassReference
 from sk_itdiffusion.references.gaussian import floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 
-__all__ = ["fit_latent_class", "level_counts", "smoothed_frequencies", "smoothed_marginals"]
+__all__ = ["category_counts", "fit_latent_class", "smoothed_frequencies", "smoothed_marginals"]
 
 Array = NDArray[np.float64]
 
 #: Rows that each class is given in advance, with the marginals of all rows.
 PRIOR_ROWS = 1.0
-#: Entries up to which the indicators of the levels are a dense matrix.
-MOST_DENSE_ENTRIES = 10**8
+#: Entries up to which the indicators of the categories are a dense matrix.
+MAX_DENSE_ENTRIES = 10**8
 #: Sum of the weights up to which products with the indicators are in single precision.
-MOST_ROWS_IN_SINGLE = 1e30
+MAX_ROWS_IN_SINGLE = 1e30
 TOLERANCE = 2e-4
 
 
-def level_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
-    """Return how many rows have each level, for each discrete variable."""
+def category_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
+    """Return how many rows have each category, for each discrete variable."""
     codes = rows.X[:, layout.n_continuous :].astype(np.intp)
     return [
-        np.bincount(codes[:, j], rows.weight, variable.n_levels).astype(np.float64)
+        np.bincount(codes[:, j], rows.weight, variable.n_categories).astype(np.float64)
         for j, variable in enumerate(layout.variables)
     ]
 
 
 def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
-    """Return the smoothed frequencies of the levels of each discrete variable."""
-    return [smoothed_frequencies(counts) for counts in level_counts(rows, layout)]
+    """Return the smoothed frequencies of the categories of each discrete variable."""
+    return [smoothed_frequencies(counts) for counts in category_counts(rows, layout)]
 
 
 def smoothed_frequencies(counts: Array) -> Array:
-    """Return the relative frequencies of levels, with half an observation added to each."""
+    """Return the relative frequencies of categories, with half an observation added to each."""
     return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))
 
 
 @dataclass
 class _Classes:
-    """Parameters: probabilities of all levels one after the other, and normal distributions."""
+    """Parameters: probabilities of all categories one after the other, and normal distributions."""
 
     log_weight: Array
-    log_level: Array
+    log_category: Array
     mean: Array
     covariance: Array
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """The rows: indicators of their levels (n, L), continuous columns, their products, shares."""
+    """The rows: indicators of categories (n, L), continuous columns, their products, shares."""
 
     indicators: NDArray[Any] | sparse.csr_array
     continuous: Array
@@ -78,12 +78,12 @@ class _Evidence:
         cls, rows: WeightedRows, layout: Layout, marginals: list[Array], regularization: float
     ) -> _Evidence:
         """Return the rows in the form that the steps need."""
-        sizes = np.array([variable.n_levels for variable in layout.variables])
+        sizes = np.array([variable.n_categories for variable in layout.variables])
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         hits = rows.X[:, layout.n_continuous :].astype(np.intp) + first
         n_rows = float(rows.weight.sum())
         # Weights are at least 1: in single precision their sums are not to leave its range.
-        dtype = np.float32 if n_rows < MOST_ROWS_IN_SINGLE else np.float64
+        dtype = np.float32 if n_rows < MAX_ROWS_IN_SINGLE else np.float64
         entries = np.ones(hits.size, dtype=dtype)
         bounds = np.arange(len(hits) + 1) * hits.shape[1]
         shape = (len(hits), int(sizes.sum()))
@@ -93,7 +93,7 @@ class _Evidence:
         deviation = continuous - rows.share @ continuous
         pooled = (rows.share[:, None] * deviation).T @ deviation
         return cls(
-            indicators.toarray() if math.prod(shape) <= MOST_DENSE_ENTRIES else indicators,
+            indicators.toarray() if math.prod(shape) <= MAX_DENSE_ENTRIES else indicators,
             continuous,
             continuous[:, pairs[0]] * continuous[:, pairs[1]],
             rows.share,
@@ -117,7 +117,7 @@ def fit_latent_class(
     """Return a latent class model fitted to rows by expectation-maximisation.
 
     Each class begins at a random row.  A class counts one row more than it has, spread over the
-    levels as in all rows, so that no probability is 0; covariances are drawn to the common one
+    categories as in all rows, so that no probability is 0; covariances are drawn to the common one
     likewise.
 
     Parameters
@@ -162,7 +162,7 @@ def fit_latent_class(
 def _starting_classes(
     evidence: _Evidence, n_classes: int, random_state: np.random.RandomState
 ) -> _Classes:
-    """Return classes around random rows, half their own levels and half the marginals."""
+    """Return classes around random rows, half their own categories and half the marginals."""
     n_possible = min(n_classes, len(evidence.share))
     chosen = random_state.choice(
         len(evidence.share), size=n_possible, replace=False, p=evidence.share
@@ -180,8 +180,8 @@ def _starting_classes(
 
 def _log_joint(evidence: _Evidence, classes: _Classes) -> Array:
     """Return log of weight times probability of each row in each class, (n, n_classes)."""
-    by_level = evidence.indicators @ classes.log_level.T.astype(evidence.indicators.dtype)
-    joint: Array = by_level.astype(np.float64) + classes.log_weight
+    by_category = evidence.indicators @ classes.log_category.T.astype(evidence.indicators.dtype)
+    joint: Array = by_category.astype(np.float64) + classes.log_weight
     n_continuous = evidence.continuous.shape[1]
     if n_continuous:
         # The quadratic forms of all classes at once, as products of matrices.
@@ -201,10 +201,10 @@ def _maximize(evidence: _Evidence, posterior: Array) -> _Classes:
     size = weighted.sum(axis=0)
     entries = without_denormals(weighted, evidence.indicators.dtype)
     counts = (evidence.indicators.T @ entries).T.astype(np.float64)
-    level = (counts + PRIOR_ROWS * evidence.marginal) / (size + PRIOR_ROWS)[:, None]
+    category = (counts + PRIOR_ROWS * evidence.marginal) / (size + PRIOR_ROWS)[:, None]
     mean, covariance = _normal_parameters(evidence, weighted, size)
     log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
-    return _Classes(log_weight, np.log(level), mean, covariance)
+    return _Classes(log_weight, np.log(category), mean, covariance)
 
 
 def without_denormals(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -234,8 +234,8 @@ def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tup
 def _reference(layout: Layout, classes: _Classes) -> LatentClassReference:
     """Return the classes as a reference."""
     weights = np.exp(classes.log_weight)
-    sizes = [variable.n_levels for variable in layout.variables]
-    parts = np.split(np.exp(classes.log_level), np.cumsum(sizes)[:-1], axis=1)
+    sizes = [variable.n_categories for variable in layout.variables]
+    parts = np.split(np.exp(classes.log_category), np.cumsum(sizes)[:-1], axis=1)
     continuous = None
     if layout.n_continuous:
         covariances = floor_eigenvalues(classes.covariance)

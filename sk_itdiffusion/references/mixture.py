@@ -50,7 +50,7 @@ __all__ = ["GaussianMixtureReference"]
 #: which takes longer than to calculate what is in it.
 NUMBERS_IN_A_CACHE = 2**17
 #: Variance, relative to the largest square, that double precision still resolves.
-LEAST_RELATIVE_VARIANCE = 1e-13
+MIN_RELATIVE_VARIANCE = 1e-13
 #: Distinct rows for each component above which k-means cannot run out of clusters.
 _PLENTY = 4
 #: Rows by which the common covariance counts for that of each component.
@@ -717,7 +717,7 @@ def fit_gaussian_mixture(
     largest = np.full(X.shape[1], np.inf) if largest_variances is None else largest_variances
     n_distinct = number_of_distinct_rows(X)
     # What rounding leaves of a covariance along a direction without variance must stay below.
-    regularization = max(regularization, LEAST_RELATIVE_VARIANCE * float(np.square(X).max()))
+    regularization = max(regularization, MIN_RELATIVE_VARIANCE * float(np.square(X).max()))
     # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
     is_plain = n_distinct > _PLENTY * n_components
     weight = np.ones(len(X)) if sample_weight is None else sample_weight

@@ -158,7 +158,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
       if training rows serve as validation rows too, and ``split.space.layout`` is the
       `sk_itdiffusion.layout.Layout` of the columns.
     - ``schema``, what the columns are: ``n_continuous``, the number of continuous ones;
-      ``has_levels``, whether discrete ones vary; ``has_images``, whether rows are images of
+      ``has_categories``, whether discrete ones vary; ``has_images``, whether rows are images of
       continuous pixels; ``resolution``, the largest step of a lattice of values in standard
       deviations, 0 if there is none; ``device``, where the denoisers will be.
     - ``context``: ``schema``; ``references``, those fitted before by their families' names;
@@ -219,7 +219,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         bool
             Whether it is, by default if all columns that vary are continuous and are no pixels.
         """
-        return not schema.has_levels and not schema.has_images
+        return not schema.has_categories and not schema.has_images
 
     def by_default(self, demand: Demand) -> bool:
         """Return whether the family takes part in a fit that does not ask for it.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["GaussianFamily", "GivenReferenceFamily", "fit_gaussian_by_validation"]
 
 #: Columns up to which a Gaussian has a full covariance, and its rank otherwise.
-MOST_COLUMNS_FOR_COVARIANCE = 4_096
-MOST_DIRECTIONS = 256
+MAX_COLUMNS_FOR_COVARIANCE = 4_096
+MAX_DIRECTIONS = 256
 #: Weights of the diagonal matrix in the covariances to choose from.
 _SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -52,8 +52,8 @@ def fit_gaussian_by_validation(
         The fitted Gaussian.
     """
     n_rows, n_columns = train.X.shape
-    if n_columns > MOST_COLUMNS_FOR_COVARIANCE:
-        rank = max(1, min(MOST_DIRECTIONS, n_rows // 4, n_columns - 1))
+    if n_columns > MAX_COLUMNS_FOR_COVARIANCE:
+        rank = max(1, min(MAX_DIRECTIONS, n_rows // 4, n_columns - 1))
         return LowRankGaussianReference.fit(train.X, rank, random_state, train.weight)
     mean = train.share @ train.X
     covariance = np.atleast_2d(np.cov(train.X.T, ddof=0, aweights=train.weight))
@@ -89,7 +89,7 @@ class GaussianFamily(ReferenceFamily):
 
     def applies(self, schema: Schema) -> bool:
         """Return whether all columns that vary are continuous; see `ReferenceFamily.applies`."""
-        return not schema.has_levels
+        return not schema.has_categories
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference:
         """Return the normal distribution; see `ReferenceFamily.fit`."""
@@ -118,7 +118,7 @@ class GivenReferenceFamily(ReferenceFamily):
 
     def applies(self, schema: Schema) -> bool:
         """Return whether all columns that vary are continuous; see `ReferenceFamily.applies`."""
-        return not schema.has_levels
+        return not schema.has_categories
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference:
         """Return the distribution of standardised rows; see `ReferenceFamily.fit`."""

@@ -28,7 +28,7 @@ class IndependentFamily(ReferenceFamily):
 
     def applies(self, schema: Schema) -> bool:
         """Return whether there are discrete columns; see `ReferenceFamily.applies`."""
-        return schema.has_levels
+        return schema.has_categories
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference:
         """Return the frequencies and the normal distribution; see `ReferenceFamily.fit`."""

@@ -27,17 +27,17 @@ __all__ = ["KernelDensityFamily", "fit_kernel_density_by_validation"]
 
 _KERNELS_FOR_MAPS = 3_000
 #: Kernels in a density of kernels, and columns beyond which they are hopeless.
-_MOST_KERNELS = 10_000
-_MOST_COLUMNS_FOR_KERNELS = 50
+_MAX_KERNELS = 10_000
+_MAX_COLUMNS_FOR_KERNELS = 50
 #: Variance of a kernel, in standardised units, that the highest log-SNR still resolves.
-_LEAST_KERNEL_VARIANCE = 1e-7
+_MIN_KERNEL_VARIANCE = 1e-7
 
 
 def _quick_kernels(rows: WeightedRows, plain: Reference, resolution: float) -> Reference:
     """Return kernels around a few of the training rows."""
     assert isinstance(plain, GaussianReference | GaussianMixtureReference)
     rows = first_rows(rows.without_copies(), _KERNELS_FOR_MAPS)
-    floor = np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2)
+    floor = np.clip(resolution**2 / 12.0, _MIN_KERNEL_VARIANCE, 1e-2)
     return fit_kernel_density(rows.X, rows.share, as_mixture(plain), floor)
 
 
@@ -71,14 +71,14 @@ def fit_kernel_density_by_validation(
     KernelDensityReference or None
         The density; of more than 50 columns there is none.
     """
-    rows = first_rows(train.without_copies(), _MOST_KERNELS)
-    if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
+    rows = first_rows(train.without_copies(), _MAX_KERNELS)
+    if rows.X.shape[1] > _MAX_COLUMNS_FOR_KERNELS:
         return None
     density = fit_kernel_density(
         rows.X,
         rows.share,
         as_mixture(plain),
-        np.clip(resolution**2 / 12.0, _LEAST_KERNEL_VARIANCE, 1e-2),
+        np.clip(resolution**2 / 12.0, _MIN_KERNEL_VARIANCE, 1e-2),
         stopped=lambda: stop is not None and stop.is_set(),
     )
     gain = log_likelihoods(density, valid.X) - log_likelihoods(plain, valid.X)
@@ -120,6 +120,6 @@ class KernelDensityFamily(ReferenceFamily):
 
     def guide(self, rows: WeightedRows, plain: Reference, resolution: float) -> Reference | None:
         """Return kernels around a few of the rows; see `ReferenceFamily.guide`."""
-        if rows.X.shape[1] > _MOST_COLUMNS_FOR_KERNELS:
+        if rows.X.shape[1] > _MAX_COLUMNS_FOR_KERNELS:
             return None
         return _quick_kernels(rows, plain, resolution)

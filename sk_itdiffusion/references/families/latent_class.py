@@ -18,8 +18,8 @@ from sk_itdiffusion.references.families.base import (
 )
 from sk_itdiffusion.references.families.mixture import (
     _EM_STEPS_FOR_SEARCH,
-    _MOST_EM_STEPS,
-    MOST_ROWS_FOR_MIXTURES,
+    _MAX_EM_STEPS,
+    MAX_ROWS_FOR_MIXTURES,
     mixture_regularization,
 )
 from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, search_numbers
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["LatentClassFamily", "fit_latent_class_by_validation"]
 
 _CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-MOST_ROWS_FOR_CLASSES = 50_000
-#: Entries of the matrix of rows and levels that latent class models are fitted to.
-_MOST_INDICATORS = 4 * 10**7
+MAX_ROWS_FOR_CLASSES = 50_000
+#: Entries of the matrix of rows and categories that latent class models are fitted to.
+_MAX_INDICATORS = 4 * 10**7
 #: Probabilities in a latent class model.
-_MOST_CLASS_LEVELS = 10**6
-#: Products of rows, levels and classes in one step of expectation-maximisation.
-_MOST_CLASS_WORK = 5 * 10**9
+_MAX_CLASS_CATEGORIES = 10**6
+#: Products of rows, categories and classes in one step of expectation-maximisation.
+_MAX_CLASS_WORK = 5 * 10**9
 
 
 def fit_latent_class_by_validation(
@@ -71,10 +71,10 @@ def fit_latent_class_by_validation(
         The model.
     """
     layout, valid = independent.layout, split.valid
-    width = layout.n_level_points + layout.n_continuous * (layout.n_continuous + 1) // 2
-    most = int(np.clip(_MOST_INDICATORS // width, 1000, MOST_ROWS_FOR_CLASSES))
+    width = layout.n_category_points + layout.n_continuous * (layout.n_continuous + 1) // 2
+    most = int(np.clip(_MAX_INDICATORS // width, 1000, MAX_ROWS_FOR_CLASSES))
     rows = split.train.take(np.arange(min(len(split.train), most)))
-    few = rows.take(np.arange(min(len(rows), MOST_ROWS_FOR_MIXTURES)))
+    few = rows.take(np.arange(min(len(rows), MAX_ROWS_FOR_MIXTURES)))
     baseline = log_likelihoods(independent, valid.X)
 
     def fit(job: tuple[int, int], last: bool = False) -> tuple[float, LatentClassReference]:
@@ -84,7 +84,7 @@ def fit_latent_class_by_validation(
             job[0],
             np.random.RandomState(job[1]),
             regularization=regularization,
-            max_iter=_MOST_EM_STEPS if last else _EM_STEPS_FOR_SEARCH,
+            max_iter=_MAX_EM_STEPS if last else _EM_STEPS_FOR_SEARCH,
             stopped=lambda: stop is not None and stop.is_set(),
         )
         return float(valid.share @ log_likelihoods(reference, valid.X)), reference
@@ -94,9 +94,11 @@ def fit_latent_class_by_validation(
         with single_blas_thread():
             return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
 
-    n_levels = layout.n_level_points
+    n_categories = layout.n_category_points
     n_possible = min(
-        len(rows), _MOST_CLASS_LEVELS // n_levels, _MOST_CLASS_WORK // (len(rows) * n_levels)
+        len(rows),
+        _MAX_CLASS_CATEGORIES // n_categories,
+        _MAX_CLASS_WORK // (len(rows) * n_categories),
     )
     possible = [c for c in _CLASSES if c < 2 * n_possible]
     best = search_numbers(possible, fit_all, float(valid.share @ baseline))
@@ -121,7 +123,7 @@ class LatentClassFamily(ReferenceFamily):
 
     def applies(self, schema: Schema) -> bool:
         """Return whether there are discrete columns; see `ReferenceFamily.applies`."""
-        return schema.has_levels
+        return schema.has_categories
 
     def by_default(self, demand: Demand) -> bool:
         """Return whether any control variate will do; see `ReferenceFamily.by_default`."""

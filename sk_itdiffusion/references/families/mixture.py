@@ -45,20 +45,20 @@ __all__ = [
 
 Array = NDArray[np.float64]
 #: Rows that the mixtures see at most; more hardly change them.
-MOST_ROWS_FOR_MIXTURES = 20_000
+MAX_ROWS_FOR_MIXTURES = 20_000
 #: Rows on which the number of components is searched.
 _ROWS_FOR_SEARCH = 10_000
 _COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
-_MOST_EM_STEPS = 100
+_MAX_EM_STEPS = 100
 _EM_STEPS_FOR_SEARCH = 40
 _ROWS_FOR_A_PARAMETER = 3
 #: Numbers in all covariances of a mixture; thousands of columns would take hours and gigabytes.
-_MOST_COVARIANCE_ENTRIES = 4 * 10**6
+_MAX_COVARIANCE_ENTRIES = 4 * 10**6
 
 
 def is_affordable(n_components: int, n_columns: int) -> bool:
     """Return whether the covariances of a mixture are few enough numbers."""
-    return n_components * n_columns**2 <= _MOST_COVARIANCE_ENTRIES
+    return n_components * n_columns**2 <= _MAX_COVARIANCE_ENTRIES
 
 
 def fit_mixture_by_validation(
@@ -97,7 +97,7 @@ def fit_mixture_by_validation(
     optimism : ndarray of shape (n_valid,)
         By how much the choice flatters each validation row; see `choice_optimism`.
     """
-    train = first_rows(train, MOST_ROWS_FOR_MIXTURES)
+    train = first_rows(train, MAX_ROWS_FOR_MIXTURES)
     few = first_rows(train, _ROWS_FOR_SEARCH)
     share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(train.X, train.weight), valid.X)
@@ -140,7 +140,7 @@ def fit_mixture_by_validation(
     best = search_numbers(possible, fit_all, float(share @ gaussian))
     if best is not None:
         score, mixture, n_best = best
-        beside = fit_all([round(1.25 * n_best), n_best], train, _MOST_EM_STEPS)
+        beside = fit_all([round(1.25 * n_best), n_best], train, _MAX_EM_STEPS)
         mixture = max([(score, mixture), *beside], key=lambda scored: scored[0])[1]
         gain = log_likelihoods(mixture, valid.X) - gaussian
         mean, error = mean_and_error(gain, share, source=valid.unit)

@@ -10,11 +10,11 @@ import torch
 from sklearn.model_selection import cross_val_score
 from skorch.callbacks import Callback
 
-import sk_itdiffusion._table.blocks
+import sk_itdiffusion._table.partitions
 import sk_itdiffusion._table.streams
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity
 from sk_itdiffusion._runtime import parallel
-from sk_itdiffusion._table.blocks import LocalBlocks, blocks_of, parts_of, sample
+from sk_itdiffusion._table.partitions import LocalPartitions, partitions_of, parts_of, sample
 
 TINY = {
     "hidden_size": 16,
@@ -35,8 +35,8 @@ TINY = {
 def little_memory(monkeypatch):
     """Hold only 300 rows of 2 columns in memory."""
     monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 600)
-    monkeypatch.setattr(sk_itdiffusion._table.blocks, "NUMBERS_IN_A_BLOCK", 100)
-    monkeypatch.setattr(sk_itdiffusion._table.blocks, "NUMBERS_IN_A_CHUNK", 500)
+    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_PARTITION", 100)
+    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_CHUNK", 500)
 
 
 @pytest.fixture(scope="module", name="X")
@@ -66,7 +66,7 @@ def as_numbers(rows):
 @pytest.mark.parametrize("container", [np.asarray, pd.DataFrame, np.float32])
 def test_sample_and_stream_are_all_rows(X, container):
     table = container(X)
-    rows, _, stream = sample(blocks_of(table), as_numbers, np.random.RandomState(0))
+    rows, _, stream = sample(partitions_of(table), as_numbers, np.random.RandomState(0))
     assert type(rows) is type(table)
     assert 240 < len(rows) < 360
     assert len(rows) + len(stream) == len(X)
@@ -85,7 +85,9 @@ def test_sample_and_stream_are_all_rows(X, container):
 @pytest.mark.usefixtures("little_memory")
 def test_streamed_rows_come_as_often_as_they_weigh(X):
     weight = np.arange(len(X)) % 3.0
-    rows, held, stream = sample(blocks_of(X), as_numbers, np.random.RandomState(0), weight=weight)
+    rows, held, stream = sample(
+        partitions_of(X), as_numbers, np.random.RandomState(0), weight=weight
+    )
     weight_of = dict(zip(X[:, 0], weight, strict=True))
     np.testing.assert_array_equal(held, [weight_of[x] for x in rows[:, 0]])
     chunks = stream.chunks(64, torch.Generator().manual_seed(0))
@@ -99,12 +101,14 @@ def test_streamed_rows_come_as_often_as_they_weigh(X):
 @pytest.mark.usefixtures("little_memory")
 def test_rows_without_weight_take_no_places_in_memory(X):
     weight = np.where(np.arange(len(X)) % 10 == 3, 2.0, 0.0)
-    rows, held, stream = sample(blocks_of(X), as_numbers, np.random.RandomState(0), weight=weight)
+    rows, held, stream = sample(
+        partitions_of(X), as_numbers, np.random.RandomState(0), weight=weight
+    )
     np.testing.assert_array_equal(rows, X[3::10])
     np.testing.assert_array_equal(held, np.full(200, 2.0))
     assert stream is None
     most = np.where(np.arange(len(X)) % 2, 2.0, 0.0)
-    rows, held, stream = sample(blocks_of(X), as_numbers, np.random.RandomState(0), weight=most)
+    rows, held, stream = sample(partitions_of(X), as_numbers, np.random.RandomState(0), weight=most)
     assert 240 < len(rows) < 360
     assert len(rows) + len(stream) == len(X) // 2
     np.testing.assert_array_equal(held, np.full(len(rows), 2.0))
@@ -169,11 +173,11 @@ def test_all_rows_are_checked_also_those_not_trained_on(X):
 
 
 def test_small_tables_have_no_blocks(X):
-    assert blocks_of(X) is None
-    assert blocks_of(X.tolist()) is None
-    assert blocks_of(np.broadcast_to(0.0, (2**20, 2))) is None
-    assert isinstance(blocks_of(np.broadcast_to(0.0, (2**20 + 1, 2))), LocalBlocks)
-    assert isinstance(blocks_of(np.broadcast_to(0.0, (2**16 + 1, 2**10))), LocalBlocks)
+    assert partitions_of(X) is None
+    assert partitions_of(X.tolist()) is None
+    assert partitions_of(np.broadcast_to(0.0, (2**20, 2))) is None
+    assert isinstance(partitions_of(np.broadcast_to(0.0, (2**20 + 1, 2))), LocalPartitions)
+    assert isinstance(partitions_of(np.broadcast_to(0.0, (2**16 + 1, 2**10))), LocalPartitions)
 
 
 # -- scoring ---------------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ def test_scores_of_parts_are_those_of_the_whole(X, fitted, monkeypatch, tmp_path
     }
     whole = {name: fitted.score_samples(table) for name, (_, table) in tables.items()}
     curves = {name: fitted.mse_curve(table).model for name, (_, table) in tables.items()}
-    monkeypatch.setattr(sk_itdiffusion._table.blocks, "NUMBERS_IN_A_PART", 2 * 77)
+    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_PART", 2 * 77)
     for name, (table, _) in tables.items():
         assert [len(part) for part in parts_of(table)] == 6 * [77] + [38]
         np.testing.assert_array_equal(fitted.score_samples(table), whole[name])
@@ -218,7 +222,7 @@ def test_scores_of_parts_of_codes_are_those_of_the_whole(monkeypatch):
     codes = np.random.default_rng(0).integers(0, 3, size=(400, 2))
     density = IMMSEDiscreteDensity(max_epochs=0, random_state=0).fit(codes)
     whole = density.score_samples(codes)
-    monkeypatch.setattr(sk_itdiffusion._table.blocks, "NUMBERS_IN_A_PART", 2 * 77)
+    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_PART", 2 * 77)
     np.testing.assert_array_equal(density.score_samples(codes), whole)
 
 

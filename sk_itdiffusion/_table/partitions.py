@@ -1,8 +1,8 @@
-"""Tables that are read block by block: arrays on disk or of many rows, and collections of Dask.
+"""Tables read partition by partition: arrays on disk or of many rows, and collections of Dask.
 
 A table that is too large to be worked on in memory is read once from end to end, which checks all
 of its rows and keeps a random sample of them.  Maps, references and validation need no more than
-the sample.  The other rows are read again, in random blocks, while a network is trained.
+the sample.  The other rows are read again, in random partitions, while a network is trained.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from sk_itdiffusion._table.reading import naming_columns
 from sk_itdiffusion._table.streams import affordable_rows, is_dataset, row_of
 
 __all__ = [
-    "BlockStream",
-    "DaskBlocks",
-    "LocalBlocks",
-    "blocks_of",
+    "DaskPartitions",
+    "LocalPartitions",
+    "PartitionStream",
     "in_memory",
     "is_dask",
+    "partitions_of",
     "parts_of",
     "sample",
 ]
 
 Array = NDArray[np.float64]
 
-#: Numbers in the blocks of arrays: neighbours in a file are often alike, so blocks are small.
-NUMBERS_IN_A_BLOCK = 2**16
+#: Numbers in the partitions of arrays: neighbours in a file are often alike, so partitions are
+#: small.
+NUMBERS_IN_A_PARTITION = 2**16
 #: Numbers that are read, shuffled and mapped at a time in training.
 NUMBERS_IN_A_CHUNK = 2**20
 #: Numbers in the parts that are scored one after the other.
 NUMBERS_IN_A_PART = 2**22
 
 
-class Blocks(Protocol):
-    """A table whose rows come in blocks, which are arrays or data frames."""
+class Partitions(Protocol):
+    """A table whose rows come in partitions, which are arrays or data frames."""
 
     @property
     def n_rows(self) -> int:
@@ -58,33 +59,33 @@ class Blocks(Protocol):
         ...
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
+    def n_partitions(self) -> int:
+        """Number of partitions."""
         ...
 
     def read(self, numbers: Sequence[int]) -> list[Any]:
-        """Return some of the blocks."""
+        """Return some of the partitions."""
         ...
 
     def map(self, function: Callable[[Any, int], Any]) -> list[Any]:
-        """Return what a function of a block and its number returns for each block."""
+        """Return what a function of a partition and its number returns for each partition."""
         ...
 
 
 @dataclass(frozen=True)
-class LocalBlocks:
-    """Blocks of consecutive rows of an array, in memory or on disk, or of a data frame.
+class LocalPartitions:
+    """Partitions of consecutive rows of an array, in memory or on disk, or of a data frame.
 
     Attributes
     ----------
     X : ndarray or DataFrame of shape (n_rows, n_columns)
         The rows.
-    n_rows_in_block : int
-        Rows in each block but the last.
+    n_rows_in_partition : int
+        Rows in each partition but the last.
     """
 
     X: Any
-    n_rows_in_block: int
+    n_rows_in_partition: int
 
     @property
     def n_rows(self) -> int:
@@ -97,31 +98,31 @@ class LocalBlocks:
         return int(self.X.shape[1])
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.n_rows // self.n_rows_in_block)
+    def n_partitions(self) -> int:
+        """Number of partitions."""
+        return -(-self.n_rows // self.n_rows_in_partition)
 
     def place(self, number: int) -> slice:
-        """Return the rows of a block."""
-        return slice(number * self.n_rows_in_block, (number + 1) * self.n_rows_in_block)
+        """Return the rows of a partition."""
+        return slice(number * self.n_rows_in_partition, (number + 1) * self.n_rows_in_partition)
 
     def read(self, numbers: Sequence[int]) -> list[Any]:
-        """Return some of the blocks."""
+        """Return some of the partitions."""
         return [chosen_rows(self.X, self.place(number)) for number in numbers]
 
     def map(self, function: Callable[[Any, int], Any]) -> list[Any]:
-        """Return what a function of a block and its number returns for each block."""
-        return [function(self.read([number])[0], number) for number in range(self.n_blocks)]
+        """Return what a function of a partition and its number returns for each partition."""
+        return [function(self.read([number])[0], number) for number in range(self.n_partitions)]
 
 
 @dataclass(frozen=True)
-class DaskBlocks:
+class DaskPartitions:
     """The partitions of a Dask data frame, or the chunks of rows of a Dask array.
 
     Attributes
     ----------
     delayed : sequence of Delayed
-        The blocks.
+        The partitions.
     n_rows, n_columns : int
         Size of the table.
     """
@@ -131,8 +132,8 @@ class DaskBlocks:
     n_columns: int
 
     @classmethod
-    def of(cls, X: Any) -> DaskBlocks:
-        """Return the blocks of a collection; its rows are counted if that is not known."""
+    def of(cls, X: Any) -> DaskPartitions:
+        """Return the partitions of a collection; its rows are counted if that is not known."""
         if X.ndim != 2:
             raise ValueError(f"X is a Dask array of {X.ndim} dimensions; it must have 2.")
         if not hasattr(X, "columns"):
@@ -140,25 +141,27 @@ class DaskBlocks:
         return cls(list(np.ravel(X.to_delayed())), counted_rows(X), int(X.shape[1]))
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
+    def n_partitions(self) -> int:
+        """Number of partitions."""
         return len(self.delayed)
 
     def read(self, numbers: Sequence[int]) -> list[Any]:
-        """Return some of the blocks."""
+        """Return some of the partitions."""
         import dask
 
         return list(dask.compute(*(self.delayed[number] for number in numbers)))
 
     def map(self, function: Callable[[Any, int], Any]) -> list[Any]:
-        """Return what a function of a block and its number returns for each block.
+        """Return what a function of a partition and its number returns for each partition.
 
-        It is called where the block is, so that only what it returns is sent here.
+        It is called where the partition is, so that only what it returns is sent here.
         """
         import dask
 
         there = dask.delayed(function, pure=False)
-        return list(dask.compute(*(there(block, i) for i, block in enumerate(self.delayed))))
+        return list(
+            dask.compute(*(there(partition, i) for i, partition in enumerate(self.delayed)))
+        )
 
 
 def counted_rows(X: Any) -> int:
@@ -188,16 +191,16 @@ def chosen_rows(X: Any, index: Any) -> Any:
     return X.iloc[index] if hasattr(X, "iloc") else X[index]
 
 
-def joined(blocks: Sequence[Any]) -> Any:
-    """Return blocks one below the other."""
-    if len(blocks) == 1:
-        return blocks[0]
-    frames = isinstance(blocks[0], pd.DataFrame)
-    return pd.concat(blocks, ignore_index=True) if frames else np.concatenate(blocks)
+def joined(partitions: Sequence[Any]) -> Any:
+    """Return partitions one below the other."""
+    if len(partitions) == 1:
+        return partitions[0]
+    frames = isinstance(partitions[0], pd.DataFrame)
+    return pd.concat(partitions, ignore_index=True) if frames else np.concatenate(partitions)
 
 
-def blocks_of(X: Any, weight: Any = None) -> Blocks | None:
-    """Return the blocks of a table that is not to be worked on in memory, None of others.
+def partitions_of(X: Any, weight: Any = None) -> Partitions | None:
+    """Return the partitions of a table that is not to be worked on in memory, None of others.
 
     Parameters
     ----------
@@ -208,8 +211,8 @@ def blocks_of(X: Any, weight: Any = None) -> Blocks | None:
 
     Returns
     -------
-    LocalBlocks, DaskBlocks or None
-        The blocks.  Collections of Dask always have blocks.
+    LocalPartitions, DaskPartitions or None
+        The partitions.  Collections of Dask always have partitions.
 
     Raises
     ------
@@ -219,17 +222,17 @@ def blocks_of(X: Any, weight: Any = None) -> Blocks | None:
     if is_dask(X):
         if weight is not None:
             raise ValueError("sample_weight must be None if X is a Dask collection.")
-        return DaskBlocks.of(X)
+        return DaskPartitions.of(X)
     if not isinstance(X, np.ndarray | pd.DataFrame) or X.ndim != 2 or X.shape[1] == 0:
         return None
     if len(X) <= affordable_rows(X.shape[1]):
         return None
-    return LocalBlocks(X, max(1, NUMBERS_IN_A_BLOCK // X.shape[1]))
+    return LocalPartitions(X, max(1, NUMBERS_IN_A_PARTITION // X.shape[1]))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of each block are in the sample: it follows from the number of the block.
+    """Which rows of each partition are in the sample: it follows from the number of the partition.
 
     Attributes
     ----------
@@ -239,25 +242,25 @@ class Selection:
         Seed.
     weight : ndarray of shape (n_samples,) or None, default=None
         Weights of all rows of the table; None if they are equal.
-    n_rows_in_block : int, default=0
-        Rows in each block but the last; of no account without weights.
+    n_rows_in_partition : int, default=0
+        Rows in each partition but the last; of no account without weights.
     """
 
     share: float
     seed: int
     weight: Array | None = None
-    n_rows_in_block: int = 0
+    n_rows_in_partition: int = 0
 
     def mask(self, number: int, n_rows: int) -> NDArray[np.bool_]:
-        """Return which rows of a block are in the sample."""
+        """Return which rows of a partition are in the sample."""
         drawn = np.random.default_rng([self.seed, number]).random(n_rows) < self.share
         return drawn if self.weight is None else drawn & (self.weight_of(number) > 0.0)
 
     def weight_of(self, number: int) -> Array:
-        """Return the weights of the rows of a block."""
+        """Return the weights of the rows of a partition."""
         assert self.weight is not None
-        start = number * self.n_rows_in_block
-        return self.weight[start : start + self.n_rows_in_block]
+        start = number * self.n_rows_in_partition
+        return self.weight[start : start + self.n_rows_in_partition]
 
     @cached_property
     def mean_weight(self) -> float:
@@ -267,22 +270,22 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class BlockStream:
-    """The rows of blocks that are not in the sample, read while a network is trained.
+class PartitionStream:
+    """The rows of partitions that are not in the sample, read while a network is trained.
 
     Attributes
     ----------
-    blocks : Blocks
+    partitions : Partitions
         The table.
     selection : Selection
         Which rows are in the sample.
     n_rows : int
         Rows of positive weight that are not.
     read : callable
-        Returns the numbers and codes of a block, of those of its rows that can be trained on.
+        Returns the numbers and codes of a partition, of those of its rows that can be trained on.
     """
 
-    blocks: Blocks
+    partitions: Partitions
     selection: Selection
     n_rows: int
     read: Callable[[Any], Array]
@@ -305,16 +308,18 @@ class BlockStream:
         ndarray of shape (n, n_columns)
             Numbers and codes.
         """
-        rows_in_block = max(1, self.blocks.n_rows // self.blocks.n_blocks)
-        n_together = max(1, NUMBERS_IN_A_CHUNK // (rows_in_block * self.blocks.n_columns))
+        rows_in_partition = max(1, self.partitions.n_rows // self.partitions.n_partitions)
+        n_together = max(1, NUMBERS_IN_A_CHUNK // (rows_in_partition * self.partitions.n_columns))
         while True:
-            order = torch.randperm(self.blocks.n_blocks, generator=generator).tolist()
+            order = torch.randperm(self.partitions.n_partitions, generator=generator).tolist()
             for start in range(0, len(order), n_together):
                 numbers = order[start : start + n_together]
                 rows = joined(
                     [
-                        self._others(block, number, generator)
-                        for block, number in zip(self.blocks.read(numbers), numbers, strict=True)
+                        self._others(partition, number, generator)
+                        for partition, number in zip(
+                            self.partitions.read(numbers), numbers, strict=True
+                        )
                     ]
                 )
                 if len(rows):
@@ -323,36 +328,36 @@ class BlockStream:
                     if len(values):
                         yield values
 
-    def _others(self, block: Any, number: int, generator: Generator) -> Any:
-        """Return the rows of a block that are not in the sample."""
-        others = np.flatnonzero(~self.selection.mask(number, len(block)))
+    def _others(self, partition: Any, number: int, generator: Generator) -> Any:
+        """Return the rows of a partition that are not in the sample."""
+        others = np.flatnonzero(~self.selection.mask(number, len(partition)))
         if self.selection.weight is not None:
             expected = self.selection.weight_of(number)[others] / self.selection.mean_weight
             drawn = torch.rand(len(others), generator=generator, dtype=torch.float64).numpy()
             others = np.repeat(others, np.floor(expected + drawn).astype(np.intp))
-        return chosen_rows(block, others)
+        return chosen_rows(partition, others)
 
 
 def sample(
-    blocks: Blocks,
+    partitions: Partitions,
     read: Callable[[Any], Array],
     random_state: np.random.RandomState,
     *,
     weight: Array | None = None,
     numbers_only: bool = False,
-) -> tuple[Any, Array | None, BlockStream | None]:
+) -> tuple[Any, Array | None, PartitionStream | None]:
     """Return a random sample of rows that fits into memory, its weights, and the others.
 
     Parameters
     ----------
-    blocks : Blocks
+    partitions : Partitions
         The table; all of it is read once.
     read : callable
-        Returns numbers and codes of a block in training.
+        Returns numbers and codes of a partition in training.
     random_state : RandomState
         Source of the sample.
     weight : ndarray of shape (n_samples,) or None, default=None
-        Weights of the rows; only of local blocks.
+        Weights of the rows; only of local partitions.
     numbers_only : bool, default=False
         Whether all values have to be finite numbers.
 
@@ -362,7 +367,7 @@ def sample(
         The sample.
     weight : ndarray or None
         Weights of its rows.
-    stream : BlockStream or None
+    stream : PartitionStream or None
         The other rows; None if there are none.
 
     Raises
@@ -370,33 +375,33 @@ def sample(
     ValueError
         If there are no rows, or a value is not a finite number though it has to be.
     """
-    if blocks.n_rows == 0:
+    if partitions.n_rows == 0:
         raise ValueError("X is a Dask collection without rows.")
-    n_rows, n_held = blocks.n_rows, affordable_rows(blocks.n_columns)
-    rows_in_block = 0
+    n_rows, n_held = partitions.n_rows, affordable_rows(partitions.n_columns)
+    rows_in_partition = 0
     if weight is not None:
-        assert isinstance(blocks, LocalBlocks)
-        n_rows, rows_in_block = int(np.count_nonzero(weight)), blocks.n_rows_in_block
+        assert isinstance(partitions, LocalPartitions)
+        n_rows, rows_in_partition = int(np.count_nonzero(weight)), partitions.n_rows_in_partition
     share, seed = 1.0, 0
     if n_rows > n_held:
         share, seed = n_held / n_rows, int(random_state.randint(2**31 - 1))
-    selection = Selection(share, seed, weight, rows_in_block)
+    selection = Selection(share, seed, weight, rows_in_partition)
     function = partial(checked_sample, selection=selection, numbers_only=numbers_only)
-    rows = joined([part for part in blocks.map(function) if len(part)])
+    rows = joined([part for part in partitions.map(function) if len(part)])
     kept = None
     if weight is not None:
-        weights = [selection.weight_of(number) for number in range(blocks.n_blocks)]
+        weights = [selection.weight_of(number) for number in range(partitions.n_partitions)]
         kept = np.concatenate([w[selection.mask(i, len(w))] for i, w in enumerate(weights)])
-    stream = BlockStream(blocks, selection, n_rows - len(rows), read)
+    stream = PartitionStream(partitions, selection, n_rows - len(rows), read)
     return rows, kept, stream if len(stream) else None
 
 
-def checked_sample(block: Any, number: int, *, selection: Selection, numbers_only: bool) -> Any:
-    """Return the rows of a block that are in the sample, once all of its rows are valid."""
-    if numbers_only and len(block):
-        with naming_columns(block):
-            check_array(block, dtype=np.float64, input_name="X")
-    return chosen_rows(block, selection.mask(number, len(block)))
+def checked_sample(partition: Any, number: int, *, selection: Selection, numbers_only: bool) -> Any:
+    """Return the rows of a partition that are in the sample, once all of its rows are valid."""
+    if numbers_only and len(partition):
+        with naming_columns(partition):
+            check_array(partition, dtype=np.float64, input_name="X")
+    return chosen_rows(partition, selection.mask(number, len(partition)))
 
 
 def parts_of(X: Any) -> Iterator[Any]:
@@ -419,13 +424,13 @@ def parts_of(X: Any) -> Iterator[Any]:
         for start in range(0, len(X), n_rows):
             yield Subset(X, range(start, min(start + n_rows, len(X))))
     elif is_dask(X):
-        blocks = DaskBlocks.of(X)
-        if blocks.n_rows == 0:
+        partitions = DaskPartitions.of(X)
+        if partitions.n_rows == 0:
             raise ValueError("X is a Dask collection without rows.")
-        for number in range(blocks.n_blocks):
-            block = blocks.read([number])[0]
-            if len(block):
-                yield block
+        for number in range(partitions.n_partitions):
+            partition = partitions.read([number])[0]
+            if len(partition):
+                yield partition
     elif is_converted(X) and X.size > NUMBERS_IN_A_PART:
         n_rows = max(1, NUMBERS_IN_A_PART // (X.size // len(X)))
         for start in range(0, len(X), n_rows):
