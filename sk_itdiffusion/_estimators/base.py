@@ -360,7 +360,7 @@ def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -
         columns = np.asarray(unseen.any(axis=0))
         warn(
             f"Rows with values that fit has not seen, in column(s) {column_labels(columns, labels)}"
-            f", are not {what}. Give all of them by the parameter categories, or a categorical dtype.",
+            f", are not {what}. Give them by the parameter categories, or a categorical dtype.",
         )
     return np.asarray(~unseen.any(axis=1))
 
