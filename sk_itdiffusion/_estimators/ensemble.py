@@ -138,7 +138,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         columns are continuous) all rows serve both.
     score_tol : float, "auto" or None, default=None
         Standard error, in nats, that each row's log-density should have from the numerical
-        integration, greater than 0; see `IMMSEDensity`.  None takes the least of the members.  It
+        integration, positive; see `IMMSEDensity`.  None takes the least of the members.  It
         may be changed after `fit`.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,

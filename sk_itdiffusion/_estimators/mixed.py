@@ -105,7 +105,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Epochs without improvement after which training ends, at least 1.
     score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
-        integration, greater than 0; may be changed after `fit`.  Time grows with the reciprocal of
+        integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
         its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where a
         bounded number of evaluations reaches it.
     device : str, default="auto"
