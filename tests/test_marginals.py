@@ -7,14 +7,12 @@ from scipy import stats
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion._table.marginals import (
     AffineMap,
-    ParetoLaw,
     QuantileMap,
     Standardizer,
-    Tail,
     YeoJohnsonMap,
     fit_marginal_map,
-    has_heavy_tail,
 )
+from sk_itdiffusion._table.tails import ParetoLaw, Tail, has_heavy_tail
 
 SAMPLES = {
     "normal": stats.norm,

@@ -25,7 +25,7 @@ from sk_itdiffusion.references import (
 from sk_itdiffusion.references import mixture as mixture_module
 from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validation
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
-from sk_itdiffusion.references.mixture import fit_gaussian_mixture, widened
+from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture, widened
 
 
 def make_mixture():

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
-from sklearn.frozen import FrozenEstimator
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -20,10 +19,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
 from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
 from sk_itdiffusion._estimators.contributions import Contributions
-from sk_itdiffusion._estimators.density import IMMSEDensity
-from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, chosen_rows_of
-from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._estimators.detector_density import (
+    COLUMN_WARNINGS,
+    MIN_SCORE,
+    default_estimator,
+    fit_clone,
+    image_shape_of,
+    is_judged,
+    score_rows,
+    takes_numbers,
+    with_common_lattice,
+    with_parameter,
+)
+from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images, numbers_in
 from sk_itdiffusion._estimators.trimming import (
@@ -38,10 +46,9 @@ from sk_itdiffusion._estimators.trimming import (
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.kinds import warn_of_merged_integers
 from sk_itdiffusion._table.partitions import in_memory, parts_of
-from sk_itdiffusion._table.reading import Table, naming_columns, read_table, without_tensors
+from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
 from sk_itdiffusion.persistence import SaveMixin, stored
 from sk_itdiffusion.persistence.checks import (
     check_finite,
@@ -64,11 +71,6 @@ MAX_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
 #: Rows below which none is left out: a fit to so few chooses nothing by validation.
 MIN_ROWS_TO_TRIM = 50
-#: What the estimators say about columns without a density, and about ties among it.
-COLUMN_WARNINGS = r"Column\(s\) "
-TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
-#: Least score, so that differences of scores are finite.
-MIN_SCORE = -1e300
 #: Shares of a progress bar at which the fits after trimming begin and end; then rows are scored.
 FIT_BEGINS, FIT_ENDS = 0.2, 0.9
 
@@ -635,20 +637,6 @@ class IMMSEOutlierDetector(
             check_positive(n, "number of held-out rows")
 
 
-def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:
-    """Return the shape of the images that an estimator or its members take, or None."""
-    parts = [estimator, *estimator.get_params().values()]
-    shapes = [getattr(part, "image_shape", None) for part in parts]
-    return next((tuple(shape) for shape in shapes if shape is not None), None)
-
-
-def takes_numbers(estimator: DensityEstimator | None, table: Table) -> bool:
-    """Return whether the columns of an array are all continuous."""
-    if estimator is not None:
-        return isinstance(estimator, IMMSEDensity)
-    return all(storage in ("integer", "float") for storage in table.storages)
-
-
 def checked_floors(noise_floor: Any) -> Array | None:
     """Return the log-SNRs of the floors, or raise an error that names the parameter."""
     if noise_floor is None:
@@ -662,93 +650,3 @@ def checked_floors(noise_floor: Any) -> Array | None:
             f"{-MAX_FLOOR:g} to {MAX_FLOOR:g}, got {noise_floor!r}."
         )
     return floors
-
-
-def default_estimator(rows: Rows) -> DensityEstimator:
-    """Return the density estimator for the kinds of the columns, without a network."""
-    table = read_table(rows)
-    numbers = [j for j, kept in enumerate(table.storages) if kept in ("integer", "float")]
-    if len(numbers) == table.n_columns:
-        return IMMSEDensity(marginals="standard", max_epochs=0)
-    # Dates and times are neither; the mixed density says what to do about them.
-    other = [j for j, kept in enumerate(table.storages) if kept == "other"]
-    if not numbers and not other:
-        return IMMSEDiscreteDensity(max_epochs=0)
-    ordered = [j for j, kept in enumerate(table.storages) if kept == "ordered"]
-    nominal = np.setdiff1d(np.arange(table.n_columns), numbers + ordered + other)
-    return IMMSEMixedDensity(
-        categorical_features=mask_of_columns(nominal, table.n_columns),
-        ordinal_features=mask_of_columns(ordered, table.n_columns),
-        marginals="standard",
-        max_epochs=0,
-    )
-
-
-def with_parameter(template: DensityEstimator, name: str, value: Any) -> DensityEstimator:
-    """Return a clone with another value of a parameter, its own and that of its members."""
-    names = [known for known in template.get_params() if f"__{known}".endswith(f"__{name}")]
-    changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, value))
-    return changed
-
-
-def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstimator:
-    """Return a clone that dequantises by the steps of all rows.
-
-    Rows that are trimmed or held out may be the only ones between the values of the others.
-    """
-    parameters = template.get_params()
-    names = [
-        name
-        for name, value in parameters.items()
-        if f"__{name}".endswith("__dequantize") and value is True
-    ]
-    if not names or any(isinstance(value, FrozenEstimator) for value in parameters.values()):
-        return template
-    numbers = np.asarray(rows, dtype=np.float64)
-    shared = image_shape_of(template) is not None
-    step = Dequantizer.fit(numbers, None, shared, seed=0).step
-    changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, step))
-    return changed
-
-
-def mask_of_columns(chosen: Sequence[int] | Index, n_columns: int) -> NDArray[np.bool_]:
-    """Return a mask of the chosen columns."""
-    return np.isin(np.arange(n_columns), chosen)
-
-
-def is_judged(estimator: DensityEstimator) -> bool:
-    """Return whether rows were held out of a fit, and out of those of members, to validate."""
-    members: Sequence[DensityEstimator] = getattr(estimator, "estimators_", ())
-    return not math.isnan(estimator._model.entropy) and all(map(is_judged, members))
-
-
-def fit_clone(
-    template: DensityEstimator,
-    given: DistinctRows,
-    seed: int,
-    quiet: bool,
-    tasks: FitTasks,
-    may_hold_out: bool = True,
-) -> DensityEstimator:
-    """Return a clone fitted to rows; with a noise floor ties need no warning."""
-    estimator: DensityEstimator = clone(template).set_params(random_state=seed)
-    with warnings.catch_warnings(), tasks.subfit("fit", estimator):
-        if quiet:
-            warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
-        rows, weight = given.rows, given.weight
-        if len(given) == 1:  # which the estimators take for a mistake
-            rows, weight = chosen_rows_of(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
-        # Not each estimator takes weights of rows that it reads in parts.
-        equal = (weight == weight[0]).all()
-        estimator._fit_to_rank(rows, None if equal else weight, may_hold_out)
-    return estimator
-
-
-def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:
-    """Return finite scores of rows, in nats."""
-    values = estimator._read(rows)
-    if floored.is_plain:
-        scores = estimator._log_density(values, estimator._tolerance())[0]
-    else:
-        scores = floored.log_density(values, estimator._tolerance())
-    return np.maximum(scores, MIN_SCORE)

@@ -29,7 +29,7 @@ from sk_itdiffusion.references import ContinuousReference, GaussianReference, Re
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.families.mixture import is_affordable, mixture_regularization
 from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
-from sk_itdiffusion.references.mixture import fit_gaussian_mixture
+from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
 from sk_itdiffusion.references.optimism import choice_optimism
 
 __all__ = ["choose_map"]

@@ -35,10 +35,16 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
-from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
-from scipy.special import expit, log_ndtr, ndtr, ndtri, ndtri_exp
+from scipy import stats
+from scipy.interpolate import CubicHermiteSpline
+from scipy.special import expit, ndtr, ndtri
 
+from sk_itdiffusion._table.tails import (
+    Tail,
+    fit_tail,
+    has_heavy_tail,
+    positive_slopes,
+)
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import (
     check_finite,
@@ -58,25 +64,14 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
 MARGINAL_KINDS = ("standard", "yeo_johnson", "quantile")
 
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-_TAIL_EVIDENCE = 3.0  # nats by which a Pareto tail must beat another one
-#: Exceedances that the prior of a tail's shape counts for, and its mean.
-_PRIOR_ROWS, _PRIOR_SHAPE = 10.0, 0.5
-#: Shape from which fourth moments are infinite, and with them the variance of a normal
-#: log-density: its mean over validation rows then says nothing.
-_HEAVY_SHAPE = 0.25
-_MIN_EXCEEDANCES = 8
 #: Standard deviations of mapped values beyond all rows from which a power map is straight: rows
 #: that are to come are seldom further out, so that they are mapped by the power.
 _CURVED_BEYOND = 0.5
 #: Softness of a bound, in standard deviations, and relative to the distance of two.
 _SOFTNESSES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _MAX_SOFTNESSES = 500.0
-#: Logarithms of ratios of shape and scale, in units of the mean, that are searched.
-_LOG_RATIOS = (-7.0, 25.0)
 _MIN_ROWS_FOR_QUANTILES = 60
 
 
@@ -301,150 +296,6 @@ class ChainedMap:
 
 @stored()
 @dataclass(frozen=True)
-class Tail:
-    """Upper tail of a quantile map, in the distance ``y >= 0`` from where it begins.
-
-    A ``shape`` of None is a straight line; otherwise the survival probability decays as
-    ``start_mass * (1 + shape * y / scale) ** (-1 / shape)``.
-    """
-
-    start: float
-    slope: float
-    shape: float | None = None
-
-    @property
-    def scale(self) -> float:
-        """Scale of the Pareto tail that makes the derivative continuous."""
-        log_density = -0.5 * self.start**2 - _LOG_SQRT_2PI + math.log(self.slope)
-        return math.exp(float(log_ndtr(-self.start)) - log_density)
-
-    def forward(self, y: Array) -> tuple[Array, Array]:
-        """Return the mapped values and the logarithm of the derivative."""
-        if self.shape is None:
-            return self.start + self.slope * y, np.full_like(y, math.log(self.slope))
-        growth = np.log1p(self.shape * y / self.scale)
-        decay = growth / self.shape
-        u = -ndtri_exp(log_ndtr(-self.start) - decay)
-        log_density = log_ndtr(-self.start) - math.log(self.scale) - decay - growth
-        return u, log_density + 0.5 * u**2 + _LOG_SQRT_2PI
-
-    def inverse(self, u: Array) -> Array:
-        """Return the distances that map to ``u``."""
-        if self.shape is None:
-            return (u - self.start) / self.slope
-        decay = log_ndtr(-self.start) - log_ndtr(-u)
-        return np.asarray(self.scale * np.expm1(self.shape * decay) / self.shape)
-
-    def log_likelihood(self, y: Array, weight: Array) -> float:
-        """Return the log-likelihood of exceedances ``y``, but for a constant."""
-        u, log_slope = self.forward(y)
-        return float(weight @ (log_slope - 0.5 * u**2))
-
-    def pareto(self, law: ParetoLaw, slopes: tuple[float, float]) -> Tail:
-        """Return the tail of a Pareto law that begins here, its slope within bounds."""
-        log_hazard = -0.5 * self.start**2 - _LOG_SQRT_2PI - float(log_ndtr(-self.start))
-        slope = float(np.clip(math.exp(-log_hazard) / law.scale, *slopes))
-        return Tail(self.start, slope, law.shape)
-
-    def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
-        check_finite(self.start, "starts of tails")
-        check_positive(self.slope, "slopes of tails")
-        if self.shape is not None:
-            check_positive(self.shape, "shapes of tails")
-
-
-@dataclass(frozen=True)
-class ParetoLaw:
-    """Generalised Pareto distribution of positive shape."""
-
-    shape: float
-    scale: float
-
-    @classmethod
-    def fit(cls, y: Array, weight: Array) -> tuple[ParetoLaw, float]:
-        """Return the likeliest law of exceedances, and its gain over the exponential law in nats.
-
-        For each ratio of shape and scale the likeliest shape
-        is known in closed form ([3]_).
-        """
-        total = float(weight.sum())
-        mean = float(weight @ y) / total
-
-        def shape(log_ratio: float) -> float:
-            return float(weight @ np.log1p(math.exp(log_ratio) * y / mean)) / total
-
-        def loss(log_ratio: float) -> float:
-            return math.log(shape(log_ratio)) - log_ratio + shape(log_ratio)
-
-        found = optimize.minimize_scalar(loss, bounds=_LOG_RATIOS, method="bounded")
-        best = shape(float(found.x))
-        return cls(best, best * mean * math.exp(-float(found.x))), -total * float(found.fun)
-
-    def shrunk(self, n: float) -> ParetoLaw:
-        """Return the law with its shape drawn towards 1/2, as that of ``n`` exceedances.
-
-        The scale follows, so that the likeliest ratio of shape and scale stays.
-        """
-        shape = (n * self.shape + _PRIOR_ROWS * _PRIOR_SHAPE) / (n + _PRIOR_ROWS)
-        return ParetoLaw(shape, self.scale)
-
-
-def has_heavy_tail(u: Array, weight: Array) -> bool:
-    """Return whether values lie so far out that no mean of squares tells of new ones.
-
-    Beyond each of two thresholds a tail is to be a Pareto tail of shape above 1/4, and both tails
-    together are to be likelier so than as exponential ones beyond doubt.
-    """
-    order = np.argsort(u, kind="stable")
-    u, mass = u[order], weight[order]
-    mass = mass * (mass.sum() / (mass**2).sum())
-    n = float(mass.sum())
-    gain = 0.0
-    for values, counts in ((u[::-1], mass[::-1]), (-u, mass)):
-        most = np.searchsorted(np.cumsum(counts), min(0.2 * n, 3.0 * math.sqrt(n)))
-        laws = [_law_beyond(values, counts, int(k)) for k in (most, most // 2)]
-        if all(law is not None and law[0].shape > _HEAVY_SHAPE for law in laws):
-            assert laws[0] is not None
-            gain += laws[0][1]
-    return gain > _TAIL_EVIDENCE
-
-
-def _law_beyond(values: Array, counts: Array, k: int) -> tuple[ParetoLaw, float] | None:
-    """Return what `ParetoLaw.fit` does, of the first ``k`` of decreasing values."""
-    if not _MIN_EXCEEDANCES <= k < len(values) or values[k] == values[0]:
-        return None
-    return ParetoLaw.fit(values[:k] - values[k], counts[:k])
-
-
-def _positive_slopes(knots: Array, values: Array) -> Array:
-    """Return the slopes of the monotone cubic, kept away from zero.
-
-    The plain ones can vanish at the ends, where the density would vanish with them.
-    """
-    secants = np.diff(values) / np.diff(knots)
-    least = np.minimum(np.append(secants, np.inf), np.insert(secants, 0, np.inf))
-    return np.asarray(np.maximum(PchipInterpolator(knots, values)(knots, nu=1), 0.2 * least))
-
-
-def _fit_tail(plain: Tail, y: Array, weight: Array, secant: float, heavy: bool) -> Tail:
-    """Return a Pareto tail if the exceedances speak for it, else the normal one.
-
-    They have to speak for it beyond doubt, unless they look heavy, and against it if the other tail
-    may be the heavy one.
-    """
-    if not len(y):
-        return plain
-    law, _ = ParetoLaw.fit(y, weight)
-    # Within these bounds the cubic that ends here is monotone.
-    tail = plain.pareto(law.shrunk(float(weight.sum())), (0.01 * secant, 3.0 * secant))
-    gain = tail.log_likelihood(y, weight) - plain.log_likelihood(y, weight)
-    least = 0.0 if law.shape > _HEAVY_SHAPE else _TAIL_EVIDENCE
-    return tail if gain > (-_TAIL_EVIDENCE if heavy else least) else plain
-
-
-@stored()
-@dataclass(frozen=True)
 class QuantileMap:
     """Quantiles onto normal quantiles: monotone cubic body, normal or Pareto tails."""
 
@@ -474,14 +325,14 @@ class QuantileMap:
         values = np.bincount(group, values) / np.bincount(group)
         if len(knots) < 4:
             raise ValueError("too few distinct quantiles")
-        slopes = _positive_slopes(knots, values)
+        slopes = positive_slopes(knots, values)
         counts = mass * n_effective
         low, high = x < knots[0], x > knots[-1]
         secants = np.diff(values) / np.diff(knots)
         heavy = has_heavy_tail(x, mass) if heavy is None else heavy
         plain = Tail(-values[0], slopes[0]), Tail(values[-1], slopes[-1])
-        lower = _fit_tail(plain[0], knots[0] - x[low], counts[low], secants[0], heavy)
-        upper = _fit_tail(plain[1], x[high] - knots[-1], counts[high], secants[-1], heavy)
+        lower = fit_tail(plain[0], knots[0] - x[low], counts[low], secants[0], heavy)
+        upper = fit_tail(plain[1], x[high] - knots[-1], counts[high], secants[-1], heavy)
         slopes[0], slopes[-1] = lower.slope, upper.slope
         return cls(knots, values, slopes, lower, upper)
 

@@ -36,11 +36,8 @@ from sk_itdiffusion.references.base import (
     eigenbasis,
 )
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
-from sk_itdiffusion.references.mixture import (
-    MIN_RELATIVE_VARIANCE,
-    NUMBERS_IN_A_CACHE,
-    GaussianMixtureReference,
-)
+from sk_itdiffusion.references.mixture import NUMBERS_IN_A_CACHE, GaussianMixtureReference
+from sk_itdiffusion.references.mixture_fit import MIN_RELATIVE_VARIANCE
 
 __all__ = ["KernelDensityReference"]
 

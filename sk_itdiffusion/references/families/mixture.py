@@ -29,7 +29,8 @@ from sk_itdiffusion.references.judging import (
     search_numbers,
 )
 from sk_itdiffusion.references.latent_class import smoothed_marginals
-from sk_itdiffusion.references.mixture import GaussianMixtureReference, fit_gaussian_mixture
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
 from sk_itdiffusion.references.optimism import choice_optimism
 
 if TYPE_CHECKING:
