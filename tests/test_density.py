@@ -754,3 +754,25 @@ def test_buffers_survive_a_stream(X, fitted):
     stream.seek(0)
     loaded = joblib.load(stream)
     np.testing.assert_array_equal(loaded.score_samples(X[:5]), fitted.score_samples(X[:5]))
+
+
+def test_score_of_many_rows_is_the_mean_within_the_errors():
+    """Rows are then integrated less exactly: each may have 0.005 times the root of their number."""
+    X = np.random.default_rng(0).standard_normal((3000, 4))
+    X[:, 1:] += np.sin(2.0 * X[:, :1])
+    density = IMMSEDensity(
+        max_epochs=0, reference="gaussian", experts=["gaussian_mixture", "gaussian"], random_state=0
+    ).fit(X[:400])
+    exact = density.score_samples(X, score_tol=0.02)
+    found = density.score(X)
+    assert found != pytest.approx(float(exact.mean()), abs=1e-9)
+    assert found == pytest.approx(float(exact.mean()), abs=5 * 0.005)
+    assert density.bits_per_dim(X) == pytest.approx(-found / (4 * np.log(2.0)))
+    binding = density.set_params(score_tol=0.02)
+    assert binding.score(X) == pytest.approx(float(exact.mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize("score_tol", [0.0, -1.0, np.nan, np.inf, "exact"])
+def test_score_tol_is_checked_in_a_call_as_well(score_tol, fitted):
+    with pytest.raises(ValueError, match="score_tol"):
+        fitted.score_samples(np.zeros((2, fitted.n_features_in_)), score_tol=score_tol)

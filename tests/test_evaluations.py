@@ -129,9 +129,10 @@ def test_mixtures_average_what_their_components_say(d):
     np.testing.assert_allclose(noise, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("control", ["kernels", "mixture"])
 @pytest.mark.parametrize("n_draws", [2, 10, 32])
 @pytest.mark.parametrize("d", [2, 5])
-def test_rows_do_not_depend_on_each_other(d, n_draws):
+def test_rows_do_not_depend_on_each_other(d, n_draws, control):
     """To the last bit: kernels near rows of their own, and networks that are asked here and there.
 
     The evaluations of a row fill no whole tiles.
@@ -145,7 +146,9 @@ def test_rows_do_not_depend_on_each_other(d, n_draws):
     weights = np.zeros((7, 4))
     weights[1:3, 0] = weights[4, 1] = weights[4:6, 2] = 0.2
     weights[:, 3] = 1.0 - weights.sum(axis=1)
-    paired = Mixing("kernels", NODES, list(experts), weights).paired(experts)
+    if control == "mixture":  # kernels that are asked here and there
+        weights[2:4, 2:] = [1.0 - weights[2, 0], 0.0]
+    paired = Mixing(control, NODES, list(experts), weights).paired(experts)
     noise = NoiseRule(d, min(d, 3), central=True, seed=0)
     rule = IntegrationRule(PiecewiseDensity(np.array([-4.0, 8.0]), np.ones(1)), noise, n_draws)
     X = np.random.default_rng(2).normal(size=(40, d))

@@ -93,6 +93,25 @@ def test_log_likelihoods(n_features):
         check_places(lambda rows, which=reference: log_likelihoods(which, rows), X)
 
 
+@pytest.mark.parametrize(("n_features", "n_components"), [(5, 23), (6, 8), (8, 3), (20, 2)])
+def test_mixtures_denoise_alike_at_any_place(n_features, n_components):
+    rng = np.random.default_rng(n_features)
+    matrices = [
+        a @ a.T + np.eye(n_features) for a in rng.normal(size=(n_components, *2 * [n_features]))
+    ]
+    means = rng.normal(size=(n_components, n_features))
+    mixture = GaussianMixtureReference(np.ones(n_components), means, np.stack(matrices))
+    own = torch.from_numpy(rng.normal(size=(4, n_features)))
+    others = torch.from_numpy(rng.normal(size=(320, n_features)))
+    level = torch.zeros(320, dtype=torch.float64)
+    found = []
+    for place in range(0, 320, 4):
+        z = others.clone()
+        z[place : place + 4] = own
+        found.append(mixture.denoise(z, level)[place : place + 4])
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
 def test_mixtures_denoise_alike_beside_any_number_of_log_snrs():
     rng = np.random.default_rng(0)
     mixture = GaussianMixtureReference([0.3, 0.7], [[0.0, 1.0], [2.0, 0.0]], [np.eye(2)] * 2)

@@ -125,15 +125,23 @@ class DensityEstimator(
             type(self).__name__,
         )
 
-    def _tolerance(self) -> Tolerance:
-        """Return the standard error that scores should have; may be changed after the fit."""
-        self._check_again("score_tol")
-        if isinstance(self.score_tol, str):
+    def _tolerance(self, score_tol: float | str | None = None) -> Tolerance:
+        """Return the standard error that scores should have, by default that of the parameter.
+
+        The parameter may be changed after the fit.
+        """
+        asked = self.score_tol if score_tol is None else score_tol
+        validate_parameter_constraints(
+            {"score_tol": self._parameter_constraints["score_tol"]},
+            {"score_tol": asked},
+            type(self).__name__,
+        )
+        if isinstance(asked, str):
             return Tolerance.usual(self._model.space.n_columns, self._model.has_images)
-        return Tolerance(float(self.score_tol))
+        return Tolerance(float(asked))
 
     def score_samples(
-        self, X: ArrayLike, return_std: bool = False, score_tol: float | None = None
+        self, X: ArrayLike, return_std: bool = False, score_tol: float | str | None = None
     ) -> Array | tuple[Array, Array]:
         """Return the log-density, or log-probability, of each row.
 
@@ -143,11 +151,11 @@ class DensityEstimator(
             Rows.  Arrays on disk, torch datasets and Dask collections are read in parts.
         return_std : bool, default=False
             Whether to return standard errors too.
-        score_tol : float or None, default=None
+        score_tol : float, "auto" or None, default=None
             Standard error in nats that each row should have; None takes the parameter of the
-            estimator.  Rows that are far less likely than all validation rows of the fit may have
-            one of a hundredth of the difference, and rows for which the greatest number of
-            evaluations is too few have more.
+            estimator.  Rows for which the greatest number of evaluations is too few have more, and
+            with ``"auto"`` so have rows far less likely than all validation rows of the fit, some
+            percent of their log-density.  Ignored with ``likelihood="path"``.
 
         Returns
         -------
@@ -174,7 +182,7 @@ class DensityEstimator(
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
-            tolerance = self._tolerance() if score_tol is None else given_tolerance(score_tol)
+            tolerance = self._tolerance(score_tol)
             scored = [self._log_density(self._read(part), tolerance) for part in parts_of(X)]
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         return (log_density, np.sqrt(variance)) if return_std else log_density
@@ -186,10 +194,11 @@ class DensityEstimator(
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Return the mean log-density of rows.
 
-        Since errors of many rows average out, each row of many is integrated less exactly than by
-        `score_samples`: with a standard error of 0.005 nats times the root of the number of
-        distinct rows, if that is more than ``score_tol``, but at most 0.3 nats.  The result differs
-        from the mean of `score_samples` by no more than the standard errors of both explain.
+        With ``score_tol="auto"`` each row of many is integrated less exactly than by
+        `score_samples`, since errors of many rows average out: with a standard error of 0.005 nats
+        times the root of the number of distinct rows, if that is more, but at most 0.3 nats.  The
+        result differs from the mean of `score_samples` by no more than the standard errors of both
+        explain.
 
         Parameters
         ----------
@@ -214,14 +223,17 @@ class DensityEstimator(
             tolerance, scored = self._tolerance(), []
             for part in parts_of(X):
                 values = self._read(part)
-                enough = max(tolerance.nats, error_of_rows_in_a_mean(values))
-                scored.append(self._log_density(values, replace(tolerance, nats=enough)))
+                enough = tolerance
+                if tolerance.is_automatic:
+                    error = max(tolerance.nats, error_of_rows_in_a_mean(values))
+                    enough = replace(tolerance, nats=error)
+                scored.append(self._log_density(values, enough))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         std = np.sqrt(variance)
         if integration_error(log_density, std) > MAX_INTEGRATION_ERROR:
             warn(
                 f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
-                "from the numerical integration: lower score_tol, which needs no new fit; "
+                "from the numerical integration: lower score_tol (to 0.02, say), without a new fit; "
                 "score_samples(X, return_std=True) tells which rows cause it."
             )
         return float(np.mean(log_density))
@@ -244,8 +256,7 @@ class DensityEstimator(
         float
             Bits per column; lower is better.
         """
-        mean = float(np.mean(self.score_samples(X)))
-        return -mean / (self.n_features_in_ * math.log(2.0))
+        return -self.score(X) / (self.n_features_in_ * math.log(2.0))
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
@@ -340,13 +351,6 @@ def error_of_rows_in_a_mean(values: Array) -> float:
     _, count = np.unique(row_keys(values), return_counts=True)
     error = ERROR_OF_MEAN * len(values) / float(np.linalg.norm(count))
     return min(error, MAX_TOL_OF_ROWS_IN_A_MEAN)
-
-
-def given_tolerance(score_tol: float) -> Tolerance:
-    """Return the tolerance of a standard error in nats, if it is one."""
-    if not isinstance(score_tol, Real) or not score_tol > 0:
-        raise ValueError(f"score_tol must be a number greater than 0, got {score_tol!r}.")
-    return Tolerance(float(score_tol))
 
 
 def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:

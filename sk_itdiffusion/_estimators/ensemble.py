@@ -566,12 +566,12 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             return values
         return encoder.decode(values, self._model.space.bounds_of_columns())
 
-    def _tolerance(self) -> Tolerance:
+    def _tolerance(self, score_tol: float | str | None = None) -> Tolerance:
         """Return the standard error that scores should have; without one the members' least."""
-        if self.score_tol is not None:
-            return super()._tolerance()
+        if score_tol is not None or self.score_tol is not None:
+            return super()._tolerance(score_tol)
         own = [member._tolerance() for member in self.estimators_]
-        return Tolerance(min(each.nats for each in own), max(each.max_draws for each in own))
+        return min(own, key=lambda tolerance: tolerance.nats)
 
 
 def fit_member(

@@ -181,6 +181,9 @@ class IMMSEOutlierDetector(
 
     Notes
     -----
+    Scores are integrated as exactly as ``score_tol`` of the estimator asks for; after the fit
+    ``estimator_.set_params(score_tol=...)`` changes it, and leaves the threshold as it is.
+
     With held-out rows the p-values are those of split conformal prediction [2]_: for new rows that
     are exchangeable with the training rows, ``P(p <= alpha) <= alpha``, whatever the density.
     With folds they are approximate; where these leave too few rows to hold some out for validation,
@@ -602,8 +605,8 @@ class IMMSEOutlierDetector(
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
             its score up to rounding, on every kind of table: with the same noise, what the columns
             tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
-            Single contributions have the numerical error of the integral, some 0.01 nats for
-            ordinary rows and a few percent of the score for far ones.  With
+            Single contributions have the numerical error of the integral, which ``score_tol`` of the
+            estimator sets for ordinary rows, and a few percent of the score for far ones.  With
             ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
             instead.
         """

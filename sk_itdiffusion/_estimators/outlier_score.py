@@ -48,7 +48,7 @@ from torch import Tensor
 from sk_itdiffusion._fit.experts import scoring_noise
 from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion._immse.errors import LADDER, USUAL_TOL, Tolerance
+from sk_itdiffusion._immse.errors import LADDER, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
@@ -117,8 +117,7 @@ class FlooredRule(IntegrationRule):
 
 def n_floor_draws(tolerance: Tolerance) -> int:
     """Return the draws of noise at each floor."""
-    asked = FLOOR_DRAWS * (USUAL_TOL / tolerance.nats) ** 2
-    return int(np.clip(math.ceil(asked), MIN_FLOOR_DRAWS, LADDER[-1]))
+    return tolerance.draws_for(FLOOR_DRAWS, MIN_FLOOR_DRAWS, LADDER[-1])
 
 
 def share_above(logsnr: Array, floors: Array) -> Array:

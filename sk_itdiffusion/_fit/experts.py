@@ -492,8 +492,8 @@ def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
     Returns
     -------
     callable
-        The same where the weights are positive.  On a CPU groups of evaluations without a weight,
-        at places as far apart as rows are, are left out.
+        The same where the weights are positive.  On a CPU tiles of evaluations without a weight
+        are left out.
     """
     counts = torch.from_numpy((weights[:-1] > 0.0) | (weights[1:] > 0.0))
     edges = torch.from_numpy(nodes)
@@ -502,17 +502,16 @@ def where_it_counts(expert: Denoiser, nodes: Array, weights: Array) -> Denoiser:
         if z.device.type != "cpu" or len(z) % EVALUATIONS_IN_A_TILE:
             return expert(z, logsnr)
         interval = torch.searchsorted(edges, logsnr.double()).clamp_(1, len(edges) - 1) - 1
-        used = counts[interval].unflatten(0, (-1, SINGLE_APART)).any(1).nonzero()[:, 0]
+        # Whole tiles, at which experts may look.
+        tiles = (-1, EVALUATIONS_IN_A_TILE)
+        used = counts[interval].unflatten(0, tiles).any(1).nonzero()[:, 0]
         noise = torch.zeros_like(z)
-        groups = [part.unflatten(0, (-1, SINGLE_APART)) for part in (z, logsnr, noise)]
+        groups = [part.unflatten(0, tiles) for part in (z, logsnr, noise)]
         if len(used) == len(groups[0]):
             return expert(z, logsnr)
         if len(used) > 0:
-            # Whole tiles, the last of them filled up with the first group.
-            missing = -len(used) % (EVALUATIONS_IN_A_TILE // SINGLE_APART)
-            chosen = torch.cat([used, used.new_zeros(missing)])
-            found = expert(*(part[chosen].flatten(0, 1) for part in groups[:2]))
-            groups[2][used] = found.unflatten(0, (-1, SINGLE_APART))[: len(used)]
+            found = expert(*(part[used].flatten(0, 1) for part in groups[:2]))
+            groups[2][used] = found.unflatten(0, tiles)
         return noise
 
     return denoise

@@ -15,7 +15,7 @@ from torch import Tensor
 from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
-from sk_itdiffusion._immse.errors import USUAL_TOL, Tolerance
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import (
     Denoiser,
     IntegrationRule,
@@ -94,8 +94,7 @@ def n_dequantizations(tolerance: Tolerance) -> int:
 
     The variance falls with the square of the tolerance, as that of the integral does.
     """
-    n_draws = DEQUANTIZATIONS * (USUAL_TOL / tolerance.nats) ** 2
-    return int(np.clip(math.ceil(n_draws), DEQUANTIZATIONS, MAX_DEQUANTIZATIONS))
+    return tolerance.draws_for(DEQUANTIZATIONS, DEQUANTIZATIONS, MAX_DEQUANTIZATIONS)
 
 
 @stored(is_placed=True)
@@ -462,6 +461,8 @@ class TableModel(Experts):
             }:
                 raise ValueError("an expert is none of the model's")
         if self.rule is not None:
+            if self.rule.errors is None:
+                raise ValueError("the rule of integration has no calibration")
             check_same(self.rule.noise.n_features, layout.n_points, "the noise has other columns")
             edges = self.rule.placement.edges
             check_in_range(edges, -MAX_LOGSNR, MAX_LOGSNR, "edges of strata")

@@ -26,6 +26,7 @@ from sklearn.isotonic import IsotonicRegression
 from sk_itdiffusion._immse.cubature import Keys, spawn_keys
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import (
+    check_finite,
     check_in_range,
     check_increasing,
     check_not_negative,
@@ -44,14 +45,18 @@ LADDER = tuple(2**power for power in range(3, 13))
 CALIBRATED = (8, 32, 128)
 #: Stream of the rows' keys from which the noise of the calibration comes.
 CALIBRATION_STREAM = 2**41
+#: Ratio of variance and spread above which a calibration is none.
+MAX_FACTOR = 1e6
 #: Degrees of freedom that the expected variance counts for.
 PRIOR_FREEDOM = 4.0
 #: Standard errors in nats unless others are asked for: of few columns, and for each of many.
 USUAL_TOL, USUAL_TOL_PER_COLUMN = 0.1, 0.01
 #: Numbers of draws that rows do not exceed then.
 MAX_USUAL_DRAWS, MAX_USUAL_DRAWS_OF_IMAGES = 256, 32
-#: Standard error of rows far from all others, relative to how much less likely they are.
+#: What is added then of rows far from all others, relative to how much less likely they are.
 RELATIVE_TOL = 0.01
+#: Tolerance below which no more is done.
+MIN_TOL = 1e-6
 #: Least variances, in squared nats, and relative to their mean.
 MIN_VARIANCE, MIN_RELATIVE_VARIANCE = 1e-12, 1e-3
 
@@ -66,16 +71,33 @@ class Tolerance:
         The standard error.
     max_draws : int
         Number of draws, on the `LADDER`, that no row exceeds.
+    relative : float
+        What is added for rows less likely than all those of the calibration, relative to the
+        difference in nats.
     """
 
     nats: float
     max_draws: int = LADDER[-1]
+    relative: float = 0.0
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether it is the usual one."""
+        return self.relative > 0.0
+
+    def draws_for(self, usual: int, least: int, most: int) -> int:
+        """Return a number of independent draws whose error falls with the tolerance.
+
+        With `USUAL_TOL` it is the usual one.
+        """
+        ratio = USUAL_TOL / max(self.nats, MIN_TOL)
+        return int(np.clip(np.ceil(usual * ratio**2), least, most))
 
     @classmethod
     def usual(cls, n_columns: int, has_images: bool) -> Tolerance:
         """Return a tolerance that is small beside what rows differ by, for a bounded time."""
         max_draws = MAX_USUAL_DRAWS_OF_IMAGES if has_images else MAX_USUAL_DRAWS
-        return cls(max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns), max_draws)
+        return cls(max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns), max_draws, RELATIVE_TOL)
 
 
 @stored()
@@ -105,9 +127,13 @@ class ErrorCalibration:
         more = min(1.0, CALIBRATED[-1] / n_draws)
         known = np.interp(log_density, self.log_density, self.variance)
         # Far from all rows both densities fall with the square of the distance, and errors do so.
+        farther = self._farther(log_density) ** 2
+        return np.asarray(known * farther * _interpolated(self.relative, n_draws) * more)
+
+    def _farther(self, log_density: Array) -> Array:
+        """Return one, and more for rows less likely than all those of the calibration."""
         width = max(float(self.log_density[-1] - self.log_density[0]), 1.0)
-        farther = 1.0 + self._beyond(log_density) / width
-        return np.asarray(known * farther**2 * _interpolated(self.relative, n_draws) * more)
+        return 1.0 + self._beyond(log_density) / width
 
     def _beyond(self, log_density: Array) -> Array:
         """Return by how much rows are less likely than all rows of the calibration, in nats."""
@@ -115,20 +141,22 @@ class ErrorCalibration:
 
     def estimated(self, log_density: Array, spread: Array, n_draws: int) -> Array:
         """Return the variance of each row from its expectation and the spread of its draws."""
-        freedom = n_draws / 2
-        own = _interpolated(self.factor, n_draws) * spread
-        total = PRIOR_FREEDOM * self.expected(log_density, n_draws) + freedom * own
-        return np.asarray(total / (PRIOR_FREEDOM + freedom))
+        # Of rows far from those of the calibration nothing is known but their own draws.
+        known = 1.0 / self._farther(log_density)
+        prior, freedom = PRIOR_FREEDOM * known, n_draws / 2
+        own = _interpolated(self.factor, n_draws) ** known * spread
+        return np.asarray(
+            (prior * self.expected(log_density, n_draws) + freedom * own) / (prior + freedom)
+        )
 
     def rungs(
         self, log_density: Array, tolerance: Tolerance
     ) -> Iterator[tuple[int, NDArray[np.intp]]]:
         """Return numbers of draws, and which rows need as many for a standard error.
 
-        Rows that need more than the greatest number have that.  Rows that are less likely than all
-        those of the calibration may have an error of `RELATIVE_TOL` times the difference as well.
+        Rows that need more than the greatest number have that.
         """
-        target = (tolerance.nats + RELATIVE_TOL * self._beyond(log_density)) ** 2
+        target = (tolerance.nats + tolerance.relative * self._beyond(log_density)) ** 2
         needed = np.full(len(log_density), tolerance.max_draws)
         for n_draws in LADDER[LADDER.index(tolerance.max_draws) :: -1]:
             needed[self.expected(log_density, n_draws) <= target] = n_draws
@@ -139,11 +167,19 @@ class ErrorCalibration:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         shapes = {"log_density": "k", "variance": "k", "relative": "n", "factor": "n"}
         check_shapes(self, shapes, n=len(CALIBRATED))
+        check_finite(self.log_density, "log-densities of the calibration")
+        check_finite(self.variance, "variances of the calibration")
+        if not len(self.log_density):
+            raise ValueError("there are no log-densities of a calibration")
         if len(self.log_density) > 1:
             check_increasing(self.log_density, "log-densities of the calibration")
         check_not_negative(self.variance, "variances of the calibration")
-        for each in (self.relative, self.factor):
-            check_in_range(each, np.nextafter(0.0, 1.0), np.inf, "factors of the calibration")
+        check_in_range(self.relative, np.nextafter(0.0, 1.0), 1.0, "relative variances")
+        if (np.diff(self.relative) > 0.0).any():
+            raise ValueError("relative variances increase with the number of draws")
+        check_in_range(
+            self.factor, np.nextafter(0.0, 1.0), MAX_FACTOR, "factors of the calibration"
+        )
 
 
 def _interpolated(values: Array, n_draws: int) -> float:

@@ -291,8 +291,8 @@ class GaussianMixtureReference(ContinuousReference):
     @staticmethod
     def _average_noise(weight: Tensor, whitened: Tensor, factor: Tensor, back: Tensor) -> Tensor:
         weighted = (weight[:, None, :] * whitened).flatten(1)
-        # Of products of so narrow matrices the one in this order is the faster.
-        return factor * (back @ weighted.T).T
+        # In the other order the last bits would depend on the place in the batch.
+        return factor * (weighted @ back.T)
 
     def component_log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the components' log-densities of points.
