@@ -42,8 +42,9 @@ __all__ = [
 Array = NDArray[np.float64]
 #: Standard error of a score, in nats, beyond which the integration should be made more exact.
 MAX_INTEGRATION_ERROR = 0.05
-#: Standard error, in nats, of a mean over rows that is small enough, and of a row in such a mean.
-ERROR_OF_MEAN, MAX_TOL_OF_ROWS_IN_A_MEAN = 0.005, 0.3
+#: Standard errors, in nats, of a mean over rows: one that is small enough, and the greatest one;
+#: and the greatest of a row in such a mean.
+ERROR_OF_MEAN, MAX_ERROR_OF_MEAN, MAX_ERROR_OF_A_ROW = 0.005, 0.02, 0.3
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments")
 
 
@@ -196,8 +197,9 @@ class DensityEstimator(
 
         With ``score_tol="auto"`` each row of many is integrated less exactly than by
         `score_samples`, since errors of many rows average out: with a standard error of 0.005 nats
-        times the root of the number of distinct rows, if that is more, but at most 0.3 nats.  The
-        result differs from the mean of `score_samples` by no more than the standard errors of both
+        times the root of the number of distinct rows, if that is more, but at most 0.3 nats.  Few
+        distinct rows, whose errors do not average out, are integrated more exactly.  The result
+        differs from the mean of `score_samples` by no more than the standard errors of both
         explain.
 
         Parameters
@@ -225,15 +227,15 @@ class DensityEstimator(
                 values = self._read(part)
                 enough = tolerance
                 if tolerance.is_automatic:
-                    error = max(tolerance.nats, error_of_rows_in_a_mean(values))
-                    enough = replace(tolerance, nats=error)
+                    enough = replace(tolerance, nats=error_in_a_mean(values, tolerance.nats))
                 scored.append(self._log_density(values, enough))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         std = np.sqrt(variance)
         if integration_error(log_density, std) > MAX_INTEGRATION_ERROR:
             warn(
                 f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
-                "from the numerical integration: lower score_tol (to 0.02, say), without a new fit; "
+                "from the numerical integration: lower score_tol (to 0.02, say), which needs no "
+                "new fit; "
                 "score_samples(X, return_std=True) tells which rows cause it."
             )
         return float(np.mean(log_density))
@@ -343,14 +345,15 @@ class DensityEstimator(
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
-def error_of_rows_in_a_mean(values: Array) -> float:
+def error_in_a_mean(values: Array, usual: float) -> float:
     """Return the standard error that each row may have where only the mean is asked for.
 
-    Equal rows share their error.
+    Errors of many rows average out; equal rows share theirs.
     """
     _, count = np.unique(row_keys(values), return_counts=True)
-    error = ERROR_OF_MEAN * len(values) / float(np.linalg.norm(count))
-    return min(error, MAX_TOL_OF_ROWS_IN_A_MEAN)
+    root = len(values) / float(np.linalg.norm(count))
+    enough = max(usual, min(ERROR_OF_MEAN * root, MAX_ERROR_OF_A_ROW))
+    return min(enough, MAX_ERROR_OF_MEAN * root)
 
 
 def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:

@@ -605,8 +605,8 @@ class IMMSEOutlierDetector(
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
             its score up to rounding, on every kind of table: with the same noise, what the columns
             tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
-            Single contributions have the numerical error of the integral, which ``score_tol`` of the
-            estimator sets for ordinary rows, and a few percent of the score for far ones.  With
+            Single contributions have the numerical error of the integral: for ordinary rows that
+            of ``score_tol`` of the estimator, for far ones a few percent of the score.  With
             ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
             instead.
         """

@@ -73,6 +73,8 @@ _CURVED_BEYOND = 0.5
 _SOFTNESSES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _MAX_SOFTNESSES = 500.0
 _MIN_ROWS_FOR_QUANTILES = 60
+#: Bits of means and deviations, relative to the latter, and its least power of two.
+_BITS_OF_MOMENTS, _MIN_SIZE = 26, -60
 
 
 class ColumnMap(Protocol):
@@ -385,9 +387,11 @@ class QuantileMap:
 @stored()
 @dataclass(frozen=True)
 class Standardizer:
-    """Weighted mean and standard deviation of each column.
+    """Weighted mean and standard deviation of each column, as far as `fit` knows them.
 
-    Columns that do not vary get the scale 1.
+    Their last bits, which depend on a common factor of the weights, are rounded: the noise of a
+    row and its side of the split follow from all bits of the standardised row.  Columns that do not
+    vary get the scale 1.
     """
 
     center: Array
@@ -402,6 +406,10 @@ class Standardizer:
         share = weight / weight.sum()
         center = share @ scaled
         deviation = np.sqrt(share @ (scaled - center) ** 2)
+        mantissa, size = np.frexp(deviation)
+        deviation = np.ldexp(np.rint(np.ldexp(mantissa, _BITS_OF_MOMENTS)), size - _BITS_OF_MOMENTS)
+        unit = np.maximum(size, _MIN_SIZE) - _BITS_OF_MOMENTS
+        center = np.ldexp(np.rint(np.ldexp(center, -unit)), unit)
         varies = X.min(axis=0) < X.max(axis=0)
         # The deviation of the least numbers that there are may be less than any number.
         scale = np.maximum(np.ldexp(deviation, exponent), np.nextafter(0.0, 1.0))
