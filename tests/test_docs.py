@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 import warnings
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
@@ -15,7 +15,6 @@ from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEOutlierDetector
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._fit import map_choice, selection
-from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime import documentation
 from sk_itdiffusion.references.families import latent_class, mixture
 from sk_itdiffusion.schedules import LogisticSchedule
@@ -52,8 +51,9 @@ def short_work(monkeypatch):
         epochs = min(asked.training.max_epochs, 1)
         return asked.changed(max_epochs=epochs, steps_per_epoch=2, hidden_size=8, n_blocks=1)
 
-    def few_evaluations(estimator):
-        return Tolerance(max(tolerance(estimator).nats, 1.0))
+    def few_evaluations(estimator, score_tol=None):
+        asked = tolerance(estimator, score_tol)
+        return replace(asked, nats=max(asked.nats, 0.3))
 
     monkeypatch.setattr(TableEstimator, "_settings", few_steps)
     monkeypatch.setattr(DensityEstimator, "_tolerance", few_evaluations)

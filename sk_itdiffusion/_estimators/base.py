@@ -220,6 +220,17 @@ class DensityEstimator(
             If the standard error of the mean that comes from the numerical integration exceeds
             0.05 nats.
         """
+        mean, error = self._mean_log_density(X)
+        if error > MAX_INTEGRATION_ERROR:
+            warn(
+                f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
+                "from the numerical integration: lower score_tol (to 0.02, say), which needs no "
+                "new fit; score_samples(X, return_std=True) tells which rows cause it."
+            )
+        return mean
+
+    def _mean_log_density(self, X: ArrayLike) -> tuple[float, float]:
+        """Return the mean log-density of rows, and its standard error of integration."""
         check_is_fitted(self)
         with long_call(self, "score"):
             tolerance, scored = self._tolerance(), []
@@ -230,15 +241,7 @@ class DensityEstimator(
                     enough = replace(tolerance, nats=error_in_a_mean(values, tolerance.nats))
                 scored.append(self._log_density(values, enough))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
-        std = np.sqrt(variance)
-        if integration_error(log_density, std) > MAX_INTEGRATION_ERROR:
-            warn(
-                f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
-                "from the numerical integration: lower score_tol (to 0.02, say), which needs no "
-                "new fit; "
-                "score_samples(X, return_std=True) tells which rows cause it."
-            )
-        return float(np.mean(log_density))
+        return float(np.mean(log_density)), integration_error(log_density, np.sqrt(variance))
 
     def bits_per_dim(self, X: ArrayLike) -> float:
         """Return the mean negative log-density of rows in bits per column.
@@ -258,7 +261,7 @@ class DensityEstimator(
         float
             Bits per column; lower is better.
         """
-        return -self.score(X) / (self.n_features_in_ * math.log(2.0))
+        return -self._mean_log_density(X)[0] / (self.n_features_in_ * math.log(2.0))
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
