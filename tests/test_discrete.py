@@ -136,7 +136,7 @@ def test_independent_columns_are_found_to_be_independent():
         [rng.integers(0, 3, 4000), rng.random(4000) < 0.2, rng.integers(0, 4, 4000)]
     )
     est = IMMSEDiscreteDensity(**SMALL).fit(X[:2000])
-    log_p, std = est.score_samples(X[2000:], return_std=True)
+    log_p, std = est.score_samples(X[2000:], return_std=True, score_tol=0.01)
     alone = IMMSEDiscreteDensity(**SMALL | {"max_epochs": 0, "experts": ["independent"]})
     difference = log_p - alone.fit(X[:2000]).score_samples(X[2000:])
     _, first, counts = np.unique(X[2000:], axis=0, return_index=True, return_counts=True)
