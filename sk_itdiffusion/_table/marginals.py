@@ -384,14 +384,23 @@ class QuantileMap:
         check_positive(self.slopes, "slopes of a map")
 
 
+def _without_last_bits(center: Array, deviation: Array) -> tuple[Array, Array]:
+    """Return moments without the bits that depend on a common factor of the weights.
+
+    The noise of a row and its side of the split follow from all bits of the standardised row.
+    """
+    mantissa, size = np.frexp(deviation)
+    rounded = np.ldexp(np.rint(np.ldexp(mantissa, _BITS_OF_MOMENTS)), size - _BITS_OF_MOMENTS)
+    unit = np.maximum(size, _MIN_SIZE) - _BITS_OF_MOMENTS
+    return np.ldexp(np.rint(np.ldexp(center, -unit)), unit), rounded
+
+
 @stored()
 @dataclass(frozen=True)
 class Standardizer:
-    """Weighted mean and standard deviation of each column, as far as `fit` knows them.
+    """Weighted mean and standard deviation of each column.
 
-    Their last bits, which depend on a common factor of the weights, are rounded: the noise of a
-    row and its side of the split follow from all bits of the standardised row.  Columns that do not
-    vary get the scale 1.
+    Columns that do not vary get the scale 1.
     """
 
     center: Array
@@ -406,10 +415,8 @@ class Standardizer:
         share = weight / weight.sum()
         center = share @ scaled
         deviation = np.sqrt(share @ (scaled - center) ** 2)
-        mantissa, size = np.frexp(deviation)
-        deviation = np.ldexp(np.rint(np.ldexp(mantissa, _BITS_OF_MOMENTS)), size - _BITS_OF_MOMENTS)
-        unit = np.maximum(size, _MIN_SIZE) - _BITS_OF_MOMENTS
-        center = np.ldexp(np.rint(np.ldexp(center, -unit)), unit)
+        if not np.array_equal(weight, np.rint(weight)):
+            center, deviation = _without_last_bits(center, deviation)
         varies = X.min(axis=0) < X.max(axis=0)
         # The deviation of the least numbers that there are may be less than any number.
         scale = np.maximum(np.ldexp(deviation, exponent), np.nextafter(0.0, 1.0))
