@@ -262,8 +262,10 @@ def test_a_network_of_images_improves_on_the_gaussian(image_density):
     X = images(60, seed=1)
     log_density, std = image_density.score_samples(X, return_std=True)
     model, rows = image_density._model, X.reshape(60, -1).astype(float)
-    keys = row_keys(model.space.standardized(rows), model.seeds.scoring)
-    gap = log_density - model._mean_log_reference(rows, keys)[0] - model.constant_term
+    standardized = model.space.standardized(rows)
+    keys = row_keys(standardized, model.seeds.scoring)
+    control = model.control_log_density(rows, standardized, keys, image_density._tolerance())
+    gap = log_density - control.log_density - control.log_slope - model.constant_term
     error = math.hypot(np.linalg.norm(std), gap.std() * math.sqrt(60)) / 60
     assert gap.mean() > 3 * error
 
