@@ -25,6 +25,6 @@ def evaluations_of_rows(estimator: Any, X: Any, score_tol: float | None = None) 
     standardized = model.space.standardized(values)
     keys = row_keys(standardized, model.seeds.scoring)
     control = model.control_log_density(values, standardized, keys, tolerance)
-    for n_draws, chosen in rule.errors.rungs(control.log_density, tolerance):
-        found[chosen] = n_draws * rule.noise.n_evaluations
+    for each, chosen in rule.rungs(control.log_density, tolerance):
+        found[chosen] = each.n_evaluations
     return found

@@ -91,7 +91,7 @@ def log_prob(reference, rows):
 
 
 @pytest.fixture(scope="module")
-def few_strata():
+def imprecise():
     """A fit, and the fresh row of the greatest error with the least effort."""
     density = load_density("banana")
     # Of a mixture beside the normal distribution there is something to integrate.
@@ -109,8 +109,8 @@ def few_strata():
     return fitted, fresh, fresh[[std.argmax()]]
 
 
-def test_score_warns_of_its_integration_error(few_strata):
-    fitted, fresh, worst = few_strata
+def test_score_warns_of_its_integration_error(imprecise):
+    fitted, fresh, worst = imprecise
     with pytest.warns(UserWarning, match="lower score_tol"):
         fitted.score(worst)
     with pytest.warns(UserWarning, match="lower score_tol"):
@@ -122,8 +122,8 @@ def test_score_warns_of_its_integration_error(few_strata):
     fitted.set_params(score_tol=5.0)
 
 
-def test_cross_validation_shows_the_warning(few_strata):
-    fitted, fresh, worst = few_strata
+def test_cross_validation_shows_the_warning(imprecise):
+    fitted, fresh, worst = imprecise
     X = np.vstack([fresh[:59], worst])
     with pytest.warns(UserWarning, match="lower score_tol") as caught:
         cross_val_score(IMMSEDensity(**fitted.get_params()), X, cv=[(range(59), [59])])

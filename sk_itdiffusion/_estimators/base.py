@@ -118,13 +118,10 @@ class DensityEstimator(
         if not np.allclose(log_seen, space.log_seen, rtol=1e-9, atol=0.0):
             raise ValueError("the probabilities of values that were not seen do not fit together")
 
-    def _check_again(self, *names: str) -> None:
-        """Check parameters that may be changed after the fit."""
-        validate_parameter_constraints(
-            {name: self._parameter_constraints[name] for name in names},
-            {name: getattr(self, name) for name in names},
-            type(self).__name__,
-        )
+    def _check_again(self, **values: Any) -> None:
+        """Check values of parameters that may be changed after the fit."""
+        constraints = {name: self._parameter_constraints[name] for name in values}
+        validate_parameter_constraints(constraints, values, type(self).__name__)
 
     def _tolerance(self, score_tol: float | str | None = None) -> Tolerance:
         """Return the standard error that scores should have, by default that of the parameter.
@@ -132,11 +129,7 @@ class DensityEstimator(
         The parameter may be changed after the fit.
         """
         asked = self.score_tol if score_tol is None else score_tol
-        validate_parameter_constraints(
-            {"score_tol": self._parameter_constraints["score_tol"]},
-            {"score_tol": asked},
-            type(self).__name__,
-        )
+        self._check_again(score_tol=asked)
         if isinstance(asked, str):
             return Tolerance.usual(self._model.space.n_columns, self._model.has_images)
         return Tolerance(float(asked))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -182,9 +182,7 @@ class Contributions:
             log_density = self.model.control_log_density(
                 values[chosen], standardized, rows.keys[chosen], tolerance
             ).log_density
-        assert rule.errors is not None
-        for n_draws, rung in rule.errors.rungs(log_density, tolerance):
-            each = replace(rule, n_draws=n_draws)
+        for each, rung in rule.rungs(log_density, tolerance):
             found = self._column_gaps(rows, values, chosen[rung], each, points)
             parts[chosen[rung]] += found / len(self.floored.members)
 

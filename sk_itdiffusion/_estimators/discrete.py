@@ -328,7 +328,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of discrete columns."""
-        self._check_again("likelihood")
+        self._check_again(likelihood=self.likelihood)
         task = self._network_task()
         beside = self._network_family(task).beside(task)
         is_named = self.experts != "auto" and NETWORKS[1] in self.experts
@@ -348,7 +348,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
 
     def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return log-probabilities and their variances, by the integral or by paths."""
-        self._check_again("likelihood", "n_paths")
+        self._check_again(likelihood=self.likelihood, n_paths=self.n_paths)
         if self.likelihood == "path":
             return self._model.path_log_probability(values, self.n_paths)
         return super()._log_density(values, tolerance)

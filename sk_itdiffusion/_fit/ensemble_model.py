@@ -523,9 +523,8 @@ def fit_ensemble_model(
     difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(stack)
     bounds = log_density[control] + rows.log_slope + profile.integral(difference)
     if sole is None:
-        few = rows.distinct.take(np.arange(min(len(rows.distinct), 100)))
         paired = mixing.paired(experts.experts())
-        rule = scoring_rule(experts, mixing, paired, few)
+        rule = scoring_rule(experts, mixing, paired, rows.distinct)
     else:
         rule = members[sole].rule
     model = EnsembleModel.of(

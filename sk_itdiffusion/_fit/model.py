@@ -242,17 +242,15 @@ class TableModel(Experts):
         gap, variance : ndarray of shape (n_samples,)
             Integrals, and variances of their errors.
         """
-        errors, paired = rule.errors, self.paired()
-        assert errors is not None
+        paired = self.paired()
+        assert rule.errors is not None
         gap, variance = np.empty(len(rows)), np.empty(len(rows))
-        rungs = list(errors.rungs(log_density, tolerance))
-        work = np.cumsum([0, *(n_draws * len(chosen) for n_draws, chosen in rungs)])
-        for number, (n_draws, chosen) in enumerate(rungs):
+        rungs = list(rule.rungs(log_density, tolerance))
+        work = np.cumsum([0, *(each.n_draws * len(chosen) for each, chosen in rungs)])
+        for number, (each, chosen) in enumerate(rungs):
             with stretch_of_progress(*(work[number : number + 2] / work[-1])):
-                gap[chosen], spread = self.gap(
-                    rows[chosen], keys[chosen], paired, replace(rule, n_draws=n_draws), points
-                )
-            variance[chosen] = errors.estimated(log_density[chosen], spread, n_draws)
+                gap[chosen], spread = self.gap(rows[chosen], keys[chosen], paired, each, points)
+            variance[chosen] = rule.errors.estimated(log_density[chosen], spread, each.n_draws)
         return gap, variance
 
     def _log_density_beyond(self, standardized: Array) -> Array:

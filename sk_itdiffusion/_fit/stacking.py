@@ -31,8 +31,8 @@ from sk_itdiffusion.references.optimism import fold_weights
 __all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 
 Array = NDArray[np.float64]
-#: Rows, at least, that the rule of scoring is fitted to, repeated if there are fewer.
-MIN_RULE_ROWS = 100
+#: Rows that the rule of scoring is fitted to, repeated if there are fewer.
+RULE_ROWS = 100
 MAX_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
 MIN_PROFILE_ROWS = 1_000
@@ -109,11 +109,10 @@ def stacked_model(
         variance = variance_of_reference(experts.references[control], split)
         mean, entropy_std = mean_and_std(log_density, valid, members.n_observations, variance)
         entropy = -mean - experts.constant_term
-    few = split.valid.take(np.arange(min(len(split.valid), 100)))
     return TableModel.of(
         experts,
         mixing,
-        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), few),
+        rule=scoring_rule(experts, mixing, mixing.paired(experts.experts()), split.valid),
         entropy=entropy,
         entropy_std=entropy_std,
         history=list(history),
@@ -259,8 +258,9 @@ def scoring_rule(
         return None
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, len(mixing.logsnr)))
+    valid = valid.take(np.arange(min(len(valid), RULE_ROWS)))
     keys = row_keys(valid.X, experts.seeds.scoring + 2)
-    valid, keys = repeated_rows(valid, keys, MIN_RULE_ROWS)
+    valid, keys = repeated_rows(valid, keys, RULE_ROWS)
     noise = scoring_noise(experts.space, experts.seeds.scoring, experts.has_images)
     placement = fit_placement(
         experts.space.layout.embed_array(valid.X),

@@ -20,8 +20,9 @@ they are better than that, by a factor that `sk_itdiffusion._immse.errors` finds
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from sk_itdiffusion._immse.cubature import (
     hash_uniform,
     spawn_keys,
 )
-from sk_itdiffusion._immse.errors import ErrorCalibration
+from sk_itdiffusion._immse.errors import ErrorCalibration, Tolerance
 from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, Places
 from sk_itdiffusion._runtime.memory import retry_with_less_memory
 from sk_itdiffusion._runtime.parallel import map_in_workers
@@ -83,6 +84,17 @@ class IntegrationRule:
     noise: NoiseRule
     n_draws: int
     errors: ErrorCalibration | None = None
+
+    def rungs(
+        self, log_density: Array, tolerance: Tolerance
+    ) -> Iterator[tuple[Self, NDArray[np.intp]]]:
+        """Return the rule with several numbers of draws, and the rows that need as many.
+
+        See `ErrorCalibration.rungs`.
+        """
+        assert self.errors is not None
+        for n_draws, chosen in self.errors.rungs(log_density, tolerance):
+            yield replace(self, n_draws=n_draws), chosen
 
     @property
     def n_evaluations(self) -> int:
