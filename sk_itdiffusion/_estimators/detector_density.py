@@ -13,17 +13,20 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.combined_score import CombinedScore, finite_parts
+from sk_itdiffusion._estimators.contributions import Contributions
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, chosen_rows_of
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._estimators.outlier_score import MIN_SCORE, FlooredModel
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.reading import Table, read_table
 
 __all__ = [
     "default_estimator",
+    "explain_rows",
     "fit_clone",
     "score_rows",
     "with_common_lattice",
@@ -34,8 +37,6 @@ Array = NDArray[np.float64]
 #: What the estimators say about columns without a density, and about ties among it.
 COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
-#: Least score, so that differences of scores are finite.
-MIN_SCORE = -1e300
 
 
 def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:
@@ -132,11 +133,25 @@ def fit_clone(
     return estimator
 
 
-def score_rows(estimator: DensityEstimator, floored: FlooredModel, rows: Rows) -> Array:
+def score_rows(
+    estimator: DensityEstimator, score: FlooredModel | CombinedScore, rows: Rows
+) -> Array:
     """Return finite scores of rows, in nats."""
-    values = estimator._read(rows)
-    if floored.is_plain:
-        scores = estimator._log_density(values, estimator._tolerance())[0]
+    values, tolerance = estimator._read(rows), estimator._tolerance()
+    if isinstance(score, CombinedScore):
+        return score.scores(values, tolerance)
+    if score.is_plain:
+        scores = estimator._log_density(values, tolerance)[0]
     else:
-        scores = floored.log_density(values, estimator._tolerance())
+        scores = score.log_density(values, tolerance)
     return np.maximum(scores, MIN_SCORE)
+
+
+def explain_rows(
+    estimator: DensityEstimator, score: FlooredModel | CombinedScore, rows: Rows
+) -> Array:
+    """Return what each column contributes to the scores of rows, in nats."""
+    values, tolerance = estimator._read(rows), estimator._tolerance()
+    if isinstance(score, CombinedScore):
+        return score.contributions(values, tolerance)
+    return finite_parts(Contributions(score).of(values, tolerance))

@@ -18,11 +18,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
 from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
-from sk_itdiffusion._estimators.contributions import Contributions
+from sk_itdiffusion._estimators.combined_score import CombinedScore, model_members
 from sk_itdiffusion._estimators.detector_density import (
     COLUMN_WARNINGS,
-    MIN_SCORE,
     default_estimator,
+    explain_rows,
     fit_clone,
     image_shape_of,
     is_judged,
@@ -32,7 +32,8 @@ from sk_itdiffusion._estimators.detector_density import (
     with_parameter,
 )
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
-from sk_itdiffusion._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
+from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images, numbers_in
 from sk_itdiffusion._estimators.trimming import (
     MIN_COPIES_OF_A_VALUE,
@@ -85,7 +86,7 @@ FIT_BEGINS, FIT_ENDS = 0.2, 0.9
         "calibration_weights_",
         "noise_floor_",
         "members_",
-        "_floored",
+        "_score",
     ),
     left_out=("callbacks",),
 )
@@ -418,9 +419,32 @@ class IMMSEOutlierDetector(
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
             self.estimator_ = fit_clone(template, kept, seed, quiet, tasks, may_hold_out)
-        build = FlooredModel.averaged if self.average else FlooredModel
-        self._floored = build(self.estimator_._model, self._floors)
-        self.members_ = list(self._floored.members)
+        self._score = self._fitted_score(given, seed)
+        self.members_ = list(self._score.members)
+
+    def _fitted_score(self, given: DistinctRows, seed: int) -> FlooredModel | CombinedScore:
+        """Return the score of the density, or of it and the neighbours among all rows."""
+        model = self.estimator_._model
+        if not self.average or model.space.is_empty:
+            return FlooredModel(model, self._floors)
+        values = self.estimator_._read(given.rows)
+        floors = self._floors[np.isfinite(self._floors)]
+        local = LocalScore.of(
+            model.space.layout,
+            MappedRows.of(model, values[:MAX_ROWS]).mapped,
+            given.n_copies,
+            floors if len(floors) else np.array([AUTOMATIC_FLOOR]),
+            self.trim,
+        )
+        return CombinedScore.fit(
+            FlooredModel(model, self._floors, model_members(model), is_wide=True),
+            local,
+            values,
+            given.weight,
+            given.n_units,
+            np.random.default_rng(seed),
+            self.estimator_._tolerance(),
+        )
 
     def _trimmed(
         self,
@@ -499,7 +523,7 @@ class IMMSEOutlierDetector(
         return np.asarray(rows)
 
     def _scores(self, rows: Rows) -> Array:
-        return score_rows(self.estimator_, self._floored, rows)
+        return score_rows(self.estimator_, self._score, rows)
 
     def score_samples(self, X: ArrayLike) -> Array:
         """Return the log-density with the noise floor; higher is more normal.
@@ -612,12 +636,8 @@ class IMMSEOutlierDetector(
         """
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
-        values = self.estimator_._read(rows)
         with long_call(self, "explain"):
-            parts = Contributions(self._floored).of(values, self.estimator_._tolerance())
-        # Columns so far out that they have no density share the least score.
-        far = np.isneginf(parts)
-        parts[far] = np.repeat(MIN_SCORE / far.sum(axis=1).clip(min=1), far.sum(axis=1))
+            parts = explain_rows(self.estimator_, self._score, rows)
         names = getattr(self, "feature_names_in_", None)
         columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
         index = rows.index if isinstance(rows, pd.DataFrame) else None
@@ -626,10 +646,12 @@ class IMMSEOutlierDetector(
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         density = self.estimator_
-        if not isinstance(density, DensityEstimator) or not isinstance(self._floored, FlooredModel):
+        if not isinstance(density, DensityEstimator) or not isinstance(
+            self._score, FlooredModel | CombinedScore
+        ):
             raise ValueError("a detector has no density")
         check_is_fitted(density)
-        check_same(id(self._floored.model.space), id(density._model.space), "the models differ")
+        check_same(id(self._score.model.space), id(density._model.space), "the models differ")
         check_columns(self, density._model.space)
         check_finite(self.offset_, "threshold")
         if hasattr(self, "calibration_scores_"):

@@ -58,7 +58,7 @@ from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
 from sk_itdiffusion.references import PlainReference, Reference
 from sk_itdiffusion.references.judging import log_likelihoods
 
-__all__ = ["MODEL", "FlooredModel", "MappedRows"]
+__all__ = ["MIN_SCORE", "MODEL", "FlooredModel", "MappedRows"]
 
 #: Log-SNR beyond which there is nothing but noise.
 MAX_FLOOR = 100.0
@@ -69,6 +69,8 @@ Array = NDArray[np.float64]
 FARTHEST = 1e100
 #: Share of a progress bar that is for the references' part of a score, if a network has another.
 SHARE_OF_REFERENCES = 0.1
+#: Least score, so that differences of scores are finite.
+MIN_SCORE = -1e300
 #: Name of the fitted model among the members.
 MODEL = "model"
 #: Features up to which the noise at the floors has a node at its center.
@@ -139,14 +141,17 @@ class FlooredModel:
         Log-SNRs of the floors, on the mapped columns; infinite for none.
     members : tuple of str
         References whose log-densities are averaged, and ``MODEL``.
+    is_wide : bool, default=False
+        Whether the references keep their components for rows unlike all those seen.
     """
 
     model: TableModel
     floors: Array
     members: tuple[str, ...] = (MODEL,)
+    is_wide: bool = False
 
     def __post_init__(self) -> None:
-        if not self.is_plain:
+        if not self.is_wide and not self.is_plain:
             object.__setattr__(self, "model", self.model.without_wide_components())
 
     # -- references --------------------------------------------------------------------------
@@ -160,18 +165,6 @@ class FlooredModel:
     def plain(self) -> PlainReference:
         """The smoothest reference, of which it is known what each column tells by itself."""
         return cast(PlainReference, self.model.references[self.model.plain])
-
-    @classmethod
-    def averaged(cls, model: TableModel, floors: Array) -> FlooredModel:
-        """Return the mean over the references, and the model's network."""
-        names = list(model.references)
-        # Without a network the model is a stack of the references that are averaged already.
-        others = [
-            name
-            for number, name in enumerate(model.expert_names)
-            if name not in names and model.weights[:, number].any()
-        ]
-        return cls(model, floors, (*names, *([MODEL] if others or not names else [])))
 
     @property
     def is_plain(self) -> bool:
