@@ -47,7 +47,7 @@ from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range, check_positive, check_shapes
 
-__all__ = ["LOCAL", "CombinedScore", "finite_parts", "model_members"]
+__all__ = ["LOCAL", "CombinedScore", "finite_parts", "main_member"]
 
 Array = NDArray[np.float64]
 
@@ -61,16 +61,18 @@ LOW_SHARE = 0.1
 MIN_SCALE = 0.1
 
 
-def model_members(model: TableModel) -> tuple[str, ...]:
-    """Return the names of the references of a model, and of its stack if it has a network."""
-    names = list(model.references)
-    # Without a network the model is a stack of the references that are members already.
+def main_member(model: TableModel) -> str:
+    """Return the name of the stack if a network has a say in it, else of the likeliest reference.
+
+    Without a network the stack is hardly better than that, and takes far longer.
+    """
+    known = {*model.references}
     others = [
-        name
+        number
         for number, name in enumerate(model.expert_names)
-        if name not in names and model.weights[:, number].any()
+        if name not in known and model.weights[:, number].any()
     ]
-    return (*names, *([MODEL] if others or not names else []))
+    return MODEL if others or not known else model.control
 
 
 @stored()

@@ -69,26 +69,20 @@ class LocalScore:
         How often each of them counts.
     floors : ndarray of shape (n_floors,)
         Finite log-SNRs of the noise floors.
-    most_spread : float
-        Share of the training rows, the least isolated ones, above which a row counts as no more
-        isolated than the last of them.
     """
 
     layout: Layout
     rows: Array
     n_copies: Index
     floors: Array
-    most_spread: float = 1.0
 
     @classmethod
-    def of(
-        cls, layout: Layout, rows: Array, n_copies: Index, floors: Array, trim: float
-    ) -> LocalScore | None:
+    def of(cls, layout: Layout, rows: Array, n_copies: Index, floors: Array) -> LocalScore | None:
         """Return the local score of training rows in random order; None of a single one."""
         rows, n_copies = rows[:MAX_ROWS], n_copies[:MAX_ROWS]
         if n_copies.sum() < 2:
             return None
-        return cls(layout, rows, n_copies, floors, 1.0 - trim)
+        return cls(layout, rows, n_copies, floors)
 
     # -- neighbours --------------------------------------------------------------------------
 
@@ -115,12 +109,7 @@ class LocalScore:
     def _log_spread(self) -> Array:
         """Mean logarithm of the squared distances of each point to its own neighbours."""
         distance, _ = self._neighbors(self._points_of(self.rows))
-        spread = self._logs(distance**2).mean(axis=1)
-        order = np.argsort(spread, kind="stable")
-        share = np.cumsum(self.n_copies[order]) / self.n_copies.sum()
-        last = int(np.searchsorted(share, self.most_spread * (1.0 - 1e-12)))
-        most = spread[order[min(last, len(order) - 1)]]
-        return np.asarray(np.minimum(spread, most)[self._row_of_point])
+        return np.asarray(self._logs(distance**2).mean(axis=1)[self._row_of_point])
 
     def _points_of(self, rows: Array) -> Array:
         """Return the points of rows; values that are no categories are in the middle of these."""
@@ -217,6 +206,5 @@ class LocalScore:
         check_in_range(self.rows, -math.inf, math.inf, "training rows")
         check_in_range(self.n_copies, 1, math.inf, "copies of rows")
         check_in_range(self.floors, -100.0, 100.0, "noise floors")
-        check_in_range(self.most_spread, 0.0, 1.0, "shares of rows")
         if self.n_copies.sum() < 2:
             raise ValueError("a local score needs two rows")

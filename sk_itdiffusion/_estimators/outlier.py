@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
 from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
-from sk_itdiffusion._estimators.combined_score import CombinedScore, model_members
+from sk_itdiffusion._estimators.combined_score import CombinedScore, main_member
 from sk_itdiffusion._estimators.detector_density import (
     COLUMN_WARNINGS,
     default_estimator,
@@ -32,7 +32,7 @@ from sk_itdiffusion._estimators.detector_density import (
     with_parameter,
 )
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
-from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
+from sk_itdiffusion._estimators.local_score import LocalScore
 from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images, numbers_in
 from sk_itdiffusion._estimators.trimming import (
@@ -419,32 +419,42 @@ class IMMSEOutlierDetector(
         with stretch_of_progress(FIT_BEGINS, 1.0):
             quiet = self.noise_floor_ is not None
             self.estimator_ = fit_clone(template, kept, seed, quiet, tasks, may_hold_out)
-        self._score = self._fitted_score(given, seed)
+        model = self.estimator_._model
+        self._score: FlooredModel | CombinedScore
+        if self.average and not model.space.is_empty:
+            members, local = (main_member(model),), self._local_score(kept)
+            self._score = self._combined_score(self.estimator_, members, given, seed, local)
+        else:
+            self._score = FlooredModel(model, self._floors)
         self.members_ = list(self._score.members)
 
-    def _fitted_score(self, given: DistinctRows, seed: int) -> FlooredModel | CombinedScore:
-        """Return the score of the density, or of it and the neighbours among all rows."""
-        model = self.estimator_._model
-        if not self.average or model.space.is_empty:
-            return FlooredModel(model, self._floors)
-        values = self.estimator_._read(given.rows)
-        floors = self._floors[np.isfinite(self._floors)]
-        local = LocalScore.of(
-            model.space.layout,
-            MappedRows.of(model, values[:MAX_ROWS]).mapped,
-            given.n_copies,
-            floors if len(floors) else np.array([AUTOMATIC_FLOOR]),
-            self.trim,
-        )
+    def _combined_score(
+        self,
+        estimator: DensityEstimator,
+        members: tuple[str, ...],
+        given: DistinctRows,
+        seed: int,
+        local: LocalScore | None = None,
+    ) -> CombinedScore:
+        """Return the score of log-densities, and of neighbours, as given rows weight them."""
         return CombinedScore.fit(
-            FlooredModel(model, self._floors, model_members(model), is_wide=True),
+            FlooredModel(estimator._model, self._floors, members, is_wide=True),
             local,
-            values,
+            estimator._read(given.rows),
             given.weight,
             given.n_units,
             np.random.default_rng(seed),
-            self.estimator_._tolerance(),
+            estimator._tolerance(),
         )
+
+    def _local_score(self, kept: DistinctRows) -> LocalScore | None:
+        """Return the score of neighbours among the rows kept, at the floors or a fine one."""
+        model = self.estimator_._model
+        floors = self._floors[np.isfinite(self._floors)]
+        if not len(floors):
+            floors = np.array([AUTOMATIC_FLOOR])
+        rows = MappedRows.of(model, self.estimator_._read(kept.rows)).mapped
+        return LocalScore.of(model.space.layout, rows, kept.n_copies, floors)
 
     def _trimmed(
         self,
@@ -464,10 +474,14 @@ class IMMSEOutlierDetector(
             first = fit_clone(first, given, seed, False, tasks, may_hold_out)
         model = first._model
         floored = FlooredModel(model, self._floors)
+        score: FlooredModel | CombinedScore = floored
         if not model.space.is_empty:
             # The likeliest reference alone, which is quick.
-            floored = FlooredModel(model, self._floors, (floored.control,))
-        scores = score_rows(first, floored, given.rows)
+            score = floored = FlooredModel(model, self._floors, (model.control,))
+            if self.average:
+                # All of them: a cluster of outliers is part of a mixture, but not of one blob.
+                score = self._combined_score(first, tuple(model.references), given, seed)
+        scores = score_rows(first, score, given.rows)
         values = first._read(given.rows)
         weight = given.weight
         order = np.argsort(scores, kind="stable")
