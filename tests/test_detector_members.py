@@ -1,0 +1,190 @@
+"""The members of a detector: how they are weighted, and the local score among them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import sk_itdiffusion
+from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
+from sk_itdiffusion._estimators.combined_score import LOCAL, CombinedScore, told_apart
+from sk_itdiffusion._estimators.local_score import LocalScore
+from sk_itdiffusion._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._immse.errors import Tolerance
+from sk_itdiffusion.layout import Layout, Variable
+
+TOLERANCE = Tolerance(0.02)
+
+
+def category_and_number(n, rng, n_odd=0):
+    """Return a category and a number around its mean; odd rows have another category."""
+    code = rng.integers(3, size=n)
+    number = 6.0 * code + rng.normal(size=n)
+    code[:n_odd] = (code[:n_odd] + rng.integers(1, 3, size=n_odd)) % 3
+    return pd.DataFrame({"kind": np.array(list("abc"), dtype=object)[code], "x": number})
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return IMMSEOutlierDetector(random_state=0).fit(
+        category_and_number(1000, np.random.default_rng(0))
+    )
+
+
+def local_of(rows, floors=(7.0,), n_copies=None, layout=None):
+    copies = np.ones(len(rows), dtype=np.intp) if n_copies is None else np.array(n_copies)
+    return LocalScore.of(layout or Layout(rows.shape[1]), rows, copies, np.array(floors))
+
+
+def test_contradictions_are_caught(detector):
+    """Each entry is ordinary by itself; of 200 that are six standard deviations apart 90% are."""
+    rows = category_and_number(400, np.random.default_rng(1), n_odd=200)
+    scores = detector.score_samples(rows)
+    assert roc_auc_score(np.arange(400) < 200, -scores) > 0.99
+    assert (detector.predict(rows[:200]) == -1).mean() > 0.9
+    # Five standard errors of the rate of 5%, of 200 calibration and 200 test rows.
+    assert (detector.predict(rows[200:]) == -1).mean() < 0.05 + 5.0 * 0.022
+    parts = detector.explain(rows[:20])
+    np.testing.assert_allclose(parts.sum(axis=1), scores[:20], rtol=1e-9)
+
+
+def test_score_of_a_row_depends_on_it_alone_and_files_keep_it(detector, tmp_path):
+    rows = category_and_number(40, np.random.default_rng(2), n_odd=10)
+    rows.loc[0, "kind"], rows.loc[1, "x"] = "unknown", 1e200
+    scores = detector.score_samples(rows)
+    assert np.isfinite(scores).all()
+    alone = [detector.score_samples(rows.iloc[[i]])[0] for i in range(5)]
+    np.testing.assert_array_equal(alone, scores[:5])
+    np.testing.assert_array_equal(detector.score_samples(rows[::-1]), scores[::-1])
+    detector.save(tmp_path / "detector.safetensors")
+    loaded = sk_itdiffusion.load(tmp_path / "detector.safetensors")
+    np.testing.assert_array_equal(loaded.score_samples(rows), scores)
+    pd.testing.assert_frame_equal(loaded.explain(rows), detector.explain(rows))
+    assert loaded.members_ == [*detector.members_[:-1], LOCAL]
+
+
+def test_members_without_a_say_on_dependence_have_none():
+    """Independent columns tell exchanged entries by nothing, so that their weight is chance."""
+    X = category_and_number(500, np.random.default_rng(0))
+    detector = IMMSEOutlierDetector(contamination=0.1, trim=0.0, random_state=0).fit(X)
+    model, values = detector.estimator_._model, detector.estimator_._read(X)
+    found = CombinedScore.fit(
+        FlooredModel(model, np.array([7.0]), ("independent", "latent_class"), is_wide=True),
+        None,
+        values,
+        np.ones(500),
+        500,
+        np.random.default_rng(0),
+        TOLERANCE,
+    )
+    # The least weight is that of two standard errors; a half of the rows stay as they are.
+    assert found.weight[0] < 0.05
+    np.testing.assert_allclose(found.weight.sum(), 1.0)
+
+
+def test_exchanged_rows_are_told_apart_as_somers_says():
+    rng = np.random.default_rng(0)
+    own, mixed = rng.normal(size=(2, 50, 1))
+    share = np.full(50, 1 / 50)
+    pairs = np.sign(own - mixed.T).mean()
+    assert told_apart(own, mixed, share)[0] == pytest.approx(pairs, abs=1e-12)
+
+
+# -- the local score ---------------------------------------------------------------------------
+
+
+def by_brute_force(X, copies, row, n_neighbors, variance):
+    """Return the local score from all distances."""
+    points = np.repeat(X, copies, axis=0)
+
+    def logs(x):
+        squares = np.sort(((points - x) ** 2).sum(axis=1))
+        order = np.argsort(((points - x) ** 2).sum(axis=1), kind="stable")
+        skipped = int(squares[0] == 0.0)
+        chosen = slice(skipped, skipped + n_neighbors)
+        return np.log(squares[chosen] + X.shape[1] * variance), order[chosen]
+
+    own, index = logs(row)
+    spread = np.array([logs(points[i])[0].mean() for i in index])
+    return -(own - 0.5 * spread).mean()
+
+
+def test_local_score_is_that_of_all_distances():
+    """A training row is not its own neighbour, and a copy of it is."""
+    rng = np.random.default_rng(0)
+    X, copies = rng.normal(size=(60, 3)), np.ones(60, dtype=np.intp)
+    copies[:3] = 2
+    local = local_of(X, n_copies=copies)
+    assert local.n_neighbors == 12
+    rows = np.vstack([X[:2], X[10:12], rng.normal(size=(3, 3)), [[50.0, 0.0, 0.0]]])
+    expected = [by_brute_force(X, copies, row, 12, np.exp(-7.0)) for row in rows]
+    np.testing.assert_allclose(local.scores(rows), expected, rtol=1e-12)
+    order = rng.permutation(len(rows))
+    np.testing.assert_array_equal(local.scores(rows[order]), local.scores(rows)[order])
+
+
+def test_copies_are_repetitions():
+    rng = np.random.default_rng(0)
+    X, copies = rng.normal(size=(40, 2)), rng.integers(1, 4, size=40)
+    once, repeated = local_of(X, n_copies=copies), local_of(np.repeat(X, copies, axis=0))
+    rows = np.vstack([X[:5], rng.normal(size=(5, 2))])
+    np.testing.assert_allclose(once.scores(rows), repeated.scores(rows), rtol=1e-12)
+
+
+def test_rotations_change_no_local_score_and_units_shift_it():
+    """Scores are logarithms of squared distances, of which those of neighbours count by half."""
+    rng = np.random.default_rng(0)
+    X, rows = rng.normal(size=(200, 3)), 3.0 * rng.normal(size=(20, 3))
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    first = local_of(X, (40.0,)).scores(rows)
+    turned = local_of(X @ rotation, (40.0,)).scores(rows @ rotation)
+    larger = local_of(4.0 * X, (40.0,)).scores(4.0 * rows)
+    np.testing.assert_allclose(turned, first, atol=1e-9)
+    np.testing.assert_allclose(larger, first - 0.5 * np.log(16.0), atol=1e-9)
+
+
+def test_clusters_of_different_scale_have_their_own_distances():
+    """The same distance is farther from a tight cluster than from a wide one."""
+    rng = np.random.default_rng(0)
+    tight, wide = 0.1 * rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 20.0
+    local = local_of(np.vstack([tight, wide]))
+    beside_tight, beside_wide = local.scores(np.array([[3.0, 0.0], [23.0, 20.0]]))
+    assert beside_tight < beside_wide
+
+
+def test_local_contributions_name_the_column_and_add_up():
+    rng = np.random.default_rng(0)
+    layout = Layout(2, [Variable(3)])
+    X = np.column_stack([rng.normal(size=(300, 2)), np.arange(300) % 3])
+    local = local_of(X, layout=layout)
+    rows = np.array([[6.0, 0.0, 1.0], [0.0, -6.0, 1.0], [0.0, 0.0, -1.0], [1e200, 0.0, 0.0]])
+    parts = local.contributions(rows)
+    assert list(parts.argmin(axis=1)[[0, 1, 3]]) == [0, 1, 0]
+    # What is left of the score is the spread of the neighbours, which no column has.
+    spread = 0.5 * local._log_spread[local._neighbors(local._points_of(rows))[1]].mean(axis=1)
+    typical = -local._logs(local._typical.sum())
+    np.testing.assert_allclose(parts.sum(axis=1) + typical + spread, local.scores(rows), rtol=1e-9)
+
+
+def test_local_structure_is_found_that_a_mixture_misses():
+    """Points off a thin spiral, between its arms, are near none of its rows."""
+    rng = np.random.default_rng(0)
+
+    def spiral(n):
+        angle = np.sqrt(rng.uniform(0.0, 1.0, n)) * 9.0 * np.pi
+        return np.column_stack([angle * np.cos(angle), angle * np.sin(angle)])
+
+    X, rows = spiral(400), spiral(200)
+    radius = np.linalg.norm(rows[:100], axis=1, keepdims=True)
+    rows[:100] *= 1.0 + np.pi / radius
+    is_off = np.arange(200) < 100
+    areas = {}
+    for average in (False, True):
+        detector = IMMSEOutlierDetector(
+            IMMSEDensity(marginals="standard", max_epochs=0),
+            average=average,
+            contamination=0.1,
+            random_state=0,
+        ).fit(X)
+        areas[average] = roc_auc_score(is_off, -detector.score_samples(rows))
+    assert areas[True] > areas[False] + 0.02
