@@ -161,8 +161,9 @@ def test_local_contributions_name_the_column_and_add_up():
     parts = local.contributions(rows)
     assert list(parts.argmin(axis=1)[[0, 1, 3]]) == [0, 1, 0]
     # What is left of the score is the spread of the neighbours, which no column has.
-    spread = 0.5 * local._log_spread[local._neighbors(local._points_of(rows))[1]].mean(axis=1)
-    typical = -local._logs(local._typical.sum())
+    nearest = local._row_of_point[local._neighbors(local._points_of(rows))[1]]
+    spread = 0.5 * local.log_spread[nearest].mean(axis=1)
+    typical = -local._logs(local.typical.sum())
     np.testing.assert_allclose(parts.sum(axis=1) + typical + spread, local.scores(rows), rtol=1e-9)
 
 

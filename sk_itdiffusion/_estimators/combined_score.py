@@ -1,22 +1,34 @@
-r"""Scores of models of different kinds as one: each has the say that training rows give it.
+r"""Scores of several kinds as one: each has the say that training rows give it.
 
-The log-densities of the members m = 1, ..., M and the local score live on different scales, and
-their tails fall at different speeds.  Each is therefore standardised by how training rows score
-under it, and how far a row is below their median :math:`c_m` is measured on a signed logarithmic
-scale, with the distance :math:`s_m` of their lowest tenth as unit:
+The log-density of a model tells how likely a row is; that of the plainest reference, a normal
+distribution or independent columns, is not deceived by small clusters of outliers among the
+training rows; the local score tells how unlike a row is from its neighbours.  What columns say of
+each other is a score of its own, the log-density less that of independent columns: in it the
+ordinary scatter of columns that are unrelated cancels, which in the log-density of many columns
+hides entries that contradict each other.
 
-.. math:: t_m(x) = \sigma\left( \frac{c_m - S_m(x)}{s_m} \right), \qquad
-    \sigma(u) = \mathrm{sign}(u) \log(1 + |u|), \qquad
-    S(x) = c - s \log \sum_m w_m e^{t_m(x)},
+These members live on different scales, and their tails fall at different speeds, so that each
+score is replaced by how surprising it is: minus the logarithm of the share of training rows that
+have no higher score, as a smooth curve.  With the median :math:`c_m` and the lowest fifth
+:math:`q_m` of these,
 
-where c and s are the means of :math:`c_m` and :math:`s_m` over the log-densities, so that ordinary
-rows have scores as their log-densities are.  The mean of :math:`e^{t_m}` is what the harmonic mean
-of p-values does (Wilson 2019): a row that one member alone finds odd is odd.
+.. math:: t_m(x) = \log 5 + \begin{cases} u_m \log(5/2), & u_m \le 0 \\
+    \log(1 + u_m) / \lambda_m, & u_m > 0, \end{cases}
+    \qquad u_m = \frac{q_m - S_m(x)}{c_m - q_m},
 
-A member that ignores how columns depend on each other has nothing to say where rows are odd by
-that; so the weight :math:`w_m` is what it has to say about it.  It is the square of
-:math:`2 A_m - 1`, with :math:`A_m` the area under the ROC curve with which its scores tell training
-rows from ones of which half of the entries come from another row.
+where the tail is that of a Pareto law whose index :math:`1 / \lambda_m` is fitted to the rows in
+it.  The members' shares are combined as Wilson (2019) does p-values that depend on each other, by
+their weighted harmonic mean,
+
+.. math:: S(x) = c - s \left( \log \sum_m w_m e^{t_m(x)} - \log 2 \right),
+    \qquad s = \frac{c - q}{\log(5/2)},
+
+with c and q of the log-density, so that ordinary rows have about their log-density, and a row that
+one member alone finds odd is odd.
+
+The weight :math:`w_m` is what a member has to say about the columns' dependence: Somers' D of its
+scores between training rows and ones of which half of the entries come from another row.  So what
+ignores how columns depend on each other has no say where this is what matters.
 
 References
 ----------
@@ -47,18 +59,24 @@ from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range, check_positive, check_shapes
 
-__all__ = ["LOCAL", "CombinedScore", "finite_parts", "main_member"]
+__all__ = ["DEPENDENCE", "LOCAL", "CombinedScore", "finite_parts", "main_member"]
 
 Array = NDArray[np.float64]
 
-#: Name of the local score among the members.
-LOCAL = "neighbors"
+#: Names of members that are no log-densities: what columns say of each other, the local score.
+DEPENDENCE, LOCAL = "dependence", "neighbors"
+#: Name of the reference of independent columns.
+COLUMNS = "columns"
 #: Training rows by which members are standardised and weighted, and for typical contributions.
 ROWS_TO_JUDGE, ROWS_FOR_TYPICAL = 500, 50
-#: Share of the rows at whose score the unit of a member is taken.
-LOW_SHARE = 0.1
+#: Share of the training rows in the tail.
+SHARE_OF_TAIL = 0.2
+#: Slope of the surprise between the tail and the median.
+SLOPE = math.log(0.5 / SHARE_OF_TAIL)
 #: Least unit of a member, in nats: that of categories may be less, or 0 where most rows are equal.
 MIN_SCALE = 0.1
+#: Mean of log(1 + u) in the tail that is expected before any row is seen, with the weight of one.
+EXPECTED_TAIL = 0.5
 
 
 def main_member(model: TableModel) -> str:
@@ -83,26 +101,34 @@ class CombinedScore:
     Attributes
     ----------
     floored : FlooredModel
-        The model with its noise floors, and the names of the members that are log-densities.
+        The model with its noise floors, and the names of the members that are log-densities, the
+        main one last.
+    has_dependence : bool
+        Whether what columns say of each other is a member.
     local : LocalScore or None
-        The local score.
+        The local score, the last member.
     center, scale : ndarray of shape (n_members,)
-        Median score of training rows under each member, and by how much their lowest tenth is
-        below it; the local score comes last.
+        Median score of training rows under each member, and by how much their lowest fifth is
+        below it.
+    tail : ndarray of shape (n_members,)
+        Mean logarithm of 1 plus how far below that the scores of this fifth are, in these units.
     weight : ndarray of shape (n_members,)
         Weights of the members; they sum to 1.
     """
 
     floored: FlooredModel
+    has_dependence: bool
     local: LocalScore | None
     center: Array
     scale: Array
+    tail: Array
     weight: Array
 
     @classmethod
     def fit(
         cls,
         floored: FlooredModel,
+        has_dependence: bool,
         local: LocalScore | None,
         values: Array,
         weight: Array,
@@ -116,6 +142,8 @@ class CombinedScore:
         ----------
         floored : FlooredModel
             The model, with the members that are log-densities.
+        has_dependence : bool
+            Whether what columns say of each other is a member.
         local : LocalScore or None
             The local score.
         values : ndarray of shape (n, n_columns)
@@ -135,8 +163,9 @@ class CombinedScore:
             The score.
         """
         values, weight = values[:ROWS_TO_JUDGE], weight[:ROWS_TO_JUDGE]
-        n_members = len(floored.members) + (local is not None)
-        empty = cls(floored, local, np.zeros(n_members), np.ones(n_members), np.ones(n_members))
+        n_members = len(floored.members) + has_dependence + (local is not None)
+        ones = np.ones(n_members)
+        empty = cls(floored, has_dependence, local, 0.0 * ones, ones, ones, ones)
         with stretch_of_progress(0.0, 0.5):
             own = empty.of_members(values, tolerance)
         # Few distinct rows meet several others each.
@@ -146,16 +175,15 @@ class CombinedScore:
         with stretch_of_progress(0.5, 1.0):
             exchanged = with_exchanged_entries(values[repeated], share, generator)
             mixed = empty.of_members(exchanged, tolerance)
-        center, low = (quantiles(own, weight, q) for q in (0.5, LOW_SHARE))
-        told = told_apart(own[repeated], mixed, share)
+        center, low = (quantiles(own, weight, q) for q in (0.5, SHARE_OF_TAIL))
+        scale = np.maximum(center - low, MIN_SCALE)
         # Twice the standard error: less is chance, and no more is known of any member.
-        say = np.maximum(told, 4.0 / math.sqrt(6.0 * min(n_rows, ROWS_TO_JUDGE))) ** 2
-        return replace(
-            empty,
-            center=center,
-            scale=np.maximum(center - low, MIN_SCALE),
-            weight=say / say.sum(),
-        )
+        least = 4.0 / math.sqrt(6.0 * min(n_rows, ROWS_TO_JUDGE))
+        say = np.maximum(told_apart(own[repeated], mixed, share), least)
+        excess = np.log1p(np.maximum(center - scale - own, 0.0) / scale)
+        counts = (weight / weight.min())[:, None] * (excess > 0.0)
+        tail = ((counts * excess).sum(axis=0) + EXPECTED_TAIL) / (counts.sum(axis=0) + 1.0)
+        return replace(empty, center=center, scale=scale, tail=tail, weight=say / say.sum())
 
     @property
     def model(self) -> TableModel:
@@ -165,7 +193,18 @@ class CombinedScore:
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the members."""
-        return (*self.floored.members, *([] if self.local is None else [LOCAL]))
+        others = [DEPENDENCE] * self.has_dependence + [LOCAL] * (self.local is not None)
+        return (*self.floored.members, *others)
+
+    @property
+    def _columns(self) -> FlooredModel:
+        """The log-density of independent columns."""
+        references = {**self.model.references, COLUMNS: self.floored.plain.independent()}
+        model = replace(self.model, references=references)
+        return FlooredModel(model, self.floored.floors, (COLUMNS,), is_wide=True)
+
+    def _alone(self, name: str) -> FlooredModel:
+        return replace(self.floored, members=(name,))
 
     def of_members(self, values: Array, tolerance: Tolerance) -> Array:
         """Return the members' scores of numbers and codes, (n, n_members)."""
@@ -173,13 +212,14 @@ class CombinedScore:
         found = []
         for number, name in enumerate(names):
             with stretch_of_progress(number / len(names), (number + 1) / len(names)):
-                found.append(self._alone(name).log_density(values, tolerance))
+                score = self._alone(name).log_density(values, tolerance)
+            found.append(np.maximum(score, MIN_SCORE))
+        if self.has_dependence:
+            alone = np.maximum(self._columns.log_density(values, tolerance), MIN_SCORE)
+            found.append(found[-1] - alone)
         if self.local is not None:
-            found.append(self.local.scores(MappedRows.of(self.floored.model, values).mapped))
-        return np.maximum(np.column_stack(found), MIN_SCORE)
-
-    def _alone(self, name: str) -> FlooredModel:
-        return replace(self.floored, members=(name,))
+            found.append(self.local.scores(MappedRows.of(self.model, values).mapped))
+        return np.column_stack(found)
 
     # -- the score ---------------------------------------------------------------------------
 
@@ -188,22 +228,26 @@ class CombinedScore:
         return self._combined(self._surprise(self.of_members(values, tolerance)))
 
     def _surprise(self, scores: Array) -> Array:
-        """Return by how much scores are below the median, on the signed logarithmic scale."""
-        below = (self.center - scores) / self.scale
-        return np.asarray(np.sign(below) * np.log1p(np.abs(below)))
+        """Return minus the logarithms of the shares of training rows that score as low."""
+        below = (self.center - self.scale - scores) / self.scale
+        far = np.log1p(np.maximum(below, 0.0)) / self.tail
+        return np.asarray(far + np.minimum(below, 0.0) * SLOPE - math.log(SHARE_OF_TAIL))
 
     @property
-    def _location_and_unit(self) -> tuple[float, float]:
-        """Center and scale of the log-densities."""
-        n = len(self.floored.members)
-        share = self.weight[:n] / self.weight[:n].sum()
-        return float(share @ self.center[:n]), float(share @ self.scale[:n])
+    def _main(self) -> int:
+        """Number of the main member."""
+        return len(self.floored.members) - 1
+
+    @property
+    def _unit(self) -> float:
+        return float(self.scale[self._main]) / SLOPE
 
     def _combined(self, surprise: Array) -> Array:
-        location, unit = self._location_and_unit
-        # No overflow, since surprises are logarithms of floats; sums of a row in one order.
-        total = np.ascontiguousarray(np.exp(surprise) * self.weight).sum(axis=1)
-        return np.asarray(location - unit * np.log(total))
+        largest = surprise.max(axis=1, keepdims=True)
+        # Sums of a row are taken in one order, however many rows there are.
+        total = np.ascontiguousarray(np.exp(surprise - largest) * self.weight).sum(axis=1)
+        rise = largest[:, 0] + np.log(total) - math.log(2.0)
+        return np.asarray(self.center[self._main] - self._unit * rise)
 
     # -- contributions -----------------------------------------------------------------------
 
@@ -214,59 +258,67 @@ class CombinedScore:
         row, is divided by its columns, and the members are weighted by their share of the sum.
         What is left over of the score is no column's own and is divided equally.
         """
-        scores = self.of_members(values, tolerance)
-        surprise = self._surprise(scores)
+        surprise = self._surprise(self.of_members(values, tolerance))
         say = self.weight * np.exp(surprise - surprise.max(axis=1, keepdims=True))
         say = say / say.sum(axis=1, keepdims=True)
-        unit = self._location_and_unit[1]
-        n = len(self.floored.members)
-        share = self.weight[:n] / self.weight[:n].sum()
-        parts = np.zeros_like(values)
-        for number, name in enumerate(self.floored.members):
-            typical = self._typical(name, tolerance)
-            own = finite_parts(Contributions(self._alone(name)).of(values, tolerance))
-            change, total = own - typical, own.sum(axis=1)
-            rise = self._surprise_of(number, total) - self._surprise_of(number, typical.sum())
-            slope = slopes(rise, total - typical.sum(), -1.0 / self.scale[number])
-            parts += share[number] * typical - unit * say[:, [number]] * slope[:, None] * change
+        typical, own = self._parts_of_members(self._typical_values, tolerance), []
+        typical = [np.median(parts, axis=0) for parts in typical]
+        own = self._parts_of_members(values, tolerance)
+        parts = np.tile(typical[self._main], (len(values), 1))
+        for number, (usual, found) in enumerate(zip(typical, own, strict=True)):
+            slope = self._slopes(number, found.sum(axis=1), float(usual.sum()))
+            parts += self._unit * (say[:, number] * slope)[:, None] * (found - usual)
         if self.local is not None:
-            parts += unit * say[:, [n]] * self._local_parts(values)
-        left = self._combined(surprise) - parts.sum(axis=1)
-        parts += left[:, None] / parts.shape[1]
-        return reconciled(parts, self._combined(surprise))
+            found = self._local_parts(values)
+            slope = self._slopes(-1, self.center[-1] + found.sum(axis=1), float(self.center[-1]))
+            parts += self._unit * (say[:, -1] * slope)[:, None] * found
+        total = self._combined(surprise)
+        parts += (total - parts.sum(axis=1))[:, None] / parts.shape[1]
+        return reconciled(parts, total)
 
-    def _surprise_of(self, number: int, score: Array) -> Array:
-        below = (self.center[number] - score) / self.scale[number]
-        return np.asarray(np.sign(below) * np.log1p(np.abs(below)))
+    def _parts_of_members(self, values: Array, tolerance: Tolerance) -> list[Array]:
+        """Return the columns' contributions to the members but the local score."""
+        found = [
+            finite_parts(Contributions(self._alone(name)).of(values, tolerance))
+            for name in self.floored.members
+        ]
+        if self.has_dependence:
+            alone = finite_parts(Contributions(self._columns).of(values, tolerance))
+            found.append(found[-1] - alone)
+        return found
 
-    def _typical(self, name: str, tolerance: Tolerance) -> Array:
-        """Return the median contributions of some training rows to a log-density."""
-        model = self.floored.model
-        rows = np.empty((0, 0)) if self.local is None else self.local.rows[:ROWS_FOR_TYPICAL]
-        if not len(rows):
-            return np.zeros(model.space.n_columns)
-        values = model.on_lattice(model.space.values(rows))
-        return np.median(Contributions(self._alone(name)).of(values, tolerance), axis=0)
+    def _slopes(self, number: int, score: Array, usual: float) -> Array:
+        """Return by how much the surprise falls for each nat, on the way from a usual score."""
+        ends = np.zeros((len(score) + 1, len(self.center)))
+        ends[:, number] = np.append(score, usual)
+        surprise = self._surprise(ends)[:, number]
+        difference = score - usual
+        slope = np.full_like(score, SLOPE / self.scale[number])
+        fall = surprise[-1] - surprise[:-1]
+        return np.asarray(np.divide(fall, difference, out=slope, where=difference != 0.0))
+
+    @property
+    def _typical_values(self) -> Array:
+        """Some training rows."""
+        assert self.local is not None
+        return self.model.on_lattice(self.model.space.values(self.local.rows[:ROWS_FOR_TYPICAL]))
 
     def _local_parts(self, values: Array) -> Array:
-        """Return what columns contribute to the surprise of the local score, with the other sign.
-
-        It grows in each with the change of the score from that of typical distances.
-        """
+        """Return what columns contribute to the change of the local score."""
         assert self.local is not None
-        model, scale = self.floored.model, self.scale[-1]
-        found = self.local.contributions(MappedRows.of(model, values).mapped)
+        space = self.model.space
         parts = np.zeros_like(values)
-        parts[:, np.concatenate([model.space.continuous, model.space.discrete])] = found
-        size = np.abs(found.sum(axis=1))
-        return np.asarray(parts * slopes(np.log1p(size / scale), size, 1.0 / scale)[:, None])
+        found = self.local.contributions(MappedRows.of(self.model, values).mapped)
+        parts[:, np.concatenate([space.continuous, space.discrete])] = found
+        return parts
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
-        shapes = {"center": "m", "scale": "m", "weight": "m"}
+        shapes = {"center": "m", "scale": "m", "tail": "m", "weight": "m"}
         check_shapes(self, shapes, m=len(self.members))
-        check_in_range(self.center, MIN_SCORE, -MIN_SCORE, "medians of scores")
+        check_in_range(self.center, 2.0 * MIN_SCORE, -2.0 * MIN_SCORE, "medians of scores")
         check_positive(self.scale, "scales of scores")
+        check_positive(self.tail, "tails of scores")
         check_positive(self.weight, "weights of members")
 
 
@@ -292,12 +344,6 @@ def finite_parts(parts: Array) -> Array:
     """Return contributions in which columns without a density share the least score."""
     far = np.isneginf(parts)
     return np.where(far, MIN_SCORE / far.sum(axis=1, keepdims=True).clip(min=1), parts)
-
-
-def slopes(rise: Array, difference: Array, otherwise: float) -> Array:
-    """Return quotients, or another value where there is no difference."""
-    slope = np.full_like(difference, otherwise)
-    return np.divide(rise, difference, out=slope, where=difference != 0.0)
 
 
 def quantiles(scores: Array, weight: Array, share: float) -> Array:

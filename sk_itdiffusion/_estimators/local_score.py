@@ -23,8 +23,7 @@ Statistics, 1982.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,12 @@ from sklearn.neighbors import KDTree
 
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
+from sk_itdiffusion.persistence.checks import (
+    check_finite,
+    check_in_range,
+    check_not_negative,
+    check_shapes,
+)
 
 __all__ = ["LocalScore"]
 
@@ -40,7 +44,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 #: Neighbours that a row is compared with, and how many rows there have to be for each.
-MAX_NEIGHBORS = 20
+MAX_NEIGHBORS = 10
 ROWS_FOR_A_NEIGHBOR = 5
 #: Distinct training rows that are kept.
 MAX_ROWS = 5_000
@@ -52,6 +56,37 @@ ROWS_FOR_TYPICAL = 200
 FARTHEST = 1e100
 #: Differences of rows and neighbours that are held at a time.
 NUMBERS_IN_A_PASS = 10**7
+
+
+class Neighborhood:
+    """Points, and which of them are nearest to others.
+
+    Parameters
+    ----------
+    points : ndarray of shape (n, d)
+        The points.
+    """
+
+    def __init__(self, points: Array) -> None:
+        self.points = points
+        self._tree = KDTree(points)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Neighborhood) and np.array_equal(self.points, other.points)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def of(self, points: Array, n_neighbors: int) -> tuple[Array, Index]:
+        """Return distances to the nearest points, and their numbers, (n, n_neighbors).
+
+        One that is equal to a point is left out.
+        """
+        distance, index = self._tree.query(points, k=n_neighbors + 1)
+        is_own = distance[:, :1] == 0.0
+        return (
+            np.where(is_own, distance[:, 1:], distance[:, :-1]),
+            np.where(is_own, index[:, 1:], index[:, :-1]),
+        )
 
 
 @stored()
@@ -69,47 +104,63 @@ class LocalScore:
         How often each of them counts.
     floors : ndarray of shape (n_floors,)
         Finite log-SNRs of the noise floors.
+    log_spread : ndarray of shape (n,)
+        Mean logarithm of the squared distances of each training row to its own neighbours, of the
+        most isolated ones that of the others.
+    typical : ndarray of shape (n_columns,)
+        Mean squared difference of training rows and their neighbours in each column.
     """
 
     layout: Layout
     rows: Array
     n_copies: Index
     floors: Array
+    log_spread: Array
+    typical: Array
+    _neighborhood: Neighborhood = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_neighborhood", Neighborhood(self._points_of(self._repeated)))
 
     @classmethod
-    def of(cls, layout: Layout, rows: Array, n_copies: Index, floors: Array) -> LocalScore | None:
-        """Return the local score of training rows in random order; None of a single one."""
+    def of(
+        cls, layout: Layout, rows: Array, n_copies: Index, floors: Array, trim: float = 0.0
+    ) -> LocalScore | None:
+        """Return the local score of training rows in random order; None of a single one.
+
+        The share of them that is to be trimmed counts as no more isolated than the others.
+        """
         rows, n_copies = rows[:MAX_ROWS], n_copies[:MAX_ROWS]
         if n_copies.sum() < 2:
             return None
-        return cls(layout, rows, n_copies, floors)
+        nothing = np.zeros(len(rows)), np.zeros(layout.n_columns)
+        empty = cls(layout, rows, n_copies, floors, *nothing)
+        points = empty._points_of(rows)
+        spread = empty._logs(empty._neighbors(points)[0] ** 2).mean(axis=1)
+        order = np.argsort(spread, kind="stable")
+        share = np.cumsum(n_copies[order]) / n_copies.sum()
+        last = int(np.searchsorted(share, (1.0 - trim) * (1.0 - 1e-12)))
+        spread = np.minimum(spread, spread[order[min(last, len(order) - 1)]])
+        few = points[:ROWS_FOR_TYPICAL]
+        typical = empty._squares(few, empty._neighbors(few)[1]).mean(axis=(0, 1))
+        return replace(empty, log_spread=spread, typical=typical)
 
     # -- neighbours --------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def n_neighbors(self) -> int:
         """Number of neighbours that a row is compared with."""
         n_rows = int(self.n_copies.sum())
         return min(MAX_NEIGHBORS, max(1, n_rows // ROWS_FOR_A_NEIGHBOR), n_rows - 1)
 
-    @cached_property
+    @property
     def _row_of_point(self) -> Index:
         # More copies than neighbours make no difference.
         return np.repeat(np.arange(len(self.rows)), np.minimum(self.n_copies, self.n_neighbors + 1))
 
-    @cached_property
-    def _points(self) -> Array:
-        return self._points_of(self.rows)[self._row_of_point]
-
-    @cached_property
-    def _tree(self) -> KDTree:
-        return KDTree(self._points)
-
-    @cached_property
-    def _log_spread(self) -> Array:
-        """Mean logarithm of the squared distances of each point to its own neighbours."""
-        distance, _ = self._neighbors(self._points_of(self.rows))
-        return np.asarray(self._logs(distance**2).mean(axis=1)[self._row_of_point])
+    @property
+    def _repeated(self) -> Array:
+        return self.rows[self._row_of_point]
 
     def _points_of(self, rows: Array) -> Array:
         """Return the points of rows; values that are no categories are in the middle of these."""
@@ -122,7 +173,7 @@ class LocalScore:
         unseen = np.hstack([np.zeros(numbers.shape, dtype=bool), codes < 0.0])
         return np.where(unseen[:, self._columns], 0.0, points)
 
-    @cached_property
+    @property
     def _columns(self) -> Index:
         """The column of each coordinate of a point; continuous columns come first."""
         columns = self.layout.owners() + self.layout.n_continuous
@@ -131,12 +182,7 @@ class LocalScore:
 
     def _neighbors(self, points: Array) -> tuple[Array, Index]:
         """Return distances to the nearest points, and their numbers, (n, n_neighbors)."""
-        distance, index = self._tree.query(points, k=self.n_neighbors + 1)
-        is_own = distance[:, :1] == 0.0
-        return (
-            np.where(is_own, distance[:, 1:], distance[:, :-1]),
-            np.where(is_own, index[:, 1:], index[:, :-1]),
-        )
+        return self._neighborhood.of(points, self.n_neighbors)
 
     @property
     def _variances(self) -> Array:
@@ -145,7 +191,7 @@ class LocalScore:
 
     def _logs(self, squares: Array) -> Array:
         """Return the logarithms of mean squared distances of rows plus noise."""
-        width = self._points.shape[1]
+        width = self._neighborhood.points.shape[1]
         logs = [np.log(squares + width * variance) for variance in self._variances]
         return np.asarray(np.mean(logs, axis=0))
 
@@ -154,18 +200,12 @@ class LocalScore:
     def scores(self, rows: Array) -> Array:
         """Return the local scores of mapped rows, (n,)."""
         distance, index = self._neighbors(self._points_of(rows))
-        spread = self._log_spread[index]
+        spread = self.log_spread[self._row_of_point][index]
         return -np.asarray((self._logs(distance**2) - SHARE_OF_SPREAD * spread).mean(axis=1))
-
-    @cached_property
-    def _typical(self) -> Array:
-        """Mean squared difference of training rows and their neighbours in each column."""
-        points = self._points_of(self.rows[:ROWS_FOR_TYPICAL])
-        return np.asarray(self._squares(points, self._neighbors(points)[1]).mean(axis=(0, 1)))
 
     def _squares(self, points: Array, index: Index) -> Array:
         """Return squared differences by columns, (n, n_neighbors, n_columns)."""
-        squares = (points[:, None, :] - self._points[index]) ** 2
+        squares = (points[:, None, :] - self._neighborhood.points[index]) ** 2
         return np.asarray(squares @ np.eye(self.layout.n_columns)[self._columns])
 
     def contributions(self, rows: Array) -> Array:
@@ -183,7 +223,9 @@ class LocalScore:
             column, along the straight line to those of the row.  A row sums to its score less that
             at the typical distances, up to the spread of neighbours, which is no column's own.
         """
-        n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_neighbors * self._points.shape[1]))
+        n_rows = max(
+            1, NUMBERS_IN_A_PASS // (self.n_neighbors * self._neighborhood.points.shape[1])
+        )
         parts = np.empty((len(rows), self.layout.n_columns))
         for start in range(0, len(rows), n_rows):
             points = self._points_of(rows[start : start + n_rows])
@@ -193,8 +235,8 @@ class LocalScore:
 
     def _shares(self, squares: Array) -> Array:
         """Return shares of the columns in the logarithms of their sums, (..., n_columns)."""
-        change = squares - self._typical
-        total, typical = squares.sum(axis=-1), float(self._typical.sum())
+        change = squares - self.typical
+        total, typical = squares.sum(axis=-1), float(self.typical.sum())
         rise = self._logs(total) - self._logs(np.asarray(typical))
         difference = total - typical
         slope = np.divide(rise, difference, out=np.zeros_like(total), where=difference != 0.0)
@@ -202,9 +244,12 @@ class LocalScore:
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
-        check_shapes(self, {"rows": "nc", "n_copies": "n", "floors": "f"}, c=self.layout.n_columns)
+        shapes = {"rows": "nc", "n_copies": "n", "floors": "f", "log_spread": "n", "typical": "c"}
+        check_shapes(self, shapes, c=self.layout.n_columns)
         check_in_range(self.rows, -math.inf, math.inf, "training rows")
         check_in_range(self.n_copies, 1, math.inf, "copies of rows")
+        check_finite(self.log_spread, "spreads of neighbours")
+        check_not_negative(self.typical, "typical squared differences")
         check_in_range(self.floors, -100.0, 100.0, "noise floors")
         if self.n_copies.sum() < 2:
             raise ValueError("a local score needs two rows")

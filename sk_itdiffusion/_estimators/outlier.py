@@ -93,24 +93,28 @@ FIT_BEGINS, FIT_ENDS = 0.2, 0.9
 class IMMSEOutlierDetector(
     SaveMixin, CallbackSupportMixin, DocumentationLinkMixin, OutlierMixin, BaseEstimator
 ):
-    r"""Outlier and novelty detection by log-densities with a noise floor.
+    r"""Outlier and novelty detection by log-densities with a noise floor, and by neighbours.
 
-    The score of a row is a log-density of the row plus a little noise, of log-SNR :math:`a_1`,
-    under models that are smoothed by as much noise: with the relation of [1]_ cut at :math:`a_1`,
+    The log-density is that of a row plus a little noise, of log-SNR :math:`a_1`, under a model that
+    is smoothed by as much noise: with the relation of [1]_ cut at :math:`a_1`,
 
-    .. math:: S_m(x) = E_{z \mid x, a_1}\left[\log q_{a_1}(z)\right] + \frac12
+    .. math:: S_1(x) = E_{z \mid x, a_1}\left[\log q_{a_1}(z)\right] + \frac12
         \int_{-\infty}^{a_1} da\; E_\epsilon\left[ \|\epsilon - \hat\epsilon_q(z, a)\|^2
-        - \|\epsilon - \hat\epsilon_m(z, a)\|^2 \right]
-        = E_{z \mid x, a_1}\left[\log p_{m, a_1}(z)\right].
+        - \|\epsilon - \hat\epsilon(z, a)\|^2 \right]
+        = E_{z \mid x, a_1}\left[\log p_{a_1}(z)\right].
 
-    Ties, integers and duplicates, which have no density, then do no harm.  Averaged over the
-    models m = 1, ..., M of different smoothness that the density estimator holds (a normal
-    distribution, a mixture of them, the stack with the network if there is one),
-    :math:`S(x) = \frac1M \sum_m S_m(x)`.  Mixtures are without the wide components that they have
-    for rows unlike all those seen: the detector asks how unlike a row is.  Only without a noise
-    floor and without the average is the score the log-density of the estimator as it is.  The
-    threshold comes from rows that steered nothing, so that new inliers are rejected at a rate that
-    is known; with fewer than 1000 rows folds take turns in this, and the rate is known
+    Ties, integers and duplicates, which have no density, then do no harm.  Where a model is too
+    coarse to say how unlike a row is, its distances to the nearest training rows say more, compared
+    with those that these have to their own: the local score :math:`S_2`, the mean over up to 20
+    neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.  Each is measured in units of how far
+    training rows are below its median on a signed logarithmic scale, :math:`t_m`, and combined as
+    the harmonic mean of p-values does, :math:`S(x) = c - s \log \sum_m w_m e^{t_m(x)}`: a row that
+    one of them alone finds odd is odd.  The weight of each follows from how well it tells training
+    rows from ones whose entries are exchanged, so that whatever ignores how columns depend on each
+    other has no say.
+
+    The threshold comes from rows that steered nothing, so that new inliers are rejected at a rate
+    that is known; with fewer than 1000 rows folds take turns in this, and the rate is known
     approximately.
 
     Parameters
@@ -133,14 +137,19 @@ class IMMSEOutlierDetector(
     noise_floor : "auto", None, float or array-like of float, default="auto"
         Finite log-SNR :math:`a_1` of the noise, from -100 to 100, relative to standardised and
         mapped columns; the noise has :math:`e^{-a_1/2}` standard deviations.  ``"auto"`` is 7 (0.03
-        standard deviations).  Several: the mean of the scores.  None: no noise.
+        standard deviations).  Several: the mean of the scores.  None: no noise in log-densities,
+        and that of 7 in distances.
     average : bool, default=True
-        Whether the score is averaged over the models that the estimator holds, or is that of its
-        stack alone.
+        Whether the log-density is combined with the local score; the log-density is then that of
+        the network's stack if there is a network, and of the likeliest reference else.  If not, the
+        score is the log-density of the stack alone, whose mixtures are without the wide components
+        that they have for rows unlike all those seen; without a noise floor it is that of the
+        estimator as it is.
     trim : float, default=0.1
-        Share in [0, 0.5] of the weight of at least 50 training rows that a first fit without a
-        network finds least likely and the final fit leaves out, so that outliers among the
-        training rows are not learned.  Nothing of fewer rows is left out.  Of categories, of
+        Share in [0, 0.5] of the weight of at least 50 training rows that the references of a first
+        fit without a network find least likely, combined like the score, and that the final fit
+        leaves out, so that outliers among the training rows are not learned, and are no
+        neighbours.  Nothing of fewer rows is left out.  Of categories, of
         numbers that come again and lie apart from others (counts), and of modes of at least 10 rows
         and 2.5% of all, half of the rows stay where less than a quarter would; so does half of
         equal rows where all columns are categories or counts.  For each column that would be
@@ -169,7 +178,8 @@ class IMMSEOutlierDetector(
     noise_floor_ : ndarray of shape (n_floors,) or None
         Log-SNRs of the floors.
     members_ : list of str
-        Names of the models whose log-densities are averaged; ``"model"`` is the stack.
+        Names of the parts of the score: the reference of the log-density, or ``"model"`` for the
+        stack, and ``"neighbors"`` for the local score.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -182,6 +192,8 @@ class IMMSEOutlierDetector(
 
     Notes
     -----
+    A detector holds up to 5000 of its training rows, as do its files.
+
     Scores are integrated as exactly as ``score_tol`` of the estimator asks for; after the fit
     ``estimator_.set_params(score_tol=...)`` changes it, and leaves the threshold as it is.
 
@@ -422,7 +434,8 @@ class IMMSEOutlierDetector(
         model = self.estimator_._model
         self._score: FlooredModel | CombinedScore
         if self.average and not model.space.is_empty:
-            members, local = (main_member(model),), self._local_score(kept)
+            members = tuple(dict.fromkeys([model.plain, main_member(model)]))
+            local = self._local_score(given)
             self._score = self._combined_score(self.estimator_, members, given, seed, local)
         else:
             self._score = FlooredModel(model, self._floors)
@@ -439,6 +452,7 @@ class IMMSEOutlierDetector(
         """Return the score of log-densities, and of neighbours, as given rows weight them."""
         return CombinedScore.fit(
             FlooredModel(estimator._model, self._floors, members, is_wide=True),
+            local is not None and estimator._model.space.layout.n_columns > 1,
             local,
             estimator._read(given.rows),
             given.weight,
@@ -447,14 +461,14 @@ class IMMSEOutlierDetector(
             estimator._tolerance(),
         )
 
-    def _local_score(self, kept: DistinctRows) -> LocalScore | None:
-        """Return the score of neighbours among the rows kept, at the floors or a fine one."""
+    def _local_score(self, given: DistinctRows) -> LocalScore | None:
+        """Return the score of neighbours among rows, at the floors or at a fine one."""
         model = self.estimator_._model
         floors = self._floors[np.isfinite(self._floors)]
         if not len(floors):
             floors = np.array([AUTOMATIC_FLOOR])
-        rows = MappedRows.of(model, self.estimator_._read(kept.rows)).mapped
-        return LocalScore.of(model.space.layout, rows, kept.n_copies, floors)
+        rows = MappedRows.of(model, self.estimator_._read(given.rows)).mapped
+        return LocalScore.of(model.space.layout, rows, given.n_copies, floors, self.trim)
 
     def _trimmed(
         self,
@@ -540,7 +554,7 @@ class IMMSEOutlierDetector(
         return score_rows(self.estimator_, self._score, rows)
 
     def score_samples(self, X: ArrayLike) -> Array:
-        """Return the log-density with the noise floor; higher is more normal.
+        """Return the score of rows; higher is more normal.
 
         Parameters
         ----------
@@ -551,8 +565,9 @@ class IMMSEOutlierDetector(
         -------
         ndarray of shape (n_samples,)
             Scores in nats, with respect to the units of continuous columns and to counts for
-            discrete ones and those that are dequantised.  A row's score does not depend on the
-            other rows.
+            discrete ones and those that are dequantised.  With ``average`` ordinary rows have
+            about their log-density, and rows far below it scores on a logarithmic scale.  A row's
+            score does not depend on the other rows.
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
@@ -624,13 +639,16 @@ class IMMSEOutlierDetector(
     def explain(self, X: ArrayLike) -> pd.DataFrame:
         r"""Return the contribution of each column to the rows' scores.
 
-        With independent columns as the reference q, both terms of the score are sums over
+        With independent columns as the reference q, both terms of the log-density are sums over
         columns, and that of column i is
 
         .. math:: E\left[\log q_{i, a_1}(z_i)\right] + \frac12 \int_{-\infty}^{a_1} da\; E_\epsilon
             \left[ (\epsilon_i - \hat\epsilon_{q, i})^2 - (\epsilon_i - \hat\epsilon_i)^2 \right]:
 
-        how likely the entry is by itself, and what the other columns tell about it.
+        how likely the entry is by itself, and what the other columns tell about it.  With
+        ``average`` the difference of the score from that of a typical row is divided among the
+        columns in proportion to how far these terms are from those of typical rows, and squared
+        distances from typical ones; what belongs to no column is divided equally.
 
         Parameters
         ----------
