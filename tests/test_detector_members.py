@@ -7,7 +7,12 @@ from sklearn.metrics import roc_auc_score
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
-from sk_itdiffusion._estimators.combined_score import LOCAL, CombinedScore, told_apart
+from sk_itdiffusion._estimators.combined_score import (
+    DEPENDENCE,
+    LOCAL,
+    CombinedScore,
+    told_apart,
+)
 from sk_itdiffusion._estimators.local_score import LocalScore
 from sk_itdiffusion._estimators.outlier_score import FlooredModel
 from sk_itdiffusion._immse.errors import Tolerance
@@ -60,16 +65,17 @@ def test_score_of_a_row_depends_on_it_alone_and_files_keep_it(detector, tmp_path
     loaded = sk_itdiffusion.load(tmp_path / "detector.safetensors")
     np.testing.assert_array_equal(loaded.score_samples(rows), scores)
     pd.testing.assert_frame_equal(loaded.explain(rows), detector.explain(rows))
-    assert loaded.members_ == [*detector.members_[:-1], LOCAL]
+    assert loaded.members_ == ["independent", "latent_class", DEPENDENCE, LOCAL]
 
 
-def test_members_without_a_say_on_dependence_have_none():
-    """Independent columns tell exchanged entries by nothing, so that their weight is chance."""
+def test_members_without_a_say_on_dependence_have_little():
+    """Independent columns do not tell exchanged entries: their weight is the least there is."""
     X = category_and_number(500, np.random.default_rng(0))
     detector = IMMSEOutlierDetector(contamination=0.1, trim=0.0, random_state=0).fit(X)
     model, values = detector.estimator_._model, detector.estimator_._read(X)
     found = CombinedScore.fit(
         FlooredModel(model, np.array([7.0]), ("independent", "latent_class"), is_wide=True),
+        False,
         None,
         values,
         np.ones(500),
@@ -77,9 +83,35 @@ def test_members_without_a_say_on_dependence_have_none():
         np.random.default_rng(0),
         TOLERANCE,
     )
-    # The least weight is that of two standard errors; a half of the rows stay as they are.
-    assert found.weight[0] < 0.05
+    assert found.members == ("independent", "latent_class")
+    # Two standard errors of a rank statistic of 500 rows each, and four for the estimate itself.
+    error = 2.0 / np.sqrt(6.0 * 500)
+    assert found.weight[0] / found.weight[1] < 6.0 * error / 0.5
     np.testing.assert_allclose(found.weight.sum(), 1.0)
+
+
+def test_surprise_is_the_share_of_training_rows_that_score_as_low(detector):
+    """Of new ordinary rows too, at the median, the lowest fifth and, by the tail, beyond."""
+    rows = category_and_number(2000, np.random.default_rng(3))
+    found, density = detector._score, detector.estimator_
+    surprise = found._surprise(found.of_members(density._read(rows), TOLERANCE))
+    for share in (0.5, 0.2, 0.05):
+        reached = (np.exp(-surprise) <= share).mean(axis=0)
+        # Shares of 500 training rows and 2000 new ones, four standard errors; the tail has two
+        # parameters, and members are discrete in part.
+        error = 4.0 * np.sqrt(share * (1.0 - share) * (1 / 500 + 1 / 2000))
+        assert (np.abs(reached[1:] - share) < error + 0.3 * share).all()
+
+
+def test_score_is_the_harmonic_mean_of_shares(detector):
+    """In the units of the log-density, which ordinary rows have."""
+    values = detector.estimator_._read(category_and_number(50, np.random.default_rng(4)))
+    found = detector._score
+    shares = np.exp(-found._surprise(found.of_members(values, TOLERANCE)))
+    mean = 1.0 / (found.weight / shares).sum(axis=1)
+    unit = found.scale[1] / np.log(0.5 / 0.2)
+    expected = found.center[1] + unit * np.log(2.0 * mean)
+    np.testing.assert_allclose(found.scores(values, TOLERANCE), expected, rtol=1e-9)
 
 
 def test_exchanged_rows_are_told_apart_as_somers_says():
@@ -115,9 +147,9 @@ def test_local_score_is_that_of_all_distances():
     X, copies = rng.normal(size=(60, 3)), np.ones(60, dtype=np.intp)
     copies[:3] = 2
     local = local_of(X, n_copies=copies)
-    assert local.n_neighbors == 12
+    assert local.n_neighbors == 10
     rows = np.vstack([X[:2], X[10:12], rng.normal(size=(3, 3)), [[50.0, 0.0, 0.0]]])
-    expected = [by_brute_force(X, copies, row, 12, np.exp(-7.0)) for row in rows]
+    expected = [by_brute_force(X, copies, row, 10, np.exp(-7.0)) for row in rows]
     np.testing.assert_allclose(local.scores(rows), expected, rtol=1e-12)
     order = rng.permutation(len(rows))
     np.testing.assert_array_equal(local.scores(rows[order]), local.scores(rows)[order])
@@ -165,6 +197,16 @@ def test_local_contributions_name_the_column_and_add_up():
     spread = 0.5 * local.log_spread[nearest].mean(axis=1)
     typical = -local._logs(local.typical.sum())
     np.testing.assert_allclose(parts.sum(axis=1) + typical + spread, local.scores(rows), rtol=1e-9)
+
+
+def test_the_most_isolated_rows_count_as_the_others_do():
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.normal(size=(90, 2)), 100.0 * rng.normal(size=(10, 2))])
+    copies, floors = np.ones(100, dtype=np.intp), np.array([7.0])
+    free, trimmed = (
+        LocalScore.of(Layout(2), X, copies, floors, trim).log_spread for trim in (0.0, 0.1)
+    )
+    np.testing.assert_allclose(trimmed, np.minimum(free, np.sort(free)[89]))
 
 
 def test_local_structure_is_found_that_a_mixture_misses():
