@@ -161,9 +161,10 @@ def test_family_in_an_ensemble_with_a_network():
 
 
 def test_family_in_a_detector():
-    detector = IMMSEOutlierDetector(
-        density(StudentTFamily()), trim=0.0, contamination=0.05, random_state=0
-    ).fit(rows(300))
+    estimator = IMMSEDensity(experts=[StudentTFamily()], marginals="standard", max_epochs=0)
+    detector = IMMSEOutlierDetector(estimator, trim=0.0, contamination=0.05, random_state=0).fit(
+        rows(300)
+    )
     assert "student_t" in detector.members_
     X = np.vstack([rows(10, seed=1), [[60.0, -60.0]]])
     scores = detector.score_samples(X)

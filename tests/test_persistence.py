@@ -327,6 +327,7 @@ def test_detector_of_a_loaded_density_is_that_of_the_saved_one(fitted, tmp_path)
     ours, theirs = (
         IMMSEOutlierDetector(
             IMMSEEnsemble([("frozen", FrozenEstimator(each))]),
+            average=False,
             contamination=0.1,
             trim=0.0,
             random_state=0,
