@@ -103,15 +103,22 @@ class IMMSEOutlierDetector(
         - \|\epsilon - \hat\epsilon(z, a)\|^2 \right]
         = E_{z \mid x, a_1}\left[\log p_{a_1}(z)\right].
 
-    Ties, integers and duplicates, which have no density, then do no harm.  Where a model is too
-    coarse to say how unlike a row is, its distances to the nearest training rows say more, compared
-    with those that these have to their own: the local score :math:`S_2`, the mean over up to 20
-    neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.  Each is measured in units of how far
-    training rows are below its median on a signed logarithmic scale, :math:`t_m`, and combined as
-    the harmonic mean of p-values does, :math:`S(x) = c - s \log \sum_m w_m e^{t_m(x)}`: a row that
-    one of them alone finds odd is odd.  The weight of each follows from how well it tells training
-    rows from ones whose entries are exchanged, so that whatever ignores how columns depend on each
-    other has no say.
+    Ties, integers and duplicates, which have no density, then do no harm.  The score combines
+    members of different kinds:
+
+    - the log-density of the likeliest reference, or of the stack if there is a network;
+    - that of the plainest reference, a normal distribution or independent columns, which small
+      clusters of outliers among the training rows do not deceive;
+    - what columns say of each other: the log-density less that of independent columns, in which
+      entries that contradict each other are not hidden by the scatter of unrelated columns;
+    - how far a row is from its nearest training rows, beside how far these are from each other:
+      the mean over 10 neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.
+
+    Each is replaced by the share of training rows that score as low under it, with a smooth tail,
+    and these are combined by their weighted harmonic mean as p-values are [3]_, so that a row that
+    one member alone finds odd is odd.  The weight of a member follows from how well it tells
+    training rows from ones whose entries are exchanged: what ignores how columns depend on each
+    other has no say where this is what matters.
 
     The threshold comes from rows that steered nothing, so that new inliers are rejected at a rate
     that is known; with fewer than 1000 rows folds take turns in this, and the rate is known
@@ -140,20 +147,18 @@ class IMMSEOutlierDetector(
         standard deviations).  Several: the mean of the scores.  None: no noise in log-densities,
         and that of 7 in distances.
     average : bool, default=True
-        Whether the log-density is combined with the local score; the log-density is then that of
-        the network's stack if there is a network, and of the likeliest reference else.  If not, the
-        score is the log-density of the stack alone, whose mixtures are without the wide components
-        that they have for rows unlike all those seen; without a noise floor it is that of the
-        estimator as it is.
+        Whether the score is that of all members.  If not, it is the log-density of the stack alone,
+        whose mixtures are without the wide components that they have for rows unlike all those
+        seen; without a noise floor it is that of the estimator as it is.
     trim : float, default=0.1
         Share in [0, 0.5] of the weight of at least 50 training rows that the references of a first
         fit without a network find least likely, combined like the score, and that the final fit
-        leaves out, so that outliers among the training rows are not learned, and are no
-        neighbours.  Nothing of fewer rows is left out.  Of categories, of
-        numbers that come again and lie apart from others (counts), and of modes of at least 10 rows
-        and 2.5% of all, half of the rows stay where less than a quarter would; so does half of
-        equal rows where all columns are categories or counts.  For each column that would be
-        constant the likeliest row in which it differs stays.
+        leaves out, so that outliers among the training rows are not learned; as many of the most
+        isolated rows count as no more isolated neighbours than the others. Nothing of fewer rows is
+        left out. Of categories, of numbers that come again and lie apart from others (counts), and
+        of modes of at least 10 rows and 2.5% of all, half of the rows stay where less than a
+        quarter would; so does half of equal rows where all columns are categories or counts. For
+        each column that would be constant the likeliest row in which it differs stays.
     calibration_fraction : float, default=0.2
         Share in (0, 0.5] of at least 1000 rows that is held out, at most 5000 rows, for the
         threshold of ``contamination="auto"``.  Of fewer rows, 5 folds are held out in turn from
@@ -178,8 +183,8 @@ class IMMSEOutlierDetector(
     noise_floor_ : ndarray of shape (n_floors,) or None
         Log-SNRs of the floors.
     members_ : list of str
-        Names of the parts of the score: the reference of the log-density, or ``"model"`` for the
-        stack, and ``"neighbors"`` for the local score.
+        Names of the members: references, or ``"model"`` for the stack, ``"dependence"`` for what
+        columns say of each other and ``"neighbors"`` for the distances.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -192,7 +197,7 @@ class IMMSEOutlierDetector(
 
     Notes
     -----
-    A detector holds up to 5000 of its training rows, as do its files.
+    A detector holds up to 5000 of its training rows, and so do its files.
 
     Scores are integrated as exactly as ``score_tol`` of the estimator asks for; after the fit
     ``estimator_.set_params(score_tol=...)`` changes it, and leaves the threshold as it is.
@@ -213,6 +218,7 @@ class IMMSEOutlierDetector(
        https://arxiv.org/abs/2302.03792
     .. [2] V. Vovk, A. Gammerman, G. Shafer. "Algorithmic Learning in a Random World". Springer,
        2005.
+    .. [3] D. J. Wilson. "The harmonic mean p-value for combining dependent tests". PNAS, 2019.
 
     Examples
     --------

@@ -20,9 +20,11 @@ a.
 Columns that the model dequantises are seen at the middle of their cells, and the logarithm of the
 cell's width is added: the score is on the scale of log-probabilities and does not depend on units.
 
-The references are those of the model without the components that stand for rows unlike all those
-seen.  A density needs these, so that no row is impossible; but their tail is heavy, whereas the
-question here is how unlike a row is from those seen.
+Alone, the references are those of the model without the components that stand for rows unlike all
+those seen.  A density needs these, so that no row is impossible; but their tail is heavy, whereas
+the question here is how unlike a row is from those seen.  As members of a score beside others
+(`sk_itdiffusion._estimators.combined_score`) they keep them: how far a row is out is then measured
+by the rows that are about as far, and by its neighbours.
 
 Values of discrete columns that are no categories have the log-probabilities of their column (see
 `sk_itdiffusion._table.unseen`), and the other columns those of the references, without the network.
