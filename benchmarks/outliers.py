@@ -133,13 +133,31 @@ def measure(detector: Any, train: Array, test: Array, y: NDArray[np.bool_]) -> R
     detector.fit(train)
     fitted = time.perf_counter()
     score = -detector.score_samples(test)
+    score_seconds = time.perf_counter() - fitted
     return {
         "auroc": 100.0 * roc_auc_score(y, score),
         "average_precision": 100.0 * average_precision_score(y, score),
         "fit_seconds": fitted - start,
-        "score_seconds": time.perf_counter() - fitted,
+        "score_seconds": score_seconds,
         "n_train": len(train),
         "n_test": len(test),
+        **auroc_of_members(detector, test, y),
+    }
+
+
+def auroc_of_members(detector: Any, test: Any, y: NDArray[np.bool_]) -> Record:
+    """Return the AUROC of each member of this library's detector, in percent, and its weight."""
+    if not isinstance(detector, IMMSEOutlierDetector):
+        return {}
+    density, combined = detector.estimator_, detector._score
+    values = density._read(detector._checked_rows(test, False))
+    scores = combined.of_members(values, density._tolerance())
+    members = zip(combined.members, scores.T, combined.weight, strict=True)
+    return {
+        "members": {
+            name: [100.0 * roc_auc_score(y, -score), float(weight)]
+            for name, score, weight in members
+        }
     }
 
 
@@ -186,6 +204,34 @@ def print_comparison(records: list[Record], data_dir: Path) -> None:
             if value == "auroc":
                 table = table.join(published(data_dir, setting.split(",")[0]))
             print(f"\n{setting}: {value}, percent\n\n{with_means(table)}")
+        print_members(setting, chosen)
+
+
+def print_members(setting: str, records: pd.DataFrame) -> None:
+    """Print a table of the AUROC of each member, and of its weight."""
+    if "members" not in records:
+        return
+    found = records.dropna(subset=["members"])
+    rows = [
+        {
+            "dataset": dataset,
+            "member": name if name in ("dependence", "neighbors") else kind,
+            "auroc": area,
+            "weight": weight,
+        }
+        for dataset, members in zip(found["dataset"], found["members"], strict=True)
+        for kind, (name, (area, weight)) in zip(kinds_of(members), members.items(), strict=True)
+    ]
+    for value in ("auroc", "weight"):
+        table = pd.DataFrame(rows).groupby(["dataset", "member"], sort=False)[value].mean()
+        print(f"\n{setting}: {value} of the members\n\n{with_means(table.unstack())}")
+
+
+def kinds_of(members: Record) -> list[str]:
+    """Return what each member is: references are the plain one and the likeliest, maybe as one."""
+    n_references = len(members) - len({"dependence", "neighbors"} & set(members))
+    kinds = ["plain", "likeliest"] if n_references == 2 else ["likeliest"]
+    return [*kinds, *(name for name in members if name in ("dependence", "neighbors"))]
 
 
 def published(data_dir: Path, protocol: str) -> pd.DataFrame:
