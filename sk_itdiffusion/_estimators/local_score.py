@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import KDTree
 
+from sk_itdiffusion._estimators.contributions import columns_of_coordinates
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import (
@@ -120,6 +121,7 @@ class LocalScore:
     _neighborhood: Neighborhood = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check()
         object.__setattr__(self, "_neighborhood", Neighborhood(self._points_of(self._repeated)))
 
     @classmethod
@@ -171,14 +173,7 @@ class LocalScore:
         if not codes.size:
             return np.ascontiguousarray(points)
         unseen = np.hstack([np.zeros(numbers.shape, dtype=bool), codes < 0.0])
-        return np.where(unseen[:, self._columns], 0.0, points)
-
-    @property
-    def _columns(self) -> Index:
-        """The column of each coordinate of a point; continuous columns come first."""
-        columns = self.layout.owners() + self.layout.n_continuous
-        columns[: self.layout.n_continuous] = np.arange(self.layout.n_continuous)
-        return np.asarray(columns, dtype=np.intp)
+        return np.where(unseen[:, columns_of_coordinates(self.layout)], 0.0, points)
 
     def _neighbors(self, points: Array) -> tuple[Array, Index]:
         """Return distances to the nearest points, and their numbers, (n, n_neighbors)."""
@@ -206,7 +201,9 @@ class LocalScore:
     def _squares(self, points: Array, index: Index) -> Array:
         """Return squared differences by columns, (n, n_neighbors, n_columns)."""
         squares = (points[:, None, :] - self._neighborhood.points[index]) ** 2
-        return np.asarray(squares @ np.eye(self.layout.n_columns)[self._columns])
+        return np.asarray(
+            squares @ np.eye(self.layout.n_columns)[columns_of_coordinates(self.layout)]
+        )
 
     def contributions(self, rows: Array) -> Array:
         """Return what each column contributes to the scores of mapped rows, (n, n_columns).
@@ -242,11 +239,13 @@ class LocalScore:
         slope = np.divide(rise, difference, out=np.zeros_like(total), where=difference != 0.0)
         return np.asarray(change * slope[..., None])
 
-    def _finish_loading(self) -> None:
+    def _check(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         shapes = {"rows": "nc", "n_copies": "n", "floors": "f", "log_spread": "n", "typical": "c"}
         check_shapes(self, shapes, c=self.layout.n_columns)
         check_in_range(self.rows, -math.inf, math.inf, "training rows")
+        for j, variable in enumerate(self.layout.variables, start=self.layout.n_continuous):
+            check_in_range(self.rows[:, j], -math.inf, variable.n_categories - 1, "codes")
         check_in_range(self.n_copies, 1, math.inf, "copies of rows")
         check_finite(self.log_spread, "spreads of neighbours")
         check_not_negative(self.typical, "typical squared differences")
