@@ -49,8 +49,8 @@ def test_contradictions_are_caught(detector):
     assert (detector.predict(rows[:200]) == -1).mean() > 0.9
     # Five standard errors of the rate of 5%, of 200 calibration and 200 test rows.
     assert (detector.predict(rows[200:]) == -1).mean() < 0.05 + 5.0 * 0.022
-    parts = detector.explain(rows[:20])
-    np.testing.assert_allclose(parts.sum(axis=1), scores[:20], rtol=1e-9)
+    parts = detector.explain(rows[:5])
+    np.testing.assert_allclose(parts.sum(axis=1), scores[:5], rtol=1e-9)
 
 
 def test_score_of_a_row_depends_on_it_alone_and_files_keep_it(detector, tmp_path):
@@ -64,7 +64,7 @@ def test_score_of_a_row_depends_on_it_alone_and_files_keep_it(detector, tmp_path
     detector.save(tmp_path / "detector.safetensors")
     loaded = sk_itdiffusion.load(tmp_path / "detector.safetensors")
     np.testing.assert_array_equal(loaded.score_samples(rows), scores)
-    pd.testing.assert_frame_equal(loaded.explain(rows), detector.explain(rows))
+    pd.testing.assert_frame_equal(loaded.explain(rows[:3]), detector.explain(rows[:3]))
     assert loaded.members_ == ["independent", "latent_class", DEPENDENCE, LOCAL]
 
 
