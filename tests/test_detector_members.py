@@ -209,6 +209,7 @@ def test_the_most_isolated_rows_count_as_the_others_do():
     np.testing.assert_allclose(trimmed, np.minimum(free, np.sort(free)[89]))
 
 
+@pytest.mark.slow
 def test_local_structure_is_found_that_a_mixture_misses():
     """Points off a thin spiral, between its arms, are near none of its rows."""
     rng = np.random.default_rng(0)
