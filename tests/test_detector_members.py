@@ -90,9 +90,32 @@ def test_members_without_a_say_on_dependence_have_little():
     np.testing.assert_allclose(found.weight.sum(), 1.0)
 
 
-def test_surprise_is_the_share_of_training_rows_that_score_as_low(detector):
+def test_two_views_of_one_model_share_its_weight(detector):
+    """Where all members but independent columns tell exchanged entries equally well."""
+    _, likeliest, dependence, neighbors = detector._score.weight
+    # Four standard errors of Somers' D of 500 rows each, which is above 0.5 here.
+    error = 4.0 * 2.0 / np.sqrt(6.0 * 500) / 0.5
+    assert likeliest + dependence == pytest.approx(neighbors, rel=error)
+
+
+def test_rows_left_out_by_trimming_make_no_tails_heavy():
+    """With outliers that trimming finds, members have the tails of clean rows, or lighter ones."""
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(400, 3)) @ np.array([[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0, 0, 1]])
+    X = np.vstack([clean, 30.0 * rng.normal(size=(30, 3))])
+    mixed, ordinary = (
+        IMMSEOutlierDetector(contamination=0.1, random_state=0).fit(rows)._score
+        for rows in (X, clean)
+    )
+    # Standard errors of the mean of about 80 exponential numbers, three of each fit.
+    assert (mixed.tail < ordinary.tail * (1.0 + 3.0 * np.sqrt(2.0 / 80))).all()
+
+
+def test_surprise_is_the_share_of_training_rows_that_score_as_low():
     """Of new ordinary rows too, at the median, the lowest fifth and, by the tail, beyond."""
-    rows = category_and_number(2000, np.random.default_rng(3))
+    training, rows = (category_and_number(n, np.random.default_rng(n)) for n in (1000, 2000))
+    # Trimmed rows would not be counted.
+    detector = IMMSEOutlierDetector(contamination=0.1, trim=0.0, random_state=0).fit(training)
     found, density = detector._score, detector.estimator_
     surprise = found._surprise(found.of_members(density._read(rows), TOLERANCE))
     for share in (0.5, 0.2, 0.05):

@@ -28,7 +28,12 @@ one member alone finds odd is odd.
 
 The weight :math:`w_m` is what a member has to say about the columns' dependence: Somers' D of its
 scores between training rows and ones of which half of the entries come from another row.  So what
-ignores how columns depend on each other has no say where this is what matters.
+ignores how columns depend on each other has no say where this is what matters.  The log-density of
+the likeliest model and what columns say of each other under it have half of this each, since they
+are two views of one model.
+
+Training rows that were left out of the fit of the model have no part in all this: outliers among
+them would make rows far out seem less surprising.
 
 References
 ----------
@@ -180,6 +185,9 @@ class CombinedScore:
         # Twice the standard error: less is chance, and no more is known of any member.
         least = 4.0 / math.sqrt(6.0 * min(n_rows, ROWS_TO_JUDGE))
         say = np.maximum(told_apart(own[repeated], mixed, share), least)
+        if has_dependence:
+            # It is what the likeliest model says once more: these two share one say.
+            say[len(floored.members) - 1 : len(floored.members) + 1] /= 2.0
         excess = np.log1p(np.maximum(center - scale - own, 0.0) / scale)
         counts = (weight / weight.min())[:, None] * (excess > 0.0)
         tail = ((counts * excess).sum(axis=0) + EXPECTED_TAIL) / (counts.sum(axis=0) + 1.0)

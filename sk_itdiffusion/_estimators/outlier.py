@@ -442,7 +442,7 @@ class IMMSEOutlierDetector(
         if self.average and not model.space.is_empty:
             members = tuple(dict.fromkeys([model.plain, main_member(model)]))
             local = self._local_score(given)
-            self._score = self._combined_score(self.estimator_, members, given, seed, local)
+            self._score = self._combined_score(self.estimator_, members, kept, seed, local)
         else:
             self._score = FlooredModel(model, self._floors)
         self.members_ = list(self._score.members)
