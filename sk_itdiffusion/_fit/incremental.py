@@ -60,9 +60,8 @@ from sk_itdiffusion._fit.training import (
     DenoisingObjective,
     MeanCriterion,
     _Net,
-    rates_of,
-    set_rates,
 )
+from sk_itdiffusion._fit.training_control import rates_of, set_rates
 from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._runtime.parallel import run_interruptibly
