@@ -50,6 +50,7 @@ from sk_itdiffusion._table.rows import (
     MIN_TRAINING_ROWS,
     MIN_VALIDATION_ROWS,
     WeightedRows,
+    in_common_units,
     too_few_rows,
 )
 
@@ -150,7 +151,8 @@ class RowGroups:
         """
         kept = weight > 0
         number = places_of(values[kept], rows.X)
-        relative = weight[kept] / weight[kept].max()
+        units = in_common_units(weight[kept])
+        relative = units / units.max()
         pairs = pd.DataFrame({"row": number, "group": groups[kept], "weight": relative})
         total = pairs.groupby(["row", "group"], as_index=False, sort=True)["weight"].sum()
         row, group = (total[name].to_numpy(dtype=np.intp) for name in ("row", "group"))
