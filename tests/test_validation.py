@@ -138,6 +138,7 @@ def test_nothing_validates_few_rows(n_rows):
         assert np.isfinite(density.entropy_std_) == (n_rows == 40)
 
 
+@pytest.mark.filterwarnings("ignore:.* are constant")
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_nothing_validates_equal_rows(dequantize):
     X = np.ones((100, 2))

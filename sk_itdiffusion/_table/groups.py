@@ -296,7 +296,7 @@ class RowGroups:
 
     def _keys(self, rows: WeightedRows, group: Index, seed: int) -> Keys:
         """Return a key of each group that follows from what rows it has."""
-        own = row_keys(rows.X, seed)[self.row]
+        own = rows.keys(seed)[self.row]
         content = np.zeros(int(group.max()) + 1, dtype=np.uint64)
         np.add.at(content, group, numbered_keys(own, np.zeros(len(own), dtype=np.uint64)))
         # Groups of the same states are told apart by their number among these.

@@ -55,8 +55,8 @@ class WeightedRows:
     group : ndarray of shape (n_rows,), int, or None
         Groups of rows that are not independent of each other; None if all rows are.
     content : ndarray of shape (n_rows,), uint64, or None
-        Keys of the rows of a table, before maps that depend on all bits of the weights; None if the
-        weights are integers, of which a common factor changes no bits.
+        Keys of the rows of a table, before standardisation and maps, which depend on all bits of
+        the weights; None if the weights are integers, of which a common factor changes no bits.
     """
 
     X: Array
@@ -126,7 +126,7 @@ class WeightedRows:
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        keys = row_keys(self.X, seed)
+        keys = self.keys(seed)
         if self.source is not None:
             keys = spawn_keys(self.source, 1, first=seed)[:, 0]
         _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
