@@ -142,10 +142,12 @@ def test_nothing_validates_few_rows(n_rows):
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_nothing_validates_equal_rows(dequantize):
     X = np.ones((100, 2))
+    options = {"max_epochs": 0, "random_state": 0}
+    member = IMMSEDensity(dequantize=dequantize, **options)
     fitted = [
-        IMMSEDensity(max_epochs=0, dequantize=dequantize).fit(X),
-        IMMSEDiscreteDensity(max_epochs=0).fit(X.astype(int)),
-        IMMSEEnsemble([("a", IMMSEDensity(max_epochs=0, dequantize=dequantize))]).fit(X),
+        member.fit(X),
+        IMMSEDiscreteDensity(**options).fit(X.astype(int)),
+        IMMSEEnsemble([("a", member)], random_state=0).fit(X),
     ]
     for density in fitted:
         assert np.isnan([density.entropy_, density.entropy_std_]).all()

@@ -159,7 +159,7 @@ class WeightedRows:
         if n_rows - n_valid < MIN_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
-        train, valid = (WeightedRows(self.X, unit * n) for n in (counts - drawn, drawn))
+        train, valid = (replace(self, weight=unit * n) for n in (counts - drawn, drawn))
         return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
 
 
