@@ -182,8 +182,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     entropy_ : float
         The validation bound of the whole model, in nats: an estimate of its mean negative
         log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
-        validation row is judged by what it has chosen.  NaN if there are fewer than 40 rows, of
-        which none are spared for validation.
+        validation row is judged by what it has chosen.  NaN if no rows are spared for
+        validation: if there are fewer than 40, or if no column varies.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int

@@ -39,7 +39,7 @@ from sk_itdiffusion._fit.training import (
     train,
 )
 from sk_itdiffusion._fit.training_report import EpochBoard, TrainingReport
-from sk_itdiffusion._immse.cubature import PiecewiseDensity, row_keys
+from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion._immse.error_profiles import error_profile
 from sk_itdiffusion._runtime.generators import CopyableGenerator, seeded
 from sk_itdiffusion._runtime.parallel import run_all_interruptibly, run_interruptibly
@@ -500,7 +500,7 @@ def density_adapter(
     """Return a function that refits the importance density to the validation gap."""
     most = IMAGES_TO_ADAPT if experts.has_images else ROWS_TO_ADAPT
     few = split.valid.take(np.arange(min(len(split.valid), most)))
-    keys = row_keys(few.X, 1)
+    keys = few.keys(1)
     points = split.space.layout.embed_array(few.X)
     noise = replace(profile_noise(points.shape[1], experts.has_images), seed=2)
     plain, nodes = experts.preconditioner, experts.grid
