@@ -15,6 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
+from sk_itdiffusion._fit import course
+from sk_itdiffusion._fit.course import Course
 from sk_itdiffusion._fit.training_control import would_go_on_gaining
 from sk_itdiffusion._runtime.parallel import map_in_workers, run_all_interruptibly
 from sk_itdiffusion._runtime.warning import warn
@@ -159,6 +161,16 @@ def test_p_values_name_the_contamination_of_the_fit():
 # -- short trainings and few rows ------------------------------------------------------------
 
 
+#: Parameters of quick fits to `circles`.
+RINGS = {
+    "reference": "gaussian",
+    "marginals": "standard",
+    "experts": ["network"],
+    "hidden_size": 32,
+    "batch_size": 256,
+}
+
+
 def circles(seed):
     """Return rows of which a network has much to learn."""
     r = np.random.default_rng(seed)
@@ -169,15 +181,7 @@ def circles(seed):
 
 def warnings_of_fit(X, max_epochs, **parameters):
     """Return the fitted estimator, and whether it warned that the training was too short."""
-    density = IMMSEDensity(
-        max_epochs=max_epochs,
-        reference="gaussian",
-        marginals="standard",
-        experts=["network"],
-        hidden_size=32,
-        batch_size=256,
-        **parameters,
-    )
+    density = IMMSEDensity(max_epochs=max_epochs, **RINGS, **parameters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         density.fit(X)
@@ -192,6 +196,21 @@ def test_trainings_that_end_too_early_warn_once(n_networks):
     assert warnings_of_fit(circles(0), 4, **brief)[1]
     # A normal distribution is the reference itself, and there is nothing to gain.
     assert not warnings_of_fit(NORMAL, 2, **brief)[1]
+
+
+def test_trainings_without_time_warn(monkeypatch):
+    advance, now = Course.advance, 0.0
+
+    def slow(self):
+        nonlocal now
+        now += 0.1
+        advance(self)
+
+    monkeypatch.setattr(Course, "advance", slow)
+    monkeypatch.setattr(course.time, "monotonic", lambda: now)
+    brief = {"steps_per_epoch": 40, "random_state": 0, "n_networks": 1, "time_limit": 19.0}
+    with pytest.warns(ConvergenceWarning, match=r"ended by time_limit=19.0 while.*time_limit\."):
+        IMMSEDensity(**RINGS, **brief).fit(circles(0))
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ class IMMSEDensity(TableEstimator):
         bounds the memory of training.
     learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It is constant, and falls to zero in the last quarter of the steps.  ``"auto"``
+        times it.  It is constant, and falls to zero in the last half of the steps.  ``"auto"``
         is 0.03, for U-Nets 0.007, for convolutional networks 0.02, and for a given denoiser 0.001.
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves, or not enough (``tol``).
@@ -160,8 +160,8 @@ class IMMSEDensity(TableEstimator):
         gain less, by what the last doublings of the steps have gained of the validation bound.
         ``"auto"`` is 0.02, or 0.002 for each column if that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which training ends, at least 1; a quarter of all epochs
-        if that is more.
+        Epochs without improvement after which training ends, at least 1; a third of all epochs if
+        that is more.
     time_limit : float or None, default=None
         Seconds after which `fit` should end, positive.  Networks are trained, and their learning
         rate taken to zero, in 85% of the time.  References, which come before, and weights, which

@@ -121,8 +121,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         gain less, by what the last doublings of the steps have gained of the validation bound.
         ``"auto"`` is 0.02, or 0.002 for each column if that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which training ends, at least 1; a quarter of all epochs
-        if that is more.
+        Epochs without improvement after which training ends, at least 1; a third of all epochs if
+        that is more.
     time_limit : float or None, default=None
         Seconds after which `fit` should end, positive.  Networks are trained, and their learning
         rate taken to zero, in 85% of the time.  References, which come before, and weights, which

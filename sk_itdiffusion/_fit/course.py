@@ -15,9 +15,11 @@ from sk_itdiffusion.distributed import ALONE, Processes
 __all__ = ["Course", "Decay", "End", "Limits", "gain_of_a_doubling"]
 
 #: Share of all steps in which the learning rate falls to zero.
-SHARE_OF_DECAY = 0.25
+SHARE_OF_DECAY = 0.5
+#: Doublings of the steps from the last one that is measured to the one after the end.
+DOUBLINGS_TO_COME = 2.5
 #: Share of all epochs that are more than noise if none of them improves the bound.
-SHARE_OF_PATIENCE = 0.25
+SHARE_OF_PATIENCE = 1 / 3
 #: Epochs that tell what twice as many will gain.
 MIN_EPOCHS_TO_COMPARE = 16
 #: Epochs up to which a progress bar grows about as fast as they pass.
@@ -40,7 +42,7 @@ class Limits:
     tol : float or None, default=None
         Nats that twice the steps have to gain; None for no limit.
     patience : int or None, default=None
-        Epochs without improvement that end it, if they are a quarter of all; None for no limit.
+        Epochs without improvement that end it, if they are a third of all; None for no limit.
     seconds : float or None, default=None
         Seconds that it may take; None for no limit.
     n_warmup : int, default=50
@@ -81,12 +83,12 @@ class Decay:
 
 
 def gain_of_a_doubling(bounds: Sequence[float]) -> float:
-    """Return how much twice the steps would gain, in nats, if the learning rate fell now.
+    """Return how many nats twice the steps would gain, if the learning rate fell from now on.
 
     Means of the last half of the epochs, of the quarter before it and of the eighth before that
     are compared, since single bounds are noisy at a constant learning rate.  A doubling gains less
     than the one before by a factor that is assumed to stay.  From the middle of the last half to
-    the end of the fall is another doubling, so that the factor counts twice.
+    the end of the fall are one and a half doublings, which are still to come, and then the next.
 
     Parameters
     ----------
@@ -106,13 +108,13 @@ def gain_of_a_doubling(bounds: Sequence[float]) -> float:
     if last <= 0.0:
         return 0.0
     factor = min(1.0, last / before) if before > 0.0 else 1.0
-    return last * factor**2
+    return float(last * factor**DOUBLINGS_TO_COME)
 
 
 class Course:
     """The learning rate of a training, and its end.
 
-    The rate rises, is constant, and falls to zero in the last quarter of the steps.  The fall
+    The rate rises, is constant, and falls to zero in the last half of the steps.  The fall
     begins at no fixed step, so that a training goes on as long as it gains: until twice the steps
     promise less than a tolerance, the validation bound has long been no better, or there are no
     more epochs, or no more time, than the fall takes.

@@ -78,7 +78,7 @@ def set_rates(net: skorch.NeuralNet, rates: Sequence[float], factor: float) -> N
 def would_go_on_gaining(bounds: Sequence[float]) -> bool:
     """Return whether the last quarter of bounds, of which the first is of no step, gained much."""
     least = np.minimum.accumulate(bounds)
-    n_last = max(1, (len(bounds) - 1) // 4)
+    n_last = math.ceil((len(bounds) - 1) / 4)  # the last epoch may have few steps
     gain, late = least[0] - least[-1], least[-1 - n_last] - least[-1]
     return bool(max(MIN_LATE_GAIN, MIN_SHARE_OF_LATE_GAIN * gain) < late < math.inf)
 
