@@ -374,7 +374,7 @@ def test_names_of_members_do_not_matter(kind):
         for name in ("first", "gaussian" if kind == "continuous" else "independent")
     ]
     first, second = found
-    assert np.array_equal(first.score_samples(X), second.score_samples(X))
+    assert np.array_equal(first.score_samples(X[:15]), second.score_samples(X[:15]))
     assert np.array_equal(first.explain(X[:5]), second.explain(X[:5]))
 
 

@@ -122,7 +122,7 @@ def test_rows_without_weight_take_no_places_in_memory(X):
 
 @pytest.mark.usefixtures("little_memory")
 def test_large_tables_give_one_fit_in_any_container(X):
-    X, quick = X[:1000], TINY | {"max_epochs": 1, "steps_per_epoch": 20}
+    X, quick = X[:600], TINY | {"max_epochs": 1, "steps_per_epoch": 5}
     expected = IMMSEDensity(**quick).fit(X).score_samples(X[:50])
     frame = pd.DataFrame(X)
     for table in (frame, torch.from_numpy(X), np.asfortranarray(X), frame.astype("Float64")):
