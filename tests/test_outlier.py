@@ -768,6 +768,7 @@ def test_trimming_keeps_outliers_from_being_learned():
     assert (found.predict(X[940:]) == -1).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_trimming_keeps_rare_values_of_counts():
     """A count of one row in 55 scores near its log-probability.
 

@@ -445,7 +445,7 @@ def test_callback_of_scikit_learn_can_stop_the_training():
 
 
 @pytest.mark.usefixtures("sklearn_callback")
-@pytest.mark.parametrize("name", others_slow(["ensemble", "detector", "search", "pipeline"], 3))
+@pytest.mark.parametrize("name", others_slow(["ensemble", "detector", "pipeline", "search"], 3))
 def test_callbacks_of_scikit_learn_reach_the_estimators_within(name):
     density = IMMSEDensity(**QUICK)
     within = {
