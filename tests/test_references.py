@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from marks import others_slow
 from scipy import integrate, stats
 from sklearn.covariance import ledoit_wolf
 from sklearn.mixture import GaussianMixture
@@ -424,7 +425,7 @@ def test_balanced_classes_are_no_counts():
     assert exact.entropy_std_ == pytest.approx(rounded.entropy_std_, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["integers", "uniform"])
+@pytest.mark.parametrize("kind", others_slow(["uniform", "integers"]))
 @pytest.mark.parametrize("make", [IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity])
 def test_a_common_factor_of_the_weights_changes_nothing(make, kind):
     rng = np.random.default_rng(0)

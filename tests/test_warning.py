@@ -45,8 +45,8 @@ def here():
 CALLS = {
     "fit": lambda: QUICK.fit(TIED),
     "pipeline": lambda: make_pipeline(FunctionTransformer(), QUICK).fit(TIED),
-    "cross_val_score": lambda: cross_val_score(QUICK, TIED, cv=4),
-    "search": lambda: GridSearchCV(QUICK, {"score_tol": [0.5, 0.4]}, cv=3).fit(TIED),
+    "cross_val_score": lambda: cross_val_score(QUICK, TIED, cv=2),
+    "search": lambda: GridSearchCV(QUICK, {"score_tol": [0.5, 0.4]}, cv=2).fit(TIED),
     "ensemble": lambda: IMMSEEnsemble([("a", QUICK), ("b", QUICK)], random_state=0).fit(TIED),
 }
 
