@@ -178,7 +178,7 @@ def test_equal_rows_are_nearly_certain():
     X = np.full((50, 2), 3.0)
     density = IMMSEDensity(dequantize=0.5, random_state=0).fit(X)
     assert density.score(X) == pytest.approx(2 * math.log(51 / 52), rel=1e-12)
-    assert density.entropy_ == pytest.approx(-density.score(X), rel=1e-12)
+    assert np.isnan(density.entropy_)  # nothing validates
     others = X[:1] + 0.5 * np.column_stack([np.arange(-100, 101), np.zeros(201)])
     assert np.exp(density.score_samples(others)).sum() == pytest.approx(51 / 52, rel=1e-9)
 
