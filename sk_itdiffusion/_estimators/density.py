@@ -147,8 +147,9 @@ class IMMSEDensity(TableEstimator):
         bounds the memory of training.
     learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It is constant, and falls to zero in the last half of the steps.  ``"auto"``
-        is 0.03, for U-Nets 0.007, for convolutional networks 0.02, and for a given denoiser 0.001.
+        times it.  It falls with the root of the steps from the 500th on, and to zero in the last
+        half of them.  ``"auto"`` is 0.03, for U-Nets 0.007, for convolutional networks 0.02, and
+        for a given denoiser 0.001.
     early_stopping : bool, default=True
         Whether to end when the validation bound no longer improves, or not enough (``tol``).
     validation_fraction : float, default=0.1

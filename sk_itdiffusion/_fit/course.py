@@ -12,9 +12,11 @@ import numpy as np
 
 from sk_itdiffusion.distributed import ALONE, Processes
 
-__all__ = ["Course", "Decay", "End", "Limits", "gain_of_a_doubling"]
+__all__ = ["Course", "Decay", "End", "Limits", "gain_of_a_doubling", "rate_without_end"]
 
-#: Share of all steps in which the learning rate falls to zero.
+#: Steps after which the learning rate falls with the root of their number.
+N_CONSTANT = 500
+#: Share of all steps in which it falls to zero.
 SHARE_OF_DECAY = 0.5
 #: Doublings of the steps from the last one that is measured to the one after the end.
 DOUBLINGS_TO_COME = 2.5
@@ -82,18 +84,40 @@ class Decay:
     end: End
 
 
+def rate_without_end(step: int, n_warmup: int, n_constant: int = N_CONSTANT) -> float:
+    """Return the factor of the learning rate of a training whose number of steps is open.
+
+    It rises, is one, and then falls with the root of the steps: the more of them there are, the
+    finer is what is left to learn.
+
+    Parameters
+    ----------
+    step : int
+        Steps so far.
+    n_warmup, n_constant : int
+        Steps in which the rate rises, and after which it falls.
+
+    Returns
+    -------
+    float
+        The factor, positive and at most 1.
+    """
+    rise = min((step + 1) / n_warmup, 1.0)
+    return rise * math.sqrt(n_constant / max(step, n_constant))
+
+
 def gain_of_a_doubling(bounds: Sequence[float]) -> float:
     """Return how many nats twice the steps would gain, if the learning rate fell from now on.
 
     Means of the last half of the epochs, of the quarter before it and of the eighth before that
-    are compared, since single bounds are noisy at a constant learning rate.  A doubling gains less
+    are compared, since single bounds are noisy at a large learning rate.  A doubling gains less
     than the one before by a factor that is assumed to stay.  From the middle of the last half to
     the end of the fall are one and a half doublings, which are still to come, and then the next.
 
     Parameters
     ----------
     bounds : sequence of float
-        Validation bounds of at least 8 epochs at a constant learning rate.
+        Validation bounds of at least 8 epochs before the learning rate is taken to zero.
 
     Returns
     -------
@@ -114,10 +138,10 @@ def gain_of_a_doubling(bounds: Sequence[float]) -> float:
 class Course:
     """The learning rate of a training, and its end.
 
-    The rate rises, is constant, and falls to zero in the last half of the steps.  The fall
-    begins at no fixed step, so that a training goes on as long as it gains: until twice the steps
-    promise less than a tolerance, the validation bound has long been no better, or there are no
-    more epochs, or no more time, than the fall takes.
+    The rate is that of a training without end, see `rate_without_end`, and falls to zero in the
+    last half of the steps.  This fall begins at no fixed step, so that a training goes on as long
+    as it gains: until twice the steps promise less than a tolerance, the validation bound has long
+    been no better, or there are no more epochs, or no more time, than the fall takes.
 
     Parameters
     ----------
@@ -141,7 +165,7 @@ class Course:
         if self.decay is not None:
             fallen = (self.step - self.decay.start) / self.decay.length
             return self.decay.height * max(0.0, 1.0 - fallen)
-        return min(1.0, (self.step + 1) / self.limits.n_warmup)
+        return rate_without_end(self.step, self.limits.n_warmup)
 
     @property
     def has_ended(self) -> bool:

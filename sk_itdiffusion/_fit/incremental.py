@@ -37,6 +37,7 @@ from skorch.callbacks import GradientNormClipping
 from torch import Generator
 
 from sk_itdiffusion._fit.batches import NoisyRowIterator
+from sk_itdiffusion._fit.course import rate_without_end
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, number_of_network
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.model import TableModel
@@ -213,9 +214,7 @@ class StreamedNetwork:
 
     def step(self, batch: object, averages: Averages) -> float:
         """Take one step and return its loss."""
-        factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
-        factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))
-        set_rates(self.net, self.rates, factor)
+        set_rates(self.net, self.rates, rate_without_end(self.n_steps, N_WARMUP, N_CONSTANT))
         loss = float(self.net.train_step(batch)["loss"].detach())
         self.objective.update_average(averages)
         self.n_steps += 1
