@@ -115,7 +115,7 @@ def test_training_ends_in_time_with_a_rate_of_zero(monkeypatch, seconds):
 def test_a_training_resumes_where_it_was():
     whole, factor = run(Limits(20, 10))
     resumed = Course(Limits(20, 10))
-    resumed.resume(80, [])
+    resumed.resume(80)
     rest = []
     while not resumed.has_ended:
         rest.append(resumed.factor)
@@ -123,7 +123,7 @@ def test_a_training_resumes_where_it_was():
     np.testing.assert_array_equal(rest, factor[80:])
     assert resumed.decay == whole.decay
     late = Course(Limits(20, 10))
-    late.resume(190, [])
+    late.resume(190)
     assert late.decay.length == 10
 
 

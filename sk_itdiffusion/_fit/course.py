@@ -187,10 +187,9 @@ class Course:
         usual = EPOCHS_OF_A_BAR * self.limits.steps_per_epoch
         return math.log1p(step / usual) / math.log1p(self.limits.n_steps / usual)
 
-    def resume(self, step: int, bounds: Sequence[float]) -> None:
-        """Go on after a number of steps, and epochs with bounds, of an earlier training."""
+    def resume(self, step: int) -> None:
+        """Go on after a number of steps of an earlier training."""
         self.step = step
-        self.bounds = list(bounds)
         self._fall_if_it_must()
 
     def advance(self) -> None:

@@ -15,7 +15,7 @@ import skorch
 import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from torch import Generator
+from torch import Generator, Tensor
 
 from sk_itdiffusion._fit.course import Limits
 from sk_itdiffusion._fit.experts import (
@@ -41,6 +41,7 @@ from sk_itdiffusion._fit.training import (
 from sk_itdiffusion._fit.training_report import EpochBoard, TrainingReport
 from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion._immse.error_profiles import error_profile
+from sk_itdiffusion._immse.likelihood import Denoiser
 from sk_itdiffusion._runtime.generators import CopyableGenerator, seeded
 from sk_itdiffusion._runtime.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion._runtime.progress import current_progress
@@ -359,6 +360,7 @@ def train_network(
         RowDataset(split.valid.X, split.valid.weight, settings.runtime.device),
         plan,
         generator,
+        references=partners_of_networks(experts, settings),
         adapt=density_adapter(experts, split, plan.density, settings.runtime.processes),
         callbacks=list(settings.training.callbacks),
         device=settings.runtime.device,
@@ -492,6 +494,21 @@ def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -
         return max(16, math.ceil(MIN_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
     # The epochs of a table are short, and their judgement is not to take much of their time.
     return int(np.clip(math.ceil(NOISY_VALIDATION_ROWS / n_rows), 4, 32))
+
+
+def partners_of_networks(experts: Experts, settings: FitSettings) -> list[Denoiser]:
+    """Return the references that are experts too, as denoisers of single precision."""
+    dtype, asked = experts.precision, settings.model.experts
+
+    def denoise(reference: Denoiser, z: Tensor, logsnr: Tensor) -> Tensor:
+        return reference(z.to(dtype), logsnr.to(dtype)).to(z.dtype)
+
+    denoisers = experts.experts()
+    return [
+        partial(denoise, denoisers[name])
+        for name in experts.references
+        if asked == "auto" or name in asked
+    ]
 
 
 def density_adapter(

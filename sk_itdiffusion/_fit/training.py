@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from sk_itdiffusion._fit.batches import (
     StreamedRowIterator,
 )
 from sk_itdiffusion._fit.course import Limits
+from sk_itdiffusion._fit.judgement import Judgement, unexplained_noise
 from sk_itdiffusion._fit.optimizers import optimizer_settings
 from sk_itdiffusion._fit.training_control import (
     FIRST_ADAPTATION,
@@ -107,6 +108,8 @@ class DenoisingObjective(nn.Module):
         self.loss = loss
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
         self.n_updates = 0
+        #: Is told, in evaluation, of rows of which it is known what references leave unexplained.
+        self.judgement: Judgement | None = None
 
     def averages(self) -> Averages:
         """Return the average's parameters and the network's, then the buffers of both.
@@ -142,7 +145,8 @@ class DenoisingObjective(nn.Module):
         if not isinstance(self.denoiser, PreconditionedDenoiser):
             return batch
         z = add_noise(self.layout.embed(batch["x"]), batch["eps"], batch["logsnr"])
-        known = {"z": z, "logsnr": batch["logsnr"], "importance": batch["importance"]}
+        kept = ("logsnr", "importance", "unexplained")
+        known = {"z": z} | {key: batch[key] for key in kept if key in batch}
         constants = self.denoiser.constants(z, batch["logsnr"])
         return known | {"missed": batch["eps"] - constants.pop("baseline")} | constants
 
@@ -154,9 +158,11 @@ class DenoisingObjective(nn.Module):
         logsnr, importance : Tensor of shape (B,)
             Log-SNRs and their weights.
         **rows : Tensor
-            Clean rows ``x`` and noise ``eps``, or what `prepared` has made of them.
+            Clean rows ``x`` and noise ``eps``, or what `with_constants` has made of them; of
+            validation rows also what references leave ``unexplained`` of the noise.
         """
         network = self.denoiser if self.training else self.averaged
+        unexplained = rows.pop("unexplained", None)
         if "missed" in rows and isinstance(network, PreconditionedDenoiser):
             missed = rows.pop("missed")
             correction = network.correction(logsnr=logsnr, **rows)
@@ -168,6 +174,8 @@ class DenoisingObjective(nn.Module):
                 return self.offset - importance * network.information_gain(x, z, eps, logsnr)
             baseline, correction = network.parts(z, logsnr)
             missed = eps - baseline
+        if self.judgement is not None and unexplained is not None and not self.training:
+            self.judgement.add(logsnr, importance, missed, correction, unexplained)
         gain = (correction * (2.0 * missed - correction)).sum(1)
         return self.offset - 0.5 * importance * gain
 
@@ -273,6 +281,7 @@ class _Net(skorch.NeuralNet):
         self.iterator_train = self.iterator_valid = torch.utils.data.DataLoader
         self.train_split = None
         share_dropout(self.module_, None)
+        self.module_.judgement = None
         dict(self.callbacks_)["control"].forget()
 
 
@@ -340,6 +349,7 @@ def train(
     plan: TrainingPlan,
     generator: Generator,
     *,
+    references: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
     adapt: Callable[[Network], PiecewiseDensity] | None = None,
     callbacks: list[Any] | None = None,
     device: torch.device | str = "cpu",
@@ -360,6 +370,9 @@ def train(
         Sizes, rates and limits.
     generator : torch.Generator
         Source of all randomness.
+    references : sequence of callable, default=()
+        Other denoisers, in single precision, with which the network will be mixed, and with which
+        it is judged.
     adapt : callable or None, default=None
         Returns a new importance density from the averaged network.
     callbacks : list or None, default=None
@@ -386,6 +399,8 @@ def train(
     objective.to(device)
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
+    if references:
+        fixed = _with_unexplained_noise(fixed, objective, references)
     share = plan.processes.share(plan.batch_size)
     if plan.processes.size > 1:
         share_dropout(objective, (share, plan.batch_size))
@@ -403,11 +418,15 @@ def train(
         if adapt is not None and plan.adaptive and is_adapted_after(epoch):
             iterator.set_density(adapt(net.module_.averaged))
 
+    def judged(bound: float) -> float:
+        return judged_bound(objective, bound, plan.processes)
+
     control = TrainingControl(
         plan.limits,
         on_epoch=on_epoch,
         interrupted=interrupted,
-        initial_bound=mean_bound(objective, fixed, plan.processes),
+        measured=lambda: judged(mean_bound(objective, fixed, plan.processes)),
+        judged=judged,
         report=report,
         processes=plan.processes,
     )
@@ -444,6 +463,33 @@ def train(
 def is_adapted_after(epoch: int) -> bool:
     """Return whether the importance density is refitted: after 2, 6, 14, 30, 62, ... epochs."""
     return epoch >= FIRST_ADAPTATION and (epoch + 2).bit_count() == 1
+
+
+def judged_bound(
+    objective: DenoisingObjective, bound: float, processes: Processes = ALONE
+) -> float:
+    """Return the bound, in nats, with references if there are any, of what was evaluated last."""
+    judgement = objective.judgement
+    if judgement is None or judgement.n_rows == 0:
+        return bound
+    n_rows, device = judgement.n_rows, next(objective.parameters()).device
+    return processes.mean(judgement.take(), n_rows, device)
+
+
+def _with_unexplained_noise(
+    batches: Batches,
+    objective: DenoisingObjective,
+    references: Sequence[Callable[[Tensor, Tensor], Tensor]],
+) -> Batches:
+    """Let the objective be judged with references, and return the batches with what they leave."""
+    rows = [batch for batch, _ in batches]
+    judgement = Judgement(torch.cat([batch["logsnr"] for batch in rows]), objective.offset)
+    objective.judgement = judgement
+    left = unexplained_noise(rows, objective.layout, references, judgement)
+    return [
+        (batch | {"unexplained": each}, target)
+        for (batch, target), each in zip(batches, left, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -75,6 +75,16 @@ def set_rates(net: skorch.NeuralNet, rates: Sequence[float], factor: float) -> N
         group["lr"] = factor * rate
 
 
+def unknown_bound() -> float:
+    """Return infinity."""
+    return math.inf
+
+
+def bound_alone(bound: float) -> float:
+    """Return the bound of a network that is judged alone."""
+    return bound
+
+
 def would_go_on_gaining(bounds: Sequence[float]) -> bool:
     """Return whether the last quarter of bounds, of which the first is of no step, gained much."""
     least = np.minimum.accumulate(bounds)
@@ -86,6 +96,7 @@ def would_go_on_gaining(bounds: Sequence[float]) -> bool:
 class TrainingControl(Callback):
     """Learning rate, gradient clipping, weight averaging, the end, the best state.
 
+    Epochs are judged by the bound of the model that the network will be a part of, see `Judgement`.
     The rate and the end are those of a `Course`.  When rows are learned by heart the best weights
     are restored before the rate falls; at the end they are those of the best epoch.
     """
@@ -99,14 +110,16 @@ class TrainingControl(Callback):
         *,
         clip: float = 1.0,
         interrupted: threading.Event | None = None,
-        initial_bound: float = math.inf,
+        measured: Callable[[], float] = unknown_bound,
+        judged: Callable[[float], float] = bound_alone,
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
         report: TrainingReport | None = None,
         processes: Processes = ALONE,
     ) -> None:
         self.limits = limits
         self.clip = clip
-        self.initial_bound = initial_bound
+        self.measured = measured
+        self.judged = judged
         self.interrupted = interrupted
         self.on_epoch = on_epoch
         self.report = TrainingReport() if report is None else report
@@ -133,7 +146,8 @@ class TrainingControl(Callback):
         self.base_rates = rates_of(net)
         self.averages = net.module_.averages()
         self.parameters = self.averages[0][1]
-        self.note_best(net, self.initial_bound)
+        self.bounds = [self.measured()]
+        self.note_best(net, self.bounds[0])
 
     def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Go on where a checkpoint ended, if a callback has loaded one."""
@@ -146,12 +160,12 @@ class TrainingControl(Callback):
         if n_done >= self.n_epochs:
             net.history.pop()
             raise StopTraining
-        bounds = [row.get("valid_loss", row["train_loss"]) for row in net.history[:-1]]
-        self.course.resume(n_done * self.limits.steps_per_epoch, bounds)
+        self.course.resume(n_done * self.limits.steps_per_epoch)
         net.module_.n_updates = self.course.step
         # The weights are those of the checkpoint, whichever epoch was the best.
         self.best_epoch = n_done
-        self.note_best(net, bounds[-1])
+        self.bounds.append(self.measured())
+        self.note_best(net, self.bounds[-1])
         if self.on_epoch is not None:
             self.on_epoch(net, FIRST_ADAPTATION)
 
@@ -200,18 +214,18 @@ class TrainingControl(Callback):
         decay = self.course.decay
         if not self.course.has_ended or decay is None or decay.end == "validation":
             return
-        bounds = [row["valid_loss"] for row in net.history if "valid_loss" in row]
-        if would_go_on_gaining([self.initial_bound, *bounds]):
+        if would_go_on_gaining(self.bounds):
             self.ended_too_early_by = decay.end
 
     def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Judge the epoch by its validation bound, and whether it is the last one."""
         self._average_losses(net)
         epoch = len(net.history)
-        bound = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
+        bound = self.judged(net.history[-1].get("valid_loss", net.history[-1]["train_loss"]))
         if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
             self._handle_divergence(net)
             return
+        self.bounds.append(bound)
         if bound < self.best:
             self.note_best(net, bound)
             self.best_epoch = epoch
@@ -236,6 +250,7 @@ class TrainingControl(Callback):
         self.best_state = None
         self.parameters, self.averages = [], []
         self.on_epoch = None
+        self.measured, self.judged = unknown_bound, bound_alone
         self.interrupted = None
         self.report = TrainingReport()
 
