@@ -34,7 +34,7 @@ QUICK_ESTIMATORS = (
 )
 ESTIMATORS = (IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity)
 ENSEMBLE = IMMSEEnsemble(
-    [("wide", IMMSEDensity(**PLAIN)), ("narrow", IMMSEDensity(**PLAIN | {"hidden_size": 8}))],
+    [("wide", IMMSEDensity(**PLAIN)), ("plain", IMMSEDensity(**PLAIN | {"max_epochs": 0}))],
     random_state=0,
 )
 DETECTOR = IMMSEOutlierDetector(

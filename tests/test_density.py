@@ -444,7 +444,7 @@ def test_all_rows_equal():
         lambda rng: rng.normal(size=(2, 3)),
         lambda rng: rng.normal(size=(30, 1)),
         lambda rng: rng.normal(size=(10, 40)),
-        lambda rng: rng.normal(size=(60, 100)),
+        lambda rng: rng.normal(size=(50, 60)),
         lambda rng: np.repeat(rng.normal(size=(200, 1)), 3, axis=1),
         lambda rng: rng.normal(size=(200, 2)) @ rng.normal(size=(2, 5)),
     ],
@@ -452,12 +452,13 @@ def test_all_rows_equal():
 )
 def test_degenerate_tables_give_finite_and_sensible_densities(make):
     data = make(np.random.default_rng(0))
-    est = IMMSEDensity(**TINY).fit(data)
+    est = IMMSEDensity(**ONE).fit(data)
     log_density = est.score_samples(data)
     assert np.isfinite(log_density).all()
     assert np.isfinite(est.entropy_) == (len(data) >= 40)  # of which some validate
     assert np.isfinite(est.sample(4, random_state=0)).all()
-    far = est.score_samples(data + 100 * (1 + np.abs(data)))
+    # A few of them: far away all of the draws are needed, which takes time.
+    far = est.score_samples((data + 100 * (1 + np.abs(data)))[:10])
     assert np.isfinite(far).all()
     assert far.max() < log_density.min()
 
@@ -472,6 +473,7 @@ def test_ties_warn_only_where_they_matter(X):
     assert est.logsnr_[-1] == pytest.approx(-2 * np.log(0.5 * step))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of short trainings
         IMMSEDensity(**PLAIN).fit(np.round(X[:500], 2))
 
 
@@ -521,19 +523,19 @@ def test_grid_search_over_schedules(X):
 
 def test_pipeline_moves_the_density_by_its_jacobian(X, plain):
     pipeline = make_pipeline(StandardScaler(), clone(plain)).fit(X)
-    scores = plain.score_samples(X[:500])
-    moved = pipeline.score_samples(X[:500]) - np.log(X.std(axis=0)).sum()
+    scores = plain.score_samples(X[:300])
+    moved = pipeline.score_samples(X[:300]) - np.log(X.std(axis=0)).sum()
     other = clone(plain).set_params(random_state=5).fit(X)
-    spread = np.std(other.score_samples(X[:500]) - scores)
+    spread = np.std(other.score_samples(X[:300]) - scores)
     assert np.std(moved - scores) < 2 * spread
 
 
 def test_cross_validation(X):
-    scores = cross_val_score(IMMSEDensity(**ONE), X[:300], cv=3)
+    scores = cross_val_score(IMMSEDensity(**ONE), X[:300], cv=2)
     baseline = cross_val_score(
         IMMSEDensity(experts=["gaussian"], reference="gaussian", marginals="standard", **TINY),
         X[:300],
-        cv=3,
+        cv=2,
     )
     assert (scores > baseline).all()
 
@@ -570,7 +572,7 @@ def test_copies_score_alike(X, quick, tmp_path):
 
 
 def test_pickles_hold_no_training_data_and_no_optimiser_state(X):
-    rows = np.tile(X, (8, 1)) + np.random.default_rng(0).normal(size=(8 * len(X), 2))
+    rows = np.tile(X, (4, 1)) + np.random.default_rng(0).normal(size=(4 * len(X), 2))
     few, many = (len(pickle.dumps(IMMSEDensity(**PLAIN).fit(r))) for r in (rows[:200], rows))
     assert many < few + 20_000
     est = IMMSEDensity(**PLAIN).fit(X)
@@ -758,7 +760,7 @@ def test_buffers_survive_a_stream(X, fitted):
 
 def test_score_of_many_rows_is_the_mean_within_the_errors():
     """Rows are then integrated less exactly: each may have 0.005 times the root of their number."""
-    X = np.random.default_rng(0).standard_normal((3000, 4))
+    X = np.random.default_rng(0).standard_normal((1200, 4))
     X[:, 1:] += np.sin(2.0 * X[:, :1])
     density = IMMSEDensity(
         max_epochs=0, reference="gaussian", experts=["gaussian_mixture", "gaussian"], random_state=0
@@ -769,7 +771,7 @@ def test_score_of_many_rows_is_the_mean_within_the_errors():
     assert found == pytest.approx(float(exact.mean()), abs=5 * 0.005)
     assert density.bits_per_dim(X) == pytest.approx(-found / (4 * np.log(2.0)))
     binding = density.set_params(score_tol=0.02)
-    assert binding.score(X) == pytest.approx(float(exact.mean()), abs=1e-12)
+    assert binding.score(X[:300]) == pytest.approx(float(exact[:300].mean()), abs=1e-12)
 
 
 @pytest.mark.parametrize("score_tol", [0.0, -1.0, np.nan, np.inf, "exact"])

@@ -140,6 +140,7 @@ def test_family_is_a_parameter(fitted, tmp_path):
     assert loaded.experts[1].degrees == (2.5, 4.0, 8.0)
 
 
+@pytest.mark.slow
 def test_family_in_worker_processes():
     search = GridSearchCV(
         density(), {"experts": [["auto"], ["auto", StudentTFamily()]]}, cv=2, n_jobs=2
@@ -150,7 +151,7 @@ def test_family_in_worker_processes():
 
 def test_family_in_an_ensemble_with_a_network():
     members = [
-        ("student", density(StudentTFamily(), **QUICK)),
+        ("student", density(StudentTFamily(), **QUICK, n_networks=1)),
         ("normal", density(reference="gaussian", max_epochs=0)),
     ]
     ensemble = IMMSEEnsemble(members, random_state=0).fit(rows(300))

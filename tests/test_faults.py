@@ -1,5 +1,6 @@
 """Faults on purpose: interrupts, losses that are no numbers, too little memory, full disks."""
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -84,6 +85,17 @@ NAMES = list(subjects())
 DENSITIES = NAMES[:4]
 
 
+@pytest.fixture(scope="module")
+def density_once():
+    return subjects()["density"][0].fit(NUMBERS)
+
+
+@pytest.fixture
+def fitted_density(density_once):
+    """Return a copy of one fit, which the test may change."""
+    return copy.deepcopy(density_once)
+
+
 def kept(estimator):
     """Return what a fit must leave as it was: threads, and how many each library may use."""
     return threading.active_count(), [library["num_threads"] for library in threadpool_info()]
@@ -138,9 +150,9 @@ def test_interrupt_of_a_warm_start_leaves_the_earlier_fit(name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_interrupt_of_scoring_leaves_the_estimator_as_it_was(monkeypatch):
-    estimator, X = subjects()["density"]
-    expected = estimator.fit(X).score_samples(X)
+def test_interrupt_of_scoring_leaves_the_estimator_as_it_was(fitted_density, monkeypatch):
+    estimator, X = fitted_density, NUMBERS
+    expected = estimator.score_samples(X)
     before = kept(estimator)
 
     pending = [signal.SIGINT]
@@ -240,9 +252,8 @@ def with_memory_for(most, function, error, position=0):
 
 
 @pytest.mark.parametrize("device", others_slow(OUT_OF_MEMORY, 2))
-def test_scoring_goes_on_with_less_memory(device, monkeypatch):
-    estimator, X = subjects()["density"]
-    estimator.fit(X)
+def test_scoring_goes_on_with_less_memory(device, fitted_density, monkeypatch):
+    estimator, X = fitted_density, NUMBERS
     expected, expected_std = estimator.score_samples(X, return_std=True)
     full = estimator._model.budget
     released = []
@@ -258,9 +269,9 @@ def test_scoring_goes_on_with_less_memory(device, monkeypatch):
 
 
 @pytest.mark.parametrize("device", others_slow(OUT_OF_MEMORY))
-def test_scoring_without_memory_is_a_clear_error(device, monkeypatch):
-    estimator, X = subjects()["density"]
-    expected = estimator.fit(X).score_samples(X)
+def test_scoring_without_memory_is_a_clear_error(device, fitted_density, monkeypatch):
+    estimator, X = fitted_density, NUMBERS
+    expected = estimator.score_samples(X)
     limited = with_memory_for(0, likelihood.paired_difference, OUT_OF_MEMORY[device])
     with monkeypatch.context() as patch:
         patch.setattr(likelihood, "paired_difference", limited)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import others_slow
 from skorch.callbacks import Callback, Checkpoint, LoadInitState
 
 import sk_itdiffusion._fit.model
@@ -79,6 +80,7 @@ def test_probabilities_do_not_depend_on_the_units(dequantized):
     )
 
 
+@pytest.mark.slow
 def test_dequantised_probabilities_sum_to_at_most_one():
     random_state = np.random.RandomState(0)
     first = random_state.randint(4, size=1500)
@@ -108,6 +110,7 @@ def test_dequantised_probabilities_sum_to_at_most_one():
     assert -entropy - 1.0 < log_density.mean() < -entropy + error
 
 
+@pytest.mark.slow
 def test_standard_errors_of_dequantised_scores_are_calibrated():
     X = lattice_rows(500)
     density = IMMSEDensity(
@@ -175,7 +178,7 @@ def test_equal_rows_are_nearly_certain():
     X = np.full((50, 2), 3.0)
     density = IMMSEDensity(dequantize=0.5, random_state=0).fit(X)
     assert density.score(X) == pytest.approx(2 * math.log(51 / 52), rel=1e-12)
-    assert density.entropy_ == pytest.approx(-density.score(X), rel=1e-12)
+    assert np.isnan(density.entropy_)  # nothing validates
     others = X[:1] + 0.5 * np.column_stack([np.arange(-100, 101), np.zeros(201)])
     assert np.exp(density.score_samples(others)).sum() == pytest.approx(51 / 52, rel=1e-9)
 
@@ -270,12 +273,18 @@ def test_a_network_of_images_improves_on_the_gaussian(image_density):
     assert gap.mean() > 3 * error
 
 
-def test_flat_and_shaped_images_score_alike_in_any_batch(image_density):
+@pytest.mark.parametrize("has_network", others_slow([False, True]))
+def test_flat_and_shaped_images_score_alike_in_any_batch(has_network, request):
+    if has_network:
+        density = request.getfixturevalue("image_density")
+    else:
+        settings = {**QUICK, "max_epochs": 0, "score_tol": 0.5}
+        density = IMMSEDensity(image_shape=(6, 6), dequantize=True, **settings).fit(images(60))
     X = images(40, seed=1)
-    shaped = image_density.score_samples(X)
-    flat = image_density.score_samples(X.reshape(40, -1))
+    shaped = density.score_samples(X)
+    flat = density.score_samples(X.reshape(40, -1))
     np.testing.assert_array_equal(shaped, flat)
-    np.testing.assert_array_equal(shaped[7:9], image_density.score_samples(X[7:9]))
+    np.testing.assert_array_equal(shaped[7:9], density.score_samples(X[7:9]))
 
 
 @pytest.mark.usefixtures("diffusers")

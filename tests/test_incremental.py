@@ -112,6 +112,7 @@ def test_each_training_row_is_in_one_step(X, streamed):
 # -- the result is an estimator like any other -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_streams_are_learned(banana, X, streamed):
     test = banana.sample(1000, random_state=1)
     gaussian = IMMSEDensity(experts=["gaussian"], reference="gaussian", marginals="standard")

@@ -109,7 +109,8 @@ def test_coupled_draws_are_more_exact_than_independent_ones(n_features):
     assert np.mean((gap - truth) ** 2) < 0.7 * np.mean(std**2)
 
 
-@pytest.mark.parametrize("n_features", others_slow([2, 10]))
+@pytest.mark.slow
+@pytest.mark.parametrize("n_features", [2, 10])
 def test_error_common_to_all_rows_is_small(n_features):
     """The mean error over many rows, beyond what independent errors explain."""
     mixture = random_mixture(n_features)

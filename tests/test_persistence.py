@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import datetime
 import decimal
@@ -147,7 +148,10 @@ CASES = {
     "few": lambda: (IMMSEDensity(**QUICK), clusters(20)),
     "constant": lambda: (IMMSEDensity(**QUICK), np.ones((20, 2))),
     "untrained": lambda: (IMMSEDensity(max_epochs=0, random_state=0), clusters()),
-    "pictures": lambda: (IMMSEDensity(**QUICK | {"image_shape": (1, 4, 4)}), images()),
+    "pictures": lambda: (
+        IMMSEDensity(**QUICK | {"image_shape": (1, 4, 4), "hidden_size": 8}),
+        images(44),
+    ),
     "levels": lambda: (IMMSEDiscreteDensity(**QUICK), levels()),
     "path": lambda: (IMMSEDiscreteDensity(**QUICK, likelihood="path"), levels()),
     "classes": lambda: (
@@ -171,7 +175,7 @@ CASES = {
     ),
     "ensemble": lambda: (
         IMMSEEnsemble(
-            [("a", IMMSEDensity(**QUICK)), ("b", IMMSEDensity(**QUICK | {"hidden_size": 8}))],
+            [("a", IMMSEDensity(**QUICK)), ("b", IMMSEDensity(**PLAIN | {"hidden_size": 8}))],
             random_state=0,
         ),
         clusters(),
@@ -397,9 +401,9 @@ def test_effort_may_be_changed_after_loading(fitted, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["density", "mixed"])
-def test_warm_start_goes_on_after_loading(name, tmp_path):
-    estimator, X = CASES[name]()
-    estimator.fit(X)
+def test_warm_start_goes_on_after_loading(name, fitted, tmp_path):
+    estimator, X = fitted(name)
+    estimator = copy.deepcopy(estimator)
     loaded = saved_and_loaded(estimator, tmp_path)
     for each in (estimator, loaded):
         each.set_params(warm_start=True).fit(X)

@@ -16,7 +16,11 @@ import torch
 from outside import StudentTReference
 from scipy import stats
 
+from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion._fit.experts import Mixing
 from sk_itdiffusion._fit.grids import logsnr_range
+from sk_itdiffusion._immse.likelihood import StackedDenoiser
+from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
 from sk_itdiffusion.channel import add_noise, noise_from_data
 from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
@@ -30,6 +34,7 @@ from sk_itdiffusion.references import (
     LowRankGaussianReference,
     PlainReference,
     Reference,
+    ReferenceFamily,
 )
 
 MIXTURE = ([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 1.0]]])
@@ -217,6 +222,16 @@ def test_rows_do_not_depend_on_each_other(grid):
     torch.testing.assert_close(grid.reference.log_prob(rows), one, rtol=1e-12, atol=1e-12)
 
 
+def test_background_is_denoised_on_the_way(grid):
+    _, _, z, logsnr = noisy_points(grid, 1.0)
+    background = grid.reference.shared_background
+    noise, of_background = grid.reference.denoise_with_background(z, logsnr)
+    assert torch.equal(noise, grid.reference.denoise(z, logsnr))
+    assert (of_background is None) == (background is None)
+    if background is not None:
+        torch.testing.assert_close(of_background, background.denoise(z, logsnr))
+
+
 def test_single_precision_is_near(grid):
     _, _, z, logsnr = noisy_points(grid, 1.0)
     single = copy.deepcopy(grid.reference).float()
@@ -258,6 +273,125 @@ def test_variance_range_holds_all_directions(name):
     least, greatest = reference.variance_range()
     assert greatest == pytest.approx(variances[-1], rel=0.05)
     assert 0.0 < least <= 1.05 * variances[0]
+
+
+# -- evaluations in batches ------------------------------------------------------------------
+
+
+def narrow_kernels():
+    """Return kernels most of which are far from any point."""
+    points = np.random.default_rng(0).normal(size=(700, 2))
+    return KernelDensityReference(points, 1e-3 * np.eye(2), mixture(2), 0.1)
+
+
+class Wrapped(ContinuousReference):
+    """A reference of the user's own, which evaluates another one and says what that one says."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.n_features = inner, inner.n_features
+
+    @property
+    def looks_at_tiles(self):
+        return self.inner.looks_at_tiles
+
+    @property
+    def shared_background(self):
+        return self.inner.shared_background
+
+    def denoise_with_background(self, z, logsnr):
+        return self.inner.denoise_with_background(z, logsnr)
+
+    def denoise(self, z, logsnr):
+        return self.denoise_with_background(z, logsnr)[0]
+
+    def log_prob(self, x):
+        return self.inner.log_prob(x)
+
+    def smoothed_log_prob(self, rows, eps, logsnr):
+        return self.inner.smoothed_log_prob(rows, eps, logsnr)
+
+    def sample(self, n_samples, random_state):
+        return self.inner.sample(n_samples, random_state)
+
+    def standardized(self, center, scale):
+        return Wrapped(self.inner.standardized(center, scale))
+
+    def variance_range(self):
+        return self.inner.variance_range()
+
+
+class WrappedKernels(ReferenceFamily):
+    name = "wrapped"
+
+    def fit(self, split, context):
+        points = split.continuous_train.X
+        unit = np.eye(points.shape[1])
+        normal = GaussianMixtureReference([1.0], 0.0 * unit[:1], unit[None])
+        return Wrapped(KernelDensityReference(points, 1e-3 * unit, normal, 0.1))
+
+
+MANY = {
+    **REFERENCES,
+    "narrow kernels": narrow_kernels,
+    "independent beside narrow kernels": lambda: independent(narrow_kernels()),
+    "narrow kernels, of the user's own": lambda: Wrapped(narrow_kernels()),
+}
+
+
+def is_alone_in_its_batch(reference, n_together):
+    """Return whether a row's predictions are the same to the last bit wherever it is in a batch.
+
+    Each row has so many of its points.
+    """
+    rng = np.random.default_rng(4)
+    n_rows = 256 // n_together
+    rows = torch.from_numpy(reference.sample(n_rows, np.random.RandomState(0)))
+    x = reference.points_of(rows).repeat_interleave(n_together, 0)
+    level = torch.full((256,), 5.0, dtype=torch.float64)
+    z = add_noise(x, torch.from_numpy(rng.normal(size=x.shape)), level)
+    order = torch.from_numpy(rng.permutation(n_rows))
+    places = (order[:, None] * n_together + torch.arange(n_together)).flatten()
+    found = reference.denoise(z[places], level)
+    return torch.equal(found, reference.denoise(z, level)[places])
+
+
+@pytest.mark.parametrize("name", list(MANY))
+def test_points_beside_a_row_change_it_only_in_references_that_look_at_tiles(name):
+    reference = MANY[name]()
+    assert is_alone_in_its_batch(reference, EVALUATIONS_IN_A_TILE)
+    if "narrow" in name:
+        assert reference.looks_at_tiles
+        assert not is_alone_in_its_batch(reference, SINGLE_APART)
+    if not reference.looks_at_tiles:
+        assert is_alone_in_its_batch(reference, SINGLE_APART)
+
+
+def test_rows_have_tiles_of_their_own_in_models_that_look_at_them():
+    X = np.random.default_rng(5).normal(size=(100, 2))
+    density = IMMSEDensity(experts=["gaussian"], marginals="standard", max_epochs=0, random_state=0)
+    assert density.fit(X)._model.evaluations_apart == SINGLE_APART
+    density.set_params(experts=["gaussian", WrappedKernels()]).fit(X)
+    assert density._model.evaluations_apart == EVALUATIONS_IN_A_TILE
+
+
+def test_background_that_is_an_expert_is_evaluated_once(monkeypatch):
+    control = Wrapped(narrow_kernels())
+    experts = {"mixture": mixture(2), "wrapped": control}
+    nodes, weights = np.linspace(-4.0, 8.0, 7), np.tile([0.4, 0.6], (7, 1))
+    rng = np.random.default_rng(6)
+    z, logsnr = (torch.from_numpy(part) for part in (rng.normal(size=(64, 2)), np.zeros(64)))
+    expected = StackedDenoiser(experts, nodes, weights).paired_with(control)(z, logsnr)
+    asked = []
+    plain = GaussianMixtureReference.density_and_noise
+    monkeypatch.setattr(
+        GaussianMixtureReference,
+        "density_and_noise",
+        lambda self, *args: asked.append(self) or plain(self, *args),
+    )
+    found = Mixing("wrapped", nodes, list(experts), weights).paired(experts)(z, logsnr)
+    assert len(asked) == 1
+    assert all(torch.equal(one, same) for one, same in zip(found, expected, strict=True))
 
 
 # -- modes -----------------------------------------------------------------------------------

@@ -138,6 +138,21 @@ def test_nothing_validates_few_rows(n_rows):
         assert np.isfinite(density.entropy_std_) == (n_rows == 40)
 
 
+@pytest.mark.filterwarnings("ignore:.* are constant")
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_nothing_validates_equal_rows(dequantize):
+    X = np.ones((100, 2))
+    options = {"max_epochs": 0, "random_state": 0}
+    member = IMMSEDensity(dequantize=dequantize, **options)
+    fitted = [
+        member.fit(X),
+        IMMSEDiscreteDensity(**options).fit(X.astype(int)),
+        IMMSEEnsemble([("a", member)], random_state=0).fit(X),
+    ]
+    for density in fitted:
+        assert np.isnan([density.entropy_, density.entropy_std_]).all()
+
+
 def test_standard_error_is_stored(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 2))
     member = IMMSEDensity(max_epochs=0, random_state=0)

@@ -650,7 +650,7 @@ def held_out(
     if not holds_out(number_of_rows(rows, space, is_counted), settings):
         return (rows.X, rows.weight, None), rows
     exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
-    scaled = WeightedRows(np.ldexp(rows.X, -exponent), rows.weight)
+    scaled = rows.with_values(np.ldexp(rows.X, -exponent))
     together = rows_together(scaled, space, settings, groups, is_counted)
     if together is not None:
         chosen = split_groups(together, scaled, settings, seeds.split, is_counted)
@@ -658,5 +658,5 @@ def held_out(
     train, valid = split_independent_rows(scaled, settings, seeds.split, is_counted)
     return (
         (np.ldexp(train.X, exponent), train.weight, None),
-        WeightedRows(np.ldexp(valid.X, exponent), valid.weight),
+        valid.with_values(np.ldexp(valid.X, exponent)),
     )

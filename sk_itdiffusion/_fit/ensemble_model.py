@@ -27,7 +27,6 @@ from sk_itdiffusion._fit.stacking import (
     scoring_rule,
 )
 from sk_itdiffusion._fit.validation import mean_and_std
-from sk_itdiffusion._immse.cubature import row_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser
 from sk_itdiffusion._table.rows import WeightedRows
@@ -495,7 +494,7 @@ def fit_ensemble_model(
     if space.is_empty:
         bound = -float(experts.log_density_of_constants(valid.X[:1])[0])
         mixing = Mixing("", experts.grid, names, np.empty((0, len(names))))
-        model = EnsembleModel.of(experts, mixing, rule=None, entropy=bound, entropy_std=0.0)
+        model = EnsembleModel.of(experts, mixing, rule=None, entropy=bound)
         return model, dict.fromkeys(names, bound)
     rows = bound_rows(experts, valid)
     profile = experts.profile(
@@ -583,7 +582,7 @@ def bound_rows(experts: Experts, valid: WeightedRows) -> BoundRows:
         first = experts.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
     rows = first.with_values(experts.space.standardized(first.X))
     split = MappedSplit.behind(experts.space, rows, rows)
-    keys = row_keys(split.valid.X, experts.seeds.scoring + 1)
+    keys = split.valid.keys(experts.seeds.scoring + 1)
     if not experts.space.is_discrete:
         return BoundRows(split.valid, split.valid, split.valid_log_slope, keys)
     mapped, keys = repeated_rows(split.valid, keys, MIN_PROFILE_ROWS)

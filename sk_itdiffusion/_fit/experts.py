@@ -31,7 +31,7 @@ from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range
-from sk_itdiffusion.references import KernelDensityReference, Reference
+from sk_itdiffusion.references import Reference
 
 __all__ = [
     "NETWORKS",
@@ -260,12 +260,9 @@ class Experts:
 
     @property
     def evaluations_apart(self) -> int:
-        """Places at multiples of which rows begin: with kernels, which look at whole tiles, these.
-
-        See `sk_itdiffusion._immse.places`.
-        """
-        has_kernels = any(isinstance(r, KernelDensityReference) for r in self.references.values())
-        return EVALUATIONS_IN_A_TILE if has_kernels else SINGLE_APART
+        """Places at multiples of which rows begin; see `sk_itdiffusion._immse.places`."""
+        in_tiles = any(reference.looks_at_tiles for reference in self.references.values())
+        return EVALUATIONS_IN_A_TILE if in_tiles else SINGLE_APART
 
     def gap(
         self,
@@ -351,41 +348,45 @@ class Mixing:
         for name, weights in zip(self.expert_names, self.weights.T, strict=True):
             if name != self.control:
                 needed[name] = where_it_counts(experts[name], self.logsnr, weights)
-        if isinstance(control, KernelDensityReference):
-            shared = _SharedBackground(control)
+        background = control.shared_background if isinstance(control, Reference) else None
+        if isinstance(control, Reference) and background is not None:
+            shared = _SharedBackground(control, background)
             needed[self.control] = shared.denoise
             for name in needed:
-                if is_same_reference(experts[name], control.background):
-                    needed[name] = shared.background
+                if is_same_reference(experts[name], background):
+                    needed[name] = shared.of_background
         return self.stack(needed).paired_with(needed[self.control])
 
 
 class _SharedBackground:
-    """Kernels and the mixture between them, which are evaluated once for both.
+    """A reference and its background, which are evaluated once for both.
 
     Parameters
     ----------
-    kernels : KernelDensityReference
-        The kernels.
+    reference : Reference
+        The reference.
+    background : Reference
+        Its `Reference.shared_background`.
     """
 
-    def __init__(self, kernels: KernelDensityReference) -> None:
-        self.kernels = kernels
+    def __init__(self, reference: Reference, background: Reference) -> None:
+        self.reference = reference
+        self.background = background
         self.of_thread = threading.local()
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the noise that the kernels predict."""
-        noise, of_background = self.kernels.denoise_with_background(z, logsnr)
+        """Return the noise that the reference predicts."""
+        noise, of_background = self.reference.denoise_with_background(z, logsnr)
         self.of_thread.last = z, logsnr, of_background
         return noise
 
-    def background(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        """Return the noise that the mixture predicts; what is known if the kernels came first."""
+    def of_background(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the noise that the background predicts; known if the reference came first."""
         last = getattr(self.of_thread, "last", (None, None, z))
         if last[0] is z and last[1] is logsnr:
             found: Tensor = last[2]
             return found
-        return self.kernels.background.denoise(z, logsnr)
+        return self.background.denoise(z, logsnr)
 
 
 def is_same_reference(denoiser: Denoiser, reference: Reference) -> bool:

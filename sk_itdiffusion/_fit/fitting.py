@@ -193,7 +193,7 @@ def law_beyond_bounds(
 
 
 def empty_model(schema: Schema, seeds: Seeds) -> TableModel:
-    """Return the model of rows without columns that vary."""
+    """Return the model of rows without columns that vary, which has no validation bound."""
     experts = Experts(
         space=schema.space,
         references={},
@@ -205,11 +205,4 @@ def empty_model(schema: Schema, seeds: Seeds) -> TableModel:
         device=schema.device,
         dequantizer=schema.dequantizer,
     )
-    only = schema.space.constant_values[None]
-    return TableModel.of(
-        experts,
-        Mixing("", np.empty(0), (), np.empty((0, 0))),
-        rule=None,
-        entropy=-float(experts.log_density_of_constants(only)[0]),
-        entropy_std=0.0,
-    )
+    return TableModel.of(experts, Mixing("", np.empty(0), (), np.empty((0, 0))), rule=None)

@@ -19,10 +19,16 @@ from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.bounds import around_cells, check_inside, shown_bounds, unbounded
 from sk_itdiffusion._table.dequantize import Dequantizer, NoisyCopies, warn_of_coarse_noise
 from sk_itdiffusion._table.groups import RowGroups
-from sk_itdiffusion._table.marginals import AffineMap, MarginalMap, Standardizer
+from sk_itdiffusion._table.marginals import (
+    AffineMap,
+    MarginalMap,
+    Standardizer,
+    without_last_bits,
+)
 from sk_itdiffusion._table.rows import (
     ColumnReport,
     WeightedRows,
+    are_counts,
     column_labels,
     effective_number,
     group_rows,
@@ -329,6 +335,10 @@ def image_space(
     else:
         center = float(grouped.share @ grouped.X.mean(axis=1))
         scale = math.sqrt(float(grouped.share @ ((grouped.X - center) ** 2).mean(axis=1))) or 1.0
+        if grouped.content is not None:
+            exponent = np.frexp(scale)[1]
+            scaled = np.ldexp([center, scale], -exponent)
+            center, scale = np.ldexp(without_last_bits(*scaled), exponent).tolist()
     standardizer = Standardizer(np.full(n_columns, center), np.full(n_columns, scale))
     space = TableSpace(
         n_columns=n_columns,
@@ -389,10 +399,10 @@ def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
     number of observations of equal weight that tell as much (Kish's effective sample size).
     """
     units = in_common_units(weight[weight > 0])
-    if np.array_equal(units, np.rint(units)):
+    if are_counts(units):
         total = min(float(units.sum()), MAX_OBSERVATIONS)
-        return WeightedRows(grouped.X, np.maximum(np.rint(grouped.share * total), 1.0))
-    return WeightedRows(grouped.X, grouped.share * effective_number(units))
+        return replace(grouped, weight=np.maximum(np.rint(grouped.share * total), 1.0))
+    return replace(grouped, weight=grouped.share * effective_number(units))
 
 
 def groups_of_copies(groups: RowGroups, counted: WeightedRows, copies: NoisyCopies) -> RowGroups:

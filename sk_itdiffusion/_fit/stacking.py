@@ -17,7 +17,7 @@ from sk_itdiffusion._fit.selection import FittedReferences, choose_control, dema
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std
-from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._immse.cubature import spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
@@ -74,7 +74,7 @@ def stacked_model(
     n_rows = n_profile_rows(experts, len(logsnr), len(split.valid))
     valid, log_slope = split.valid.take(np.arange(n_rows)), split.valid_log_slope[:n_rows]
     folds = fold_weights(valid, experts.space.is_discrete)
-    keys = row_keys(valid.X, experts.seeds.scoring + 1)
+    keys = valid.keys(experts.seeds.scoring + 1)
     if experts.space.is_discrete:
         times = times_to_repeat(valid, MIN_PROFILE_ROWS)
         valid, keys = repeated_rows(valid, keys, MIN_PROFILE_ROWS)
@@ -259,7 +259,7 @@ def scoring_rule(
     first, last = np.flatnonzero(differs)[[0, -1]]
     nodes = slice(max(first - 1, 0), min(last + 2, len(mixing.logsnr)))
     valid = valid.take(np.arange(min(len(valid), RULE_ROWS)))
-    keys = row_keys(valid.X, experts.seeds.scoring + 2)
+    keys = valid.keys(experts.seeds.scoring + 2)
     valid, keys = repeated_rows(valid, keys, RULE_ROWS)
     noise = scoring_noise(experts.space, experts.seeds.scoring, experts.has_images)
     placement = fit_placement(

@@ -242,7 +242,8 @@ class Dequantizer:
         n_copies = np.ceil(rows.weight * times * min(1.0, most / n_observations)).astype(np.intp)
         keys = self.keys(rows.X)
         if n_copies.max() == 1:
-            noisy = WeightedRows(rows.X + self.offsets(keys), rows.weight, keys)
+            content = None if rows.content is None else keys
+            noisy = WeightedRows(rows.X + self.offsets(keys), rows.weight, keys, content=content)
             return NoisyCopies(noisy, np.arange(len(rows)), np.zeros(len(rows), dtype=np.intp))
         index = np.repeat(np.arange(len(rows)), n_copies)
         number = np.arange(len(index)) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
@@ -252,7 +253,9 @@ class Dequantizer:
         index = index[order]
         copies = rows.X[index]
         copies += self.offsets(own[order])
-        found = WeightedRows(copies, (rows.weight / n_copies)[index], source[order])
+        content = None if rows.content is None else own[order]
+        weight = (rows.weight / n_copies)[index]
+        found = WeightedRows(copies, weight, source[order], content=content)
         return NoisyCopies(found, index, number[order] // times)
 
     def in_steps(self, X: Array) -> Array:

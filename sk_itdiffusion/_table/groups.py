@@ -50,6 +50,7 @@ from sk_itdiffusion._table.rows import (
     MIN_TRAINING_ROWS,
     MIN_VALIDATION_ROWS,
     WeightedRows,
+    in_common_units,
     too_few_rows,
 )
 
@@ -150,7 +151,8 @@ class RowGroups:
         """
         kept = weight > 0
         number = places_of(values[kept], rows.X)
-        relative = weight[kept] / weight[kept].max()
+        units = in_common_units(weight[kept])
+        relative = units / units.max()
         pairs = pd.DataFrame({"row": number, "group": groups[kept], "weight": relative})
         total = pairs.groupby(["row", "group"], as_index=False, sort=True)["weight"].sum()
         row, group = (total[name].to_numpy(dtype=np.intp) for name in ("row", "group"))
@@ -294,7 +296,7 @@ class RowGroups:
 
     def _keys(self, rows: WeightedRows, group: Index, seed: int) -> Keys:
         """Return a key of each group that follows from what rows it has."""
-        own = row_keys(rows.X, seed)[self.row]
+        own = rows.keys(seed)[self.row]
         content = np.zeros(int(group.max()) + 1, dtype=np.uint64)
         np.add.at(content, group, numbered_keys(own, np.zeros(len(own), dtype=np.uint64)))
         # Groups of the same states are told apart by their number among these.

@@ -384,7 +384,7 @@ class QuantileMap:
         check_positive(self.slopes, "slopes of a map")
 
 
-def _without_last_bits(center: Array, deviation: Array) -> tuple[Array, Array]:
+def without_last_bits(center: Array, deviation: Array) -> tuple[Array, Array]:
     """Return moments without the bits that depend on a common factor of the weights.
 
     The noise of a row and its side of the split follow from all bits of the standardised row.
@@ -416,7 +416,7 @@ class Standardizer:
         center = share @ scaled
         deviation = np.sqrt(share @ (scaled - center) ** 2)
         if not np.array_equal(weight, np.rint(weight)):
-            center, deviation = _without_last_bits(center, deviation)
+            center, deviation = without_last_bits(center, deviation)
         varies = X.min(axis=0) < X.max(axis=0)
         # The deviation of the least numbers that there are may be less than any number.
         scale = np.maximum(np.ldexp(deviation, exponent), np.nextafter(0.0, 1.0))

@@ -32,7 +32,11 @@ _MAX_ROWS_OF_A_LIST = 40
 #: Relative error that multiples of a unit may have by rounding.
 _ROUNDING_OF_WEIGHTS = 16 * np.finfo(np.float64).eps
 #: Bits of weights that have no common unit; the last ones depend on the factor of all weights.
-_BITS_OF_WEIGHTS = 40
+#: The fewer there are, the seldomer a weight is so near to a boundary of rounding that a factor
+#: moves it to the other side: with 24 bits about once in 10**9 weights.
+_BITS_OF_WEIGHTS = 24
+#: Relative errors of a ratio of integers, and of weights with so few bits.
+_ERROR_OF_RATIOS, _ERROR_OF_ROUNDED_RATIOS = 1e-9, 2.0 ** (1 - _BITS_OF_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,16 @@ class WeightedRows:
         are then numbers of observations.  None if each row is one.
     group : ndarray of shape (n_rows,), int, or None
         Groups of rows that are not independent of each other; None if all rows are.
+    content : ndarray of shape (n_rows,), uint64, or None
+        Keys of the rows of a table, before standardisation and maps, which depend on all bits of
+        the weights; None if the weights are integers, of which a common factor changes no bits.
     """
 
     X: Array
     weight: Array
     source: Keys | None = None
     group: NDArray[np.intp] | None = None
+    content: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.X)
@@ -74,6 +82,12 @@ class WeightedRows:
     def unit(self) -> Keys | None:
         """Keys that rows share which are not independent of each other; None if all rows are."""
         return self.source if self.group is None else self.group.astype(np.uint64)
+
+    def keys(self, seed: int) -> Keys:
+        """Return a key of each row, from which noise for it follows."""
+        if self.content is None:
+            return row_keys(self.X, seed)
+        return spawn_keys(self.content, 1, first=seed)[:, 0]
 
     def with_values(self, X: Array) -> WeightedRows:
         """Return rows with other values and the same weights."""
@@ -98,7 +112,8 @@ class WeightedRows:
         """Return some of the rows."""
         source = None if self.source is None else self.source[index]
         group = None if self.group is None else self.group[index]
-        return WeightedRows(self.X[index], self.weight[index], source, group)
+        content = None if self.content is None else self.content[index]
+        return WeightedRows(self.X[index], self.weight[index], source, group, content)
 
     def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
         """Return rows for training and for validation.
@@ -111,7 +126,7 @@ class WeightedRows:
         ValueError
             If fewer than 10 rows would be left for training.
         """
-        keys = row_keys(self.X, seed)
+        keys = self.keys(seed)
         if self.source is not None:
             keys = spawn_keys(self.source, 1, first=seed)[:, 0]
         _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
@@ -144,7 +159,7 @@ class WeightedRows:
         if n_rows - n_valid < MIN_TRAINING_ROWS:
             raise ValueError(too_few_rows(fraction, n_rows - n_valid, n_rows, "rows"))
         drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, n_valid)
-        train, valid = (WeightedRows(self.X, unit * n) for n in (counts - drawn, drawn))
+        train, valid = (replace(self, weight=unit * n) for n in (counts - drawn, drawn))
         return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
 
 
@@ -189,18 +204,27 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     distinct = X[first]
     if not all(np.array_equal(distinct[group[part]], X[part]) for part in parts):
-        distinct, group = np.unique(X, axis=0, return_inverse=True)  # two rows with one hash
+        # Two rows have one hash.
+        distinct, first, group = np.unique(X, axis=0, return_index=True, return_inverse=True)
     # Repetitions are integers before they are summed, so that their sums are exact.
-    total = np.bincount(group.ravel(), weights=in_common_units(weight)).astype(np.float64)
-    return WeightedRows(distinct, in_units_of_the_least(total))
+    units = in_common_units(weight)
+    total = np.bincount(group.ravel(), weights=units).astype(np.float64)
+    content = None if are_counts(units) else keys[first]
+    return WeightedRows(distinct, in_units_of_the_least(total), content=content)
 
 
 def in_units_of_the_least(weight: Array) -> Array:
     """Return weights divided by the least, rounded where all are multiples of it."""
     relative = weight / weight.min()
     counts = np.rint(relative)
-    is_close = np.allclose(relative, counts, rtol=1e-9, atol=0.0)
+    error = _ERROR_OF_RATIOS if are_counts(weight) else _ERROR_OF_ROUNDED_RATIOS
+    is_close = np.allclose(relative, counts, rtol=error, atol=0.0)
     return np.asarray(counts if is_close else relative)
+
+
+def are_counts(weight: Array) -> bool:
+    """Return whether all weights are integers."""
+    return np.array_equal(weight, np.rint(weight))
 
 
 def in_common_units(weight: Array) -> Array:
@@ -224,7 +248,7 @@ def in_common_units(weight: Array) -> Array:
     ndarray of shape (n_samples,)
         Integers, or numbers of which the greatest is 1.
     """
-    if np.array_equal(weight, np.rint(weight)):
+    if are_counts(weight):
         return weight
     distinct, place = np.unique(weight, return_inverse=True)
     relative = distinct / distinct[0]

@@ -120,6 +120,44 @@ class Reference(nn.Module, ABC):
             Independent points; with discrete columns rows with codes.
         """
 
+    @property
+    def looks_at_tiles(self) -> bool:
+        """Whether the noise predicted for a point may depend on the points beside it in a batch.
+
+        If so, all points of a tile, 32 of a batch, are of one row when rows are scored, so that no
+        row's score depends on another.  False by default; a reference that evaluates others says
+        what they say.
+        """
+        return False
+
+    @property
+    def shared_background(self) -> Reference | None:
+        """Reference whose predictions `denoise_with_background` also returns; None by default."""
+        return None
+
+    def denoise_with_background(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the predicted noise, and what the shared background alone predicts.
+
+        Where the background is an expert too, it is evaluated once for both.
+
+        Parameters
+        ----------
+        z : Tensor of shape (B, d)
+            Noisy observations.
+        logsnr : Tensor of shape (B,)
+            Their log signal-to-noise ratios.
+
+        Returns
+        -------
+        noise : Tensor of shape (B, d)
+            What `denoise` returns.
+        of_background : Tensor of shape (B, d) or None
+            What `denoise` of `shared_background` returns; None if there is none.
+        """
+        background = self.shared_background
+        of_background = None if background is None else background.denoise(z, logsnr)
+        return self.denoise(z, logsnr), of_background
+
     # -- rows plus noise -----------------------------------------------------------------------
 
     @abstractmethod

@@ -96,6 +96,11 @@ class DiscreteReference(Reference):
         """Return the predicted noise; see `Reference.denoise`."""
         return noise_of_posteriors(z, logsnr, *self.posteriors(z, logsnr))
 
+    @property
+    def looks_at_tiles(self) -> bool:
+        """What the reference of the continuous columns says; see `Reference.looks_at_tiles`."""
+        return self.continuous is not None and self.continuous.looks_at_tiles
+
     def points_of(self, rows: Tensor) -> Tensor:
         """Return the points of rows with codes; see `Reference.points_of`."""
         return self.layout.embed(rows)

@@ -152,6 +152,16 @@ class KernelDensityReference(ContinuousReference):
         """Numbers beside attention that holds none of all points; see `Reference.n_fused`."""
         return max(2 * self.n_features, self.background.n_intermediate)
 
+    @property
+    def looks_at_tiles(self) -> bool:
+        """True, since kernels far from a tile are left out; see `Reference.looks_at_tiles`."""
+        return True
+
+    @property
+    def shared_background(self) -> GaussianMixtureReference:
+        """The mixture between the kernels; see `Reference.shared_background`."""
+        return self.background
+
     def log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the log-density of points, also after independent normal noise.
 
