@@ -33,7 +33,7 @@ the likeliest model and what columns say of each other under it have half of thi
 are two views of one model.
 
 Training rows that were left out of the fit of the model have no part in all this: outliers among
-them would make rows far out seem less surprising.
+them would make rows that are far out seem less surprising.
 
 References
 ----------
@@ -186,7 +186,7 @@ class CombinedScore:
         least = 4.0 / math.sqrt(6.0 * min(n_rows, ROWS_TO_JUDGE))
         say = np.maximum(told_apart(own[repeated], mixed, share), least)
         if has_dependence:
-            # It is what the likeliest model says once more: these two share one say.
+            # Two views of one model share its weight.
             say[len(floored.members) - 1 : len(floored.members) + 1] /= 2.0
         excess = np.log1p(np.maximum(center - scale - own, 0.0) / scale)
         counts = (weight / weight.min())[:, None] * (excess > 0.0)

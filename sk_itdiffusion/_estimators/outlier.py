@@ -114,11 +114,12 @@ class IMMSEOutlierDetector(
     - how far a row is from its nearest training rows, beside how far these are from each other:
       the mean over 10 neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.
 
-    Each is replaced by the share of training rows that score as low under it, with a smooth tail,
-    and these are combined by their weighted harmonic mean as p-values are [3]_, so that a row that
-    one member alone finds odd is odd.  The weight of a member follows from how well it tells
-    training rows from ones whose entries are exchanged: what ignores how columns depend on each
-    other has no say where this is what matters.
+    Each is replaced by the share of the training rows left by ``trim`` that score as low under it,
+    with a smooth tail, and these are combined by their weighted harmonic mean as p-values are [3]_,
+    so that a row that one member alone finds odd is odd.  The weight of a member follows from how
+    well it tells training rows from ones whose entries are exchanged: what ignores how columns
+    depend on each other has no say where this is what matters.  The first and the third, two views
+    of one model, have half of such a weight each.
 
     The threshold comes from rows that steered nothing, so that new inliers are rejected at a rate
     that is known; with fewer than 1000 rows folds take turns in this, and the rate is known
