@@ -661,7 +661,8 @@ def test_scores_of_rare_states_depend_on_their_share_but_not_on_the_number_of_ro
 
 def test_half_of_equal_rows_stays_where_all_columns_are_counted():
     X = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    rows = DistinctRows(X, np.array([5.0, 2.0, 1.0, 30.0]), np.array([5, 2, 1, 30]))
+    weight = np.array([5.0, 2.0, 1.0, 30.0])
+    rows = DistinctRows(X, weight, weight.astype(np.intp), weight)
     groups = list(separate_values(X, rows, np.arange(2)))
     np.testing.assert_array_equal(needed_of_states(groups, rows), [3, 1, 0, 15])
     groups[0] = np.array([-1, 1, 1, 0])  # the value of the first row is none that comes again

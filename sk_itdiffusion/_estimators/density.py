@@ -370,7 +370,10 @@ class IMMSEDensity(TableEstimator):
         return rows, None, stream
 
     def _read_first(
-        self, X: ArrayLike, weight: ArrayLike | None
+        self,
+        X: ArrayLike,
+        weight: ArrayLike | None,
+        squared_weight: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
         rows = self._validated(X, reset=True, ensure_min_samples=2)

@@ -76,7 +76,7 @@ from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import RowGroups, checked_groups
 from sk_itdiffusion._table.partitions import in_memory
 from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
-from sk_itdiffusion._table.rows import WeightedRows, group_rows
+from sk_itdiffusion._table.rows import WeightedRows, group_rows, observations_per_weight
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_same
@@ -347,11 +347,19 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def _fit_to_rank(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
         return self._fit(
-            X, sample_weight=sample_weight, ranks_training_rows=True, may_hold_out=may_hold_out
+            X,
+            sample_weight=sample_weight,
+            ranks_training_rows=True,
+            may_hold_out=may_hold_out,
+            squared_weight=squared_weight,
         )
 
     def _fit(
@@ -362,6 +370,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         groups: ArrayLike | None = None,
         ranks_training_rows: bool = False,
         may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit the members and the weights."""
         self._forget_fit()
@@ -379,10 +388,17 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         codes = None if groups is None else checked_groups(groups, X)
         X = self._note_columns(X, first)
         self._check_columns(members, fitted, X)
-        read = first._read_again if order[0] in fitted else first._read_first
-        values, weight, kinds = read(X, sample_weight)
+        if order[0] in fitted:
+            values, weight, kinds = first._read_again(X, sample_weight)
+        else:
+            values, weight, kinds = first._read_first(X, sample_weight, squared_weight)
+        per_weight = None
+        if sample_weight is not None and squared_weight is not None:
+            per_weight = observations_per_weight(sample_weight, squared_weight)
         settings = first._settings().changed(
-            validation_fraction=self.validation_fraction, may_hold_out=may_hold_out
+            validation_fraction=self.validation_fraction,
+            may_hold_out=may_hold_out,
+            observations_per_weight=per_weight,
         )
         rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
@@ -409,7 +425,9 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                         first,
                         X,
                         sample_weight,
+                        squared_weight,
                         train,
+                        1.0 if has_counts(settings, is_counted) else None,
                         ranks_training_rows,
                         may_hold_out,
                     )
@@ -581,18 +599,21 @@ def fit_member(
     leader: TableEstimator,
     X: Any,
     sample_weight: ArrayLike | None,
+    squared_weight: Array | None,
     train: ChosenRows,
+    per_weight: float | None,
     ranks_training_rows: bool,
     may_hold_out: bool,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
     The member reads all of X, so that categories that the training rows lack are known to it.
+    ``per_weight`` is the number of observations that a weight of 1 of a training row stands for.
     """
 
-    def training_rows(values: Array, weight: Array) -> ChosenRows:
+    def training_rows(values: Array, weight: Array) -> tuple[ChosenRows, float | None]:
         check_categories(name, member, first, leader)
-        return train
+        return train, per_weight
 
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):
@@ -608,6 +629,7 @@ def fit_member(
         training_rows,
         ranks_training_rows=ranks_training_rows,
         may_hold_out=may_hold_out,
+        squared_weight=squared_weight,
     )
 
 
@@ -624,9 +646,14 @@ def grouped_rows(
     if settings.model.dequantize is not False and not settings.model.has_images:
         step = None if settings.model.dequantize is True else settings.model.dequantize
         is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
-    if is_counted or settings.model.dequantize is not False:
-        grouped = in_counts(grouped, weight)
+    if has_counts(settings, is_counted):
+        grouped = in_counts(grouped, weight, settings.model.observations_per_weight)
     return grouped, space, is_counted
+
+
+def has_counts(settings: FitSettings, is_counted: bool) -> bool:
+    """Return whether the weights of the distinct rows are numbers of observations."""
+    return is_counted or settings.model.dequantize is not False
 
 
 def number_of_rows(rows: WeightedRows, space: TableSpace, is_counted: bool) -> int:

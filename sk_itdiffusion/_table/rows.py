@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
 
@@ -270,6 +270,25 @@ def effective_number(weight: Array) -> float:
     """Return how many rows of equal weight tell as much (Kish's effective sample size)."""
     relative = weight / weight.max()
     return float(relative.sum() ** 2 / (relative**2).sum())
+
+
+def observations_per_weight(weight: ArrayLike, squared_weight: ArrayLike) -> float:
+    """Return how many observations a weight of 1 stands for.
+
+    Parameters
+    ----------
+    weight : array-like of shape (n_rows,)
+        Sums of the positive weights of the observations that a row stands for.
+    squared_weight : array-like of shape (n_rows,)
+        Sums of their squares.
+
+    Returns
+    -------
+    float
+        The number that makes the sum of the weights Kish's effective sample size; 1 for counts,
+        the weights of which are sums of ones.
+    """
+    return float(np.sum(weight) / np.sum(squared_weight))
 
 
 def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:
