@@ -50,7 +50,7 @@ from sk_itdiffusion._estimators.membership import (
     unfitted_copy,
 )
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
-from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
+from sk_itdiffusion._estimators.table import ChosenRows, CountedRows, TableEstimator
 from sk_itdiffusion._fit.ensemble_model import (
     EnsembleModel,
     WeightSettings,
@@ -611,9 +611,9 @@ def fit_member(
     ``per_weight`` is the number of observations that a weight of 1 of a training row stands for.
     """
 
-    def training_rows(values: Array, weight: Array) -> tuple[ChosenRows, float | None]:
+    def training_rows(values: Array, weight: Array) -> CountedRows:
         check_categories(name, member, first, leader)
-        return train, per_weight
+        return *train, per_weight
 
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):

@@ -56,6 +56,8 @@ __all__ = ["TableEstimator", "stored_table"]
 Array = NDArray[np.float64]
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
+#: The same, and how many observations a weight of 1 stands for, None if the weights say it.
+CountedRows = tuple[*ChosenRows, float | None]
 
 #: Declares what of a fitted estimator is stored.  The encoder comes before all that names
 #: categories.
@@ -278,7 +280,7 @@ class TableEstimator(DensityEstimator):
         X: Any,
         sample_weight: ArrayLike | None,
         space: TableSpace | None = None,
-        chosen: Callable[[Array, Array], tuple[ChosenRows, float | None]] | None = None,
+        chosen: Callable[[Array, Array], CountedRows] | None = None,
         y: object = None,
         groups: ArrayLike | None = None,
         ranks_training_rows: bool = False,
@@ -288,7 +290,7 @@ class TableEstimator(DensityEstimator):
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
-        their groups, and how many observations a weight of 1 stands for if that is known.
+        their groups, and how many observations a weight of 1 stands for.
         ``ranks_training_rows`` says that these will be ranked among themselves, and
         ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
         """
@@ -318,7 +320,7 @@ class TableEstimator(DensityEstimator):
         if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
-            (values, weight, codes), per_weight = chosen(values, weight)
+            values, weight, codes, per_weight = chosen(values, weight)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
         self._check_warm_start(previous)
         self._kinds = kinds
