@@ -640,14 +640,15 @@ def grouped_rows(
 
     Rows with probabilities are: equal ones are different observations.
     """
-    grouped = group_rows(values, weight)
+    per_weight = settings.model.observations_per_weight
+    grouped = group_rows(values, weight, are_sums=per_weight is not None)
     space, _ = table_space(grouped, kinds, settings, float(len(weight)))
     is_counted = space.is_discrete
     if settings.model.dequantize is not False and not settings.model.has_images:
         step = None if settings.model.dequantize is True else settings.model.dequantize
         is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
     if has_counts(settings, is_counted):
-        grouped = in_counts(grouped, weight, settings.model.observations_per_weight)
+        grouped = in_counts(grouped, weight, per_weight)
     return grouped, space, is_counted
 
 

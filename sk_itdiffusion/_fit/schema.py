@@ -158,8 +158,9 @@ def read_schema(
     ValueError
         If rows are not between bounds, or columns do not vary where something given needs them to.
     """
-    grouped = group_rows(values, weight)
-    counted = in_counts(grouped, weight, settings.model.observations_per_weight)
+    per_weight = settings.model.observations_per_weight
+    grouped = group_rows(values, weight, are_sums=per_weight is not None)
+    counted = in_counts(grouped, weight, per_weight)
     dequantizer = make_dequantizer(counted, settings, seeds, known)
     check_bounds(grouped.X, settings, dequantizer, None if known is None else known.space)
     copies = None

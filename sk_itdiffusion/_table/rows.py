@@ -171,7 +171,7 @@ def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     )
 
 
-def group_rows(X: Array, weight: Array) -> WeightedRows:
+def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     """Return the distinct rows of positive weight, in an order that depends on nothing else.
 
     The weights of identical rows add, so that a weight is the same as repetition, the order of the
@@ -185,6 +185,8 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
         Finite rows.
     weight : ndarray of shape (n_samples,)
         Non-negative weights.
+    are_sums : bool, default=False
+        Whether the weights are sums already, of those of several observations.
 
     Returns
     -------
@@ -207,7 +209,7 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
         # Two rows have one hash.
         distinct, first, group = np.unique(X, axis=0, return_index=True, return_inverse=True)
     # Repetitions are integers before they are summed, so that their sums are exact.
-    units = in_common_units(weight)
+    units = weight if are_sums else in_common_units(weight)
     total = np.bincount(group.ravel(), weights=units).astype(np.float64)
     content = None if are_counts(units) else keys[first]
     return WeightedRows(distinct, in_units_of_the_least(total), content=content)
