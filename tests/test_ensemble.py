@@ -474,9 +474,9 @@ KINDS = ["discrete", "dequantized"]
 def test_weights_are_worth_their_effective_number_of_rows(case, recwarn):
     """The expected divergence of frequencies from the truth is (states - 1) / (2 n) = 0.006.
 
-    With the mass of states that were not seen, and errors of integration, it was 0.01 to 0.03 for
-    discrete columns in 8 fits, and 0.02 to 0.17 for dequantised ones; it was above 0.7 where states
-    were taken for rows.
+    With few rows for validation, the mass of states that were not seen, and errors of integration
+    it had the mean 0.027 and the standard deviation 0.008 in 16 fits to discrete columns, and 0.127
+    and 0.03 in 8 fits to dequantised ones; it was above 0.86 where states were taken for rows.
     """
     grouped, kind, weights = case
     n = 600
@@ -498,7 +498,7 @@ def test_weights_are_worth_their_effective_number_of_rows(case, recwarn):
     seen = truth > 0
     log_p = est.score_samples(states[seen])
     divergence = truth[seen] @ (np.log(truth[seen]) - log_p)
-    assert divergence < {"discrete": 0.1, "dequantized": 0.35}[kind]
+    assert divergence < {"discrete": 0.1, "dequantized": 0.3}[kind]
     entropy = -truth[seen] @ np.log(truth[seen])
     assert est.entropy_ < entropy + divergence + 4.0 * est.entropy_std_
 

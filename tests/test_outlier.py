@@ -771,7 +771,7 @@ def weighted_table(kind):
 
 
 KINDS = ["discrete", "dequantised", "mixed", "ensemble"]
-QUICK_CASES = [*zip(KINDS, ["equal", "two", "gamma", "two"], strict=True)]
+QUICK_CASES = [*zip(KINDS, ["gamma", "two", "equal", "two"], strict=True)]
 ALL_CASES = itertools.product(KINDS, ["none", "equal", "integers", "two", "gamma", "balanced"])
 
 
@@ -806,13 +806,13 @@ def test_density_inside_a_detector_is_that_of_the_estimator_alone(case):
 
 @pytest.mark.filterwarnings("ignore:.*there are fewer", "ignore:There are fewer")
 @pytest.mark.parametrize(
-    "copies", others_slow([[300, 300], [500], [1, 1], [300, 301], [2, 2, 2, 2], [100] * 4], 3)
+    "copies", others_slow([[300, 300], [500], [300, 301], [1, 1], [2, 2, 2, 2], [100] * 4], 2)
 )
 def test_values_of_equal_frequency_are_that_many_rows(copies):
     """With n rows of which none is alone an unseen value has the probability 1 / (n + 2)."""
     values = np.array(list("abcd"))[: len(copies)]
     table = pd.DataFrame({"value": np.repeat(values, copies)})
-    found = make_detector(trim=0.0).fit(table)
+    found = make_detector(trim=0.0, average=False).fit(table)
     seen = found.score_samples(pd.DataFrame({"value": values}))
     unseen = found.score_samples(pd.DataFrame({"value": ["never"]}))
     n = sum(copies)
@@ -832,7 +832,8 @@ def test_values_are_as_many_rows_as_their_weights_are_worth(weights):
     n = weight.sum() ** 2 / (weight**2).sum()
     for n_values in (1, 4):
         table = pd.DataFrame({"value": np.arange(200) % n_values}).astype(str)
-        found = make_detector(trim=0.0, contamination=0.1).fit(table, sample_weight=weight)
+        found = make_detector(trim=0.0, contamination=0.1, average=False)
+        found.fit(table, sample_weight=weight)
         unseen = found.score_samples(pd.DataFrame({"value": ["never"]}))
         # Weights are rounded to 24 bits.
         np.testing.assert_allclose(unseen, -np.log(n + 2.0), rtol=1e-6)

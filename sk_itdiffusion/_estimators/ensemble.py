@@ -394,7 +394,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             values, weight, kinds = first._read_first(X, sample_weight, squared_weight)
         per_weight = None
         if sample_weight is not None and squared_weight is not None:
-            per_weight = observations_per_weight(sample_weight, squared_weight)
+            per_weight = observations_per_weight(np.asarray(sample_weight), squared_weight)
         settings = first._settings().changed(
             validation_fraction=self.validation_fraction,
             may_hold_out=may_hold_out,

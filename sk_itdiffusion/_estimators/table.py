@@ -294,12 +294,12 @@ class TableEstimator(DensityEstimator):
         ``ranks_training_rows`` says that these will be ranked among themselves, and
         ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
         """
-        per_weight = None
-        if sample_weight is not None and squared_weight is not None:
-            per_weight = observations_per_weight(sample_weight, squared_weight)
         codes = None if groups is None else self._checked_groups(X, groups)
         # Several processes need one seed.
         random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
+        per_weight = None
+        if sample_weight is not None and squared_weight is not None:
+            per_weight = observations_per_weight(np.asarray(sample_weight), squared_weight)
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
         stream = None
         if previous is None:

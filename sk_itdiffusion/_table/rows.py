@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
 
@@ -274,14 +274,14 @@ def effective_number(weight: Array) -> float:
     return float(relative.sum() ** 2 / (relative**2).sum())
 
 
-def observations_per_weight(weight: ArrayLike, squared_weight: ArrayLike) -> float:
+def observations_per_weight(weight: Array, squared_weight: Array) -> float:
     """Return how many observations a weight of 1 stands for.
 
     Parameters
     ----------
-    weight : array-like of shape (n_rows,)
+    weight : ndarray of shape (n_rows,)
         Sums of the positive weights of the observations that a row stands for.
-    squared_weight : array-like of shape (n_rows,)
+    squared_weight : ndarray of shape (n_rows,)
         Sums of their squares.
 
     Returns
