@@ -414,7 +414,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                         may_hold_out,
                     )
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
-                self._combine(members, order[0], valid, settings, seeds)
+                known = WeightedRows(*train[:2]) if needs_fit else None
+                self._combine(members, order[0], valid, settings, seeds, known)
         if needs_fit and not holds_out(number_of_rows(rows, space, is_counted), settings):
             self._forget_bounds()
         tasks.end()
@@ -427,6 +428,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         valid: WeightedRows,
         settings: FitSettings,
         seeds: Seeds,
+        train: WeightedRows | None,
     ) -> None:
         """Find the weights of fitted members, and set the fitted attributes."""
         models = {name: member._model for name, member in members.items()}
@@ -445,6 +447,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             valid,
             WeightSettings(self.weights, self.include_references),
             seeds,
+            train,
         )
         self._encoder = getattr(members[first], "_encoder", None)
         self.named_estimators_ = Bunch(**members)
