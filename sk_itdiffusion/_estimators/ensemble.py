@@ -395,6 +395,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         valid = rows
         if needs_fit:
             train, valid = held_out(rows, space, settings, seeds, is_counted, belonging)
+        elif belonging is not None:
+            together = rows_together(rows, space, settings, belonging, is_counted)
+            assert together is not None
+            valid = together.part(rows, np.ones(len(together.row), dtype=bool))
         n_stretches = len(needs_fit) + 1
         tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
