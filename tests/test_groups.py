@@ -341,7 +341,7 @@ def ensemble_of_dequantized(seed):
 @pytest.mark.parametrize(
     ("make", "n_fits"),
     [
-        (discrete, 8),
+        (discrete, 6),
         (ensemble_of_discrete, 3),
         pytest.param(ensemble_of_discrete, 14, marks=pytest.mark.slow),
         pytest.param(ensemble_of_dequantized, 6, marks=pytest.mark.slow),
