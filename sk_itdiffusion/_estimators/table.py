@@ -205,9 +205,10 @@ class TableEstimator(DensityEstimator):
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.  Weights that
-            are no integers are relative: a common factor changes nothing.  Where rows have
-            probabilities (discrete or dequantised columns only) the number of rows matters too:
+            Non-negative weights; a weight of 2 is the same as having the row twice.  Where rows
+            have densities only the ratios of the weights matter.  Where they have probabilities
+            (discrete or dequantised columns only) the number of observations matters too: integers
+            are such numbers.  A common factor of other weights changes nothing:
             multiples of the least weight, below 1000, are numbers of observations.  So are
             multiples of any unit, fewer than 1000 of it, of fewer than 40 rows of which at least
             half differ in weight, such as the shares of a few states.  Other weights, of
