@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -162,17 +163,28 @@ class GaussianPeer(GaussianMixturePeer):
 
 
 class FlowPeer(Peer):
-    """Normalising flow of zuko with three transforms and hidden layers (128, 128).
+    """Normalising flow of zuko, with three transforms and hidden layers (128, 128) unless told.
 
     AdamW with rate 1e-3 and batches of 512; the validation likelihood is computed every 100
-    steps, training ends after 1000 steps without a gain, and the best state is restored.
+    steps, training ends after 1000 steps without a gain, or after so many seconds of processors,
+    and the best state is restored.
     """
 
-    def __init__(self, architecture: str = "NSF", max_steps: int = 6000) -> None:
+    def __init__(
+        self,
+        architecture: str = "NSF",
+        max_steps: int = 6000,
+        n_transforms: int = 3,
+        hidden_size: int = 128,
+        max_seconds: float = math.inf,
+    ) -> None:
         if architecture not in ("NSF", "MAF"):
             raise ValueError(f"architecture must be 'NSF' or 'MAF', got {architecture!r}.")
         self.architecture = architecture
         self.max_steps = max_steps
+        self.n_transforms = n_transforms
+        self.hidden_size = hidden_size
+        self.max_seconds = max_seconds
         self.name = {"NSF": "neural_spline_flow", "MAF": "masked_autoregressive_flow"}[architecture]
 
     def _fit(self, X_train: Array, X_valid: Array, seed: int) -> None:
@@ -181,6 +193,7 @@ class FlowPeer(Peer):
         optimizer = torch.optim.AdamW(self.flow_.parameters(), lr=1e-3)
         batches = minibatches(train, 512, torch.Generator().manual_seed(seed))
         best, best_score, best_step = copy.deepcopy(self.flow_.state_dict()), -math.inf, 0
+        end = time.process_time() + self.max_seconds
         for step in range(1, self.max_steps + 1):
             loss = -self.flow_().log_prob(next(batches)).mean()
             optimizer.zero_grad()
@@ -196,6 +209,8 @@ class FlowPeer(Peer):
                     )
                 elif step - best_step >= 1000:
                     break
+                if time.process_time() >= end:
+                    break
         self.flow_.load_state_dict(best)
         self.details_ = {"n_steps": step, "best_step": best_step}
 
@@ -205,7 +220,8 @@ class FlowPeer(Peer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             architecture = getattr(zuko.flows, self.architecture)
-            return architecture(n_features, transforms=3, hidden_features=(128, 128))
+            hidden = (self.hidden_size,) * 2
+            return architecture(n_features, transforms=self.n_transforms, hidden_features=hidden)
 
     @torch.no_grad()
     def _log_prob(self, rows: Tensor) -> Tensor:
@@ -368,6 +384,9 @@ PEERS: dict[str, Callable[..., Peer]] = {
     "gaussian_mixture": GaussianMixturePeer,
     "gaussian_mixture_validation": lambda **settings: GaussianMixturePeer("validation", **settings),
     "neural_spline_flow": FlowPeer,
+    "wide_neural_spline_flow": lambda **settings: FlowPeer(
+        **{"n_transforms": 5, "hidden_size": 256, "max_steps": 20_000, **settings}
+    ),
     "masked_autoregressive_flow": lambda **settings: FlowPeer("MAF", **settings),
     "published_recipe": PublishedRecipe,
 }
@@ -378,6 +397,7 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "gaussian_mixture": {"n_init": 1},
     "gaussian_mixture_validation": {"n_init": 1},
     "neural_spline_flow": {"max_steps": 200},
+    "wide_neural_spline_flow": {"max_steps": 20},
     "masked_autoregressive_flow": {"max_steps": 200},
     "published_recipe": {"n_epochs": 5},
 }

@@ -379,6 +379,7 @@ def test_maps_are_those_of_the_first_fitted_member(X):
     assert est.estimators_[1] is first
 
 
+@pytest.mark.slow
 def test_member_with_a_reference_object_gives_the_space(X, T):
     reference = GaussianReference([0.0, 1.0], np.diag([1.0, 3.0]))
     mapped = IMMSEDensity(**TINY | {"marginals": "quantile", "reference": "gaussian"})
@@ -404,6 +405,7 @@ def test_beyond_its_range_a_member_is_its_control_variate(T, members):
         assert torch.equal(denoise(z, logsnr), reference) != is_inside
 
 
+@pytest.mark.slow
 def test_dequantized_members_bound_probabilities_of_the_lattice():
     marginal = stats.binom(30, 0.5)
     X, new = marginal.rvs(size=(2, 300, 3), random_state=0).astype(float)
@@ -577,6 +579,7 @@ def test_parameters_are_those_of_the_members_by_name():
         est.set_params(c__hidden_size=7)
 
 
+@pytest.mark.slow
 def test_seeds_of_members_follow_from_the_seed_of_the_ensemble_unless_given(X, T):
     def fit(seed):
         quick = {"max_epochs": 1, "steps_per_epoch": 1}

@@ -159,6 +159,7 @@ def test_bad_steps_are_errors(step):
         IMMSEDensity(dequantize=step, **QUICK).fit(lattice_rows(100))
 
 
+@pytest.mark.slow
 def test_expected_bounds_are_those_of_scores():
     """`entropy_` has the volume of the cells and the constant columns of `score`."""
     X = 3.0 * np.column_stack([lattice_rows(400), np.full(400, 2.0)])
@@ -178,7 +179,7 @@ def test_equal_rows_are_nearly_certain():
     X = np.full((50, 2), 3.0)
     density = IMMSEDensity(dequantize=0.5, random_state=0).fit(X)
     assert density.score(X) == pytest.approx(2 * math.log(51 / 52), rel=1e-12)
-    assert density.entropy_ == pytest.approx(-density.score(X), rel=1e-12)
+    assert np.isnan(density.entropy_)  # nothing validates
     others = X[:1] + 0.5 * np.column_stack([np.arange(-100, 101), np.zeros(201)])
     assert np.exp(density.score_samples(others)).sum() == pytest.approx(51 / 52, rel=1e-9)
 
@@ -394,6 +395,7 @@ def test_a_dataset_that_fits_into_memory_is_the_array():
         IMMSEDensity(**QUICK).fit(Rows(X), sample_weight=np.ones(200))
 
 
+@pytest.mark.slow
 def test_larger_datasets_are_streamed(monkeypatch):
     monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 3 * 400)
     X = np.random.RandomState(0).standard_normal((3_000, 3)) ** 3

@@ -3,12 +3,12 @@
 import contextlib
 import inspect
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from marks import others_slow
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import KNNImputer
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -16,7 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion._fit.training import TrainingControl
+from sk_itdiffusion._fit import course
+from sk_itdiffusion._fit.course import Course
+from sk_itdiffusion._fit.training_control import would_go_on_gaining
 from sk_itdiffusion._runtime.parallel import map_in_workers, run_all_interruptibly
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table
@@ -57,6 +59,21 @@ def test_warning_is_shown_once_and_at_the_users_line(name):
     assert [TIES in str(warning.message) for warning in caught] == [True]
     assert caught[0].filename == __file__
     assert caught[0].lineno == inspect.getsourcelines(CALLS[name])[1]
+
+
+def test_a_single_row_of_great_weight_is_no_tie():
+    """Nor does it hide a bound; many equal rows do both, whatever their weights."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.exponential(size=200), rng.normal(size=200)])
+    weight = rng.uniform(0.5, 1.5, size=200)
+    weight[7] = 0.07 * weight.sum()
+    with shown() as caught:
+        density = clone(QUICK).fit(X, sample_weight=weight)
+    assert not [warning.message for warning in caught]
+    np.testing.assert_array_equal(density.bounds_, [[0, np.inf], [-np.inf, np.inf]])
+    X[:20, 0] = 1.0
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 have many equal"):
+        clone(QUICK).fit(X, sample_weight=weight)
 
 
 def test_each_line_and_each_text_is_shown_and_filters_hold():
@@ -160,6 +177,16 @@ def test_p_values_name_the_contamination_of_the_fit():
 # -- short trainings and few rows ------------------------------------------------------------
 
 
+#: Parameters of quick fits to `circles`.
+RINGS = {
+    "reference": "gaussian",
+    "marginals": "standard",
+    "experts": ["network"],
+    "hidden_size": 32,
+    "batch_size": 256,
+}
+
+
 def circles(seed):
     """Return rows of which a network has much to learn."""
     r = np.random.default_rng(seed)
@@ -170,15 +197,7 @@ def circles(seed):
 
 def warnings_of_fit(X, max_epochs, **parameters):
     """Return the fitted estimator, and whether it warned that the training was too short."""
-    density = IMMSEDensity(
-        max_epochs=max_epochs,
-        reference="gaussian",
-        marginals="standard",
-        experts=["network"],
-        hidden_size=32,
-        batch_size=256,
-        **parameters,
-    )
+    density = IMMSEDensity(max_epochs=max_epochs, **RINGS, **parameters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         density.fit(X)
@@ -195,6 +214,21 @@ def test_trainings_that_end_too_early_warn_once(n_networks):
     assert not warnings_of_fit(NORMAL, 2, **brief)[1]
 
 
+def test_trainings_without_time_warn(monkeypatch):
+    advance, now = Course.advance, 0.0
+
+    def slow(self):
+        nonlocal now
+        now += 0.1
+        advance(self)
+
+    monkeypatch.setattr(Course, "advance", slow)
+    monkeypatch.setattr(course.time, "monotonic", lambda: now)
+    brief = {"steps_per_epoch": 40, "random_state": 0, "n_networks": 1, "time_limit": 19.0}
+    with pytest.warns(ConvergenceWarning, match=r"ended by time_limit=19.0 while.*time_limit\."):
+        IMMSEDensity(**RINGS, **brief).fit(circles(0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_long_trainings_do_not_warn(seed):
@@ -204,25 +238,18 @@ def test_long_trainings_do_not_warn(seed):
 
 
 @pytest.mark.parametrize(
-    ("bounds", "n_epochs", "expected"),
+    ("bounds", "expected"),
     [
-        ([3.0, 2.0, 1.5, 1.2], 4, True),
-        ([3.0, 2.0, 1.5, 1.2], 5, False),  # ended before max_epochs
-        ([3.9, 3.8, 3.78, 3.75], 4, False),  # less than 0.1 nats
-        ([3.0, 2.0, 1.9, 1.8], 4, False),  # less than a tenth of the gain
-        ([4.0, 4.1, 4.2, 4.3], 4, False),
-        ([3.5], 1, True),
-        ([np.nan, 3.9, 3.8], 3, False),
+        ([3.0, 2.0, 1.5, 1.2], True),
+        ([3.9, 3.8, 3.78, 3.75], False),  # less than 0.1 nats
+        ([3.0, 2.0, 1.9, 1.8], False),  # less than a tenth of the gain
+        ([4.0, 4.1, 4.2, 4.3], False),
+        ([3.5], True),
+        ([np.nan, 3.9, 3.8], False),
     ],
 )
-def test_gain_of_the_last_quarter_decides(bounds, n_epochs, expected):
-    control = TrainingControl(100, n_epochs, None, initial_bound=4.0)
-    control.cooling_from, control.is_still_improving = None, False
-    control.judge_end(SimpleNamespace(history=[{"valid_loss": bound} for bound in bounds]))
-    assert control.is_still_improving is expected
-    control.cooling_from, control.is_still_improving = (1, 1, 1.0), False  # ended by patience
-    control.judge_end(SimpleNamespace(history=[{"valid_loss": bound} for bound in bounds]))
-    assert not control.is_still_improving
+def test_gain_of_the_last_quarter_decides(bounds, expected):
+    assert would_go_on_gaining([4.0, *bounds]) is expected
 
 
 def test_fits_to_few_rows_say_once_what_they_are():

@@ -129,9 +129,9 @@ class IMMSEDensity(TableEstimator):
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
-    max_epochs : int, default=40
-        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
-        at its start, which is the normal reference.
+    max_epochs : int, default=1000
+        Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
+        network, or, where ``experts`` names it, one at its start, which is the normal reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
         epochs.  ``"auto"`` is a 120th of the number of rows, but between 37 (for fewer than 1500
@@ -147,17 +147,28 @@ class IMMSEDensity(TableEstimator):
         bounds the memory of training.
     learning_rate : float or "auto", default="auto"
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It follows a cosine to zero.  ``"auto"`` is 0.03, for U-Nets 0.007, for
-        convolutional networks 0.02, and for a given denoiser 0.001.
+        times it.  It falls with the root of the steps from the 500th on, and to zero in the last
+        half of them.  ``"auto"`` is 0.03, for U-Nets 0.007, for convolutional networks 0.02, and
+        for a given denoiser 0.001.
     early_stopping : bool, default=True
-        Whether to end when the validation bound no longer improves.
+        Whether to end when the validation bound no longer improves, or not enough (``tol``).
     validation_fraction : float, default=0.1
         Share in (0, 1) of the distinct rows, at least 10 and at most 10,000 rows, that judges
         epochs, maps, references and experts.  With fewer than 40 distinct rows nothing is judged:
         the model is the normal reference.
+    tol : float or "auto", default="auto"
+        Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
+        gain less, by what the last doublings of the steps have gained of the validation bound of
+        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
+        that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which the learning rate is taken to zero and training
-        ends, at least 1.
+        Epochs without improvement after which training ends, at least 1; a third of all epochs if
+        that is more.
+    time_limit : float or None, default=None
+        Seconds after which `fit` should end, positive.  Networks are trained, and their learning
+        rate taken to zero, in 85% of the time.  References, which come before, and weights, which
+        come after, take the time they need.  How far a training comes depends on the machine, so
+        that with a limit the same ``random_state`` may give another fit.
     score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
         integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
@@ -305,7 +316,7 @@ class IMMSEDensity(TableEstimator):
         n_frequencies: int = 4,
         dropout: float | str = "auto",
         weight_decay: float | str = "auto",
-        max_epochs: int = 40,
+        max_epochs: int = 1000,
         steps_per_epoch: int | str = "auto",
         batch_size: int | str = "auto",
         num_workers: int = 0,
@@ -313,7 +324,9 @@ class IMMSEDensity(TableEstimator):
         learning_rate: float | str = "auto",
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
+        tol: float | str = "auto",
         n_iter_no_change: int = 6,
+        time_limit: float | None = None,
         score_tol: float | str = "auto",
         device: str = "auto",
         warm_start: bool = False,
@@ -344,7 +357,9 @@ class IMMSEDensity(TableEstimator):
         self.learning_rate = learning_rate
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
+        self.tol = tol
         self.n_iter_no_change = n_iter_no_change
+        self.time_limit = time_limit
         self.score_tol = score_tol
         self.device = device
         self.warm_start = warm_start

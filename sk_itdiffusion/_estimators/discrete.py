@@ -98,10 +98,10 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
-    max_epochs : int, default=40
-        Epochs at most, at least 0; with 0 there is no network, or, where ``experts`` names it, one
-        at its start, which is its reference.  ``experts=["independent"], max_epochs=0`` gives the
-        reference alone.
+    max_epochs : int, default=1000
+        Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
+        network, or, where ``experts`` names it, one at its start, which is its reference.
+        ``experts=["independent"], max_epochs=0`` gives the reference alone.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
@@ -111,13 +111,24 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
         times it.
     early_stopping : bool, default=True
-        Whether to end when the validation bound no longer improves.
+        Whether to end when the validation bound no longer improves, or not enough (``tol``).
     validation_fraction : float, default=0.1
         Share in (0, 1) of the rows, at least 10 and at most 10,000, that judges epochs, references
         and experts.  Equal rows are different observations, and may be on both sides.  With fewer
         than 40 rows the model is the independent reference.
+    tol : float or "auto", default="auto"
+        Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
+        gain less, by what the last doublings of the steps have gained of the validation bound of
+        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
+        that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which training ends, at least 1.
+        Epochs without improvement after which training ends, at least 1; a third of all epochs if
+        that is more.
+    time_limit : float or None, default=None
+        Seconds after which `fit` should end, positive.  Networks are trained, and their learning
+        rate taken to zero, in 85% of the time.  References, which come before, and weights, which
+        come after, take the time they need.  How far a training comes depends on the machine, so
+        that with a limit the same ``random_state`` may give another fit.
     score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
         integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
@@ -260,13 +271,15 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         n_blocks: int | str = "auto",
         dropout: float | str = "auto",
         weight_decay: float | str = "auto",
-        max_epochs: int = 40,
+        max_epochs: int = 1000,
         steps_per_epoch: int | str = "auto",
         batch_size: int | str = "auto",
         learning_rate: float = 0.02,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
+        tol: float | str = "auto",
         n_iter_no_change: int = 6,
+        time_limit: float | None = None,
         score_tol: float | str = "auto",
         n_paths: int = 2,
         device: str = "auto",
@@ -296,7 +309,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.learning_rate = learning_rate
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
+        self.tol = tol
         self.n_iter_no_change = n_iter_no_change
+        self.time_limit = time_limit
         self.score_tol = score_tol
         self.n_paths = n_paths
         self.device = device

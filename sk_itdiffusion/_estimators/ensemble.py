@@ -411,6 +411,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         valid = rows
         if needs_fit:
             train, valid = held_out(rows, space, settings, seeds, is_counted, belonging)
+        elif belonging is not None:
+            together = rows_together(rows, space, settings, belonging, is_counted)
+            assert together is not None
+            valid = together.part(rows, np.ones(len(together.row), dtype=bool))
         n_stretches = len(needs_fit) + 1
         tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
@@ -432,7 +436,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                         may_hold_out,
                     )
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
-                self._combine(members, order[0], valid, settings, seeds)
+                known = WeightedRows(*train[:2]) if needs_fit else None
+                self._combine(members, order[0], valid, settings, seeds, known)
         if needs_fit and not holds_out(number_of_rows(rows, space, is_counted), settings):
             self._forget_bounds()
         tasks.end()
@@ -445,6 +450,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         valid: WeightedRows,
         settings: FitSettings,
         seeds: Seeds,
+        train: WeightedRows | None,
     ) -> None:
         """Find the weights of fitted members, and set the fitted attributes."""
         models = {name: member._model for name, member in members.items()}
@@ -463,6 +469,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             valid,
             WeightSettings(self.weights, self.include_references),
             seeds,
+            train,
         )
         self._encoder = getattr(members[first], "_encoder", None)
         self.named_estimators_ = Bunch(**members)

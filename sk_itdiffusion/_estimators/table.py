@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -103,7 +104,9 @@ class TableEstimator(DensityEstimator):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "tol": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "time_limit": [Interval(Real, 0, None, closed="neither"), None],
         "device": [str, torch.device],
         "warm_start": ["boolean"],
         "callbacks": [None, list, tuple],
@@ -124,7 +127,9 @@ class TableEstimator(DensityEstimator):
     learning_rate: float | str
     early_stopping: bool
     validation_fraction: float
+    tol: float | str
     n_iter_no_change: int
+    time_limit: float | None
     device: str
     warm_start: bool
     callbacks: Sequence[Any] | None
@@ -206,9 +211,10 @@ class TableEstimator(DensityEstimator):
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.  Weights that
-            are no integers are relative: a common factor changes nothing.  Where rows have
-            probabilities (discrete or dequantised columns only) the number of rows matters too:
+            Non-negative weights; a weight of 2 is the same as having the row twice.  Where rows
+            have densities only the ratios of the weights matter.  Where they have probabilities
+            (discrete or dequantised columns only) the number of observations matters too: integers
+            are such numbers.  A common factor of other weights changes nothing:
             multiples of the least weight, below 1000, are numbers of observations.  So are
             multiples of any unit, fewer than 1000 of it, of fewer than 40 rows of which at least
             half differ in weight, such as the shares of a few states.  Other weights, of
@@ -240,8 +246,8 @@ class TableEstimator(DensityEstimator):
         Warns
         -----
         ConvergenceWarning
-            If the training ends after ``max_epochs`` while the validation bound is still falling,
-            or diverges after some good epochs.
+            If the training ends by ``max_epochs`` or ``time_limit`` while the validation bound is
+            still falling, or diverges after some good epochs.
         UserWarning
             If there are fewer than 40 rows (distinct ones if columns are continuous), so that
             neither networks nor other experts are fitted, and about columns without a density.
@@ -294,6 +300,7 @@ class TableEstimator(DensityEstimator):
         ``ranks_training_rows`` says that these will be ranked among themselves, and
         ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
         """
+        started = time.monotonic()
         codes = None if groups is None else self._checked_groups(X, groups)
         # Several processes need one seed.
         random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
@@ -329,6 +336,7 @@ class TableEstimator(DensityEstimator):
         tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
         settings = settings.changed(
             tasks=tasks,
+            started=started,
             attributes_of=self._attributes_of,
             extent=extent,
             ranks_training_rows=ranks_training_rows,
@@ -390,8 +398,9 @@ class TableEstimator(DensityEstimator):
         -----
         ``reference`` and ``experts`` know no mixtures or kernels here, nor families of references
         of your own.  ``marginals="auto"`` is standardisation only, ``dropout`` and ``weight_decay``
-        are 0 unless given, and ``max_epochs``, ``steps_per_epoch``, ``early_stopping`` and
-        ``callbacks`` are of no account (but with ``max_epochs=0`` there is no network).
+        are 0 unless given, and ``max_epochs``, ``steps_per_epoch``, ``early_stopping``,
+        ``time_limit`` and ``callbacks`` are of no account (but with ``max_epochs=0`` there is no
+        network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
             warn(
@@ -482,7 +491,9 @@ class TableEstimator(DensityEstimator):
             else int(self.steps_per_epoch),
             "batch_size": value_or_usual(self.batch_size, usual.batch_size),
             "learning_rate": float(rate),
+            "tol": self.tol if self.early_stopping else None,
             "patience": self.n_iter_no_change if self.early_stopping else None,
+            "time_limit": self.time_limit,
             "validation_fraction": self.validation_fraction,
             "device": resolve_device(self.device),
             "callbacks": tuple(self.callbacks or ()),

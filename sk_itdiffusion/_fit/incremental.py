@@ -37,6 +37,7 @@ from skorch.callbacks import GradientNormClipping
 from torch import Generator
 
 from sk_itdiffusion._fit.batches import NoisyRowIterator
+from sk_itdiffusion._fit.course import rate_without_end
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, number_of_network
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.model import TableModel
@@ -60,9 +61,8 @@ from sk_itdiffusion._fit.training import (
     DenoisingObjective,
     MeanCriterion,
     _Net,
-    rates_of,
-    set_rates,
 )
+from sk_itdiffusion._fit.training_control import rates_of, set_rates
 from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._runtime.parallel import run_interruptibly
@@ -214,9 +214,7 @@ class StreamedNetwork:
 
     def step(self, batch: object, averages: Averages) -> float:
         """Take one step and return its loss."""
-        factor = min((self.n_steps + 1) / N_WARMUP, 1.0)
-        factor *= math.sqrt(N_CONSTANT / max(self.n_steps, N_CONSTANT))
-        set_rates(self.net, self.rates, factor)
+        set_rates(self.net, self.rates, rate_without_end(self.n_steps, N_WARMUP, N_CONSTANT))
         loss = float(self.net.train_step(batch)["loss"].detach())
         self.objective.update_average(averages)
         self.n_steps += 1

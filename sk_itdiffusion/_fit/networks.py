@@ -15,8 +15,9 @@ import skorch
 import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from torch import Generator
+from torch import Generator, Tensor
 
+from sk_itdiffusion._fit.course import Limits
 from sk_itdiffusion._fit.experts import (
     Experts,
     kind_of_expert,
@@ -40,6 +41,7 @@ from sk_itdiffusion._fit.training import (
 from sk_itdiffusion._fit.training_report import EpochBoard, TrainingReport
 from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion._immse.error_profiles import error_profile
+from sk_itdiffusion._immse.likelihood import Denoiser
 from sk_itdiffusion._runtime.generators import CopyableGenerator, seeded
 from sk_itdiffusion._runtime.parallel import run_all_interruptibly, run_interruptibly
 from sk_itdiffusion._runtime.progress import current_progress
@@ -79,6 +81,8 @@ ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
+#: Steps at most in which the learning rate rises.
+MAX_WARMUP = 50
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
 SHARE_OF_TRAINING = 0.95
 
@@ -141,6 +145,10 @@ def train_networks(
         """Return the attributes of the estimator if its fit ended with the nets that there are."""
         return attributes_with(nets | {name: net})
 
+    limited = {name: trains_in_one_thread(name, settings) for name in names}
+    is_watched = bool(settings.training.callbacks) or settings.runtime.tasks.are_watched
+    alone = settings.runtime.processes.size == 1 and not is_watched
+    are_together = len(names) > 1 and all(limited.values()) and alone
     jobs = {
         name: partial(
             train_network,
@@ -157,13 +165,11 @@ def train_networks(
                 len(names) == 1,
                 board,
             ),
+            1 if are_together else len(names) - number,
         )
-        for name, strand in zip(names, strands, strict=True)
+        for number, (name, strand) in enumerate(zip(names, strands, strict=True))
     }
-    limited = {name: trains_in_one_thread(name, settings) for name in names}
-    is_watched = bool(settings.training.callbacks) or settings.runtime.tasks.are_watched
-    alone = settings.runtime.processes.size == 1 and not is_watched
-    if len(names) > 1 and all(limited.values()) and alone:
+    if are_together:
         return dict(zip(names, run_all_interruptibly(list(jobs.values())), strict=True))
     for name, job in jobs.items():
         nets[name] = run_interruptibly(job, limited=limited[name])
@@ -171,13 +177,20 @@ def train_networks(
 
 
 def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSettings) -> None:
-    """Warn once if networks would be better after more epochs."""
-    if any(dict(net.callbacks_)["control"].is_still_improving for net in nets):
-        warn(
-            f"The training ended after max_epochs={settings.training.max_epochs} while the "
-            "validation bound was still falling. Increase max_epochs, or steps_per_epoch.",
-            ConvergenceWarning,
-        )
+    """Warn once if networks would be better after more epochs, or in more time."""
+    limits = {
+        "time": f"time_limit={settings.runtime.time_limit}",
+        "epochs": f"max_epochs={settings.training.max_epochs}",
+    }
+    ends = {dict(net.callbacks_)["control"].ended_too_early_by for net in nets}
+    for end, limit in limits.items():
+        if end in ends:
+            warn(
+                f"The training ended by {limit} while the validation bound was still falling. "
+                f"Increase {limit.partition('=')[0]}.",
+                ConvergenceWarning,
+            )
+            return
 
 
 def trains_in_one_thread(name: str, settings: FitSettings) -> bool:
@@ -307,9 +320,10 @@ def train_network(
     settings: FitSettings,
     previous: TableModel | None,
     report: TrainingReport,
+    n_left: int,
     stop: threading.Event,
 ) -> skorch.NeuralNet:
-    """Return the trained skorch net."""
+    """Return the trained skorch net, the first of those that are left to share the time."""
     # Warm starts go on with other noise.
     generator = CopyableGenerator().manual_seed(
         experts.seeds.network + experts.n_fits - 1 + 1_000_003 * number_of_network(name)
@@ -327,12 +341,9 @@ def train_network(
         density=settings.training.schedule.density(low, high, spectrum_of(split)),
         adaptive=settings.training.schedule.adaptive,
         batch_size=settings.training.batch_size,
-        n_batches=settings.training.steps_per_epoch
-        or epoch_length(n_rows, has_categories, settings),
-        max_epochs=settings.training.max_epochs,
+        limits=limits_of(n_rows, split.space, settings, n_left),
         learning_rate=settings.training.learning_rate,
         weight_decay=weight_decay,
-        patience=settings.training.patience,
         n_validation_noises=n_validation_noises(len(split.valid), split.space, settings),
         verbose=settings.runtime.verbose,
         micro_batch_size=settings.training.micro_batch_size,
@@ -349,6 +360,7 @@ def train_network(
         RowDataset(split.valid.X, split.valid.weight, settings.runtime.device),
         plan,
         generator,
+        references=partners_of_networks(experts, settings),
         adapt=density_adapter(experts, split, plan.density, settings.runtime.processes),
         callbacks=list(settings.training.callbacks),
         device=settings.runtime.device,
@@ -357,6 +369,22 @@ def train_network(
     )
     net.forget_training()
     return net
+
+
+def limits_of(n_rows: int, space: TableSpace, settings: FitSettings, n_left: int) -> Limits:
+    """Return what ends the training of the first of the networks that are left in turn."""
+    training = settings.training
+    has_categories = bool(space.layout.variables)
+    n_steps = training.steps_per_epoch or epoch_length(n_rows, has_categories, settings)
+    seconds = settings.runtime.seconds_to_train()
+    return Limits(
+        n_epochs=training.max_epochs,
+        steps_per_epoch=n_steps,
+        tol=training.tol_of(space.layout.n_columns),
+        patience=training.patience,
+        seconds=None if seconds is None else seconds / n_left,
+        n_warmup=int(np.clip(n_steps // 2, 1, MAX_WARMUP)),
+    )
 
 
 def training_rows(
@@ -466,6 +494,21 @@ def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -
         return max(16, math.ceil(MIN_VALIDATION_ROWS / n_rows) if space.is_discrete else 0)
     # The epochs of a table are short, and their judgement is not to take much of their time.
     return int(np.clip(math.ceil(NOISY_VALIDATION_ROWS / n_rows), 4, 32))
+
+
+def partners_of_networks(experts: Experts, settings: FitSettings) -> list[Denoiser]:
+    """Return the references that are experts too, as denoisers of single precision."""
+    dtype, asked = experts.precision, settings.model.experts
+
+    def denoise(reference: Denoiser, z: Tensor, logsnr: Tensor) -> Tensor:
+        return reference(z.to(dtype), logsnr.to(dtype)).to(z.dtype)
+
+    denoisers = experts.experts()
+    return [
+        partial(denoise, denoisers[name])
+        for name in experts.references
+        if asked == "auto" or name in asked
+    ]
 
 
 def density_adapter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+#: Nats that twice the steps have to gain by default, and for each column if that is more.
+USUAL_TOL, USUAL_TOL_PER_COLUMN = 0.02, 0.002
+#: Share of the time of a fit after which no network is trained; then come weights and errors.
+SHARE_OF_TIME = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +101,19 @@ class TrainingSettings:
     steps_per_epoch: int | None
     batch_size: int
     learning_rate: float
+    #: Nats that twice the steps have to gain; "auto" for a number that suits the columns, None for
+    #: no limit.
+    tol: float | str | None
     patience: int | None
     loss: str = "mse"
     micro_batch_size: int | None = None
     callbacks: Sequence[Any] = ()
+
+    def tol_of(self, n_columns: int) -> float | None:
+        """Return the nats that twice the steps have to gain for rows of so many columns."""
+        if isinstance(self.tol, str):
+            return max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns)
+        return self.tol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +122,22 @@ class RuntimeSettings:
 
     device: torch.device
     verbose: int = 0
+    #: Seconds for the fit, and the reading of `time.monotonic` at its start.
+    time_limit: float | None = None
+    started: float = 0.0
     feature_names: Sequence[str] | None = None
     stream: Stream | None = None
     processes: Processes = ALONE
     tasks: FitTasks = field(default_factory=FitTasks)
     #: Returns the attributes of an estimator that has a model.
     attributes_of: Callable[[TableModel], dict[str, Any]] | None = None
+
+    def seconds_to_train(self) -> float | None:
+        """Return the seconds that are left for the training of networks; None for no limit."""
+        if self.time_limit is None:
+            return None
+        spent = time.monotonic() - self.started
+        return max(0.0, SHARE_OF_TIME * self.time_limit - spent)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ import numpy as np
 import skorch
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import Callback
 from skorch.helper import predefined_split
 from torch import Generator, Tensor, nn
 
@@ -28,7 +25,15 @@ from sk_itdiffusion._fit.batches import (
     NoisyRows,
     StreamedRowIterator,
 )
-from sk_itdiffusion._fit.optimizers import clip_norm, optimizer_settings
+from sk_itdiffusion._fit.course import Limits
+from sk_itdiffusion._fit.judgement import Judgement, unexplained_noise
+from sk_itdiffusion._fit.optimizers import optimizer_settings
+from sk_itdiffusion._fit.training_control import (
+    FIRST_ADAPTATION,
+    StopTraining,
+    TrainingControl,
+    UntilItsEnd,
+)
 from sk_itdiffusion._fit.training_report import TrainingReport
 from sk_itdiffusion._immse.cubature import PiecewiseDensity
 from sk_itdiffusion._runtime.memory import LESS, is_out_of_memory, release_memory
@@ -44,11 +49,7 @@ from sk_itdiffusion.persistence import stored
 __all__ = [
     "DenoisingObjective",
     "RowDataset",
-    "StopTraining",
-    "TrainingControl",
     "TrainingPlan",
-    "rates_of",
-    "set_rates",
     "train",
 ]
 
@@ -69,15 +70,6 @@ MIN_VALIDATION_ROWS = 1_000
 MAX_REPEATED_ROWS = 16_384
 #: Posterior probabilities of levels in judging an epoch; images of long lattices have many.
 MAX_VALIDATION_CATEGORIES = 10**8
-#: Epochs after which the importance density is refitted.
-ADAPTATION_EPOCHS = (2, 6, 14)
-#: Gain of the last quarter of all epochs, in nats and as a share of the whole gain, from which on
-#: a training that has not been ended by its validation rows would go on gaining.
-MIN_LATE_GAIN, MIN_SHARE_OF_LATE_GAIN = 0.1, 0.1
-
-
-class StopTraining(Exception):  # noqa: N818  it is a request, not an error
-    """Raised inside the training loop to end it early and regularly."""
 
 
 class DenoisingObjective(nn.Module):
@@ -116,6 +108,8 @@ class DenoisingObjective(nn.Module):
         self.loss = loss
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
         self.n_updates = 0
+        #: Is told, in evaluation, of rows of which it is known what references leave unexplained.
+        self.judgement: Judgement | None = None
 
     def averages(self) -> Averages:
         """Return the average's parameters and the network's, then the buffers of both.
@@ -151,7 +145,8 @@ class DenoisingObjective(nn.Module):
         if not isinstance(self.denoiser, PreconditionedDenoiser):
             return batch
         z = add_noise(self.layout.embed(batch["x"]), batch["eps"], batch["logsnr"])
-        known = {"z": z, "logsnr": batch["logsnr"], "importance": batch["importance"]}
+        kept = ("logsnr", "importance", "unexplained")
+        known = {"z": z} | {key: batch[key] for key in kept if key in batch}
         constants = self.denoiser.constants(z, batch["logsnr"])
         return known | {"missed": batch["eps"] - constants.pop("baseline")} | constants
 
@@ -163,9 +158,11 @@ class DenoisingObjective(nn.Module):
         logsnr, importance : Tensor of shape (B,)
             Log-SNRs and their weights.
         **rows : Tensor
-            Clean rows ``x`` and noise ``eps``, or what `prepared` has made of them.
+            Clean rows ``x`` and noise ``eps``, or what `with_constants` has made of them; of
+            validation rows also what references leave ``unexplained`` of the noise.
         """
         network = self.denoiser if self.training else self.averaged
+        unexplained = rows.pop("unexplained", None)
         if "missed" in rows and isinstance(network, PreconditionedDenoiser):
             missed = rows.pop("missed")
             correction = network.correction(logsnr=logsnr, **rows)
@@ -177,6 +174,8 @@ class DenoisingObjective(nn.Module):
                 return self.offset - importance * network.information_gain(x, z, eps, logsnr)
             baseline, correction = network.parts(z, logsnr)
             missed = eps - baseline
+        if self.judgement is not None and unexplained is not None and not self.training:
+            self.judgement.add(logsnr, importance, missed, correction, unexplained)
         gain = (correction * (2.0 * missed - correction)).sum(1)
         return self.offset - 0.5 * importance * gain
 
@@ -189,208 +188,6 @@ class MeanCriterion(nn.Module):
         return output.mean()
 
 
-def rates_of(net: skorch.NeuralNet) -> list[float]:
-    """Return the learning rates of the optimiser's groups."""
-    return [group["lr"] for group in net.optimizer_.param_groups]
-
-
-def set_rates(net: skorch.NeuralNet, rates: Sequence[float], factor: float) -> None:
-    """Give the optimiser's groups their base rates times a factor."""
-    for group, rate in zip(net.optimizer_.param_groups, rates, strict=True):
-        group["lr"] = factor * rate
-
-
-class TrainingControl(Callback):
-    """Learning rate, gradient clipping, weight averaging, early stopping, best state.
-
-    The rate warms up, then follows a cosine to zero over the planned steps.  When the validation
-    bound has not improved for ``patience`` epochs the best weights are restored and the rate is
-    taken to zero quickly from there; training then ends.
-    """
-
-    #: Whether the bound was still improving when training reached its last epoch.
-    is_still_improving = False
-
-    def __init__(
-        self,
-        n_steps: int,
-        n_epochs: int,
-        patience: int | None,
-        *,
-        n_warmup: int = 50,
-        clip: float = 1.0,
-        interrupted: threading.Event | None = None,
-        initial_bound: float = math.inf,
-        on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
-        report: TrainingReport | None = None,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.n_steps = n_steps
-        self.n_epochs = n_epochs
-        self.patience = patience
-        self.n_warmup = n_warmup
-        self.clip = clip
-        self.initial_bound = initial_bound
-        self.interrupted = interrupted
-        self.on_epoch = on_epoch
-        self.report = TrainingReport() if report is None else report
-        self.processes = processes
-
-    def on_train_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
-        """Note the base rates."""
-        self.step = 0
-        self.has_ended = False
-        self.best = math.inf
-        self.best_state: dict[str, Tensor] | None = None
-        self.best_epoch = 0
-        self.is_still_improving = False
-        self.cooling_from: tuple[int, int, float] | None = None
-        self.base_rates = rates_of(net)
-        self.averages = net.module_.averages()
-        self.parameters = self.averages[0][1]
-        self.note_best(net, self.initial_bound)
-
-    def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
-        """Go on where a checkpoint ended, if a callback has loaded one."""
-        n_done = len(net.history) - 1
-        if n_done > 0 and self.step == 0:
-            self._resume(net, n_done)
-        self.report.epoch_begins(n_done + 1, self.n_epochs)
-
-    def _resume(self, net: skorch.NeuralNet, n_done: int) -> None:
-        if n_done >= self.n_epochs:
-            net.history.pop()
-            raise StopTraining
-        self.step = n_done * self.n_steps // self.n_epochs
-        net.module_.n_updates = self.step
-        # The weights are those of the checkpoint, whichever epoch was the best.
-        self.best_epoch = n_done
-        self.note_best(net, net.history[-2].get("valid_loss", math.inf))
-        if self.on_epoch is not None:
-            self.on_epoch(net, ADAPTATION_EPOCHS[0])
-
-    @property
-    def share_done(self) -> float:
-        """Share of the steps to be taken, as far as they are known, that are done."""
-        if self.cooling_from is None:
-            return self.step / self.n_steps
-        start, length, _ = self.cooling_from
-        return min(1.0, self.step / (start + length))
-
-    def rate_factor(self) -> float:
-        """Return the factor of the learning rate at the present step."""
-        if self.cooling_from is not None:
-            start, length, height = self.cooling_from
-            return height * max(0.0, 1.0 - (self.step - start) / length)
-        if self.step < self.n_warmup:
-            return (self.step + 1) / self.n_warmup
-        progress = (self.step - self.n_warmup) / max(1, self.n_steps - self.n_warmup)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-    def on_batch_begin(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
-        """Set the learning rate."""
-        if training:
-            set_rates(net, self.base_rates, self.rate_factor())
-
-    def on_grad_computed(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
-        """Average the gradient over the processes, and clip its norm."""
-        if training:
-            self.processes.average_gradients(self.parameters)
-            clip_norm([p.grad for p in self.parameters if p.grad is not None], self.clip)
-
-    def on_batch_end(self, net: skorch.NeuralNet, training: bool = False, **_: Any) -> None:
-        """Update the average, unless the user interrupts."""
-        if self.interrupted is not None and self.interrupted.is_set():
-            raise KeyboardInterrupt
-        if training:
-            self.step += 1
-            net.module_.update_average(self.averages)
-            self.report.progress.show(self.share_done)
-
-    def note_best(self, net: skorch.NeuralNet, bound: float) -> None:
-        """Keep a copy of the averaged weights as the best so far."""
-        self.best = bound
-        self.best_state = {
-            key: value.clone() for key, value in net.module_.averaged.state_dict().items()
-        }
-
-    def restore_best(self, net: skorch.NeuralNet) -> None:
-        """Put the best averaged weights into the network and its average."""
-        assert self.best_state is not None
-        net.module_.averaged.load_state_dict(self.best_state)
-        net.module_.denoiser.load_state_dict(self.best_state)
-
-    def judge_end(self, net: skorch.NeuralNet) -> None:
-        """Note whether the last epoch was the last possible one, and more of them would gain."""
-        bounds = [row["valid_loss"] for row in net.history if "valid_loss" in row]
-        if len(bounds) < self.n_epochs or self.cooling_from is not None:
-            return
-        least = np.minimum.accumulate([self.initial_bound, *bounds])
-        n_last = max(1, len(bounds) // 4)
-        gain, late = least[0] - least[-1], least[-1 - n_last] - least[-1]
-        tolerance = max(MIN_LATE_GAIN, MIN_SHARE_OF_LATE_GAIN * gain)
-        self.is_still_improving = bool(tolerance < late < math.inf)
-
-    def best_net(self, net: skorch.NeuralNet) -> skorch.NeuralNet:
-        """Return a copy of a net in training, with the best weights so far."""
-        best = object.__new__(type(net))
-        vars(best).update(vars(net) | {"module_": copy.deepcopy(net.module_).eval()})
-        self.restore_best(best)
-        return best
-
-    def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
-        """Judge the epoch by its validation bound, and whether it is the last one."""
-        self._average_losses(net)
-        epoch = len(net.history)
-        bound = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
-        if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
-            self._handle_divergence(net)
-            return
-        if bound < self.best:
-            self.note_best(net, bound)
-            self.best_epoch = epoch
-        if self.on_epoch is not None:
-            self.on_epoch(net, epoch)
-        self.has_ended = self.report.epoch_ends(self, net) or epoch >= self.n_epochs
-        if self.cooling_from is not None:
-            self.has_ended |= self.step - self.cooling_from[0] >= self.cooling_from[1]
-        elif self.patience is not None and epoch - self.best_epoch >= self.patience:
-            height = self.rate_factor()
-            self.restore_best(net)
-            self.cooling_from = (self.step, max(1, self.step // 4), height)
-
-    def _average_losses(self, net: skorch.NeuralNet) -> None:
-        """Replace the losses of the epoch by their means over the rows of all processes."""
-        if self.processes.size == 1:
-            return
-        row = net.history[-1]
-        for part in ("train", "valid"):
-            n_rows = sum(batch.get(f"{part}_batch_size", 0) for batch in row["batches"])
-            mean = self.processes.mean(row[f"{part}_loss"], n_rows, net.device)
-            net.history.record(f"{part}_loss", mean)
-
-    def forget(self) -> None:
-        """Drop the copy of the best weights and the link to the data."""
-        self.best_state = None
-        self.parameters, self.averages = [], []
-        self.on_epoch = None
-        self.interrupted = None
-        self.report = TrainingReport()
-
-    def _handle_divergence(self, net: skorch.NeuralNet) -> None:
-        if self.best_epoch == 0:
-            raise FloatingPointError(
-                f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
-                "not finite. Lower learning_rate, or check the data for values far from all others."
-            )
-        warn(
-            "Training diverged: the loss is not finite. The weights of the best epoch are used. A "
-            "lower learning_rate avoids this.",
-            ConvergenceWarning,
-        )
-        self.has_ended = True
-
-
 @dataclass(frozen=True)
 class TrainingPlan:
     """What one training needs besides the network and the data."""
@@ -398,11 +195,9 @@ class TrainingPlan:
     density: PiecewiseDensity
     adaptive: bool
     batch_size: int
-    n_batches: int
-    max_epochs: int
+    limits: Limits
     learning_rate: float
     weight_decay: float
-    patience: int | None
     n_validation_noises: int = 16
     micro_batch_size: int | None = None
     verbose: int = 0
@@ -486,6 +281,7 @@ class _Net(skorch.NeuralNet):
         self.iterator_train = self.iterator_valid = torch.utils.data.DataLoader
         self.train_split = None
         share_dropout(self.module_, None)
+        self.module_.judgement = None
         dict(self.callbacks_)["control"].forget()
 
 
@@ -553,6 +349,7 @@ def train(
     plan: TrainingPlan,
     generator: Generator,
     *,
+    references: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
     adapt: Callable[[Network], PiecewiseDensity] | None = None,
     callbacks: list[Any] | None = None,
     device: torch.device | str = "cpu",
@@ -570,9 +367,12 @@ def train(
     valid_rows : RowDataset
         Rows to judge by.
     plan : TrainingPlan
-        Sizes and rates.
+        Sizes, rates and limits.
     generator : torch.Generator
         Source of all randomness.
+    references : sequence of callable, default=()
+        Other denoisers, in single precision, with which the network will be mixed, and with which
+        it is judged.
     adapt : callable or None, default=None
         Returns a new importance density from the averaged network.
     callbacks : list or None, default=None
@@ -594,15 +394,17 @@ def train(
     FloatingPointError
         If training diverges before any epoch was good.
     """
-    if plan.max_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
+    if plan.limits.n_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
         raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
     objective.to(device)
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
+    if references:
+        fixed = _with_unexplained_noise(fixed, objective, references)
     share = plan.processes.share(plan.batch_size)
     if plan.processes.size > 1:
         share_dropout(objective, (share, plan.batch_size))
-    sizes = (plan.batch_size, plan.n_batches, plan.density, generator, n_points, share)
+    sizes = (plan.batch_size, plan.limits.steps_per_epoch, plan.density, generator, n_points, share)
     n_at_once = max(1, NUMBERS_MADE_AT_ONCE // (plan.batch_size * n_points))
     if isinstance(train_rows, StreamedRows):
         iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes)
@@ -613,17 +415,18 @@ def train(
         fixed = [(objective.with_constants(batch), target) for batch, target in fixed]
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
-        if adapt is not None and plan.adaptive and epoch in ADAPTATION_EPOCHS:
+        if adapt is not None and plan.adaptive and is_adapted_after(epoch):
             iterator.set_density(adapt(net.module_.averaged))
 
+    def judged(bound: float) -> float:
+        return judged_bound(objective, bound, plan.processes)
+
     control = TrainingControl(
-        plan.max_epochs * plan.n_batches,
-        plan.max_epochs,
-        plan.patience,
-        n_warmup=min(50, max(1, plan.n_batches // 2)),
+        plan.limits,
         on_epoch=on_epoch,
         interrupted=interrupted,
-        initial_bound=mean_bound(objective, fixed, plan.processes),
+        measured=lambda: judged(mean_bound(objective, fixed, plan.processes)),
+        judged=judged,
         report=report,
         processes=plan.processes,
     )
@@ -631,8 +434,8 @@ def train(
         objective,
         criterion=MeanCriterion,
         **optimizer_settings(plan.learning_rate, plan.weight_decay),
-        max_epochs=plan.max_epochs,
-        iterator_train=lambda *_, **__: iterator,
+        max_epochs=plan.limits.n_epochs,
+        iterator_train=lambda *_, **__: UntilItsEnd(iterator, control),
         iterator_valid=lambda *_, **__: FixedNoiseIterator(fixed),
         train_split=predefined_split(valid_rows),
         callbacks=[("control", control), *(callbacks or [])],
@@ -643,18 +446,50 @@ def train(
     )
     net.micro_batch_size = plan.micro_batch_size
     net.initialize()
-    if plan.max_epochs == 0:
+    if plan.limits.n_epochs == 0:
         return net
     # The iterators hold the rows; skorch only asks whether there are as many targets.
     net.notify("on_train_begin", X=valid_rows, y=None)
     with contextlib.suppress(StopTraining):
-        net.fit_loop(valid_rows, epochs=plan.max_epochs)
+        net.fit_loop(valid_rows, epochs=plan.limits.n_epochs)
     control.restore_best(net)
     control.judge_end(net)
     net.module_.eval()
     control.report.ends(control, net)
     net.notify("on_train_end", X=valid_rows, y=None)
     return net
+
+
+def is_adapted_after(epoch: int) -> bool:
+    """Return whether the importance density is refitted: after 2, 6, 14, 30, 62, ... epochs."""
+    return epoch >= FIRST_ADAPTATION and (epoch + 2).bit_count() == 1
+
+
+def judged_bound(
+    objective: DenoisingObjective, bound: float, processes: Processes = ALONE
+) -> float:
+    """Return the bound, in nats, with references if there are any, of what was evaluated last."""
+    judgement = objective.judgement
+    if judgement is None or judgement.n_rows == 0:
+        return bound
+    n_rows, device = judgement.n_rows, next(objective.parameters()).device
+    return processes.mean(judgement.take(), n_rows, device)
+
+
+def _with_unexplained_noise(
+    batches: Batches,
+    objective: DenoisingObjective,
+    references: Sequence[Callable[[Tensor, Tensor], Tensor]],
+) -> Batches:
+    """Let the objective be judged with references, and return the batches with what they leave."""
+    rows = [batch for batch, _ in batches]
+    judgement = Judgement(torch.cat([batch["logsnr"] for batch in rows]), objective.offset)
+    objective.judgement = judgement
+    left = unexplained_noise(rows, objective.layout, references, judgement)
+    return [
+        (batch | {"unexplained": each}, target)
+        for (batch, target), each in zip(batches, left, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.training import TrainingControl
+    from sk_itdiffusion._fit.training_control import TrainingControl
 
 __all__ = ["EpochBoard", "TrainingReport"]
 

@@ -1,0 +1,132 @@
+"""What a network is worth to a model, by which its training is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.layout import Layout
+
+__all__ = ["Judgement", "unexplained_noise"]
+
+#: Intervals of the log-SNR, of equal numbers of noisy validation rows, that are judged apart.
+N_INTERVALS = 16
+
+
+class Judgement:
+    """The bound of a network that is mixed with references, on noisy validation rows.
+
+    A model mixes its experts at each log-SNR.  Where a reference predicts the noise better, what a
+    network learns is of no use, so that its own bound says little about when it has learned enough.
+    In each of some intervals of the log-SNR the network and the best reference get the weights of
+    the least error.
+
+    Parameters
+    ----------
+    logsnr : Tensor of shape (n,)
+        Log-SNRs of all noisy validation rows.
+    offset : float
+        Mean negative log-likelihood of the reference that the network corrects, in nats.
+    """
+
+    def __init__(self, logsnr: Tensor, offset: float) -> None:
+        inner = torch.linspace(0.0, 1.0, N_INTERVALS + 1, dtype=torch.float64)[1:-1]
+        self.edges = torch.quantile(logsnr.double().cpu(), inner)
+        self.offset = offset
+        self._restart()
+
+    def _restart(self) -> None:
+        self.n_rows = 0
+        self.sums = torch.zeros(N_INTERVALS, 4, dtype=torch.float64)
+
+    def intervals(self, logsnr: Tensor) -> Tensor:
+        """Return the numbers of the intervals of log-SNRs."""
+        return torch.bucketize(logsnr.double().cpu(), self.edges)
+
+    def add(
+        self,
+        logsnr: Tensor,
+        importance: Tensor,
+        missed: Tensor,
+        correction: Tensor,
+        unexplained: Tensor,
+    ) -> None:
+        """Take noisy rows into account.
+
+        Parameters
+        ----------
+        logsnr, importance : Tensor of shape (B,)
+            Log-SNRs and their weights.
+        missed : Tensor of shape (B, d)
+            Noise less the prediction of the reference that the network corrects.
+        correction : Tensor of shape (B, d)
+            What the network adds to that prediction.
+        unexplained : Tensor of shape (B, d)
+            Noise less the prediction of the best reference.
+        """
+        gained = unexplained - (missed - correction)
+        products = torch.stack(
+            [
+                (missed * missed).sum(1),
+                (unexplained * unexplained).sum(1),
+                (unexplained * gained).sum(1),
+                (gained * gained).sum(1),
+            ],
+            dim=1,
+        )
+        weighted = importance[:, None].double() * products.double()
+        self.sums.index_add_(0, self.intervals(logsnr), weighted.cpu())
+        self.n_rows += len(logsnr)
+
+    def take(self) -> float:
+        """Return the bound on the rows since the last call, in nats, and begin anew."""
+        baseline, alone, product, square = self.sums.T
+        weight = (product / square.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
+        least = alone - 2.0 * weight * product + weight**2 * square
+        bound = self.offset + 0.5 * float((least - baseline).sum()) / self.n_rows
+        self._restart()
+        return bound
+
+
+@torch.no_grad()
+def unexplained_noise(
+    batches: Sequence[dict[str, Tensor]],
+    layout: Layout,
+    references: Sequence[Callable[[Tensor, Tensor], Tensor]],
+    judgement: Judgement,
+) -> list[Tensor]:
+    """Return what of the noise the best reference of each interval of the log-SNR leaves over.
+
+    Parameters
+    ----------
+    batches : sequence of dict
+        Noisy rows: clean ones ``x``, noise ``eps``, ``logsnr`` and ``importance``.
+    layout : Layout
+        Where the columns of the rows are in the points.
+    references : sequence of callable
+        Denoisers.
+    judgement : Judgement
+        Knows the intervals.
+
+    Returns
+    -------
+    list of Tensor of shape (B, d)
+        The noise that is left, batch by batch.
+    """
+    left, errors = [], torch.zeros(N_INTERVALS, len(references), dtype=torch.float64)
+    for batch in batches:
+        eps, logsnr = batch["eps"], batch["logsnr"]
+        z = add_noise(layout.embed(batch["x"]), eps, logsnr)
+        each = torch.stack([eps - reference(z, logsnr) for reference in references], dim=1)
+        weighted = batch["importance"][:, None].double() * (each**2).sum(2).double()
+        errors.index_add_(0, judgement.intervals(logsnr), weighted.cpu())
+        left.append(each)
+    best = errors.argmin(1)
+    chosen = [best[judgement.intervals(batch["logsnr"])] for batch in batches]
+    return [
+        each[torch.arange(len(each)), number.to(each.device)]
+        for each, number in zip(left, chosen, strict=True)
+    ]
