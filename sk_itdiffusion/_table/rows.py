@@ -244,7 +244,8 @@ def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     weight = in_units_of_the_least(total)
     if are_counts(units):
         return WeightedRows(distinct, weight)
-    number = np.bincount(group.ravel()).astype(np.float64)
+    # Rows that stand for several are as many as their weights say.
+    number = None if are_sums else np.bincount(group.ravel()).astype(np.float64)
     return WeightedRows(distinct, weight, content=keys[first], number=number)
 
 
