@@ -174,6 +174,7 @@ def test_reference_object_is_in_the_units_of_the_data():
     assert abs(both.score(X) - expected.mean()) < 0.15
 
 
+@pytest.mark.slow
 def test_heavy_tails_and_skew_are_mapped():
     density = load_density("lognormal_cauchy")
     X = density.sample(1200, random_state=0)

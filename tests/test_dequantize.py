@@ -205,6 +205,7 @@ def density_scale(density):
 
 
 # Equal rows share their error.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_ensembles_of_few_states():
     X = three_states(300)
@@ -219,6 +220,7 @@ def test_ensembles_of_few_states():
 # -- tolerance ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_standard_errors_fall_with_the_tolerance():
     """Sixteen draws of noise in the cell were taken whatever the effort was.
 

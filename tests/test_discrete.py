@@ -442,6 +442,7 @@ def test_interrupted_fit_leaves_nothing(X, monkeypatch):
         est.score_samples(X)
 
 
+@pytest.mark.slow
 def test_few_states_with_many_rows_are_modelled_all_the_same():
     """Three states of 500 rows: all their copies count, whatever the least frequent one has."""
     first = np.random.default_rng(0).integers(0, 3, size=500)

@@ -59,6 +59,7 @@ def test_units_enter_by_their_jacobian(X, unit, max_epochs):
     assert np.isfinite(moved.sample(5, random_state=0)).all()
 
 
+@pytest.mark.slow
 def test_columns_of_all_units_together(X):
     units = np.array([1e-300, 1e300])
     density = IMMSEDensity(**QUICK).fit(X * units)

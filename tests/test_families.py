@@ -149,6 +149,7 @@ def test_family_in_worker_processes():
     assert isinstance(search.best_params_["experts"][1], StudentTFamily)
 
 
+@pytest.mark.slow
 def test_family_in_an_ensemble_with_a_network():
     members = [
         ("student", density(StudentTFamily(), **QUICK, n_networks=1)),
@@ -431,6 +432,7 @@ def test_how_far_a_choice_flatters_is_a_number_for_each_validation_row():
         density(Bare()).fit(rows(100))
 
 
+@pytest.mark.slow
 def test_family_that_holds_rows_is_fitted_anew_and_does_not_rank_them():
     estimator = density(HoldingFamily(), **QUICK, warm_start=True).fit(rows(300))
     assert "holding" in estimator.references_

@@ -11,15 +11,20 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.schema import in_counts
+from sk_itdiffusion._fit.stacking import repeated_rows
+from sk_itdiffusion._fit.validation import mean_and_std
+from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.groups import (
     RowGroups,
     could_be_independent,
+    groups_of_observations,
     near_copies,
     neighbors_too_near,
     places_of,
     whole_groups,
 )
 from sk_itdiffusion._table.rows import WeightedRows, group_rows
+from sk_itdiffusion.references.optimism import fold_weights
 
 QUICK = {"max_epochs": 0, "random_state": 0}
 WARNING = "Rows are nearer to each other than independent rows would be"
@@ -98,12 +103,77 @@ def test_states_of_discrete_tables_are_divided_as_their_groups_are():
     assert valid.weight.sum() == 80
     np.testing.assert_array_equal(valid.weight + train.weight, rows.weight)
     in_valid = np.unique(groups.group[chosen])
-    expected = np.bincount(X[np.isin(labels, in_valid), 0].astype(int))
+    state = rows.X[groups.row, 0]
+    counts = np.stack(
+        [np.bincount(groups.group, groups.weight * (state == value)) for value in (0, 1)], axis=1
+    )
+    given = [np.bincount(X[labels == label, 0].astype(int), minlength=2) for label in range(40)]
+    assert sorted(map(tuple, counts)) == sorted(map(tuple, given))
     order = valid.X[:, 0].astype(int)
-    np.testing.assert_array_equal(valid.weight, expected[order])
+    np.testing.assert_array_equal(valid.weight, counts[in_valid].sum(axis=0)[order])
     # Groups of equal content differ, and both states are on both sides.
     assert len(in_valid) == 8
     assert len(train) == len(valid) == 2
+
+
+def test_groups_have_numbers_of_their_own():
+    """Which follow from their rows and weights; of groups of equal content any will do."""
+    rng = np.random.default_rng(0)
+    X, labels = np.round(rng.normal(size=(300, 2))), np.arange(300) // 3
+    for weight in (np.ones(300), rng.integers(1, 4, size=300), np.exp(rng.normal(size=300))):
+        order, renamed = rng.permutation(300), rng.permutation(100)
+        _, given = listed_groups(X, labels, weight)
+        _, other = listed_groups(X[order], renamed[labels][order], weight[order])
+        np.testing.assert_array_equal(other.row, given.row)
+        np.testing.assert_array_equal(other.group, given.group)
+        np.testing.assert_allclose(other.weight, given.weight, rtol=1e-12)
+
+
+def states_of_groups(n_groups=12, size=10, weighted=False, seed=0):
+    """Return rows of two states, their groups and weights, and the states with their groups."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(n_groups), size)
+    X = (rng.random(len(labels)) < rng.random(n_groups)[labels]).astype(float)[:, None]
+    weight = np.exp(rng.normal(size=len(X))) if weighted else np.ones(len(X))
+    rows = in_counts(group_rows(X, weight), weight)
+    groups = RowGroups.of(rows, X, weight, labels)
+    return X, labels, weight, groups.part(rows, np.ones(len(groups.row), dtype=bool))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_states_in_several_groups_have_the_error_of_the_rows(weighted):
+    """The standard error of a mean over states is that over the rows, of which a group is one."""
+    X, labels, weight, states = states_of_groups(weighted=weighted)
+    row_of = dict(zip(states.X[:, 0], [1.5, -0.5], strict=True))
+    rows = WeightedRows(X, weight, group=labels)
+    expected = mean_and_std(np.array([row_of[x] for x in X[:, 0]]), rows)
+    values = np.array([row_of[x] for x in states.X[:, 0]])
+    found = mean_and_std(values, states, float(states.weight.sum()))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # Repeated with other noise, or one after the other, they keep their groups.
+    many, _ = repeated_rows(states, states.keys(0), 100)
+    assert len(many) == 100
+    again = mean_and_std(np.repeat(values, 50), many, float(states.weight.sum()))
+    np.testing.assert_allclose(again, found)
+    first = states.take(np.array([0]))
+    np.testing.assert_allclose(first.sums_over_units(first.weight).sum(), states.weight[0])
+    folds = fold_weights(states, in_counts=True)
+    np.testing.assert_allclose(folds.sum(axis=0), states.weight)
+    assert len(folds) == 10
+    by_group = np.bincount(labels, weights=weight) / weight.sum()
+    shares = folds.sum(axis=1) / folds.sum()
+    assert np.isclose(shares[:, None], by_group, rtol=1e-6).any(axis=1)[2:].all()
+
+
+def test_noisy_copies_of_states_have_the_groups_of_the_observations():
+    X, labels, _, states = states_of_groups()
+    dequantizer = Dequantizer.fit(X, None, False, 0)
+    copies = dequantizer.noisy_copies(states, 0, 10_000, one=False)
+    group = groups_of_observations(states, copies.index, copies.observation)
+    state = dequantizer.rounded(copies.rows.X)[:, 0]
+    found = sorted((state[group == g].sum(), (group == g).sum()) for g in np.unique(group))
+    expected = sorted((X[labels == g, 0].sum(), 10) for g in range(12))
+    assert found == expected
 
 
 def test_common_factors_of_weights_and_rows_of_weight_zero_are_nothing():
@@ -229,6 +299,85 @@ def test_groups_make_the_entropy_that_of_new_groups():
         new = np.sqrt(1.01) * rng.normal(size=(500, 3))
         scores.append((density.entropy_ + density.score(new)) / density.entropy_std_)
     assert abs(np.mean(scores)) < 4 / np.sqrt(6)
+
+
+def visits_of_persons(seed, n_persons=20, n_visits=50):
+    """Return two dependent columns of three values each, with a law of each person's own."""
+    rng = np.random.default_rng(seed)
+    laws = rng.dirichlet(np.full(9, 0.15), size=n_persons)
+    state = np.concatenate([rng.choice(9, size=n_visits, p=law) for law in laws])
+    return np.column_stack([state // 3, state % 3]), np.repeat(np.arange(n_persons), n_visits)
+
+
+def errors_of_entropy(make, seeds, **table):
+    """Return by how many standard errors the entropy misses the loss of visits of new persons."""
+    z = []
+    for seed in seeds:
+        X, person = visits_of_persons(seed, **table)
+        density = make(seed).fit(X, groups=person)
+        new, count = np.unique(visits_of_persons(1000 + seed, 2000, 5)[0], axis=0, return_counts=1)
+        loss = -density.score_samples(new) @ count / count.sum()
+        z.append((density.entropy_ - loss) / density.entropy_std_)
+    return np.array(z)
+
+
+def discrete(seed, **parameters):
+    return IMMSEDiscreteDensity(max_epochs=0, random_state=seed, **parameters)
+
+
+def ensemble_of_discrete(seed):
+    members = [("a", discrete(seed)), ("b", discrete(seed, reference="independent"))]
+    return IMMSEEnsemble(members, random_state=seed)
+
+
+def dequantized(seed):
+    return IMMSEDensity(max_epochs=0, dequantize=True, random_state=seed)
+
+
+def ensemble_of_dequantized(seed):
+    return IMMSEEnsemble([("a", dequantized(seed))], random_state=seed)
+
+
+@pytest.mark.parametrize(
+    ("make", "n_fits"),
+    [
+        (discrete, 6),
+        (ensemble_of_discrete, 3),
+        pytest.param(ensemble_of_discrete, 14, marks=pytest.mark.slow),
+        pytest.param(ensemble_of_dequantized, 6, marks=pytest.mark.slow),
+    ],
+)
+def test_errors_of_entropies_of_states_are_those_between_persons(make, n_fits):
+    """The root mean square of n z-scores is 1 up to 1 / sqrt(2 n), of which 4 are allowed.
+
+    It was 4 to 11 when visits counted as independent of each other.
+    """
+    z = errors_of_entropy(make, range(n_fits))
+    assert np.sqrt(np.mean(z**2)) < 1 + 4 / np.sqrt(2 * n_fits)
+
+
+def test_ensembles_of_fitted_members_count_groups_as_one():
+    """Each row four times, all but equal, in groups: the error is that of one each.
+
+    Rows have noise of their own in the estimate, which is why a tenth is allowed.
+    """
+    X, labels = np.random.default_rng(0).normal(size=(80, 2)), np.repeat(np.arange(80), 4)
+    member = IMMSEDensity(max_epochs=0, experts=["gaussian"], random_state=0).fit(X)
+    ensemble = IMMSEEnsemble([("a", member)], prefit=True, random_state=0)
+    once = ensemble.fit(X).entropy_std_
+    copies = X[labels] + 1e-9 * np.arange(320)[:, None]
+    assert ensemble.fit(copies, groups=labels).entropy_std_ == pytest.approx(once, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [dequantized, ensemble_of_dequantized])
+def test_dequantized_fits_depend_on_neither_labels_nor_order(make):
+    rng = np.random.default_rng(0)
+    X, labels = np.round(2 * rng.normal(size=(90, 2))), np.arange(90) // 3
+    order, renamed = rng.permutation(90), rng.permutation(30)
+    first = make(0).fit(X, groups=labels)
+    second = make(0).fit(X[order], groups=renamed[labels][order])
+    np.testing.assert_array_equal(first.score_samples(X[:20]), second.score_samples(X[:20]))
+    assert first.entropy_std_ == second.entropy_std_
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete", "mixed", "ensemble"])

@@ -159,6 +159,7 @@ def test_bad_steps_are_errors(step):
         IMMSEDensity(dequantize=step, **QUICK).fit(lattice_rows(100))
 
 
+@pytest.mark.slow
 def test_expected_bounds_are_those_of_scores():
     """`entropy_` has the volume of the cells and the constant columns of `score`."""
     X = 3.0 * np.column_stack([lattice_rows(400), np.full(400, 2.0)])
@@ -394,6 +395,7 @@ def test_a_dataset_that_fits_into_memory_is_the_array():
         IMMSEDensity(**QUICK).fit(Rows(X), sample_weight=np.ones(200))
 
 
+@pytest.mark.slow
 def test_larger_datasets_are_streamed(monkeypatch):
     monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 3 * 400)
     X = np.random.RandomState(0).standard_normal((3_000, 3)) ** 3

@@ -233,6 +233,7 @@ def test_nets_of_streams_are_pickled_and_saved_without_what_training_needs(strea
 
 
 # Equal rows share their error.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The score has a standard error")
 def test_levels_are_learned_from_streams():
     rng = np.random.default_rng(0)
@@ -249,6 +250,7 @@ def test_levels_are_learned_from_streams():
     assert density.score_samples([[0, 2]])[0] < density.score_samples([[0, 0]])[0] - 0.5
 
 
+@pytest.mark.slow
 def test_mixed_streams_know_their_levels_in_advance():
     rng = np.random.default_rng(0)
     colour = rng.choice(["red", "blue"], size=3000)

@@ -1,5 +1,6 @@
 """Laws of the outlier detector: noise floors, contributions, calibration, trimming."""
 
+import itertools
 import math
 import pickle
 
@@ -661,7 +662,8 @@ def test_scores_of_rare_states_depend_on_their_share_but_not_on_the_number_of_ro
 
 def test_half_of_equal_rows_stays_where_all_columns_are_counted():
     X = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    rows = DistinctRows(X, np.array([5.0, 2.0, 1.0, 30.0]), np.array([5, 2, 1, 30]))
+    weight = np.array([5.0, 2.0, 1.0, 30.0])
+    rows = DistinctRows(X, weight, weight.astype(np.intp), weight)
     groups = list(separate_values(X, rows, np.arange(2)))
     np.testing.assert_array_equal(needed_of_states(groups, rows), [3, 1, 0, 15])
     groups[0] = np.array([-1, 1, 1, 0])  # the value of the first row is none that comes again
@@ -751,6 +753,102 @@ def test_equal_rows_are_one_and_others_are_not():
     fractions = DistinctRows.of(np.arange(3.0)[:, None], [0.5, 1.0, 0.7123456])
     assert list(fractions.n_copies) == [1, 1, 1]
     assert sorted(fractions.weight / fractions.weight.min()) == pytest.approx([1.0, 1.4246912, 2.0])
+
+
+def weighted_table(kind):
+    """Return rows of which many are equal, and an estimator."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 3, size=300)
+    states = np.column_stack([levels, (levels + (rng.random(300) < 0.2)) % 3])
+    quick = {"max_epochs": 0, "score_tol": 0.5}
+    if kind == "discrete":
+        return pd.DataFrame(states.astype(str)), IMMSEDiscreteDensity(**quick)
+    if kind == "mixed":
+        table = pd.DataFrame({"level": levels.astype(str), "size": rng.normal(size=300)})
+        table = table.iloc[np.repeat(np.arange(100), 3)]
+        return table, IMMSEMixedDensity(**quick)
+    return states.astype(float), plain_density(dequantize=True)
+
+
+KINDS = ["discrete", "dequantised", "mixed", "ensemble"]
+QUICK_CASES = [*zip(KINDS, ["gamma", "two", "equal", "two"], strict=True)]
+ALL_CASES = itertools.product(KINDS, ["none", "equal", "integers", "two", "gamma", "balanced"])
+
+
+@pytest.mark.parametrize(
+    "case", others_slow(dict.fromkeys([*QUICK_CASES, *ALL_CASES]), len(QUICK_CASES))
+)
+def test_density_inside_a_detector_is_that_of_the_estimator_alone(case):
+    """Whatever weights say of the number of rows."""
+    kind, weights = case
+    X, estimator = weighted_table("discrete" if kind == "ensemble" else kind)
+    if kind == "ensemble":
+        estimator = IMMSEEnsemble([("a", estimator)])
+    rng = np.random.default_rng(1)
+    first = np.asarray(X)[:, 0].astype(float).astype(int)
+    weight = {
+        "none": None,
+        "equal": np.full(300, 2.0),
+        "integers": rng.integers(1, 5, size=300),
+        "two": rng.choice([1.0, 1.5], size=300),
+        "gamma": rng.gamma(4.0, size=300),
+        "balanced": 100.0 / np.bincount(first)[first],
+    }[weights]
+    # Without trimming and rows that are held out both are fitted to the same rows.
+    found = make_detector(estimator, contamination=0.1, trim=0.0).fit(X, sample_weight=weight)
+    alone = clone(estimator).set_params(random_state=found.estimator_.random_state)
+    alone._fit_to_rank(X, weight)
+    new = X[:40] if kind == "dequantised" else X.iloc[:40].replace("2", "unseen")
+    np.testing.assert_allclose(
+        found.estimator_.score_samples(new), alone.score_samples(new), rtol=1e-9
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*there are fewer", "ignore:There are fewer")
+@pytest.mark.parametrize(
+    "copies", others_slow([[300, 300], [500], [300, 301], [1, 1], [2, 2, 2, 2], [100] * 4], 2)
+)
+def test_values_of_equal_frequency_are_that_many_rows(copies):
+    """With n rows of which none is alone an unseen value has the probability 1 / (n + 2)."""
+    values = np.array(list("abcd"))[: len(copies)]
+    table = pd.DataFrame({"value": np.repeat(values, copies)})
+    found = make_detector(trim=0.0, average=False).fit(table)
+    seen = found.score_samples(pd.DataFrame({"value": values}))
+    unseen = found.score_samples(pd.DataFrame({"value": ["never"]}))
+    n = sum(copies)
+    n_alone = sum(copy == 1 for copy in copies)
+    np.testing.assert_allclose(unseen, np.log((n_alone + 1.0) / (n + 2.0)), atol=1e-9)
+    if len(copies) == 1:
+        np.testing.assert_allclose(seen, np.log((n + 1.0) / (n + 2.0)), atol=1e-9)
+    if n >= 100:
+        assert (found.predict(pd.DataFrame({"value": values})) == 1).all()
+        assert seen.min() > unseen + 2.0
+
+
+@pytest.mark.parametrize("weights", ["two", "gamma"])
+def test_values_are_as_many_rows_as_their_weights_are_worth(weights):
+    rng = np.random.default_rng(0)
+    weight = {"two": rng.choice([1.0, 1.5], size=200), "gamma": rng.gamma(4.0, size=200)}[weights]
+    n = weight.sum() ** 2 / (weight**2).sum()
+    for n_values in (1, 4):
+        table = pd.DataFrame({"value": np.arange(200) % n_values}).astype(str)
+        found = make_detector(trim=0.0, contamination=0.1, average=False)
+        found.fit(table, sample_weight=weight)
+        unseen = found.score_samples(pd.DataFrame({"value": ["never"]}))
+        # Weights are rounded to 24 bits.
+        np.testing.assert_allclose(unseen, -np.log(n + 2.0), rtol=1e-6)
+
+
+def test_independent_combinations_are_outliers_whatever_the_weights():
+    """Rows that break the dependence of the columns have scores below all that keep it."""
+    states = np.array(list(np.ndindex(4, 4)))
+    follows = (states[:, 1] - states[:, 0]) % 4 <= 1
+    rng = np.random.default_rng(0)
+    rows = states[follows][rng.choice(8, size=600, p=np.tile([0.2, 0.05], 4))]
+    found = make_detector(IMMSEDiscreteDensity(max_epochs=0), contamination=0.1)
+    for weight in (None, rng.choice([1.0, 1.5], size=600)):
+        scores = found.fit(rows, sample_weight=weight).score_samples(states)
+        assert scores[follows].min() > scores[~follows].max()
 
 
 # -- contaminated rows, kinds of tables, errors ----------------------------------------------

@@ -120,6 +120,7 @@ def test_rows_without_weight_take_no_places_in_memory(X):
     np.testing.assert_array_equal(sorted_rows(np.vstack([rows, streamed])), sorted_rows(X[1::2]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_large_tables_give_one_fit_in_any_container(X):
     X, quick = X[:600], TINY | {"max_epochs": 1, "steps_per_epoch": 5}
@@ -130,6 +131,7 @@ def test_large_tables_give_one_fit_in_any_container(X):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_rows_that_are_not_in_the_sample_are_trained_on(X, tmp_path):
     np.save(tmp_path / "rows.npy", X)

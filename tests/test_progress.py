@@ -230,6 +230,7 @@ def test_early_stopping_ends_at_one_hundred_percent(capsys):
     assert re.search(r"100%.*epoch 1/2, train .*, valid .*\n$", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_long_scoring_shows_a_bar(capsys, monkeypatch):
     density = IMMSEDensity(**QUICK).fit(X)
     expected = density.score_samples(X)
@@ -464,6 +465,7 @@ def test_callbacks_of_scikit_learn_reach_the_estimators_within(name):
     assert sorted(begun) == sorted(ended)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sklearn_callback")
 def test_both_networks_are_seen_one_after_the_other():
     estimator, rows = ESTIMATORS["two networks"]

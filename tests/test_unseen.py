@@ -185,6 +185,24 @@ def test_repetitions_are_weights_and_their_unit_is_nothing():
     np.testing.assert_allclose(masses(X, np.full(60, 0.37)), masses(X), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["ordinal", "nominal"])
+def test_sums_of_weights_and_of_their_squares_tell_what_the_rows_do(kind):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"n": rng.poisson(20.0, size=60) * 7, "weight": rng.gamma(4.0, size=60)})
+    sums = X.assign(squares=X["weight"] ** 2).groupby("n", as_index=False).sum()
+
+    def fitted(frame, **settings):
+        return TableEncoder.fit(
+            frame[["n"]], kinds=[kind], sample_weight=frame["weight"], **settings
+        )
+
+    found = fitted(sums, squared_weight=sums["squares"].to_numpy())
+    new = pd.DataFrame({"n": [-7, 1, 1000]})
+    # Weights of single rows are rounded to 24 bits.
+    np.testing.assert_allclose(found.encode(new), fitted(X).encode(new), rtol=1e-6)
+    assert (fitted(sums).encode(new) > found.encode(new) + 0.1).all()
+
+
 @pytest.mark.parametrize("values", [[-1e308, 0.0, 1e308], [2**63 - 1, 2**53, 2**53 + 1]])
 def test_the_largest_numbers_have_unseen_neighbours(values):
     encoder = fitted_column(pd.Series(values))

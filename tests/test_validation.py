@@ -114,6 +114,53 @@ def test_entropy_of_few_rows_is_not_flattered():
     assert 1 / 1.6 < np.sqrt(np.mean(np.square(z))) < 1.6
 
 
+def banana(rng, n):
+    x = rng.normal(size=n)
+    return np.column_stack([x, x**2 + 0.5 * rng.normal(size=n)])
+
+
+def errors_of_ensembles(n_fits, n_rows, spread=0.0, size=1):
+    """Return by how many standard errors the entropy misses the loss of new rows.
+
+    Weights are log-normal with a spread, and rows are in groups of a size.
+    """
+    new, z = banana(np.random.default_rng(99), 1000), []
+    for seed in range(n_fits):
+        rng = np.random.default_rng(seed)
+        X, weight = banana(rng, n_rows), np.exp(spread * rng.normal(size=n_rows))
+        member = IMMSEDensity(
+            max_epochs=0, experts=["gaussian"], marginals="standard", random_state=seed
+        )
+        ensemble = IMMSEEnsemble([("a", member)], random_state=seed)
+        ensemble.fit(
+            X,
+            sample_weight=weight if spread else None,
+            groups=np.arange(n_rows) // size if size > 1 else None,
+        )
+        z.append((ensemble.entropy_ + ensemble.score(new)) / ensemble.entropy_std_)
+    return np.array(z)
+
+
+@pytest.mark.parametrize(
+    ("n_fits", "table"),
+    [
+        (4, {"n_rows": 100, "size": 2}),
+        pytest.param(16, {"n_rows": 100}, marks=pytest.mark.slow),
+        pytest.param(16, {"n_rows": 100, "size": 2}, marks=pytest.mark.slow),
+        pytest.param(16, {"n_rows": 400, "spread": 1.7}, marks=pytest.mark.slow),
+        pytest.param(16, {"n_rows": 400, "spread": 1.7, "size": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_ensembles_know_the_error_of_few_or_unlike_rows(n_fits, table):
+    """A heavy row, or few groups, tell little of the spread of new rows; training rows do.
+
+    The root mean square of n z-scores of normal errors is 1 up to 1 / sqrt(2 n), of which 4 are
+    allowed; a third is for losses whose tails are not normal.
+    """
+    z = errors_of_ensembles(n_fits, **table)
+    assert np.sqrt(np.mean(z**2)) < 4 / 3 + 4 / np.sqrt(2 * n_fits)
+
+
 def test_optimism_counts_as_far_as_the_stack_relies_on_a_choice():
     families = {"gaussian": 0.0, "gaussian_mixture": 100.0}
     optimism = Optimism(plain=1.0, others=np.array([10.0, 20.0]), families=families)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from marks import others_slow
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import KNNImputer
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -58,6 +59,21 @@ def test_warning_is_shown_once_and_at_the_users_line(name):
     assert [TIES in str(warning.message) for warning in caught] == [True]
     assert caught[0].filename == __file__
     assert caught[0].lineno == inspect.getsourcelines(CALLS[name])[1]
+
+
+def test_a_single_row_of_great_weight_is_no_tie():
+    """Nor does it hide a bound; many equal rows do both, whatever their weights."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.exponential(size=200), rng.normal(size=200)])
+    weight = rng.uniform(0.5, 1.5, size=200)
+    weight[7] = 0.07 * weight.sum()
+    with shown() as caught:
+        density = clone(QUICK).fit(X, sample_weight=weight)
+    assert not [warning.message for warning in caught]
+    np.testing.assert_array_equal(density.bounds_, [[0, np.inf], [-np.inf, np.inf]])
+    X[:20, 0] = 1.0
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 have many equal"):
+        clone(QUICK).fit(X, sample_weight=weight)
 
 
 def test_each_line_and_each_text_is_shown_and_filters_hold():

@@ -72,12 +72,17 @@ class DensityEstimator(
 
     @abstractmethod
     def _fit_to_rank(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit to rows that will be ranked among themselves, as by a detector.
 
         No expert takes part by default that is made of some of the rows: these would be likely.
-        Unless it may hold out rows to validate, it does as with very few of them.
+        Unless it may hold out rows to validate, it does as with very few of them.  Weights of rows
+        that stand for several are the sums of theirs, and ``squared_weight`` those of the squares.
         """
 
     def _read_categories(self, X: Any, what: str = "learned from") -> Array:

@@ -66,10 +66,12 @@ class CategoricalEstimator(TableEstimator):
         return table
 
     def _read_first(
-        self, X: Any, weight: ArrayLike | None
+        self, X: Any, weight: ArrayLike | None, squared_weight: Array | None = None
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return codes, weights and kinds; categories are learned from rows of positive weight."""
         table, checked = self._weighted_table(X, weight, reset=True)
+        if squared_weight is not None:
+            squared_weight = squared_weight[np.asarray(weight) > 0]
         self._encoder = TableEncoder.fit(
             table,
             kinds=self._column_kinds(table),
@@ -77,6 +79,7 @@ class CategoricalEstimator(TableEstimator):
             handle_unknown=self.handle_unknown,
             shared_categories=self._shares_categories(),
             sample_weight=checked,
+            squared_weight=squared_weight,
         )
         self._publish_columns()
         kinds = [

@@ -158,8 +158,9 @@ class IMMSEDensity(TableEstimator):
         the model is the normal reference.
     tol : float or "auto", default="auto"
         Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
-        gain less, by what the last doublings of the steps have gained of the validation bound.
-        ``"auto"`` is 0.02, or 0.002 for each column if that is more.
+        gain less, by what the last doublings of the steps have gained of the validation bound of
+        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
+        that is more.
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1; a third of all epochs if
         that is more.
@@ -384,7 +385,10 @@ class IMMSEDensity(TableEstimator):
         return rows, None, stream
 
     def _read_first(
-        self, X: ArrayLike, weight: ArrayLike | None
+        self,
+        X: ArrayLike,
+        weight: ArrayLike | None,
+        squared_weight: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
         rows = self._validated(X, reset=True, ensure_min_samples=2)

@@ -124,12 +124,15 @@ def fit_clone(
     with warnings.catch_warnings(), tasks.subfit("fit", estimator):
         if quiet:
             warnings.filterwarnings("ignore", TIE_WARNING, UserWarning)
-        rows, weight = given.rows, given.weight
+        rows, weight, squared = given.rows, given.weight, given.squared_weight
         if len(given) == 1:  # which the estimators take for a mistake
-            rows, weight = chosen_rows_of(rows, np.zeros(2, dtype=np.intp)), np.repeat(weight, 2)
+            rows = chosen_rows_of(rows, np.zeros(2, dtype=np.intp))
+            weight, squared = np.repeat(weight / 2.0, 2), np.repeat(squared / 2.0, 2)
         # Not each estimator takes weights of rows that it reads in parts.
-        equal = (weight == weight[0]).all()
-        estimator._fit_to_rank(rows, None if equal else weight, may_hold_out)
+        if (weight == 1.0).all() and (squared == 1.0).all():
+            estimator._fit_to_rank(rows, None, may_hold_out)
+        else:
+            estimator._fit_to_rank(rows, weight, may_hold_out, squared)
     return estimator
 
 

@@ -118,8 +118,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         than 40 rows the model is the independent reference.
     tol : float or "auto", default="auto"
         Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
-        gain less, by what the last doublings of the steps have gained of the validation bound.
-        ``"auto"`` is 0.02, or 0.002 for each column if that is more.
+        gain less, by what the last doublings of the steps have gained of the validation bound of
+        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
+        that is more.
     n_iter_no_change : int, default=6
         Epochs without improvement after which training ends, at least 1; a third of all epochs if
         that is more.

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sk_itdiffusion._estimators.parameters import checked_weight
 from sk_itdiffusion._immse.cubature import Keys, row_keys
 from sk_itdiffusion._table.reading import read_table
-from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, in_common_units
+from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, are_counts, in_common_units
 
 __all__ = ["DistinctRows", "chosen_rows_of", "content_keys"]
 
@@ -41,11 +41,15 @@ class DistinctRows:
     n_copies : ndarray of shape (n,), int
         Units that can be held out: the weight if all weights are integers, else the number of
         equal rows.
+    squared_weight : ndarray of shape (n,)
+        Sums of the squared weights of equal rows, where an integer weight is so many ones: with
+        them sums of weights still tell of how many observations they are.
     """
 
     rows: Rows
     weight: Array
     n_copies: Index
+    squared_weight: Array
 
     @classmethod
     def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
@@ -56,11 +60,13 @@ class DistinctRows:
             rows, weight = chosen_rows_of(rows, np.flatnonzero(weight)), weight[weight > 0.0]
             weight = in_common_units(weight)
         _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
-        total = np.bincount(group, weights=weight)
-        is_count = (total == np.rint(total)).all() and total.sum() < MAX_COPIES
+        total = np.bincount(group, weights=weight).astype(np.float64)
+        squares = weight if are_counts(weight) else weight**2
+        squared = np.bincount(group, weights=squares).astype(np.float64)
+        is_count = are_counts(weight) and total.sum() < MAX_COPIES
         # Rows that are equal without their weights being counts are observations all the same.
         n_copies = total if is_count else np.bincount(group)
-        return cls(chosen_rows_of(rows, first), total.astype(np.float64), n_copies.astype(np.intp))
+        return cls(chosen_rows_of(rows, first), total, n_copies.astype(np.intp), squared)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -78,8 +84,11 @@ class DistinctRows:
     def part(self, n_copies: Index) -> DistinctRows:
         """Return the rows with so many of their units."""
         kept = np.flatnonzero(n_copies)
-        weight = self.unit_weight[kept] * n_copies[kept]
-        return DistinctRows(chosen_rows_of(self.rows, kept), weight, n_copies[kept])
+        weight, squared = (
+            (values / self.n_copies)[kept] * n_copies[kept]
+            for values in (self.weight, self.squared_weight)
+        )
+        return DistinctRows(chosen_rows_of(self.rows, kept), weight, n_copies[kept], squared)
 
     def draw(self, n_units: int, generator: np.random.Generator) -> Index:
         """Return how many units of each row are among randomly drawn ones."""

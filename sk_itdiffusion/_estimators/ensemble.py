@@ -50,7 +50,7 @@ from sk_itdiffusion._estimators.membership import (
     unfitted_copy,
 )
 from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
-from sk_itdiffusion._estimators.table import ChosenRows, TableEstimator
+from sk_itdiffusion._estimators.table import ChosenRows, CountedRows, TableEstimator
 from sk_itdiffusion._fit.ensemble_model import (
     EnsembleModel,
     WeightSettings,
@@ -76,7 +76,7 @@ from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import RowGroups, checked_groups
 from sk_itdiffusion._table.partitions import in_memory
 from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
-from sk_itdiffusion._table.rows import WeightedRows, group_rows
+from sk_itdiffusion._table.rows import WeightedRows, group_rows, observations_per_weight
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_same
@@ -347,11 +347,19 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def _fit_to_rank(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
         return self._fit(
-            X, sample_weight=sample_weight, ranks_training_rows=True, may_hold_out=may_hold_out
+            X,
+            sample_weight=sample_weight,
+            ranks_training_rows=True,
+            may_hold_out=may_hold_out,
+            squared_weight=squared_weight,
         )
 
     def _fit(
@@ -362,6 +370,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         groups: ArrayLike | None = None,
         ranks_training_rows: bool = False,
         may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit the members and the weights."""
         self._forget_fit()
@@ -379,10 +388,17 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         codes = None if groups is None else checked_groups(groups, X)
         X = self._note_columns(X, first)
         self._check_columns(members, fitted, X)
-        read = first._read_again if order[0] in fitted else first._read_first
-        values, weight, kinds = read(X, sample_weight)
+        if order[0] in fitted:
+            values, weight, kinds = first._read_again(X, sample_weight)
+        else:
+            values, weight, kinds = first._read_first(X, sample_weight, squared_weight)
+        per_weight = None
+        if sample_weight is not None and squared_weight is not None:
+            per_weight = observations_per_weight(np.asarray(sample_weight), squared_weight)
         settings = first._settings().changed(
-            validation_fraction=self.validation_fraction, may_hold_out=may_hold_out
+            validation_fraction=self.validation_fraction,
+            may_hold_out=may_hold_out,
+            observations_per_weight=per_weight,
         )
         rows, space, is_counted = grouped_rows(values, weight, kinds, settings)
         needs_fit = [name for name in order if name not in fitted]
@@ -395,6 +411,10 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         valid = rows
         if needs_fit:
             train, valid = held_out(rows, space, settings, seeds, is_counted, belonging)
+        elif belonging is not None:
+            together = rows_together(rows, space, settings, belonging, is_counted)
+            assert together is not None
+            valid = together.part(rows, np.ones(len(together.row), dtype=bool))
         n_stretches = len(needs_fit) + 1
         tasks = FitTasks.begin(self, len(needs_fit), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
@@ -409,12 +429,15 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
                         first,
                         X,
                         sample_weight,
+                        squared_weight,
                         train,
+                        1.0 if has_counts(settings, is_counted) else None,
                         ranks_training_rows,
                         may_hold_out,
                     )
             with stretch_of_progress(1.0 - 1.0 / n_stretches, 1.0, "weights"):
-                self._combine(members, order[0], valid, settings, seeds)
+                known = WeightedRows(*train[:2]) if needs_fit else None
+                self._combine(members, order[0], valid, settings, seeds, known)
         if needs_fit and not holds_out(number_of_rows(rows, space, is_counted), settings):
             self._forget_bounds()
         tasks.end()
@@ -427,6 +450,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         valid: WeightedRows,
         settings: FitSettings,
         seeds: Seeds,
+        train: WeightedRows | None,
     ) -> None:
         """Find the weights of fitted members, and set the fitted attributes."""
         models = {name: member._model for name, member in members.items()}
@@ -445,6 +469,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             valid,
             WeightSettings(self.weights, self.include_references),
             seeds,
+            train,
         )
         self._encoder = getattr(members[first], "_encoder", None)
         self.named_estimators_ = Bunch(**members)
@@ -581,18 +606,21 @@ def fit_member(
     leader: TableEstimator,
     X: Any,
     sample_weight: ArrayLike | None,
+    squared_weight: Array | None,
     train: ChosenRows,
+    per_weight: float | None,
     ranks_training_rows: bool,
     may_hold_out: bool,
 ) -> None:
     """Fit a member to the training rows, in the space of the first one if that is fitted.
 
     The member reads all of X, so that categories that the training rows lack are known to it.
+    ``per_weight`` is the number of observations that a weight of 1 of a training row stands for.
     """
 
-    def training_rows(values: Array, weight: Array) -> ChosenRows:
+    def training_rows(values: Array, weight: Array) -> CountedRows:
         check_categories(name, member, first, leader)
-        return train
+        return *train, per_weight
 
     space = None if member is leader else leader._model.space
     if space is not None and fixes_space(member):
@@ -608,6 +636,7 @@ def fit_member(
         training_rows,
         ranks_training_rows=ranks_training_rows,
         may_hold_out=may_hold_out,
+        squared_weight=squared_weight,
     )
 
 
@@ -618,15 +647,21 @@ def grouped_rows(
 
     Rows with probabilities are: equal ones are different observations.
     """
-    grouped = group_rows(values, weight)
+    per_weight = settings.model.observations_per_weight
+    grouped = group_rows(values, weight, are_sums=per_weight is not None)
     space, _ = table_space(grouped, kinds, settings, float(len(weight)))
     is_counted = space.is_discrete
     if settings.model.dequantize is not False and not settings.model.has_images:
         step = None if settings.model.dequantize is True else settings.model.dequantize
         is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
-    if is_counted or settings.model.dequantize is not False:
-        grouped = in_counts(grouped, weight)
+    if has_counts(settings, is_counted):
+        grouped = in_counts(grouped, weight, per_weight)
     return grouped, space, is_counted
+
+
+def has_counts(settings: FitSettings, is_counted: bool) -> bool:
+    """Return whether the weights of the distinct rows are numbers of observations."""
+    return is_counted or settings.model.dequantize is not False
 
 
 def number_of_rows(rows: WeightedRows, space: TableSpace, is_counted: bool) -> int:

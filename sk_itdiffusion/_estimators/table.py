@@ -41,6 +41,7 @@ from sk_itdiffusion._table.bounds import resolve_bounds
 from sk_itdiffusion._table.groups import checked_groups
 from sk_itdiffusion._table.partitions import is_dask, partitions_of, parts_of, sample
 from sk_itdiffusion._table.reading import without_tensors
+from sk_itdiffusion._table.rows import observations_per_weight
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import Stream, is_dataset
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
@@ -56,6 +57,8 @@ __all__ = ["TableEstimator", "stored_table"]
 Array = NDArray[np.float64]
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
+#: The same, and how many observations a weight of 1 stands for, None if the weights say it.
+CountedRows = tuple[*ChosenRows, float | None]
 
 #: Declares what of a fitted estimator is stored.  The encoder comes before all that names
 #: categories.
@@ -133,9 +136,12 @@ class TableEstimator(DensityEstimator):
 
     @abstractmethod
     def _read_first(
-        self, X: Any, weight: ArrayLike | None
+        self, X: Any, weight: ArrayLike | None, squared_weight: Array | None = None
     ) -> tuple[Array, Array, list[ColumnKind]]:
-        """Return numbers and codes, weights and kinds of the columns of a table to be fitted."""
+        """Return numbers and codes, weights and kinds of the columns of a table to be fitted.
+
+        Sums of weights come with the sums of their squares; see `DensityEstimator._fit_to_rank`.
+        """
 
     @abstractmethod
     def _network_task(self) -> NetworkTask:
@@ -205,9 +211,10 @@ class TableEstimator(DensityEstimator):
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.  Weights that
-            are no integers are relative: a common factor changes nothing.  Where rows have
-            probabilities (discrete or dequantised columns only) the number of rows matters too:
+            Non-negative weights; a weight of 2 is the same as having the row twice.  Where rows
+            have densities only the ratios of the weights matter.  Where they have probabilities
+            (discrete or dequantised columns only) the number of observations matters too: integers
+            are such numbers.  A common factor of other weights changes nothing:
             multiples of the least weight, below 1000, are numbers of observations.  So are
             multiples of any unit, fewer than 1000 of it, of fewer than 40 rows of which at least
             half differ in weight, such as the shares of a few states.  Other weights, of
@@ -259,32 +266,47 @@ class TableEstimator(DensityEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit_to_rank(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, may_hold_out: bool = True
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
-        return self._fit(X, sample_weight, ranks_training_rows=True, may_hold_out=may_hold_out)
+        return self._fit(
+            X,
+            sample_weight,
+            ranks_training_rows=True,
+            may_hold_out=may_hold_out,
+            squared_weight=squared_weight,
+        )
 
     def _fit(
         self,
         X: Any,
         sample_weight: ArrayLike | None,
         space: TableSpace | None = None,
-        chosen: Callable[[Array, Array], ChosenRows] | None = None,
+        chosen: Callable[[Array, Array], CountedRows] | None = None,
         y: object = None,
         groups: ArrayLike | None = None,
         ranks_training_rows: bool = False,
         may_hold_out: bool = True,
+        squared_weight: Array | None = None,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
-        their groups.  ``ranks_training_rows`` says that these will be ranked among themselves, and
-        ``may_hold_out`` that some of them may validate.
+        their groups, and how many observations a weight of 1 stands for.
+        ``ranks_training_rows`` says that these will be ranked among themselves, and
+        ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
         """
         started = time.monotonic()
         codes = None if groups is None else self._checked_groups(X, groups)
         # Several processes need one seed.
         random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
+        per_weight = None
+        if sample_weight is not None and squared_weight is not None:
+            per_weight = observations_per_weight(np.asarray(sample_weight), squared_weight)
         previous = self._model if self.warm_start and hasattr(self, "_model") else None
         stream = None
         if previous is None:
@@ -295,7 +317,7 @@ class TableEstimator(DensityEstimator):
             X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
             check_groups_are_held(codes, stream)
         if previous is None:
-            values, weight, kinds = self._read_first(X, sample_weight)
+            values, weight, kinds = self._read_first(X, sample_weight, squared_weight)
         else:
             values, weight, kinds = self._read_again(X, sample_weight)
         # Rows that are held out of this fit will be scored.
@@ -305,7 +327,7 @@ class TableEstimator(DensityEstimator):
         if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
-            values, weight, codes = chosen(values, weight)
+            values, weight, codes, per_weight = chosen(values, weight)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
         self._check_warm_start(previous)
         self._kinds = kinds
@@ -319,6 +341,7 @@ class TableEstimator(DensityEstimator):
             extent=extent,
             ranks_training_rows=ranks_training_rows,
             may_hold_out=may_hold_out,
+            observations_per_weight=per_weight,
         )
         with progress_bar(type(self).__name__, self.verbose):
             self._model = fit_table_model(

@@ -25,10 +25,12 @@ from sk_itdiffusion._fit.stacking import (
     repeated_rows,
     restrict_profile,
     scoring_rule,
+    variance_of_reference,
 )
 from sk_itdiffusion._fit.validation import mean_and_std
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser
+from sk_itdiffusion._table.groups import groups_of_observations
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.channel import signal_scale
@@ -447,6 +449,7 @@ def fit_ensemble_model(
     valid: WeightedRows,
     settings: WeightSettings,
     seeds: Seeds,
+    train: WeightedRows | None = None,
 ) -> tuple[EnsembleModel, dict[str, float]]:
     """Return the weighted ensemble, and the validation bound of each expert alone.
 
@@ -464,6 +467,8 @@ def fit_ensemble_model(
         Parameters.
     seeds : Seeds
         Seeds of the noise.
+    train : WeightedRows or None, default=None
+        Rows, in the units of the data, that members were fitted to; None if these are not known.
 
     Returns
     -------
@@ -496,7 +501,7 @@ def fit_ensemble_model(
         mixing = Mixing("", experts.grid, names, np.empty((0, len(names))))
         model = EnsembleModel.of(experts, mixing, rule=None, entropy=bound)
         return model, dict.fromkeys(names, bound)
-    rows = bound_rows(experts, valid)
+    rows = bound_rows(experts, valid, train)
     profile = experts.profile(
         rows.mapped.X, rows.mapped.weight, rows.keys, experts.grid, rows.mapped.source
     )
@@ -521,9 +526,13 @@ def fit_ensemble_model(
     stack = profile.spread(chosen, weights)
     difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(stack)
     bounds = log_density[control] + rows.log_slope + profile.integral(difference)
+    if train is None:
+        variance = float(share @ (bounds - share @ bounds) ** 2)
+    else:
+        variance = variance_of_reference(references[control], rows.split)
     if sole is None:
         paired = mixing.paired(experts.experts())
-        rule = scoring_rule(experts, mixing, paired, rows.distinct)
+        rule = scoring_rule(experts, mixing, paired, rows.split.valid)
     else:
         rule = members[sole].rule
     model = EnsembleModel.of(
@@ -531,7 +540,7 @@ def fit_ensemble_model(
         mixing,
         rule=rule,
         entropy=validation_bound(profile, control, baseline, stack),
-        entropy_std=mean_and_std(bounds, rows.mapped, profile.n_observations)[1],
+        entropy_std=mean_and_std(bounds, rows.mapped, profile.n_observations, variance)[1],
         curve=summarize_profile(profile, chosen, weights, experts.network_names),
         sole=sole,
     )
@@ -558,35 +567,43 @@ class BoundRows:
 
     Attributes
     ----------
-    distinct : WeightedRows
-        Distinct rows.
+    split : MappedSplit
+        Distinct rows, and those for training, or the same if these are not known.
     mapped : WeightedRows
-        The same, but few states are repeated.
+        The distinct validation rows, but few states are repeated.
     log_slope : ndarray of shape (n,)
         Log-derivatives of the maps of these.
     keys : ndarray of shape (n,), uint64
         Keys of their noise.
     """
 
-    distinct: WeightedRows
+    split: MappedSplit
     mapped: WeightedRows
     log_slope: Array
     keys: NDArray[np.uint64]
 
 
-def bound_rows(experts: Experts, valid: WeightedRows) -> BoundRows:
+def bound_rows(experts: Experts, valid: WeightedRows, train: WeightedRows | None) -> BoundRows:
     """Return as many validation rows as the error profile can afford."""
-    first = valid.take(np.arange(n_profile_rows(experts, len(experts.grid), len(valid))))
-    if experts.dequantizer is not None:
-        n_rows = n_profile_rows(experts, len(experts.grid), MIN_NOISY_COPIES)
-        first = experts.dequantizer.noisy_copies(first, n_rows, n_rows, one=False).rows
-    rows = first.with_values(experts.space.standardized(first.X))
-    split = MappedSplit.behind(experts.space, rows, rows)
+    rows = rows_as_seen(experts, valid)
+    others = rows if train is None else rows_as_seen(experts, train)
+    split = MappedSplit.behind(experts.space, others, rows)
     keys = split.valid.keys(experts.seeds.scoring + 1)
     if not experts.space.is_discrete:
-        return BoundRows(split.valid, split.valid, split.valid_log_slope, keys)
+        return BoundRows(split, split.valid, split.valid_log_slope, keys)
     mapped, keys = repeated_rows(split.valid, keys, MIN_PROFILE_ROWS)
-    return BoundRows(split.valid, mapped, np.zeros(len(mapped)), keys)
+    return BoundRows(split, mapped, np.zeros(len(mapped)), keys)
+
+
+def rows_as_seen(experts: Experts, rows: WeightedRows) -> WeightedRows:
+    """Return the first rows, as many as the error profile can afford, standardised and noisy."""
+    first = rows.take(np.arange(n_profile_rows(experts, len(experts.grid), len(rows))))
+    if experts.dequantizer is not None:
+        n_rows = n_profile_rows(experts, len(experts.grid), MIN_NOISY_COPIES)
+        copies = experts.dequantizer.noisy_copies(first, n_rows, n_rows, one=False)
+        group = groups_of_observations(first, copies.index, copies.observation)
+        first = replace(copies.rows, group=group)
+    return first.with_values(experts.space.standardized(first.X))
 
 
 def sole_member(

@@ -158,8 +158,9 @@ def read_schema(
     ValueError
         If rows are not between bounds, or columns do not vary where something given needs them to.
     """
-    grouped = group_rows(values, weight)
-    counted = in_counts(grouped, weight)
+    per_weight = settings.model.observations_per_weight
+    grouped = group_rows(values, weight, are_sums=per_weight is not None)
+    counted = in_counts(grouped, weight, per_weight)
     dequantizer = make_dequantizer(counted, settings, seeds, known)
     check_bounds(grouped.X, settings, dequantizer, None if known is None else known.space)
     copies = None
@@ -285,7 +286,8 @@ def table_space(
     is_continuous = np.array([kind.n_categories == 0 for kind in kinds], dtype=bool)
     varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
     continuous = np.flatnonzero(is_continuous & varies)
-    varying = WeightedRows(np.ascontiguousarray(grouped.X[:, continuous]), grouped.weight)
+    X = np.ascontiguousarray(grouped.X[:, continuous])
+    varying = WeightedRows(X, grouped.weight, number=grouped.number)
     standardizer = Standardizer.fit(varying.X, varying.weight)
     inspected = inspect_columns(varying, standardizer.scale, n_weighted)
     report = _full_report(inspected, continuous, len(kinds))
@@ -392,17 +394,25 @@ def make_dequantizer(
     return found
 
 
-def in_counts(grouped: WeightedRows, weight: Array) -> WeightedRows:
+def in_counts(
+    grouped: WeightedRows, weight: Array, observations_per_weight: float | None = None
+) -> WeightedRows:
     """Return grouped rows with weights that are numbers of observations.
 
     Weights that are multiples of a common unit are counts of it.  Others are scaled to sum to the
-    number of observations of equal weight that tell as much (Kish's effective sample size).
+    number of observations of equal weight that tell as much (Kish's effective sample size).  Sums
+    of the weights of several observations do not tell it: then ``observations_per_weight`` does,
+    the number of observations that a weight of 1 stands for.
     """
-    units = in_common_units(weight[weight > 0])
-    if are_counts(units):
+    units = weight[weight > 0]
+    if observations_per_weight is None:
+        units = in_common_units(units)
+    if are_counts(units) and observations_per_weight in (None, 1.0):
         total = min(float(units.sum()), MAX_OBSERVATIONS)
         return replace(grouped, weight=np.maximum(np.rint(grouped.share * total), 1.0))
-    return replace(grouped, weight=grouped.share * effective_number(units))
+    if observations_per_weight is None:
+        return replace(grouped, weight=grouped.share * effective_number(units))
+    return replace(grouped, weight=grouped.share * (observations_per_weight * units.sum()))
 
 
 def groups_of_copies(groups: RowGroups, counted: WeightedRows, copies: NoisyCopies) -> RowGroups:

@@ -73,6 +73,8 @@ class ModelSettings:
     ranks_training_rows: bool = False
     #: Whether rows may be held out to validate, if there are enough.
     may_hold_out: bool = True
+    #: Observations that a weight of 1 stands for; None if they follow from the weights.
+    observations_per_weight: float | None = None
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
 

@@ -201,8 +201,8 @@ def repeated_rows(
 ) -> tuple[WeightedRows, NDArray[np.uint64]]:
     """Return rows repeated with different keys, so that few states are seen with enough noise."""
     times = times_to_repeat(rows, least)
-    many = WeightedRows(np.repeat(rows.X, times, axis=0), np.repeat(rows.weight / times, times))
-    return many, spawn_keys(keys, times).ravel()
+    many = rows.take(np.repeat(np.arange(len(rows)), times))
+    return replace(many, weight=many.weight / times), spawn_keys(keys, times).ravel()
 
 
 def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings) -> dict[str, str]:

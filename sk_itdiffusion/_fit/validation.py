@@ -127,7 +127,7 @@ def mean_and_std(
     values : ndarray of shape (n_samples,)
         A value for each row.
     rows : WeightedRows
-        The rows; those of one group, or noisy copies of one observation, count as one.
+        The rows; observations of one group, or noisy copies of one, count as one.
     n_observations : float or None, default=None
         Number of observations, if weights are counts of them.
     least_variance : float, default=0.0
@@ -141,14 +141,11 @@ def mean_and_std(
     """
     share = rows.share
     mean = float(share @ values)
-    squared = (values - mean) ** 2
-    if n_observations is not None and rows.unit is None:
-        n, variance = n_observations, float(share @ squared) / n_observations
+    if n_observations is not None and rows.are_independent:
+        n, variance = n_observations, float(share @ (values - mean) ** 2) / n_observations
     else:
-        group = np.arange(len(rows)) if rows.unit is None else rows.unit
-        group = np.unique(group, return_inverse=True)[1]
-        n = 1.0 / float((np.bincount(group, weights=share) ** 2).sum())
-        variance = float((np.bincount(group, weights=share * (values - mean)) ** 2).sum())
+        n = 1.0 / float((rows.sums_over_units(share) ** 2).sum())
+        variance = float((rows.sums_over_units(share * (values - mean)) ** 2).sum())
     if n <= 1.0:
         return mean, math.nan
     return mean, math.sqrt(max(variance * n / (n - 1.0), least_variance / n))

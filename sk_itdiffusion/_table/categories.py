@@ -82,13 +82,22 @@ class Tally:
     missing_squared: float
 
     @classmethod
-    def count(cls, column: pd.Series[Any], weight: Array, label: str) -> Tally:
-        """Return the tally of a column with one weight for each row."""
+    def count(
+        cls, column: pd.Series[Any], weight: Array, label: str, squared: Array | None = None
+    ) -> Tally:
+        """Return the tally of a column with one weight for each row.
+
+        Rows that stand for several have the sums of their weights, and of their squares.
+        """
         codes, labels = factorize(column, label)
         are_counts = np.array_equal(weight, np.rint(weight))
-        if not are_counts:
+        if squared is not None:
+            squares = squared
+        elif are_counts:
+            squares = weight
+        else:
             weight = weight / weight.max()  # so that no square overflows
-        squares = weight if are_counts else weight**2
+            squares = weight**2
         total, squared = (
             np.bincount(codes + 1, values, len(labels) + 1).astype(np.float64)
             for values in (weight, squares)
@@ -266,13 +275,16 @@ def learn_categories(
     given: Mapping[int, Labels],
     weight: Array,
     shared_categories: bool,
+    squared_weight: Array | None = None,
 ) -> tuple[dict[int, Labels], dict[int, UnseenValues]]:
     """Return the categories of the discrete columns, in the order of their codes, and other values.
 
     Columns that share their categories share the probabilities of other values too.
     """
     discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
-    tallies = {j: Tally.count(table.column(j), weight, table.labels[j]) for j in discrete}
+    tallies = {
+        j: Tally.count(table.column(j), weight, table.labels[j], squared_weight) for j in discrete
+    }
     fixed = {j: _fixed_categories(table, j, given) for j in discrete}
     groups = [discrete] if shared_categories and discrete else [[j] for j in discrete]
     learned, unseen = {}, {}

@@ -243,7 +243,13 @@ class Dequantizer:
         keys = self.keys(rows.X)
         if n_copies.max() == 1:
             content = None if rows.content is None else keys
-            noisy = WeightedRows(rows.X + self.offsets(keys), rows.weight, keys, content=content)
+            noisy = WeightedRows(
+                rows.X + self.offsets(keys),
+                rows.weight,
+                keys,
+                content=content,
+                number=rows.number,
+            )
             return NoisyCopies(noisy, np.arange(len(rows)), np.zeros(len(rows), dtype=np.intp))
         index = np.repeat(np.arange(len(rows)), n_copies)
         number = np.arange(len(index)) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
@@ -255,7 +261,8 @@ class Dequantizer:
         copies += self.offsets(own[order])
         content = None if rows.content is None else own[order]
         weight = (rows.weight / n_copies)[index]
-        found = WeightedRows(copies, weight, source[order], content=content)
+        equal = None if rows.number is None else (rows.number / n_copies)[index]
+        found = WeightedRows(copies, weight, source[order], content=content, number=equal)
         return NoisyCopies(found, index, number[order] // times)
 
     def in_steps(self, X: Array) -> Array:

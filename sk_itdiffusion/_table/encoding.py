@@ -176,6 +176,7 @@ class TableEncoder:
         handle_unknown: str = "good_turing",
         shared_categories: bool = False,
         sample_weight: ArrayLike | None = None,
+        squared_weight: Array | None = None,
     ) -> TableEncoder:
         """Learn the categories of the discrete columns.
 
@@ -199,6 +200,9 @@ class TableEncoder:
             together.
         sample_weight : array-like of shape (n_rows,), default=None
             Non-negative weights.  Categories are learned from rows of positive weight.
+        squared_weight : ndarray of shape (n_rows,), default=None
+            Sums of the squared weights of the observations that a row stands for, if its weight is
+            the sum of theirs.
 
         Returns
         -------
@@ -223,8 +227,10 @@ class TableEncoder:
             warn(merged)
         given = given_categories(table, kinds, categories)
         check_order(table, kinds, given)
-        weight = _read_weight(sample_weight, table.frame.shape)
-        learned, unseen = learn_categories(table, kinds, given, weight, shared_categories)
+        weight = _read_weight(sample_weight, table.frame.shape, squared_weight is None)
+        learned, unseen = learn_categories(
+            table, kinds, given, weight, shared_categories, squared_weight
+        )
         _check_known(table, {j: learned[j] for j in given}, weight)
         if handle_unknown == "error":
             unseen = {}
@@ -366,8 +372,13 @@ def _check_settings(table: Table, kinds: Sequence[Kind], handle_unknown: str) ->
         )
 
 
-def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Array:
-    """Return non-negative weights in their common unit, or at most 1."""
+def _read_weight(
+    sample_weight: ArrayLike | None, shape: tuple[int, int], are_single: bool
+) -> Array:
+    """Return non-negative weights, those of single observations in their common unit or at most 1.
+
+    Sums of weights, which come with sums of their squares, stay as they are.
+    """
     weight = _check_sample_weight(
         sample_weight,
         np.broadcast_to(0.0, shape),
@@ -375,7 +386,8 @@ def _read_weight(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> Arr
         ensure_non_negative=True,
         copy=True,
     )
-    weight[weight > 0] = in_common_units(weight[weight > 0])
+    if are_single:
+        weight[weight > 0] = in_common_units(weight[weight > 0])
     return np.asarray(weight)
 
 

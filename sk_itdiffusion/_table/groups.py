@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri, rel_entr
 from sklearn.neighbors import NearestNeighbors
@@ -118,7 +118,7 @@ class RowGroups:
     Attributes
     ----------
     row : ndarray of shape (n,), int
-        Numbers of rows.
+        Numbers of rows, in order.
     group : ndarray of shape (n,), int
         Their groups, from 0 on.
     weight : ndarray of shape (n,)
@@ -147,16 +147,18 @@ class RowGroups:
         Returns
         -------
         RowGroups
-            The groups, with the weights of the distinct rows divided among them.
+            The groups, with the weights of the distinct rows divided among them.  Their numbers
+            follow from what rows they have.
         """
         kept = weight > 0
         number = places_of(values[kept], rows.X)
         units = in_common_units(weight[kept])
-        relative = units / units.max()
-        pairs = pd.DataFrame({"row": number, "group": groups[kept], "weight": relative})
+        pairs = pd.DataFrame({"row": number, "group": groups[kept], "weight": units})
         total = pairs.groupby(["row", "group"], as_index=False, sort=True)["weight"].sum()
         row, group = (total[name].to_numpy(dtype=np.intp) for name in ("row", "group"))
-        share = total["weight"].to_numpy()
+        group = numbers_by_content(row, group, total["weight"].to_numpy())
+        order = np.lexsort((group, row))
+        row, group, share = row[order], group[order], total["weight"].to_numpy()[order]
         share = share / np.bincount(row, weights=share, minlength=len(rows))[row]
         found = share * rows.weight[row]
         counts = np.rint(found)
@@ -187,6 +189,14 @@ class RowGroups:
         within = np.minimum(observation + 0.5, 0.999 * rows.weight[index])
         listed = np.minimum(np.searchsorted(end, begin[index] + within), len(end) - 1)
         return np.asarray(self.group[listed])
+
+    @classmethod
+    def within(cls, rows: WeightedRows) -> RowGroups:
+        """Return the groups among which the weights of rows are divided."""
+        assert rows.group_shares is not None
+        listed = rows.group_shares.tocoo()
+        row, group = listed.row.astype(np.intp), listed.col.astype(np.intp)
+        return cls(row, group, listed.data * rows.weight[row])
 
     @classmethod
     def alone(cls, rows: WeightedRows) -> RowGroups:
@@ -280,13 +290,17 @@ class RowGroups:
         return np.asarray(validates[group])
 
     def part(self, rows: WeightedRows, chosen: NDArray[np.bool_]) -> WeightedRows:
-        """Return the distinct rows of some of those listed, with their groups if each has one."""
+        """Return the distinct rows of some of those listed, with their groups."""
         weight: Array = np.zeros(len(rows))
         np.add.at(weight, self.row[chosen], self.weight[chosen])
         there = np.flatnonzero(weight)
-        has_one_group = np.array_equal(self.row, np.arange(len(rows)))
-        group = self.group[there] if has_one_group else None
-        return replace(rows.take(there), weight=weight[there], group=group)
+        if np.array_equal(self.row, np.arange(len(rows))):
+            return replace(rows.take(there), weight=weight[there], group=self.group[there])
+        row, group = self.row[chosen], self.group[chosen]
+        size = len(rows), int(self.group.max()) + 1
+        shares = csr_array((self.weight[chosen] / weight[row], (row, group)), shape=size)
+        shared = replace(rows, weight=weight, group_shares=shares)
+        return shared.take(there)
 
     def listed(
         self, rows: WeightedRows, chosen: NDArray[np.bool_]
@@ -307,6 +321,52 @@ class RowGroups:
         number = np.empty(len(order), dtype=np.uint64)
         number[order] = np.arange(len(order)) - start
         return numbered_keys(content, number)
+
+
+def numbers_by_content(row: Index, group: Index, weight: Array) -> NDArray[np.intp]:
+    """Return numbers of groups, from 0 on, that follow from their rows and these rows' weights.
+
+    Groups of equal content have consecutive numbers, and it makes no difference which has which.
+
+    Parameters
+    ----------
+    row, group : ndarray of shape (n,), int
+        Numbers of distinct rows, which do not depend on the order of the rows of the table, and
+        any numbers of their groups.
+    weight : ndarray of shape (n,)
+        Weights of the rows in the groups.
+
+    Returns
+    -------
+    ndarray of shape (n,), int
+        The new numbers of the groups.
+    """
+    _, old = np.unique(group, return_inverse=True)
+    content = np.zeros(int(old.max()) + 1, dtype=np.uint64)
+    np.add.at(content, old, row_keys(np.column_stack([row, weight])))
+    number = np.empty(len(content), dtype=np.intp)
+    number[np.argsort(content, kind="stable")] = np.arange(len(content))
+    return number[old]
+
+
+def groups_of_observations(
+    rows: WeightedRows, index: Index, observation: Index
+) -> NDArray[np.intp] | None:
+    """Return the groups of single observations of rows, None if they have none.
+
+    Parameters
+    ----------
+    rows, index, observation
+        See `RowGroups.of_observations`.
+
+    Returns
+    -------
+    ndarray of shape (m,), int, or None
+        The groups.
+    """
+    if rows.group_shares is None:
+        return None if rows.group is None else rows.group[index]
+    return RowGroups.within(rows).of_observations(rows, index, observation)
 
 
 def whole_groups(sizes: Array, wanted: float) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
 
@@ -53,7 +54,12 @@ class WeightedRows:
         Keys that rows share which are copies, with different noise, of one observation; weights
         are then numbers of observations.  None if each row is one.
     group : ndarray of shape (n_rows,), int, or None
-        Groups of rows that are not independent of each other; None if all rows are.
+        Groups of rows that are not independent of each other, if each row is in one; else None.
+    group_shares : csr_array of shape (n_rows, n_groups) or None
+        Share of each row's weight that is in each group, if observations of a row are in several;
+        else None.
+    number : ndarray of shape (n_rows,) or None
+        How many rows of the table are equal to each; None if that is its weight.
     content : ndarray of shape (n_rows,), uint64, or None
         Keys of the rows of a table, before standardisation and maps, which depend on all bits of
         the weights; None if the weights are integers, of which a common factor changes no bits.
@@ -64,6 +70,8 @@ class WeightedRows:
     source: Keys | None = None
     group: NDArray[np.intp] | None = None
     content: Keys | None = None
+    group_shares: csr_array | None = None
+    number: Array | None = None
 
     def __len__(self) -> int:
         return len(self.X)
@@ -82,6 +90,20 @@ class WeightedRows:
     def unit(self) -> Keys | None:
         """Keys that rows share which are not independent of each other; None if all rows are."""
         return self.source if self.group is None else self.group.astype(np.uint64)
+
+    @property
+    def are_independent(self) -> bool:
+        """Whether all observations are independent of each other."""
+        return self.unit is None and self.group_shares is None
+
+    def sums_over_units(self, values: Array) -> Array:
+        """Return the sums of a value of each row over what is independent of all else: groups."""
+        if self.group_shares is not None:
+            return np.asarray(values @ self.group_shares)
+        if self.unit is None:
+            return values
+        number = np.unique(self.unit, return_inverse=True)[1]
+        return np.bincount(number, weights=values).astype(np.float64)
 
     def keys(self, seed: int) -> Keys:
         """Return a key of each row, from which noise for it follows."""
@@ -113,7 +135,10 @@ class WeightedRows:
         source = None if self.source is None else self.source[index]
         group = None if self.group is None else self.group[index]
         content = None if self.content is None else self.content[index]
-        return WeightedRows(self.X[index], self.weight[index], source, group, content)
+        shares = None if self.group_shares is None else without_empty(self.group_shares[index])
+        number = None if self.number is None else self.number[index]
+        X, weight = self.X[index], self.weight[index]
+        return WeightedRows(X, weight, source, group, content, shares, number)
 
     def split(self, fraction: float, most: int, seed: int) -> tuple[WeightedRows, WeightedRows]:
         """Return rows for training and for validation.
@@ -163,6 +188,11 @@ class WeightedRows:
         return train.take(np.flatnonzero(train.weight)), valid.take(np.flatnonzero(drawn))
 
 
+def without_empty(shares: csr_array) -> csr_array:
+    """Return shares of groups without the groups of which there are no rows."""
+    return shares[:, np.unique(shares.indices)]
+
+
 def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     """Return the message that validation leaves too few rows for training."""
     return (
@@ -171,7 +201,7 @@ def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
     )
 
 
-def group_rows(X: Array, weight: Array) -> WeightedRows:
+def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     """Return the distinct rows of positive weight, in an order that depends on nothing else.
 
     The weights of identical rows add, so that a weight is the same as repetition, the order of the
@@ -185,6 +215,8 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
         Finite rows.
     weight : ndarray of shape (n_samples,)
         Non-negative weights.
+    are_sums : bool, default=False
+        Whether the weights are sums already, of those of several observations.
 
     Returns
     -------
@@ -207,10 +239,14 @@ def group_rows(X: Array, weight: Array) -> WeightedRows:
         # Two rows have one hash.
         distinct, first, group = np.unique(X, axis=0, return_index=True, return_inverse=True)
     # Repetitions are integers before they are summed, so that their sums are exact.
-    units = in_common_units(weight)
+    units = weight if are_sums else in_common_units(weight)
     total = np.bincount(group.ravel(), weights=units).astype(np.float64)
-    content = None if are_counts(units) else keys[first]
-    return WeightedRows(distinct, in_units_of_the_least(total), content=content)
+    weight = in_units_of_the_least(total)
+    if are_counts(units):
+        return WeightedRows(distinct, weight)
+    # Rows that stand for several are as many as their weights say.
+    number = None if are_sums else np.bincount(group.ravel()).astype(np.float64)
+    return WeightedRows(distinct, weight, content=keys[first], number=number)
 
 
 def in_units_of_the_least(weight: Array) -> Array:
@@ -272,6 +308,25 @@ def effective_number(weight: Array) -> float:
     return float(relative.sum() ** 2 / (relative**2).sum())
 
 
+def observations_per_weight(weight: Array, squared_weight: Array) -> float:
+    """Return how many observations a weight of 1 stands for.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (n_rows,)
+        Sums of the positive weights of the observations that a row stands for.
+    squared_weight : ndarray of shape (n_rows,)
+        Sums of their squares.
+
+    Returns
+    -------
+    float
+        The number that makes the sum of the weights Kish's effective sample size; 1 for counts,
+        the weights of which are sums of ones.
+    """
+    return float(np.sum(weight) / np.sum(squared_weight))
+
+
 def resample_rows(rows: WeightedRows, most: int, random_state: np.random.RandomState) -> Array:
     """Return rows of equal weight that stand for weighted ones, for methods without weights.
 
@@ -309,6 +364,9 @@ class ColumnReport:
 def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> ColumnReport:
     """Return which columns vary, are tied, and their lattice steps.
 
+    What ties a column is the number of its rows that are equal: a single row of great weight is no
+    tie, unless its weight is such a number.
+
     Parameters
     ----------
     rows : WeightedRows
@@ -325,12 +383,13 @@ def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> Colu
     """
     n_features = rows.X.shape[1]
     varies = rows.X.min(axis=0) < rows.X.max(axis=0)
+    number = rows.weight if rows.number is None else rows.number
     tied, step = np.zeros(n_features, dtype=bool), np.zeros(n_features)
     if n_weighted < _MIN_ROWS_FOR_TIES or len(rows) < 2:
         return ColumnReport(varies, tied, step)
     for j in np.flatnonzero(varies):
         values, group = np.unique(rows.X[:, j], return_inverse=True)
-        share = np.bincount(group.ravel(), weights=rows.weight).max() / rows.weight.sum()
+        share = np.bincount(group.ravel(), weights=number).max() / number.sum()
         exponent = -np.frexp(scale[j])[1]  # of units in which no difference overflows
         step[j] = lattice_step(np.ldexp(values, exponent)) / np.ldexp(scale[j], exponent)
         tied[j] = share > _TIED_SHARE or step[j] > _COARSE_STEP

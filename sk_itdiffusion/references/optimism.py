@@ -34,15 +34,21 @@ def fold_weights(rows: WeightedRows, in_counts: bool) -> Array:
     rows : WeightedRows
         Validation rows, in random order.
     in_counts : bool
-        Whether weights are numbers of observations, which are divided among the folds; else a row
-        is in one fold, with those of its group or its noisy copies.
+        Whether weights are numbers of observations, which are divided among the folds if they are
+        independent; else a row is in one fold.  Those of a group, and noisy copies of one
+        observation, are in one fold.
 
     Returns
     -------
     ndarray of shape (n_folds, n_samples)
         The weights.
     """
-    if in_counts and np.array_equal(rows.weight, np.rint(rows.weight)):
+    if rows.group_shares is not None:
+        n_groups = rows.group_shares.shape[1]
+        fold_of_group = np.arange(n_groups)[:, None] % N_FOLDS == np.arange(N_FOLDS)
+        weights = (rows.group_shares @ fold_of_group.astype(np.float64)).T * rows.weight
+        return np.asarray(weights[weights.any(axis=1)])
+    if in_counts and rows.are_independent and np.array_equal(rows.weight, np.rint(rows.weight)):
         return shared_counts(rows.weight.astype(np.int64))
     unit = np.arange(len(rows))
     if rows.unit is not None:
