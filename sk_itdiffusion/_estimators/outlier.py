@@ -33,8 +33,13 @@ from sk_itdiffusion._estimators.detector_density import (
 )
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
 from sk_itdiffusion._estimators.local_score import LocalScore
-from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows
-from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images, numbers_in
+from sk_itdiffusion._estimators.outlier_score import (
+    AUTOMATIC_FLOOR,
+    FlooredModel,
+    MappedRows,
+    checked_floors,
+)
+from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
 from sk_itdiffusion._estimators.trimming import (
     MIN_COPIES_OF_A_VALUE,
     MIN_ROWS_OF_A_MODE,
@@ -62,10 +67,6 @@ from sk_itdiffusion.persistence.checks import (
 __all__ = ["IMMSEOutlierDetector"]
 
 Array = NDArray[np.float64]
-#: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
-AUTOMATIC_FLOOR = 7.0
-#: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
-MAX_FLOOR = 100.0
 #: Rows from which calibration rows are spared; with fewer, folds take turns.
 MIN_ROWS_TO_SPARE = 1_000
 MAX_CALIBRATION_ROWS = 5_000
@@ -699,18 +700,3 @@ class IMMSEOutlierDetector(
             check_not_negative(np.diff(self.calibration_scores_), "rises of sorted scores")
             check_positive(self.calibration_weights_, "weights of held-out rows")
             check_positive(n, "number of held-out rows")
-
-
-def checked_floors(noise_floor: Any) -> Array | None:
-    """Return the log-SNRs of the floors, or raise an error that names the parameter."""
-    if noise_floor is None:
-        return None
-    if isinstance(noise_floor, str):
-        return np.array([AUTOMATIC_FLOOR])
-    floors = np.sort(np.atleast_1d(numbers_in(noise_floor)))
-    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MAX_FLOOR).all():
-        raise ValueError(
-            "noise_floor must be 'auto', None, or one or several log-SNRs from "
-            f"{-MAX_FLOOR:g} to {MAX_FLOOR:g}, got {noise_floor!r}."
-        )
-    return floors

@@ -40,13 +40,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sk_itdiffusion._estimators.parameters import numbers_in
 from sk_itdiffusion._fit.experts import scoring_noise
 from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
@@ -60,9 +61,11 @@ from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
 from sk_itdiffusion.references import PlainReference, Reference
 from sk_itdiffusion.references.judging import log_likelihoods
 
-__all__ = ["MIN_SCORE", "MODEL", "FlooredModel", "MappedRows"]
+__all__ = ["MIN_SCORE", "MODEL", "FlooredModel", "MappedRows", "checked_floors"]
 
-#: Log-SNR beyond which there is nothing but noise.
+#: Log-SNR of the automatic noise floor: noise of 0.03 standard deviations.
+AUTOMATIC_FLOOR = 7.0
+#: Log-SNRs beyond which nothing but noise, or none, can be told from one another.
 MAX_FLOOR = 100.0
 
 Array = NDArray[np.float64]
@@ -373,3 +376,18 @@ def constant_parts(model: TableModel, values: Array) -> Array:
     With dequantised columns it is the log-probability of a cell.
     """
     return model.constant_log_ratios(values) + model.greatest_constant_log_densities
+
+
+def checked_floors(noise_floor: Any) -> Array | None:
+    """Return the log-SNRs of the floors, or raise an error that names the parameter."""
+    if noise_floor is None:
+        return None
+    if isinstance(noise_floor, str):
+        return np.array([AUTOMATIC_FLOOR])
+    floors = np.sort(np.atleast_1d(numbers_in(noise_floor)))
+    if floors.ndim != 1 or not len(floors) or not (np.abs(floors) <= MAX_FLOOR).all():
+        raise ValueError(
+            "noise_floor must be 'auto', None, or one or several log-SNRs from "
+            f"{-MAX_FLOOR:g} to {MAX_FLOOR:g}, got {noise_floor!r}."
+        )
+    return floors
