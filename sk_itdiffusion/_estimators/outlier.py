@@ -33,12 +33,7 @@ from sk_itdiffusion._estimators.detector_density import (
 )
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
 from sk_itdiffusion._estimators.local_score import LocalScore
-from sk_itdiffusion._estimators.outlier_score import (
-    AUTOMATIC_FLOOR,
-    FlooredModel,
-    MappedRows,
-    checked_floors,
-)
+from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
 from sk_itdiffusion._estimators.trimming import (
     MIN_COPIES_OF_A_VALUE,
@@ -474,7 +469,7 @@ class IMMSEOutlierDetector(
         model = self.estimator_._model
         floors = self._floors[np.isfinite(self._floors)]
         if not len(floors):
-            floors = np.array([AUTOMATIC_FLOOR])
+            floors = checked_floors("auto")
         rows = MappedRows.of(model, self.estimator_._read(given.rows)).mapped
         return LocalScore.of(model.space.layout, rows, given.n_copies, floors, self.trim)
 
