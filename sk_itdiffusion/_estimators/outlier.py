@@ -469,7 +469,7 @@ class IMMSEOutlierDetector(
         model = self.estimator_._model
         floors = self._floors[np.isfinite(self._floors)]
         if not len(floors):
-            floors = checked_floors("auto")
+            floors = np.asarray(checked_floors("auto"))
         rows = MappedRows.of(model, self.estimator_._read(given.rows)).mapped
         return LocalScore.of(model.space.layout, rows, given.n_copies, floors, self.trim)
 
