@@ -471,3 +471,22 @@ def test_rows_keep_their_groups():
     rows = WeightedRows(np.arange(6.0).reshape(3, 2), np.ones(3), group=np.array([0, 1, 0]))
     np.testing.assert_array_equal(rows.take(np.array([0, 2])).group, [0, 0])
     np.testing.assert_array_equal(rows.columns(1).group, [0, 1, 0])
+
+
+def test_few_observations_of_a_state_are_of_all_its_groups():
+    """One state of weight 6000 in ten groups, of which 2000 observations are taken."""
+    groups = RowGroups(np.zeros(10, dtype=np.intp), np.arange(10), np.full(10, 600.0))
+    state = WeightedRows(np.zeros((1, 1)), np.array([6000.0]))
+    index, number = np.zeros(2000, dtype=np.intp), np.arange(2000)
+    found = groups.of_observations(state, index, number)
+    np.testing.assert_array_equal(np.bincount(found), 200)
+
+
+@pytest.mark.parametrize("n", [40, 42, 46, 58])
+def test_one_group_tells_nothing_of_the_error(n):
+    X = np.random.default_rng(n).normal(size=(n, 2))
+    groups = np.arange(n) > n // 3
+    continuous = IMMSEDensity(max_epochs=0, random_state=0).fit(X, groups=groups)
+    discrete = IMMSEDiscreteDensity(max_epochs=0, random_state=0).fit(X > 0, groups=groups)
+    assert np.isnan(continuous.entropy_std_)
+    assert np.isnan(discrete.entropy_std_)

@@ -214,6 +214,15 @@ def test_trainings_that_end_too_early_warn_once(n_networks):
     assert not warnings_of_fit(NORMAL, 2, **brief)[1]
 
 
+def test_short_trainings_beside_references_warn():
+    r = np.random.default_rng(0)
+    X = r.normal(size=(500, 5))
+    for j in range(1, 5):  # each column depends on the one before, as a mixture can hardly tell
+        X[:, j] = np.sin(2.0 * X[:, j - 1]) + 0.2 * X[:, j]
+    with pytest.warns(ConvergenceWarning, match="ended by max_epochs=2 while"):
+        IMMSEDensity(max_epochs=2, n_networks=1, random_state=1).fit(X)
+
+
 def test_trainings_without_time_warn(monkeypatch):
     advance, now = Course.advance, 0.0
 

@@ -269,8 +269,8 @@ class CombinedScore:
         surprise = self._surprise(self.of_members(values, tolerance))
         say = self.weight * np.exp(surprise - surprise.max(axis=1, keepdims=True))
         say = say / say.sum(axis=1, keepdims=True)
-        typical, own = self._parts_of_members(self._typical_values, tolerance), []
-        typical = [np.median(parts, axis=0) for parts in typical]
+        parts_of_typical = self._parts_of_members(self._typical_values, tolerance)
+        typical = [np.median(parts, axis=0) for parts in parts_of_typical]
         own = self._parts_of_members(values, tolerance)
         parts = np.tile(typical[self._main], (len(values), 1))
         for number, (usual, found) in enumerate(zip(typical, own, strict=True)):

@@ -425,7 +425,7 @@ def train(
         plan.limits,
         on_epoch=on_epoch,
         interrupted=interrupted,
-        measured=lambda: judged(mean_bound(objective, fixed, plan.processes)),
+        measured=lambda: mean_bound(objective, fixed, plan.processes),
         judged=judged,
         report=report,
         processes=plan.processes,

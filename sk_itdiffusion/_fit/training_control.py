@@ -101,6 +101,8 @@ class TrainingControl(Callback):
     are restored before the rate falls; at the end they are those of the best epoch.
     """
 
+    #: Bound of the network at its start.
+    initial_bound = math.inf
     #: What ended the training at a time when it was still gaining; None if it had gained enough.
     ended_too_early_by: End | None = None
 
@@ -146,8 +148,8 @@ class TrainingControl(Callback):
         self.base_rates = rates_of(net)
         self.averages = net.module_.averages()
         self.parameters = self.averages[0][1]
-        self.bounds = [self.measured()]
-        self.note_best(net, self.bounds[0])
+        self.initial_bound = self.measured()
+        self.note_best(net, self.judged(self.initial_bound))
 
     def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Go on where a checkpoint ended, if a callback has loaded one."""
@@ -164,8 +166,7 @@ class TrainingControl(Callback):
         net.module_.n_updates = self.course.step
         # The weights are those of the checkpoint, whichever epoch was the best.
         self.best_epoch = n_done
-        self.bounds.append(self.measured())
-        self.note_best(net, self.bounds[-1])
+        self.note_best(net, self.judged(self.measured()))
         if self.on_epoch is not None:
             self.on_epoch(net, FIRST_ADAPTATION)
 
@@ -214,7 +215,9 @@ class TrainingControl(Callback):
         decay = self.course.decay
         if not self.course.has_ended or decay is None or decay.end == "validation":
             return
-        if would_go_on_gaining(self.bounds):
+        # The bound of the network alone: that of the model falls by little at a time.
+        own = [row["valid_loss"] for row in net.history if "valid_loss" in row]
+        if would_go_on_gaining([self.initial_bound, *own]):
             self.ended_too_early_by = decay.end
 
     def on_epoch_end(self, net: skorch.NeuralNet, **_: Any) -> None:
@@ -225,7 +228,6 @@ class TrainingControl(Callback):
         if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
             self._handle_divergence(net)
             return
-        self.bounds.append(bound)
         if bound < self.best:
             self.note_best(net, bound)
             self.best_epoch = epoch

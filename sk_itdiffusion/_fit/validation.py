@@ -25,6 +25,8 @@ from sk_itdiffusion._table.rows import WeightedRows
 
 __all__ = ["Optimism", "crossfitted_errors", "mean_and_std"]
 
+#: By how much the number of a single unit may exceed one by rounding.
+ROUNDING_OF_ONE = 1e-9
 Array = NDArray[np.float64]
 
 
@@ -146,6 +148,6 @@ def mean_and_std(
     else:
         n = 1.0 / float((rows.sums_over_units(share) ** 2).sum())
         variance = float((rows.sums_over_units(share * (values - mean)) ** 2).sum())
-    if n <= 1.0:
+    if n <= 1.0 + ROUNDING_OF_ONE:
         return mean, math.nan
     return mean, math.sqrt(max(variance * n / (n - 1.0), least_variance / n))

@@ -177,7 +177,8 @@ class RowGroups:
         index : ndarray of shape (m,), int
             Numbers of the rows of which they are observations.
         observation : ndarray of shape (m,), int
-            Number, from 0 on, of the observation of that row.
+            Number, from 0 on, of the observation of that row.  If there are fewer than its weight
+            says, each stands for as many.
 
         Returns
         -------
@@ -186,7 +187,10 @@ class RowGroups:
         """
         end = np.cumsum(self.weight)  # the listed rows are in order
         begin = np.cumsum(rows.weight) - rows.weight
-        within = np.minimum(observation + 0.5, 0.999 * rows.weight[index])
+        n_observations = np.ones(len(rows))
+        np.maximum.at(n_observations, index, observation + 1.0)
+        each = np.maximum(1.0, rows.weight / n_observations)[index]
+        within = np.minimum((observation + 0.5) * each, 0.999 * rows.weight[index])
         listed = np.minimum(np.searchsorted(end, begin[index] + within), len(end) - 1)
         return np.asarray(self.group[listed])
 
