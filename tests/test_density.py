@@ -445,8 +445,10 @@ def test_all_rows_equal():
         lambda rng: rng.normal(size=(2, 3)),
         lambda rng: rng.normal(size=(30, 1)),
         lambda rng: rng.normal(size=(10, 40)),
-        lambda rng: rng.normal(size=(50, 60)),
-        lambda rng: np.repeat(rng.normal(size=(200, 1)), 3, axis=1),
+        pytest.param(lambda rng: rng.normal(size=(50, 60)), marks=pytest.mark.slow),
+        pytest.param(
+            lambda rng: np.repeat(rng.normal(size=(200, 1)), 3, axis=1), marks=pytest.mark.slow
+        ),
         lambda rng: rng.normal(size=(200, 2)) @ rng.normal(size=(2, 5)),
     ],
     ids=["2 rows", "1 column", "n < d, no network", "n < d", "duplicate", "collinear"],

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from marks import others_slow
 
 from sk_itdiffusion import (
     IMMSEDensity,
@@ -178,6 +179,7 @@ def test_columns_without_a_lattice_beside_one():
     assert set(density.expert_weights_) == {"gaussian"}
 
 
+@pytest.mark.slow
 def test_no_advice_to_dequantise_what_is():
     X = three_states(200)
     with warnings.catch_warnings():
@@ -301,7 +303,7 @@ def test_constants_have_the_step_of_the_others_or_their_own(constant, step):
     assert make_dequantizer(apart).step[2] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("dequantize", [True, 1.0])
+@pytest.mark.parametrize("dequantize", others_slow([True, 1.0]))
 def test_constants_are_a_distribution_with_mass_for_other_values(dequantize, tmp_path):
     X = np.column_stack([three_states(400), np.full(400, 7.0)])
     density = IMMSEDensity(dequantize=dequantize, **PLAIN).fit(X)

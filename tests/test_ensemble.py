@@ -260,6 +260,7 @@ def test_held_out_rows_are_other_rows_with_all_of_their_copies(X):
     assert weight.sum() + valid.weight.sum() == len(repeated)
 
 
+@pytest.mark.slow
 def test_members_do_not_see_the_held_out_rows(X, monkeypatch):
     seen = {}
     combine = IMMSEEnsemble._combine
@@ -302,6 +303,7 @@ def test_rows_without_variation_have_the_density_of_any_member():
     np.testing.assert_array_equal(est.score_samples(X), est.estimators_[0].score_samples(X))
 
 
+@pytest.mark.slow
 def test_equal_references_are_experts_once(X):
     plain = tiny(max_epochs=0)
     shared = IMMSEEnsemble([("one", plain), ("gaussian", tiny())], random_state=0)
@@ -371,6 +373,7 @@ def test_spaces_of_other_scales_are_an_error(X, marginals):
     IMMSEEnsemble([members[0], ("same", same)], prefit=True, random_state=0).fit(X)
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_the_first_fitted_member(X):
     first = IMMSEDensity(**TINY | {"marginals": "quantile", "reference": "gaussian"}).fit(X)
     est = IMMSEEnsemble([("plain", tiny()), ("mapped", FrozenEstimator(first))], random_state=0)

@@ -144,6 +144,7 @@ def test_streamed_estimators_are_saved(X, streamed, tmp_path):
     assert loaded.net_ is None
 
 
+@pytest.mark.slow
 def test_few_rows_have_the_density_of_the_reference(X):
     density = IMMSEDensity(**TINY).partial_fit(X[:300]).partial_fit(X[300:600])
     assert density.net_ is None

@@ -213,6 +213,7 @@ def test_folds_are_parts_of_one_bar(capsys):
     assert [title for title in dict.fromkeys(titles) if title in expected] == expected
 
 
+@pytest.mark.slow
 def test_verbose_member_of_a_silent_ensemble_has_a_bar_of_its_own(capsys):
     members = [("a", IMMSEDensity(**QUICK, verbose=1)), ("b", IMMSEDensity(**QUICK))]
     IMMSEEnsemble(members, random_state=0).fit(X)

@@ -179,7 +179,7 @@ def test_built_models_cannot_be_changed():
     members = [("a", density), ("b", IMMSEDensity(max_epochs=0, random_state=1))]
     ensemble = IMMSEEnsemble(members, random_state=0).fit(X)
     detector = IMMSEOutlierDetector(density, contamination=0.1, trim=0.0, random_state=0).fit(X)
-    models = [density._model, ensemble._model, detector._floored.model]
+    models = [density._model, ensemble._model, detector._score.model]
     assert [type(model) for model in models] == [TableModel, EnsembleModel, TableModel]
     for model in models:
         for each in dataclasses.fields(model):

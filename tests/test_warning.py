@@ -52,7 +52,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", others_slow(CALLS, 3))
 def test_warning_is_shown_once_and_at_the_users_line(name):
     with shown() as caught:
         CALLS[name]()
