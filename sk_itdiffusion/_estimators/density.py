@@ -129,7 +129,7 @@ class IMMSEDensity(TableEstimator):
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
-    max_epochs : int, default=1000
+    max_epochs : int, default=200
         Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
         network, or, where ``experts`` names it, one at its start, which is the normal reference.
     steps_per_epoch : int or "auto", default="auto"
@@ -316,7 +316,7 @@ class IMMSEDensity(TableEstimator):
         n_frequencies: int = 4,
         dropout: float | str = "auto",
         weight_decay: float | str = "auto",
-        max_epochs: int = 1000,
+        max_epochs: int = 200,
         steps_per_epoch: int | str = "auto",
         batch_size: int | str = "auto",
         num_workers: int = 0,

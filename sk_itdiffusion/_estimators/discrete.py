@@ -98,7 +98,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
-    max_epochs : int, default=1000
+    max_epochs : int, default=200
         Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
         network, or, where ``experts`` names it, one at its start, which is its reference.
         ``experts=["independent"], max_epochs=0`` gives the reference alone.
@@ -271,7 +271,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         n_blocks: int | str = "auto",
         dropout: float | str = "auto",
         weight_decay: float | str = "auto",
-        max_epochs: int = 1000,
+        max_epochs: int = 200,
         steps_per_epoch: int | str = "auto",
         batch_size: int | str = "auto",
         learning_rate: float = 0.02,
