@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -166,8 +165,7 @@ class FlowPeer(Peer):
     """Normalising flow of zuko, with three transforms and hidden layers (128, 128) unless told.
 
     AdamW with rate 1e-3 and batches of 512; the validation likelihood is computed every 100
-    steps, training ends after 1000 steps without a gain, or after so many seconds of processors,
-    and the best state is restored.
+    steps, training ends after 1000 steps without a gain, and the best state is restored.
     """
 
     def __init__(
@@ -176,7 +174,6 @@ class FlowPeer(Peer):
         max_steps: int = 6000,
         n_transforms: int = 3,
         hidden_size: int = 128,
-        max_seconds: float = math.inf,
     ) -> None:
         if architecture not in ("NSF", "MAF"):
             raise ValueError(f"architecture must be 'NSF' or 'MAF', got {architecture!r}.")
@@ -184,7 +181,6 @@ class FlowPeer(Peer):
         self.max_steps = max_steps
         self.n_transforms = n_transforms
         self.hidden_size = hidden_size
-        self.max_seconds = max_seconds
         self.name = {"NSF": "neural_spline_flow", "MAF": "masked_autoregressive_flow"}[architecture]
 
     def _fit(self, X_train: Array, X_valid: Array, seed: int) -> None:
@@ -193,7 +189,6 @@ class FlowPeer(Peer):
         optimizer = torch.optim.AdamW(self.flow_.parameters(), lr=1e-3)
         batches = minibatches(train, 512, torch.Generator().manual_seed(seed))
         best, best_score, best_step = copy.deepcopy(self.flow_.state_dict()), -math.inf, 0
-        end = time.process_time() + self.max_seconds
         for step in range(1, self.max_steps + 1):
             loss = -self.flow_().log_prob(next(batches)).mean()
             optimizer.zero_grad()
@@ -208,8 +203,6 @@ class FlowPeer(Peer):
                         step,
                     )
                 elif step - best_step >= 1000:
-                    break
-                if time.process_time() >= end:
                     break
         self.flow_.load_state_dict(best)
         self.details_ = {"n_steps": step, "best_step": best_step}
