@@ -7,7 +7,12 @@ import pytest
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble
-from sk_itdiffusion._fit.validation import Optimism, crossfitted_errors, mean_and_std
+from sk_itdiffusion._fit.validation import (
+    Optimism,
+    crossfitted_errors,
+    mean_and_std,
+    variance_of_units,
+)
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.optimism import choice_optimism, fold_weights
@@ -93,6 +98,21 @@ def test_standard_error_is_that_of_the_mean():
     assert mean_and_std(values, rows_of_weight(np.ones(50)), None, 25.0)[1] == pytest.approx(
         5 / np.sqrt(50)
     )
+
+
+def test_variance_of_units_counts_what_groups_share():
+    """Groups of independent rows tell as much as their rows, groups of equal ones as one row."""
+    rng = np.random.default_rng(0)
+    group, alone = np.repeat(np.arange(2000), 5), rng.normal(size=10_000)
+    n, variance = variance_of_units(alone, rows_of_weight(np.ones(10_000), group))
+    assert n == pytest.approx(2000)
+    # The standard deviation of a variance of 2000 values is that share of it.
+    assert variance == pytest.approx(1 / 5, abs=4 * np.sqrt(2 / 2000) / 5)
+    equal = rng.normal(size=2000)[group]
+    assert variance_of_units(equal, rows_of_weight(np.ones(10_000), group)) == pytest.approx(
+        (2000, np.var(equal) * 2000 / 1999)
+    )
+    assert np.isnan(variance_of_units(alone[:5], rows_of_weight(np.ones(5), np.zeros(5, int)))[1])
 
 
 @pytest.mark.slow

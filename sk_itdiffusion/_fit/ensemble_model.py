@@ -526,10 +526,9 @@ def fit_ensemble_model(
     stack = profile.spread(chosen, weights)
     difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(stack)
     bounds = log_density[control] + rows.log_slope + profile.integral(difference)
-    if train is None:
-        variance = float(share @ (bounds - share @ bounds) ** 2)
-    else:
-        variance = variance_of_reference(references[control], rows.split)
+    n, variance = profile.n_observations, 0.0
+    if train is not None:
+        variance = variance_of_reference(references[control], rows.split, n)
     if sole is None:
         paired = mixing.paired(experts.experts())
         rule = scoring_rule(experts, mixing, paired, rows.split.valid)
@@ -540,7 +539,7 @@ def fit_ensemble_model(
         mixing,
         rule=rule,
         entropy=validation_bound(profile, control, baseline, stack),
-        entropy_std=mean_and_std(bounds, rows.mapped, profile.n_observations, variance)[1],
+        entropy_std=mean_and_std(bounds, rows.mapped, n, variance)[1],
         curve=summarize_profile(profile, chosen, weights, experts.network_names),
         sole=sole,
     )

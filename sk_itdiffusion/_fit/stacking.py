@@ -16,7 +16,7 @@ from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std
+from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std, variance_of_units
 from sk_itdiffusion._immse.cubature import spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
@@ -106,8 +106,9 @@ def stacked_model(
         log_density -= split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
     entropy = entropy_std = math.nan
     if split.judged:
-        variance = variance_of_reference(experts.references[control], split)
-        mean, entropy_std = mean_and_std(log_density, valid, members.n_observations, variance)
+        n = members.n_observations
+        variance = variance_of_reference(experts.references[control], split, n)
+        mean, entropy_std = mean_and_std(log_density, valid, n, variance)
         entropy = -mean - experts.constant_term
     return TableModel.of(
         experts,
@@ -120,12 +121,32 @@ def stacked_model(
     )
 
 
-def variance_of_reference(reference: Reference, split: MappedSplit) -> float:
-    """Return the variance of a reference's log-likelihood over training rows."""
+def variance_of_reference(
+    reference: Reference, split: MappedSplit, n_observations: float | None
+) -> float:
+    """Return the variance of a reference's log-likelihood over training rows, or groups of them.
+
+    Parameters
+    ----------
+    reference : Reference
+        The reference.
+    split : MappedSplit
+        The rows.
+    n_observations : float or None
+        Number of observations that the validation rows stand for, if weights are counts.
+
+    Returns
+    -------
+    float
+        The variance of an independent unit, in squared nats; 0 if there are not two of them.
+    """
     rows = split.train.take(np.arange(min(len(split.train), MAX_PROFILE_ROWS)))
+    if n_observations is not None:
+        n_observations *= float(rows.weight.sum() / split.valid.weight.sum())
     log_density = log_likelihoods(reference, rows.X)
     log_density += np.broadcast_to(split.train_log_slope, len(split.train))[: len(rows)]
-    return float(rows.share @ (log_density - rows.share @ log_density) ** 2)
+    variance = variance_of_units(log_density, rows, n_observations)[1]
+    return 0.0 if math.isnan(variance) else variance
 
 
 def dear_families(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._table.rows import WeightedRows
 
-__all__ = ["Optimism", "crossfitted_errors", "mean_and_std"]
+__all__ = ["Optimism", "crossfitted_errors", "mean_and_std", "variance_of_units"]
 
 #: By how much the number of a single unit may exceed one by rounding.
 ROUNDING_OF_ONE = 1e-9
@@ -133,21 +133,46 @@ def mean_and_std(
     n_observations : float or None, default=None
         Number of observations, if weights are counts of them.
     least_variance : float, default=0.0
-        Variance of a row's value that is known from other rows.  Validation rows choose what suits
-        them, which makes few of them more alike than new rows are.
+        What `variance_of_units` returns for other rows.  Validation rows choose what suits them,
+        which makes few of them more alike than new rows are.
 
     Returns
     -------
     mean, std : float
         The mean and its standard error.
     """
+    mean = float(rows.share @ values)
+    n, variance = variance_of_units(values, rows, n_observations)
+    if math.isnan(variance):
+        return mean, math.nan
+    return mean, math.sqrt(max(variance, least_variance) / n)
+
+
+def variance_of_units(
+    values: Array, rows: WeightedRows, n_observations: float | None = None
+) -> tuple[float, float]:
+    """Return the number of independent units among rows, and the variance of the value of one.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples,)
+        A value for each row.
+    rows : WeightedRows
+        The rows; observations of one group, or noisy copies of one, are one unit.
+    n_observations : float or None, default=None
+        Number of observations, if weights are counts of them.
+
+    Returns
+    -------
+    n, variance : float
+        The number of units, and the variance, whose ratio is that of the weighted mean; the
+        variance is NaN for a single unit.
+    """
     share = rows.share
-    mean = float(share @ values)
+    centered = values - share @ values
     if n_observations is not None and rows.are_independent:
-        n, variance = n_observations, float(share @ (values - mean) ** 2) / n_observations
+        n, variance = n_observations, float(share @ centered**2)
     else:
         n = 1.0 / float((rows.sums_over_units(share) ** 2).sum())
-        variance = float((rows.sums_over_units(share * (values - mean)) ** 2).sum())
-    if n <= 1.0 + ROUNDING_OF_ONE:
-        return mean, math.nan
-    return mean, math.sqrt(max(variance * n / (n - 1.0), least_variance / n))
+        variance = n * float((rows.sums_over_units(share * centered) ** 2).sum())
+    return n, variance * n / (n - 1.0) if n > 1.0 + ROUNDING_OF_ONE else math.nan
