@@ -394,9 +394,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         numbers[:, continuous] = values[:, continuous]
         if len(incomplete):
             completed = imputed(values[incomplete])
-            numbers[incomplete] = np.where(
-                missing[incomplete], completed, numbers[incomplete]
-            )
+            numbers[incomplete] = np.where(missing[incomplete], completed, numbers[incomplete])
         return with_entries(X, missing, self.density_._write(numbers))
 
     def __sklearn_tags__(self) -> Any:
