@@ -160,6 +160,7 @@ def ring(n=400):
     return np.column_stack([np.cos(angle), np.sin(angle)]) + 0.1 * r.normal(size=(n, 2))
 
 
+@pytest.mark.slow
 def test_fits_are_as_long_as_they_gain():
     normal = np.random.default_rng(0).normal(size=(400, 2))
     short = IMMSEDensity(**SMALL).fit(normal)

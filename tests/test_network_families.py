@@ -287,6 +287,7 @@ def test_families_of_the_library_are_saved(X, tmp_path):
     np.testing.assert_array_equal(loaded.score_samples(X), density.score_samples(X))
 
 
+@pytest.mark.slow
 def test_own_network_is_searched_in_worker_processes(X):
     density = IMMSEDensity(**PLAIN, network=SmallFamily())
     search = GridSearchCV(density, {"network__width": [2, 12]}, cv=2, n_jobs=2).fit(X)

@@ -311,7 +311,7 @@ def test_loaded_density_does_all_that_the_saved_one_does(name, fitted, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
-@pytest.mark.parametrize("name", ["detector", "detector of categories"])
+@pytest.mark.parametrize("name", others_slow(["detector", "detector of categories"]))
 def test_loaded_detector_does_all_that_the_saved_one_does(name, fitted, tmp_path):
     estimator, X = fitted(name)
     loaded = saved_and_loaded(estimator, tmp_path)
