@@ -42,6 +42,7 @@ from sk_itdiffusion._table.reading import (
     factorize,
     first_few,
     read_table,
+    with_one_nan,
 )
 from sk_itdiffusion._table.rows import in_common_units
 from sk_itdiffusion._table.unseen import UnseenValues
@@ -177,6 +178,8 @@ class TableEncoder:
         shared_categories: bool = False,
         sample_weight: ArrayLike | None = None,
         squared_weight: Array | None = None,
+        allow_missing: bool = False,
+        missing_category: bool = True,
     ) -> TableEncoder:
         """Learn the categories of the discrete columns.
 
@@ -203,6 +206,10 @@ class TableEncoder:
         squared_weight : ndarray of shape (n_rows,), default=None
             Sums of the squared weights of the observations that a row stands for, if its weight is
             the sum of theirs.
+        allow_missing : bool, default=False
+            Whether entries may be missing that are no category.
+        missing_category : bool, default=True
+            Whether a missing value, other than among numbers, is a category of its own.
 
         Returns
         -------
@@ -212,16 +219,19 @@ class TableEncoder:
         Raises
         ------
         ValueError
-            If numbers are missing or infinite, a continuous column holds no numbers, an ordinal
-            one no order, a column more than 4096 categories, categories are not among those given,
-            or a parameter is out of its range.
+            If numbers are infinite, or missing though they must not be, a continuous column holds
+            no numbers, an ordinal one no order, a column more than 4096 categories, or nothing but
+            missing values, categories are not among those given, or a parameter is out of its
+            range.
         TypeError
             If entries are neither texts nor numbers, such as dicts.
         """
         table = read_table(X)
         _check_settings(table, kinds, handle_unknown)
         check_continuous(table, kinds)
-        table.check_finite(table.holds_numbers, is_continuous(kinds))
+        table.check_finite(table.holds_numbers, is_continuous(kinds), allow_missing)
+        if allow_missing:
+            table.check_observed(np.ones(table.n_columns, dtype=bool))
         merged = reason_of_merged_integers(table, np.flatnonzero(is_continuous(kinds)))
         if merged is not None:
             warn(merged)
@@ -229,7 +239,7 @@ class TableEncoder:
         check_order(table, kinds, given)
         weight = _read_weight(sample_weight, table.frame.shape, squared_weight is None)
         learned, unseen = learn_categories(
-            table, kinds, given, weight, shared_categories, squared_weight
+            table, kinds, given, weight, shared_categories, squared_weight, missing_category
         )
         _check_known(table, {j: learned[j] for j in given}, weight)
         if handle_unknown == "error":
@@ -247,7 +257,7 @@ class TableEncoder:
         dtype, polars = table.dtype, table.polars
         return cls(columns, names, tuple(dtypes), dtype, holds_numbers, polars)
 
-    def encode(self, X: Any) -> Array:
+    def encode(self, X: Any, allow_missing: bool = False) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
 
         Values that are no categories become their log-probabilities, which are negative.
@@ -256,11 +266,14 @@ class TableEncoder:
         ----------
         X : array-like or data frame of shape (n_rows, n_columns), or Table
             Table with the fitted columns, in their order; containers and dtypes may differ.
+        allow_missing : bool, default=False
+            Whether missing entries become NaN, unless they are a category.  If not they are an
+            error among numbers, and values that are no categories elsewhere.
 
         Returns
         -------
         ndarray of shape (n_rows, n_columns)
-            Numbers, codes and log-probabilities.
+            Numbers, codes and log-probabilities; NaN where entries are missing.
 
         Raises
         ------
@@ -276,18 +289,17 @@ class TableEncoder:
                 f"X has {table.n_columns} features, but {type(self).__name__} is expecting "
                 f"{len(self.columns)} features as input."
             )
-        table.check_finite(
-            self.holds_numbers, is_continuous([column.kind for column in self.columns])
-        )
+        continuous = is_continuous([column.kind for column in self.columns])
+        table.check_finite(self.holds_numbers, continuous, allow_missing)
         values = np.empty(table.frame.shape)
         for j, column in enumerate(self.columns):
             if column.categories is None:
                 values[:, j] = as_floats(table.column(j), column.label)
             else:
                 values[:, j] = _encode_discrete(
-                    table.column(j), column.label, column.categories, column.unseen
+                    table.column(j), column.label, column.categories, column.unseen, allow_missing
                 )
-        return values
+        return with_one_nan(values)
 
     def unseen(self, values: Array) -> NDArray[np.bool_]:
         """Return which entries, (n_rows, n_columns), are no categories of discrete columns."""
@@ -394,16 +406,25 @@ def _read_weight(
 def _check_known(table: Table, categories: Mapping[int, Labels], weight: Array) -> None:
     """Raise a ValueError if labels of positive weight are no categories."""
     for j, known in categories.items():
-        _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, None)
+        _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, None, True)
 
 
 def _encode_discrete(
-    column: pd.Series[Any], label: str, categories: Labels, unseen: UnseenValues | None
+    column: pd.Series[Any],
+    label: str,
+    categories: Labels,
+    unseen: UnseenValues | None,
+    allow_missing: bool,
 ) -> Array:
-    """Return the codes of the entries of a column, of other values the log-probabilities."""
+    """Return the codes of the entries of a column, of other values the log-probabilities.
+
+    Missing values that are no category are NaN if they are allowed, else other values too.
+    """
     numbers, labels = factorize(column, label)
     code_of_label = codes_of(labels, categories)
     codes = code_of_label[numbers].astype(np.float64)
+    if allow_missing:
+        codes[(numbers < 0) & (codes < 0.0)] = np.nan
     is_other = codes < 0.0
     if not is_other.any():
         return codes
