@@ -390,13 +390,17 @@ def test_infinite_numbers_are_errors_beside_missing_ones():
 REFUSING = {
     "partial_fit": lambda X: IMMSEDensity(**ANALYTIC).partial_fit(X),
     "partial_fit, discrete": lambda X: IMMSEDiscreteDensity(**ANALYTIC).partial_fit(X.round()),
-    "ensemble": lambda X: IMMSEEnsemble([("one", quick_gaussian())]).fit(X),
-    "detector": lambda X: IMMSEOutlierDetector(quick_gaussian()).fit(X),
+    "ensemble": lambda X: IMMSEEnsemble([("one", quick_gaussian())], random_state=0).fit(X),
+    "detector": lambda X: IMMSEOutlierDetector(quick_gaussian(), random_state=0).fit(X),
     "ensemble's scores": lambda X: (
-        IMMSEEnsemble([("one", quick_gaussian())]).fit(np.nan_to_num(X)).score_samples(X)
+        IMMSEEnsemble([("one", quick_gaussian())], random_state=0)
+        .fit(np.nan_to_num(X))
+        .score_samples(X)
     ),
     "detector's scores": lambda X: (
-        IMMSEOutlierDetector(quick_gaussian()).fit(np.nan_to_num(X)).score_samples(X)
+        IMMSEOutlierDetector(quick_gaussian(), random_state=0)
+        .fit(np.nan_to_num(X))
+        .score_samples(X)
     ),
     "curve": lambda X: quick_gaussian().fit(np.nan_to_num(X)).mse_curve(X),
 }

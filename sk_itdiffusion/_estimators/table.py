@@ -687,7 +687,10 @@ class TableEstimator(DensityEstimator):
         kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
         if previous is not None:
             changed = [
-                name for name, value in kept.items() if not are_equal(self._kept[name], value)
+                # Files of earlier versions do not have all parameters.
+                name
+                for name, value in kept.items()
+                if name in self._kept and not are_equal(self._kept[name], value)
             ]
             if changed:
                 raise ValueError(

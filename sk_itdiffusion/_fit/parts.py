@@ -6,7 +6,6 @@ conditionals are known in closed form, and so are those of a mixture of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,12 +16,12 @@ from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references import Reference, ReferenceMixture
 from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.optimism import fold_weights
+from sk_itdiffusion.references.parts import log_sum
+from sk_itdiffusion.references.reference_mixture import fitted_log_weights
 
 __all__ = ["crossfitted_log_density", "fit_parts"]
 
 Array = NDArray[np.float64]
-#: Steps, at most, in which the proportions are found, and the gain in nats of the last one.
-MAX_STEPS, LEAST_GAIN = 500, 1e-9
 
 
 def fit_parts(
@@ -66,36 +65,32 @@ def fit_parts(
 
 
 def crossfitted_log_density(parts: ReferenceMixture, valid: WeightedRows, in_counts: bool) -> Array:
-    """Return log-densities of validation rows under mixtures that other folds have weighted."""
-    scores = np.stack([log_likelihoods(reference, valid.X) for reference in parts.references])
+    """Return log-densities of validation rows under mixtures that other folds have weighted.
+
+    Parameters
+    ----------
+    parts : ReferenceMixture
+        The mixture whose members are weighted.
+    valid : WeightedRows
+        Validation rows, each with an observed entry.
+    in_counts : bool
+        Whether weights are numbers of observations.
+
+    Returns
+    -------
+    ndarray of shape (n_valid,)
+        The log-densities.
+    """
     folds = fold_weights(valid, in_counts)
+    if len(parts.references) == 1 or len(folds) < 2:
+        return log_likelihoods(parts, valid.X)
+    scores = np.stack([log_likelihoods(reference, valid.X) for reference in parts.references])
     total = folds.sum(axis=0)
-    if len(scores) == 1 or len(folds) < 2:
-        return log_mixture(scores, np.asarray(parts.weights))
     log_density = np.zeros(len(valid))
     for fold in folds:
         here, others = fold > 0, total - fold
-        weights = proportions(scores, others / others.sum())
-        log_density[here] += fold[here] / total[here] * log_mixture(scores[:, here], weights)
+        left = others > 0
+        log_weights = fitted_log_weights(scores[:, left], others[left] / others.sum())
+        found = log_sum(scores[:, here] + log_weights[:, None])
+        log_density[here] += fold[here] / total[here] * found
     return log_density
-
-
-def log_mixture(scores: Array, weights: Array) -> Array:
-    """Return the log-densities (n,) of a mixture of references with log-densities (K, n)."""
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.logaddexp.reduce(scores + np.log(weights)[:, None], axis=0))
-
-
-def proportions(scores: Array, share: Array) -> Array:
-    """Return the weights (K,) that maximise the mean log-density over rows of shares (n,)."""
-    weights = np.full(len(scores), 1.0 / len(scores))
-    relative = np.exp(scores - scores.max(axis=0))
-    before = -math.inf
-    for _ in range(MAX_STEPS):
-        density = weights @ relative
-        after = float(share @ np.log(density))
-        weights = weights * (relative @ (share / density))
-        if after - before < LEAST_GAIN:
-            break
-        before = after
-    return np.asarray(weights / weights.sum())
