@@ -50,7 +50,7 @@ def mixed_holes(n=400, share=0.2, seed=0):
 
 
 def mixed_density(**settings):
-    return IMMSEMixedDensity(missing_category=False, **(ANALYTIC | settings))
+    return IMMSEMixedDensity(handle_missing="missing", **(ANALYTIC | settings))
 
 
 def quick_gaussian(**settings):
@@ -255,7 +255,7 @@ def test_given_values_that_were_not_seen_count_as_missing():
     density = mixed_density().fit(table)
     rows = mixed_table(5, 1)
     strange = rows.assign(colour="violet")
-    unknown = rows.assign(colour=None)
+    unknown = rows.assign(colour=None)  # a missing value is not known, seen or not
     given = ["colour", "count"]
     np.testing.assert_allclose(
         density.score_samples(strange, given=given), density.score_samples(unknown, given=given)
@@ -353,15 +353,13 @@ def test_missing_categories_are_a_category_unless_asked_otherwise():
     assert None in as_category.categories_[0]
     (score,) = as_category.marginal("colour").score_samples(table[["colour"]][:1])
     np.testing.assert_allclose(np.exp(score), 0.25, atol=0.03)
-    as_hole = IMMSEMixedDensity(missing_category=False, **ANALYTIC).fit(table)
+    as_hole = IMMSEMixedDensity(handle_missing="missing", **ANALYTIC).fit(table)
     assert None not in as_hole.categories_[0]
     assert as_hole.marginal("colour").score_samples(table[["colour"]][:1]) == 0.0
-    # Where fit has not seen it as one, a missing value is not known.
-    complete = IMMSEMixedDensity(**ANALYTIC).fit(mixed_table())
-    np.testing.assert_allclose(
-        complete.score_samples(table[:5]),
-        complete.marginal(["count", "size", "weight"]).score_samples(table[:5].iloc[:, 1:]),
+    given = IMMSEMixedDensity(
+        handle_missing="missing", categories={"colour": ["red", "green", "blue", None]}, **ANALYTIC
     )
+    assert None in given.fit(table).categories_[0]
 
 
 @pytest.mark.parametrize(

@@ -454,9 +454,9 @@ def test_missing_truths_of_pandas_are_fitted_scored_sampled_and_saved(estimator,
     fitted = table if rows == "with missing truths" else table.dropna()
     density = estimator(**analytic("independent")).fit(fitted)
     log_p = density.score_samples(table)
-    # About 1/3 times 1/3; if no value was missing they are not known, and those of n have 1/3.
-    p = np.exp(log_p[table["b"].isna()])
-    np.testing.assert_allclose(p, 1 / 9 if fitted is table else 1 / 3, rtol=0.5)
+    # About 1/3 times 1/3, or 1/42 times 1/3 if no value was missing.
+    is_likely = np.exp(log_p[table["b"].isna()]) > 0.02
+    assert is_likely.all() if fitted is table else not is_likely.any()
     samples = density.sample(100, random_state=0)
     assert samples["b"].dtype == "boolean"
     assert samples["b"].isna().any() == (fitted is table)

@@ -35,7 +35,7 @@ class CategoricalEstimator(TableEstimator):
 
     categories: Any
     handle_unknown: str
-    missing_category: bool
+    handle_missing: str
     preconditioner: str
     loss: str
     _encoder: TableEncoder
@@ -44,7 +44,7 @@ class CategoricalEstimator(TableEstimator):
         "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "categories": [StrOptions({"auto"}), list, tuple, dict, np.ndarray],
         "handle_unknown": [StrOptions({"good_turing", "error"})],
-        "missing_category": ["boolean"],
+        "handle_missing": [StrOptions({"category", "missing"})],
         "preconditioner": [StrOptions({"auto", "independent", "latent_class"})],
         "loss": [StrOptions({"mse", "cross_entropy"})],
     }
@@ -87,7 +87,7 @@ class CategoricalEstimator(TableEstimator):
             sample_weight=checked,
             squared_weight=squared_weight,
             allow_missing=allow_missing,
-            missing_category=self.missing_category or not allow_missing,
+            handle_missing=self.handle_missing,
         )
         self._publish_columns()
         kinds = [

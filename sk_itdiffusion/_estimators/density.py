@@ -388,7 +388,7 @@ class IMMSEDensity(TableEstimator):
             weights = None if weight is None else checked_weight(weight, X)
             # Without networks the sample is all that is needed.
             has_holes = not is_dask(X) and has_missing_entries(partitions)
-            rows, kept, stream = sample(
+            rows, kept, others = sample(
                 partitions,
                 as_numbers,
                 random_state,
@@ -396,7 +396,7 @@ class IMMSEDensity(TableEstimator):
                 numbers_only=True,
                 allow_missing=has_holes,
             )
-            return rows, kept, None if has_holes else stream
+            return rows, kept, None if has_holes else others
         if weight is not None:
             raise ValueError("sample_weight must be None if X is a dataset.")
         rows, stream = RowStream.beyond_memory(X, self.num_workers, random_state, images)

@@ -58,10 +58,11 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Good-Turing mass of their column and the other columns are scored by the references (see
         Notes), or an error.  They are an error in any case in columns whose categories
         ``categories`` gives, and in those of numpy's boolean dtype.
-    missing_category : bool, default=True
-        Whether a missing value (None, NaN, pandas' NA or null) is a category of its own in columns
-        that hold no numbers, if it occurs in `fit`.  If not, and among numbers in any case, an
-        entry that is missing is not known.
+    handle_missing : {"category", "missing"}, default="category"
+        What a missing value (None, NaN, pandas' NA or null) is in discrete columns that hold no
+        numbers: a category of its own (and if `fit` has seen none, a value that is unlikely), or an
+        entry that is not known, unless ``categories`` lists None.  Among numbers it is not known in
+        any case.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; all pixels then
         have the same, ordered categories.
@@ -246,7 +247,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         "kind",
         "categories",
         "handle_unknown",
-        "missing_category",
+        "handle_missing",
         "image_shape",
         "network",
     )
@@ -268,7 +269,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         kind: str | Sequence[str] | dict[Any, str] = "auto",
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
-        missing_category: bool = True,
+        handle_missing: str = "category",
         image_shape: tuple[int, ...] | None = None,
         network: str | NetworkFamily = "auto",
         reference: str = "auto",
@@ -301,7 +302,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.kind = kind
         self.categories = categories
         self.handle_unknown = handle_unknown
-        self.missing_category = missing_category
+        self.handle_missing = handle_missing
         self.image_shape = image_shape
         self.network = network
         self.reference = reference

@@ -47,10 +47,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
     handle_unknown : {"good_turing", "error"}, default="good_turing"
         What other values of discrete columns are in `score_samples`: unlikely, by the Good-Turing
         mass of their column, or an error; see `IMMSEDiscreteDensity`.
-    missing_category : bool, default=True
-        Whether a missing value (None, NaN, pandas' NA or null) is a category of its own in columns
-        that hold no numbers, if it occurs in `fit`.  If not, and among numbers in any case, an
-        entry that is missing is not known.
+    handle_missing : {"category", "missing"}, default="category"
+        What a missing value (None, NaN, pandas' NA or null) is in discrete columns that hold no
+        numbers: a category of its own (and if `fit` has seen none, a value that is unlikely), or an
+        entry that is not known, unless ``categories`` lists None.  Among numbers it is not known in
+        any case.
     reference : str, default="auto"
         Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
@@ -199,8 +200,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     x, give at most 1.
 
     Missing values are a category of columns of texts, objects, booleans and categoricals, unless
-    ``missing_category`` is False.  In columns of numbers they are not known, and so they are
-    everywhere if `fit` has seen none: the log-density of a row is that of its other entries.
+    ``handle_missing`` says otherwise.  In columns of numbers they are not known: the log-density of
+    a row is that of its other entries.
 
     References
     ----------
@@ -239,7 +240,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         "ordinal_features",
         "categories",
         "handle_unknown",
-        "missing_category",
+        "handle_missing",
         "network",
     )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -262,7 +263,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         ordinal_features: str | ArrayLike | None = "from_dtype",
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
-        missing_category: bool = True,
+        handle_missing: str = "category",
         reference: str = "auto",
         experts: str | Sequence[str | ReferenceFamily] = "auto",
         preconditioner: str = "auto",
@@ -296,7 +297,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.ordinal_features = ordinal_features
         self.categories = categories
         self.handle_unknown = handle_unknown
-        self.missing_category = missing_category
+        self.handle_missing = handle_missing
         self.reference = reference
         self.experts = experts
         self.preconditioner = preconditioner

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.reading import first_few, read_table
 
 if TYPE_CHECKING:
@@ -169,13 +170,12 @@ class DensityView(DocumentationLinkMixin, DensityMixin, BaseEstimator):
         frame = read_table(X).frame.reset_index(drop=True)
         names = self._names(np.arange(self.density.n_features_in_))
         wanted = [names[j] for j in positions]
-        full = pd.DataFrame(np.nan, index=frame.index, columns=names)
         by_name = hasattr(X, "columns") and hasattr(self.density, "feature_names_in_")
         if by_name:
             lacking = [name for name in wanted if name not in frame.columns]
-            others = [name for name in frame.columns if name not in wanted] if only else []
-            if lacking or others:
-                what = f"lacks {first_few(lacking)}" if lacking else f"has {first_few(others)} too"
+            extra = [name for name in frame.columns if name not in wanted] if only else []
+            if lacking or extra:
+                what = f"lacks {first_few(lacking)}" if lacking else f"has {first_few(extra)} too"
                 raise ValueError(f"X must have the columns {first_few(wanted)}, but it {what}.")
             columns = {name: frame[name] for name in wanted}
         else:
@@ -189,11 +189,23 @@ class DensityView(DocumentationLinkMixin, DensityMixin, BaseEstimator):
             places = positions if is_whole else range(len(wanted))
             pairs = zip(wanted, places, strict=True)
             columns = {name: frame.iloc[:, place] for name, place in pairs}
-        parts = [columns.get(name, full[name]) for name in names]
+        others = enumerate(self._usual_values())
+        parts = [
+            columns[names[j]] if names[j] in columns else pd.Series([value] * len(frame))
+            for j, value in others
+        ]
         table = pd.concat(parts, axis=1).set_axis(names, axis=1)
         values = self.density._read(table, allow_missing=True)
         values[:, np.setdiff1d(np.arange(len(names)), positions)] = np.nan
         return values
+
+    def _usual_values(self) -> list[Any]:
+        """Return a value of each column that the density takes."""
+        encoder: TableEncoder | None = getattr(self.density, "_encoder", None)
+        if encoder is None:
+            return [np.nan] * self.density.n_features_in_
+        categories = [column.categories for column in encoder.columns]
+        return [np.nan if each is None else each[0] for each in categories]
 
     def _seed(self, random_state: int | np.random.RandomState | None) -> int:
         """Return the seed of draws."""

@@ -72,7 +72,7 @@ def extent(X: Array) -> tuple[Array, Array]:
 def first_observed(X: Array) -> Array:
     """Return the first observed value of each column, of shape (d,)."""
     seen = ~np.isnan(X)
-    return X[seen.argmax(axis=0), np.arange(X.shape[1])].copy()
+    return np.asarray(X[seen.argmax(axis=0), np.arange(X.shape[1])])
 
 
 @dataclass(frozen=True)

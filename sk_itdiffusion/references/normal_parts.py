@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sk_itdiffusion.references.parts import Block, blocks_of_patterns
 
-__all__ = ["ExpectedMoments", "NormalParts"]
+__all__ = ["ExpectedMoments", "NormalParts", "one_by_one"]
 
 Array = NDArray[np.float64]
 

@@ -25,6 +25,7 @@ __all__ = [
     "checked_columns",
     "checked_values",
     "chosen_by",
+    "chosen_with_rest",
     "evaluated_at_places",
     "log_sum",
     "other_columns",
@@ -153,8 +154,18 @@ def log_sum(log_terms: Array) -> Array:
 
 
 def chosen_by(uniform: Array, log_terms: Array) -> Index:
-    """Return which of n terms each row chooses by a number in (0, 1), from (n, n_rows)."""
-    top = log_terms.max(axis=0)
-    cumulative = np.cumsum(np.exp(log_terms - top), axis=0)
-    below = cumulative[:-1] < uniform * cumulative[-1]
-    return np.asarray(below.sum(axis=0), dtype=np.intp)
+    """Return which of n terms each row chooses by a number in (0, 1), from (n, n_rows or 1)."""
+    return chosen_with_rest(uniform, log_terms)[0]
+
+
+def chosen_with_rest(uniform: Array, log_terms: Array) -> tuple[Index, Array]:
+    """Return which terms rows choose, and numbers in (0, 1) that are independent of the choice."""
+    log_terms = np.broadcast_to(log_terms, (len(log_terms), len(uniform)))
+    share = np.exp(log_terms - log_terms.max(axis=0))
+    cumulative = np.cumsum(share, axis=0)
+    target = uniform * cumulative[-1]
+    chosen = (cumulative[:-1] < target).sum(axis=0)
+    rows = np.arange(len(uniform))
+    rest = 1.0 - (cumulative[chosen, rows] - target) / share[chosen, rows]
+    # Rounding may lead to the ends.
+    return chosen, np.clip(rest, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
