@@ -124,6 +124,8 @@ def broken_tables(value):
 @pytest.mark.parametrize("estimator", [*NUMERIC, *OTHERS], ids=lambda each: type(each).__name__)
 def test_errors_about_numbers_name_the_columns(estimator, trouble):
     value, message = TROUBLE[trouble]
+    if trouble in ("NaN", "missing") and isinstance(estimator, ESTIMATORS):
+        pytest.skip("entries may be missing")
     for X, columns in broken_tables(value):
         with pytest.raises(ValueError, match=rf"{message}.* column\(s\) {columns}\."):
             clone(estimator).fit(X)
@@ -140,7 +142,7 @@ def test_errors_about_texts_name_the_columns_and_an_entry(estimator, entry):
 
 @pytest.mark.parametrize(
     "estimator",
-    [IMMSEDensity(max_epochs=0, random_state=0), DETECTOR],
+    [ENSEMBLE, DETECTOR],
     ids=lambda each: type(each).__name__,
 )
 def test_errors_of_scoring_name_the_columns(estimator):

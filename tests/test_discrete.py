@@ -413,8 +413,8 @@ def test_bad_parameters_are_named(X, parameters, message):
 
 
 def test_bad_tables_are_named(X, mixed_table):
-    with pytest.raises(ValueError, match="NaN"):
-        IMMSEDiscreteDensity(**TINY).fit(np.where(X == 3, np.nan, X.astype(float)))
+    with pytest.raises(ValueError, match="infinity"):
+        IMMSEDiscreteDensity(**TINY).fit(np.where(X == 3, np.inf, X.astype(float)))
     with pytest.raises(ValueError, match="minimum of 2"):
         IMMSEDiscreteDensity(**TINY).fit(X[:1])
     with pytest.raises(NotFittedError):

@@ -35,6 +35,7 @@ from sk_itdiffusion.references import (
     PlainReference,
     Reference,
     ReferenceFamily,
+    ReferenceMixture,
 )
 
 MIXTURE = ([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 1.0]]])
@@ -84,6 +85,12 @@ REFERENCES = {
     "independent beside a mixture": lambda: independent(mixture(1)),
     "classes": lambda: classes(0),
     "classes with a continuous column": lambda: classes(1),
+    "mixture of references": lambda: ReferenceMixture(
+        [0.2, 0.5, 0.3], [REFERENCES["normal"](), mixture(2), kernels(2)]
+    ),
+    "mixture of references of mixed columns": lambda: ReferenceMixture(
+        [0.4, 0.6], [independent(GaussianReference([0.5], [[0.7]])), classes(1)]
+    ),
 }
 
 
@@ -433,7 +440,10 @@ def test_range_of_several_references_is_that_of_their_variances(resolution):
 def test_range_is_that_of_the_continuous_columns(grid):
     found = grid.reference.logsnr_range(0.1)
     assert (found is None) == (grid.n_continuous == 0)
-    if found is not None:
+    if isinstance(grid.reference, ReferenceMixture):
+        low, high = zip(*(r.logsnr_range(0.1) for r in grid.reference.references), strict=True)
+        assert found == (min(low), max(high))
+    elif found is not None:
         continuous = getattr(grid.reference, "continuous", grid.reference)
         assert found == continuous.logsnr_range(0.1)
         # At both ends a normal distribution of any of the variances is known.

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.base import DensityEstimator, long_call, tolerance_of_mean
 from sk_itdiffusion._estimators.parameters import (
     are_equal,
     check_groups_are_held,
@@ -28,20 +29,28 @@ from sk_itdiffusion._estimators.parameters import (
     shared_settings,
     value_or_usual,
 )
+from sk_itdiffusion._estimators.views import (
+    ColumnNames,
+    ConditionalDensity,
+    MarginalDensity,
+    mask_of_columns,
+    warn_of_networks,
+)
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.incremental import IncrementalFit
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.networks import networks_to_train
 from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT
 from sk_itdiffusion._fit.settings import FitSettings
+from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._runtime.progress import progress_bar
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.bounds import resolve_bounds
 from sk_itdiffusion._table.groups import checked_groups
 from sk_itdiffusion._table.partitions import is_dask, partitions_of, parts_of, sample
-from sk_itdiffusion._table.reading import without_tensors
-from sk_itdiffusion._table.rows import observations_per_weight
+from sk_itdiffusion._table.reading import check_complete, check_observed, without_tensors
+from sk_itdiffusion._table.rows import has_missing, observations_per_weight
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import Stream, is_dataset
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
@@ -134,14 +143,36 @@ class TableEstimator(DensityEstimator):
     warm_start: bool
     callbacks: Sequence[Any] | None
 
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags: entries may be missing."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
     @abstractmethod
     def _read_first(
-        self, X: Any, weight: ArrayLike | None, squared_weight: Array | None = None
+        self,
+        X: Any,
+        weight: ArrayLike | None,
+        squared_weight: Array | None = None,
+        allow_missing: bool = False,
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return numbers and codes, weights and kinds of the columns of a table to be fitted.
 
         Sums of weights come with the sums of their squares; see `DensityEstimator._fit_to_rank`.
+        Missing entries are NaN if they are allowed.
         """
+
+    @abstractmethod
+    def _read(self, X: Any, allow_missing: bool = False) -> Array:
+        """Return numbers and codes of a table like the one fitted, NaN for missing entries."""
+
+    def _read_to_score(self, X: Any) -> Array:
+        """Return numbers and codes of a table to be scored, NaN for missing entries."""
+        values = self._read(X, allow_missing=True)
+        if has_missing(values):
+            warn_of_networks(self)
+        return values
 
     @abstractmethod
     def _network_task(self) -> NetworkTask:
@@ -206,8 +237,9 @@ class TableEstimator(DensityEstimator):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.  Collections of Dask may be larger than memory, and for
-            `IMMSEDensity` arrays on disk (`numpy.memmap`) and torch datasets too.
+            Rows; at least 2.  Entries may be missing: NaN, None, pandas' NA or null (see Notes).
+            Collections of Dask may be larger than memory, and for `IMMSEDensity` arrays on disk
+            (`numpy.memmap`) and torch datasets too.
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -234,9 +266,9 @@ class TableEstimator(DensityEstimator):
         Raises
         ------
         ValueError
-            If X has fewer than 2 rows, is not finite or holds what the estimator does not take, if
-            a weight is negative, a group has no label, there are too few groups to divide, or a
-            parameter is out of its range.
+            If X has fewer than 2 rows, infinite numbers, a column without any observed value, or
+            what the estimator does not take, if a weight is negative, a group has no label, there
+            are too few groups to divide, or a parameter is out of its range.
         FloatingPointError
             If training diverges before any epoch was good.
         MemoryError
@@ -261,6 +293,15 @@ class TableEstimator(DensityEstimator):
         `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
         Dask collections rows with categories that the sample lacks are not learned from, with a
         warning: they need ``categories``, or a categorical dtype.
+
+        Of rows with **missing entries** the observed parts are learned from: maps by the values of
+        each column, references by all parts together (kernels by the complete rows).  That is right
+        if entries are missing at random, which means that what is observed of a row says whether
+        others are missing.  There are no networks then, and scores, which are those of a mixture
+        of the references, need no integration.  Rows without any entry teach nothing.  Complete
+        are to be Dask collections, and rows for denoisers of your own.  Integers of which some are
+        missing are categories only in a dtype for both, such as pandas' Int64, or if they are
+        listed in ``ordinal_features``.
         """
         return self._fit(X, sample_weight, y=y, groups=groups)
 
@@ -314,26 +355,42 @@ class TableEstimator(DensityEstimator):
         elif hasattr(self, "_increments"):
             del self._increments
         if chosen is None:
+            allow_missing = not (is_dask(X) or ranks_training_rows)
             X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
             check_groups_are_held(codes, stream)
-        if previous is None:
-            values, weight, kinds = self._read_first(X, sample_weight, squared_weight)
         else:
-            values, weight, kinds = self._read_again(X, sample_weight)
+            allow_missing = False
+        if previous is None:
+            values, weight, kinds = self._read_first(
+                X, sample_weight, squared_weight, allow_missing=allow_missing
+            )
+        else:
+            values, weight, kinds = self._read_again(X, sample_weight, allow_missing=allow_missing)
         # Rows that are held out of this fit will be scored.
-        counted = (weight > 0)[:, None]
+        counted = (weight > 0)[:, None] & ~np.isnan(values)
         least = values.min(axis=0, where=counted, initial=np.inf)
         extent = least, values.max(axis=0, where=counted, initial=-np.inf)
         if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
             values, weight, codes, per_weight = chosen(values, weight)
+        lacks_entries = has_missing(values[weight > 0])
+        if lacks_entries:
+            self._check_missing(values[weight > 0], previous)
+            # Of a row without any entry nothing is learned.
+            kept = ~np.isnan(values).all(axis=1)
+            values, weight, stream = values[kept], weight[kept], None
+            codes = None if codes is None else codes[kept]
+        lacks_entries = lacks_entries or (previous is not None and previous.has_missing)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
+        if lacks_entries:
+            settings = settings.changed(has_missing=True, max_epochs=0)
         self._check_warm_start(previous)
         self._kinds = kinds
         self.schedule_ = settings.training.schedule
         n_networks = len(networks_to_train(settings, MIN_ROWS_TO_SPLIT))
-        tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
+        n_epochs = n_networks * settings.training.max_epochs
+        tasks = FitTasks.begin(self, n_epochs, X, y, sample_weight)
         settings = settings.changed(
             tasks=tasks,
             started=started,
@@ -350,6 +407,180 @@ class TableEstimator(DensityEstimator):
         self._publish()
         tasks.end()
         return self
+
+    def _check_missing(self, values: Array, previous: TableModel | None) -> None:
+        """Raise an error if rows with missing entries, NaN, are none that can be learned from."""
+        names = getattr(self, "feature_names_in_", None)
+        check_observed(np.asarray(np.isnan(values).all(axis=0)), names)
+        if getattr(self, "denoiser", None) is not None:
+            check_complete(values, names, "a denoiser of your own")
+        if previous is not None and previous.nets:
+            check_complete(values, names, "warm starts of networks; set warm_start=False")
+
+    def score_samples(
+        self,
+        X: ArrayLike,
+        return_std: bool = False,
+        score_tol: float | str | None = None,
+        *,
+        given: ColumnNames | None = None,
+    ) -> Array | tuple[Array, Array]:
+        """Return the log-density, or log-probability, of each row, of a part of it, or given one.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.  Arrays on disk, torch datasets and Dask collections are read in parts.  Entries
+            may be missing (NaN, None, pandas' NA, or null): the log-density is then that of the
+            observed part of the row, and 0 if there is none.
+        return_std : bool, default=False
+            Whether to return standard errors too.
+        score_tol : float, "auto" or None, default=None
+            Standard error in nats that each row should have; None takes the parameter of the
+            estimator.  Rows for which the greatest number of evaluations is too few have more, and
+            with ``"auto"`` so have rows far less likely than all validation rows of the fit, some
+            percent of their log-density.  Ignored with ``likelihood="path"``.
+        given : str, int, sequence of str or int, or None, default=None
+            Names or numbers of columns that are given: the log-density is that of the other
+            columns given these, ``log p(others | given)``.  Names need a fit to a data frame.
+            None for no columns.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            Log-densities in nats, with respect to the units of continuous columns, and to counts
+            for discrete ones.  A row's value does not depend on the other rows.  It is minus
+            infinity for rows so far from all others that the square of their distance is no number.
+        std : ndarray of shape (n_samples,)
+            Standard errors of the numerical integration, in nats (NaN where there is a single
+            noise path).  Questions about parts of rows need no integration; their standard errors
+            are 0, and with ``dequantize`` those of the mean over its noise.  Only if
+            ``return_std``.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If X is infinite, its columns are not those of `fit`, ``given`` names none of them or
+            all, or a value of a discrete column has no probability: with
+            ``handle_unknown="error"``, in columns whose categories ``categories`` gives, and in
+            those of numpy's boolean dtype, all values but the categories.
+        MemoryError
+            If there is too little memory, even at an eighth of the usual number of evaluations at
+            a time, which is tried once and warns.
+
+        Warns
+        -----
+        UserWarning
+            If the fit has networks, which were trained on complete rows, and parts of rows are
+            asked about, which the references alone answer.
+        """
+        if given is None:
+            return super().score_samples(X, return_std, score_tol)
+        check_is_fitted(self)
+        with long_call(self, "score_samples"):
+            log_density, variance = self._given(X, given, self._tolerance(score_tol))
+        return (log_density, np.sqrt(variance)) if return_std else log_density
+
+    def _given(
+        self, X: Any, given: ColumnNames, tolerance: Tolerance, in_mean: bool = False
+    ) -> tuple[Array, Array]:
+        """Return log-densities of rows given some of their columns, and their variances."""
+        mask = mask_of_columns(self, given, "given", may_be_all=False)
+        warn_of_networks(self)
+        scored = []
+        for part in parts_of(X):
+            values = self._read(part, allow_missing=True)
+            enough = tolerance_of_mean(values, tolerance) if in_mean else tolerance
+            scored.append(self._model.log_density_of_parts(values, enough, mask))
+        log_density, variance = map(np.concatenate, zip(*scored, strict=True))
+        return log_density, variance
+
+    def score(self, X: ArrayLike, y: object = None, *, given: ColumnNames | None = None) -> float:
+        """Return the mean log-density of rows, of their observed parts, or given some columns.
+
+        With ``score_tol="auto"`` each row of many is integrated less exactly than by
+        `score_samples`, since errors of many rows average out: with a standard error of 0.005 nats
+        times the root of the number of distinct rows, if that is more, but at most 0.3 nats.  Few
+        distinct rows, whose errors do not average out, are integrated more exactly.  The result
+        differs from the mean of `score_samples` by no more than the standard errors of both
+        explain.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows, which may lack entries.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        given : str, int, sequence of str or int, or None, default=None
+            Names or numbers of columns that are given; see `score_samples`.
+
+        Returns
+        -------
+        float
+            Mean log-density in nats per row; higher is better.
+
+        Warns
+        -----
+        UserWarning
+            If the standard error of the mean that comes from the numerical integration exceeds
+            0.05 nats, and if parts of rows are asked about that networks do not know.
+        """
+        if given is None:
+            return super().score(X)
+        check_is_fitted(self)
+        with long_call(self, "score"):
+            return float(self._given(X, given, self._tolerance(), in_mean=True)[0].mean())
+
+    def marginal(self, columns: ColumnNames) -> MarginalDensity:
+        """Return the density of some of the columns, whatever the others are.
+
+        Parameters
+        ----------
+        columns : str, int, or sequence of str or int
+            Names or numbers of at least one column.  Names need a fit to a data frame.
+
+        Returns
+        -------
+        MarginalDensity
+            A view of this density, which scores and samples tables of these columns.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If a column is unknown or named twice, or there are none.
+        """
+        check_is_fitted(self)
+        mask_of_columns(self, columns, "columns")
+        return MarginalDensity(self, columns)
+
+    def conditional(self, given: ColumnNames) -> ConditionalDensity:
+        """Return the density of the other columns given some of them.
+
+        Parameters
+        ----------
+        given : str, int, or sequence of str or int
+            Names or numbers of the columns that are given, at least one and not all.  Names need a
+            fit to a data frame.
+
+        Returns
+        -------
+        ConditionalDensity
+            A view of this density, which scores rows, and draws the other columns of rows.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If a column is unknown or named twice, or there are none, or all.
+        """
+        check_is_fitted(self)
+        mask_of_columns(self, given, "given", may_be_all=False)
+        return ConditionalDensity(self, given)
 
     def _checked_groups(self, X: Any, groups: ArrayLike) -> NDArray[np.intp]:
         """Return the numbers of the rows' groups."""
@@ -444,10 +675,10 @@ class TableEstimator(DensityEstimator):
         return sample(partitions, self._read_categories, random_state)
 
     def _read_again(
-        self, X: Any, sample_weight: ArrayLike | None
+        self, X: Any, sample_weight: ArrayLike | None, allow_missing: bool = False
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return what `_read_first` does, of a table with the columns of the earlier fit."""
-        values = self._read(X)
+        values = self._read(X, allow_missing)
         check_number_of_rows(values.shape, type(self).__name__)
         return values, checked_weight(sample_weight, values), self._kinds
 
@@ -456,7 +687,10 @@ class TableEstimator(DensityEstimator):
         kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
         if previous is not None:
             changed = [
-                name for name, value in kept.items() if not are_equal(self._kept[name], value)
+                # Files of earlier versions do not have all parameters.
+                name
+                for name, value in kept.items()
+                if name in self._kept and not are_equal(self._kept[name], value)
             ]
             if changed:
                 raise ValueError(

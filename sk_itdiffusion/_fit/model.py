@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion._immse.cubature import (
+    Keys,
+    NoiseRule,
+    PiecewiseDensity,
+    hash_uniform,
+    keys_of_copies,
+    row_keys,
+    spawn_keys,
+)
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import (
@@ -38,7 +46,7 @@ from sk_itdiffusion.persistence.checks import (
     check_same,
     check_shapes,
 )
-from sk_itdiffusion.references import IndependentReference, Reference
+from sk_itdiffusion.references import IndependentReference, Reference, ReferenceMixture
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.references.judging import log_likelihoods
 
@@ -122,6 +130,11 @@ class TableModel(Experts):
         Bounds of each epoch.
     curve : MSECurve or None
         Errors on the validation rows.
+    parts : ReferenceMixture or None
+        Mixture of the references that answers questions about parts of rows; None if no column
+        varies, or there are no such answers.
+    has_missing : bool
+        Whether rows of the fit lacked entries, so that the mixture answers all questions.
     """
 
     control: str
@@ -133,6 +146,8 @@ class TableModel(Experts):
     entropy_std: float = math.nan
     history: list[dict[str, float]] = field(default_factory=list)
     curve: MSECurve | None = None
+    parts: ReferenceMixture | None = None
+    has_missing: bool = False
 
     @classmethod
     def of(cls, experts: Experts, mixing: Mixing, **rest: Any) -> Self:
@@ -165,7 +180,7 @@ class TableModel(Experts):
         kept = {name: each.without_wide_components() for name, each in self.references.items()}
         if all(kept[name] is each for name, each in self.references.items()):
             return self
-        return replace(self, references=kept)
+        return replace(self, references=kept, parts=None)
 
     # -- density -----------------------------------------------------------------------------
 
@@ -185,6 +200,19 @@ class TableModel(Experts):
 
     def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return what `log_density` does, of rows that are held in memory several times."""
+        in_parts = self.answers_by_parts(values)
+        if not in_parts.any():
+            return self._log_density_of_rows(values, tolerance)
+        total, variance = np.empty(len(values)), np.empty(len(values))
+        whole = ~in_parts
+        if whole.any():
+            total[whole], variance[whole] = self._log_density_of_rows(values[whole], tolerance)
+        of_parts = self._log_density_of_parts(values[in_parts], tolerance)
+        total[in_parts], variance[in_parts] = of_parts
+        return total, variance
+
+    def _log_density_of_rows(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
+        """Return what `log_density` does, of complete rows."""
         total = self.log_density_of_constants(values)
         variance = np.zeros(len(values))
         if self.space.is_empty:
@@ -214,6 +242,175 @@ class TableModel(Experts):
             total[near] += gap[group]
             variance[near] += squared_error[group]
         return total, variance
+
+    # -- parts of rows -----------------------------------------------------------------------
+
+    def answers_by_parts(self, values: Array) -> NDArray[np.bool_]:
+        """Return which rows are scored by the mixture of references, since entries are missing."""
+        if self.has_missing:
+            return np.ones(len(values), dtype=bool)
+        return np.asarray(np.isnan(values).any(axis=1))
+
+    def log_density_of_parts(
+        self, values: Array, tolerance: Tolerance, given: NDArray[np.bool_]
+    ) -> tuple[Array, Array]:
+        """Return log-densities of the observed entries of some columns, given those of others.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n, n_columns)
+            Numbers and codes; NaN where they are missing.
+        tolerance : Tolerance
+            Standard error that each row should have.
+        given : ndarray of shape (n_columns,), bool
+            Columns that are given.
+
+        Returns
+        -------
+        log_density, variance : ndarray of shape (n,)
+            Log-densities in nats, in the units of the data, and the variances of their errors.
+            They are 0 where nothing is observed but what is given.
+        """
+        total, variance = np.empty(len(values)), np.empty(len(values))
+        n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
+        for start in range(0, len(values), n_rows):
+            stop = min(start + n_rows, len(values))
+            part = slice(start, stop)
+            with stretch_of_progress(start / len(values), stop / len(values)):
+                found = self._log_density_of_parts(values[part], tolerance, given)
+            total[part], variance[part] = found
+        return total, variance
+
+    def _log_density_of_parts(
+        self, values: Array, tolerance: Tolerance, given: NDArray[np.bool_] | None = None
+    ) -> tuple[Array, Array]:
+        """Return what `log_density_of_parts` does, of rows that are held several times."""
+        if given is None:
+            given = np.zeros(values.shape[1], dtype=bool)
+        targets = ~np.isnan(values) & ~given
+        # Denoisers and references know nothing of values that are no categories.
+        known = self._without_unseen(values)
+        total = self.terms_of_parts(targets.astype(np.float64))
+        total += np.where(targets, self._log_ratios(values), 0.0).sum(axis=1)
+        variance = np.zeros(len(values))
+        if not self.space.is_empty:
+            joint, variance = self._log_density_of_observed(known, targets, tolerance)
+            total += joint
+            if given.any():
+                of_given = self._observed_log_density(np.where(given, known, np.nan))
+                with np.errstate(invalid="ignore"):
+                    total = np.where(np.isneginf(joint), -np.inf, total - of_given)
+        empty = ~targets.any(axis=1)
+        total[empty], variance[empty] = 0.0, 0.0
+        return total, variance
+
+    def _without_unseen(self, values: Array) -> Array:
+        """Return numbers and codes, NaN for values that are no categories."""
+        known = values.copy()
+        entries = known[:, self.space.open]
+        known[:, self.space.open] = np.where(entries < 0.0, np.nan, entries)
+        return known
+
+    def _log_ratios(self, values: Array) -> Array:
+        """Return by how much entries are less likely than usual, without any model, (n, n_columns).
+
+        They are values that no row of the fit has; NaN where entries are missing.
+        """
+        ratios = np.zeros(values.shape)
+        ratios[:, self.space.constant] = self.constant_log_ratios(values)
+        ratios[:, self.space.open] += self.space.unseen_log_odds(values)
+        return ratios
+
+    def _log_density_of_observed(
+        self, values: Array, targets: NDArray[np.bool_], tolerance: Tolerance
+    ) -> tuple[Array, Array]:
+        """Return log-densities of observed entries, means over the noise of lattice targets."""
+        if self.dequantizer is None:
+            return self._observed_log_density(values), np.zeros(len(values))
+        keys = row_keys(self.space.standardized(values), self.seeds.scoring)
+        draws = [
+            self._observed_log_density(values + np.where(targets, offsets, 0.0))
+            for offsets in self.reference_offsets(keys, tolerance)
+        ]
+        logs = np.column_stack(draws)
+        variance = np.zeros(len(values))
+        finite = np.isfinite(logs).all(axis=1)
+        variance[finite] = logs[finite].var(axis=1, ddof=1) / len(draws)
+        return logs.mean(axis=1), variance
+
+    def _observed_log_density(self, values: Array) -> Array:
+        """Return the log-densities of observed entries of the columns that vary, in their units.
+
+        Those of lattices are densities of noisy values.
+        """
+        assert self.parts is not None
+        # Rows so far out that a square overflows have the log-density minus infinity.
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardized = self.space.standardized(values)
+            rows, log_slope = self.space.rows(standardized)
+        is_number = np.isfinite(rows) | np.isnan(standardized)
+        finite = is_number.all(axis=1) & np.isfinite(log_slope)
+        log_density = np.full(len(rows), -np.inf)
+        log_density[finite] = log_likelihoods(self.parts, rows[finite]) + log_slope[finite]
+        log_density += self.log_share_inside(~np.isnan(values))
+        outside = self.space.outside(values)
+        if outside.any():
+            log_density[outside] = -np.inf
+            if self.beyond is not None:
+                beyond = standardized[outside]
+                log_density[outside] = log_likelihoods(self.beyond.reference, beyond)
+                log_density[outside] += math.log(self.beyond.share) - self.space.log_scales(beyond)
+        return log_density
+
+    def complete(self, values: Array, n_draws: int, seed: int) -> Array:
+        """Return rows whose missing entries are drawn, given the observed ones.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n, n_columns)
+            Numbers and codes; NaN where they are missing.
+        n_draws : int
+            How often each row is completed.
+        seed : int
+            Seed of the draws, which follow from it and the rows' content; rows that are equal have
+            different draws.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n, n_columns)
+            The rows, with the observed entries as they are.  Values of continuous columns are
+            between their bounds, and those of dequantised ones on their lattices.
+        """
+        known = self._without_unseen(values)
+        missing = np.isnan(values)
+        if self.space.is_empty:
+            return np.tile(np.where(missing, self.space.constant_values, values), (n_draws, 1, 1))
+        assert self.parts is not None
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardized = self.space.standardized(known)
+            rows, _ = self.space.rows(standardized)
+        rows[~np.isfinite(rows)] = np.nan
+        keys = row_keys(standardized, seed)
+        keys = keys_of_copies(keys, copy_numbers(keys))
+        completed = np.empty((n_draws, *values.shape))
+        n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
+        for number, draw in enumerate(spawn_keys(keys, n_draws).T):
+            for start in range(0, len(values), n_rows):
+                part = slice(start, start + n_rows)
+                drawn = self._completed(rows[part], draw[part])
+                completed[number, part] = np.where(missing[part], drawn, values[part])
+        return completed
+
+    @torch.no_grad()
+    def _completed(self, rows: Array, keys: Keys) -> Array:
+        """Return the table's values of rows whose missing entries are drawn with the noise of keys.
+
+        The shape is (n, n_columns).
+        """
+        assert self.parts is not None
+        uniform = hash_uniform(spawn_keys(keys, rows.shape[1] + 2), 11)
+        drawn = self.parts.complete(torch.from_numpy(rows), torch.from_numpy(uniform))
+        return self.on_lattice(self.space.values(drawn.numpy()))
 
     def integrated_gap(
         self,
@@ -294,11 +491,23 @@ class TableModel(Experts):
         slope = np.where(finite, log_slope, 0.0)
         return ControlLogDensity(rows, log_density, slope, near, np.zeros(len(rows)))
 
-    def path_log_probability(self, values: Array, n_paths: int) -> tuple[Array, Array]:
+    def path_log_probability(
+        self, values: Array, n_paths: int, tolerance: Tolerance
+    ) -> tuple[Array, Array]:
         """Return log-probabilities of discrete rows from noise paths, and their variances.
 
-        See `sk_itdiffusion._immse.path`.
+        See `sk_itdiffusion._immse.path`.  Rows with missing entries have no paths.
         """
+        in_parts = self.answers_by_parts(values)
+        if in_parts.any():
+            total, variance = np.empty(len(values)), np.empty(len(values))
+            whole = ~in_parts
+            of_parts = self._log_density_of_parts(values[in_parts], tolerance)
+            total[in_parts], variance[in_parts] = of_parts
+            if whole.any():
+                of_paths = self.path_log_probability(values[whole], n_paths, tolerance)
+                total[whole], variance[whole] = of_paths
+            return total, variance
         total = self.constant_term + self.space.unseen_log_odds(values).sum(axis=1)
         variance = np.zeros(len(values))
         if self.space.is_empty:
@@ -384,6 +593,10 @@ class TableModel(Experts):
         """
         if self.space.is_empty:
             return self.space.values(np.empty((n_samples, 0)))
+        if self.has_missing:
+            assert self.parts is not None
+            drawn = self.parts.sample(n_samples, random_state)
+            return self.on_lattice(self.space.values(drawn))
         reference, layout = self.references[self.control], self.space.layout
         rows = reference.sample(n_samples, random_state)
         clean = torch.from_numpy(layout.embed_array(rows))
@@ -468,6 +681,11 @@ class TableModel(Experts):
             check_shapes(self.dequantizer, {"step": "n"}, n=n_columns)
         if self.beyond is not None:
             check_reference(self.beyond.reference, layout)
+        if self.parts is not None:
+            for reference in self.parts.references:
+                check_reference(reference, layout)
+        elif self.has_missing and not self.space.is_empty:
+            raise ValueError("there is nothing that answers for missing entries")
 
 
 def summarize_profile(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion._fit.grids import n_nodes_needed
 from sk_itdiffusion._fit.model import TableModel, summarize_profile
+from sk_itdiffusion._fit.parts import fit_parts
 from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings
@@ -118,6 +119,7 @@ def stacked_model(
         entropy_std=entropy_std,
         history=list(history),
         curve=summarize_profile(profile, names, mixing.weights, experts.network_names),
+        parts=fit_parts(experts.references, names, control, split, n_rows),
     )
 
 
@@ -234,6 +236,8 @@ def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings
         NETWORKS[1]: f"{rows} and a convolutional network beside it",
         "reference": "it needs an object as the parameter reference",
     }
+    if settings.model.has_missing:
+        reasons |= dict.fromkeys(NETWORKS, "it needs rows without missing entries")
     demand = demand_of(settings)
     families = {family.name: family for family in settings.model.families}
     return reasons | {

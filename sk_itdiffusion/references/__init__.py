@@ -12,6 +12,7 @@ from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.kernel_density import KernelDensityReference
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.reference_mixture import ReferenceMixture
 
 __all__ = [
     "ContinuousReference",
@@ -24,4 +25,5 @@ __all__ = [
     "PlainReference",
     "Reference",
     "ReferenceFamily",
+    "ReferenceMixture",
 ]

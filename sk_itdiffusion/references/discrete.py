@@ -27,7 +27,13 @@ from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same, check_shapes
 from sk_itdiffusion.references.base import PlainReference, Reference
 from sk_itdiffusion.references.gaussian import add_white_noise
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion.references.mixture import (
+    GaussianMixtureReference,
+    mixture_given,
+    normal_parts,
+)
+from sk_itdiffusion.references.parts import chosen_by, log_sum
 from sk_itdiffusion.references.posteriors import (
     DensePosterior,
     LevelPosterior,
@@ -44,8 +50,8 @@ class DiscreteReference(Reference):
     """A reference on rows with discrete columns: it knows the posterior of their categories.
 
     Points are those of the layout; `log_prob` and `sample` take and return rows, with codes.  Rows
-    may lack entries of discrete columns, for which they have negative numbers: `log_prob` is then
-    that of the entries that were observed.
+    may have values of discrete columns that are no category, for which they have negative numbers:
+    `log_prob` is then that of the other entries.
     """
 
     layout: Layout
@@ -55,6 +61,36 @@ class DiscreteReference(Reference):
     def n_continuous(self) -> int:
         """Number of continuous columns."""
         return self.layout.n_continuous
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the rows; see `Reference.n_columns`."""
+        return self.layout.n_columns
+
+    def _split(self, columns: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return numbers of continuous columns, and those of variables, among columns."""
+        m = self.n_continuous
+        return [j for j in columns if j < m], [j - m for j in columns if j >= m]
+
+    def _sublayout(self, columns: Sequence[int]) -> Layout:
+        """Return the layout of rows of some of the columns."""
+        continuous, variables = self._split(columns)
+        return Layout(len(continuous), [self.layout.variables[j] for j in variables])
+
+    def _checked_given(
+        self, columns: Sequence[int], values: ArrayLike
+    ) -> tuple[list[int], list[int], Array]:
+        """Return columns, other columns and values, of which some are codes."""
+        found, others, numbers = super()._checked_given(columns, values)
+        for j, code in zip(found, numbers, strict=True):
+            if j >= self.n_continuous:
+                most = self.layout.variables[j - self.n_continuous].n_categories - 1
+                if code != np.rint(code) or code > most:
+                    raise ValueError(
+                        f"the value of column {j} must be the code of a category, at most {most}, "
+                        f"got {code}."
+                    )
+        return found, others, numbers
 
     def log_posterior(self, z: Tensor, logsnr: Tensor) -> list[Tensor]:
         """Return the log-probabilities of the categories of noisy rows.
@@ -260,6 +296,69 @@ class IndependentReference(DiscreteReference, PlainReference):
             codes, observed = group.observed_codes(x, self.n_continuous)
             total = total + (log_prior.gather(1, codes.T).T * observed).sum(1)
         return total
+
+    def marginal(self, columns: Sequence[int]) -> Reference:
+        """Return the product of some columns; see `Reference.marginal`.
+
+        Without discrete columns it is that of the continuous reference.
+        """
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_columns:
+            return self
+        continuous, _ = self._split(kept)
+        part = (
+            self.continuous.marginal(continuous)
+            if self.continuous is not None and continuous
+            else None
+        )
+        return self._with_continuous(kept, part)
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> Reference:
+        """Return the product of the other columns; see `Reference.given`.
+
+        Without discrete columns it is that of the continuous reference.
+        """
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        continuous, _ = self._split(known)
+        part = None
+        if self.continuous is not None and len(continuous) < self.n_continuous:
+            part = self.continuous.given(continuous, numbers[: len(continuous)])
+        return self._with_continuous(others, part)
+
+    def _with_continuous(self, columns: Sequence[int], continuous: Reference | None) -> Reference:
+        """Return the product of a continuous reference and the discrete ones among columns."""
+        layout, (_, variables) = self._sublayout(columns), self._split(columns)
+        if continuous is not None and not variables:
+            return continuous
+        marginals = self.marginals()
+        return IndependentReference(layout, [marginals[j] for j in variables], continuous)
+
+    def _log_prob_of_parts(self, rows: Array) -> Array:
+        """Return the log-densities of what is observed of rows."""
+        total = np.zeros(len(rows))
+        if self.continuous is not None:
+            part = np.ascontiguousarray(rows[:, : self.n_continuous])
+            total += log_likelihoods(self.continuous, part)
+        for j, probabilities in enumerate(self.marginals()):
+            codes = rows[:, self.n_continuous + j]
+            # NaN is no category, nor are negative numbers.
+            is_known = codes >= 0.0
+            total[is_known] += np.log(probabilities)[codes[is_known].astype(np.intp)]
+        return total
+
+    def _completed(self, rows: Array, uniform: Array) -> Array:
+        """Return rows with draws in the place of missing entries."""
+        found, m = rows.copy(), self.n_continuous
+        if self.continuous is not None:
+            parts = (torch.from_numpy(part) for part in (rows[:, :m], uniform[:, : m + 2]))
+            found[:, :m] = self.continuous.complete(*parts).numpy()
+        for j, probabilities in enumerate(self.marginals()):
+            missing = np.isnan(rows[:, m + j])
+            numbers = uniform[missing, 2 + m + j]
+            found[missing, m + j] = chosen_by(numbers, np.log(probabilities)[:, None])
+        return found
 
     def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
         """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
@@ -507,6 +606,95 @@ class LatentClassReference(DiscreteReference):
             index = index.masked_fill(~observed, len(log_table) - 1)  # a row of zeros
             joint = joint + nn.functional.embedding_bag(index, log_table, mode="sum")
         return joint.logsumexp(1)
+
+    def marginal(self, columns: Sequence[int]) -> Reference:
+        """Return the classes of some columns; see `Reference.marginal`.
+
+        Without discrete columns it is a mixture of normal distributions.
+        """
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_columns:
+            return self
+        continuous, _ = self._split(kept)
+        part = None
+        if self.continuous is not None and continuous:
+            part = self.continuous.marginal(continuous)
+        return self._with_weights(kept, self.log_weights, part)
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> Reference:
+        """Return the classes of the other columns; see `Reference.given`.
+
+        Without discrete columns it is a mixture of normal distributions.
+        """
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        row = np.full((1, self.n_columns), np.nan)
+        row[0, known] = numbers
+        log_weights = torch.from_numpy(self._class_log_joint_of_parts(row)[:, 0])
+        continuous, _ = self._split(known)
+        unknown, _ = self._split(others)
+        part = self.continuous if unknown else None
+        if part is not None and continuous:
+            values = numbers[: len(continuous)]
+            part = mixture_given(part, continuous, unknown, values, log_weights)
+        return self._with_weights(others, log_weights, part)
+
+    def _with_weights(
+        self,
+        columns: Sequence[int],
+        log_weights: Tensor,
+        continuous: GaussianMixtureReference | None,
+    ) -> Reference:
+        """Return the classes of some columns with other weights, whose sum may not be 1."""
+        layout, (_, variables) = self._sublayout(columns), self._split(columns)
+        normalised = log_weights.detach().cpu().double().log_softmax(0)
+        if continuous is not None and not variables:
+            found = copy.deepcopy(continuous)
+            found.log_weights = normalised
+            return found
+        tables = self._tables_of_variables()
+        equal = np.ones(self.n_classes)
+        classes = LatentClassReference(layout, equal, [tables[j] for j in variables], continuous)
+        classes.log_weights = normalised
+        return classes
+
+    def _tables_of_variables(self) -> list[Array]:
+        """Return the probabilities (n_classes, n_categories) of each variable."""
+        found: dict[int, Array] = {}
+        for group, table in zip(self.layout.groups, self.tables, strict=True):
+            for j, part in zip(group.columns, table.cpu().double().numpy(), strict=True):
+                found[j] = part[: self.layout.variables[j].n_categories].T
+        return [found[j] for j in range(len(found))]
+
+    def _class_log_joint_of_parts(self, rows: Array) -> Array:
+        """Return log of weight times density of what is observed of rows, (n_classes, n_rows)."""
+        joint = np.tile(self.log_weights.cpu().double().numpy()[:, None], len(rows))
+        if self.continuous is not None:
+            joint += normal_parts(self.continuous).log_densities(rows[:, : self.n_continuous])
+        for j, table in enumerate(self._tables_of_variables()):
+            codes = rows[:, self.n_continuous + j]
+            # NaN is no category, nor are negative numbers.
+            is_known = codes >= 0.0
+            joint[:, is_known] += np.log(table)[:, codes[is_known].astype(np.intp)]
+        return np.asarray(joint)
+
+    def _log_prob_of_parts(self, rows: Array) -> Array:
+        """Return the log-densities of what is observed of rows."""
+        return log_sum(self._class_log_joint_of_parts(rows))
+
+    def _completed(self, rows: Array, uniform: Array) -> Array:
+        """Return rows with draws in the place of missing entries."""
+        found, m = rows.copy(), self.n_continuous
+        chosen = chosen_by(uniform[:, 1], self._class_log_joint_of_parts(rows))
+        if self.continuous is not None:
+            parts = normal_parts(self.continuous)
+            found[:, :m] = parts.drawn(rows[:, :m], chosen, uniform[:, 2 : m + 2])
+        for j, table in enumerate(self._tables_of_variables()):
+            missing = np.isnan(rows[:, m + j])
+            numbers = uniform[missing, 2 + m + j]
+            found[missing, m + j] = chosen_by(numbers, np.log(table)[chosen[missing]].T)
+        return found
 
     def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
         """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""

@@ -11,6 +11,7 @@ and its error has a closed form (Kong et al. 2023).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from sk_itdiffusion.references.base import (
     check_buffers,
     eigenbasis,
 )
+from sk_itdiffusion.references.normal_parts import NormalParts
 
 __all__ = ["GaussianReference"]
 
@@ -123,6 +125,38 @@ class GaussianReference(ContinuousReference, PlainReference):
         whitened = ((x - self.mean) @ self.basis) / self.variances.sqrt()
         constant = self.n_features * math.log(2 * math.pi) + self.variances.log().sum()
         return -0.5 * (whitened.square().sum(1) + constant)
+
+    def marginal(self, columns: Sequence[int]) -> GaussianReference:
+        """Return the normal distribution of some columns; see `Reference.marginal`."""
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_features:
+            return self
+        covariance = self.covariance[kept][:, kept].double().cpu().numpy()
+        floor = float(self.variances.min())
+        return GaussianReference(self.mean[kept], floor_eigenvalues(covariance, floor))
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> GaussianReference:
+        """Return the normal distribution of the other columns; see `Reference.given`."""
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        means, covariances = self._parts().given(known, others, numbers)
+        floor = float(self.variances.min())
+        return GaussianReference(means[0], floor_eigenvalues(covariances[0], floor))
+
+    def _parts(self) -> NormalParts:
+        """Return what answers questions about parts of rows."""
+        return NormalParts.of_tensors(self.mean[None], self.variances[None], self.basis[None])
+
+    def _log_prob_of_parts(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the log-densities of what is observed of rows."""
+        return np.asarray(self._parts().log_densities(rows)[0])
+
+    def _completed(
+        self, rows: NDArray[np.float64], uniform: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return rows with draws in the place of missing entries."""
+        return self._parts().drawn(rows, np.zeros(len(rows), dtype=np.intp), uniform[:, 2:])
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""

@@ -16,11 +16,12 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -31,6 +32,7 @@ from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_same
 from sk_itdiffusion.references.base import (
     ContinuousReference,
+    Reference,
     as_float_tensor,
     check_buffers,
     eigenbasis,
@@ -38,8 +40,18 @@ from sk_itdiffusion.references.base import (
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import NUMBERS_IN_A_CACHE, GaussianMixtureReference
 from sk_itdiffusion.references.mixture_fit import MIN_RELATIVE_VARIANCE
+from sk_itdiffusion.references.normal_parts import NormalParts, one_by_one
+from sk_itdiffusion.references.parts import (
+    chosen_by,
+    chosen_with_rest,
+    log_sum,
+    rows_by_pattern,
+)
+from sk_itdiffusion.references.reference_mixture import ReferenceMixture
 
 __all__ = ["KernelDensityReference"]
+
+Array = NDArray[np.float64]
 
 #: Rows, at least, that the covariance is fitted to, and for each of its entries.
 _ROWS_TO_FIT = 500
@@ -57,6 +69,12 @@ _LEFT_OUT = 1e-6
 _NEIGHBOURS_IN_SINGLE = 256
 _REACH_IN_SINGLE = 30.0
 _MIN_EXPONENT = -100.0
+#: Logarithms of the odds of the background between which its weight, and one less it, are accurate
+#: to eight digits; and a weight of a background that counts for nothing.
+_LEAST_LOG_ODDS, _MOST_LOG_ODDS = -600.0, 16.0
+_NO_BACKGROUND = 1e-300
+#: Pairs of a row and a kernel that are done together.
+_NUMBERS_OF_PAIRS = 2**21
 
 
 @stored()
@@ -209,6 +227,120 @@ class KernelDensityReference(ContinuousReference):
         constant = spread.log().sum() + self.n_features * math.log(2 * math.pi)
         log_joint: Tensor = self.log_weights - 0.5 * (distance.square() + constant)
         return log_joint
+
+    def marginal(self, columns: Sequence[int]) -> KernelDensityReference:
+        """Return the kernels of some columns; see `Reference.marginal`."""
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_features:
+            return self
+        points = self.points.detach().cpu().double().numpy()
+        covariance = self._double_covariance()[np.ix_(kept, kept)]
+        background, share = self.background.marginal(kept), float(self.background_weight)
+        return self._of_parts(self.log_weights, points[:, kept], covariance, background, share)
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> Reference:
+        """Return shifted kernels of the other columns; see `Reference.given`.
+
+        They have the weights of how near they are to what is given.  Where kernels are so much
+        less likely than the background, or it than they, that the background's weight is no number
+        that tells, it is a mixture of both.
+        """
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        of_given = self.marginal(known)
+        row = torch.from_numpy(numbers)[None]
+        log_weights = of_given.kernel_log_prob(row)[0]
+        background = self.background.given(known, numbers)
+        share = self.background_weight.detach().cpu().double()
+        odds = of_given.background.log_prob(row)[0] - log_weights.logsumexp(0) + share.logit()
+        precision = np.linalg.inv(self._double_covariance())
+        covariance = np.linalg.inv(precision[np.ix_(others, others)])
+        slope = covariance @ precision[np.ix_(others, known)]
+        points = self.points.detach().cpu().double().numpy()
+        centers = points[:, others] - (numbers - points[:, known]) @ slope.T
+        is_number = _LEAST_LOG_ODDS < odds < _MOST_LOG_ODDS
+        weight = float(odds.sigmoid()) if is_number else _NO_BACKGROUND
+        kernels = self._of_parts(log_weights, centers, covariance, background, weight)
+        if is_number:
+            return kernels
+        sides = torch.stack([-odds, odds]).numpy()
+        return ReferenceMixture.of_log_weights(-np.logaddexp(0.0, -sides), [kernels, background])
+
+    def _of_parts(
+        self,
+        log_weights: Tensor,
+        points: Array,
+        covariance: Array,
+        background: GaussianMixtureReference,
+        share: float,
+    ) -> KernelDensityReference:
+        """Return as many kernels, no narrower, with weights that may be tiny."""
+        symmetric = 0.5 * (covariance + covariance.T)
+        raised = floor_eigenvalues(symmetric, float(self.variances.min()))
+        found = KernelDensityReference(points, raised, background, share)
+        found.log_weights = log_weights.detach().cpu().double().log_softmax(0)
+        return found
+
+    def _double_covariance(self) -> Array:
+        """Return the covariance of each kernel in double precision."""
+        basis, variances = (
+            part.detach().cpu().double().numpy() for part in (self.basis, self.variances)
+        )
+        return np.asarray((basis * variances) @ basis.T)
+
+    def _log_joint_of_parts(self, rows: Array) -> Iterator[tuple[NDArray[np.intp], Array]]:
+        """Return numbers of rows, and log of weight times density of kernels, (n, n_points)."""
+        points, log_weights = (
+            part.detach().cpu().double().numpy() for part in (self.points, self.log_weights)
+        )
+        covariance = self._double_covariance()
+        patterns, place = rows_by_pattern(np.isnan(rows))
+        size = max(1, _NUMBERS_OF_PAIRS // len(points))
+        for number, pattern in enumerate(patterns):
+            kept = np.flatnonzero(~pattern)
+            root = np.linalg.cholesky(covariance[np.ix_(kept, kept)])
+            axes = np.linalg.inv(root)
+            constant = 2.0 * np.log(np.diag(root)).sum() + len(kept) * math.log(2.0 * math.pi)
+            white = points[:, kept] @ axes.T
+            here = np.flatnonzero(place == number)
+            for part in (here[i : i + size] for i in range(0, len(here), size)):
+                own = one_by_one(axes[None], rows[np.ix_(part, kept)].T[None])[0].T
+                squares = cdist(own, white, "sqeuclidean") if len(kept) else np.zeros((1, 1))
+                yield part, log_weights - 0.5 * (squares + constant) + np.zeros((len(part), 1))
+
+    def _log_odds_of_parts(self, rows: Array, log_kernels: Array) -> Array:
+        """Return logarithms of shares of kernels and background times their densities, (2, n)."""
+        share = float(self.background_weight)
+        elsewhere = self.background.observed_log_prob(torch.from_numpy(rows)).numpy()
+        return np.stack([math.log1p(-share) + log_kernels, math.log(share) + elsewhere])
+
+    def _log_prob_of_parts(self, rows: Array) -> Array:
+        """Return the log-densities of what is observed of rows."""
+        log_kernels = np.empty(len(rows))
+        for part, log_joint in self._log_joint_of_parts(rows):
+            top = log_joint.max(axis=1)
+            log_kernels[part] = top + np.log(np.exp(log_joint - top[:, None]).sum(axis=1))
+        return log_sum(self._log_odds_of_parts(rows, log_kernels))
+
+    def _completed(self, rows: Array, uniform: Array) -> Array:
+        """Return rows with draws in the place of missing entries."""
+        found = rows.copy()
+        points = self.points.detach().cpu().double().numpy()
+        zero = torch.zeros(1, self.n_features)
+        kernel = NormalParts.of_tensors(zero, self.variances[None], self.basis[None])
+        for part, log_joint in self._log_joint_of_parts(rows):
+            own, numbers = rows[part], uniform[part].copy()
+            log_kernels = log_sum(log_joint.T)
+            odds = self._log_odds_of_parts(own, log_kernels)
+            is_elsewhere, numbers[:, 1] = chosen_with_rest(numbers[:, 1], odds)
+            chosen = points[chosen_by(numbers[:, 1], log_joint.T)]
+            zeros = np.zeros(len(part), dtype=np.intp)
+            drawn = kernel.drawn(own - chosen, zeros, numbers[:, 2:]) + chosen
+            other = self.background.complete(torch.from_numpy(own), torch.from_numpy(numbers))
+            drawn = np.where(is_elsewhere[:, None] == 1, other.numpy(), drawn)
+            found[part] = np.where(np.isnan(own), drawn, own)
+        return found
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`.
