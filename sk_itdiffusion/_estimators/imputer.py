@@ -34,7 +34,9 @@ NUMBERS_IN_A_PASS = 2**22
 class PooledEstimate:
     """Estimates from several imputations, combined by Rubin's rules.
 
-    Attributes
+    It is what `IMMSEImputer.pooled_estimate` returns, and has its parameters as attributes.
+
+    Parameters
     ----------
     estimate : ndarray
         Means of the estimates.
@@ -45,6 +47,17 @@ class PooledEstimate:
         infinite where all imputations give the same estimate.
     missing_information : ndarray
         Share of the variance that is due to the missing entries, from 0 to 1.
+
+    See Also
+    --------
+    IMMSEImputer : Fills missing entries.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.imputation import PooledEstimate
+    >>> pooled = PooledEstimate.of([1.0, 2.0, 3.0], [0.5, 0.5, 0.5])
+    >>> round(float(pooled.missing_information), 3)
+    0.727
     """
 
     estimate: Array
@@ -120,7 +133,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         without an order have neither mean nor median: with these strategies they get the most
         probable category; ordered ones always get the median category with either.
     n_draws : int, default=100
-        Draws of each row of which mean, median and mode are taken.  Their error is about that of
+        Draws of each row of which mean, median and mode are taken, at least 1.  Their error is about that of
         the mean of as many draws.
     random_state : int, RandomState or None, default=None
         Seed of the draws; the density has its own ``random_state``, or this one if that is None.
