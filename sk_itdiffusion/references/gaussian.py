@@ -28,7 +28,8 @@ from sk_itdiffusion.references.base import (
     check_buffers,
     eigenbasis,
 )
-from sk_itdiffusion.references.normal_parts import NormalParts
+from sk_itdiffusion.references.normal_parts import ExpectedMoments, NormalParts, blocks_of_rows
+from sk_itdiffusion.references.parts import affordable_rows
 
 __all__ = ["GaussianReference"]
 
@@ -36,6 +37,9 @@ __all__ = ["GaussianReference"]
 VARIANCE_FLOOR = 1e-6
 #: In nats; information about other columns below the log-SNR of independence.
 MIN_INFORMATION = 0.001
+#: Steps of expectation-maximisation, and the gain in nats, of all that are left, that ends them.
+_MAX_STEPS = 500
+_TOLERANCE = 1e-5
 
 
 @stored()
@@ -94,10 +98,16 @@ class GaussianReference(ContinuousReference, PlainReference):
         so the logarithms of the eigenvalues are drawn to that of their mean with the weight of one
         row.
 
+        Where entries are missing, mean and covariance before shrinkage are those of greatest
+        likelihood of what is observed, by expectation-maximisation over patterns of missing
+        entries: consistent if entries are missing at random.  If that is too much work for all rows
+        it is done for a random sample of them, and where this has fewer than twice as many rows as
+        columns, the columns are taken as independent.
+
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_features)
-            Rows, on a scale where the columns' variances are near 1.
+            Rows, on a scale where the columns' variances are near 1; NaN for what is missing.
         sample_weight : ndarray of shape (n_samples,), default=None
             Positive weights, of which only the ratios matter; None for equal ones.
 
@@ -107,11 +117,15 @@ class GaussianReference(ContinuousReference, PlainReference):
             The fitted distribution.
         """
         weight = np.ones(len(X)) if sample_weight is None else sample_weight
-        share = weight / weight.sum()
-        mean = share @ X
-        values, vectors = np.linalg.eigh(shrunk_covariance(X - mean, share))
+        if np.isnan(X).any():
+            mean, shrunk, n_rows = incomplete_moments(X, weight)
+        else:
+            share = weight / weight.sum()
+            mean = share @ X
+            shrunk, n_rows = shrunk_covariance(X - mean, share), effective_number(weight)
+        values, vectors = np.linalg.eigh(shrunk)
         values = np.maximum(values, VARIANCE_FLOOR)
-        values *= (values.mean() / values) ** (1.0 / max(effective_number(weight) - 1.0, 1.0))
+        values *= (values.mean() / values) ** (1.0 / max(n_rows - 1.0, 1.0))
         covariance = (vectors * values) @ vectors.T
         return cls(mean, 0.5 * (covariance + covariance.T))
 
@@ -279,14 +293,118 @@ def shrunk_covariance(
     covariance = np.asarray(scaled.T @ scaled)
     if n_features == 1:
         return covariance
+    fourth = float(share @ np.square(np.square(deviation).sum(axis=1)))
+    return shrunk_by_moments(covariance, fourth, float(share @ share))
+
+
+def shrunk_by_moments(
+    covariance: NDArray[np.float64], fourth: float, squared_shares: float
+) -> NDArray[np.float64]:
+    """Return a covariance shrunk by the mean fourth power of the rows' distances to their mean.
+
+    The reciprocal of the sum of squared shares is the number of equal rows that tell as much.
+    """
+    n_features = len(covariance)
     variance = float(np.trace(covariance)) / n_features
     squared = float((covariance**2).sum())
-    fourth = float(share @ np.square(np.square(deviation).sum(axis=1)))
     # Mean squared error of an entry of the covariance, and its distance to equal variances.
-    error = float(share @ share) * (fourth - squared) / n_features
+    error = squared_shares * (fourth - squared) / n_features
     distance = squared / n_features - variance**2
     shrinkage = 0.0 if distance <= 0.0 else min(max(error, 0.0) / distance, 1.0)
     return np.asarray((1.0 - shrinkage) * covariance + shrinkage * variance * np.eye(n_features))
+
+
+def incomplete_moments(
+    X: NDArray[np.float64], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Return mean and shrunk covariance of rows that lack entries, and how many rows they tell.
+
+    Rows count by the share of their entries that is observed, and in the shrinkage, which rests on
+    the errors of covariances, by that of the pairs.
+    """
+    X, weight, moments = moments_of_affordable(X, weight)
+    share = weight / weight.sum()
+    observed = (~np.isnan(X)).astype(np.float64)
+    n_rows = effective_number(weight) * float((share @ observed).mean())
+    if moments is None:
+        return *observed_moments(X, share), n_rows
+    covariance = moments.covariance[0]
+    if len(covariance) > 1:
+        of_pairs = float(((share[:, None] * observed).T @ observed).mean())
+        squared_shares = float(share @ share) / of_pairs
+        covariance = shrunk_by_moments(covariance, float(moments.fourth[0]), squared_shares)
+    return moments.mean[0], covariance, n_rows
+
+
+def fitted_moments(
+    X: NDArray[np.float64], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and covariance of greatest likelihood of rows that lack entries.
+
+    The covariance is diagonal where more would be too much work.
+    """
+    X, weight, moments = moments_of_affordable(X, weight)
+    if moments is None:
+        return observed_moments(X, weight / weight.sum())
+    return moments.mean[0], moments.covariance[0]
+
+
+def moments_of_affordable(
+    X: NDArray[np.float64], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], ExpectedMoments | None]:
+    """Return rows that have entries, their weights, and moments of greatest likelihood of them.
+
+    These are a random sample if all are too much work; if fewer rows than twice the columns would
+    be left, they are all, and there are no moments.
+    """
+    seen = np.flatnonzero(~np.isnan(X).all(axis=1))
+    kept = affordable_rows(X, 1, 1)
+    if len(kept) < min(2 * X.shape[1], len(seen)):
+        return X[seen], weight[seen], None
+    X, weight = X[kept], weight[kept]
+    return X, weight, likeliest_moments(X, weight / weight.sum())
+
+
+def observed_moments(
+    X: NDArray[np.float64], share: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return means and diagonal covariance of what is observed of each column by itself.
+
+    A column without any value has the mean 0 and the variance 1.
+    """
+    observed = ~np.isnan(X)
+    mass = share @ observed
+    is_known = mass > 0.0
+    mass = np.where(is_known, mass, 1.0)
+    mean = share @ np.where(observed, X, 0.0) / mass
+    variance = share @ np.square(np.where(observed, X - mean, 0.0)) / mass
+    return np.where(is_known, mean, 0.0), np.diag(np.where(is_known, variance, 1.0))
+
+
+def likeliest_moments(X: NDArray[np.float64], share: NDArray[np.float64]) -> ExpectedMoments:
+    """Return the moments of greatest likelihood of rows that lack entries, one at least each."""
+    mean, covariance = observed_moments(X, share)
+    blocks, nothing = blocks_of_rows(X, 1), np.zeros((1, 1))
+    reached: list[float] = []
+    for _ in range(_MAX_STEPS):
+        parts = NormalParts.of_covariances(mean[None], floor_eigenvalues(covariance)[None])
+        moments = parts.moments(X, share, nothing, blocks)
+        mean, covariance = moments.mean[0], moments.covariance[0]
+        reached.append(moments.log_likelihood)
+        if remaining_gain(reached) < _TOLERANCE:
+            break
+    parts = NormalParts.of_covariances(mean[None], floor_eigenvalues(covariance)[None])
+    return parts.moments(X, share, nothing, blocks, is_fourth=True)
+
+
+def remaining_gain(reached: Sequence[float]) -> float:
+    """Return by how much a likelihood will rise if each step gains as much less as the last did."""
+    if len(reached) < 3:
+        return math.inf
+    before, last = reached[-2] - reached[-3], reached[-1] - reached[-2]
+    if last <= 0.0:
+        return 0.0
+    return math.inf if before <= last else last * last / (before - last)
 
 
 def floor_eigenvalues(matrix: NDArray[Any], floor: float = VARIANCE_FLOOR) -> NDArray[np.float64]:

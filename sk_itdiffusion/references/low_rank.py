@@ -105,7 +105,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_features)
-            Rows.
+            Complete rows.
         rank : int
             Number of directions, less than rows and columns.
         random_state : RandomState
@@ -117,7 +117,17 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         -------
         LowRankGaussianReference
             The fitted distribution.
+
+        Raises
+        ------
+        ValueError
+            If entries are missing, of which the decomposition knows nothing.
         """
+        if np.isnan(X).any():
+            raise ValueError(
+                "A normal distribution of low rank, which tables of thousands of columns need, can "
+                "only be fitted to complete rows."
+            )
         weight = np.ones(len(X)) if sample_weight is None else sample_weight
         share = weight / weight.sum()
         mean = share @ X

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sk_itdiffusion.references.parts import Block, blocks_of_patterns
 
-__all__ = ["ExpectedMoments", "NormalParts", "one_by_one"]
+__all__ = ["ExpectedMoments", "NormalParts", "blocks_of_rows", "one_by_one"]
 
 Array = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class ExpectedMoments:
     mass : ndarray of shape (n_components,)
         Sums of the memberships.
     squared_mass : ndarray of shape (n_components,)
-        Sums of the squares of weight times membership.
+        Sums of the squared weights, with the memberships.
     observed : ndarray of shape (n_components,)
         Shares of the entries that were observed.
     mean : ndarray of shape (n_components, d)
@@ -49,6 +49,8 @@ class ExpectedMoments:
         Means of the fourth powers of the rows' distances to the means before.
     log_likelihood : float
         Sum of weight times log-density of the rows.
+    membership : ndarray of shape (n_components, n_rows)
+        Probabilities of the components, times the weights of the rows.
     """
 
     mass: Array
@@ -58,6 +60,7 @@ class ExpectedMoments:
     covariance: Array
     fourth: Array
     log_likelihood: float
+    membership: Array
 
 
 class NormalParts:
@@ -100,7 +103,7 @@ class NormalParts:
         Those of a row do not depend on the other rows to the last bit.
         """
         found = np.empty((self.n_components, len(X)))
-        for block in self._blocks(X):
+        for block in blocks_of_rows(X, self.n_components):
             found[:, block.rows] = self._expected(X, block, one_by_one)[0]
         return found
 
@@ -161,7 +164,12 @@ class NormalParts:
         return found
 
     def moments(
-        self, X: Array, weight: Array, log_terms: Array, is_fourth: bool = False
+        self,
+        X: Array,
+        weight: Array,
+        log_terms: Array,
+        blocks: Sequence[Block],
+        is_fourth: bool = False,
     ) -> ExpectedMoments:
         """Return the moments of rows, given what is observed: a step of expectation-maximisation.
 
@@ -174,6 +182,8 @@ class NormalParts:
         log_terms : ndarray of shape (n_components, n_rows) or (n_components, 1)
             What is added to the components' log-densities of the rows: logarithms of weights, and
             of what else is known of the rows.
+        blocks : sequence of Block
+            What `blocks_of_rows` returns.
         is_fourth : bool, default=False
             Whether the fourth powers are asked for; they are 0 otherwise.
 
@@ -186,9 +196,10 @@ class NormalParts:
         mass, squared, observed, fourth = np.zeros((4, n_components))
         first = np.zeros((n_components, d))
         second = np.zeros((n_components, d, d))
+        membership = np.empty((n_components, len(X)))
         total = 0.0
         log_terms = np.broadcast_to(log_terms, (n_components, len(X)))
-        for block in self._blocks(X):
+        for block in blocks:
             log_density, deviation, spread = self._expected(X, block, np.matmul)
             log_joint = log_density + log_terms[:, block.rows]
             top = log_joint.max(axis=0)
@@ -198,7 +209,8 @@ class NormalParts:
             sums = member.sum(axis=1)
             n_missing = block.columns.shape[1]
             mass += sums
-            squared += np.square(member).sum(axis=1)
+            squared += member @ weight[block.rows]
+            membership[:, block.rows] = member
             observed += sums * (d - n_missing)
             first += np.matmul(deviation, member[:, :, None])[:, :, 0]
             second += np.matmul(deviation * member[:, None], np.swapaxes(deviation, 1, 2))
@@ -217,6 +229,7 @@ class NormalParts:
             0.5 * (covariance + np.swapaxes(covariance, 1, 2)),
             fourth / present,
             total,
+            membership,
         )
 
     @staticmethod
@@ -242,15 +255,6 @@ class NormalParts:
         pull = deviation[:, columns, place]  # (n_components, m, n_rows)
         along = np.einsum("kmr,krmn,knr->kr", pull, spread[:, block.pattern], pull, optimize=True)
         return np.asarray(np.square(squares + trace) + 2.0 * of_products + 4.0 * along)
-
-    def _blocks(self, X: Array) -> list[Block]:
-        """Return rows with and without holes in blocks."""
-        width = X.shape[1]
-
-        def n_numbers(n_missing: int) -> int:
-            return int(self.n_components * max(width, n_missing**2))
-
-        return list(blocks_of_patterns(np.isnan(X), n_numbers))
 
     def _expected(
         self, X: Array, block: Block, product: Callable[[Array, Array], Array]
@@ -288,6 +292,16 @@ class NormalParts:
         n_observed = X.shape[1] - holes.shape[1]
         total += self.log_determinants[:, None] + log_volume + n_observed * math.log(2.0 * math.pi)
         return -0.5 * total, deviation, spread
+
+
+def blocks_of_rows(X: Array, n_components: int) -> list[Block]:
+    """Return rows with and without holes in blocks for so many components."""
+    width = int(X.shape[1])
+
+    def n_numbers(n_missing: int) -> int:
+        return n_components * max(width, n_missing * n_missing)
+
+    return list(blocks_of_patterns(np.isnan(X), n_numbers))
 
 
 def one_by_one(matrices: Array, vectors: Array) -> Array:

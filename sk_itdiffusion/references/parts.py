@@ -21,6 +21,7 @@ from sk_itdiffusion._runtime.parallel import map_in_workers
 
 __all__ = [
     "Block",
+    "affordable_rows",
     "blocks_of_patterns",
     "checked_columns",
     "checked_values",
@@ -38,6 +39,8 @@ Index = NDArray[np.intp]
 _CHUNK_PLACES = 256
 #: Numbers in the largest array that a block of rows needs.
 _NUMBERS_IN_A_BLOCK = 2**19
+#: Sum of the third powers of the numbers of missing columns, over patterns and components.
+_MAX_WORK = 2e9
 
 
 def checked_columns(columns: Sequence[int], n_columns: int) -> list[int]:
@@ -121,6 +124,45 @@ def blocks_of_patterns(
             first, last = place[rows[0]], place[rows[-1]]
             columns = np.nonzero(patterns[first : last + 1])[1]
             yield Block(rows, place[rows] - first, columns.reshape(last + 1 - first, count))
+
+
+def affordable_rows(
+    X: Array, n_components: int, least: int, n_continuous: int | None = None
+) -> Index:
+    """Return numbers of rows whose patterns are few enough for expectation-maximisation.
+
+    Rows without any entry are left out, since they tell nothing.  Of the others these are all,
+    unless matrices of the missing columns of all patterns and components are too much work; then
+    they are a random sample, which keeps what is consistent under missing at random so.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_rows, d)
+        Rows; NaN for what is missing.
+    n_components : int
+        Number of components.
+    least : int
+        Rows that are kept at least.
+    n_continuous : int or None, default=None
+        Columns, the first ones, whose patterns are work; None for all.
+
+    Returns
+    -------
+    ndarray of shape (n_kept,)
+        Increasing numbers.
+    """
+    missing = np.isnan(X)
+    seen = np.flatnonzero(~missing.all(axis=1))
+    patterns, place = rows_by_pattern(missing[seen, :n_continuous])
+    work = n_components * patterns.sum(axis=1).astype(np.float64) ** 3
+    if work.sum() <= _MAX_WORK:
+        return seen
+    order = np.random.default_rng(0).permutation(len(seen))
+    first = np.unique(place[order], return_index=True)[1]
+    own = np.zeros(len(seen))
+    own[first] = work
+    n_kept = max(least, int(np.searchsorted(np.cumsum(own), _MAX_WORK)))
+    return seen[np.sort(order[:n_kept])]
 
 
 # -- numbers -----------------------------------------------------------------------------------

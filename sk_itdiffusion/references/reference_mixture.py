@@ -266,7 +266,10 @@ class ReferenceMixture(Reference):
         return found
 
     def without_wide_components(self) -> ReferenceMixture:
-        """Return the mixture of the members without them; see `Reference`."""
+        """Return the mixture of the members without them.
+
+        See `Reference.without_wide_components`.
+        """
         narrow = [reference.without_wide_components() for reference in self.references]
         if all(one is other for one, other in zip(narrow, self.references, strict=True)):
             return self
