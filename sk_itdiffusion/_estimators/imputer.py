@@ -398,7 +398,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
 
     def _filled(self, X: Any, imputed: Callable[[Array], Array]) -> Any:
         """Return a table with missing entries filled by imputed numbers and codes."""
-        values = self.density_._read(X)
+        values = self.density_._read_to_score(X)
         missing = np.isnan(values)
         incomplete = np.flatnonzero(missing.any(axis=1))
         # Observed values need not be categories; their place is taken by any code.
