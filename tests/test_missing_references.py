@@ -191,6 +191,7 @@ def test_mixture_of_few_distinct_rows_and_limited_variances():
     assert float(spread[:, 0].max()) < 1.0 + 1e-9
 
 
+@pytest.mark.slow
 def test_thousands_of_patterns():
     """Nearly every row has a pattern of its own; a generous limit, ten times what it takes."""
     rng = np.random.default_rng(0)

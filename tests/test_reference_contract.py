@@ -663,7 +663,7 @@ def test_marginal_and_given_are_all_that_parts_of_the_users_own_need(name):
     inner = REFERENCES[name]()
     own = WithParts(inner)
     grid = Grid.of(inner)
-    rows = with_holes(torch.from_numpy(inner.sample(500, np.random.RandomState(1))))
+    rows = with_holes(torch.from_numpy(inner.sample(250, np.random.RandomState(1))))
     torch.testing.assert_close(own.observed_log_prob(rows), inner.observed_log_prob(rows))
     check_frequencies(grid, own.complete(rows, uniform_numbers(inner, len(rows))).numpy())
 
