@@ -11,7 +11,7 @@ and its error has a closed form (Kong et al. 2023).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,11 @@ __all__ = ["GaussianReference"]
 VARIANCE_FLOOR = 1e-6
 #: In nats; information about other columns below the log-SNR of independence.
 MIN_INFORMATION = 0.001
-#: Steps of expectation-maximisation, and the gain in nats, of all that are left, that ends them.
-_MAX_STEPS = 500
+#: Pairs of steps of expectation-maximisation, and the gain in nats, of all that are left, that ends
+#: them; and how far a mean or a logarithm of a variance is extrapolated at most.
+_MAX_STEPS = 200
 _TOLERANCE = 1e-5
+_MOST_AHEAD = 10.0
 
 
 @stored()
@@ -382,29 +384,53 @@ def observed_moments(
 
 
 def likeliest_moments(X: NDArray[np.float64], share: NDArray[np.float64]) -> ExpectedMoments:
-    """Return the moments of greatest likelihood of rows that lack entries, one at least each."""
-    mean, covariance = observed_moments(X, share)
+    """Return the moments of greatest likelihood of rows that lack entries, one at least each.
+
+    Expectation-maximisation takes ever smaller steps where much is missing.  Two of them tell how
+    far to go on in their direction, in the logarithm of the covariance; where this leads to no
+    greater likelihood it is not done (squared extrapolation, Varadhan and Roland 2008).
+    """
     blocks, nothing = blocks_of_rows(X, 1), np.zeros((1, 1))
-    reached: list[float] = []
+    n_features = X.shape[1]
+
+    def moments(place: NDArray[np.float64], is_fourth: bool = False) -> ExpectedMoments:
+        covariance = of_eigenvalues(place[n_features:].reshape(n_features, -1), np.exp)
+        parts = NormalParts.of_covariances(place[None, :n_features], covariance[None])
+        return parts.moments(X, share, nothing, blocks, is_fourth)
+
+    def place_of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+        logarithm = of_eigenvalues(covariance, lambda v: np.log(np.maximum(v, VARIANCE_FLOOR)))
+        return np.concatenate([mean, logarithm.ravel()])
+
+    place = place_of(*observed_moments(X, share))
     for _ in range(_MAX_STEPS):
-        parts = NormalParts.of_covariances(mean[None], floor_eigenvalues(covariance)[None])
-        moments = parts.moments(X, share, nothing, blocks)
-        mean, covariance = moments.mean[0], moments.covariance[0]
-        reached.append(moments.log_likelihood)
-        if remaining_gain(reached) < _TOLERANCE:
+        first = moments(place)
+        second_place = place_of(first.mean[0], first.covariance[0])
+        second = moments(second_place)
+        third_place = place_of(second.mean[0], second.covariance[0])
+        change, following = second_place - place, third_place - second_place
+        size, rate = float(np.linalg.norm(change)), float(np.linalg.norm(following))
+        gain, bend = second.log_likelihood - first.log_likelihood, following - change
+        # What is left to gain falls with the square of the distance.
+        if gain * size**2 <= _TOLERANCE * max(size**2 - rate**2, 1e-4 * size**2):
+            place = third_place
             break
-    parts = NormalParts.of_covariances(mean[None], floor_eigenvalues(covariance)[None])
-    return parts.moments(X, share, nothing, blocks, is_fourth=True)
+        length = size / max(float(np.linalg.norm(bend)), 1e-12 * size)
+        ahead = place + 2.0 * length * change + length**2 * bend
+        place = third_place
+        if length > 1.0 and np.abs(ahead - third_place).max() < _MOST_AHEAD:
+            found = moments(ahead)
+            if found.log_likelihood >= second.log_likelihood:
+                place = place_of(found.mean[0], found.covariance[0])
+    return moments(place, is_fourth=True)
 
 
-def remaining_gain(reached: Sequence[float]) -> float:
-    """Return by how much a likelihood will rise if each step gains as much less as the last did."""
-    if len(reached) < 3:
-        return math.inf
-    before, last = reached[-2] - reached[-3], reached[-1] - reached[-2]
-    if last <= 0.0:
-        return 0.0
-    return math.inf if before <= last else last * last / (before - last)
+def of_eigenvalues(
+    matrix: NDArray[np.float64], function: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Return the symmetric matrix whose eigenvalues are a function of those of another."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * function(values)) @ vectors.T)
 
 
 def floor_eigenvalues(matrix: NDArray[Any], floor: float = VARIANCE_FLOOR) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sk_itdiffusion._immse.cubature import Keys, sums_over_sources
 from sk_itdiffusion._table.rows import WeightedRows
@@ -34,11 +35,17 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
     and 0 if nothing is.  Rows are done in chunks of one fixed shape, at places that are alike, so
     that a row's value does not depend on the other rows to the last bit.
     """
+    dtype = next((b.dtype for b in reference.buffers() if b.is_floating_point()), torch.float64)
+
+    def log_prob(x: Tensor) -> Tensor:
+        """Return the log-density, for which a reference may be in single precision."""
+        return reference.log_prob(x.to(dtype))
+
     is_complete = ~np.isnan(X).any(axis=1)
     if is_complete.all():
-        return evaluated_at_places(reference.log_prob, X)
+        return evaluated_at_places(log_prob, X)
     found = np.empty(len(X))
-    found[is_complete] = evaluated_at_places(reference.log_prob, X[is_complete])
+    found[is_complete] = evaluated_at_places(log_prob, X[is_complete])
     with torch.no_grad():
         parts = reference.observed_log_prob(torch.from_numpy(X[~is_complete]))
     found[~is_complete] = parts.numpy()
