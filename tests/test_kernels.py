@@ -19,7 +19,7 @@ from sk_itdiffusion.references import (
     KernelDensityReference,
 )
 from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
-from sk_itdiffusion.references.kernel_density import fit_kernel_density
+from sk_itdiffusion.references.kernel_fit import fit_kernel_density
 
 NOISE = 2e-3
 N_ATOMS = 150

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Self
 
@@ -15,11 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence.checks import (
-    check_in_range,
-    check_positive,
-    check_shapes,
-)
 from sk_itdiffusion.references.parts import (
     checked_columns,
     checked_values,
@@ -28,12 +22,7 @@ from sk_itdiffusion.references.parts import (
     rows_by_pattern,
 )
 
-__all__ = ["ContinuousReference", "PlainReference", "Reference", "check_buffers"]
-
-#: Buffers that are positive in all references.
-POSITIVE_BUFFERS = ("variances", "residual", "background_weight")
-#: Squares of larger numbers are none.
-MAX_NUMBER = 1e150
+__all__ = ["Reference"]
 
 
 class Reference(nn.Module, ABC):
@@ -579,185 +568,3 @@ class Reference(nn.Module, ABC):
 
 #: Attributes that modules have whatever their class.
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
-
-
-class ContinuousReference(Reference):
-    """A reference on continuous columns; those of your own derive from it.
-
-    Beside `log_prob`, `denoise`, `sample` and `smoothed_log_prob` it can be standardised, and its
-    variances are known.
-
-    See Also
-    --------
-    Reference : What all references have.
-
-    Examples
-    --------
-    >>> from sk_itdiffusion.references import ContinuousReference, GaussianReference
-    >>> reference = GaussianReference([1.0, 0.0], [[4.0, 0.0], [0.0, 1.0]])
-    >>> isinstance(reference, ContinuousReference)
-    True
-    >>> reference.standardized([1.0, 0.0], [2.0, 2.0]).variance_range()
-    (0.25, 1.0)
-    """
-
-    @abstractmethod
-    def standardized(self, center: ArrayLike, scale: ArrayLike) -> ContinuousReference:
-        """Return the distribution of ``(x - center) / scale`` for x of this distribution.
-
-        Parameters
-        ----------
-        center : array-like of shape (n_features,)
-            What is subtracted.
-        scale : array-like of shape (n_features,)
-            Positive numbers to divide by.
-
-        Returns
-        -------
-        ContinuousReference
-            The distribution on the other scale.
-        """
-
-    @abstractmethod
-    def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance along any principal direction.
-
-        Returns
-        -------
-        tuple of (float, float)
-            The two variances.
-        """
-
-    def logsnr_range(self, resolution: float) -> tuple[float, float]:
-        """Return the range in which a model can differ from it; see `Reference.logsnr_range`.
-
-        Below it nothing but mean and covariance matters; above it the noise is much finer than the
-        narrowest direction (at most exp(-5) standard deviations, since a network can find what is
-        finer than a single Gaussian), or as fine as the resolution of the columns.
-        """
-        least, greatest = self.variance_range()
-        high = float(np.clip(-math.log(least) + 6.9, 10.0, 18.0))
-        if resolution > 0.0:
-            high = min(high, -2.0 * math.log(0.5 * resolution))
-        return -math.log(greatest) - 4.0, high
-
-
-class PlainReference(Reference):
-    """A reference so smooth that it is known what each column tells by itself.
-
-    Explanations of scores begin at independent columns, which come from such a reference.
-
-    See Also
-    --------
-    GaussianReference : Normal distribution.
-    IndependentReference : Independent discrete columns, beside continuous ones.
-
-    Examples
-    --------
-    >>> from sk_itdiffusion.references import GaussianReference, PlainReference
-    >>> reference = GaussianReference([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
-    >>> isinstance(reference, PlainReference)
-    True
-    >>> reference.independent().covariance.tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
-    """
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is; references with parts are if these are."""
-        return True
-
-    @abstractmethod
-    def independent(self) -> PlainReference:
-        """Return the distribution of independent columns, each with its own distribution here.
-
-        Returns
-        -------
-        PlainReference
-            The product of the columns' distributions.
-        """
-
-    @abstractmethod
-    def column_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
-        """Return the log-density of each noisy column by itself.
-
-        Parameters
-        ----------
-        rows : Tensor of shape (B, n_columns)
-            Rows; codes in discrete columns.
-        eps : Tensor of shape (B, d)
-            Noise of the points of the rows.
-        logsnr : float
-            Log-SNR of the noise; infinite for none.
-
-        Returns
-        -------
-        Tensor of shape (B, n_columns)
-            Log-densities in nats; see `Reference.smoothed_log_prob`.
-        """
-
-    def independence_logsnr(self) -> float | None:
-        """Return the log-SNR below which columns tell nearly nothing about each other.
-
-        Returns
-        -------
-        float or None
-            The log-SNR; None, the default, if it is not known.
-        """
-        return None
-
-
-def as_float_tensor(values: ArrayLike | Tensor, ndim: int, name: str) -> Tensor:
-    """Return finite values as a float64 tensor, or raise an error that names the parameter."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    array: NDArray[np.float64] = np.array(values, dtype=np.float64)
-    if array.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite.")
-    return torch.from_numpy(array)
-
-
-def eigenbasis(covariances: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (..., d) and eigenvectors (..., d, d), or raise if not positive."""
-    if covariances.shape[-1] != covariances.shape[-2]:
-        raise ValueError(f"{name} must be square, got shape {tuple(covariances.shape)}.")
-    variances, basis = torch.linalg.eigh(covariances)
-    if bool((variances <= 0).any()):
-        raise ValueError(
-            f"{name} must be positive definite; its least eigenvalue is {variances.min():.3g}. "
-            "Add a small multiple of the identity, or shrink it."
-        )
-    return variances, basis
-
-
-def check_buffers(reference: Reference, shapes: Mapping[str, str], **sizes: int) -> dict[str, int]:
-    """Raise an error if buffers of a loaded reference have other shapes, or are no numbers.
-
-    Parameters
-    ----------
-    reference : Reference
-        The reference.
-    shapes : dict of str to str
-        For each buffer a letter for each axis; "d" is `Reference.n_features`.
-    **sizes : int
-        Other sizes that are known.
-
-    Returns
-    -------
-    dict of str to int
-        All sizes.
-    """
-    check_in_range(reference.n_features, 1, np.inf, "numbers of features")
-    found = check_shapes(reference, shapes, d=reference.n_features, **sizes)
-    tensors = {name: getattr(reference, name) for name in shapes}
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(f"a {type(reference).__name__} has tensors of several dtypes")
-    for name, tensor in tensors.items():
-        what = f"{name} of a {type(reference).__name__}"
-        check_in_range(tensor, -MAX_NUMBER, MAX_NUMBER, what)
-        if name in POSITIVE_BUFFERS:
-            check_positive(tensor, what)
-    return found

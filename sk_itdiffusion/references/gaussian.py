@@ -21,13 +21,8 @@ from torch import Tensor
 from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.base import (
-    ContinuousReference,
-    PlainReference,
-    as_float_tensor,
-    check_buffers,
-    eigenbasis,
-)
+from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
 from sk_itdiffusion.references.normal_parts import ExpectedMoments, NormalParts, blocks_of_rows
 from sk_itdiffusion.references.parts import affordable_rows
 

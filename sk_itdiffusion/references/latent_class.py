@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references.discrete import LatentClassReference
+from sk_itdiffusion.references.classes import LatentClassReference
 from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows

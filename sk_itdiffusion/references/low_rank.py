@@ -19,12 +19,8 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.base import (
-    ContinuousReference,
-    PlainReference,
-    as_float_tensor,
-    check_buffers,
-)
+from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers
+from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,

@@ -26,12 +26,8 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.base import (
-    ContinuousReference,
-    as_float_tensor,
-    check_buffers,
-    eigenbasis,
-)
+from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion.references.continuous import ContinuousReference
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,

@@ -22,7 +22,8 @@ from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range, check_same, check_shapes
-from sk_itdiffusion.references.base import Reference, as_float_tensor
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.buffers import as_float_tensor
 from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.parts import chosen_with_rest, log_sum
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import ContinuousReference, Reference
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.continuous import ContinuousReference
 from sk_itdiffusion.references.families.base import (
     FamilyContext,
     ReferenceFamily,

@@ -16,7 +16,8 @@ from sk_itdiffusion.references.families.base import (
 )
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
-from sk_itdiffusion.references.kernel_density import KernelDensityReference, fit_kernel_density
+from sk_itdiffusion.references.kernel_density import KernelDensityReference
+from sk_itdiffusion.references.kernel_fit import fit_kernel_density
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, as_mixture
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 
 from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
+from sk_itdiffusion.references.classes import LatentClassReference
+from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families.base import (
     Demand,
     FamilyContext,
