@@ -250,9 +250,8 @@ def test_constant_columns_count_only_where_they_are_observed():
 # -- values that no row of the fit has, bounds, lattices ----------------------------------------
 
 
-def test_given_values_that_were_not_seen_count_as_missing():
-    table = mixed_holes()
-    density = mixed_density().fit(table)
+def test_given_values_that_were_not_seen_count_as_missing(named):
+    density = named
     rows = mixed_table(5, 1)
     strange = rows.assign(colour="violet")
     unknown = rows.assign(colour=None)  # a missing value is not known, seen or not
@@ -329,17 +328,17 @@ def test_all_kinds_of_missing_entries_are_the_same():
 
 def test_missing_entries_of_mixed_tables_of_pandas_and_polars():
     polars = pytest.importorskip("polars")
-    table = mixed_holes()
-    expected = mixed_density().fit(table).score_samples(table)
+    table, quick = mixed_holes(), mixed_density(reference="independent", marginals="standard")
+    expected = clone(quick).fit(table).score_samples(table)
     as_lists = {
         name: [None if pd.isna(x) else x for x in table[name].astype(object)] for name in table
     }
     nulls = polars.DataFrame(as_lists)
-    density = mixed_density().fit(nulls)
+    density = clone(quick).fit(nulls)
     assert density.kinds_ == ["nominal", "ordinal", "continuous", "continuous"]
     np.testing.assert_array_equal(density.score_samples(nulls), expected)
     objects = table.astype(object).where(table.notna(), None).to_numpy()
-    np.testing.assert_array_equal(mixed_density().fit(objects).score_samples(objects), expected)
+    np.testing.assert_array_equal(clone(quick).fit(objects).score_samples(objects), expected)
     draws = density.conditional(["colour"]).sample(nulls[:5], 2, random_state=0)
     assert draws.columns == ["row", "draw", "count", "size", "weight"]
     assert draws.shape == (10, 5)
@@ -349,15 +348,16 @@ def test_missing_entries_of_mixed_tables_of_pandas_and_polars():
 def test_missing_categories_are_a_category_unless_asked_otherwise():
     table = mixed_table()
     table.loc[:99, "colour"] = None
-    as_category = IMMSEMixedDensity(**ANALYTIC).fit(table)
+    quick = {"reference": "independent", "marginals": "standard"} | ANALYTIC
+    as_category = IMMSEMixedDensity(**quick).fit(table)
     assert None in as_category.categories_[0]
     (score,) = as_category.marginal("colour").score_samples(table[["colour"]][:1])
     np.testing.assert_allclose(np.exp(score), 0.25, atol=0.03)
-    as_hole = IMMSEMixedDensity(handle_missing="missing", **ANALYTIC).fit(table)
+    as_hole = IMMSEMixedDensity(handle_missing="missing", **quick).fit(table)
     assert None not in as_hole.categories_[0]
     assert as_hole.marginal("colour").score_samples(table[["colour"]][:1]) == 0.0
     given = IMMSEMixedDensity(
-        handle_missing="missing", categories={"colour": ["red", "green", "blue", None]}, **ANALYTIC
+        handle_missing="missing", categories={"colour": ["red", "green", "blue", None]}, **quick
     )
     assert None in given.fit(table).categories_[0]
 
@@ -459,12 +459,14 @@ def test_groups_and_weights_with_missing_entries():
 # -- questions ---------------------------------------------------------------------------------
 
 
-def named_density():
-    return mixed_density().fit(mixed_holes())
+@pytest.fixture(scope="module")
+def named():
+    """Return a density of a table with names; nothing of it may be changed."""
+    return mixed_density(marginals="standard").fit(mixed_holes())
 
 
-def test_columns_are_known_by_names_and_numbers():
-    density, X = named_density(), mixed_table(20, 1)
+def test_columns_are_known_by_names_and_numbers(named):
+    density, X = named, mixed_table(20, 1)
     by_name = density.score_samples(X, given=["colour", "size"])
     np.testing.assert_array_equal(density.score_samples(X, given=[2, 0]), by_name)
     np.testing.assert_array_equal(density.conditional(["size", 0]).score_samples(X), by_name)
@@ -486,8 +488,8 @@ def test_columns_are_known_by_names_and_numbers():
         (["colour", "count", "size", "weight"], "all columns"),
     ],
 )
-def test_errors_of_questions_name_the_columns(columns, message):
-    density, X = named_density(), mixed_table(5)
+def test_errors_of_questions_name_the_columns(named, columns, message):
+    density, X = named, mixed_table(5)
     with pytest.raises(ValueError, match=message):
         density.score_samples(X, given=columns)
     with pytest.raises(ValueError, match=message):
@@ -497,8 +499,8 @@ def test_errors_of_questions_name_the_columns(columns, message):
             density.marginal(columns)
 
 
-def test_views_of_a_table_with_names():
-    density, X = named_density(), mixed_table(6, 1).set_index(pd.Index(list("abcdef")))
+def test_views_of_a_table_with_names(named):
+    density, X = named, mixed_table(6, 1).set_index(pd.Index(list("abcdef")))
     marginal = density.marginal(["weight", "colour"])
     assert list(marginal.feature_names_in_) == ["weight", "colour"]
     assert marginal.n_features_in_ == 2
@@ -550,8 +552,8 @@ def test_draws_of_arrays_have_the_conditional_law():
 
 
 @pytest.mark.parametrize("view", ["marginal", "conditional"])
-def test_views_clone_and_pickle(view):
-    density = named_density()
+def test_views_clone_and_pickle(named, view):
+    density = named
     made = getattr(density, view)(["size", "count"])
     X = mixed_table(5, 1)
     X = X[["size", "count"]] if view == "marginal" else X
@@ -566,9 +568,8 @@ def test_views_clone_and_pickle(view):
     assert "density" in made.get_params(deep=False)
 
 
-def test_completed_rows_keep_what_is_observed():
-    table = mixed_holes()
-    density = mixed_density().fit(table)
+def test_completed_rows_keep_what_is_observed(named):
+    table, density = mixed_holes(), named
     values = density._read(table, allow_missing=True)
     completed = density._model.complete(values, 3, seed=7)
     assert completed.shape == (3, *values.shape)
