@@ -21,6 +21,8 @@ from sk_itdiffusion import (
 )
 
 ANALYTIC = {"max_epochs": 0, "random_state": 0}
+#: Without a choice of maps, which takes most of the time.
+STANDARD = ANALYTIC | {"marginals": "standard"}
 
 
 def hidden(X, share, seed=0):
@@ -62,7 +64,8 @@ def quick_gaussian(**settings):
 # -- what is learned ---------------------------------------------------------------------------
 
 
-def test_mean_is_that_of_the_population_if_entries_are_missing_at_random():
+@pytest.mark.parametrize("marginals", others_slow(["standard", "auto"]))
+def test_mean_is_that_of_the_population_if_entries_are_missing_at_random(marginals):
     # X2 is hidden for 80% of the rows with X1 > 0; the mean of those that are left is far from 0.
     # Of 5000 rows the mean has a standard error of about 0.02, and its mean over three tables and
     # 4000 draws each of 0.02 too, maps and mixtures included.
@@ -71,7 +74,7 @@ def test_mean_is_that_of_the_population_if_entries_are_missing_at_random():
         rng = np.random.default_rng(seed)
         X = rng.multivariate_normal([0.0, 0.0], [[1.0, 0.8], [0.8, 1.0]], size=5000)
         X[(X[:, 0] > 0.0) & (rng.random(5000) < 0.8), 1] = np.nan
-        density = IMMSEDensity(**ANALYTIC).fit(X)
+        density = IMMSEDensity(marginals=marginals, **ANALYTIC).fit(X)
         means.append(density.marginal(1).sample(4000, random_state=seed).mean())
         naive.append(np.nanmean(X[:, 1]))
     assert np.mean(naive) < -0.3
@@ -89,7 +92,7 @@ def test_scores_of_observed_parts_are_near_those_of_the_truth():
             truth[i] = stats.multivariate_normal.logpdf(
                 row[seen], mean, covariance[np.ix_(seen, seen)]
             )
-    density = IMMSEDensity(**ANALYTIC).fit(X)
+    density = IMMSEDensity(**STANDARD).fit(X)
     # 9 parameters of 2000 rows: a loss of about 9 / (2 * 2000) nats for complete ones.
     loss = (truth - density.score_samples(new)).mean()
     assert -0.02 < loss < 0.03
@@ -101,8 +104,8 @@ def test_rows_without_entries_have_the_score_zero_and_teach_nothing():
     X = hidden(normal_rows(), 0.2)
     X = X[~np.isnan(X).all(axis=1)]
     empty = np.full((7, 3), np.nan)
-    density = IMMSEDensity(**ANALYTIC).fit(X)
-    with_empty = IMMSEDensity(**ANALYTIC).fit(np.vstack([empty, X]))
+    density = IMMSEDensity(**STANDARD).fit(X)
+    with_empty = IMMSEDensity(**STANDARD).fit(np.vstack([empty, X]))
     scores, std = density.score_samples(np.vstack([X, empty]), return_std=True)
     np.testing.assert_array_equal(with_empty.score_samples(X), scores[: len(X)])
     np.testing.assert_array_equal(scores[len(X) :], 0.0)
@@ -137,7 +140,7 @@ def test_totals_and_marginals_of_a_discrete_table_by_enumeration(kind):
         np.testing.assert_allclose(probability, np.bincount(group.ravel(), joint), rtol=1e-9)
 
 
-@pytest.mark.parametrize("density", [quick_gaussian(), IMMSEDensity(**ANALYTIC)])
+@pytest.mark.parametrize("density", others_slow([quick_gaussian(), IMMSEDensity(**ANALYTIC)]))
 def test_conditional_plus_marginal_is_the_joint(density):
     density = clone(density).fit(hidden(np.exp(0.3 * normal_rows()), 0.2))
     X = np.exp(0.3 * normal_rows(50, 1))
@@ -148,7 +151,7 @@ def test_conditional_plus_marginal_is_the_joint(density):
 
 
 def test_conditional_plus_marginal_is_the_joint_of_mixed_columns():
-    density = mixed_density(reference="latent_class").fit(mixed_holes())
+    density = mixed_density(reference="latent_class", marginals="standard").fit(mixed_holes())
     X = mixed_table(50, 1)
     for given in (["colour"], ["size", "count"]):
         marginal = density.marginal(given).score_samples(X[given])
@@ -157,7 +160,7 @@ def test_conditional_plus_marginal_is_the_joint_of_mixed_columns():
 
 
 def test_density_of_a_part_is_the_integral_of_the_joint():
-    density = IMMSEDensity(**ANALYTIC).fit(hidden(normal_rows()[:, :2], 0.2))
+    density = IMMSEDensity(**STANDARD).fit(hidden(normal_rows()[:, :2], 0.2))
     grid = np.linspace(-14.0, 12.0, 5001)
     for x in (0.0, 2.5):
         joint = density.score_samples(np.column_stack([np.full_like(grid, x), grid]))
@@ -191,7 +194,7 @@ def test_order_and_weights_of_discrete_rows():
 
 
 def test_scores_do_not_depend_on_other_rows():
-    density = IMMSEDensity(**ANALYTIC).fit(hidden(normal_rows(), 0.2))
+    density = IMMSEDensity(**STANDARD).fit(hidden(normal_rows(), 0.2))
     X = hidden(normal_rows(300, 2), 0.4, 2)
     together = density.score_samples(X)
     alone = [density.score_samples(X[i : i + 1])[0] for i in range(0, 300, 17)]
@@ -227,7 +230,7 @@ def test_complete_rows_are_scored_as_without_incomplete_ones_beside_them():
 
 
 def test_questions_to_a_fit_without_networks_do_not_warn(recwarn):
-    density = IMMSEDensity(**ANALYTIC).fit(normal_rows())
+    density = IMMSEDensity(**STANDARD).fit(normal_rows())
     density.score_samples(hidden(normal_rows(), 0.5))
     density.score_samples(normal_rows(), given=[0])
     density.marginal(0).sample(3)
@@ -285,7 +288,7 @@ def test_offsets_of_lattices_are_those_of_targets():
     rng = np.random.default_rng(0)
     x = rng.normal(size=600)
     X = hidden(np.column_stack([np.rint(3.0 * x), x + rng.normal(size=600)]), 0.2)
-    density = IMMSEDensity(dequantize=[1.0, 0.0], **ANALYTIC).fit(X)
+    density = IMMSEDensity(dequantize=[1.0, 0.0], **STANDARD).fit(X)
     rows = X[~np.isnan(X).any(axis=1)][:20]
     std = [
         density.score_samples(rows, return_std=True, given=given)[1] for given in (None, [0], [1])
@@ -421,14 +424,14 @@ def test_dask_collections_refuse_missing_entries():
 
 
 def test_networks_take_no_part_in_fits_with_missing_entries():
-    X = hidden(normal_rows(100), 0.1)
+    X = hidden(normal_rows(60), 0.1)
     density = IMMSEDensity(marginals="standard", random_state=0).fit(X)
     assert density.net_ is None
     assert density.n_iter_ == 0
     same = IMMSEDensity(marginals="standard", **ANALYTIC).fit(X)
     np.testing.assert_array_equal(density.score_samples(X), same.score_samples(X))
     with pytest.warns(UserWarning, match="rows without missing entries"):
-        IMMSEDensity(experts=["network", "gaussian"], random_state=0).fit(X)
+        IMMSEDensity(experts=["network", "gaussian"], marginals="standard", random_state=0).fit(X)
     with pytest.raises(ValueError, match="no error curve"):
         density.mse_curve()
 
@@ -450,9 +453,9 @@ def test_groups_and_weights_with_missing_entries():
     X = hidden(normal_rows(200), 0.2)
     groups = np.arange(200) // 4
     weight = np.random.default_rng(0).uniform(0.5, 2.0, 200)
-    density = IMMSEDensity(**ANALYTIC).fit(X, sample_weight=weight, groups=groups)
+    density = IMMSEDensity(**STANDARD).fit(X, sample_weight=weight, groups=groups)
     order = np.random.default_rng(1).permutation(200)
-    same = IMMSEDensity(**ANALYTIC).fit(X[order], sample_weight=weight[order], groups=groups[order])
+    same = IMMSEDensity(**STANDARD).fit(X[order], sample_weight=weight[order], groups=groups[order])
     np.testing.assert_allclose(density.score_samples(X), same.score_samples(X), atol=1e-8)
 
 
@@ -586,7 +589,7 @@ def test_completed_rows_keep_what_is_observed(named):
 @pytest.mark.parametrize("kind", others_slow(["mixed", "continuous", "discrete"]))
 def test_fits_with_missing_entries_are_saved(kind, tmp_path):
     density, X = {
-        "mixed": (mixed_density(), mixed_holes()),
+        "mixed": (mixed_density(marginals="standard"), mixed_holes()),
         "continuous": (IMMSEDensity(dequantize=[0.5, 0, 0], **ANALYTIC), None),
         "discrete": (IMMSEDiscreteDensity(**ANALYTIC), hidden(discrete_rows(), 0.2)),
     }[kind]
