@@ -3,14 +3,14 @@
     python benchmarks/missing.py --data-dir DATA --output results/missing.jsonl
     python benchmarks/missing.py --data-dir DATA --datasets phoneme --shares 0.3
 
-Tables and their split are those of tabular.py. Of each entry, of training, validation and test rows
+Tables and their split are those of tabular.py, of the first 10,000 rows in random order. Of each entry, of training, validation and test rows
 alike, it is decided by chance whether it is missing (completely at random), with a probability of
 0.1, 0.3 and 0.5; the same entries are missing for all methods. A test row is scored by the
 log-density of what was observed of it, in nats and standard units; rows of which nothing was
 observed count as 0.
 
 IMMSEDensity without networks (``max_epochs=0``) is fitted to the rows with their holes. Beside it
-are a Gaussian mixture with the number of components that validates best (peers.py), fitted to rows
+are a Gaussian mixture with the number of components that validates best (peers.py, with one start each), fitted to rows
 in which holes were replaced by the means of their columns, and to rows that scikit-learn's
 IterativeImputer has completed; and IMMSEDensity fitted to the latter. Mixtures are scored by their
 exact marginals, and their validation rows are imputed as those for training are.
@@ -50,7 +50,7 @@ Array = NDArray[np.float64]
 Scorer = Callable[[Array], Array]
 
 SHARES = (0.1, 0.3, 0.5)
-ROWS_IF_QUICK = 400
+MAX_ROWS, ROWS_IF_QUICK = 10_000, 400
 LIBRARY = "immse_density"
 
 
@@ -92,7 +92,7 @@ def fit_immse(split: Split, seed: int, quick: bool) -> Scorer:
 
 def fit_mixture(split: Split, seed: int, quick: bool) -> Scorer:
     """Return the exact scores of a Gaussian mixture of complete rows."""
-    peer = GaussianMixturePeer("validation", n_init=1 if quick else 3)
+    peer = GaussianMixturePeer("validation", n_init=1)
     mixture = peer.fit(split.train, split.valid, seed).model_
     return lambda X: observed_log_density(mixture, X)
 
@@ -144,7 +144,8 @@ def compare(arguments: argparse.Namespace) -> tuple[list[Record], ArrayFolder]:
     for dataset in arguments.datasets:
         X = load_table(dataset, arguments.data_dir)
         for seed in arguments.seeds:
-            complete = random_split(X[:ROWS_IF_QUICK] if arguments.quick else X, seed)
+            rows = np.random.default_rng(seed).permutation(X)
+            complete = random_split(rows[: ROWS_IF_QUICK if arguments.quick else MAX_ROWS], seed)
             for share in arguments.shares:
                 split = with_holes(complete, share, seed)
                 for method in arguments.methods:
@@ -183,7 +184,8 @@ def format_comparison(records: list[Record], folder: ArrayFolder) -> str:
     """Return a Markdown table, a row for each table and share; medians over the seeds."""
     methods = list(dict.fromkeys(record["method"] for record in records))
     peers = [method for method in methods if method != LIBRARY]
-    body, leads_over = [], {peer: list[float]() for peer in peers}
+    body: list[list[str]] = []
+    leads_over: dict[str, list[float]] = {peer: [] for peer in peers}
     groups: dict[tuple[str, float], list[Record]] = {}
     for record in records:
         groups.setdefault((record["dataset"], record["share"]), []).append(record)
