@@ -3,17 +3,17 @@
     python benchmarks/missing.py --data-dir DATA --output results/missing.jsonl
     python benchmarks/missing.py --data-dir DATA --datasets phoneme --shares 0.3
 
-Tables and their split are those of tabular.py, of the first 10,000 rows in random order. Of each entry, of training, validation and test rows
-alike, it is decided by chance whether it is missing (completely at random), with a probability of
-0.1, 0.3 and 0.5; the same entries are missing for all methods. A test row is scored by the
-log-density of what was observed of it, in nats and standard units; rows of which nothing was
-observed count as 0.
+Tables and their split are those of tabular.py, of the first 10,000 rows in random order. Of each
+entry, of training, validation and test rows alike, it is decided by chance whether it is missing
+(completely at random), with a probability of 0.1, 0.3 and 0.5; the same entries are missing for all
+methods. A test row is scored by the log-density of what was observed of it, in nats and standard
+units; rows of which nothing was observed count as 0.
 
 IMMSEDensity without networks (``max_epochs=0``) is fitted to the rows with their holes. Beside it
-are a Gaussian mixture with the number of components that validates best (peers.py, with one start each), fitted to rows
-in which holes were replaced by the means of their columns, and to rows that scikit-learn's
-IterativeImputer has completed; and IMMSEDensity fitted to the latter. Mixtures are scored by their
-exact marginals, and their validation rows are imputed as those for training are.
+are a Gaussian mixture with the number of components that validates best (peers.py, with one start
+each), fitted to rows in which holes were replaced by the means of their columns, and to rows that
+scikit-learn's IterativeImputer has completed; and IMMSEDensity fitted to the latter. Mixtures are
+scored by their exact marginals, and their validation rows are imputed as those for training are.
 
 Printed are, for each table and share, mean log-densities of the test rows with standard errors, and
 paired differences of IMMSEDensity to each other method. Finished records in the output file are not

@@ -17,7 +17,12 @@ from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std, variance_of_units
+from sk_itdiffusion._fit.validation import (
+    crossfitted_errors,
+    mean_and_std,
+    variance_of_units,
+    with_unseen_values,
+)
 from sk_itdiffusion._immse.cubature import spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
@@ -102,13 +107,14 @@ def stacked_model(
     )
     log_density = log_likelihoods(experts.references[control], valid.X)
     log_density += log_slope + members.integral(difference)
-    if not experts.space.is_discrete:
-        used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
-        log_density -= split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
+    used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
+    optimism = split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
+    log_density -= np.repeat(optimism, len(log_density) // n_rows)
     entropy = entropy_std = math.nan
     if split.judged:
-        n = members.n_observations
-        variance = variance_of_reference(experts.references[control], split, n)
+        n, reference = members.n_observations, experts.references[control]
+        log_density = with_unseen_values(log_density, valid, split.train, experts.space, reference)
+        variance = variance_of_reference(reference, split, n)
         mean, entropy_std = mean_and_std(log_density, valid, n, variance)
         entropy = -mean - experts.constant_term
     return TableModel.of(
