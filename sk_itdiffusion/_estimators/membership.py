@@ -104,6 +104,16 @@ def check_devices(models: Mapping[str, TableModel]) -> None:
         raise ValueError(f"All members must be on one device, got {devices}.")
 
 
+def check_integrate(models: Mapping[str, TableModel]) -> None:
+    """Raise an error if members were fitted to rows with missing entries, and have no denoisers."""
+    lacking = [name for name, model in models.items() if model.has_missing]
+    if lacking:
+        raise ValueError(
+            f"The members {lacking} were fitted to rows with missing entries, of which ensembles "
+            "cannot be made. Fit them to complete rows."
+        )
+
+
 def check_dequantizers(models: Mapping[str, TableModel], first: str) -> None:
     """Raise an error if members dequantise the columns differently."""
 
