@@ -20,6 +20,7 @@ __all__ = [
     "check_categories",
     "check_dequantizers",
     "check_devices",
+    "check_integrate",
     "checked_member",
     "fixes_space",
     "is_dropped",
