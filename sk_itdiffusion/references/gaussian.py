@@ -37,6 +37,8 @@ MIN_INFORMATION = 0.001
 _MAX_STEPS = 200
 _TOLERANCE = 1e-5
 _MOST_AHEAD = 10.0
+#: Logarithm of the largest ratio of eigenvalues, beyond which inverses of parts are none.
+_MOST_APART = 23.0
 
 
 @stored()
@@ -393,6 +395,13 @@ def likeliest_moments(X: NDArray[np.float64], share: NDArray[np.float64]) -> Exp
         parts = NormalParts.of_covariances(place[None, :n_features], covariance[None])
         return parts.moments(X, share, nothing, blocks, is_fourth)
 
+    def moments_ahead(place: NDArray[np.float64]) -> ExpectedMoments | None:
+        """Return the moments, None where the covariance is no longer one for floats."""
+        logarithm = place[n_features:].reshape(n_features, -1)
+        values = np.linalg.eigvalsh(logarithm)
+        is_one = values[0] >= math.log(VARIANCE_FLOOR) and values[-1] - values[0] < _MOST_APART
+        return moments(place) if is_one else None
+
     def place_of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> NDArray[np.float64]:
         logarithm = of_eigenvalues(covariance, lambda v: np.log(np.maximum(v, VARIANCE_FLOOR)))
         return np.concatenate([mean, logarithm.ravel()])
@@ -414,8 +423,8 @@ def likeliest_moments(X: NDArray[np.float64], share: NDArray[np.float64]) -> Exp
         ahead = place + 2.0 * length * change + length**2 * bend
         place = third_place
         if length > 1.0 and np.abs(ahead - third_place).max() < _MOST_AHEAD:
-            found = moments(ahead)
-            if found.log_likelihood >= second.log_likelihood:
+            found = moments_ahead(ahead)
+            if found is not None and found.log_likelihood >= second.log_likelihood:
                 place = place_of(found.mean[0], found.covariance[0])
     return moments(place, is_fourth=True)
 
