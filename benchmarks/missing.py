@@ -3,7 +3,7 @@
     python benchmarks/missing.py --data-dir DATA --output results/missing.jsonl
     python benchmarks/missing.py --data-dir DATA --datasets phoneme --shares 0.3
 
-Tables and their split are those of tabular.py, of the first 10,000 rows in random order. Of each
+Tables and their split are those of tabular.py, of the first 5,000 rows in random order. Of each
 entry, of training, validation and test rows alike, it is decided by chance whether it is missing
 (completely at random), with a probability of 0.1, 0.3 and 0.5; the same entries are missing for all
 methods. A test row is scored by the log-density of what was observed of it, in nats and standard
@@ -50,7 +50,7 @@ Array = NDArray[np.float64]
 Scorer = Callable[[Array], Array]
 
 SHARES = (0.1, 0.3, 0.5)
-MAX_ROWS, ROWS_IF_QUICK = 10_000, 400
+MAX_ROWS, ROWS_IF_QUICK = 5_000, 400
 LIBRARY = "immse_density"
 
 
