@@ -149,7 +149,7 @@ class Contributions:
         names = [self.floored.control if name == MODEL else name for name in self.floored.members]
         distinct = list(dict.fromkeys(names))
         alone = self._floored_columns(rows, chosen, tolerance)
-        references = [model.references[name] for name in distinct]
+        references = [self.floored.reference(name) for name in distinct]
         complete = space.is_complete(rows.mapped[chosen])
         gaps: list[tuple[Array, Array]] = []
         if complete.any():

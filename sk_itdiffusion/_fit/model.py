@@ -180,7 +180,8 @@ class TableModel(Experts):
         kept = {name: each.without_wide_components() for name, each in self.references.items()}
         if all(kept[name] is each for name, each in self.references.items()):
             return self
-        return replace(self, references=kept, parts=None)
+        parts = None if self.parts is None else self.parts.without_wide_components()
+        return replace(self, references=kept, parts=parts)
 
     # -- density -----------------------------------------------------------------------------
 
@@ -362,7 +363,9 @@ class TableModel(Experts):
                 log_density[outside] += math.log(self.beyond.share) - self.space.log_scales(beyond)
         return log_density
 
-    def complete(self, values: Array, n_draws: int, seed: int) -> Array:
+    def complete(
+        self, values: Array, n_draws: int, seed: int, equal_rows_differ: bool = True
+    ) -> Array:
         """Return rows whose missing entries are drawn, given the observed ones.
 
         Parameters
@@ -372,8 +375,10 @@ class TableModel(Experts):
         n_draws : int
             How often each row is completed.
         seed : int
-            Seed of the draws, which follow from it and the rows' content; rows that are equal have
-            different draws.
+            Seed of the draws, which follow from it and the rows' content.
+        equal_rows_differ : bool, default=True
+            Whether rows that are equal have different draws.  If not a row's draws do not depend on
+            the other rows.
 
         Returns
         -------
@@ -391,7 +396,8 @@ class TableModel(Experts):
             rows, _ = self.space.rows(standardized)
         rows[~np.isfinite(rows)] = np.nan
         keys = row_keys(standardized, seed)
-        keys = keys_of_copies(keys, copy_numbers(keys))
+        if equal_rows_differ:
+            keys = keys_of_copies(keys, copy_numbers(keys))
         completed = np.empty((n_draws, *values.shape))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
         for number, draw in enumerate(spawn_keys(keys, n_draws).T):
