@@ -21,6 +21,8 @@ from sk_itdiffusion import (
 )
 
 ANALYTIC = {"max_epochs": 0, "random_state": 0}
+#: Without a choice of maps, which takes most of the time.
+STANDARD = ANALYTIC | {"marginals": "standard"}
 
 
 def hidden(X, share, seed=0):
@@ -62,7 +64,8 @@ def quick_gaussian(**settings):
 # -- what is learned ---------------------------------------------------------------------------
 
 
-def test_mean_is_that_of_the_population_if_entries_are_missing_at_random():
+@pytest.mark.parametrize("marginals", others_slow(["standard", "auto"]))
+def test_mean_is_that_of_the_population_if_entries_are_missing_at_random(marginals):
     # X2 is hidden for 80% of the rows with X1 > 0; the mean of those that are left is far from 0.
     # Of 5000 rows the mean has a standard error of about 0.02, and its mean over three tables and
     # 4000 draws each of 0.02 too, maps and mixtures included.
@@ -71,7 +74,7 @@ def test_mean_is_that_of_the_population_if_entries_are_missing_at_random():
         rng = np.random.default_rng(seed)
         X = rng.multivariate_normal([0.0, 0.0], [[1.0, 0.8], [0.8, 1.0]], size=5000)
         X[(X[:, 0] > 0.0) & (rng.random(5000) < 0.8), 1] = np.nan
-        density = IMMSEDensity(**ANALYTIC).fit(X)
+        density = IMMSEDensity(marginals=marginals, **ANALYTIC).fit(X)
         means.append(density.marginal(1).sample(4000, random_state=seed).mean())
         naive.append(np.nanmean(X[:, 1]))
     assert np.mean(naive) < -0.3
@@ -89,7 +92,7 @@ def test_scores_of_observed_parts_are_near_those_of_the_truth():
             truth[i] = stats.multivariate_normal.logpdf(
                 row[seen], mean, covariance[np.ix_(seen, seen)]
             )
-    density = IMMSEDensity(**ANALYTIC).fit(X)
+    density = IMMSEDensity(**STANDARD).fit(X)
     # 9 parameters of 2000 rows: a loss of about 9 / (2 * 2000) nats for complete ones.
     loss = (truth - density.score_samples(new)).mean()
     assert -0.02 < loss < 0.03
@@ -101,8 +104,8 @@ def test_rows_without_entries_have_the_score_zero_and_teach_nothing():
     X = hidden(normal_rows(), 0.2)
     X = X[~np.isnan(X).all(axis=1)]
     empty = np.full((7, 3), np.nan)
-    density = IMMSEDensity(**ANALYTIC).fit(X)
-    with_empty = IMMSEDensity(**ANALYTIC).fit(np.vstack([empty, X]))
+    density = IMMSEDensity(**STANDARD).fit(X)
+    with_empty = IMMSEDensity(**STANDARD).fit(np.vstack([empty, X]))
     scores, std = density.score_samples(np.vstack([X, empty]), return_std=True)
     np.testing.assert_array_equal(with_empty.score_samples(X), scores[: len(X)])
     np.testing.assert_array_equal(scores[len(X) :], 0.0)
@@ -137,7 +140,7 @@ def test_totals_and_marginals_of_a_discrete_table_by_enumeration(kind):
         np.testing.assert_allclose(probability, np.bincount(group.ravel(), joint), rtol=1e-9)
 
 
-@pytest.mark.parametrize("density", [quick_gaussian(), IMMSEDensity(**ANALYTIC)])
+@pytest.mark.parametrize("density", others_slow([quick_gaussian(), IMMSEDensity(**ANALYTIC)]))
 def test_conditional_plus_marginal_is_the_joint(density):
     density = clone(density).fit(hidden(np.exp(0.3 * normal_rows()), 0.2))
     X = np.exp(0.3 * normal_rows(50, 1))
@@ -148,7 +151,7 @@ def test_conditional_plus_marginal_is_the_joint(density):
 
 
 def test_conditional_plus_marginal_is_the_joint_of_mixed_columns():
-    density = mixed_density(reference="latent_class").fit(mixed_holes())
+    density = mixed_density(reference="latent_class", marginals="standard").fit(mixed_holes())
     X = mixed_table(50, 1)
     for given in (["colour"], ["size", "count"]):
         marginal = density.marginal(given).score_samples(X[given])
@@ -157,7 +160,7 @@ def test_conditional_plus_marginal_is_the_joint_of_mixed_columns():
 
 
 def test_density_of_a_part_is_the_integral_of_the_joint():
-    density = IMMSEDensity(**ANALYTIC).fit(hidden(normal_rows()[:, :2], 0.2))
+    density = IMMSEDensity(**STANDARD).fit(hidden(normal_rows()[:, :2], 0.2))
     grid = np.linspace(-14.0, 12.0, 5001)
     for x in (0.0, 2.5):
         joint = density.score_samples(np.column_stack([np.full_like(grid, x), grid]))
@@ -191,7 +194,7 @@ def test_order_and_weights_of_discrete_rows():
 
 
 def test_scores_do_not_depend_on_other_rows():
-    density = IMMSEDensity(**ANALYTIC).fit(hidden(normal_rows(), 0.2))
+    density = IMMSEDensity(**STANDARD).fit(hidden(normal_rows(), 0.2))
     X = hidden(normal_rows(300, 2), 0.4, 2)
     together = density.score_samples(X)
     alone = [density.score_samples(X[i : i + 1])[0] for i in range(0, 300, 17)]
@@ -227,7 +230,7 @@ def test_complete_rows_are_scored_as_without_incomplete_ones_beside_them():
 
 
 def test_questions_to_a_fit_without_networks_do_not_warn(recwarn):
-    density = IMMSEDensity(**ANALYTIC).fit(normal_rows())
+    density = IMMSEDensity(**STANDARD).fit(normal_rows())
     density.score_samples(hidden(normal_rows(), 0.5))
     density.score_samples(normal_rows(), given=[0])
     density.marginal(0).sample(3)
@@ -250,9 +253,8 @@ def test_constant_columns_count_only_where_they_are_observed():
 # -- values that no row of the fit has, bounds, lattices ----------------------------------------
 
 
-def test_given_values_that_were_not_seen_count_as_missing():
-    table = mixed_holes()
-    density = mixed_density().fit(table)
+def test_given_values_that_were_not_seen_count_as_missing(named):
+    density = named
     rows = mixed_table(5, 1)
     strange = rows.assign(colour="violet")
     unknown = rows.assign(colour=None)  # a missing value is not known, seen or not
@@ -286,7 +288,7 @@ def test_offsets_of_lattices_are_those_of_targets():
     rng = np.random.default_rng(0)
     x = rng.normal(size=600)
     X = hidden(np.column_stack([np.rint(3.0 * x), x + rng.normal(size=600)]), 0.2)
-    density = IMMSEDensity(dequantize=[1.0, 0.0], **ANALYTIC).fit(X)
+    density = IMMSEDensity(dequantize=[1.0, 0.0], **STANDARD).fit(X)
     rows = X[~np.isnan(X).any(axis=1)][:20]
     std = [
         density.score_samples(rows, return_std=True, given=given)[1] for given in (None, [0], [1])
@@ -329,17 +331,17 @@ def test_all_kinds_of_missing_entries_are_the_same():
 
 def test_missing_entries_of_mixed_tables_of_pandas_and_polars():
     polars = pytest.importorskip("polars")
-    table = mixed_holes()
-    expected = mixed_density().fit(table).score_samples(table)
+    table, quick = mixed_holes(), mixed_density(reference="independent", marginals="standard")
+    expected = clone(quick).fit(table).score_samples(table)
     as_lists = {
         name: [None if pd.isna(x) else x for x in table[name].astype(object)] for name in table
     }
     nulls = polars.DataFrame(as_lists)
-    density = mixed_density().fit(nulls)
+    density = clone(quick).fit(nulls)
     assert density.kinds_ == ["nominal", "ordinal", "continuous", "continuous"]
     np.testing.assert_array_equal(density.score_samples(nulls), expected)
     objects = table.astype(object).where(table.notna(), None).to_numpy()
-    np.testing.assert_array_equal(mixed_density().fit(objects).score_samples(objects), expected)
+    np.testing.assert_array_equal(clone(quick).fit(objects).score_samples(objects), expected)
     draws = density.conditional(["colour"]).sample(nulls[:5], 2, random_state=0)
     assert draws.columns == ["row", "draw", "count", "size", "weight"]
     assert draws.shape == (10, 5)
@@ -349,15 +351,16 @@ def test_missing_entries_of_mixed_tables_of_pandas_and_polars():
 def test_missing_categories_are_a_category_unless_asked_otherwise():
     table = mixed_table()
     table.loc[:99, "colour"] = None
-    as_category = IMMSEMixedDensity(**ANALYTIC).fit(table)
+    quick = {"reference": "independent", "marginals": "standard"} | ANALYTIC
+    as_category = IMMSEMixedDensity(**quick).fit(table)
     assert None in as_category.categories_[0]
     (score,) = as_category.marginal("colour").score_samples(table[["colour"]][:1])
     np.testing.assert_allclose(np.exp(score), 0.25, atol=0.03)
-    as_hole = IMMSEMixedDensity(handle_missing="missing", **ANALYTIC).fit(table)
+    as_hole = IMMSEMixedDensity(handle_missing="missing", **quick).fit(table)
     assert None not in as_hole.categories_[0]
     assert as_hole.marginal("colour").score_samples(table[["colour"]][:1]) == 0.0
     given = IMMSEMixedDensity(
-        handle_missing="missing", categories={"colour": ["red", "green", "blue", None]}, **ANALYTIC
+        handle_missing="missing", categories={"colour": ["red", "green", "blue", None]}, **quick
     )
     assert None in given.fit(table).categories_[0]
 
@@ -421,14 +424,14 @@ def test_dask_collections_refuse_missing_entries():
 
 
 def test_networks_take_no_part_in_fits_with_missing_entries():
-    X = hidden(normal_rows(100), 0.1)
+    X = hidden(normal_rows(60), 0.1)
     density = IMMSEDensity(marginals="standard", random_state=0).fit(X)
     assert density.net_ is None
     assert density.n_iter_ == 0
     same = IMMSEDensity(marginals="standard", **ANALYTIC).fit(X)
     np.testing.assert_array_equal(density.score_samples(X), same.score_samples(X))
     with pytest.warns(UserWarning, match="rows without missing entries"):
-        IMMSEDensity(experts=["network", "gaussian"], random_state=0).fit(X)
+        IMMSEDensity(experts=["network", "gaussian"], marginals="standard", random_state=0).fit(X)
     with pytest.raises(ValueError, match="no error curve"):
         density.mse_curve()
 
@@ -450,21 +453,23 @@ def test_groups_and_weights_with_missing_entries():
     X = hidden(normal_rows(200), 0.2)
     groups = np.arange(200) // 4
     weight = np.random.default_rng(0).uniform(0.5, 2.0, 200)
-    density = IMMSEDensity(**ANALYTIC).fit(X, sample_weight=weight, groups=groups)
+    density = IMMSEDensity(**STANDARD).fit(X, sample_weight=weight, groups=groups)
     order = np.random.default_rng(1).permutation(200)
-    same = IMMSEDensity(**ANALYTIC).fit(X[order], sample_weight=weight[order], groups=groups[order])
+    same = IMMSEDensity(**STANDARD).fit(X[order], sample_weight=weight[order], groups=groups[order])
     np.testing.assert_allclose(density.score_samples(X), same.score_samples(X), atol=1e-8)
 
 
 # -- questions ---------------------------------------------------------------------------------
 
 
-def named_density():
-    return mixed_density().fit(mixed_holes())
+@pytest.fixture(scope="module")
+def named():
+    """Return a density of a table with names; nothing of it may be changed."""
+    return mixed_density(marginals="standard").fit(mixed_holes())
 
 
-def test_columns_are_known_by_names_and_numbers():
-    density, X = named_density(), mixed_table(20, 1)
+def test_columns_are_known_by_names_and_numbers(named):
+    density, X = named, mixed_table(20, 1)
     by_name = density.score_samples(X, given=["colour", "size"])
     np.testing.assert_array_equal(density.score_samples(X, given=[2, 0]), by_name)
     np.testing.assert_array_equal(density.conditional(["size", 0]).score_samples(X), by_name)
@@ -486,8 +491,8 @@ def test_columns_are_known_by_names_and_numbers():
         (["colour", "count", "size", "weight"], "all columns"),
     ],
 )
-def test_errors_of_questions_name_the_columns(columns, message):
-    density, X = named_density(), mixed_table(5)
+def test_errors_of_questions_name_the_columns(named, columns, message):
+    density, X = named, mixed_table(5)
     with pytest.raises(ValueError, match=message):
         density.score_samples(X, given=columns)
     with pytest.raises(ValueError, match=message):
@@ -497,8 +502,8 @@ def test_errors_of_questions_name_the_columns(columns, message):
             density.marginal(columns)
 
 
-def test_views_of_a_table_with_names():
-    density, X = named_density(), mixed_table(6, 1).set_index(pd.Index(list("abcdef")))
+def test_views_of_a_table_with_names(named):
+    density, X = named, mixed_table(6, 1).set_index(pd.Index(list("abcdef")))
     marginal = density.marginal(["weight", "colour"])
     assert list(marginal.feature_names_in_) == ["weight", "colour"]
     assert marginal.n_features_in_ == 2
@@ -550,8 +555,8 @@ def test_draws_of_arrays_have_the_conditional_law():
 
 
 @pytest.mark.parametrize("view", ["marginal", "conditional"])
-def test_views_clone_and_pickle(view):
-    density = named_density()
+def test_views_clone_and_pickle(named, view):
+    density = named
     made = getattr(density, view)(["size", "count"])
     X = mixed_table(5, 1)
     X = X[["size", "count"]] if view == "marginal" else X
@@ -566,9 +571,8 @@ def test_views_clone_and_pickle(view):
     assert "density" in made.get_params(deep=False)
 
 
-def test_completed_rows_keep_what_is_observed():
-    table = mixed_holes()
-    density = mixed_density().fit(table)
+def test_completed_rows_keep_what_is_observed(named):
+    table, density = mixed_holes(), named
     values = density._read(table, allow_missing=True)
     completed = density._model.complete(values, 3, seed=7)
     assert completed.shape == (3, *values.shape)
@@ -585,7 +589,7 @@ def test_completed_rows_keep_what_is_observed():
 @pytest.mark.parametrize("kind", others_slow(["mixed", "continuous", "discrete"]))
 def test_fits_with_missing_entries_are_saved(kind, tmp_path):
     density, X = {
-        "mixed": (mixed_density(), mixed_holes()),
+        "mixed": (mixed_density(marginals="standard"), mixed_holes()),
         "continuous": (IMMSEDensity(dequantize=[0.5, 0, 0], **ANALYTIC), None),
         "discrete": (IMMSEDiscreteDensity(**ANALYTIC), hidden(discrete_rows(), 0.2)),
     }[kind]

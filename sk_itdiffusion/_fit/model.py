@@ -398,14 +398,15 @@ class TableModel(Experts):
         keys = row_keys(standardized, seed)
         if equal_rows_differ:
             keys = keys_of_copies(keys, copy_numbers(keys))
-        completed = np.empty((n_draws, *values.shape))
+        keys = spawn_keys(keys, n_draws).T.ravel()
+        completed = np.empty((len(keys), values.shape[1]))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
-        for number, draw in enumerate(spawn_keys(keys, n_draws).T):
-            for start in range(0, len(values), n_rows):
-                part = slice(start, start + n_rows)
-                drawn = self._completed(rows[part], draw[part])
-                completed[number, part] = np.where(missing[part], drawn, values[part])
-        return completed
+        for start in range(0, len(keys), n_rows):
+            part = slice(start, start + n_rows)
+            row = np.arange(len(keys))[part] % len(values)
+            drawn = self._completed(rows[row], keys[part])
+            completed[part] = np.where(missing[row], drawn, values[row])
+        return completed.reshape(n_draws, *values.shape)
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:
