@@ -180,7 +180,9 @@ class TableModel(Experts):
         kept = {name: each.without_wide_components() for name, each in self.references.items()}
         if all(kept[name] is each for name, each in self.references.items()):
             return self
-        parts = None if self.parts is None else self.parts.without_wide_components()
+        parts = None
+        if self.has_missing and self.parts is not None:
+            parts = self.parts.without_wide_components()
         return replace(self, references=kept, parts=parts)
 
     # -- density -----------------------------------------------------------------------------
