@@ -218,6 +218,17 @@ class IMMSEOutlierDetector(
     neither does the fit to all rows.  If training rows are contaminated, the held-out ones are
     too, and the rate is that among rows of the mixture: fewer inliers are rejected.
 
+    Rows may have **missing entries**: NaN, None, pandas' NA or null.  The score of such a row is the
+    one expected of the complete row given what was observed, :math:`E[S(x_o, X_m) \mid x_o]`, a
+    mean over 12 draws of what is missing, from the references, which follow from the row's content.
+    So rows with different missing entries can be compared, and p-values hold as without.  The less
+    is observed of a row, the nearer is its score to the mean one; a row without any entry has about
+    the mean score of rows drawn from the density.  If training rows lack entries, the references
+    are fitted to the observed parts, without networks, as `IMMSEDensity.fit` says; to be
+    neighbours, and to judge the members, each training row is completed by one draw.  In columns of
+    texts, truths and categories a missing entry is a category of its own, unless the estimator has
+    ``handle_missing="missing"``.  Ensembles take no rows with missing entries.
+
     Rows that were trained on score a little higher than new ones, so that fewer of them are
     rejected.  Which rows are held out follows from the content of the rows and the seed: their
     order does not matter.  Equal rows are different observations and may be on both sides.
@@ -299,7 +310,7 @@ class IMMSEOutlierDetector(
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.
+            Rows; at least 2.  Entries may be missing (see Notes).
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -316,8 +327,8 @@ class IMMSEOutlierDetector(
         Raises
         ------
         ValueError
-            If the estimator does not take X, a weight is negative, or a parameter is out of its
-            range.
+            If the estimator does not take X, a column has no observed value, a weight is negative,
+            or a parameter is out of its range.
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
@@ -581,7 +592,7 @@ class IMMSEOutlierDetector(
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
+            Rows, which may lack entries.
 
         Returns
         -------
@@ -681,12 +692,13 @@ class IMMSEOutlierDetector(
         -------
         DataFrame of shape (n_samples, n_features)
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
-            its score up to rounding, on every kind of table: with the same noise, what the columns
-            tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
-            Single contributions have the numerical error of the integral: for ordinary rows that
-            of ``score_tol`` of the estimator, for far ones a few percent of the score.  With
-            ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
-            instead.
+            its score up to rounding, on every kind of table, unless it lacks all entries: with the
+            same noise, what the columns tell in an interval of the log-SNR is made to sum to what
+            the log-densities differ by.  Missing entries contribute 0, and what is expected of them
+            is divided equally among the observed ones, from which it follows.  Single contributions
+            have the numerical error of the integral: for ordinary rows that of ``score_tol`` of the
+            estimator, for far ones a few percent of the score.  With ``likelihood="path"``, no
+            noise floor and no average they sum to the I-MMSE estimate instead.
         """
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
