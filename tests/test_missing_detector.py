@@ -305,7 +305,7 @@ def test_ensembles_refuse_missing_entries():
 def test_units_of_a_row_are_completed_by_different_draws(detector):
     values = np.array([[1.0, NAN, 2.0], [NAN, NAN, NAN], [1.0, -2.0, 3.0]])
     given = DistinctRows(values, np.array([2.5, 1.0, 4.0]), np.array([40, 1, 4]), np.ones(3))
-    units = completed_units(detector.estimator_._model, values, given)
+    units = completed_units(detector.estimator_._model, values, given, 10)
     assert units.n_copies.tolist() == [4] * 4 + [3] * 8 + [4]
     assert units.weight.sum() == pytest.approx(6.5)
     assert len(np.unique(units.rows[:-1, 1])) == N_COMPLETIONS == 12

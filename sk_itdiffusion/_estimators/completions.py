@@ -29,6 +29,7 @@ from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Rows
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._immse.cubature import row_keys
 from sk_itdiffusion._runtime.progress import stretch_of_progress
 
 __all__ = [
@@ -126,7 +127,9 @@ def mean_over_completions(
         return function(values)
     chosen = np.flatnonzero(lacking)
     # Equal rows have equal completions, and are done once.
-    distinct, group = np.unique(values[chosen], axis=0, return_inverse=True)
+    keys = row_keys(values[chosen])
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    distinct = values[chosen[first]]
     n_rows = max(1, NUMBERS_IN_A_PASS // (N_COMPLETIONS * values.shape[1]))
     n_complete = len(values) - len(chosen)
     begin = n_complete / (n_complete + N_COMPLETIONS * len(distinct))
@@ -139,7 +142,7 @@ def mean_over_completions(
         found = found.reshape(N_COMPLETIONS, len(part), *found.shape[1:])
         # Each row's are contiguous, so that they are summed in one order.
         means.append(np.ascontiguousarray(np.moveaxis(found, 0, -1)).mean(axis=-1))
-    of_lacking = np.concatenate(means)[group.ravel()]
+    of_lacking = np.concatenate(means)[group]
     result = np.empty((len(values), *of_lacking.shape[1:]))
     result[chosen] = of_lacking
     if n_complete:
@@ -184,7 +187,9 @@ def completed_once(model: TableModel, values: Array) -> Array:
     return completed
 
 
-def completed_units(model: TableModel, values: Array, given: DistinctRows) -> DistinctRows:
+def completed_units(
+    model: TableModel, values: Array, given: DistinctRows, most: int
+) -> DistinctRows:
     """Return numbers and codes of training rows, each with missing entries completed.
 
     The units of a row are completed by different draws, up to `N_COMPLETIONS` of them, so that many
@@ -198,29 +203,31 @@ def completed_units(model: TableModel, values: Array, given: DistinctRows) -> Di
         Numbers and codes of the rows; NaN where they are missing.
     given : DistinctRows
         The rows.
+    most : int
+        How many of the rows are needed at most, the first ones.
 
     Returns
     -------
     DistinctRows
-        The rows, in the same order.
+        The rows, in the same order; all of them if none lacks an entry.
     """
     missing = np.isnan(values)
     if not missing.any():
         return replace(given, rows=values, missing=None)
-    n_draws = np.where(missing.any(axis=1), np.minimum(given.n_copies, N_COMPLETIONS), 1)
+    values, missing = values[:most], missing[:most]
+    n_draws = np.where(
+        missing.any(axis=1), np.minimum(given.n_copies[: len(values)], N_COMPLETIONS), 1
+    )
     n_draws[missing.all(axis=1)] = 0
+    shares = given.weight / given.n_copies, given.squared_weight / given.n_copies
     row = np.repeat(np.arange(len(values)), n_draws)
     number = np.arange(len(row)) - np.repeat(np.cumsum(n_draws) - n_draws, n_draws)
     completed = values[row]
-    lacking = np.flatnonzero(missing.any(axis=1) & (n_draws > 0))
-    if len(lacking):
-        drawn = draws(model, values[lacking], int(n_draws[lacking].max()))
-        place = np.full(len(values), -1)
-        place[lacking] = np.arange(len(lacking))
-        here = place[row] >= 0
-        completed[here] = drawn[number[here], place[row[here]]]
+    lacking = missing.any(axis=1)
+    for n in np.unique(n_draws[lacking & (n_draws > 0)]):
+        # Those of each row follow one another.
+        drawn = draws(model, values[lacking & (n_draws == n)], int(n))
+        completed[(lacking & (n_draws == n))[row]] = drawn.swapaxes(0, 1).reshape(-1, len(values.T))
     n_copies = given.n_copies[row] // n_draws[row] + (number < given.n_copies[row] % n_draws[row])
-    share = n_copies / given.n_copies[row]
-    return DistinctRows(
-        completed, given.weight[row] * share, n_copies, given.squared_weight[row] * share
-    )
+    weight, squared = (each[row] * n_copies for each in shares)
+    return DistinctRows(completed, weight, n_copies, squared)

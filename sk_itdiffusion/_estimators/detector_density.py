@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -99,9 +100,11 @@ def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstima
     ]
     if not names or any(isinstance(value, FrozenEstimator) for value in parameters.values()):
         return template
-    frame = read_table(rows).frame
-    columns = [as_floats(frame.iloc[:, j], str(name)) for j, name in enumerate(frame.columns)]
-    numbers = np.column_stack(columns)
+    if pd.isna(rows).any(axis=None):
+        table = read_table(rows)
+        columns = [as_floats(table.column(j), label) for j, label in enumerate(table.labels)]
+        rows = np.column_stack(columns)
+    numbers = np.asarray(rows, dtype=np.float64)
     shared = image_shape_of(template) is not None
     step = Dequantizer.fit(numbers, None, shared, seed=0).step
     changed: DensityEstimator = clone(template).set_params(**dict.fromkeys(names, step))

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
 from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
-from sk_itdiffusion._estimators.combined_score import CombinedScore, main_member
+from sk_itdiffusion._estimators.combined_score import ROWS_TO_JUDGE, CombinedScore, main_member
 from sk_itdiffusion._estimators.completions import (
     completed_once,
     completed_units,
@@ -39,7 +39,7 @@ from sk_itdiffusion._estimators.detector_density import (
     with_parameter,
 )
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
-from sk_itdiffusion._estimators.local_score import LocalScore
+from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
 from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
 from sk_itdiffusion._estimators.trimming import (
@@ -218,8 +218,8 @@ class IMMSEOutlierDetector(
     neither does the fit to all rows.  If training rows are contaminated, the held-out ones are
     too, and the rate is that among rows of the mixture: fewer inliers are rejected.
 
-    Rows may have **missing entries**: NaN, None, pandas' NA or null.  The score of such a row is the
-    one expected of the complete row given what was observed, :math:`E[S(x_o, X_m) \mid x_o]`, a
+    Rows may have **missing entries**: NaN, None, pandas' NA or null.  The score of such a row is
+    what is expected of the complete row given what was observed, :math:`E[S(x_o, X_m) \mid x_o]`, a
     mean over 12 draws of what is missing, from the references, which follow from the row's content.
     So rows with different missing entries can be compared, and p-values hold as without.  The less
     is observed of a row, the nearer is its score to the mean one; a row without any entry has about
@@ -480,7 +480,8 @@ class IMMSEOutlierDetector(
         local: LocalScore | None = None,
     ) -> CombinedScore:
         """Return the score of log-densities, and of neighbours, as given rows weight them."""
-        complete = completed_units(estimator._model, read_rows(estimator, given.rows), given)
+        values = read_rows(estimator, given.rows)
+        complete = completed_units(estimator._model, values, given, ROWS_TO_JUDGE)
         return CombinedScore.fit(
             FlooredModel(estimator._model, self._floors, members, is_wide=True),
             local is not None and estimator._model.space.layout.n_columns > 1,
@@ -498,7 +499,8 @@ class IMMSEOutlierDetector(
         floors = self._floors[np.isfinite(self._floors)]
         if not len(floors):
             floors = np.asarray(checked_floors("auto"))
-        complete = completed_units(model, read_rows(self.estimator_, given.rows), given)
+        values = read_rows(self.estimator_, given.rows)
+        complete = completed_units(model, values, given, MAX_ROWS)
         rows = MappedRows.of(model, np.asarray(complete.rows)).mapped
         return LocalScore.of(model.space.layout, rows, complete.n_copies, floors, self.trim)
 
