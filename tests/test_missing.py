@@ -10,6 +10,7 @@ import sklearn
 from marks import others_slow
 from scipy import stats
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 
 import sk_itdiffusion
 from sk_itdiffusion import (
@@ -18,6 +19,7 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEMixedDensity,
 )
+from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
 ANALYTIC = {"max_epochs": 0, "random_state": 0}
 #: Without a choice of maps, which takes most of the time.
@@ -607,3 +609,44 @@ def test_paths_leave_rows_with_missing_entries_to_the_references():
     rows = np.where([True, False, True], X[:5], np.nan)
     found = density.score_samples(rows)
     np.testing.assert_array_equal(found, density.set_params(likelihood="immse").score_samples(rows))
+
+
+def test_ensembles_have_no_members_that_were_fitted_to_missing_entries():
+    X = normal_rows(80)
+    member = FrozenEstimator(quick_gaussian().fit(hidden(X, 0.1)))
+    with pytest.raises(ValueError, match="missing entries"):
+        IMMSEEnsemble([("one", member)], random_state=0).fit(X)
+
+
+class WideFamily(ReferenceFamily):
+    """A family that knows nothing of missing entries."""
+
+    name = "wide"
+
+    def fit(self, split, context):
+        rows = split.continuous_train
+        assert np.isfinite(rows.X).all()
+        normal = GaussianReference.fit(rows.X, rows.weight)
+        return GaussianReference(normal.mean, 1.5 * normal.covariance)
+
+
+def test_families_of_the_user_are_fitted_to_complete_rows():
+    X = hidden(normal_rows(), 0.2)
+    density = IMMSEDensity(experts=["gaussian", WideFamily()], **STANDARD).fit(X)
+    assert list(density.expert_weights_) == ["gaussian", "wide"]
+    assert np.isfinite(density.score_samples(X)).all()
+
+
+def test_references_of_the_user_answer_for_missing_entries():
+    X = hidden(normal_rows(), 0.2)
+    reference = GaussianReference([1.0, -2.0, 3.0], np.cov(normal_rows(5000).T))
+    density = IMMSEDensity(reference=reference, experts=["reference"], **ANALYTIC).fit(X)
+    rows = X[:50, :2].copy()
+    expected = np.zeros(50)
+    for i, row in enumerate(rows):
+        seen = np.flatnonzero(~np.isnan(row))
+        if len(seen):
+            part = reference.covariance.numpy()[np.ix_(seen, seen)]
+            mean = reference.mean.numpy()[seen]
+            expected[i] = stats.multivariate_normal.logpdf(row[seen], mean, part)
+    np.testing.assert_allclose(density.marginal([0, 1]).score_samples(rows), expected, atol=1e-8)

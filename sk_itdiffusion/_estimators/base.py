@@ -333,11 +333,13 @@ class DensityEstimator(
         Raises
         ------
         ValueError
-            If all rows of the fit were equal, or no row of X is left.
+            If rows of the fit lack entries, or all were equal, or no row of X is left.
         """
         check_is_fitted(self)
         if self._model.curve is None:
-            raise ValueError("There is no error curve: all rows of the fit were equal.")
+            raise ValueError(
+                "There is no error curve: rows of the fit lack entries, or all of them were equal."
+            )
         if X is None:
             return copy.deepcopy(self._model.curve)
         curves, counts = [], []

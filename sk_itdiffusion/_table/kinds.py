@@ -277,8 +277,10 @@ def _are_identifiers(values: Array) -> bool:
     repetitions: that many if the values are equally likely, and more otherwise.
     """
     n = len(values)
+    if n < _MIN_ROWS_WITH_SINGLE_TEXTS:
+        return False
     m = float(np.ptp(values)) + 1.0
-    if n < _MIN_ROWS_WITH_SINGLE_TEXTS or m < _MIN_DISTINCT_IDENTIFIERS * n:
+    if m < _MIN_DISTINCT_IDENTIFIERS * n:
         return False
     n_distinct = len(np.unique(values))
     expected = n + m * np.expm1(n * np.log1p(-1.0 / m))
