@@ -133,8 +133,8 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         without an order have neither mean nor median: with these strategies they get the most
         probable category; ordered ones always get the median category with either.
     n_draws : int, default=100
-        Draws of each row of which mean, median and mode are taken, at least 1.  Their error is about that of
-        the mean of as many draws.
+        Draws of each row of which mean, median and mode are taken, at least 1.  Their error is
+        about that of the mean of as many draws.
     random_state : int, RandomState or None, default=None
         Seed of the draws; the density has its own ``random_state``, or this one if that is None.
 
