@@ -18,7 +18,6 @@ from sk_itdiffusion import (
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
     IMMSEMixedDensity,
-    IMMSEOutlierDetector,
 )
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
@@ -394,14 +393,8 @@ REFUSING = {
     "partial_fit": lambda X: IMMSEDensity(**ANALYTIC).partial_fit(X),
     "partial_fit, discrete": lambda X: IMMSEDiscreteDensity(**ANALYTIC).partial_fit(X.round()),
     "ensemble": lambda X: IMMSEEnsemble([("one", quick_gaussian())], random_state=0).fit(X),
-    "detector": lambda X: IMMSEOutlierDetector(quick_gaussian(), random_state=0).fit(X),
     "ensemble's scores": lambda X: (
         IMMSEEnsemble([("one", quick_gaussian())], random_state=0)
-        .fit(np.nan_to_num(X))
-        .score_samples(X)
-    ),
-    "detector's scores": lambda X: (
-        IMMSEOutlierDetector(quick_gaussian(), random_state=0)
         .fit(np.nan_to_num(X))
         .score_samples(X)
     ),

@@ -164,7 +164,7 @@ def test_advice_about_missing_numbers_leads_to_no_ties():
     X = NORMAL.copy()
     X[::3, 1] = np.nan
     with pytest.raises(ValueError, match="KNNImputer"):
-        IMMSEOutlierDetector(QUICK, random_state=0).fit(X)
+        IMMSEEnsemble([("a", QUICK)], random_state=0).fit(X)
     QUICK.fit(KNNImputer().fit_transform(X))
 
 

@@ -379,7 +379,9 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_draws * values.shape[1]))
         for start in range(0, len(values), n_rows):
             part = values[start : start + n_rows]
-            draws = self.density_._model.complete(part, self.n_draws, self._seed)
+            draws = self.density_._model.complete(
+                part, self.n_draws, self._seed, equal_rows_differ=False
+            )
             for j, kind in enumerate(self._kinds_of_columns()):
                 here = np.isnan(part[:, j])
                 if here.any():

@@ -293,14 +293,19 @@ class TableEstimator(DensityOfParts):
         sample_weight: ArrayLike | None = None,
         may_hold_out: bool = True,
         squared_weight: Array | None = None,
+        lacks_entries: bool = False,
     ) -> Self:
-        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`.
+
+        ``lacks_entries`` says that some of the rows that are ranked lack entries.
+        """
         return self._fit(
             X,
             sample_weight,
             ranks_training_rows=True,
             may_hold_out=may_hold_out,
             squared_weight=squared_weight,
+            lacks_entries=lacks_entries,
         )
 
     def _fit(
@@ -314,6 +319,7 @@ class TableEstimator(DensityOfParts):
         ranks_training_rows: bool = False,
         may_hold_out: bool = True,
         squared_weight: Array | None = None,
+        lacks_entries: bool = False,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
@@ -321,6 +327,7 @@ class TableEstimator(DensityOfParts):
         their groups, and how many observations a weight of 1 stands for.
         ``ranks_training_rows`` says that these will be ranked among themselves, and
         ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
+        ``lacks_entries`` asks for the kind of fit that rows with missing entries have.
         """
         started = time.monotonic()
         codes = None if groups is None else self._checked_groups(X, groups)
@@ -336,7 +343,7 @@ class TableEstimator(DensityOfParts):
         elif hasattr(self, "_increments"):
             del self._increments
         if chosen is None:
-            allow_missing = not (is_dask(X) or ranks_training_rows)
+            allow_missing = not is_dask(X)
             X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
             check_groups_are_held(codes, stream)
         else:
@@ -355,8 +362,8 @@ class TableEstimator(DensityOfParts):
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
             values, weight, codes, per_weight = chosen(values, weight)
-        lacks_entries = has_missing(values[weight > 0])
-        if lacks_entries:
+        if has_missing(values[weight > 0]):
+            lacks_entries = True
             self._check_missing(values[weight > 0], previous)
             # Of a row without any entry nothing is learned.
             kept = ~np.isnan(values).all(axis=1)

@@ -28,10 +28,13 @@ def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Inde
     """Return, for each column that is constant among the rows kept, the likeliest other row.
 
     Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
+    Of a column that is missing in all rows kept it is the likeliest one in which it is not.
     """
-    usual = values[np.flatnonzero(kept)[0]]
-    is_constant = (values[kept] == usual).all(axis=0)
-    differs = values[:, is_constant] != usual[is_constant]
+    seen = ~np.isnan(values)
+    columns = np.arange(values.shape[1])
+    usual = values[np.flatnonzero(kept)[seen[kept].argmax(axis=0)], columns]
+    is_constant = ((values == usual) | ~seen)[kept].all(axis=0)
+    differs = (seen & (values != usual))[:, is_constant]
     differs = differs[:, differs.any(axis=0)]
     return np.asarray(np.where(differs, scores[:, None], -np.inf).argmax(axis=0))
 
@@ -41,20 +44,24 @@ def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iter
 
     Categories are separate, and numbers that are farther than a tenth of a standard deviation from
     all others: no other number stands for them.  In a column of other numbers equal ones are
-    chance.
+    chance.  Rows in which an entry is missing have no group.
     """
-    for j, column in enumerate(values.T):
-        categories, group = np.unique(column, return_inverse=True)
+    for j, entries in enumerate(values.T):
+        seen = ~np.isnan(entries)
+        column = entries[seen]
+        categories, found = np.unique(column, return_inverse=True)
         # The mean of squares of far values would overflow.
         scale = np.abs(column).max() + np.finfo(np.float64).tiny
         width = 0.0 if j in discrete else NEARBY_VALUES * scale * float((column / scale).std())
         with np.errstate(over="ignore"):
             is_apart = np.diff(categories) > width
-        copies = np.bincount(group, weights=given.n_copies)
+        copies = np.bincount(found, weights=given.n_copies[seen])
         is_separate = np.append(True, is_apart) & np.append(is_apart, True)
         is_separate &= copies >= MIN_COPIES_OF_A_VALUE
         if 2.0 * copies[is_separate].sum() >= copies.sum():
-            yield np.where(is_separate[group], group, -1)
+            group = np.full(len(entries), -1)
+            group[seen] = np.where(is_separate[found], found, -1)
+            yield group
 
 
 def needed_of_states(groups: Sequence[Index], given: DistinctRows) -> Index:

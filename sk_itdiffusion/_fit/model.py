@@ -163,7 +163,10 @@ class TableModel(ModelOfParts):
         kept = {name: each.without_wide_components() for name, each in self.references.items()}
         if all(kept[name] is each for name, each in self.references.items()):
             return self
-        return replace(self, references=kept, parts=None)
+        parts = None
+        if self.has_missing and self.parts is not None:
+            parts = self.parts.without_wide_components()
+        return replace(self, references=kept, parts=parts)
 
     # -- density -----------------------------------------------------------------------------
 

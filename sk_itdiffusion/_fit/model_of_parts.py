@@ -176,7 +176,9 @@ class ModelOfParts(Experts):
                 log_density[outside] += math.log(self.beyond.share) - self.space.log_scales(beyond)
         return log_density
 
-    def complete(self, values: Array, n_draws: int, seed: int) -> Array:
+    def complete(
+        self, values: Array, n_draws: int, seed: int, equal_rows_differ: bool = True
+    ) -> Array:
         """Return rows whose missing entries are drawn, given the observed ones.
 
         Parameters
@@ -186,8 +188,10 @@ class ModelOfParts(Experts):
         n_draws : int
             How often each row is completed.
         seed : int
-            Seed of the draws, which follow from it and the rows' content; rows that are equal have
-            different draws.
+            Seed of the draws, which follow from it and the rows' content.
+        equal_rows_differ : bool, default=True
+            Whether rows that are equal have different draws.  If not a row's draws do not depend on
+            the other rows.
 
         Returns
         -------
@@ -205,7 +209,8 @@ class ModelOfParts(Experts):
             rows, _ = self.space.rows(standardized)
         rows[~np.isfinite(rows)] = np.nan
         keys = row_keys(standardized, seed)
-        keys = keys_of_copies(keys, copy_numbers(keys))
+        if equal_rows_differ:
+            keys = keys_of_copies(keys, copy_numbers(keys))
         keys = spawn_keys(keys, n_draws).T.ravel()
         completed = np.empty((len(keys), values.shape[1]))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
