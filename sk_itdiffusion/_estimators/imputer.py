@@ -154,8 +154,9 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
 
     Notes
     -----
-    A row's imputed values do not depend on the other rows of a call, and are the same at each call.
-    Observed entries are returned as they are.
+    A row's imputed values do not depend on the other rows of a call, and are the same at each call;
+    only of rows that are equal each has its own draw with ``strategy="sample"``.  Observed entries
+    are returned as they are.
 
     Imputed values are valid if entries are missing completely at random, or at random, which means
     that whether an entry is missing depends on observed entries only.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from numbers import Real
@@ -42,15 +41,7 @@ from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
 from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
 from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
-from sk_itdiffusion._estimators.trimming import (
-    MIN_COPIES_OF_A_VALUE,
-    MIN_ROWS_OF_A_MODE,
-    MIN_SHARE_OF_A_MODE,
-    needed_of_groups,
-    needed_of_states,
-    separate_values,
-    varying_again,
-)
+from sk_itdiffusion._estimators.trimming import copies_left
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
@@ -63,14 +54,7 @@ from sk_itdiffusion._table.reading import (
     without_missing_objects,
     without_tensors,
 )
-from sk_itdiffusion.persistence import SaveMixin, stored
-from sk_itdiffusion.persistence.checks import (
-    check_finite,
-    check_not_negative,
-    check_positive,
-    check_same,
-    check_shapes,
-)
+from sk_itdiffusion.persistence import SaveMixin, checks, stored
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -442,7 +426,7 @@ class IMMSEOutlierDetector(
         with stretch_of_progress(0.0, FIT_ENDS):
             self._fit_density(template, given, seed, tasks, trims, may_hold_out)
         with stretch_of_progress(FIT_ENDS, 1.0):
-            return self._scores(others.rows)
+            return score_rows(self.estimator_, self._score, others.rows)
 
     def _fit_density(
         self,
@@ -531,25 +515,9 @@ class IMMSEOutlierDetector(
                 score = self._combined_score(first, tuple(model.references), given, seed)
         scores = score_rows(first, score, given.rows)
         values = read_rows(first, given.rows)
-        weight = given.weight
-        order = np.argsort(scores, kind="stable")
-        below = np.cumsum(weight[order]) <= n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
-        # Rows as bad as the last trimmed one stay: no order among equal ones.
-        cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
-        kept_before = scores >= cutoff
-        kept = kept_before.copy()
-        groups = list(separate_values(values, given, model.space.discrete))
-        for group in groups:
-            kept |= needed_of_groups(group, given, scores, kept_before, MIN_COPIES_OF_A_VALUE)
         modes = None if model.space.is_empty else floored.modes(completed_once(model, values))
-        if modes is not None:
-            least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_units))
-            kept |= needed_of_groups(modes, given, scores, kept_before, least)
-        kept[varying_again(values, scores, kept)] = True
-        n_left = np.where(kept, given.n_copies, 0)
-        if len(groups) == values.shape[1]:
-            n_left = np.maximum(n_left, needed_of_states(groups, given))
-        return given.part(n_left)
+        discrete = model.space.discrete
+        return given.part(copies_left(scores, values, given, n_trimmed, discrete, modes))
 
     @property
     def _floors(self) -> Array:
@@ -585,9 +553,6 @@ class IMMSEOutlierDetector(
                 warn_of_merged_integers(kept)
         return np.asarray(rows) if dtype is None else with_one_nan(np.asarray(rows))
 
-    def _scores(self, rows: Rows) -> Array:
-        return score_rows(self.estimator_, self._score, rows)
-
     def score_samples(self, X: ArrayLike) -> Array:
         """Return the score of rows; higher is more normal.
 
@@ -606,7 +571,10 @@ class IMMSEOutlierDetector(
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
-            parts = [self._scores(self._checked_rows(part, False)) for part in parts_of(X)]
+            parts = [
+                score_rows(self.estimator_, self._score, self._checked_rows(part, False))
+                for part in parts_of(X)
+            ]
         return np.concatenate(parts)
 
     def decision_function(self, X: ArrayLike) -> Array:
@@ -706,10 +674,9 @@ class IMMSEOutlierDetector(
         rows = self._checked_rows(X, reset=False)
         with long_call(self, "explain"):
             parts = explain_rows(self.estimator_, self._score, rows)
-        names = getattr(self, "feature_names_in_", None)
-        columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
+        columns = getattr(self, "feature_names_in_", [f"x{j}" for j in range(parts.shape[1])])
         index = rows.index if isinstance(rows, pd.DataFrame) else None
-        return pd.DataFrame(parts, columns=columns, index=index)
+        return pd.DataFrame(parts, columns=list(columns), index=index)
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
@@ -719,12 +686,16 @@ class IMMSEOutlierDetector(
         ):
             raise ValueError("a detector has no density")
         check_is_fitted(density)
-        check_same(id(self._score.model.space), id(density._model.space), "the models differ")
+        checks.check_same(
+            id(self._score.model.space), id(density._model.space), "the models differ"
+        )
         check_columns(self, density._model.space)
-        check_finite(self.offset_, "threshold")
+        checks.check_finite(self.offset_, "threshold")
         if hasattr(self, "calibration_scores_"):
-            n = check_shapes(self, {"calibration_scores_": "n", "calibration_weights_": "n"})["n"]
-            check_finite(self.calibration_scores_, "scores of held-out rows")
-            check_not_negative(np.diff(self.calibration_scores_), "rises of sorted scores")
-            check_positive(self.calibration_weights_, "weights of held-out rows")
-            check_positive(n, "number of held-out rows")
+            n = checks.check_shapes(
+                self, {"calibration_scores_": "n", "calibration_weights_": "n"}
+            )["n"]
+            checks.check_finite(self.calibration_scores_, "scores of held-out rows")
+            checks.check_not_negative(np.diff(self.calibration_scores_), "rises of sorted scores")
+            checks.check_positive(self.calibration_weights_, "weights of held-out rows")
+            checks.check_positive(n, "number of held-out rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index
 
-__all__ = ["needed_of_groups", "needed_of_states", "separate_values", "varying_again"]
+__all__ = ["copies_left"]
 
 Array = NDArray[np.float64]
 #: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
@@ -22,6 +23,56 @@ MIN_ROWS_OF_A_MODE = 10
 MIN_SHARE_OF_A_MODE = 0.025
 #: In standard deviations of a column: numbers as near as this stand for each other.
 NEARBY_VALUES = 0.1
+
+
+def copies_left(
+    scores: Array,
+    values: Array,
+    given: DistinctRows,
+    n_trimmed: int,
+    discrete: Index,
+    modes: Index | None,
+) -> Index:
+    """Return how many copies of distinct rows are left without the least likely ones.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+        Scores of the rows.
+    values : ndarray of shape (n, n_columns)
+        Their numbers and codes; NaN where they are missing.
+    given : DistinctRows
+        The rows.
+    n_trimmed : int
+        How many observations to leave out.
+    discrete : ndarray of int
+        Discrete columns that vary.
+    modes : ndarray of shape (n,), int, or None
+        Modes of the rows; None for one mode.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Numbers of copies.
+    """
+    weight, order = given.weight, np.argsort(scores, kind="stable")
+    most = n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
+    below = np.cumsum(weight[order]) <= most
+    # Rows as bad as the last trimmed one stay: no order among equal ones.
+    cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
+    kept_before = scores >= cutoff
+    kept = kept_before.copy()
+    groups = list(separate_values(values, given, discrete))
+    for group in groups:
+        kept |= needed_of_groups(group, given, scores, kept_before, MIN_COPIES_OF_A_VALUE)
+    if modes is not None:
+        least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_units))
+        kept |= needed_of_groups(modes, given, scores, kept_before, least)
+    kept[varying_again(values, scores, kept)] = True
+    left = np.where(kept, given.n_copies, 0)
+    if len(groups) == values.shape[1]:
+        left = np.maximum(left, needed_of_states(groups, given))
+    return np.asarray(left)
 
 
 def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
