@@ -204,7 +204,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", others_slow(KINDS, 3))
 def test_contributions_sum_to_the_score_and_are_zero_where_entries_are_missing(kind, tmp_path):
     estimator, table, settings = KINDS[kind]
     X = table()

@@ -63,7 +63,7 @@ Array = NDArray[np.float64]
 MIN_ROWS_TO_SPARE = 1_000
 MAX_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
-#: Rows below which none is left out: a fit to so few chooses nothing by validation.
+#: Rows, at least, to leave some out: a fit to fewer chooses nothing by validation.
 MIN_ROWS_TO_TRIM = 50
 #: Shares of a progress bar at which the fits after trimming begin and end; then rows are scored.
 FIT_BEGINS, FIT_ENDS = 0.2, 0.9
@@ -276,8 +276,7 @@ class IMMSEOutlierDetector(
         """Return the tags: texts and categories are accepted where the estimator accepts them."""
         tags = super().__sklearn_tags__()
         given = self.estimator is None or self.estimator.__sklearn_tags__().input_tags.categorical
-        tags.input_tags.categorical = given
-        tags.input_tags.string = given
+        tags.input_tags.categorical = tags.input_tags.string = given
         tags.input_tags.allow_nan = takes_missing(self.estimator)
         return tags
 
