@@ -336,13 +336,12 @@ def test_bad_input_is_refused_by_name(X, fitted):
         named.score_samples(frame.rename(columns={"a": "c"}))
     with pytest.raises(ValueError, match="3 features"):
         fitted.score_samples(np.zeros((2, 3)))
-    for bad in (np.nan, np.inf):
-        broken = X.copy()
-        broken[3, 1] = bad
-        with pytest.raises(ValueError, match=r"NaN|infinity"):
-            clone(fitted).fit(broken)
-        with pytest.raises(ValueError, match=r"NaN|infinity"):
-            fitted.score_samples(broken)
+    broken = X.copy()
+    broken[3, 1] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        clone(fitted).fit(broken)
+    with pytest.raises(ValueError, match="infinity"):
+        fitted.score_samples(broken)
     with pytest.raises(ValueError, match="minimum of 2"):
         clone(fitted).fit(X[:1])
     with pytest.raises(ValueError, match=r"[Nn]egative"):

@@ -19,7 +19,7 @@ from sk_itdiffusion.references import (
     KernelDensityReference,
 )
 from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
-from sk_itdiffusion.references.kernel_density import fit_kernel_density
+from sk_itdiffusion.references.kernel_fit import fit_kernel_density
 
 NOISE = 2e-3
 N_ATOMS = 150
@@ -262,6 +262,7 @@ def test_kernels_asked_for_in_vain_are_warned_about():
         IMMSEDensity(**ONE, reference="kernel_density").fit(X)
 
 
+@pytest.mark.slow
 def test_warm_starts_put_no_kernels_on_rows_that_validate():
     density = IMMSEDensity(**ONE, marginals="standard", warm_start=True).fit(recurring(600, 0))
     more = np.vstack([recurring(600, 0), recurring(600, 2)])
@@ -380,6 +381,7 @@ def test_columns_of_the_mixed_density_get_no_kernels():
     assert "kernel_density" not in density.references_
 
 
+@pytest.mark.slow
 def test_outlier_detector_has_kernels_only_if_asked():
     X = recurring(400, 0)
     estimator = IMMSEDensity(**ONE, marginals="standard")

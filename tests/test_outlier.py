@@ -358,7 +358,8 @@ def test_far_rows_have_finite_scores(detector):
     assert scores[0] < scores[1] < scores[2]
 
 
-@pytest.mark.parametrize("kind", others_slow(["continuous", "discrete"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
 def test_names_of_members_do_not_matter(kind):
     """Not even if they are names that members give to their references."""
     X, member = gaussian_rows(60), plain_density()
@@ -410,7 +411,7 @@ def test_images_score_as_their_rows_of_pixels(in_ensemble):
 
 
 @pytest.mark.parametrize("noise_floor", others_slow([[2.0, 6.0], 3.0, None]))
-@pytest.mark.parametrize("kind", ["continuous", "mixed", "discrete"])
+@pytest.mark.parametrize("kind", others_slow(["mixed", "continuous", "discrete"]))
 def test_contributions_sum_to_the_score(kind, noise_floor):
     """They are found with the draws of the score, so that only rounding is left, near and far."""
     quick = {"hidden_size": 16, "n_blocks": 1, "max_epochs": 1, "steps_per_epoch": 5}
@@ -646,6 +647,7 @@ STATES = np.array([[a, b] for a in "abcd" for b in "0123"], dtype=object)
 STATE_PROBABILITIES = np.where(np.eye(4).ravel() > 0, 0.25 * 0.775, 0.25 * 0.075)
 
 
+@pytest.mark.slow
 def test_scores_of_rare_states_depend_on_their_share_but_not_on_the_number_of_rows():
     """Of trimmed states nothing was left, so that with twice the rows they were less likely.
 
@@ -1012,7 +1014,7 @@ def test_false_alarms_of_few_skewed_rows():
 
 
 @pytest.mark.filterwarnings("ignore:There are fewer than 40")
-@pytest.mark.parametrize("kind", ["density", "ensemble"])
+@pytest.mark.parametrize("kind", others_slow(["ensemble", "density"]))
 def test_folds_and_all_rows_are_fitted_alike_where_only_all_are_enough_to_validate(kind):
     """Of 42 to 48 rows in four clusters half of new ones have p-values up to 0.46, with a standard
     deviation of 0.11 over fits; it was 0.12 with 0.09 where folds were one normal distribution.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from marks import others_slow
 from outside import StudentTReference
 from scipy import stats
 from sklearn.base import BaseEstimator, clone
@@ -85,7 +86,7 @@ def checksum_of(path):
         return file.metadata()["sha256"]
 
 
-@pytest.mark.parametrize("name", ["density", "detector"])
+@pytest.mark.parametrize("name", others_slow(["density", "detector"]))
 def test_file_is_loaded_with_the_class(name, request, tmp_path):
     estimator, X = request.getfixturevalue(name), heavy_tailed(10, seed=1)
     path = tmp_path / "model"

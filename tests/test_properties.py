@@ -276,8 +276,8 @@ def density_cases(draw):
     cause = cause_of_weights(weight)
     if draw(st.integers(0, 9)) == 0:
         row, column = draw(st.tuples(*(st.integers(0, size - 1) for size in values.shape)))
-        values[row, column] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
-        return Case(values, weight, draw(DENSITY_PARAMETERS), r"NaN|infinity")
+        values[row, column] = draw(st.sampled_from([np.inf, -np.inf]))
+        return Case(values, weight, draw(DENSITY_PARAMETERS), "infinity")
     return Case(draw(containers(values)), weight, draw(DENSITY_PARAMETERS), cause)
 
 
@@ -421,9 +421,9 @@ def level_cases(draw, kinds, parameters):
     if numeric and draw(st.integers(0, 7)) == 0:
         name = frame.columns[draw(st.sampled_from(numeric))]
         frame[name] = frame[name].astype(float)
-        frame.loc[len(frame) - 1, name] = np.nan
+        frame.loc[len(frame) - 1, name] = np.inf
         weight = None
-        cause = f"NaN.*'{name}'"
+        cause = f"infinity.*'{name}'"
     return Case(frame, weight, draw(parameters), cause)
 
 

@@ -16,6 +16,8 @@ PLAUSIBLE = {
     "search.best_score_": (-14.0, -7.0),
     "mixed.score_samples(table[400:])": (-30.0, 5.0),
     'discrete.score_samples(thirds[["radius", "target"]][:5])': (-8.0, math.log(0.6)),
+    "density.score_samples(holes)": (-25.0, 0.0),
+    "density.score_samples(table, given=given)": (-12.0, 1.5),
     "est.bits_per_dim(pixels[500:])": (1.5, math.log2(17)),
     "ensemble.score(pixels[500:])": (-8 * math.log(17), -8.0),
     'ensemble.member_weights_["small"]': (0.0, 1.0),

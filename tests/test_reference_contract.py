@@ -7,6 +7,7 @@ oracle that knows nothing of the reference but its log-density.
 
 import collections
 import copy
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -35,7 +36,9 @@ from sk_itdiffusion.references import (
     PlainReference,
     Reference,
     ReferenceFamily,
+    ReferenceMixture,
 )
+from sk_itdiffusion.references.judging import log_likelihoods
 
 MIXTURE = ([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 1.0]]])
 VARIABLES = [Variable(2, lattice_values(2, 0.5, 0.5)), Variable(3), Variable(4, np.arange(4) - 1.0)]
@@ -84,6 +87,12 @@ REFERENCES = {
     "independent beside a mixture": lambda: independent(mixture(1)),
     "classes": lambda: classes(0),
     "classes with a continuous column": lambda: classes(1),
+    "mixture of references": lambda: ReferenceMixture(
+        [0.2, 0.5, 0.3], [REFERENCES["normal"](), mixture(2), kernels(2)]
+    ),
+    "mixture of references of mixed columns": lambda: ReferenceMixture(
+        [0.4, 0.6], [independent(GaussianReference([0.5], [[0.7]])), classes(1)]
+    ),
 }
 
 
@@ -189,9 +198,12 @@ def test_strong_smoothing_leaves_one_mode(grid):
 
 
 def test_samples_have_the_frequencies(grid):
+    check_frequencies(grid, grid.reference.sample(20_000, np.random.RandomState(0)))
+
+
+def check_frequencies(grid, drawn):
     """Counts in cells of the grid by a chi-squared test; cells that expect few samples are one."""
-    n_samples = 20_000
-    drawn = grid.reference.sample(n_samples, np.random.RandomState(0))
+    n_samples = len(drawn)
     # Edges lie midway between points of the grid, whose sums are then accurate to its square.
     places = np.unique(grid.rows[:, : grid.n_continuous])
     edges = 0.5 * (places[1:] + places[:-1])[:: max(1, len(places) // 25)]
@@ -433,13 +445,237 @@ def test_range_of_several_references_is_that_of_their_variances(resolution):
 def test_range_is_that_of_the_continuous_columns(grid):
     found = grid.reference.logsnr_range(0.1)
     assert (found is None) == (grid.n_continuous == 0)
-    if found is not None:
+    if isinstance(grid.reference, ReferenceMixture):
+        low, high = zip(*(r.logsnr_range(0.1) for r in grid.reference.references), strict=True)
+        assert found == (min(low), max(high))
+    elif found is not None:
         continuous = getattr(grid.reference, "continuous", grid.reference)
         assert found == continuous.logsnr_range(0.1)
         # At both ends a normal distribution of any of the variances is known.
         _, greatest = continuous.variance_range()
         assert greatest * math.exp(found[0]) < 0.02
         assert found[1] == pytest.approx(-2.0 * math.log(0.05))
+
+
+# -- parts of rows ---------------------------------------------------------------------------
+
+
+def knows_parts(grid):
+    if isinstance(grid.reference, StudentTReference):
+        pytest.skip("knows nothing of parts of rows")
+    return grid.reference
+
+
+def proper_parts(n_columns):
+    """Yield all proper parts of the columns, and the other columns."""
+    for size in range(1, n_columns):
+        for columns in map(list, itertools.combinations(range(n_columns), size)):
+            yield columns, [j for j in range(n_columns) if j not in columns]
+
+
+def with_holes(rows, share=0.5, seed=7):
+    rng = np.random.default_rng(seed)
+    holes = torch.from_numpy(rng.uniform(size=rows.shape) < share)
+    return rows.masked_fill(holes, torch.nan)
+
+
+def uniform_numbers(reference, n_rows, seed=8):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.uniform(size=(n_rows, reference.n_columns + 2)))
+
+
+def test_marginal_is_the_sum_over_the_other_columns(grid):
+    """The grid ends at 7, and sums over it are accurate to 1e-6 as its total is."""
+    reference = knows_parts(grid)
+    step = 14.0 / (len(np.unique(grid.rows[:, 0])) - 1)
+    for columns, _ in proper_parts(reference.n_columns):
+        marginal = reference.marginal(columns)
+        assert marginal.n_columns == len(columns)
+        kept, place = torch.unique(grid.rows[:, columns], dim=0, return_inverse=True)
+        total = torch.zeros(len(kept), dtype=torch.float64)
+        total.index_add_(0, place, grid.probability)
+        cell = step ** sum(j < grid.n_continuous for j in columns)
+        torch.testing.assert_close(marginal.log_prob(kept).exp() * cell, total, rtol=0, atol=1e-6)
+        assert marginal.sample(3, np.random.RandomState(0)).shape == (3, len(columns))
+
+
+def test_marginal_and_conditional_make_the_joint(grid):
+    """In parts of both too, whose order does not matter."""
+    reference = knows_parts(grid)
+    rows = noisy_points(grid, 1.0)[0]
+    close = {"rtol": 0.0, "atol": 1e-8}
+    for columns, others in proper_parts(reference.n_columns):
+        marginal = reference.marginal(columns)
+        for row in rows[:1]:
+            conditional = reference.given(columns, row[columns].numpy())
+            found = marginal.log_prob(row[None, columns]) + conditional.log_prob(row[None, others])
+            torch.testing.assert_close(found, reference.log_prob(row[None]), **close)
+            for inner, rest in proper_parts(len(others)):
+                # Given some columns, the marginal of others, and given more columns, the same.
+                part = [others[j] for j in inner]
+                found = conditional.marginal(inner).log_prob(row[None, part])
+                more = [others[j] for j in rest]
+                both = sorted(columns + part)
+                expected = reference.marginal(both).log_prob(row[None, both])
+                expected -= marginal.log_prob(row[None, columns])
+                torch.testing.assert_close(found, expected, **close)
+                twice = conditional.given(inner, row[part].numpy()).log_prob(row[None, more])
+                once = reference.given(both, row[both].numpy()).log_prob(row[None, more])
+                torch.testing.assert_close(twice, once, **close)
+        for inner, _ in proper_parts(len(columns)):
+            part = [columns[j] for j in inner]
+            found = marginal.marginal(inner).log_prob(rows[:, part])
+            torch.testing.assert_close(found, reference.marginal(part).log_prob(rows[:, part]))
+
+
+def test_density_of_the_observed_part_is_that_of_the_marginal(grid):
+    reference = knows_parts(grid)
+    rows = with_holes(noisy_points(grid, 1.0, n=64)[0])
+    found = reference.observed_log_prob(rows)
+    for row, value in zip(rows, found, strict=True):
+        kept = np.flatnonzero(~row.isnan()).tolist()
+        expected = reference.marginal(kept).log_prob(row[None, kept]) if kept else torch.zeros(1)
+        torch.testing.assert_close(value[None], expected.double(), rtol=0, atol=1e-10)
+        assert kept or value == 0.0
+
+
+def test_rows_with_holes_do_not_depend_on_each_other_to_the_last_bit(grid):
+    """Nor do complete rows among them, which have the log-density that they always have."""
+    reference = knows_parts(grid)
+    rows = noisy_points(grid, 1.0, n=41)[0]
+    assert torch.equal(reference.observed_log_prob(rows), reference.log_prob(rows))
+    holed = torch.cat([with_holes(rows, 0.5), rows[:7], with_holes(rows, 0.1, seed=9)])
+    alone = np.concatenate([log_likelihoods(reference, row[None].numpy()) for row in holed])
+    order = np.random.default_rng(10).permutation(len(holed))
+    found = log_likelihoods(reference, holed.numpy()[order])
+    np.testing.assert_array_equal(found, alone[order])
+    np.testing.assert_array_equal(found[np.argsort(order)[41:48]], alone[41:48])
+    np.testing.assert_array_equal(alone[41:48], log_likelihoods(reference, rows[:7].numpy()))
+    is_hole = holed.isnan().any(1)
+    direct = reference.observed_log_prob(holed)
+    np.testing.assert_array_equal(direct[is_hole].numpy(), alone[is_hole.numpy()])
+    numbers = uniform_numbers(reference, len(holed))
+    together = reference.complete(holed, numbers)
+    one = torch.cat(
+        [reference.complete(holed[i : i + 1], numbers[i : i + 1]) for i in range(len(holed))]
+    )
+    assert torch.equal(together, one)
+    assert torch.equal(together[~holed.isnan()], holed[~holed.isnan()])
+
+
+def test_completed_rows_are_distributed_as_all_rows(grid):
+    """Entries that were drawn and are drawn anew, given the others, leave the distribution."""
+    reference = knows_parts(grid)
+    rows = torch.from_numpy(reference.sample(5_000, np.random.RandomState(1)))
+    numbers = uniform_numbers(reference, len(rows))
+    for share in (0.5, 1.1):
+        drawn = reference.complete(with_holes(rows, share), numbers)
+        check_frequencies(grid, drawn.numpy())
+
+
+def test_parts_in_files_are_the_same_to_the_last_bit(grid):
+    reference = knows_parts(grid)
+    rows = noisy_points(grid, 1.0)[0]
+    for columns, others in proper_parts(reference.n_columns):
+        conditional = reference.given(columns, rows[0, columns].numpy())
+        for part in (reference.marginal(others), conditional):
+            found = stored(part)
+            assert torch.equal(found.log_prob(rows[:, others]), part.log_prob(rows[:, others]))
+
+
+def test_all_columns_and_no_column_are_the_reference_itself(grid):
+    reference = grid.reference
+    everything = list(range(reference.n_columns))
+    assert reference.marginal(everything) is reference
+    assert reference.given([], []) is reference
+    for wrong in ([], [0, 0], [-1], [reference.n_columns], [0.5], [True]):
+        with pytest.raises(ValueError, match="columns must"):
+            reference.marginal(wrong)
+    with pytest.raises(ValueError, match="at least one other column"):
+        reference.given(everything, np.zeros(len(everything)))
+    if len(everything) > 1:
+        for wrong in ([], [np.nan], [np.inf], [0.0, 0.0]):
+            with pytest.raises(ValueError, match="values must be 1 finite"):
+                reference.given([0], wrong)
+    with pytest.raises(ValueError, match="uniform must have shape"):
+        reference.complete(grid.rows[:1], torch.full((1, 1), 0.5))
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        reference.complete(grid.rows[:1], torch.ones(1, len(everything) + 2))
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0])
+def test_what_is_no_code_cannot_be_given(value):
+    with pytest.raises(ValueError, match="column 0 must be the code of a category, at most 1"):
+        classes(0).given([0], [value])
+
+
+def test_parts_far_from_all_kernels():
+    """Where one side is likelier than the other by more than a number can tell."""
+    reference = KernelDensityReference(
+        np.zeros((3, 2)) + np.arange(3.0)[:, None], 0.01 * np.eye(2) + 0.002, mixture(2), 0.3
+    )
+    near_background = KernelDensityReference(
+        [[0.0, 0.0]],
+        np.eye(2),
+        GaussianMixtureReference([1.0], [[9.0, 0.0]], [0.05 * np.eye(2)]),
+        0.5,
+    )
+    for kernels_and_more in (reference, near_background):
+        for first in (0.05, 3.0, 8.0, 20.0, -50.0):
+            row = torch.tensor([[first, 0.3]], dtype=torch.float64)
+            conditional = kernels_and_more.given([0], [first])
+            found = kernels_and_more.marginal([0]).log_prob(row[:, :1])
+            found = found + conditional.log_prob(row[:, 1:])
+            expected = kernels_and_more.log_prob(row)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-8)
+            assert stored(conditional).log_prob(row[:, 1:]) == conditional.log_prob(row[:, 1:])
+
+
+def test_references_of_the_users_own_say_what_they_lack():
+    reference = REFERENCES["Student t, of the user's own"]()
+    half = torch.tensor([[0.1, torch.nan]], dtype=torch.float64)
+    numbers = torch.full((1, 4), 0.3, dtype=torch.float64)
+    lacks_marginal, lacks_given = (rf"define StudentTReference\.{m}" for m in ("marginal", "given"))
+    with pytest.raises(TypeError, match=lacks_marginal):
+        reference.marginal([0])
+    with pytest.raises(TypeError, match=lacks_marginal):
+        reference.observed_log_prob(half)
+    with pytest.raises(TypeError, match=lacks_given):
+        reference.given([0], [0.0])
+    with pytest.raises(TypeError, match=lacks_given):
+        reference.complete(half, numbers)
+    nothing = torch.full((50, 2), torch.nan, dtype=torch.float64)
+    assert reference.observed_log_prob(nothing).tolist() == [0.0] * 50
+    drawn = reference.complete(nothing, uniform_numbers(reference, 50))
+    assert torch.equal(reference.complete(drawn, uniform_numbers(reference, 50)), drawn)
+    assert len(drawn.unique(dim=0)) == 50
+
+
+@pytest.mark.parametrize("name", ["normal", "kernels"])
+def test_marginal_and_given_are_all_that_parts_of_the_users_own_need(name):
+    class WithParts(Wrapped):
+        def marginal(self, columns):
+            return self.inner.marginal(columns)
+
+        def given(self, columns, values):
+            return self.inner.given(columns, values)
+
+    inner = REFERENCES[name]()
+    own = WithParts(inner)
+    grid = Grid.of(inner)
+    rows = with_holes(torch.from_numpy(inner.sample(250, np.random.RandomState(1))))
+    torch.testing.assert_close(own.observed_log_prob(rows), inner.observed_log_prob(rows))
+    check_frequencies(grid, own.complete(rows, uniform_numbers(inner, len(rows))).numpy())
+
+
+def test_single_precision_knows_parts(grid):
+    reference = knows_parts(grid)
+    single = copy.deepcopy(reference).float()
+    rows = with_holes(noisy_points(grid, 1.0, n=16)[0])
+    found = single.observed_log_prob(rows.float())
+    assert found.dtype == torch.float32
+    expected = reference.observed_log_prob(rows)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 # -- columns by themselves -------------------------------------------------------------------

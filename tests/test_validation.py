@@ -12,9 +12,14 @@ from sk_itdiffusion._fit.validation import (
     crossfitted_errors,
     mean_and_std,
     variance_of_units,
+    with_unseen_values,
 )
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._table.marginals import MarginalMap, Standardizer
 from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion.layout import Layout, Variable, lattice_values
+from sk_itdiffusion.references import IndependentReference
 from sk_itdiffusion.references.optimism import choice_optimism, fold_weights
 
 
@@ -98,6 +103,33 @@ def test_standard_error_is_that_of_the_mean():
     assert mean_and_std(values, rows_of_weight(np.ones(50)), None, 25.0)[1] == pytest.approx(
         5 / np.sqrt(50)
     )
+
+
+def test_values_that_training_lacks_cost_what_unseen_ones_will():
+    """By hand: their column has the share of unseen values, the other ones are scored alone."""
+    layout = Layout(0, [Variable(4), Variable(2), Variable(5, lattice_values(5, 2.0, 1.0))])
+    marginals = [np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.5, 0.5]), np.full(5, 0.2)]
+    reference = IndependentReference(layout, marginals)
+    log_seen = np.log([0.9, 1.0, 0.8])
+    space = TableSpace(
+        n_columns=3,
+        continuous=np.arange(0),
+        discrete=np.arange(3),
+        constant=np.arange(0),
+        constant_values=np.zeros(3),
+        standardizer=Standardizer(np.empty(0), np.empty(0)),
+        marginal_map=MarginalMap("standard", ()),
+        layout=layout,
+        log_seen=log_seen,
+    )
+    train = rows_of_weight(np.ones(3)).with_values(np.array([[0.0, 0, 1], [1, 0, 3], [0, 0, 3]]))
+    # Seen; two categories of no training row; a gap, which is none; beyond the greatest value.
+    values = np.array([[0.0, 0, 1], [2, 0, 1], [3, 1, 3], [0, 0, 2], [1, 0, 4]])
+    valid = rows_of_weight(np.ones(5)).with_values(values)
+    seen = np.log([0.4 * 0.1, 0.2 * 0.1, 0.1 * 0.1, 0.4 * 0.1, 0.3 * 0.1])
+    found = with_unseen_values(seen + 7.0, valid, train, space, reference) - 7.0
+    share = [0.4 * 0.1, 0.1 * 0.1 / 2 / 0.9, 0.1 * 0.1 / 2 / 0.9, 0.4 * 0.1, 0.3 * 0.5 * 0.2 / 0.8]
+    np.testing.assert_allclose(found, np.log(share), rtol=1e-12)
 
 
 def test_variance_of_units_counts_what_groups_share():

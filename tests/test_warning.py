@@ -164,7 +164,7 @@ def test_advice_about_missing_numbers_leads_to_no_ties():
     X = NORMAL.copy()
     X[::3, 1] = np.nan
     with pytest.raises(ValueError, match="KNNImputer"):
-        QUICK.fit(X)
+        IMMSEEnsemble([("a", QUICK)], random_state=0).fit(X)
     QUICK.fit(KNNImputer().fit_transform(X))
 
 
@@ -214,6 +214,7 @@ def test_trainings_that_end_too_early_warn_once(n_networks):
     assert not warnings_of_fit(NORMAL, 2, **brief)[1]
 
 
+@pytest.mark.slow
 def test_short_trainings_beside_references_warn():
     r = np.random.default_rng(0)
     X = r.normal(size=(500, 5))

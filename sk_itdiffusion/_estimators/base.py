@@ -85,6 +85,13 @@ class DensityEstimator(
         that stand for several are the sums of theirs, and ``squared_weight`` those of the squares.
         """
 
+    def _read_to_score(self, X: Any) -> Array:
+        """Return numbers and codes of a table to be scored, NaN for missing entries if they may be.
+
+        By default they are an error.
+        """
+        return self._read(X)
+
     def _read_categories(self, X: Any, what: str = "learned from") -> Array:
         """Return numbers and codes of the rows that have no other values than categories.
 
@@ -182,7 +189,9 @@ class DensityEstimator(
         check_is_fitted(self)
         with long_call(self, "score_samples"):
             tolerance = self._tolerance(score_tol)
-            scored = [self._log_density(self._read(part), tolerance) for part in parts_of(X)]
+            scored = [
+                self._log_density(self._read_to_score(part), tolerance) for part in parts_of(X)
+            ]
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
@@ -233,11 +242,8 @@ class DensityEstimator(
         with long_call(self, "score"):
             tolerance, scored = self._tolerance(), []
             for part in parts_of(X):
-                values = self._read(part)
-                enough = tolerance
-                if tolerance.is_automatic:
-                    enough = replace(tolerance, nats=error_in_a_mean(values, tolerance.nats))
-                scored.append(self._log_density(values, enough))
+                values = self._read_to_score(part)
+                scored.append(self._log_density(values, tolerance_of_mean(values, tolerance)))
         log_density, variance = map(np.concatenate, zip(*scored, strict=True))
         return float(np.mean(log_density)), integration_error(log_density, np.sqrt(variance))
 
@@ -327,11 +333,13 @@ class DensityEstimator(
         Raises
         ------
         ValueError
-            If all rows of the fit were equal, or no row of X is left.
+            If rows of the fit lack entries, or all were equal, or no row of X is left.
         """
         check_is_fitted(self)
         if self._model.curve is None:
-            raise ValueError("There is no error curve: all rows of the fit were equal.")
+            raise ValueError(
+                "There is no error curve: rows of the fit lack entries, or all of them were equal."
+            )
         if X is None:
             return copy.deepcopy(self._model.curve)
         curves, counts = [], []
@@ -344,6 +352,13 @@ class DensityEstimator(
         if not curves:
             raise ValueError("There is no error curve: all rows have values that fit has not seen.")
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
+
+
+def tolerance_of_mean(values: Array, usual: Tolerance) -> Tolerance:
+    """Return the standard error that each row may have where only the mean is asked for."""
+    if not usual.is_automatic:
+        return usual
+    return replace(usual, nats=error_in_a_mean(values, usual.nats))
 
 
 def error_in_a_mean(values: Array, usual: float) -> float:

@@ -35,6 +35,7 @@ class CategoricalEstimator(TableEstimator):
 
     categories: Any
     handle_unknown: str
+    handle_missing: str
     preconditioner: str
     loss: str
     _encoder: TableEncoder
@@ -43,6 +44,7 @@ class CategoricalEstimator(TableEstimator):
         "hidden_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "categories": [StrOptions({"auto"}), list, tuple, dict, np.ndarray],
         "handle_unknown": [StrOptions({"good_turing", "error"})],
+        "handle_missing": [StrOptions({"category", "missing"})],
         "preconditioner": [StrOptions({"auto", "independent", "latent_class"})],
         "loss": [StrOptions({"mse", "cross_entropy"})],
     }
@@ -55,8 +57,8 @@ class CategoricalEstimator(TableEstimator):
         return tags
 
     @abstractmethod
-    def _column_kinds(self, table: Table) -> list[Kind]:
-        """Return the kinds of the table's columns."""
+    def _column_kinds(self, table: Table, allow_missing: bool = False) -> list[Kind]:
+        """Return the kinds of the table's columns, whose numbers may be missing if allowed."""
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Return the table, its columns noted or compared with those of the fit."""
@@ -66,7 +68,11 @@ class CategoricalEstimator(TableEstimator):
         return table
 
     def _read_first(
-        self, X: Any, weight: ArrayLike | None, squared_weight: Array | None = None
+        self,
+        X: Any,
+        weight: ArrayLike | None,
+        squared_weight: Array | None = None,
+        allow_missing: bool = False,
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return codes, weights and kinds; categories are learned from rows of positive weight."""
         table, checked = self._weighted_table(X, weight, reset=True)
@@ -74,19 +80,21 @@ class CategoricalEstimator(TableEstimator):
             squared_weight = squared_weight[np.asarray(weight) > 0]
         self._encoder = TableEncoder.fit(
             table,
-            kinds=self._column_kinds(table),
+            kinds=self._column_kinds(table, allow_missing),
             categories=self.categories,
             handle_unknown=self.handle_unknown,
             shared_categories=self._shares_categories(),
             sample_weight=checked,
             squared_weight=squared_weight,
+            allow_missing=allow_missing,
+            handle_missing=self.handle_missing,
         )
         self._publish_columns()
         kinds = [
             ColumnKind(c.n_categories, c.kind == "ordinal", c.log_seen)
             for c in self._encoder.columns
         ]
-        return self._encoder.encode(table), checked, kinds
+        return self._encoder.encode(table, allow_missing), checked, kinds
 
     def _publish_columns(self) -> None:
         """Set the public fitted attributes from the encoder."""
@@ -99,11 +107,11 @@ class CategoricalEstimator(TableEstimator):
         self._publish_columns()
 
     def _read_again(
-        self, X: Any, sample_weight: ArrayLike | None
+        self, X: Any, sample_weight: ArrayLike | None, allow_missing: bool = False
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return what `_read_first` does, of a table with the columns of the earlier fit."""
         table, weight = self._weighted_table(X, sample_weight, reset=False)
-        values = self._encoder.encode(table)
+        values = self._encoder.encode(table, allow_missing)
         kept = has_categories_only(self, values, "learned from")
         check_number_of_rows(values[kept].shape, type(self).__name__)
         return values[kept], weight[kept], self._kinds
@@ -128,9 +136,9 @@ class CategoricalEstimator(TableEstimator):
         kept = checked > 0
         return (table if kept.all() else replace(table, frame=table.frame[kept])), checked[kept]
 
-    def _read(self, X: Any) -> Array:
-        """Return numbers and codes of a table like the one fitted."""
-        return self._encoder.encode(self._table(X, reset=False))
+    def _read(self, X: Any, allow_missing: bool = False) -> Array:
+        """Return numbers and codes of a table like the one fitted, NaN for missing entries."""
+        return self._encoder.encode(self._table(X, reset=False), allow_missing)
 
     def _write(self, values: Array) -> Any:
         """Return a table with the fitted categories."""

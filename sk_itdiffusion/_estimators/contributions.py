@@ -39,6 +39,7 @@ from sk_itdiffusion._estimators.outlier_score import (
     log_widths,
     share_above,
 )
+from sk_itdiffusion._fit.grids import model_range
 from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
@@ -46,6 +47,7 @@ from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
 from sk_itdiffusion._immse.places import DOUBLE_APART, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
 
@@ -61,6 +63,8 @@ PATH_DRAWS = 2
 ROOM_FOR_FAR_ROWS = 6.0
 #: Intervals of the log-SNR that are longer lie beyond the model's range.
 MAX_INTERVAL = 5.0
+#: Rows that are drawn to find the range of the log-SNR in which references differ.
+ROWS_FOR_RANGE = 1_000
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Contributions:
         names = [self.floored.control if name == MODEL else name for name in self.floored.members]
         distinct = list(dict.fromkeys(names))
         alone = self._floored_columns(rows, chosen, tolerance)
-        references = [model.references[name] for name in distinct]
+        references = [self.floored.reference(name) for name in distinct]
         complete = space.is_complete(rows.mapped[chosen])
         gaps: list[tuple[Array, Array]] = []
         if complete.any():
@@ -195,13 +199,24 @@ class Contributions:
             reference.column_log_prob, rows, chosen, tolerance, reference.n_intermediate
         )
 
+    def _logsnr_range(self) -> tuple[float, float]:
+        """Return the range of the log-SNR in which references differ."""
+        model = self.model
+        if len(model.logsnr):
+            return float(model.logsnr[0]), float(model.logsnr[-1])
+        # Fits to rows with missing entries integrate nothing, and have no such range.
+        assert model.parts is not None
+        drawn = model.parts.sample(ROWS_FOR_RANGE, np.random.RandomState(model.seeds.scoring))
+        rows = WeightedRows(drawn, np.ones(len(drawn)))
+        return model_range(model.references.values(), model.space.layout, rows, 0.0)
+
     def _path_nodes(self) -> Array:
         """Return the log-SNRs of the paths' nodes, the floors among them."""
         known = self.floored.plain.independence_logsnr()
-        least = float(self.model.logsnr[0])
+        least, most = self._logsnr_range()
         low = (least if known is None else min(least, known)) - ROOM_FOR_FAR_ROWS
         low = min(low, float(self.floored.floors.min()))
-        high = max(low, min(float(self.floored.floors.max()), float(self.model.logsnr[-1])))
+        high = max(low, min(float(self.floored.floors.max()), most))
         return np.unique(np.append(np.linspace(low, high, PATH_NODES), self.floored.floors))
 
     def _path_gaps(

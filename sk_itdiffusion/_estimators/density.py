@@ -23,8 +23,13 @@ from sk_itdiffusion._fit.networks import GivenFamily
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.kinds import warn_of_identifiers, warn_of_merged_integers
 from sk_itdiffusion._table.marginals import MARGINAL_KINDS
-from sk_itdiffusion._table.partitions import partitions_of, sample
-from sk_itdiffusion._table.reading import naming_columns, without_tensors
+from sk_itdiffusion._table.partitions import has_missing_entries, is_dask, partitions_of, sample
+from sk_itdiffusion._table.reading import (
+    naming_columns,
+    with_one_nan,
+    without_missing_objects,
+    without_tensors,
+)
 from sk_itdiffusion._table.space import ColumnKind
 from sk_itdiffusion._table.streams import RowStream, Stream, is_dataset, read_rows
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
@@ -132,6 +137,8 @@ class IMMSEDensity(TableEstimator):
     max_epochs : int, default=200
         Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
         network, or, where ``experts`` names it, one at its start, which is the normal reference.
+        With missing entries in the rows of `fit` there is none either: references alone are fitted
+        to them.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
         epochs.  ``"auto"`` is a 120th of the number of rows, but between 37 (for fewer than 1500
@@ -224,7 +231,8 @@ class IMMSEDensity(TableEstimator):
         The validation bound of the whole model, in nats: an estimate of its mean negative
         log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
         validation row is judged by what it has chosen.  NaN if no rows are spared for
-        validation: if there are fewer than 40, or if no column varies.
+        validation: if there are fewer than 40, or if no column varies.  Of rows with missing
+        entries it is the mean negative log-density of their observed parts.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int
@@ -378,7 +386,17 @@ class IMMSEDensity(TableEstimator):
             if partitions is None:
                 return X, weight, None
             weights = None if weight is None else checked_weight(weight, X)
-            return sample(partitions, as_numbers, random_state, weight=weights, numbers_only=True)
+            # Without networks the sample is all that is needed.
+            has_holes = not is_dask(X) and has_missing_entries(partitions)
+            rows, kept, others = sample(
+                partitions,
+                as_numbers,
+                random_state,
+                weight=weights,
+                numbers_only=True,
+                allow_missing=has_holes,
+            )
+            return rows, kept, None if has_holes else others
         if weight is not None:
             raise ValueError("sample_weight must be None if X is a dataset.")
         rows, stream = RowStream.beyond_memory(X, self.num_workers, random_state, images)
@@ -389,18 +407,19 @@ class IMMSEDensity(TableEstimator):
         X: ArrayLike,
         weight: ArrayLike | None,
         squared_weight: NDArray[np.float64] | None = None,
+        allow_missing: bool = False,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[ColumnKind]]:
         """Return rows, weights and the kinds of the columns: all continuous."""
-        rows = self._validated(X, reset=True, ensure_min_samples=2)
+        rows = self._validated(X, True, 2, allow_missing)
         warn_of_identifiers(X)
         warn_of_merged_integers(X, have_probabilities=self._dequantization() is not False)
         if hasattr(X, "columns"):
             self._frame_format = TableEncoder.of_numbers(X)
         return rows, checked_weight(weight, rows), [ColumnKind()] * rows.shape[1]
 
-    def _read(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return validated rows with the columns of the fit."""
-        rows = self._validated(X, reset=False, ensure_min_samples=1)
+    def _read(self, X: ArrayLike, allow_missing: bool = False) -> NDArray[np.float64]:
+        """Return validated rows with the columns of the fit, NaN for missing entries."""
+        rows = self._validated(X, False, 1, allow_missing)
         if self._model.dequantizer is not None:
             self._model.dequantizer.check(rows, getattr(self, "feature_names_in_", None))
         return rows
@@ -412,20 +431,29 @@ class IMMSEDensity(TableEstimator):
             return values
         return frame_format.decode(values, self._model.space.bounds_of_columns())
 
-    def _validated(self, X: ArrayLike, reset: bool, ensure_min_samples: int) -> NDArray[np.float64]:
+    def _validated(
+        self, X: ArrayLike, reset: bool, ensure_min_samples: int, allow_missing: bool
+    ) -> NDArray[np.float64]:
         shape = self._images()
         if is_dataset(X):
             X = read_rows(X, shape=shape)
         elif shape is not None:
             X = flattened_images(X, shape)
         X = without_tensors(X)
-        with naming_columns(X):
+        if allow_missing:
+            X = without_missing_objects(X)
+        with naming_columns(X, allow_missing):
             rows = validate_data(
-                self, X, dtype=np.float64, reset=reset, ensure_min_samples=ensure_min_samples
+                self,
+                X,
+                dtype=np.float64,
+                reset=reset,
+                ensure_min_samples=ensure_min_samples,
+                ensure_all_finite="allow-nan" if allow_missing else True,
             )
         if reset and shape is not None:
             checked_image_shape(shape, rows.shape[1])
-        return np.asarray(rows, dtype=np.float64)
+        return with_one_nan(np.asarray(rows, dtype=np.float64))
 
     def _images(self) -> tuple[int, ...] | None:
         """Return the checked shape of the images, (channels, height, width), if there are any."""

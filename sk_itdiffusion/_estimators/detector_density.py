@@ -8,21 +8,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.combined_score import CombinedScore, finite_parts
+from sk_itdiffusion._estimators.completions import (
+    mean_over_completions,
+    on_observed_columns,
+    read_rows,
+)
 from sk_itdiffusion._estimators.contributions import Contributions
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, chosen_rows_of
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.outlier_score import MIN_SCORE, FlooredModel
+from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.reading import Table, read_table
+from sk_itdiffusion._table.reading import Table, as_floats, read_table
 
 __all__ = [
     "default_estimator",
@@ -93,6 +100,10 @@ def with_common_lattice(template: DensityEstimator, rows: Rows) -> DensityEstima
     ]
     if not names or any(isinstance(value, FrozenEstimator) for value in parameters.values()):
         return template
+    if pd.isna(rows).any(axis=None):
+        table = read_table(rows)
+        columns = [as_floats(table.column(j), label) for j, label in enumerate(table.labels)]
+        rows = np.column_stack(columns)
     numbers = np.asarray(rows, dtype=np.float64)
     shared = image_shape_of(template) is not None
     step = Dequantizer.fit(numbers, None, shared, seed=0).step
@@ -129,32 +140,45 @@ def fit_clone(
             rows = chosen_rows_of(rows, np.zeros(2, dtype=np.intp))
             weight, squared = np.repeat(weight / 2.0, 2), np.repeat(squared / 2.0, 2)
         # Not each estimator takes weights of rows that it reads in parts.
-        if (weight == 1.0).all() and (squared == 1.0).all():
-            estimator._fit_to_rank(rows, None, may_hold_out)
+        unweighted = (weight == 1.0).all() and (squared == 1.0).all()
+        weights = (None, may_hold_out) if unweighted else (weight, may_hold_out, squared)
+        if given.missing is not None and isinstance(estimator, TableEstimator):
+            # Even if all entries of these rows are there: others are ranked with them.
+            estimator._fit_to_rank(rows, *weights, lacks_entries=True)
         else:
-            estimator._fit_to_rank(rows, weight, may_hold_out, squared)
+            estimator._fit_to_rank(rows, *weights)
     return estimator
 
 
 def score_rows(
     estimator: DensityEstimator, score: FlooredModel | CombinedScore, rows: Rows
 ) -> Array:
-    """Return finite scores of rows, in nats."""
-    values, tolerance = estimator._read(rows), estimator._tolerance()
-    if isinstance(score, CombinedScore):
-        return score.scores(values, tolerance)
-    if score.is_plain:
-        scores = estimator._log_density(values, tolerance)[0]
-    else:
-        scores = score.log_density(values, tolerance)
-    return np.maximum(scores, MIN_SCORE)
+    """Return finite scores of rows, in nats; of rows with missing entries those expected."""
+    tolerance = estimator._tolerance()
+
+    def of_complete(values: Array) -> Array:
+        if isinstance(score, CombinedScore):
+            return score.scores(values, tolerance)
+        if score.is_plain:
+            scores = estimator._log_density(values, tolerance)[0]
+        else:
+            scores = score.log_density(values, tolerance)
+        return np.maximum(scores, MIN_SCORE)
+
+    return mean_over_completions(estimator._model, read_rows(estimator, rows), of_complete)
 
 
 def explain_rows(
     estimator: DensityEstimator, score: FlooredModel | CombinedScore, rows: Rows
 ) -> Array:
     """Return what each column contributes to the scores of rows, in nats."""
-    values, tolerance = estimator._read(rows), estimator._tolerance()
-    if isinstance(score, CombinedScore):
-        return score.contributions(values, tolerance)
-    return finite_parts(Contributions(score).of(values, tolerance))
+    tolerance = estimator._tolerance()
+
+    def of_complete(values: Array) -> Array:
+        if isinstance(score, CombinedScore):
+            return score.contributions(values, tolerance)
+        return finite_parts(Contributions(score).of(values, tolerance))
+
+    values = read_rows(estimator, rows)
+    parts = mean_over_completions(estimator._model, values, of_complete)
+    return on_observed_columns(parts, values)

@@ -18,6 +18,7 @@ from sk_itdiffusion._fit.experts import NETWORKS
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._table.kinds import Kind, discrete_kinds
 from sk_itdiffusion._table.reading import Table
+from sk_itdiffusion._table.rows import observed
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
 from sk_itdiffusion.references import ReferenceFamily
 from sk_itdiffusion.schedules import Schedule
@@ -57,6 +58,11 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Good-Turing mass of their column and the other columns are scored by the references (see
         Notes), or an error.  They are an error in any case in columns whose categories
         ``categories`` gives, and in those of numpy's boolean dtype.
+    handle_missing : {"category", "missing"}, default="category"
+        What a missing value (None, NaN, pandas' NA or null) is in discrete columns that hold no
+        numbers: a category of its own (and if `fit` has seen none, a value that is unlikely), or an
+        entry that is not known, unless ``categories`` lists None.  Among numbers it is not known in
+        any case.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; all pixels then
         have the same, ordered categories.
@@ -102,6 +108,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
         network, or, where ``experts`` names it, one at its start, which is its reference.
         ``experts=["independent"], max_epochs=0`` gives the reference alone.
+        With missing entries in the rows of `fit` there is none either: references alone are fitted
+        to them.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
@@ -184,7 +192,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         The validation bound of the whole model, in nats: an estimate of its mean negative
         log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
         validation row is judged by what it has chosen.  NaN if no rows are spared for
-        validation: if there are fewer than 40, or if no column varies.
+        validation: if there are fewer than 40, or if no column varies.  Of rows with missing
+        entries it is the mean negative log-density of their observed parts.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int
@@ -238,6 +247,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         "kind",
         "categories",
         "handle_unknown",
+        "handle_missing",
         "image_shape",
         "network",
     )
@@ -259,6 +269,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         kind: str | Sequence[str] | dict[Any, str] = "auto",
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
+        handle_missing: str = "category",
         image_shape: tuple[int, ...] | None = None,
         network: str | NetworkFamily = "auto",
         reference: str = "auto",
@@ -291,6 +302,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.kind = kind
         self.categories = categories
         self.handle_unknown = handle_unknown
+        self.handle_missing = handle_missing
         self.image_shape = image_shape
         self.network = network
         self.reference = reference
@@ -320,9 +332,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _column_kinds(self, table: Table) -> list[Kind]:
+    def _column_kinds(self, table: Table, allow_missing: bool = False) -> list[Kind]:
         if self.image_shape is None:
-            return discrete_kinds(table, self.kind)
+            return discrete_kinds(table, self.kind, allow_missing)
         checked_image_shape(self.image_shape, table.n_columns)
         if not isinstance(self.kind, str) or self.kind == "nominal":
             raise ValueError(
@@ -330,7 +342,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
                 f"{self.kind!r}."
             )
         check_pixels(table)
-        return discrete_kinds(table, "ordinal")
+        return discrete_kinds(table, "ordinal", allow_missing)
 
     def _shares_categories(self) -> bool:
         return self.image_shape is not None
@@ -365,7 +377,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         """Return log-probabilities and their variances, by the integral or by paths."""
         self._check_again(likelihood=self.likelihood, n_paths=self.n_paths)
         if self.likelihood == "path":
-            return self._model.path_log_probability(values, self.n_paths)
+            return self._model.path_log_probability(values, self.n_paths, tolerance)
         return super()._log_density(values, tolerance)
 
 
@@ -373,7 +385,8 @@ def check_pixels(table: Table) -> None:
     """Raise an error if pixels are numbers of more levels than images have."""
     if not table.holds_numbers.all():
         return
-    categories = pd.unique(table.frame.to_numpy(dtype=np.float64).ravel())
+    pixels = table.frame.to_numpy(dtype=np.float64, na_value=np.nan).ravel()
+    categories = pd.unique(observed(pixels)[0])
     if len(categories) > MAX_PIXEL_CATEGORIES:
         raise ValueError(
             f"X has {len(categories)} distinct values in all pixels together, images at most "

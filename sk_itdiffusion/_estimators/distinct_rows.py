@@ -44,12 +44,15 @@ class DistinctRows:
     squared_weight : ndarray of shape (n,)
         Sums of the squared weights of equal rows, where an integer weight is so many ones: with
         them sums of weights still tell of how many observations they are.
+    missing : ndarray of shape (n, n_columns), bool, or None, default=None
+        Which entries are missing; None if none is in the table that the rows are of.
     """
 
     rows: Rows
     weight: Array
     n_copies: Index
     squared_weight: Array
+    missing: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
@@ -88,7 +91,32 @@ class DistinctRows:
             (values / self.n_copies)[kept] * n_copies[kept]
             for values in (self.weight, self.squared_weight)
         )
-        return DistinctRows(chosen_rows_of(self.rows, kept), weight, n_copies[kept], squared)
+        missing = None if self.missing is None else self.missing[kept]
+        rows = chosen_rows_of(self.rows, kept)
+        return DistinctRows(rows, weight, n_copies[kept], squared, missing)
+
+    def with_entries(self) -> DistinctRows:
+        """Return the rows of which an entry is observed; all if there are none."""
+        if self.missing is None:
+            return self
+        is_empty = self.missing.all(axis=1)
+        if not is_empty.any() or is_empty.all():
+            return self
+        return self.part(np.where(is_empty, 0, self.n_copies))
+
+    def with_all_columns(self, n_copies: Index) -> Index:
+        """Return so many units of each row, and one more for each column that they lack.
+
+        It is of the first row in which the column is observed: nothing could be learned of it from
+        the others.
+        """
+        if self.missing is None:
+            return n_copies
+        seen, kept = ~self.missing, n_copies.copy()
+        for j in np.flatnonzero(seen.any(axis=0)):
+            if not seen[kept > 0, j].any():
+                kept[seen[:, j].argmax()] = 1
+        return kept
 
     def draw(self, n_units: int, generator: np.random.Generator) -> Index:
         """Return how many units of each row are among randomly drawn ones."""
@@ -129,16 +157,19 @@ def content_keys(rows: Rows) -> Keys:
 
 
 def exact_numbers(column: pd.Series) -> Array | None:
-    """Return finite numbers, or None if floats may not tell all of them apart."""
+    """Return finite numbers, NaN for missing ones; None if floats may not tell them apart."""
+    missing = column.isna().to_numpy()
+    known = column.where(~missing, 0) if missing.any() else column
     try:
-        numbers = column.to_numpy(dtype=np.float64)
+        numbers = np.where(missing, np.nan, known.to_numpy(dtype=np.float64))
     except OverflowError:
         return None
-    is_exact = column.dtype.kind == "f" or np.abs(numbers).max(initial=0.0) < MAX_EXACT_INTEGER
-    return numbers if is_exact and np.isfinite(numbers).all() else None
+    largest = np.abs(numbers).max(initial=0.0, where=~missing)
+    is_exact = column.dtype.kind == "f" or largest < MAX_EXACT_INTEGER
+    return numbers if is_exact and np.isfinite(largest) else None
 
 
 def in_units_of_the_largest(numbers: Array) -> Array:
     """Return numbers divided by the power of two above the largest."""
-    largest = np.abs(numbers).max(initial=0.0)
+    largest = np.abs(numbers).max(initial=0.0, where=~np.isnan(numbers))
     return np.asarray(np.ldexp(numbers, -int(np.frexp(largest)[1])))

@@ -41,6 +41,7 @@ from sk_itdiffusion._estimators.membership import (
     check_categories,
     check_dequantizers,
     check_devices,
+    check_integrate,
     check_member_is_fitted,
     check_one_kind,
     checked_member,
@@ -457,6 +458,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         space = models[first].space
         check_bounds(valid.X, settings, models[first].dequantizer, space)
         check_devices(models)
+        check_integrate(models)
         check_dequantizers(models, first)
         transports = {
             name: transport_between(space, model.space, name, first)

@@ -20,6 +20,7 @@ __all__ = [
     "check_categories",
     "check_dequantizers",
     "check_devices",
+    "check_integrate",
     "checked_member",
     "fixes_space",
     "is_dropped",
@@ -102,6 +103,16 @@ def check_devices(models: Mapping[str, TableModel]) -> None:
     devices = {name: str(model.device) for name, model in models.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"All members must be on one device, got {devices}.")
+
+
+def check_integrate(models: Mapping[str, TableModel]) -> None:
+    """Raise an error if members were fitted to rows with missing entries, and have no denoisers."""
+    lacking = [name for name, model in models.items() if model.has_missing]
+    if lacking:
+        raise ValueError(
+            f"The members {lacking} were fitted to rows with missing entries, of which ensembles "
+            "cannot be made. Fit them to complete rows."
+        )
 
 
 def check_dequantizers(models: Mapping[str, TableModel], first: str) -> None:

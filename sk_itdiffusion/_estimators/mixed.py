@@ -47,6 +47,11 @@ class IMMSEMixedDensity(CategoricalEstimator):
     handle_unknown : {"good_turing", "error"}, default="good_turing"
         What other values of discrete columns are in `score_samples`: unlikely, by the Good-Turing
         mass of their column, or an error; see `IMMSEDiscreteDensity`.
+    handle_missing : {"category", "missing"}, default="category"
+        What a missing value (None, NaN, pandas' NA or null) is in discrete columns that hold no
+        numbers: a category of its own (and if `fit` has seen none, a value that is unlikely), or an
+        entry that is not known, unless ``categories`` lists None.  Among numbers it is not known in
+        any case.
     reference : str, default="auto"
         Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
@@ -88,6 +93,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     max_epochs : int, default=200
         Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
         network, or, where ``experts`` names it, one at its start, which is its reference.
+        With missing entries in the rows of `fit` there is none either: references alone are fitted
+        to them.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
         than 5000 rows.
@@ -173,7 +180,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
         The validation bound of the whole model, in nats: an estimate of its mean negative
         log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
         validation row is judged by what it has chosen.  NaN if no rows are spared for
-        validation: if there are fewer than 40, or if no column varies.
+        validation: if there are fewer than 40, or if no column varies.  Of rows with missing
+        entries it is the mean negative log-density of their observed parts.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int
@@ -191,9 +199,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
     (c, x), log p(c | x) + log P(x) in nats.  Its exponentials, integrated over c and summed over
     x, give at most 1.
 
-    Missing values are a category of columns of texts, objects, booleans and categoricals; in
-    columns of numbers they are an error, since a density needs numbers: drop these rows, or impute
-    values that vary from row to row.  Codes that may be missing have to have a categorical dtype.
+    Missing values are a category of columns of texts, objects, booleans and categoricals, unless
+    ``handle_missing`` says otherwise.  In columns of numbers they are not known: the log-density of
+    a row is that of its other entries.
 
     References
     ----------
@@ -232,6 +240,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         "ordinal_features",
         "categories",
         "handle_unknown",
+        "handle_missing",
         "network",
     )
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -254,6 +263,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         ordinal_features: str | ArrayLike | None = "from_dtype",
         categories: str | Sequence[ArrayLike] | dict[Any, ArrayLike] = "auto",
         handle_unknown: str = "good_turing",
+        handle_missing: str = "category",
         reference: str = "auto",
         experts: str | Sequence[str | ReferenceFamily] = "auto",
         preconditioner: str = "auto",
@@ -287,6 +297,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.ordinal_features = ordinal_features
         self.categories = categories
         self.handle_unknown = handle_unknown
+        self.handle_missing = handle_missing
         self.reference = reference
         self.experts = experts
         self.preconditioner = preconditioner
@@ -316,7 +327,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _column_kinds(self, table: Table) -> list[Kind]:
+    def _column_kinds(self, table: Table, allow_missing: bool = False) -> list[Kind]:
         return mixed_kinds(table, self.categorical_features, self.ordinal_features)
 
     def _specific_settings(self) -> dict[str, Any]:

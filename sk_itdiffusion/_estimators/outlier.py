@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from numbers import Real
@@ -18,7 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
 from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
-from sk_itdiffusion._estimators.combined_score import CombinedScore, main_member
+from sk_itdiffusion._estimators.combined_score import ROWS_TO_JUDGE, CombinedScore, main_member
+from sk_itdiffusion._estimators.completions import (
+    completed_once,
+    completed_units,
+    read_rows,
+    takes_missing,
+    with_missing_entries,
+)
 from sk_itdiffusion._estimators.detector_density import (
     COLUMN_WARNINGS,
     default_estimator,
@@ -32,32 +38,23 @@ from sk_itdiffusion._estimators.detector_density import (
     with_parameter,
 )
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
-from sk_itdiffusion._estimators.local_score import LocalScore
+from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
 from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
-from sk_itdiffusion._estimators.trimming import (
-    MIN_COPIES_OF_A_VALUE,
-    MIN_ROWS_OF_A_MODE,
-    MIN_SHARE_OF_A_MODE,
-    needed_of_groups,
-    needed_of_states,
-    separate_values,
-    varying_again,
-)
+from sk_itdiffusion._estimators.trimming import copies_left
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
 from sk_itdiffusion._table.kinds import warn_of_merged_integers
 from sk_itdiffusion._table.partitions import in_memory, parts_of
-from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
-from sk_itdiffusion.persistence import SaveMixin, stored
-from sk_itdiffusion.persistence.checks import (
-    check_finite,
-    check_not_negative,
-    check_positive,
-    check_same,
-    check_shapes,
+from sk_itdiffusion._table.reading import (
+    naming_columns,
+    read_table,
+    with_one_nan,
+    without_missing_objects,
+    without_tensors,
 )
+from sk_itdiffusion.persistence import SaveMixin, checks, stored
 
 __all__ = ["IMMSEOutlierDetector"]
 
@@ -66,7 +63,7 @@ Array = NDArray[np.float64]
 MIN_ROWS_TO_SPARE = 1_000
 MAX_CALIBRATION_ROWS = 5_000
 N_FOLDS = 5
-#: Rows below which none is left out: a fit to so few chooses nothing by validation.
+#: Rows, at least, to leave some out: a fit to fewer chooses nothing by validation.
 MIN_ROWS_TO_TRIM = 50
 #: Shares of a progress bar at which the fits after trimming begin and end; then rows are scored.
 FIT_BEGINS, FIT_ENDS = 0.2, 0.9
@@ -205,6 +202,17 @@ class IMMSEOutlierDetector(
     neither does the fit to all rows.  If training rows are contaminated, the held-out ones are
     too, and the rate is that among rows of the mixture: fewer inliers are rejected.
 
+    Rows may have **missing entries**: NaN, None, pandas' NA or null.  The score of such a row is
+    what is expected of the complete row given what was observed, :math:`E[S(x_o, X_m) \mid x_o]`, a
+    mean over 12 draws of what is missing, from the references, which follow from the row's content.
+    So rows with different missing entries can be compared, and p-values hold as without.  The less
+    is observed of a row, the nearer is its score to the mean one; a row without any entry has about
+    the mean score of rows drawn from the density.  If training rows lack entries, the references
+    are fitted to the observed parts, without networks, as `IMMSEDensity.fit` says; to be
+    neighbours, and to judge the members, each training row is completed by one draw.  In columns of
+    texts, truths and categories a missing entry is a category of its own, unless the estimator has
+    ``handle_missing="missing"``.  Ensembles take no rows with missing entries.
+
     Rows that were trained on score a little higher than new ones, so that fewer of them are
     rejected.  Which rows are held out follows from the content of the rows and the seed: their
     order does not matter.  Equal rows are different observations and may be on both sides.
@@ -268,8 +276,8 @@ class IMMSEOutlierDetector(
         """Return the tags: texts and categories are accepted where the estimator accepts them."""
         tags = super().__sklearn_tags__()
         given = self.estimator is None or self.estimator.__sklearn_tags__().input_tags.categorical
-        tags.input_tags.categorical = given
-        tags.input_tags.string = given
+        tags.input_tags.categorical = tags.input_tags.string = given
+        tags.input_tags.allow_nan = takes_missing(self.estimator)
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -285,7 +293,7 @@ class IMMSEOutlierDetector(
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.
+            Rows; at least 2.  Entries may be missing (see Notes).
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -302,8 +310,8 @@ class IMMSEOutlierDetector(
         Raises
         ------
         ValueError
-            If the estimator does not take X, a weight is negative, or a parameter is out of its
-            range.
+            If the estimator does not take X, a column has no observed value, a weight is negative,
+            or a parameter is out of its range.
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
@@ -315,6 +323,7 @@ class IMMSEOutlierDetector(
         template = self.estimator
         template = default_estimator(given.rows) if template is None else template
         template = with_common_lattice(template, given.rows)
+        given = with_missing_entries(template, given)
         # Each fit may come after one that trims its rows, and folds may be fitted anew.
         tasks = FitTasks.begin(self, 2 * (2 * N_FOLDS + 1), X, y, sample_weight)
         with progress_bar(type(self).__name__, self.verbose):
@@ -351,8 +360,9 @@ class IMMSEOutlierDetector(
             n_spared = min(round(self.calibration_fraction * given.n_units), MAX_CALIBRATION_ROWS)
             spared = given.draw(max(n_spared, 1), generator)
             others = given.part(spared)
+            left = given.with_all_columns(given.n_copies - spared)
             scores = self._fit_and_score(
-                template, given.part(given.n_copies - spared), others, seed, tasks, trims=True
+                template, given.part(left), others, seed, tasks, trims=True
             )
             return others.repeated(scores), others.repeated(others.unit_weight)
         # Folds and all rows alike, or the threshold would be that of another kind of fit.
@@ -386,7 +396,7 @@ class IMMSEOutlierDetector(
         """
         parts = []
         for number, fold in enumerate(folds):
-            left = given.n_copies - fold
+            left = given.with_all_columns(given.n_copies - fold)
             # Two or three rows are too few to hold any out.
             others = given.part(left) if left.sum() >= 2 else given
             held_out = given.part(fold)
@@ -415,7 +425,7 @@ class IMMSEOutlierDetector(
         with stretch_of_progress(0.0, FIT_ENDS):
             self._fit_density(template, given, seed, tasks, trims, may_hold_out)
         with stretch_of_progress(FIT_ENDS, 1.0):
-            return self._scores(others.rows)
+            return score_rows(self.estimator_, self._score, others.rows)
 
     def _fit_density(
         self,
@@ -427,8 +437,8 @@ class IMMSEOutlierDetector(
         may_hold_out: bool = True,
     ) -> None:
         """Fit the density to the rows that are left of trimming."""
+        kept = given = given.with_entries()
         with stretch_of_progress(0.0, FIT_BEGINS):
-            kept = given
             if trims:
                 kept = self._trimmed(template, given, seed, tasks, may_hold_out)
         with stretch_of_progress(FIT_BEGINS, 1.0):
@@ -453,12 +463,14 @@ class IMMSEOutlierDetector(
         local: LocalScore | None = None,
     ) -> CombinedScore:
         """Return the score of log-densities, and of neighbours, as given rows weight them."""
+        values = read_rows(estimator, given.rows)
+        complete = completed_units(estimator._model, values, given, ROWS_TO_JUDGE)
         return CombinedScore.fit(
             FlooredModel(estimator._model, self._floors, members, is_wide=True),
             local is not None and estimator._model.space.layout.n_columns > 1,
             local,
-            estimator._read(given.rows),
-            given.weight,
+            np.asarray(complete.rows),
+            complete.weight,
             given.n_units,
             np.random.default_rng(seed),
             estimator._tolerance(),
@@ -470,8 +482,10 @@ class IMMSEOutlierDetector(
         floors = self._floors[np.isfinite(self._floors)]
         if not len(floors):
             floors = np.asarray(checked_floors("auto"))
-        rows = MappedRows.of(model, self.estimator_._read(given.rows)).mapped
-        return LocalScore.of(model.space.layout, rows, given.n_copies, floors, self.trim)
+        values = read_rows(self.estimator_, given.rows)
+        complete = completed_units(model, values, given, MAX_ROWS)
+        rows = MappedRows.of(model, np.asarray(complete.rows)).mapped
+        return LocalScore.of(model.space.layout, rows, complete.n_copies, floors, self.trim)
 
     def _trimmed(
         self,
@@ -499,26 +513,10 @@ class IMMSEOutlierDetector(
                 # All of them: a cluster of outliers is part of a mixture, but not of one blob.
                 score = self._combined_score(first, tuple(model.references), given, seed)
         scores = score_rows(first, score, given.rows)
-        values = first._read(given.rows)
-        weight = given.weight
-        order = np.argsort(scores, kind="stable")
-        below = np.cumsum(weight[order]) <= n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
-        # Rows as bad as the last trimmed one stay: no order among equal ones.
-        cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
-        kept_before = scores >= cutoff
-        kept = kept_before.copy()
-        groups = list(separate_values(values, given, model.space.discrete))
-        for group in groups:
-            kept |= needed_of_groups(group, given, scores, kept_before, MIN_COPIES_OF_A_VALUE)
-        modes = None if model.space.is_empty else floored.modes(values)
-        if modes is not None:
-            least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_units))
-            kept |= needed_of_groups(modes, given, scores, kept_before, least)
-        kept[varying_again(values, scores, kept)] = True
-        n_left = np.where(kept, given.n_copies, 0)
-        if len(groups) == values.shape[1]:
-            n_left = np.maximum(n_left, needed_of_states(groups, given))
-        return given.part(n_left)
+        values = read_rows(first, given.rows)
+        modes = None if model.space.is_empty else floored.modes(completed_once(model, values))
+        discrete = model.space.discrete
+        return given.part(copies_left(scores, values, given, n_trimmed, discrete, modes))
 
     @property
     def _floors(self) -> Array:
@@ -543,18 +541,16 @@ class IMMSEOutlierDetector(
         table = read_table(X)
         kept = table.frame.to_numpy() if table.holds_numbers.all() else X
         dtype = np.float64 if takes_numbers(estimator, table) else None
-        with naming_columns(kept):
-            rows = validate_data(
-                self, kept, reset=reset, dtype=dtype, ensure_all_finite=dtype is not None
-            )
+        is_finite: bool | str = dtype is not None
+        if is_finite and takes_missing(estimator):
+            kept, is_finite = without_missing_objects(kept), "allow-nan"
+        with naming_columns(kept, is_finite == "allow-nan"):
+            rows = validate_data(self, kept, reset=reset, dtype=dtype, ensure_all_finite=is_finite)
         if reset:
             check_number_of_rows(rows.shape, type(self).__name__)
             if dtype is not None:
                 warn_of_merged_integers(kept)
-        return np.asarray(rows)
-
-    def _scores(self, rows: Rows) -> Array:
-        return score_rows(self.estimator_, self._score, rows)
+        return np.asarray(rows) if dtype is None else with_one_nan(np.asarray(rows))
 
     def score_samples(self, X: ArrayLike) -> Array:
         """Return the score of rows; higher is more normal.
@@ -562,7 +558,7 @@ class IMMSEOutlierDetector(
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows.
+            Rows, which may lack entries.
 
         Returns
         -------
@@ -574,7 +570,10 @@ class IMMSEOutlierDetector(
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
-            parts = [self._scores(self._checked_rows(part, False)) for part in parts_of(X)]
+            parts = [
+                score_rows(self.estimator_, self._score, self._checked_rows(part, False))
+                for part in parts_of(X)
+            ]
         return np.concatenate(parts)
 
     def decision_function(self, X: ArrayLike) -> Array:
@@ -662,21 +661,21 @@ class IMMSEOutlierDetector(
         -------
         DataFrame of shape (n_samples, n_features)
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
-            its score up to rounding, on every kind of table: with the same noise, what the columns
-            tell in an interval of the log-SNR is made to sum to what the log-densities differ by.
-            Single contributions have the numerical error of the integral: for ordinary rows that
-            of ``score_tol`` of the estimator, for far ones a few percent of the score.  With
-            ``likelihood="path"``, no noise floor and no average they sum to the I-MMSE estimate
-            instead.
+            its score up to rounding, on every kind of table, unless it lacks all entries: with the
+            same noise, what the columns tell in an interval of the log-SNR is made to sum to what
+            the log-densities differ by.  Missing entries contribute 0, and what is expected of them
+            is divided equally among the observed ones, from which it follows.  Single contributions
+            have the numerical error of the integral: for ordinary rows that of ``score_tol`` of the
+            estimator, for far ones a few percent of the score.  With ``likelihood="path"``, no
+            noise floor and no average they sum to the I-MMSE estimate instead.
         """
         check_is_fitted(self)
         rows = self._checked_rows(X, reset=False)
         with long_call(self, "explain"):
             parts = explain_rows(self.estimator_, self._score, rows)
-        names = getattr(self, "feature_names_in_", None)
-        columns = [f"x{j}" for j in range(parts.shape[1])] if names is None else list(names)
+        columns = getattr(self, "feature_names_in_", [f"x{j}" for j in range(parts.shape[1])])
         index = rows.index if isinstance(rows, pd.DataFrame) else None
-        return pd.DataFrame(parts, columns=columns, index=index)
+        return pd.DataFrame(parts, columns=list(columns), index=index)
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
@@ -686,12 +685,16 @@ class IMMSEOutlierDetector(
         ):
             raise ValueError("a detector has no density")
         check_is_fitted(density)
-        check_same(id(self._score.model.space), id(density._model.space), "the models differ")
+        checks.check_same(
+            id(self._score.model.space), id(density._model.space), "the models differ"
+        )
         check_columns(self, density._model.space)
-        check_finite(self.offset_, "threshold")
+        checks.check_finite(self.offset_, "threshold")
         if hasattr(self, "calibration_scores_"):
-            n = check_shapes(self, {"calibration_scores_": "n", "calibration_weights_": "n"})["n"]
-            check_finite(self.calibration_scores_, "scores of held-out rows")
-            check_not_negative(np.diff(self.calibration_scores_), "rises of sorted scores")
-            check_positive(self.calibration_weights_, "weights of held-out rows")
-            check_positive(n, "number of held-out rows")
+            n = checks.check_shapes(
+                self, {"calibration_scores_": "n", "calibration_weights_": "n"}
+            )["n"]
+            checks.check_finite(self.calibration_scores_, "scores of held-out rows")
+            checks.check_not_negative(np.diff(self.calibration_scores_), "rises of sorted scores")
+            checks.check_positive(self.calibration_weights_, "weights of held-out rows")
+            checks.check_positive(n, "number of held-out rows")

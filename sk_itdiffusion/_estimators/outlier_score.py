@@ -78,6 +78,8 @@ SHARE_OF_REFERENCES = 0.1
 MIN_SCORE = -1e300
 #: Name of the fitted model among the members.
 MODEL = "model"
+#: Name of the mixture of references that is the stack if rows of the fit lacked entries.
+MIXTURE = "mixture of references"
 #: Features up to which the noise at the floors has a node at its center.
 MAX_FEATURES_WITH_CENTER = 100
 #: Draws of noise at each floor with the default tolerance, and the least number.
@@ -163,8 +165,18 @@ class FlooredModel:
 
     @property
     def control(self) -> str:
-        """Name of the control variate, the model's own."""
-        return self.model.control
+        """Name of the control variate, the model's own.
+
+        The stack of a fit to rows with missing entries is the mixture of its references.
+        """
+        return MIXTURE if self.model.has_missing else self.model.control
+
+    def reference(self, name: str) -> Reference:
+        """Return the reference of a name."""
+        if name == MIXTURE:
+            assert self.model.parts is not None
+            return self.model.parts
+        return self.model.references[name]
 
     @property
     def plain(self) -> PlainReference:
@@ -219,7 +231,7 @@ class FlooredModel:
         distinct = list(dict.fromkeys(names))
         smoothed = {}
         for number, name in enumerate(distinct):
-            reference = self.model.references[name]
+            reference = self.reference(name)
             ends = share * number / len(distinct), share * (number + 1) / len(distinct)
             with stretch_of_progress(*ends):
                 smoothed[name] = self.floored_reference(reference, rows, chosen, tolerance)
@@ -259,7 +271,7 @@ class FlooredModel:
 
     def control_log_density(self, rows: MappedRows, chosen: NDArray[np.intp]) -> Array:
         """Return the control variate's log-density of chosen rows, in the mapped space."""
-        return log_likelihoods(self.model.references[self.control], rows.mapped[chosen])
+        return log_likelihoods(self.reference(self.control), rows.mapped[chosen])
 
     def rule(self, rule: IntegrationRule | None) -> FlooredRule | None:
         """Return the model's rule below the floors."""
@@ -319,7 +331,7 @@ class FlooredModel:
         rows = MappedRows.of(self.model, values)
         near = np.where(rows.finite[:, None], rows.mapped, 0.0)
         variance = math.exp(-float(self.floors.max()))
-        return self.model.references[self.control].modes(torch.from_numpy(near), variance)
+        return self.model.references[self.model.control].modes(torch.from_numpy(near), variance)
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""

@@ -28,6 +28,7 @@ from sk_itdiffusion._estimators.parameters import (
     shared_settings,
     value_or_usual,
 )
+from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._fit.fitting import fit_table_model
 from sk_itdiffusion._fit.incremental import IncrementalFit
 from sk_itdiffusion._fit.model import TableModel
@@ -40,8 +41,8 @@ from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.bounds import resolve_bounds
 from sk_itdiffusion._table.groups import checked_groups
 from sk_itdiffusion._table.partitions import is_dask, partitions_of, parts_of, sample
-from sk_itdiffusion._table.reading import without_tensors
-from sk_itdiffusion._table.rows import observations_per_weight
+from sk_itdiffusion._table.reading import check_complete, check_observed, without_tensors
+from sk_itdiffusion._table.rows import has_missing, observations_per_weight
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import Stream, is_dataset
 from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
@@ -79,7 +80,7 @@ stored_table = stored(
 )
 
 
-class TableEstimator(DensityEstimator):
+class TableEstimator(DensityOfParts):
     """Base class of the density estimators for tables.
 
     Subclasses store the parameters, read tables into numbers and codes, and write samples back.
@@ -134,13 +135,24 @@ class TableEstimator(DensityEstimator):
     warm_start: bool
     callbacks: Sequence[Any] | None
 
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags: entries may be missing."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
     @abstractmethod
     def _read_first(
-        self, X: Any, weight: ArrayLike | None, squared_weight: Array | None = None
+        self,
+        X: Any,
+        weight: ArrayLike | None,
+        squared_weight: Array | None = None,
+        allow_missing: bool = False,
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return numbers and codes, weights and kinds of the columns of a table to be fitted.
 
         Sums of weights come with the sums of their squares; see `DensityEstimator._fit_to_rank`.
+        Missing entries are NaN if they are allowed.
         """
 
     @abstractmethod
@@ -206,8 +218,9 @@ class TableEstimator(DensityEstimator):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.  Collections of Dask may be larger than memory, and for
-            `IMMSEDensity` arrays on disk (`numpy.memmap`) and torch datasets too.
+            Rows; at least 2.  Entries may be missing: NaN, None, pandas' NA or null (see Notes).
+            Collections of Dask may be larger than memory, and for `IMMSEDensity` arrays on disk
+            (`numpy.memmap`) and torch datasets too.
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -234,9 +247,9 @@ class TableEstimator(DensityEstimator):
         Raises
         ------
         ValueError
-            If X has fewer than 2 rows, is not finite or holds what the estimator does not take, if
-            a weight is negative, a group has no label, there are too few groups to divide, or a
-            parameter is out of its range.
+            If X has fewer than 2 rows, infinite numbers, a column without any observed value, or
+            what the estimator does not take, if a weight is negative, a group has no label, there
+            are too few groups to divide, or a parameter is out of its range.
         FloatingPointError
             If training diverges before any epoch was good.
         MemoryError
@@ -261,6 +274,15 @@ class TableEstimator(DensityEstimator):
         `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
         Dask collections rows with categories that the sample lacks are not learned from, with a
         warning: they need ``categories``, or a categorical dtype.
+
+        Of rows with **missing entries** the observed parts are learned from: maps by the values of
+        each column, references by all parts together (kernels by the complete rows).  That is right
+        if entries are missing at random, which means that what is observed of a row says whether
+        others are missing.  There are no networks then, and scores, which are those of a mixture
+        of the references, need no integration.  Rows without any entry teach nothing.  Complete
+        are to be Dask collections, and rows for denoisers of your own.  Integers of which some are
+        missing are categories only in a dtype for both, such as pandas' Int64, or if they are
+        listed in ``ordinal_features``.
         """
         return self._fit(X, sample_weight, y=y, groups=groups)
 
@@ -271,14 +293,19 @@ class TableEstimator(DensityEstimator):
         sample_weight: ArrayLike | None = None,
         may_hold_out: bool = True,
         squared_weight: Array | None = None,
+        lacks_entries: bool = False,
     ) -> Self:
-        """Fit to rows that will be ranked among themselves; see `DensityEstimator`."""
+        """Fit to rows that will be ranked among themselves; see `DensityEstimator`.
+
+        ``lacks_entries`` says that some of the rows that are ranked lack entries.
+        """
         return self._fit(
             X,
             sample_weight,
             ranks_training_rows=True,
             may_hold_out=may_hold_out,
             squared_weight=squared_weight,
+            lacks_entries=lacks_entries,
         )
 
     def _fit(
@@ -292,6 +319,7 @@ class TableEstimator(DensityEstimator):
         ranks_training_rows: bool = False,
         may_hold_out: bool = True,
         squared_weight: Array | None = None,
+        lacks_entries: bool = False,
     ) -> Self:
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
@@ -299,6 +327,7 @@ class TableEstimator(DensityEstimator):
         their groups, and how many observations a weight of 1 stands for.
         ``ranks_training_rows`` says that these will be ranked among themselves, and
         ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
+        ``lacks_entries`` asks for the kind of fit that rows with missing entries have.
         """
         started = time.monotonic()
         codes = None if groups is None else self._checked_groups(X, groups)
@@ -314,26 +343,42 @@ class TableEstimator(DensityEstimator):
         elif hasattr(self, "_increments"):
             del self._increments
         if chosen is None:
+            allow_missing = not is_dask(X)
             X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
             check_groups_are_held(codes, stream)
-        if previous is None:
-            values, weight, kinds = self._read_first(X, sample_weight, squared_weight)
         else:
-            values, weight, kinds = self._read_again(X, sample_weight)
+            allow_missing = False
+        if previous is None:
+            values, weight, kinds = self._read_first(
+                X, sample_weight, squared_weight, allow_missing=allow_missing
+            )
+        else:
+            values, weight, kinds = self._read_again(X, sample_weight, allow_missing=allow_missing)
         # Rows that are held out of this fit will be scored.
-        counted = (weight > 0)[:, None]
+        counted = (weight > 0)[:, None] & ~np.isnan(values)
         least = values.min(axis=0, where=counted, initial=np.inf)
         extent = least, values.max(axis=0, where=counted, initial=-np.inf)
         if codes is not None and len(codes) > len(values):  # rows of weight 0 are not read
             codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
         if chosen is not None:
             values, weight, codes, per_weight = chosen(values, weight)
+        if has_missing(values[weight > 0]):
+            lacks_entries = True
+            self._check_missing(values[weight > 0], previous)
+            # Of a row without any entry nothing is learned.
+            kept = ~np.isnan(values).all(axis=1)
+            values, weight, stream = values[kept], weight[kept], None
+            codes = None if codes is None else codes[kept]
+        lacks_entries = lacks_entries or (previous is not None and previous.has_missing)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
+        if lacks_entries:
+            settings = settings.changed(has_missing=True, max_epochs=0)
         self._check_warm_start(previous)
         self._kinds = kinds
         self.schedule_ = settings.training.schedule
         n_networks = len(networks_to_train(settings, MIN_ROWS_TO_SPLIT))
-        tasks = FitTasks.begin(self, n_networks * self.max_epochs, X, y, sample_weight)
+        n_epochs = n_networks * settings.training.max_epochs
+        tasks = FitTasks.begin(self, n_epochs, X, y, sample_weight)
         settings = settings.changed(
             tasks=tasks,
             started=started,
@@ -350,6 +395,15 @@ class TableEstimator(DensityEstimator):
         self._publish()
         tasks.end()
         return self
+
+    def _check_missing(self, values: Array, previous: TableModel | None) -> None:
+        """Raise an error if rows with missing entries, NaN, are none that can be learned from."""
+        names = getattr(self, "feature_names_in_", None)
+        check_observed(np.asarray(np.isnan(values).all(axis=0)), names)
+        if getattr(self, "denoiser", None) is not None:
+            check_complete(values, names, "a denoiser of your own")
+        if previous is not None and previous.nets:
+            check_complete(values, names, "warm starts of networks; set warm_start=False")
 
     def _checked_groups(self, X: Any, groups: ArrayLike) -> NDArray[np.intp]:
         """Return the numbers of the rows' groups."""
@@ -444,10 +498,10 @@ class TableEstimator(DensityEstimator):
         return sample(partitions, self._read_categories, random_state)
 
     def _read_again(
-        self, X: Any, sample_weight: ArrayLike | None
+        self, X: Any, sample_weight: ArrayLike | None, allow_missing: bool = False
     ) -> tuple[Array, Array, list[ColumnKind]]:
         """Return what `_read_first` does, of a table with the columns of the earlier fit."""
-        values = self._read(X)
+        values = self._read(X, allow_missing)
         check_number_of_rows(values.shape, type(self).__name__)
         return values, checked_weight(sample_weight, values), self._kinds
 
@@ -456,7 +510,10 @@ class TableEstimator(DensityEstimator):
         kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
         if previous is not None:
             changed = [
-                name for name, value in kept.items() if not are_equal(self._kept[name], value)
+                # Files of earlier versions do not have all parameters.
+                name
+                for name, value in kept.items()
+                if name in self._kept and not are_equal(self._kept[name], value)
             ]
             if changed:
                 raise ValueError(

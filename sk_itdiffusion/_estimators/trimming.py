@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index
 
-__all__ = ["needed_of_groups", "needed_of_states", "separate_values", "varying_again"]
+__all__ = ["copies_left"]
 
 Array = NDArray[np.float64]
 #: Share of a value or of a mode below which it is as good as lost in trimming, the share of it that
@@ -24,14 +25,67 @@ MIN_SHARE_OF_A_MODE = 0.025
 NEARBY_VALUES = 0.1
 
 
+def copies_left(
+    scores: Array,
+    values: Array,
+    given: DistinctRows,
+    n_trimmed: int,
+    discrete: Index,
+    modes: Index | None,
+) -> Index:
+    """Return how many copies of distinct rows are left without the least likely ones.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+        Scores of the rows.
+    values : ndarray of shape (n, n_columns)
+        Their numbers and codes; NaN where they are missing.
+    given : DistinctRows
+        The rows.
+    n_trimmed : int
+        How many observations to leave out.
+    discrete : ndarray of int
+        Discrete columns that vary.
+    modes : ndarray of shape (n,), int, or None
+        Modes of the rows; None for one mode.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Numbers of copies.
+    """
+    weight, order = given.weight, np.argsort(scores, kind="stable")
+    most = n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
+    below = np.cumsum(weight[order]) <= most
+    # Rows as bad as the last trimmed one stay: no order among equal ones.
+    cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
+    kept_before = scores >= cutoff
+    kept = kept_before.copy()
+    groups = list(separate_values(values, given, discrete))
+    for group in groups:
+        kept |= needed_of_groups(group, given, scores, kept_before, MIN_COPIES_OF_A_VALUE)
+    if modes is not None:
+        least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_units))
+        kept |= needed_of_groups(modes, given, scores, kept_before, least)
+    kept[varying_again(values, scores, kept)] = True
+    left = np.where(kept, given.n_copies, 0)
+    if len(groups) == values.shape[1]:
+        left = np.maximum(left, needed_of_states(groups, given))
+    return np.asarray(left)
+
+
 def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
     """Return, for each column that is constant among the rows kept, the likeliest other row.
 
     Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
+    Of a column that is missing in all rows kept it is the likeliest one in which it is not.
     """
-    usual = values[np.flatnonzero(kept)[0]]
-    is_constant = (values[kept] == usual).all(axis=0)
-    differs = values[:, is_constant] != usual[is_constant]
+    seen = ~np.isnan(values)
+    columns = np.arange(values.shape[1])
+    usual = values[np.flatnonzero(kept)[seen[kept].argmax(axis=0)], columns]
+    is_constant = ((values == usual) | ~seen)[kept].all(axis=0)
+    differs = (seen & (values != usual))[:, is_constant]
     differs = differs[:, differs.any(axis=0)]
     return np.asarray(np.where(differs, scores[:, None], -np.inf).argmax(axis=0))
 
@@ -41,20 +95,24 @@ def separate_values(values: Array, given: DistinctRows, discrete: Index) -> Iter
 
     Categories are separate, and numbers that are farther than a tenth of a standard deviation from
     all others: no other number stands for them.  In a column of other numbers equal ones are
-    chance.
+    chance.  Rows in which an entry is missing have no group.
     """
-    for j, column in enumerate(values.T):
-        categories, group = np.unique(column, return_inverse=True)
+    for j, entries in enumerate(values.T):
+        seen = ~np.isnan(entries)
+        column = entries[seen]
+        categories, found = np.unique(column, return_inverse=True)
         # The mean of squares of far values would overflow.
         scale = np.abs(column).max() + np.finfo(np.float64).tiny
         width = 0.0 if j in discrete else NEARBY_VALUES * scale * float((column / scale).std())
         with np.errstate(over="ignore"):
             is_apart = np.diff(categories) > width
-        copies = np.bincount(group, weights=given.n_copies)
+        copies = np.bincount(found, weights=given.n_copies[seen])
         is_separate = np.append(True, is_apart) & np.append(is_apart, True)
         is_separate &= copies >= MIN_COPIES_OF_A_VALUE
         if 2.0 * copies[is_separate].sum() >= copies.sum():
-            yield np.where(is_separate[group], group, -1)
+            group = np.full(len(entries), -1)
+            group[seen] = np.where(is_separate[found], found, -1)
+            yield group
 
 
 def needed_of_states(groups: Sequence[Index], given: DistinctRows) -> Index:

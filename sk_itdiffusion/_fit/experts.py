@@ -210,6 +210,45 @@ class Experts:
         return np.where(has_cell, math.log1p(-self.dequantizer.unseen), greatest)
 
     @property
+    def terms_of_columns(self) -> Array:
+        """What each column that is observed adds to the log-densities, (n_columns,), in nats.
+
+        Their sum is `constant_term` but for the share of rows beyond bounds.
+        """
+        terms = self.space.log_seen.copy()
+        terms[self.space.constant] += self.greatest_constant_log_densities
+        if self.dequantizer is not None:
+            on_lattice = self.space.continuous[self.dequantizer.step[self.space.continuous] > 0]
+            terms[on_lattice] += np.log(self.dequantizer.step[on_lattice])
+        return terms
+
+    def terms_of_parts(self, seen: Array) -> Array:
+        """Return what columns add to log-densities of parts of rows, beside maps and references.
+
+        Parameters
+        ----------
+        seen : ndarray of shape (n, n_columns)
+            Which columns are observed, 0 or 1, or with which probability.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            The terms, in nats; 0 where no column is observed.
+        """
+        return np.asarray(np.where(seen > 0, seen * self.terms_of_columns, 0.0).sum(axis=1))
+
+    def log_share_inside(self, seen: NDArray[np.bool_]) -> Array:
+        """Return the log-probabilities of not being beyond bounds, (n,), in nats.
+
+        The argument says which columns are observed, (n, n_columns); where none of them has a bound
+        it is 0.
+        """
+        if self.beyond is None:
+            return np.zeros(len(seen))
+        is_bounded = seen[:, self.space.bounded].any(axis=1)
+        return np.where(is_bounded, math.log1p(-self.beyond.share), 0.0)
+
+    @property
     def has_probabilities(self) -> bool:
         """Whether rows have probabilities, so that equal ones are different observations."""
         return self.space.is_discrete or (

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.experts import BeyondBounds, Experts, Mixing, kind_of_expert
 from sk_itdiffusion._fit.map_choice import choose_map
+from sk_itdiffusion._fit.missing import model_of_parts
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.networks import (
     SHARE_OF_TRAINING,
@@ -37,7 +38,7 @@ from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.selection import EarlierReferences, FittedReferences, fit_references
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit, split_rows
-from sk_itdiffusion._fit.stacking import stacked_model
+from sk_itdiffusion._fit.stacking import chosen_experts, stacked_model
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
@@ -64,7 +65,7 @@ def fit_table_model(
     Parameters
     ----------
     values : ndarray of shape (n_samples, n_columns)
-        Finite numbers of continuous columns, codes of discrete ones.
+        Finite numbers of continuous columns, codes of discrete ones; NaN where they are missing.
     weight : ndarray of shape (n_samples,)
         Non-negative weights.
     kinds : sequence of ColumnKind
@@ -116,17 +117,25 @@ def fit_table_model(
         if previous is None
         else previous.beyond,
     )
-    experts, history = with_networks(experts, references, split, schema, settings, rows, previous)
-    with stretch_of_progress(SHARE_OF_TRAINING if experts.nets else 0.0, 1.0):
-        model = stacked_model(experts, references, split, schema, settings, history)
+    if settings.model.has_missing:
+        names = chosen_experts(experts, references.control, split, schema, settings)
+        seen = observed.rows.share @ ~np.isnan(observed.rows.X)
+        model, extent = model_of_parts(experts, references, names, split, seen), "none"
+    else:
+        experts, history = with_networks(
+            experts, references, split, schema, settings, rows, previous
+        )
+        with stretch_of_progress(SHARE_OF_TRAINING if experts.nets else 0.0, 1.0):
+            model = stacked_model(experts, references, split, schema, settings, history)
+        extent = "from {:.2f} to {:.2f}".format(*model.logsnr[[0, -1]])
     logger.info(
-        "fitted to %d rows: control variate %r of %s, %r maps, log-SNRs from %.2f to %.2f, "
+        "fitted to %d rows: control variate %r of %s, %r maps, log-SNRs %s, "
         "validation bound %.4f nats per row",
         len(rows),
         model.control,
         sorted(model.references),
         model.space.marginal_map.kind,
-        *model.logsnr[[0, -1]],
+        extent,
         model.entropy,
     )
     return model

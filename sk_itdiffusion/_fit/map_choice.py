@@ -200,7 +200,8 @@ def _guide_score(
         and is_affordable(n_components, train.X.shape[1])
     ]
     plain = guides[-1]
-    more = (family.guide(split.continuous_train, plain, resolution) for family in families)
+    complete = split.continuous_train.complete
+    more = (family.guide(complete, plain, resolution) for family in families if len(complete))
     guides += [guide for guide in more if guide is not None]
     share = split.valid.share
     valid = split.continuous_valid.X

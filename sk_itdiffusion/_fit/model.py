@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion._fit.model_of_parts import (
+    DEQUANTIZATIONS,
+    NUMBERS_IN_A_PASS,
+    ModelOfParts,
+    n_dequantizations,
+)
+from sk_itdiffusion._immse.cubature import (
+    Keys,
+    NoiseRule,
+    PiecewiseDensity,
+    row_keys,
+)
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import (
@@ -53,13 +64,8 @@ MIN_LOG_DENSITY = -1e12
 #: Numbers in the rows whose errors are held in memory at a time.
 NUMBERS_IN_A_PROFILE = 2**22
 MAX_ROWS_IN_A_PROFILE = 5_000
-#: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
-NUMBERS_IN_A_PASS = 2**22
 #: Log-SNRs are within these bounds.
 MAX_LOGSNR = 700.0
-#: Draws of a dequantised row's noise that the reference's log-density is averaged over with the
-#: usual tolerance or a larger one, and the most.
-DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
 #: Log-SNRs at which each path is looked at.
 PATH_STEPS = 32
 
@@ -89,20 +95,12 @@ class ControlLogDensity:
     variance: Array
 
 
-def n_dequantizations(tolerance: Tolerance) -> int:
-    """Return over how many draws of noise the reference's log-density is averaged.
-
-    The variance falls with the square of the tolerance, as that of the integral does.
-    """
-    return tolerance.draws_for(DEQUANTIZATIONS, DEQUANTIZATIONS, MAX_DEQUANTIZATIONS)
-
-
 @stored(is_placed=True)
 @dataclass(frozen=True, kw_only=True)
-class TableModel(Experts):
+class TableModel(ModelOfParts):
     """A fitted density on rows of a table: experts and their weights.
 
-    Beside the attributes of `Experts` it has the following.
+    Beside the attributes of `ModelOfParts` it has the following.
 
     Attributes
     ----------
@@ -165,7 +163,10 @@ class TableModel(Experts):
         kept = {name: each.without_wide_components() for name, each in self.references.items()}
         if all(kept[name] is each for name, each in self.references.items()):
             return self
-        return replace(self, references=kept)
+        parts = None
+        if self.has_missing and self.parts is not None:
+            parts = self.parts.without_wide_components()
+        return replace(self, references=kept, parts=parts)
 
     # -- density -----------------------------------------------------------------------------
 
@@ -185,6 +186,19 @@ class TableModel(Experts):
 
     def _log_density(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
         """Return what `log_density` does, of rows that are held in memory several times."""
+        in_parts = self.answers_by_parts(values)
+        if not in_parts.any():
+            return self._log_density_of_rows(values, tolerance)
+        total, variance = np.empty(len(values)), np.empty(len(values))
+        whole = ~in_parts
+        if whole.any():
+            total[whole], variance[whole] = self._log_density_of_rows(values[whole], tolerance)
+        of_parts = self._log_density_of_parts(values[in_parts], tolerance)
+        total[in_parts], variance[in_parts] = of_parts
+        return total, variance
+
+    def _log_density_of_rows(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
+        """Return what `log_density` does, of complete rows."""
         total = self.log_density_of_constants(values)
         variance = np.zeros(len(values))
         if self.space.is_empty:
@@ -279,12 +293,6 @@ class TableModel(Experts):
         variance[near] = (logs + slopes)[near].var(axis=1, ddof=1) / len(draws)
         return ControlLogDensity(values, logs.mean(axis=1), slopes.mean(axis=1), near, variance)
 
-    def reference_offsets(self, keys: Keys, tolerance: Tolerance) -> list[Array]:
-        """Return the noise over which the reference's log-density is averaged, for each draw."""
-        assert self.dequantizer is not None
-        drawn = spawn_keys(keys, n_dequantizations(tolerance), first=2**20)
-        return [self.dequantizer.offsets(column) for column in drawn.T]
-
     def _control_log_density(self, standardized: Array) -> ControlLogDensity:
         rows, log_slope = self.space.rows(standardized)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
@@ -294,11 +302,23 @@ class TableModel(Experts):
         slope = np.where(finite, log_slope, 0.0)
         return ControlLogDensity(rows, log_density, slope, near, np.zeros(len(rows)))
 
-    def path_log_probability(self, values: Array, n_paths: int) -> tuple[Array, Array]:
+    def path_log_probability(
+        self, values: Array, n_paths: int, tolerance: Tolerance
+    ) -> tuple[Array, Array]:
         """Return log-probabilities of discrete rows from noise paths, and their variances.
 
-        See `sk_itdiffusion._immse.path`.
+        See `sk_itdiffusion._immse.path`.  Rows with missing entries have no paths.
         """
+        in_parts = self.answers_by_parts(values)
+        if in_parts.any():
+            total, variance = np.empty(len(values)), np.empty(len(values))
+            whole = ~in_parts
+            of_parts = self._log_density_of_parts(values[in_parts], tolerance)
+            total[in_parts], variance[in_parts] = of_parts
+            if whole.any():
+                of_paths = self.path_log_probability(values[whole], n_paths, tolerance)
+                total[whole], variance[whole] = of_paths
+            return total, variance
         total = self.constant_term + self.space.unseen_log_odds(values).sum(axis=1)
         variance = np.zeros(len(values))
         if self.space.is_empty:
@@ -384,6 +404,10 @@ class TableModel(Experts):
         """
         if self.space.is_empty:
             return self.space.values(np.empty((n_samples, 0)))
+        if self.has_missing:
+            assert self.parts is not None
+            drawn = self.parts.sample(n_samples, random_state)
+            return self.on_lattice(self.space.values(drawn))
         reference, layout = self.references[self.control], self.space.layout
         rows = reference.sample(n_samples, random_state)
         clean = torch.from_numpy(layout.embed_array(rows))
@@ -468,6 +492,11 @@ class TableModel(Experts):
             check_shapes(self.dequantizer, {"step": "n"}, n=n_columns)
         if self.beyond is not None:
             check_reference(self.beyond.reference, layout)
+        if self.parts is not None:
+            for reference in self.parts.references:
+                check_reference(reference, layout)
+        elif self.has_missing and not self.space.is_empty:
+            raise ValueError("there is nothing that answers for missing entries")
 
 
 def summarize_profile(

@@ -91,7 +91,7 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     """Return the names of the networks; an untrained one adds nothing to its reference."""
     trained = settings.training.max_epochs > 0 or settings.model.network.is_complete
     by_default = settings.model.experts == "auto" and trained
-    if not holds_out(n_rows, settings):
+    if not holds_out(n_rows, settings) or settings.model.has_missing:
         return []
     possible = planned_networks(settings)
     return [

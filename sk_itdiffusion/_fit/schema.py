@@ -31,7 +31,10 @@ from sk_itdiffusion._table.rows import (
     are_counts,
     column_labels,
     effective_number,
+    extent,
+    first_observed,
     group_rows,
+    has_missing,
     in_common_units,
     inspect_columns,
 )
@@ -132,7 +135,7 @@ def read_schema(
     Parameters
     ----------
     values : ndarray of shape (n_samples, n_columns)
-        Finite numbers of continuous columns, codes of discrete ones.
+        Finite numbers of continuous columns, codes of discrete ones; NaN where they are missing.
     weight : ndarray of shape (n_samples,)
         Non-negative weights.
     kinds : sequence of ColumnKind
@@ -246,7 +249,7 @@ def candidate_bounds(
     judged = judged and not isinstance(settings.model.reference, ContinuousReference)
     if not settings.model.finds_bounds or not judged or settings.runtime.stream is not None:
         return None
-    least, greatest = varying.X.min(axis=0), varying.X.max(axis=0)
+    least, greatest = extent(varying.X)
     if settings.model.extent is not None:
         least = np.minimum(least, settings.model.extent[0][continuous])
         greatest = np.maximum(greatest, settings.model.extent[1][continuous])
@@ -284,7 +287,8 @@ def table_space(
     if settings.model.has_images or has_given_units(settings):
         return image_space(grouped, settings, n_weighted)
     is_continuous = np.array([kind.n_categories == 0 for kind in kinds], dtype=bool)
-    varies = grouped.X.min(axis=0) < grouped.X.max(axis=0)
+    least, greatest = extent(grouped.X)
+    varies = least < greatest
     continuous = np.flatnonzero(is_continuous & varies)
     X = np.ascontiguousarray(grouped.X[:, continuous])
     varying = WeightedRows(X, grouped.weight, number=grouped.number)
@@ -301,7 +305,7 @@ def table_space(
         continuous=continuous,
         discrete=discrete,
         constant=np.flatnonzero(is_continuous & ~varies),
-        constant_values=grouped.X[0].copy(),
+        constant_values=first_observed(grouped.X),
         standardizer=standardizer,
         marginal_map=MarginalMap("standard", ()),
         layout=make_layout(
@@ -335,8 +339,8 @@ def image_space(
         low, high = settings.model.denoiser.data_range
         center, scale = 0.5 * (low + high), 0.5 * (high - low)
     else:
-        center = float(grouped.share @ grouped.X.mean(axis=1))
-        scale = math.sqrt(float(grouped.share @ ((grouped.X - center) ** 2).mean(axis=1))) or 1.0
+        center = mean_of_rows(grouped, grouped.X)
+        scale = math.sqrt(mean_of_rows(grouped, (grouped.X - center) ** 2)) or 1.0
         if grouped.content is not None:
             exponent = np.frexp(scale)[1]
             scaled = np.ldexp([center, scale], -exponent)
@@ -347,7 +351,7 @@ def image_space(
         continuous=np.arange(n_columns),
         discrete=np.arange(0),
         constant=np.arange(0),
-        constant_values=grouped.X[0].copy(),
+        constant_values=first_observed(grouped.X),
         standardizer=standardizer,
         marginal_map=MarginalMap("standard", (AffineMap(),) * n_columns),
         layout=make_layout([], grouped, n_columns, False),
@@ -355,6 +359,15 @@ def image_space(
         is_mapped=True,
     )
     return space, inspect_columns(grouped, standardizer.scale, n_weighted)
+
+
+def mean_of_rows(rows: WeightedRows, values: Array) -> float:
+    """Return the weighted mean over rows of the means of their observed values."""
+    if not has_missing(values):
+        return float(rows.share @ values.mean(axis=1))
+    seen = ~np.isnan(values)
+    total = np.where(seen, values, 0.0).sum(axis=1)
+    return float(rows.share @ (total / np.maximum(seen.sum(axis=1), 1)))
 
 
 @dataclass(frozen=True)
@@ -439,7 +452,8 @@ def noisy_copies(
     Where all columns are on lattices, equal rows are different observations, as of discrete tables.
     Where one is not, and of images, they are copies of one.
     """
-    varies = counted.X.min(axis=0) < counted.X.max(axis=0)
+    lowest, highest = extent(counted.X)
+    varies = lowest < highest
     has_probabilities = bool((dequantizer.step[varies] > 0).all()) and not settings.model.has_images
     least = 0 if settings.model.has_images else MIN_NOISY_COPIES
     most = affordable_rows(counted.X.shape[1])

@@ -20,7 +20,12 @@ from sk_itdiffusion._runtime.parallel import run_interruptibly
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references import ContinuousReference, Reference
-from sk_itdiffusion.references.families import Demand, FamilyContext, ReferenceFamily
+from sk_itdiffusion.references.families import (
+    BUILT_IN_FAMILIES,
+    Demand,
+    FamilyContext,
+    ReferenceFamily,
+)
 from sk_itdiffusion.references.judging import log_likelihoods
 
 __all__ = ["FittedReferences", "choose_control", "families_of", "fit_references"]
@@ -124,9 +129,12 @@ def fit_families(
     for family in families:
         own = np.random.RandomState(seed_of_family(seed, family.name))
         known = replace(context, references=MappingProxyType(dict(references)), random_state=own)
-        found = family.fit_judged(split, known)
-        check_reference(family, found, split)
-        optimism[family.name] = found.optimism
+        # Families of the user's own know nothing of missing entries.
+        taught = split if family in BUILT_IN_FAMILIES else split.complete
+        found = family.fit_judged(taught, known)
+        check_reference(family, found, taught)
+        is_of_all = np.ndim(found.optimism) == 0 or len(taught.valid) == len(split.valid)
+        optimism[family.name] = found.optimism if is_of_all else 0.0
         if found.reference is not None:
             references[family.name] = found.reference
     return references, optimism
@@ -217,7 +225,10 @@ def fit_references(
     split = replace(split, optimism=replace(split.optimism, families=optimism))
     beyond = settings.model.beyond_the_grid
     coarse = {name: r for name, r in references.items() if name not in beyond}
-    if earlier is None:
+    if settings.model.has_missing:  # nothing is integrated
+        grid = np.empty(0)
+        preconditioner = plain_reference(references, settings.model.families)
+    elif earlier is None:
         layout = split.space.layout
         ends = model_range(coarse.values(), layout, split.train, schema.resolution)
         grid, preconditioner = np.linspace(*ends, N_NODES), choose_preconditioner(coarse, settings)
@@ -234,7 +245,7 @@ def fit_references(
         preconditioner,
         control,
         grid,
-        with_more_nodes(grid, fine, schema.resolution),
+        with_more_nodes(grid, fine, schema.resolution) if len(grid) else grid,
     )
 
 

@@ -75,6 +75,8 @@ class ModelSettings:
     may_hold_out: bool = True
     #: Observations that a weight of 1 stands for; None if they follow from the weights.
     observations_per_weight: float | None = None
+    #: Whether rows lack entries, so that networks take no part and no integral is needed.
+    has_missing: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,29 @@ class MappedSplit:
             log_slope,
             judged=train is not valid,
             train_log_slope=train_log_slope,
+        )
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether entries of the rows are missing."""
+        return self.train.has_missing or self.valid.has_missing
+
+    @property
+    def complete(self) -> MappedSplit:
+        """The rows without missing entries; the same object if these are all."""
+        if not self.has_missing:
+            return self
+        kept, kept_valid = (
+            np.flatnonzero(~np.isnan(rows.X).any(axis=1)) for rows in (self.train, self.valid)
+        )
+        train_log_slope = np.broadcast_to(self.train_log_slope, len(self.train))
+        return replace(
+            self,
+            train=self.train.take(kept),
+            valid=self.valid.take(kept_valid),
+            valid_log_slope=self.valid_log_slope[kept_valid],
+            train_log_slope=train_log_slope[kept],
+            optimism=Optimism(),
         )
 
     @property

@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
 from sk_itdiffusion._fit.grids import n_nodes_needed
 from sk_itdiffusion._fit.model import TableModel, summarize_profile
+from sk_itdiffusion._fit.parts import fit_parts
 from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT, Schema
 from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import crossfitted_errors, mean_and_std, variance_of_units
+from sk_itdiffusion._fit.validation import (
+    crossfitted_errors,
+    mean_and_std,
+    variance_of_units,
+    with_unseen_values,
+)
 from sk_itdiffusion._immse.cubature import spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
@@ -101,13 +107,14 @@ def stacked_model(
     )
     log_density = log_likelihoods(experts.references[control], valid.X)
     log_density += log_slope + members.integral(difference)
-    if not experts.space.is_discrete:
-        used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
-        log_density -= split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
+    used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
+    optimism = split.optimism.of_stack(used, experts.plain, len(split.valid))[:n_rows]
+    log_density -= np.repeat(optimism, len(log_density) // n_rows)
     entropy = entropy_std = math.nan
     if split.judged:
-        n = members.n_observations
-        variance = variance_of_reference(experts.references[control], split, n)
+        n, reference = members.n_observations, experts.references[control]
+        log_density = with_unseen_values(log_density, valid, split.train, experts.space, reference)
+        variance = variance_of_reference(reference, split, n)
         mean, entropy_std = mean_and_std(log_density, valid, n, variance)
         entropy = -mean - experts.constant_term
     return TableModel.of(
@@ -118,6 +125,7 @@ def stacked_model(
         entropy_std=entropy_std,
         history=list(history),
         curve=summarize_profile(profile, names, mixing.weights, experts.network_names),
+        parts=fit_parts(experts.references, names, control, split, n_rows),
     )
 
 
@@ -234,6 +242,8 @@ def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings
         NETWORKS[1]: f"{rows} and a convolutional network beside it",
         "reference": "it needs an object as the parameter reference",
     }
+    if settings.model.has_missing:
+        reasons |= dict.fromkeys(NETWORKS, "it needs rows without missing entries")
     demand = demand_of(settings)
     families = {family.name: family for family in settings.model.families}
     return reasons | {

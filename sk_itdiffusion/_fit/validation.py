@@ -22,8 +22,17 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.judging import log_likelihoods
 
-__all__ = ["Optimism", "crossfitted_errors", "mean_and_std", "variance_of_units"]
+__all__ = [
+    "Optimism",
+    "crossfitted_errors",
+    "mean_and_std",
+    "variance_of_units",
+    "with_unseen_values",
+]
 
 #: By how much the number of a single unit may exceed one by rounding.
 ROUNDING_OF_ONE = 1e-9
@@ -114,6 +123,60 @@ class Optimism:
         for name, optimism in self.families.items():
             total = total + weights.get(name, 0.0) * optimism
         return np.broadcast_to(total, n_rows)
+
+
+def with_unseen_values(
+    log_density: Array,
+    valid: WeightedRows,
+    train: WeightedRows,
+    space: TableSpace,
+    reference: Reference,
+) -> Array:
+    """Return log-densities of validation rows in which values that training lacks are unseen.
+
+    The categories of a column are those of all rows.  So no validation row has a value that is no
+    category, as some new rows do; values that no training row has stand for them, in columns with
+    an order those beyond the values of the training rows.  Where there are several such values,
+    they share the probability of all of them.
+
+    Parameters
+    ----------
+    log_density : ndarray of shape (n_valid,)
+        Log-densities in nats, without what all rows have in common.
+    valid, train : WeightedRows
+        Validation and training rows, behind the maps of the columns.
+    space : TableSpace
+        Their space.
+    reference : Reference
+        The control variate, which scores rows with unseen values.
+
+    Returns
+    -------
+    ndarray of shape (n_valid,)
+        The log-densities.
+    """
+    n_continuous = len(space.continuous)
+    codes, trained = (rows.X[:, n_continuous:] for rows in (valid, train))
+    unseen, n_unseen = np.zeros(codes.shape, dtype=bool), np.ones(codes.shape[1])
+    for j in np.flatnonzero(np.isin(space.discrete, space.open)):
+        known = np.unique(trained[:, j][~np.isnan(trained[:, j])])
+        if space.layout.variables[j].values is None:
+            unseen[:, j] = ~np.isin(codes[:, j], known) & ~np.isnan(codes[:, j])
+        else:
+            unseen[:, j] = (codes[:, j] < known[0]) | (codes[:, j] > known[-1])
+        n_unseen[j] = max(1, len(np.unique(codes[unseen[:, j], j])))
+    rows = np.flatnonzero(unseen.any(axis=1))
+    if not len(rows):
+        return log_density
+    others = valid.X[rows].copy()
+    others[:, n_continuous:][unseen[rows]] = np.nan
+    log_seen = space.log_seen[space.discrete]
+    with np.errstate(divide="ignore"):  # of columns that cannot have unseen values
+        log_odds = np.log(-np.expm1(log_seen) / n_unseen) - log_seen
+    found = log_density.copy()
+    found[rows] += log_likelihoods(reference, others) - log_likelihoods(reference, valid.X[rows])
+    found[rows] += np.where(unseen[rows], log_odds, 0.0).sum(axis=1)
+    return found
 
 
 def mean_and_std(

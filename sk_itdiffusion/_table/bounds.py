@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_itdiffusion._table.rows import observed
+
 __all__ = [
     "around_cells",
     "check_inside",
@@ -107,9 +109,12 @@ def around_cells(bounds: Array, step: Array) -> Array:
 
 
 def outside(X: Array, bounds: Array) -> NDArray[np.bool_]:
-    """Return which values are not between the bounds of their columns, the bounds excluded."""
+    """Return which values are not between the bounds of their columns, the bounds excluded.
+
+    Missing values, NaN, are not outside.
+    """
     low, high = bounds.T
-    return np.asarray(~(np.greater(X, low) & np.less(X, high)))
+    return np.asarray(np.less_equal(X, low) | np.greater_equal(X, high))
 
 
 def rounded_inside(values: Array, dtype: np.dtype[Any], low: float, high: float) -> NDArray[Any]:
@@ -181,7 +186,7 @@ def shown_bounds(X: Array, weight: Array, least: Array, greatest: Array) -> Arra
     """
     found = unbounded(X.shape[1])
     for j, (x, low, high) in enumerate(zip(X.T, least, greatest, strict=True)):
-        near_low, near_high = _outer_quantiles(x, weight)
+        near_low, near_high = _outer_quantiles(*observed(x, weight))
         if low > 0.0 and high < 1.0 and 1.0 - high < _REACH * (high - near_high):
             found[j] = 0.0, 1.0
         elif 0.0 < low < _REACH * (near_low - low):

@@ -276,10 +276,12 @@ def learn_categories(
     weight: Array,
     shared_categories: bool,
     squared_weight: Array | None = None,
+    handle_missing: str = "category",
 ) -> tuple[dict[int, Labels], dict[int, UnseenValues]]:
     """Return the categories of the discrete columns, in the order of their codes, and other values.
 
-    Columns that share their categories share the probabilities of other values too.
+    Columns that share their categories share the probabilities of other values too.  Missing values
+    of columns that hold no numbers are a category if they are handled as such.
     """
     discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
     tallies = {
@@ -295,7 +297,8 @@ def learn_categories(
         is_number = bool(table.holds_numbers[group].all())
         label = ", ".join(table.labels[j] for j in group[:N_SHOWN])
         categories = _ordered_categories(parts, free, is_number, label)
-        if tally.missing > 0 and not any(category is None for category in categories):
+        is_category = handle_missing == "category" and not is_number
+        if is_category and tally.missing > 0 and not any(each is None for each in categories):
             categories = np.append(categories, np.array([None], dtype=object))
         _check_number_of_categories(len(categories), label)
         by_weight = tally.by_weight(categories)

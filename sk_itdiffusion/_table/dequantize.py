@@ -30,7 +30,14 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.rows import WeightedRows, column_labels, lattice_step
+from sk_itdiffusion._table.rows import (
+    WeightedRows,
+    column_labels,
+    extent,
+    has_missing,
+    lattice_step,
+    observed,
+)
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import (
     check_finite,
@@ -120,7 +127,7 @@ class Dequantizer:
         Parameters
         ----------
         X : ndarray of shape (n_samples, d)
-            Rows.
+            Rows, which may lack entries.
         step : float, array-like of shape (d,) or None
             Lattice steps; None finds them.
         shared : bool
@@ -140,21 +147,23 @@ class Dequantizer:
         ValueError
             If no column is on a lattice.
         """
-        varies = X.min(axis=0) < X.max(axis=0)
+        least, greatest = extent(X)
+        varies = least < greatest
         if step is not None:
             steps = np.array(np.broadcast_to(np.asarray(step, dtype=np.float64), X.shape[1]))
         elif shared:
-            steps = np.full(X.shape[1], refined_step(np.unique(X[:ROWS_FOR_STEP])))
+            pixels = observed(X[:ROWS_FOR_STEP].ravel())[0]
+            steps = np.full(X.shape[1], refined_step(np.unique(pixels)))
         else:
-            steps = np.array([refined_step(np.unique(column)) for column in X.T])
+            steps = np.array([refined_step(np.unique(observed(column)[0])) for column in X.T])
         if not steps.any() and (varies.any() or shared or step is not None):
             raise ValueError(
                 "dequantize=True finds no column whose values are multiples of a common step; set "
                 "dequantize to the step, or to False."
             )
         if shared:
-            return cls(steps, np.full(X.shape[1], X[:ROWS_FOR_STEP].min()), seed)
-        origin = X.min(axis=0)
+            return cls(steps, np.full(X.shape[1], extent(X[:ROWS_FOR_STEP])[0].min()), seed)
+        origin = least
         if step is None:
             steps[~varies] = steps_of_constants(origin, steps, varies)
         counts = np.ones(len(X)) if weight is None else weight
@@ -311,7 +320,7 @@ class Dequantizer:
 
 def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str] | None) -> None:
     """Warn of columns in which floats are too far apart for noise within a cell."""
-    apart = np.spacing(np.abs(X).max(axis=0))
+    apart = np.spacing(extent(np.abs(X))[1])
     coarse = dequantizer.has_noise & (dequantizer.step < MIN_FLOATS_IN_A_CELL * apart)
     if coarse.any():
         warn(
@@ -364,8 +373,14 @@ def mean_deviation(X: Array, weight: Array, step: Array) -> float:
     if not chosen.any():
         return MIN_MEAN_DISTANCE
     share = weight / weight.sum()
-    numbers = (X[:, chosen] - X[:, chosen].min(axis=0)) / step[chosen]
-    deviation = share @ np.abs(numbers - share @ numbers)
+    numbers = (X[:, chosen] - extent(X[:, chosen])[0]) / step[chosen]
+    if has_missing(numbers):
+        seen = ~np.isnan(numbers)
+        share = seen * weight[:, None] / (weight @ seen)
+        numbers = np.where(seen, numbers, 0.0)
+        deviation = (share * np.abs(numbers - (share * numbers).sum(axis=0))).sum(axis=0)
+    else:
+        deviation = share @ np.abs(numbers - share @ numbers)
     return max(MIN_MEAN_DISTANCE, float(deviation.mean()))
 
 

@@ -42,6 +42,7 @@ from sk_itdiffusion._table.reading import (
     factorize,
     first_few,
     read_table,
+    with_one_nan,
 )
 from sk_itdiffusion._table.rows import in_common_units
 from sk_itdiffusion._table.unseen import UnseenValues
@@ -122,6 +123,8 @@ class TableEncoder:
         Which columns held numbers.
     polars : tuple of str or None, default=None
         Names of the dtypes of the columns if decoded tables are data frames of polars.
+    handle_missing : {"category", "missing"}, default="category"
+        What missing values are in discrete columns that held no numbers.
 
     Examples
     --------
@@ -141,6 +144,7 @@ class TableEncoder:
     array_dtype: np.dtype[Any] | None
     holds_numbers: NDArray[np.bool_]
     polars: tuple[str, ...] | None = None
+    handle_missing: str = "category"
 
     @classmethod
     def of_numbers(cls, X: Any) -> TableEncoder:
@@ -177,6 +181,8 @@ class TableEncoder:
         shared_categories: bool = False,
         sample_weight: ArrayLike | None = None,
         squared_weight: Array | None = None,
+        allow_missing: bool = False,
+        handle_missing: str = "category",
     ) -> TableEncoder:
         """Learn the categories of the discrete columns.
 
@@ -203,6 +209,11 @@ class TableEncoder:
         squared_weight : ndarray of shape (n_rows,), default=None
             Sums of the squared weights of the observations that a row stands for, if its weight is
             the sum of theirs.
+        allow_missing : bool, default=False
+            Whether entries may be missing that are no category.
+        handle_missing : {"category", "missing"}, default="category"
+            Whether a missing value, other than among numbers, is a category of its own, or one only
+            where it is given.
 
         Returns
         -------
@@ -212,24 +223,29 @@ class TableEncoder:
         Raises
         ------
         ValueError
-            If numbers are missing or infinite, a continuous column holds no numbers, an ordinal
-            one no order, a column more than 4096 categories, categories are not among those given,
-            or a parameter is out of its range.
+            If numbers are infinite, or missing though they must not be, a continuous column holds
+            no numbers, an ordinal one no order, a column more than 4096 categories, or nothing but
+            missing values, categories are not among those given, or a parameter is out of its
+            range.
         TypeError
             If entries are neither texts nor numbers, such as dicts.
         """
         table = read_table(X)
         _check_settings(table, kinds, handle_unknown)
         check_continuous(table, kinds)
-        table.check_finite(table.holds_numbers, is_continuous(kinds))
+        table.check_finite(table.holds_numbers, is_continuous(kinds), allow_missing)
         merged = reason_of_merged_integers(table, np.flatnonzero(is_continuous(kinds)))
         if merged is not None:
             warn(merged)
         given = given_categories(table, kinds, categories)
         check_order(table, kinds, given)
+        may_lack = table.holds_numbers | (handle_missing == "missing")
+        may_lack[[j for j, each in given.items() if None in each.tolist()]] = False
+        table.check_finite(may_lack, is_continuous(kinds), allow_missing)
+        table.check_observed(may_lack)
         weight = _read_weight(sample_weight, table.frame.shape, squared_weight is None)
         learned, unseen = learn_categories(
-            table, kinds, given, weight, shared_categories, squared_weight
+            table, kinds, given, weight, shared_categories, squared_weight, handle_missing
         )
         _check_known(table, {j: learned[j] for j in given}, weight)
         if handle_unknown == "error":
@@ -242,12 +258,12 @@ class TableEncoder:
         names = table.frame.columns if table.dtype is None else None
         # Truths may be missing in other tables, but for those of numpy.
         is_truth = np.array([storage == "boolean" for storage in table.storages])
-        may_lack = is_truth & np.array([dtype != np.dtype(bool) for dtype in table.frame.dtypes])
-        holds_numbers = table.holds_numbers & ~(may_lack & ~is_continuous(kinds))
+        is_open = is_truth & np.array([dtype != np.dtype(bool) for dtype in table.frame.dtypes])
+        holds_numbers = table.holds_numbers & ~(is_open & ~is_continuous(kinds))
         dtype, polars = table.dtype, table.polars
-        return cls(columns, names, tuple(dtypes), dtype, holds_numbers, polars)
+        return cls(columns, names, tuple(dtypes), dtype, holds_numbers, polars, handle_missing)
 
-    def encode(self, X: Any) -> Array:
+    def encode(self, X: Any, allow_missing: bool = False) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
 
         Values that are no categories become their log-probabilities, which are negative.
@@ -256,11 +272,14 @@ class TableEncoder:
         ----------
         X : array-like or data frame of shape (n_rows, n_columns), or Table
             Table with the fitted columns, in their order; containers and dtypes may differ.
+        allow_missing : bool, default=False
+            Whether missing entries may be NaN: those that are no category, among numbers, and
+            elsewhere if ``handle_missing`` is "missing".  If not they are an error.
 
         Returns
         -------
         ndarray of shape (n_rows, n_columns)
-            Numbers, codes and log-probabilities.
+            Numbers, codes and log-probabilities; NaN where entries are missing.
 
         Raises
         ------
@@ -276,18 +295,28 @@ class TableEncoder:
                 f"X has {table.n_columns} features, but {type(self).__name__} is expecting "
                 f"{len(self.columns)} features as input."
             )
-        table.check_finite(
-            self.holds_numbers, is_continuous([column.kind for column in self.columns])
-        )
+        continuous = is_continuous([column.kind for column in self.columns])
+        table.check_finite(self.may_lack, continuous, allow_missing)
         values = np.empty(table.frame.shape)
         for j, column in enumerate(self.columns):
             if column.categories is None:
                 values[:, j] = as_floats(table.column(j), column.label)
             else:
                 values[:, j] = _encode_discrete(
-                    table.column(j), column.label, column.categories, column.unseen
+                    table.column(j),
+                    column.label,
+                    column.categories,
+                    column.unseen,
+                    bool(self.may_lack[j]),
                 )
-        return values
+        return with_one_nan(values)
+
+    @property
+    def may_lack(self) -> NDArray[np.bool_]:
+        """Columns in which a missing value is no value, (n_columns,)."""
+        may_lack = self.holds_numbers | (self.handle_missing == "missing")
+        has_category = [c.categories is not None and None in c.categories for c in self.columns]
+        return np.asarray(may_lack & ~np.array(has_category, dtype=bool))
 
     def unseen(self, values: Array) -> NDArray[np.bool_]:
         """Return which entries, (n_rows, n_columns), are no categories of discrete columns."""
@@ -353,6 +382,8 @@ class TableEncoder:
         sizes = [len(self.dtypes), len(self.holds_numbers), np.ndim(self.holds_numbers)]
         n_columns = len(self.columns)
         check_same(sizes, [n_columns, n_columns, 1], "there are other columns")
+        if self.handle_missing not in ("category", "missing"):
+            raise ValueError("it is not known what missing values are")
         for names in (self.names, self.polars):
             check_same(len(self.columns if names is None else names), n_columns, "other names")
         # Pandas would look up texts.
@@ -394,16 +425,26 @@ def _read_weight(
 def _check_known(table: Table, categories: Mapping[int, Labels], weight: Array) -> None:
     """Raise a ValueError if labels of positive weight are no categories."""
     for j, known in categories.items():
-        _encode_discrete(table.column(j)[weight > 0], table.labels[j], known, None)
+        seen = table.column(j)[weight > 0].dropna()
+        _encode_discrete(seen, table.labels[j], known, None, False)
 
 
 def _encode_discrete(
-    column: pd.Series[Any], label: str, categories: Labels, unseen: UnseenValues | None
+    column: pd.Series[Any],
+    label: str,
+    categories: Labels,
+    unseen: UnseenValues | None,
+    may_lack: bool,
 ) -> Array:
-    """Return the codes of the entries of a column, of other values the log-probabilities."""
+    """Return the codes of the entries of a column, of other values the log-probabilities.
+
+    Missing values that are no category are NaN if entries may lack, else other values too.
+    """
     numbers, labels = factorize(column, label)
     code_of_label = codes_of(labels, categories)
     codes = code_of_label[numbers].astype(np.float64)
+    if may_lack:
+        codes[(numbers < 0) & (codes < 0.0)] = np.nan
     is_other = codes < 0.0
     if not is_other.any():
         return codes

@@ -396,7 +396,7 @@ def places_of(X: Array, distinct: Array) -> Index:
     own, known = row_keys(X), row_keys(distinct)
     order = np.argsort(known)
     found = order[np.minimum(np.searchsorted(known[order], own), len(order) - 1)]
-    if not np.array_equal(distinct[found], X):  # two rows with one hash
+    if not np.array_equal(distinct[found], X, equal_nan=True):  # two rows with one hash
         together = np.unique(np.vstack([distinct, X]), axis=0, return_inverse=True)[1].ravel()
         number = np.empty(len(distinct), dtype=np.intp)
         number[together[: len(distinct)]] = np.arange(len(distinct))
@@ -416,7 +416,7 @@ def near_copies(X: Array) -> NDArray[np.intp]:
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Distinct rows.
+        Distinct rows; those with missing entries have no distances, and are in no pair.
 
     Returns
     -------
@@ -425,6 +425,10 @@ def near_copies(X: Array) -> NDArray[np.intp]:
         too near to others, and none if independent rows could form such clusters.
     """
     none = np.empty((0, 2), dtype=np.intp)
+    is_complete = ~np.isnan(X).any(axis=1)
+    if not is_complete.all():
+        number = np.flatnonzero(is_complete)
+        return number[near_copies(X[number])] if len(number) else none
     X = X[:, X.min(axis=0) < X.max(axis=0)]
     if not MIN_ROWS <= len(X) <= MAX_ROWS or X.shape[1] == 0:
         return none

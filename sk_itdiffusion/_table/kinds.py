@@ -19,7 +19,7 @@ from sk_itdiffusion._table.reading import (
     first_few,
     read_table,
 )
-from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, column_labels
+from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, column_labels, observed
 
 __all__ = [
     "Kind",
@@ -42,7 +42,7 @@ _CHANCE_OF_FEW_REPETITIONS = 1e-4
 _MAX_AUTOMATIC_CATEGORIES = 256
 
 
-def discrete_kinds(X: Any, kind: Any = "auto") -> list[Kind]:
+def discrete_kinds(X: Any, kind: Any = "auto", allow_missing: bool = False) -> list[Kind]:
     """Return the kinds of the columns of a table without continuous columns.
 
     Parameters
@@ -54,6 +54,8 @@ def discrete_kinds(X: Any, kind: Any = "auto") -> list[Kind]:
         others; the columns of an array are named by their numbers).  "auto" takes numbers and
         ordered categoricals as ordinal, and booleans, unordered categoricals, texts and other
         objects as nominal.
+    allow_missing : bool, default=False
+        Whether numbers may be missing.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def discrete_kinds(X: Any, kind: Any = "auto") -> list[Kind]:
         asked = dict.fromkeys(range(table.n_columns), kind)
     else:
         asked = by_column(table, kind, "kind")
-    table.check_finite(table.holds_numbers, np.zeros(table.n_columns, dtype=bool))
+    table.check_finite(table.holds_numbers, np.zeros(table.n_columns, dtype=bool), allow_missing)
     return [_discrete_kind(table, j, asked.get(j, "auto")) for j in range(table.n_columns)]
 
 
@@ -96,7 +98,7 @@ def _discrete_kind(table: Table, j: int, asked: Any) -> Kind:
 
 def _check_discrete_numbers(table: Table, j: int) -> None:
     """Raise a ValueError for numbers that look continuous."""
-    numbers = as_floats(table.column(j), table.labels[j])
+    numbers = observed(as_floats(table.column(j), table.labels[j]))[0]
     n_distinct = len(pd.unique(numbers))
     if n_distinct > _MAX_AUTOMATIC_CATEGORIES and not np.array_equal(numbers, np.rint(numbers)):
         raise ValueError(
@@ -207,7 +209,7 @@ def _warn_of_identifiers(table: Table, candidates: Iterable[int], how_to_keep: s
         j
         for j in candidates
         if table.storages[j] == "integer"
-        and _are_identifiers(table.column(j).to_numpy(dtype=np.float64))
+        and _are_identifiers(table.column(j).dropna().to_numpy(dtype=np.float64))
     ]
     if found:
         chosen = np.isin(np.arange(table.n_columns), found)
@@ -262,7 +264,7 @@ def reason_of_merged_integers(table: Table, candidates: Iterable[int]) -> str | 
 
 
 def _are_merged_as_floats(column: pd.Series[Any]) -> bool:
-    numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = column.dropna().to_numpy(dtype=np.float64)
     if np.abs(numbers).max(initial=0.0) < MAX_EXACT_INTEGER:
         return False
     return len(np.unique(numbers)) < column.nunique()
@@ -275,8 +277,10 @@ def _are_identifiers(values: Array) -> bool:
     repetitions: that many if the values are equally likely, and more otherwise.
     """
     n = len(values)
+    if n < _MIN_ROWS_WITH_SINGLE_TEXTS:
+        return False
     m = float(np.ptp(values)) + 1.0
-    if n < _MIN_ROWS_WITH_SINGLE_TEXTS or m < _MIN_DISTINCT_IDENTIFIERS * n:
+    if m < _MIN_DISTINCT_IDENTIFIERS * n:
         return False
     n_distinct = len(np.unique(values))
     expected = n + m * np.expm1(n * np.log1p(-1.0 / m))

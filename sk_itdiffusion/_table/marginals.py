@@ -39,6 +39,7 @@ from scipy import stats
 from scipy.interpolate import CubicHermiteSpline
 from scipy.special import expit, ndtr, ndtri
 
+from sk_itdiffusion._table.rows import has_missing, observed
 from sk_itdiffusion._table.tails import (
     Tail,
     fit_tail,
@@ -408,7 +409,13 @@ class Standardizer:
 
     @classmethod
     def fit(cls, X: Array, weight: Array) -> Standardizer:
-        """Return the standardisation of weighted rows."""
+        """Return the standardisation of weighted rows, of observed entries column by column."""
+        if has_missing(X):
+            columns = [cls._of_observed(x, weight) for x in X.T]
+            return cls(
+                np.concatenate([column.center for column in columns]),
+                np.concatenate([column.scale for column in columns]),
+            )
         # Powers of two keep the sums exact under rescaling and free of overflow.
         exponent = np.frexp(np.abs(X).max(axis=0))[1]
         scaled = np.ldexp(X, -exponent)
@@ -422,6 +429,12 @@ class Standardizer:
         scale = np.maximum(np.ldexp(deviation, exponent), np.nextafter(0.0, 1.0))
         center = np.where(varies, np.ldexp(center, exponent), X[0])
         return cls(center, np.where(varies, scale, 1.0))
+
+    @classmethod
+    def _of_observed(cls, x: Array, weight: Array) -> Standardizer:
+        """Return the standardisation of one column (n,) that may lack entries, maybe all."""
+        x, weight = observed(x, weight)
+        return cls.fit(x[:, None], weight) if len(x) else cls(np.zeros(1), np.ones(1))
 
     def transform(self, X: Array) -> Array:
         """Return standardised rows."""
@@ -473,11 +486,19 @@ class MarginalMap:
         return [_kind_of(column) for column in self.columns]
 
     def transform(self, X: Array) -> tuple[Array, Array]:
-        """Return mapped rows (n, d) and the log-derivatives summed over columns (n,)."""
-        mapped, log_slope = np.empty_like(X), np.zeros(len(X))
+        """Return mapped rows (n, d) and the log-derivatives summed over columns (n,).
+
+        Missing entries stay missing, and have no derivatives.
+        """
+        mapped, log_slope = np.full_like(X, np.nan), np.zeros(len(X))
         for j, column in enumerate(self.columns):
-            mapped[:, j], contribution = column.forward(np.ascontiguousarray(X[:, j]))
-            log_slope += contribution
+            seen = ~np.isnan(X[:, j])
+            if seen.all():
+                mapped[:, j], contribution = column.forward(np.ascontiguousarray(X[:, j]))
+                log_slope += contribution
+            else:
+                mapped[seen, j], contribution = column.forward(X[seen, j])
+                log_slope[seen] += contribution
         return mapped, log_slope
 
     def inverse(self, U: Array) -> Array:
@@ -522,7 +543,7 @@ def fit_marginal_map(
     kind : {"standard", "yeo_johnson", "quantile"}
         Kind of map.
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows.
+        Standardised rows, which may lack entries.
     weight : ndarray of shape (n_samples,)
         Positive weights.
     heavy : sequence of bool or None, default=None
@@ -540,11 +561,14 @@ def fit_marginal_map(
     for j, x in enumerate(X.T):
         first = None if before is None else before[j]
         is_heavy = None if heavy is None else heavy[j]
-        x = np.ascontiguousarray(x)
-        if first is None:
-            maps.append(_fit_column(kind, x, weight, is_heavy))
+        x, seen_weight = observed(np.ascontiguousarray(x), weight)
+        if len(x) < len(X) and not _varies(x):
+            maps.append(AffineMap() if first is None else first)
             continue
-        column = _fit_column(kind, first.forward(x)[0], weight, is_heavy)
+        if first is None:
+            maps.append(_fit_column(kind, x, seen_weight, is_heavy))
+            continue
+        column = _fit_column(kind, first.forward(x)[0], seen_weight, is_heavy)
         maps.append(first if column == AffineMap() else ChainedMap((first, column)))
     return MarginalMap(kind, tuple(maps))
 
@@ -555,7 +579,7 @@ def first_map(x: Array, weight: Array, low: float, high: float) -> ColumnMap:
     Parameters
     ----------
     x : ndarray of shape (n_samples,)
-        Values of unit variance.
+        Values of unit variance, some of which may be missing.
     weight : ndarray of shape (n_samples,)
         Positive weights.
     low, high : float
@@ -567,6 +591,11 @@ def first_map(x: Array, weight: Array, low: float, high: float) -> ColumnMap:
         The map.
     """
     is_bounded = math.isfinite(low) or math.isfinite(high)
+    if has_missing(x):
+        x, weight = observed(x, weight)
+        if not _varies(x):
+            softness = max(1.0, (high - low) / _MAX_SOFTNESSES) if high - low < math.inf else 1.0
+            return BoundMap(low, high, softness) if is_bounded else AffineMap()
     bound = BoundMap.fit(low, high, x, weight) if is_bounded else AffineMap()
     u = bound.forward(x)[0]
     standardizer = Standardizer.fit(u[:, None], weight)
@@ -577,7 +606,13 @@ def first_map(x: Array, weight: Array, low: float, high: float) -> ColumnMap:
 def heavy_columns(marginal_map: MarginalMap, X: Array, weight: Array) -> list[bool]:
     """Return which columns have heavy tails behind a map of standardised, weighted rows."""
     mapped, _ = marginal_map.transform(X)
-    return [has_heavy_tail(u, weight) for u in mapped.T]
+    columns = [observed(u, weight) for u in mapped.T]
+    return [len(u) > 0 and has_heavy_tail(u, seen_weight) for u, seen_weight in columns]
+
+
+def _varies(x: Array) -> bool:
+    """Return whether there are two different values."""
+    return len(x) > 0 and bool(x.min() < x.max())
 
 
 def _fit_column(kind: str, x: Array, weight: Array, heavy: bool | None) -> ColumnMap:

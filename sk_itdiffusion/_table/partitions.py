@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_array
 from torch import Generator
 from torch.utils.data import Subset
 
-from sk_itdiffusion._table.reading import naming_columns
+from sk_itdiffusion._table.reading import naming_columns, without_missing_objects
 from sk_itdiffusion._table.streams import affordable_rows, is_dataset, row_of
 
 __all__ = [
@@ -338,6 +338,11 @@ class PartitionStream:
         return chosen_rows(partition, others)
 
 
+def has_missing_entries(partitions: Partitions) -> bool:
+    """Return whether entries of a table are missing, which is read once."""
+    return any(partitions.map(lambda part, _: bool(np.any(pd.isna(part)))))
+
+
 def sample(
     partitions: Partitions,
     read: Callable[[Any], Array],
@@ -345,6 +350,7 @@ def sample(
     *,
     weight: Array | None = None,
     numbers_only: bool = False,
+    allow_missing: bool = False,
 ) -> tuple[Any, Array | None, PartitionStream | None]:
     """Return a random sample of rows that fits into memory, its weights, and the others.
 
@@ -360,6 +366,8 @@ def sample(
         Weights of the rows; only of local partitions.
     numbers_only : bool, default=False
         Whether all values have to be finite numbers.
+    allow_missing : bool, default=False
+        Whether numbers may be missing all the same.
 
     Returns
     -------
@@ -386,7 +394,12 @@ def sample(
     if n_rows > n_held:
         share, seed = n_held / n_rows, int(random_state.randint(2**31 - 1))
     selection = Selection(share, seed, weight, rows_in_partition)
-    function = partial(checked_sample, selection=selection, numbers_only=numbers_only)
+    function = partial(
+        checked_sample,
+        selection=selection,
+        numbers_only=numbers_only,
+        allow_missing=allow_missing,
+    )
     rows = joined([part for part in partitions.map(function) if len(part)])
     kept = None
     if weight is not None:
@@ -396,11 +409,21 @@ def sample(
     return rows, kept, stream if len(stream) else None
 
 
-def checked_sample(partition: Any, number: int, *, selection: Selection, numbers_only: bool) -> Any:
+def checked_sample(
+    partition: Any,
+    number: int,
+    *,
+    selection: Selection,
+    numbers_only: bool,
+    allow_missing: bool = False,
+) -> Any:
     """Return the rows of a partition that are in the sample, once all of its rows are valid."""
     if numbers_only and len(partition):
-        with naming_columns(partition):
-            check_array(partition, dtype=np.float64, input_name="X")
+        if allow_missing:
+            partition = without_missing_objects(partition)
+        all_finite = "allow-nan" if allow_missing else True
+        with naming_columns(partition, allow_missing):
+            check_array(partition, dtype=np.float64, input_name="X", ensure_all_finite=all_finite)
     return chosen_rows(partition, selection.mask(number, len(partition)))
 
 

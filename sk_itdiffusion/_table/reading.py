@@ -26,11 +26,15 @@ __all__ = [
     "Table",
     "as_floats",
     "by_column",
+    "check_complete",
+    "check_observed",
     "factorize",
     "first_few",
     "naming_columns",
     "read_table",
     "reason_of_columns",
+    "with_one_nan",
+    "without_missing_objects",
     "without_tensors",
 ]
 
@@ -99,10 +103,15 @@ class Table:
             )
         return found[0]
 
-    def check_finite(self, chosen: NDArray[np.bool_], continuous: NDArray[np.bool_]) -> None:
-        """Raise a ValueError if a chosen column has missing or infinite values."""
+    def check_finite(
+        self,
+        chosen: NDArray[np.bool_],
+        continuous: NDArray[np.bool_],
+        allow_missing: bool = False,
+    ) -> None:
+        """Raise a ValueError if a chosen column has infinite values, or missing ones."""
         missing = self._which(chosen, lambda column: bool(column.isna().any()))
-        if missing.any():
+        if missing.any() and not allow_missing:
             advice = ""
             if (missing & continuous).any():
                 advice += (
@@ -126,18 +135,24 @@ class Table:
                 f"{column_labels(infinite, self.names)}."
             )
 
+    def check_observed(self, chosen: NDArray[np.bool_]) -> None:
+        """Raise a ValueError if a chosen column has no values but missing ones."""
+        check_observed(self._which(chosen, lambda column: bool(column.isna().all())), self.names)
+
     def _which(self, chosen: NDArray[np.bool_], test: Any) -> NDArray[np.bool_]:
         return np.array([chosen[j] and test(self.column(j)) for j in range(self.n_columns)])
 
 
 @contextlib.contextmanager
-def naming_columns(X: Any) -> Iterator[None]:
+def naming_columns(X: Any, allow_missing: bool = False) -> Iterator[None]:
     """Let errors about numbers in X tell which columns they are in.
 
     Parameters
     ----------
     X : array-like or data frame of shape (n_rows, n_columns)
         What is being validated as numbers.
+    allow_missing : bool, default=False
+        Whether numbers may be missing.
 
     Raises
     ------
@@ -147,13 +162,71 @@ def naming_columns(X: Any) -> Iterator[None]:
     try:
         yield
     except (OverflowError, TypeError, ValueError) as error:
-        reason = None if "feature names" in str(error) else reason_of_columns(X)
+        is_of_names = "feature names" in str(error)
+        reason = None if is_of_names else reason_of_columns(X, allow_missing)
         if reason is None:
             raise
         raise ValueError(reason) from None
 
 
-def reason_of_columns(X: Any) -> str | None:
+def check_observed(lacking: NDArray[np.bool_], names: Sequence[str] | None) -> None:
+    """Raise a ValueError if columns, those of shape (n_columns,), have no observed value."""
+    if lacking.any():
+        raise ValueError(
+            f"Input X has no observed values in column(s) {column_labels(lacking, names)}, so that "
+            "nothing can be learned of them. Leave them out."
+        )
+
+
+def check_complete(values: Array, names: Sequence[str] | None, what: str) -> None:
+    """Raise a ValueError if numbers or codes are missing where they have to be there.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_rows, n_columns)
+        Numbers and codes; NaN where they are missing.
+    names : sequence of str or None
+        Names of the columns.
+    what : str
+        What cannot be done with them.
+    """
+    missing = np.asarray(np.isnan(values).any(axis=0))
+    if missing.any():
+        raise ValueError(
+            f"Input X contains NaN in column(s) {column_labels(missing, names)}. Missing entries "
+            f"are not supported by {what}. Drop the rows that have them, or impute values that "
+            "vary from row to row, for example with sklearn.impute.KNNImputer."
+        )
+
+
+def with_one_nan(values: Array) -> Array:
+    """Return numbers with one and the same NaN for all missing ones, as hashes need it."""
+    missing = np.isnan(values)
+    return np.where(missing, np.nan, values) if missing.any() else values
+
+
+def without_missing_objects(X: Any) -> Any:
+    """Return a table with NaN for missing objects, such as None and pandas' NA; others as it is."""
+    if isinstance(X, pd.DataFrame):
+        of_objects = [j for j, dtype in enumerate(X.dtypes) if types.is_object_dtype(dtype)]
+        if not of_objects:
+            return X
+        columns = {j: X.iloc[:, j].where(X.iloc[:, j].notna(), np.nan) for j in of_objects}
+        parts = [columns.get(j, X.iloc[:, j]) for j in range(X.shape[1])]
+        return pd.concat(parts, axis=1).set_axis(X.columns, axis=1)
+    array = X
+    if isinstance(X, list | tuple):
+        try:
+            array = np.asarray(X)
+        except ValueError:  # rows of different lengths, which are an error elsewhere
+            return X
+    if not isinstance(array, np.ndarray) or array.dtype != object or array.ndim != 2:
+        return X
+    missing = pd.isna(array)
+    return np.where(missing, np.nan, array) if missing.any() else X
+
+
+def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
     """Return which columns of a table are no finite numbers; None if that is not what is wrong."""
     try:
         table = read_table(X)
@@ -172,7 +245,7 @@ def reason_of_columns(X: Any) -> str | None:
     # Missing values make others of truths, and of what is no text in objects.
     chosen[list(others)] = [not _no_numbers(table.column(j)).any() for j in others]
     try:
-        table.check_finite(chosen, chosen)
+        table.check_finite(chosen, chosen, allow_missing)
     except ValueError as error:
         return str(error)
     return None
@@ -245,6 +318,8 @@ def _foreign_frame(X: Any) -> pd.DataFrame:
 def _foreign_column(column: Any) -> Any:
     values = column.to_numpy()
     categories = getattr(column.dtype, "categories", None)
+    if values.dtype.kind == "f" and getattr(column.dtype, "is_integer", bool)():
+        return pd.array(column.to_list(), dtype="Int64")  # integers, some of them missing
     # An enumeration lists its categories; other categories are no property of the column.
     if categories is not None and hasattr(categories, "to_list"):
         return pd.Categorical(values, categories=categories.to_list())

@@ -13,7 +13,16 @@ from scipy.sparse import csr_array
 
 from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
 
-__all__ = ["ColumnReport", "WeightedRows", "group_rows", "inspect_columns", "resample_rows"]
+__all__ = [
+    "ColumnReport",
+    "WeightedRows",
+    "extent",
+    "group_rows",
+    "has_missing",
+    "inspect_columns",
+    "observed",
+    "resample_rows",
+]
 
 Array = NDArray[np.float64]
 
@@ -40,6 +49,32 @@ _BITS_OF_WEIGHTS = 24
 _ERROR_OF_RATIOS, _ERROR_OF_ROUNDED_RATIOS = 1e-9, 2.0 ** (1 - _BITS_OF_WEIGHTS)
 
 
+def has_missing(X: Array) -> bool:
+    """Return whether entries of rows are missing."""
+    return bool(np.isnan(X).any())
+
+
+def observed(x: Array, *others: Array) -> tuple[Array, ...]:
+    """Return the entries of a column (n,) that are not missing, and of other arrays the same."""
+    seen = ~np.isnan(x)
+    if seen.all():
+        return x, *others
+    return tuple(each[seen] for each in (x, *others))
+
+
+def extent(X: Array) -> tuple[Array, Array]:
+    """Return the least and the greatest observed value of each column, each of shape (d,)."""
+    if not has_missing(X):
+        return X.min(axis=0), X.max(axis=0)
+    return np.fmin.reduce(X, axis=0), np.fmax.reduce(X, axis=0)
+
+
+def first_observed(X: Array) -> Array:
+    """Return the first observed value of each column, of shape (d,)."""
+    seen = ~np.isnan(X)
+    return np.asarray(X[seen.argmax(axis=0), np.arange(X.shape[1])])
+
+
 @dataclass(frozen=True)
 class WeightedRows:
     """Distinct rows in canonical order, with positive weights.
@@ -47,7 +82,7 @@ class WeightedRows:
     Attributes
     ----------
     X : ndarray of shape (n_rows, n_columns)
-        Rows.
+        Rows; NaN where an entry is missing.
     weight : ndarray of shape (n_rows,)
         Weights.
     source : ndarray of shape (n_rows,), uint64, or None
@@ -114,6 +149,18 @@ class WeightedRows:
     def with_values(self, X: Array) -> WeightedRows:
         """Return rows with other values and the same weights."""
         return replace(self, X=X)
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether entries of rows are missing."""
+        return has_missing(self.X)
+
+    @property
+    def complete(self) -> WeightedRows:
+        """The rows without missing entries; the same object if these are all."""
+        if not self.has_missing:
+            return self
+        return self.take(np.flatnonzero(~np.isnan(self.X).any(axis=1)))
 
     def without_copies(self) -> WeightedRows:
         """Return the first row of each source, with the weights of all."""
@@ -204,7 +251,8 @@ def too_few_rows(fraction: float, n_left: int, n_rows: int, what: str) -> str:
 def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     """Return the distinct rows of positive weight, in an order that depends on nothing else.
 
-    The weights of identical rows add, so that a weight is the same as repetition, the order of the
+    Rows are identical if they lack the same entries and the others are equal.  The weights of
+    identical rows add, so that a weight is the same as repetition, the order of the
     rows does not matter, and copies of a row never are on both sides of a split.  The order is
     that of a hash of the rows scaled to their range, which is exact under changes of the units
     by powers of two.
@@ -212,7 +260,7 @@ def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Finite rows.
+        Finite rows; NaN where an entry is missing.
     weight : ndarray of shape (n_samples,)
         Non-negative weights.
     are_sums : bool, default=False
@@ -225,7 +273,7 @@ def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     """
     kept = weight > 0
     X, weight = (X if kept.all() else X[kept]) + 0.0, weight[kept]
-    low, high = X.min(axis=0), X.max(axis=0)
+    low, high = extent(X)
     exponent = np.frexp(np.maximum(np.abs(low), np.abs(high)))[1]
     low, high = np.ldexp(low, -exponent), np.ldexp(high, -exponent)
     varies = high > low  # columns without variation must not change the order
@@ -235,7 +283,7 @@ def group_rows(X: Array, weight: Array, are_sums: bool = False) -> WeightedRows:
     keys = np.concatenate([row_keys((s - low[varies]) / (high - low)[varies]) for s in scaled])
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     distinct = X[first]
-    if not all(np.array_equal(distinct[group[part]], X[part]) for part in parts):
+    if not all(np.array_equal(distinct[group[part]], X[part], equal_nan=True) for part in parts):
         # Two rows have one hash.
         distinct, first, group = np.unique(X, axis=0, return_index=True, return_inverse=True)
     # Repetitions are integers before they are summed, so that their sums are exact.
@@ -364,6 +412,7 @@ class ColumnReport:
 def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> ColumnReport:
     """Return which columns vary, are tied, and their lattice steps.
 
+    Entries that are missing count for nothing.
     What ties a column is the number of its rows that are equal: a single row of great weight is no
     tie, unless its weight is such a number.
 
@@ -382,13 +431,16 @@ def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> Colu
         The findings.
     """
     n_features = rows.X.shape[1]
-    varies = rows.X.min(axis=0) < rows.X.max(axis=0)
-    number = rows.weight if rows.number is None else rows.number
+    least, greatest = extent(rows.X)
+    varies = least < greatest
+    all_numbers = rows.weight if rows.number is None else rows.number
     tied, step = np.zeros(n_features, dtype=bool), np.zeros(n_features)
-    if n_weighted < _MIN_ROWS_FOR_TIES or len(rows) < 2:
-        return ColumnReport(varies, tied, step)
     for j in np.flatnonzero(varies):
-        values, group = np.unique(rows.X[:, j], return_inverse=True)
+        x, number, weight = observed(rows.X[:, j], all_numbers, rows.weight)
+        n_seen = n_weighted * (1.0 if len(x) == len(rows) else weight.sum() / rows.weight.sum())
+        if n_seen < _MIN_ROWS_FOR_TIES or len(x) < 2:
+            continue
+        values, group = np.unique(x, return_inverse=True)
         share = np.bincount(group.ravel(), weights=number).max() / number.sum()
         exponent = -np.frexp(scale[j])[1]  # of units in which no difference overflows
         step[j] = lattice_step(np.ldexp(values, exponent)) / np.ldexp(scale[j], exponent)

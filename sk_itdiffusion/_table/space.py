@@ -59,7 +59,7 @@ def make_layout(
     kinds : sequence of ColumnKind
         Kinds of the discrete columns, each with at least 2 categories.
     rows : WeightedRows
-        Rows: continuous columns, then codes.
+        Rows: continuous columns, then codes; entries may be missing.
     n_continuous : int
         Continuous columns.
     shared : bool
@@ -71,8 +71,11 @@ def make_layout(
         The layout.
     """
     codes = rows.X[:, n_continuous:]
-    center = rows.share @ codes
-    variance = rows.share @ (codes - center) ** 2
+    if rows.has_missing:
+        center, variance = moments_of_observed(codes, rows.weight)
+    else:
+        center = rows.share @ codes
+        variance = rows.share @ (codes - center) ** 2
     if shared and len(kinds):
         variance = np.full(len(kinds), variance.mean() + center.var())
         center = np.full(len(kinds), center.mean())
@@ -88,6 +91,14 @@ def make_layout(
             for j, kind in enumerate(kinds)
         ],
     )
+
+
+def moments_of_observed(codes: Array, weight: Array) -> tuple[Array, Array]:
+    """Return means and variances of the observed codes of columns, each of shape (m,)."""
+    seen = ~np.isnan(codes)
+    total = np.maximum(weight @ seen, np.finfo(np.float64).tiny)
+    center = weight @ np.where(seen, codes, 0.0) / total
+    return center, weight @ np.where(seen, codes - center, 0.0) ** 2 / total
 
 
 @stored()
@@ -150,11 +161,23 @@ class TableSpace:
         return np.ascontiguousarray(np.hstack([continuous, values[:, self.discrete]]))
 
     def rows(self, standardized: Array) -> tuple[Array, Array]:
-        """Return the model's rows and the log-derivatives of their maps from the values."""
+        """Return the model's rows and the log-derivatives of their maps from the values.
+
+        Missing entries stay missing, and have no derivatives.
+        """
         n_continuous = len(self.continuous)
         mapped, log_slope = self.marginal_map.transform(standardized[:, :n_continuous])
         rows = np.ascontiguousarray(np.hstack([mapped, standardized[:, n_continuous:]]))
-        return rows, log_slope - np.log(self.standardizer.scale).sum()
+        return rows, log_slope - self.log_scales(standardized)
+
+    def log_scales(self, standardized: Array) -> Array:
+        """Return the sums of the log-scales of the observed continuous columns of rows, (n,)."""
+        log_scale = np.log(self.standardizer.scale)
+        missing = np.isnan(standardized[:, : len(self.continuous)])
+        total = np.full(len(standardized), log_scale.sum())
+        lacking = np.flatnonzero(missing.any(axis=1))
+        total[lacking] = np.where(missing[lacking], 0.0, log_scale).sum(axis=1)
+        return total
 
     def behind(self, marginal_map: MarginalMap) -> TableSpace:
         """Return the space with another map of the continuous columns."""
@@ -197,6 +220,13 @@ class TableSpace:
         least = np.where(np.isfinite(low), np.nextafter(low, np.inf), -np.inf)
         greatest = np.where(np.isfinite(high), np.nextafter(high, -np.inf), np.inf)
         return np.asarray(np.clip(continuous, least, greatest))
+
+    @property
+    def bounded(self) -> Index:
+        """Columns that have a bound."""
+        if self.bounds is None:
+            return np.arange(0)
+        return np.asarray(self.continuous[np.isfinite(self.bounds).any(axis=1)])
 
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Return which rows have a value that is not between the bounds of its column."""

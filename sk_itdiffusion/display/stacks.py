@@ -148,11 +148,13 @@ class EnsembleWeightsDisplay:
         TypeError
             If it is no density estimator of this library.
         ValueError
-            If there are no weights, since all rows of the fit were equal.
+            If there are no weights, since rows of the fit lack entries, or all were equal.
         """
         check_drawable(cls, estimator, "logsnr_", "a density estimator of sk_itdiffusion")
         name = "member_weights_" if hasattr(estimator, "member_weights_") else "expert_weights_"
         weights = getattr(estimator, name)
         if not weights or not len(estimator.logsnr_):
-            raise ValueError("There are no weights: all rows of the fit were equal.")
+            raise ValueError(
+                "There are no weights: rows of the fit lack entries, or all of them were equal."
+            )
         return cls(logsnr=estimator.logsnr_, weights=weights).plot(ax, **kwargs)

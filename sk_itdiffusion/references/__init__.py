@@ -5,13 +5,16 @@ A family of references says when a kind of distribution takes part in a fit, and
 
 # May import `_runtime`, `persistence`, `channel`, `layout`, `_immse` and `_table` of the package.
 
-from sk_itdiffusion.references.base import ContinuousReference, PlainReference, Reference
-from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.classes import LatentClassReference
+from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
+from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.kernel_density import KernelDensityReference
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.reference_mixture import ReferenceMixture
 
 __all__ = [
     "ContinuousReference",
@@ -24,4 +27,5 @@ __all__ = [
     "PlainReference",
     "Reference",
     "ReferenceFamily",
+    "ReferenceMixture",
 ]

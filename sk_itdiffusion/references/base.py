@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Self
 
@@ -15,18 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence.checks import (
-    check_in_range,
-    check_positive,
-    check_shapes,
+from sk_itdiffusion.references.parts import (
+    checked_columns,
+    checked_values,
+    evaluated_at_places,
+    other_columns,
+    rows_by_pattern,
 )
 
-__all__ = ["ContinuousReference", "PlainReference", "Reference", "check_buffers"]
-
-#: Buffers that are positive in all references.
-POSITIVE_BUFFERS = ("variances", "residual", "background_weight")
-#: Squares of larger numbers are none.
-MAX_NUMBER = 1e150
+__all__ = ["Reference"]
 
 
 class Reference(nn.Module, ABC):
@@ -37,7 +33,10 @@ class Reference(nn.Module, ABC):
     and it is an expert among which the estimator chooses at each log-SNR.
 
     A reference of your own derives from `ContinuousReference` and defines its abstract methods;
-    tensors are registered as buffers.  The other methods have defaults.
+    tensors are registered as buffers.  The other methods have defaults.  If rows lack entries, or
+    parts of rows are asked for, it has to define `marginal` and `given` too.
+
+    A missing entry of a row is NaN.  Columns of rows have numbers: continuous ones come first.
 
     Attributes
     ----------
@@ -157,6 +156,191 @@ class Reference(nn.Module, ABC):
         background = self.shared_background
         of_background = None if background is None else background.denoise(z, logsnr)
         return self.denoise(z, logsnr), of_background
+
+    # -- parts of rows -------------------------------------------------------------------------
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the rows; by default that of the features."""
+        return self.n_features
+
+    def marginal(self, columns: Sequence[int]) -> Reference:
+        """Return the distribution of some of the columns.
+
+        Parameters
+        ----------
+        columns : sequence of int
+            Increasing numbers of columns, at least one.
+
+        Returns
+        -------
+        Reference
+            Distribution of rows of these columns; the same object if they are all columns.
+
+        Raises
+        ------
+        ValueError
+            If these are no increasing numbers of columns.
+        TypeError
+            If the class does not define it, and not all columns are asked for.
+        """
+        if len(self._checked_parts(columns)) == self.n_columns:
+            return self
+        raise self._undefined("marginal", "the distribution of some of the columns")
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> Reference:
+        """Return the distribution of the other columns, given the values of some.
+
+        Parameters
+        ----------
+        columns : sequence of int
+            Increasing numbers of columns, not all of them.
+        values : array-like of shape (n_given,)
+            One value for each of them; a code for a discrete column.
+
+        Returns
+        -------
+        Reference
+            Distribution of rows of the other columns, in their order; the same object if none is
+            given.
+
+        Raises
+        ------
+        ValueError
+            If these are no increasing numbers of columns, or no other column is left, or values are
+            not finite, or no codes of categories.
+        TypeError
+            If the class does not define it, and a column is given.
+        """
+        if not self._checked_given(columns, values)[0]:
+            return self
+        raise self._undefined("given", "the distribution of columns, given others")
+
+    def observed_log_prob(self, rows: Tensor) -> Tensor:
+        """Return the log-density of what is observed of rows.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; NaN for what is missing.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats, 0 for a row without any entry.  That of a complete row is what
+            `log_prob` returns for it at its place in the batch; that of any other row does not
+            depend on the other rows to the last bit.
+
+        Raises
+        ------
+        TypeError
+            If a part of a row is observed, and the class does not define `marginal`.
+        """
+        missing = rows.isnan()
+        is_incomplete = missing.any(1)
+        if not bool(is_incomplete.any()):
+            return self.log_prob(rows)
+        found = rows.new_zeros(len(rows))
+        if not bool(is_incomplete.all()):
+            # At their places in the batch.
+            complete = self.log_prob(rows.masked_fill(is_incomplete[:, None], 0.0))
+            found = torch.where(is_incomplete, found, complete)
+        is_part = is_incomplete & ~missing.all(1)
+        if bool(is_part.any()):
+            parts = rows[is_part].detach().cpu().numpy().astype(np.float64)
+            found[is_part] = torch.from_numpy(self._log_prob_of_parts(parts)).to(found)
+        return found
+
+    def complete(self, rows: Tensor, uniform: Tensor) -> Tensor:
+        """Return rows whose missing entries are drawn, given what is observed of each.
+
+        What is drawn for a row depends on it and on its numbers alone.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; NaN for what is missing.
+        uniform : Tensor of shape (B, n_columns + 2)
+            Independent numbers in (0, 1): one that chooses a member of a mixture of references, one
+            that chooses a component, and one for each column.
+
+        Returns
+        -------
+        Tensor of shape (B, n_columns)
+            Rows without missing entries; observed ones are as they were.
+
+        Raises
+        ------
+        ValueError
+            If the numbers are of another shape or not in (0, 1).
+        TypeError
+            If a part of a row is observed, and the class does not define `given`.
+        """
+        if uniform.shape != (len(rows), self.n_columns + 2):
+            raise ValueError(
+                f"uniform must have shape {(len(rows), self.n_columns + 2)}, got "
+                f"{tuple(uniform.shape)}."
+            )
+        if not bool(((uniform > 0.0) & (uniform < 1.0)).all()):
+            raise ValueError("uniform must be above 0 and below 1.")
+        is_incomplete = rows.isnan().any(1)
+        found = rows.clone()
+        if bool(is_incomplete.any()):
+            parts, numbers = (
+                part[is_incomplete].detach().cpu().numpy().astype(np.float64)
+                for part in (rows, uniform)
+            )
+            found[is_incomplete] = torch.from_numpy(self._completed(parts, numbers)).to(found)
+        return found
+
+    def _log_prob_of_parts(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the log-densities of rows of which a part is observed, by their marginals."""
+        patterns, place = rows_by_pattern(np.isnan(rows))
+        found = np.empty(len(rows))
+        for number, pattern in enumerate(patterns):
+            here = np.flatnonzero(place == number)
+            marginal = self.marginal(np.flatnonzero(~pattern).tolist())
+            found[here] = evaluated_at_places(marginal.log_prob, rows[here][:, ~pattern])
+        return found
+
+    def _completed(
+        self, rows: NDArray[np.float64], uniform: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return rows, all with missing entries, completed; one after the other by default."""
+        found = rows.copy()
+        for row, numbers in zip(found, uniform, strict=True):
+            missing = np.isnan(row)
+            if missing.all():
+                bits = np.ascontiguousarray(numbers).view(np.uint32)
+                row[:] = self.sample(1, np.random.RandomState(bits))[0]
+                continue
+            conditional = self.given(np.flatnonzero(~missing).tolist(), row[~missing])
+            kept = torch.from_numpy(numbers[np.concatenate([[True, True], missing])])
+            empty = torch.full((1, int(missing.sum())), torch.nan, dtype=torch.float64)
+            row[missing] = conditional.complete(empty, kept[None])[0].numpy()
+        return found
+
+    def _checked_parts(self, columns: Sequence[int]) -> list[int]:
+        """Return the numbers of the columns of a marginal distribution."""
+        found = checked_columns(columns, self.n_columns)
+        if not found:
+            raise ValueError("columns must have at least one column.")
+        return found
+
+    def _checked_given(
+        self, columns: Sequence[int], values: ArrayLike
+    ) -> tuple[list[int], list[int], NDArray[np.float64]]:
+        """Return the numbers of columns that are given, those of the others, and the values."""
+        found = checked_columns(columns, self.n_columns)
+        return found, other_columns(found, self.n_columns), checked_values(values, found)
+
+    def _undefined(self, method: str, what: str) -> TypeError:
+        """Return the error that a class does not know something of parts of rows."""
+        name = type(self).__name__
+        return TypeError(
+            f"Nothing is known of parts of the rows of a {name}: define {name}.{method}, which "
+            f"returns {what}."
+        )
 
     # -- rows plus noise -----------------------------------------------------------------------
 
@@ -384,185 +568,3 @@ class Reference(nn.Module, ABC):
 
 #: Attributes that modules have whatever their class.
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
-
-
-class ContinuousReference(Reference):
-    """A reference on continuous columns; those of your own derive from it.
-
-    Beside `log_prob`, `denoise`, `sample` and `smoothed_log_prob` it can be standardised, and its
-    variances are known.
-
-    See Also
-    --------
-    Reference : What all references have.
-
-    Examples
-    --------
-    >>> from sk_itdiffusion.references import ContinuousReference, GaussianReference
-    >>> reference = GaussianReference([1.0, 0.0], [[4.0, 0.0], [0.0, 1.0]])
-    >>> isinstance(reference, ContinuousReference)
-    True
-    >>> reference.standardized([1.0, 0.0], [2.0, 2.0]).variance_range()
-    (0.25, 1.0)
-    """
-
-    @abstractmethod
-    def standardized(self, center: ArrayLike, scale: ArrayLike) -> ContinuousReference:
-        """Return the distribution of ``(x - center) / scale`` for x of this distribution.
-
-        Parameters
-        ----------
-        center : array-like of shape (n_features,)
-            What is subtracted.
-        scale : array-like of shape (n_features,)
-            Positive numbers to divide by.
-
-        Returns
-        -------
-        ContinuousReference
-            The distribution on the other scale.
-        """
-
-    @abstractmethod
-    def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance along any principal direction.
-
-        Returns
-        -------
-        tuple of (float, float)
-            The two variances.
-        """
-
-    def logsnr_range(self, resolution: float) -> tuple[float, float]:
-        """Return the range in which a model can differ from it; see `Reference.logsnr_range`.
-
-        Below it nothing but mean and covariance matters; above it the noise is much finer than the
-        narrowest direction (at most exp(-5) standard deviations, since a network can find what is
-        finer than a single Gaussian), or as fine as the resolution of the columns.
-        """
-        least, greatest = self.variance_range()
-        high = float(np.clip(-math.log(least) + 6.9, 10.0, 18.0))
-        if resolution > 0.0:
-            high = min(high, -2.0 * math.log(0.5 * resolution))
-        return -math.log(greatest) - 4.0, high
-
-
-class PlainReference(Reference):
-    """A reference so smooth that it is known what each column tells by itself.
-
-    Explanations of scores begin at independent columns, which come from such a reference.
-
-    See Also
-    --------
-    GaussianReference : Normal distribution.
-    IndependentReference : Independent discrete columns, beside continuous ones.
-
-    Examples
-    --------
-    >>> from sk_itdiffusion.references import GaussianReference, PlainReference
-    >>> reference = GaussianReference([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
-    >>> isinstance(reference, PlainReference)
-    True
-    >>> reference.independent().covariance.tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
-    """
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is; references with parts are if these are."""
-        return True
-
-    @abstractmethod
-    def independent(self) -> PlainReference:
-        """Return the distribution of independent columns, each with its own distribution here.
-
-        Returns
-        -------
-        PlainReference
-            The product of the columns' distributions.
-        """
-
-    @abstractmethod
-    def column_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
-        """Return the log-density of each noisy column by itself.
-
-        Parameters
-        ----------
-        rows : Tensor of shape (B, n_columns)
-            Rows; codes in discrete columns.
-        eps : Tensor of shape (B, d)
-            Noise of the points of the rows.
-        logsnr : float
-            Log-SNR of the noise; infinite for none.
-
-        Returns
-        -------
-        Tensor of shape (B, n_columns)
-            Log-densities in nats; see `Reference.smoothed_log_prob`.
-        """
-
-    def independence_logsnr(self) -> float | None:
-        """Return the log-SNR below which columns tell nearly nothing about each other.
-
-        Returns
-        -------
-        float or None
-            The log-SNR; None, the default, if it is not known.
-        """
-        return None
-
-
-def as_float_tensor(values: ArrayLike | Tensor, ndim: int, name: str) -> Tensor:
-    """Return finite values as a float64 tensor, or raise an error that names the parameter."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    array: NDArray[np.float64] = np.array(values, dtype=np.float64)
-    if array.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite.")
-    return torch.from_numpy(array)
-
-
-def eigenbasis(covariances: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (..., d) and eigenvectors (..., d, d), or raise if not positive."""
-    if covariances.shape[-1] != covariances.shape[-2]:
-        raise ValueError(f"{name} must be square, got shape {tuple(covariances.shape)}.")
-    variances, basis = torch.linalg.eigh(covariances)
-    if bool((variances <= 0).any()):
-        raise ValueError(
-            f"{name} must be positive definite; its least eigenvalue is {variances.min():.3g}. "
-            "Add a small multiple of the identity, or shrink it."
-        )
-    return variances, basis
-
-
-def check_buffers(reference: Reference, shapes: Mapping[str, str], **sizes: int) -> dict[str, int]:
-    """Raise an error if buffers of a loaded reference have other shapes, or are no numbers.
-
-    Parameters
-    ----------
-    reference : Reference
-        The reference.
-    shapes : dict of str to str
-        For each buffer a letter for each axis; "d" is `Reference.n_features`.
-    **sizes : int
-        Other sizes that are known.
-
-    Returns
-    -------
-    dict of str to int
-        All sizes.
-    """
-    check_in_range(reference.n_features, 1, np.inf, "numbers of features")
-    found = check_shapes(reference, shapes, d=reference.n_features, **sizes)
-    tensors = {name: getattr(reference, name) for name in shapes}
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(f"a {type(reference).__name__} has tensors of several dtypes")
-    for name, tensor in tensors.items():
-        what = f"{name} of a {type(reference).__name__}"
-        check_in_range(tensor, -MAX_NUMBER, MAX_NUMBER, what)
-        if name in POSITIVE_BUFFERS:
-            check_positive(tensor, what)
-    return found

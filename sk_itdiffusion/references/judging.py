@@ -9,12 +9,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sk_itdiffusion._immse.cubature import Keys, sums_over_sources
-from sk_itdiffusion._immse.places import DOUBLE_APART, Places
-from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.parts import evaluated_at_places
 
 __all__ = [
     "best_beyond_an_error",
@@ -25,27 +25,31 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-_CHUNK_PLACES = 256
 Fitted = TypeVar("Fitted", bound=Reference)
 
 
 def log_likelihoods(reference: Reference, X: Array) -> Array:
     """Return a reference's log-density of rows, in nats.
 
-    Rows are done in chunks of one fixed shape, at places that are alike, so that a row's value does
-    not depend on the other rows to the last bit.
+    Rows may lack entries (NaN): that of a row is then the log-density of what is observed of it,
+    and 0 if nothing is.  Rows are done in chunks of one fixed shape, at places that are alike, so
+    that a row's value does not depend on the other rows to the last bit.
     """
-    places = Places.within(_CHUNK_PLACES, 1, DOUBLE_APART)
+    dtype = next((b.dtype for b in reference.buffers() if b.is_floating_point()), torch.float64)
 
-    @torch.no_grad()
-    def chunk(start: int) -> Array:
-        rows = X[start : start + places.n_rows]
-        padded = np.pad(rows, ((0, places.n_rows - len(rows)), (0, 0)))
-        values = places.gathered(reference.log_prob(torch.from_numpy(places.spread(padded))))
-        return np.asarray(values.numpy()[: len(rows)])
+    def log_prob(x: Tensor) -> Tensor:
+        """Return the log-density, for which a reference may be in single precision."""
+        return reference.log_prob(x.to(dtype))
 
-    chunks = map_in_workers(chunk, range(0, len(X), places.n_rows), "cpu")
-    return np.concatenate([np.empty(0), *chunks])
+    is_complete = ~np.isnan(X).any(axis=1)
+    if is_complete.all():
+        return evaluated_at_places(log_prob, X)
+    found = np.empty(len(X))
+    found[is_complete] = evaluated_at_places(log_prob, X[is_complete])
+    with torch.no_grad():
+        parts = reference.observed_log_prob(torch.from_numpy(X[~is_complete]))
+    found[~is_complete] = parts.numpy()
+    return found
 
 
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:

@@ -16,40 +16,37 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE
-from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.base import (
-    ContinuousReference,
-    as_float_tensor,
-    check_buffers,
-    eigenbasis,
-)
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion.references.continuous import ContinuousReference
 from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
 from sk_itdiffusion.references.mixture import NUMBERS_IN_A_CACHE, GaussianMixtureReference
-from sk_itdiffusion.references.mixture_fit import MIN_RELATIVE_VARIANCE
+from sk_itdiffusion.references.normal_parts import NormalParts, one_by_one
+from sk_itdiffusion.references.parts import (
+    chosen_by,
+    chosen_with_rest,
+    log_sum,
+    rows_by_pattern,
+)
+from sk_itdiffusion.references.reference_mixture import ReferenceMixture
 
 __all__ = ["KernelDensityReference"]
 
-#: Rows, at least, that the covariance is fitted to, and for each of its entries.
-_ROWS_TO_FIT = 500
-_ROWS_FOR_AN_ENTRY = 3
-_ROWS_IN_A_CHUNK = 256
-_MAX_STEPS = 30
-#: Gain in nats by which another step is worth its time.
-_MIN_GAIN_OF_A_STEP = 0.005
-#: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
-_FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
+Array = NDArray[np.float64]
+
 #: Greatest posterior of all kernels together that are left out of an average.
 _LEFT_OUT = 1e-6
 #: So many kernels are averaged in single precision, unless points are as many standard deviations
@@ -57,6 +54,12 @@ _LEFT_OUT = 1e-6
 _NEIGHBOURS_IN_SINGLE = 256
 _REACH_IN_SINGLE = 30.0
 _MIN_EXPONENT = -100.0
+#: Logarithms of the odds of the background between which its weight, and one less it, are accurate
+#: to eight digits; and a weight of a background that counts for nothing.
+_LEAST_LOG_ODDS, _MOST_LOG_ODDS = -600.0, 16.0
+_NO_BACKGROUND = 1e-300
+#: Pairs of a row and a kernel that are done together.
+_NUMBERS_OF_PAIRS = 2**21
 
 
 @stored()
@@ -209,6 +212,120 @@ class KernelDensityReference(ContinuousReference):
         constant = spread.log().sum() + self.n_features * math.log(2 * math.pi)
         log_joint: Tensor = self.log_weights - 0.5 * (distance.square() + constant)
         return log_joint
+
+    def marginal(self, columns: Sequence[int]) -> KernelDensityReference:
+        """Return the kernels of some columns; see `Reference.marginal`."""
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_features:
+            return self
+        points = self.points.detach().cpu().double().numpy()
+        covariance = self._double_covariance()[np.ix_(kept, kept)]
+        background, share = self.background.marginal(kept), float(self.background_weight)
+        return self._of_parts(self.log_weights, points[:, kept], covariance, background, share)
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> Reference:
+        """Return shifted kernels of the other columns; see `Reference.given`.
+
+        They have the weights of how near they are to what is given.  Where kernels are so much
+        less likely than the background, or it than they, that the background's weight is no number
+        that tells, it is a mixture of both.
+        """
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        of_given = self.marginal(known)
+        row = torch.from_numpy(numbers)[None]
+        log_weights = of_given.kernel_log_prob(row)[0]
+        background = self.background.given(known, numbers)
+        share = self.background_weight.detach().cpu().double()
+        odds = of_given.background.log_prob(row)[0] - log_weights.logsumexp(0) + share.logit()
+        precision = np.linalg.inv(self._double_covariance())
+        covariance = np.linalg.inv(precision[np.ix_(others, others)])
+        slope = covariance @ precision[np.ix_(others, known)]
+        points = self.points.detach().cpu().double().numpy()
+        centers = points[:, others] - (numbers - points[:, known]) @ slope.T
+        is_number = _LEAST_LOG_ODDS < odds < _MOST_LOG_ODDS
+        weight = float(odds.sigmoid()) if is_number else _NO_BACKGROUND
+        kernels = self._of_parts(log_weights, centers, covariance, background, weight)
+        if is_number:
+            return kernels
+        sides = torch.stack([-odds, odds]).numpy()
+        return ReferenceMixture.of_log_weights(-np.logaddexp(0.0, -sides), [kernels, background])
+
+    def _of_parts(
+        self,
+        log_weights: Tensor,
+        points: Array,
+        covariance: Array,
+        background: GaussianMixtureReference,
+        share: float,
+    ) -> KernelDensityReference:
+        """Return as many kernels, no narrower, with weights that may be tiny."""
+        symmetric = 0.5 * (covariance + covariance.T)
+        raised = floor_eigenvalues(symmetric, float(self.variances.min()))
+        found = KernelDensityReference(points, raised, background, share)
+        found.log_weights = log_weights.detach().cpu().double().log_softmax(0)
+        return found
+
+    def _double_covariance(self) -> Array:
+        """Return the covariance of each kernel in double precision."""
+        basis, variances = (
+            part.detach().cpu().double().numpy() for part in (self.basis, self.variances)
+        )
+        return np.asarray((basis * variances) @ basis.T)
+
+    def _log_joint_of_parts(self, rows: Array) -> Iterator[tuple[NDArray[np.intp], Array]]:
+        """Return numbers of rows, and log of weight times density of kernels, (n, n_points)."""
+        points, log_weights = (
+            part.detach().cpu().double().numpy() for part in (self.points, self.log_weights)
+        )
+        covariance = self._double_covariance()
+        patterns, place = rows_by_pattern(np.isnan(rows))
+        size = max(1, _NUMBERS_OF_PAIRS // len(points))
+        for number, pattern in enumerate(patterns):
+            kept = np.flatnonzero(~pattern)
+            root = np.linalg.cholesky(covariance[np.ix_(kept, kept)])
+            axes = np.linalg.inv(root)
+            constant = 2.0 * np.log(np.diag(root)).sum() + len(kept) * math.log(2.0 * math.pi)
+            white = points[:, kept] @ axes.T
+            here = np.flatnonzero(place == number)
+            for part in (here[i : i + size] for i in range(0, len(here), size)):
+                own = one_by_one(axes[None], rows[np.ix_(part, kept)].T[None])[0].T
+                squares = cdist(own, white, "sqeuclidean") if len(kept) else np.zeros((1, 1))
+                yield part, log_weights - 0.5 * (squares + constant) + np.zeros((len(part), 1))
+
+    def _log_odds_of_parts(self, rows: Array, log_kernels: Array) -> Array:
+        """Return logarithms of shares of kernels and background times their densities, (2, n)."""
+        share = float(self.background_weight)
+        elsewhere = self.background.observed_log_prob(torch.from_numpy(rows)).numpy()
+        return np.stack([math.log1p(-share) + log_kernels, math.log(share) + elsewhere])
+
+    def _log_prob_of_parts(self, rows: Array) -> Array:
+        """Return the log-densities of what is observed of rows."""
+        log_kernels = np.empty(len(rows))
+        for part, log_joint in self._log_joint_of_parts(rows):
+            top = log_joint.max(axis=1)
+            log_kernels[part] = top + np.log(np.exp(log_joint - top[:, None]).sum(axis=1))
+        return log_sum(self._log_odds_of_parts(rows, log_kernels))
+
+    def _completed(self, rows: Array, uniform: Array) -> Array:
+        """Return rows with draws in the place of missing entries."""
+        found = rows.copy()
+        points = self.points.detach().cpu().double().numpy()
+        zero = torch.zeros(1, self.n_features)
+        kernel = NormalParts.of_tensors(zero, self.variances[None], self.basis[None])
+        for part, log_joint in self._log_joint_of_parts(rows):
+            own, numbers = rows[part], uniform[part].copy()
+            log_kernels = log_sum(log_joint.T)
+            odds = self._log_odds_of_parts(own, log_kernels)
+            is_elsewhere, numbers[:, 1] = chosen_with_rest(numbers[:, 1], odds)
+            chosen = points[chosen_by(numbers[:, 1], log_joint.T)]
+            zeros = np.zeros(len(part), dtype=np.intp)
+            drawn = kernel.drawn(own - chosen, zeros, numbers[:, 2:]) + chosen
+            other = self.background.complete(torch.from_numpy(own), torch.from_numpy(numbers))
+            drawn = np.where(is_elsewhere[:, None] == 1, other.numpy(), drawn)
+            found[part] = np.where(np.isnan(own), drawn, own)
+        return found
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`.
@@ -535,104 +652,3 @@ def _average(table: Tensor, query: Tensor, memory: Tensor) -> tuple[Tensor, Tens
     sums = (table[:, first:].T @ relative.T).T.double()
     mean, mass = sums[:, :-1], sums[:, -1:]
     return mean / mass, mass.log() + math.log(2.0) * top.double()
-
-
-def fit_kernel_density(
-    X: NDArray[np.float64],
-    share: NDArray[np.float64],
-    background: GaussianMixtureReference,
-    floor: float,
-    stopped: Callable[[], bool] = lambda: False,
-) -> KernelDensityReference:
-    """Return kernels around rows, of the greatest likelihood of rows without their own kernel.
-
-    Covariance and weight of the background are found by expectation-maximisation.  With fewer than
-    three rows for each entry the covariance is diagonal.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Distinct rows in random order.
-    share : ndarray of shape (n_samples,)
-        Positive weights that sum to 1.
-    background : GaussianMixtureReference
-        Mixture for what lies far from all rows.
-    floor : float
-        Added to the variances, or what double precision resolves of the largest square if that
-        is more.
-    stopped : callable, default=lambda: False
-        Returns whether to end by a KeyboardInterrupt.
-
-    Returns
-    -------
-    KernelDensityReference
-        The fitted distribution.
-    """
-    n_features = X.shape[1]
-    n_wanted = _ROWS_FOR_AN_ENTRY * n_features * (n_features + 1) // 2
-    n_left_out = min(len(X), max(_ROWS_TO_FIT, n_wanted))
-    # What rounding leaves of a covariance along a direction without variance must stay below.
-    floor = max(floor, MIN_RELATIVE_VARIANCE * float(np.square(X).max()))
-
-    def density(covariance: NDArray[np.float64], weight: float) -> KernelDensityReference:
-        kept = covariance if n_wanted <= len(X) else np.diag(np.diag(covariance))
-        # Rounding may leave less than nothing along a direction without variance.
-        raised = floor_eigenvalues(kept, 0.0) + floor * np.eye(n_features)
-        return KernelDensityReference(X, raised, background, weight, share)
-
-    def step(current: KernelDensityReference) -> tuple[float, NDArray[np.float64], float]:
-        if stopped():
-            raise KeyboardInterrupt
-        return _expectation_maximization(current, share, n_left_out)
-
-    scott = len(X) ** (-2.0 / (n_features + 4)) * np.atleast_2d(np.cov(X.T, aweights=share, ddof=0))
-    starts = [density(fineness**2 * scott, 0.5) for fineness in _FINENESS_OF_STARTS]
-    best, (log_likelihood, covariance, weight) = max(
-        ((start, step(start)) for start in starts), key=lambda pair: pair[1][0]
-    )
-    for _ in range(_MAX_STEPS):
-        following = density(covariance, weight)
-        reached, covariance, weight = step(following)
-        if reached < log_likelihood + _MIN_GAIN_OF_A_STEP:
-            break
-        best, log_likelihood = following, reached
-    return best
-
-
-def _expectation_maximization(
-    density: KernelDensityReference, share: NDArray[np.float64], n_left_out: int
-) -> tuple[float, NDArray[np.float64], float]:
-    """Return a step on the centers of the first kernels, each without its own kernel.
-
-    Returns their mean log-density in nats before the step, and the covariance and the background's
-    weight after it.
-    """
-    centers, weight = density.points, torch.from_numpy(share)
-
-    @torch.no_grad()
-    def chunk(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        left_out = torch.arange(start, min(start + _ROWS_IN_A_CHUNK, n_left_out))
-        x, own = centers[left_out], weight[left_out]
-        others = (1.0 - own).clamp_min(torch.finfo(own.dtype).eps)
-        log_joint = density.kernel_log_prob(x) - others.log()[:, None]
-        log_joint[torch.arange(len(x)), left_out] = -math.inf
-        log_joint += (-density.background_weight).log1p()
-        elsewhere = density.background_weight.log() + density.background.log_prob(x)
-        total = torch.logaddexp(log_joint.logsumexp(1), elsewhere)
-        posterior = (log_joint - total[:, None]).exp() * own[:, None]
-        cross = x.T @ posterior @ centers
-        of_rows, of_centers = posterior.sum(1), posterior.sum(0)
-        scatter = (x.T * of_rows) @ x + (centers.T * of_centers) @ centers - cross - cross.T
-        return own @ total, scatter, of_rows.sum()
-
-    chunks = map_in_workers(chunk, range(0, n_left_out, _ROWS_IN_A_CHUNK), "cpu")
-    log_likelihood, scatter, mass = (
-        torch.stack(parts).sum(0) for parts in zip(*chunks, strict=True)
-    )
-    all_mass = float(share[:n_left_out].sum())
-    covariance = scatter / mass.clamp_min(1e-12 * all_mass)
-    return (
-        float(log_likelihood) / all_mass,
-        covariance.numpy(),
-        float(np.clip(1.0 - float(mass) / all_mass, 1e-4, 1.0 - 1e-4)),
-    )

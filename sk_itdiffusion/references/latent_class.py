@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import logsumexp
 
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references.discrete import LatentClassReference
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion.references.classes import LatentClassReference
+from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows
+from sk_itdiffusion.references.parts import Block, affordable_rows
 
 __all__ = ["category_counts", "fit_latent_class", "smoothed_frequencies", "smoothed_marginals"]
 
@@ -32,8 +35,20 @@ TOLERANCE = 2e-4
 
 
 def category_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
-    """Return how many rows have each category, for each discrete variable."""
-    codes = rows.X[:, layout.n_continuous :].astype(np.intp)
+    """Return how many rows have each category, for each discrete variable.
+
+    Rows that lack an entry (NaN) count for none.
+    """
+    entries = rows.X[:, layout.n_continuous :]
+    observed = ~np.isnan(entries)
+    if not observed.all():
+        return [
+            np.bincount(
+                entries[known, j].astype(np.intp), rows.weight[known], variable.n_categories
+            ).astype(np.float64)
+            for j, (variable, known) in enumerate(zip(layout.variables, observed.T, strict=True))
+        ]
+    codes = entries.astype(np.intp)
     return [
         np.bincount(codes[:, j], rows.weight, variable.n_categories).astype(np.float64)
         for j, variable in enumerate(layout.variables)
@@ -120,6 +135,9 @@ def fit_latent_class(
     categories as in all rows, so that no probability is 0; covariances are drawn to the common one
     likewise.
 
+    Rows may lack entries (NaN): the likelihood is then that of what is observed, and the classes
+    are consistent if entries are missing at random.
+
     Parameters
     ----------
     rows : WeightedRows
@@ -142,6 +160,10 @@ def fit_latent_class(
     LatentClassReference
         The fitted model.
     """
+    if np.isnan(rows.X).any():
+        return _fit_incomplete(
+            rows, layout, n_classes, random_state, regularization, max_iter, stopped
+        )
     marginals = smoothed_marginals(rows, layout)
     evidence = _Evidence.of(rows, layout, marginals, regularization)
     classes = _starting_classes(evidence, n_classes, random_state)
@@ -229,6 +251,126 @@ def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tup
     prior = PRIOR_ROWS + n_continuous
     covariance = (scatter + prior * evidence.pooled) / (size + prior)[:, None, None]
     return mean, covariance + evidence.regularization * np.eye(n_continuous)
+
+
+@dataclass(frozen=True)
+class _IncompleteEvidence:
+    """Rows that lack entries: indicators of categories, and where the variables begin in them."""
+
+    indicators: sparse.csr_array
+    first: NDArray[np.intp]
+    sizes: NDArray[np.intp]
+    continuous: Array
+    blocks: list[Block]
+    weight: Array
+    marginal: Array
+    pooled: Array
+    regularization: float
+
+    @classmethod
+    def of(
+        cls, rows: WeightedRows, layout: Layout, n_classes: int, regularization: float
+    ) -> _IncompleteEvidence:
+        """Return the rows in the form that the steps need; a missing category is no indicator."""
+        sizes = np.array([variable.n_categories for variable in layout.variables])
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        entries = rows.X[:, layout.n_continuous :]
+        row, variable = np.nonzero(~np.isnan(entries))
+        hits = entries[row, variable].astype(np.intp) + first[variable]
+        indicators = sparse.csr_array(
+            (np.ones(len(hits)), (row, hits)), shape=(len(entries), int(sizes.sum()))
+        )
+        continuous = np.ascontiguousarray(rows.X[:, : layout.n_continuous])
+        pooled, blocks = np.zeros((0, 0)), []
+        if layout.n_continuous:
+            pooled = GaussianReference.fit(continuous, rows.weight).covariance.numpy()
+            blocks = blocks_of_rows(continuous, n_classes)
+        return cls(
+            indicators,
+            first,
+            sizes,
+            continuous,
+            blocks,
+            rows.weight,
+            np.concatenate(smoothed_marginals(rows, layout)),
+            pooled + regularization * np.eye(len(pooled)),
+            regularization,
+        )
+
+
+def _fit_incomplete(
+    rows: WeightedRows,
+    layout: Layout,
+    n_classes: int,
+    random_state: np.random.RandomState,
+    regularization: float,
+    max_iter: int,
+    stopped: Callable[[], bool],
+) -> LatentClassReference:
+    """Return classes fitted to what is observed of rows."""
+    rows = rows.take(affordable_rows(rows.X, n_classes, n_classes, layout.n_continuous))
+    n_classes = min(n_classes, len(rows))
+    evidence = _IncompleteEvidence.of(rows, layout, n_classes, regularization)
+    classes = _starting_incomplete(evidence, n_classes, random_state)
+    before = -math.inf
+    for _ in range(max_iter):
+        if stopped():
+            raise KeyboardInterrupt
+        log_likelihood, classes = _incomplete_step(evidence, classes)
+        now = log_likelihood / float(rows.weight.sum())
+        if now - before < TOLERANCE:
+            break
+        before = now
+    return _reference(layout, classes)
+
+
+def _starting_incomplete(
+    evidence: _IncompleteEvidence, n_classes: int, random_state: np.random.RandomState
+) -> _Classes:
+    """Return classes around random rows; what these lack is that of all rows."""
+    share = evidence.weight / evidence.weight.sum()
+    chosen = random_state.choice(len(share), size=n_classes, replace=False, p=share)
+    own = evidence.indicators[chosen].toarray()
+    is_known = np.add.reduceat(own, evidence.first, axis=1).repeat(evidence.sizes, axis=1) > 0.0
+    own = np.where(is_known, own, evidence.marginal)
+    mean = evidence.continuous[chosen]
+    if len(evidence.pooled):
+        overall = GaussianReference.fit(evidence.continuous, evidence.weight)
+        uniform = torch.from_numpy(random_state.uniform(size=(n_classes, mean.shape[1] + 2)))
+        mean = overall.complete(torch.from_numpy(mean), uniform.clamp(1e-12, 1.0 - 1e-12)).numpy()
+    return _Classes(
+        np.full(n_classes, -math.log(n_classes)),
+        np.log(0.5 * own + 0.5 * evidence.marginal),
+        mean,
+        np.broadcast_to(evidence.pooled, (n_classes, *evidence.pooled.shape)),
+    )
+
+
+def _incomplete_step(evidence: _IncompleteEvidence, classes: _Classes) -> tuple[float, _Classes]:
+    """Return the log-likelihood of what is observed, and classes of a greater one, smoothed."""
+    log_terms = (evidence.indicators @ classes.log_category.T + classes.log_weight).T
+    mean, covariance = classes.mean, classes.covariance
+    if len(evidence.pooled):
+        parts = NormalParts.of_covariances(mean, covariance)
+        moments = parts.moments(evidence.continuous, evidence.weight, log_terms, evidence.blocks)
+        log_likelihood, membership = moments.log_likelihood, moments.membership
+        size = membership.sum(axis=1)
+        n_continuous = len(evidence.pooled)
+        prior = PRIOR_ROWS + n_continuous
+        scatter = size[:, None, None] * moments.covariance
+        mean = moments.mean
+        covariance = (scatter + prior * evidence.pooled) / (size + prior)[:, None, None]
+        covariance = covariance + evidence.regularization * np.eye(n_continuous)
+    else:
+        log_row = logsumexp(log_terms, axis=0)
+        log_likelihood = float(evidence.weight @ log_row)
+        membership = evidence.weight * np.exp(log_terms - log_row)
+        size = membership.sum(axis=1)
+    counts = (evidence.indicators.T @ membership.T).T
+    of_variable = np.add.reduceat(counts, evidence.first, axis=1).repeat(evidence.sizes, axis=1)
+    category = (counts + PRIOR_ROWS * evidence.marginal) / (of_variable + PRIOR_ROWS)
+    log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
+    return log_likelihood, _Classes(log_weight, np.log(category), mean, covariance)
 
 
 def _reference(layout: Layout, classes: _Classes) -> LatentClassReference:

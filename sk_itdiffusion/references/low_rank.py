@@ -8,29 +8,30 @@ needs only products with U.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.base import (
-    ContinuousReference,
-    PlainReference,
-    as_float_tensor,
-    check_buffers,
-)
+from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers
+from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
     add_white_noise,
     normal_columns,
 )
+from sk_itdiffusion.references.parts import rows_by_pattern
 
 __all__ = ["LowRankGaussianReference"]
+
+Array = NDArray[np.float64]
 
 
 @stored()
@@ -100,7 +101,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_features)
-            Rows.
+            Complete rows.
         rank : int
             Number of directions, less than rows and columns.
         random_state : RandomState
@@ -112,7 +113,17 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         -------
         LowRankGaussianReference
             The fitted distribution.
+
+        Raises
+        ------
+        ValueError
+            If entries are missing, of which the decomposition knows nothing.
         """
+        if np.isnan(X).any():
+            raise ValueError(
+                "A normal distribution of low rank, which tables of thousands of columns need, can "
+                "only be fitted to complete rows."
+            )
         weight = np.ones(len(X)) if sample_weight is None else sample_weight
         share = weight / weight.sum()
         mean = share @ X
@@ -133,6 +144,88 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         n_others = self.n_features - len(self.variances)
         log_determinant = self.variances.log().sum() + n_others * self.residual.log()
         return -0.5 * (squared + log_determinant + self.n_features * math.log(2 * math.pi))
+
+    def marginal(self, columns: Sequence[int]) -> LowRankGaussianReference:
+        """Return the normal distribution of some columns; see `Reference.marginal`."""
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_features:
+            return self
+        mean, basis, along, _ = self._numbers()
+        return self._of_factor(mean[kept], basis[kept], np.diag(along))
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> LowRankGaussianReference:
+        """Return the normal distribution of the other columns; see `Reference.given`."""
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        mean, basis, _, residual = self._numbers()
+        inner, _ = self._inner(known)
+        pull = inner @ (basis[known].T @ (numbers - mean[known])) / residual
+        return self._of_factor(mean[others] + basis[others] @ pull, basis[others], inner)
+
+    def _numbers(self) -> tuple[Array, Array, Array, float]:
+        """Return mean, basis, variances less the residual one, and this."""
+        mean, basis, variances = (
+            part.detach().cpu().double().numpy() for part in (self.mean, self.basis, self.variances)
+        )
+        residual = float(self.residual)
+        return mean, basis, variances - residual, residual
+
+    def _inner(self, columns: Sequence[int]) -> tuple[Array, float]:
+        """Return what is left of the covariance along the basis, given columns.
+
+        Beside it is the logarithm of the determinant of these columns' covariance.
+        """
+        _, basis, along, residual = self._numbers()
+        known = basis[columns]
+        ratio = np.eye(len(along)) + known.T @ known * (along / residual)
+        inner = along[:, None] * np.linalg.inv(ratio)
+        volume = float(np.linalg.slogdet(ratio)[1]) + len(columns) * math.log(residual)
+        return np.asarray(0.5 * (inner + inner.T)), volume
+
+    def _of_factor(self, mean: Array, rows: Array, inner: Array) -> LowRankGaussianReference:
+        """Return the distribution of covariance ``rows @ inner @ rows.T`` and the residual one."""
+        basis, variances = factorised(rows, inner)
+        residual = float(self.residual)
+        least = min(residual, float(self.variances.min()))
+        return LowRankGaussianReference(
+            mean, basis, np.maximum(variances + residual, least), residual
+        )
+
+    def _log_prob_of_parts(self, rows: Array) -> Array:
+        """Return the log-densities of what is observed of rows."""
+        mean, basis, _, residual = self._numbers()
+        found = np.empty(len(rows))
+        patterns, place = rows_by_pattern(np.isnan(rows))
+        for number, pattern in enumerate(patterns):
+            kept = np.flatnonzero(~pattern)
+            inner, volume = self._inner(kept.tolist())
+            known = np.ascontiguousarray(basis[kept].T)
+            constant = volume + len(kept) * math.log(2.0 * math.pi)
+            for row in np.flatnonzero(place == number):
+                deviation = rows[row, kept] - mean[kept]
+                projected = known @ deviation
+                explained = projected @ (inner @ projected) / residual
+                squared = (deviation @ deviation - explained) / residual
+                found[row] = -0.5 * (squared + constant)
+        return found
+
+    def _completed(self, rows: Array, uniform: Array) -> Array:
+        """Return rows with draws in the place of missing entries."""
+        mean, basis, _, residual = self._numbers()
+        found = rows.copy()
+        patterns, place = rows_by_pattern(np.isnan(rows))
+        for number, pattern in enumerate(patterns):
+            kept, others = np.flatnonzero(~pattern), np.flatnonzero(pattern)
+            inner, _ = self._inner(kept.tolist())
+            axes, variances = factorised(basis[others], inner)
+            longer = np.sqrt(np.maximum(variances + residual, 0.0)) - math.sqrt(residual)
+            for row in np.flatnonzero(place == number):
+                pull = inner @ (basis[kept].T @ (rows[row, kept] - mean[kept])) / residual
+                white = ndtri(uniform[row, 2 + others])
+                spread = math.sqrt(residual) * white + axes @ (longer * (axes.T @ white))
+                found[row, others] = mean[others] + basis[others] @ pull + spread
+        return found
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
@@ -222,3 +315,10 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         """Raise an error if parts do not fit together, or numbers are out of range."""
         shapes = {"mean": "d", "basis": "dr", "variances": "r", "residual": ""}
         check_buffers(self, shapes)
+
+
+def factorised(rows: Array, inner: Array) -> tuple[Array, Array]:
+    """Return orthonormal eigenvectors and eigenvalues of ``rows @ inner @ rows.T``."""
+    directions, triangle = np.linalg.qr(rows)
+    values, vectors = np.linalg.eigh(triangle @ inner @ triangle.T)
+    return np.asarray(directions @ vectors), np.asarray(values)

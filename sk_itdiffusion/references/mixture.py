@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -26,20 +26,20 @@ from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.base import (
-    ContinuousReference,
-    as_float_tensor,
-    check_buffers,
-    eigenbasis,
-)
+from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion.references.continuous import ContinuousReference
 from sk_itdiffusion.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
     add_white_noise,
     floor_eigenvalues,
 )
+from sk_itdiffusion.references.normal_parts import NormalParts
+from sk_itdiffusion.references.parts import chosen_by, log_sum
 
 __all__ = ["GaussianMixtureReference"]
+
+Array = NDArray[np.float64]
 
 #: Numbers of one kind that a processor's core holds close by; passing through more is slower.  The
 #: memory of more than a megabyte is given back to the system after each use, and asked for again,
@@ -185,6 +185,42 @@ class GaussianMixtureReference(ContinuousReference):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; see `Reference.log_prob`."""
         return self.component_log_prob(x).logsumexp(1)
+
+    def marginal(self, columns: Sequence[int]) -> GaussianMixtureReference:
+        """Return the mixture of the components' marginals; see `Reference.marginal`."""
+        kept = self._checked_parts(columns)
+        if len(kept) == self.n_features:
+            return self
+        means, variances, basis = (
+            part.detach().cpu().double().numpy()
+            for part in (self.means, self.variances, self.basis)
+        )
+        rows = basis[:, kept]
+        covariances = rows * variances[:, None, :] @ np.swapaxes(rows, 1, 2)
+        return mixture_of_parts(self, self.log_weights, means[:, kept], covariances)
+
+    def given(self, columns: Sequence[int], values: ArrayLike) -> GaussianMixtureReference:
+        """Return the mixture of the components' conditionals; see `Reference.given`."""
+        known, others, numbers = self._checked_given(columns, values)
+        if not known:
+            return self
+        row = np.full((1, self.n_features), np.nan)
+        row[0, known] = numbers
+        log_density = torch.from_numpy(normal_parts(self).log_densities(row)[:, 0])
+        log_weights = self.log_weights.detach().cpu().double() + log_density
+        return mixture_given(self, known, others, numbers, log_weights)
+
+    def _log_prob_of_parts(self, rows: Array) -> Array:
+        """Return the log-densities of what is observed of rows."""
+        log_weights = self.log_weights.detach().cpu().double().numpy()
+        return log_sum(normal_parts(self).log_densities(rows) + log_weights[:, None])
+
+    def _completed(self, rows: Array, uniform: Array) -> Array:
+        """Return rows with draws in the place of missing entries."""
+        parts = normal_parts(self)
+        log_weights = self.log_weights.detach().cpu().double().numpy()
+        chosen = chosen_by(uniform[:, 1], parts.log_densities(rows) + log_weights[:, None])
+        return parts.drawn(rows, chosen, uniform[:, 2:])
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise; see `Reference.denoise`."""
@@ -413,12 +449,17 @@ class GaussianMixtureReference(ContinuousReference):
         """
         shift, width = np.asarray(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
         covariances = torch.einsum("kde,ke,kfe->kdf", self.basis, self.variances, self.basis)
-        return GaussianMixtureReference(
-            self.log_weights.exp().cpu().numpy(),
+        weights = self.log_weights.exp().cpu().numpy()
+        is_tiny = not weights.all()  # only the logarithms are numbers
+        moved = GaussianMixtureReference(
+            np.ones(len(weights)) if is_tiny else weights,
             (self.means.cpu().numpy() - shift) / width,
             covariances.cpu().numpy() / np.outer(width, width),
             self.n_wide,
         )
+        if is_tiny:
+            moved.log_weights = self.log_weights.cpu().double()
+        return moved
 
     def without_wide_components(self) -> GaussianMixtureReference:
         """Return the mixture of the other components; see `Reference.without_wide_components`."""
@@ -475,6 +516,38 @@ class GaussianMixtureReference(ContinuousReference):
         shapes = {"log_weights": "k", "means": "kd", "variances": "kd", "basis": "kdd"}
         check_buffers(self, shapes)
         checked_number_of_wide(self.n_wide, self.n_components)
+
+
+def normal_parts(mixture: GaussianMixtureReference) -> NormalParts:
+    """Return what answers questions about parts of rows of the components."""
+    return NormalParts.of_tensors(mixture.means, mixture.variances, mixture.basis)
+
+
+def mixture_given(
+    mixture: GaussianMixtureReference,
+    columns: Sequence[int],
+    others: Sequence[int],
+    values: Array,
+    log_weights: Tensor,
+) -> GaussianMixtureReference:
+    """Return the components' distributions of other columns, given some, with other weights."""
+    means, covariances = normal_parts(mixture).given(columns, others, values)
+    return mixture_of_parts(mixture, log_weights, means, covariances)
+
+
+def mixture_of_parts(
+    mixture: GaussianMixtureReference, log_weights: Tensor, means: Array, covariances: Array
+) -> GaussianMixtureReference:
+    """Return a mixture of marginals or conditionals of components, no narrower than these.
+
+    Weights, up to a factor, may be so small that only their logarithms are numbers.
+    """
+    floors = mixture.variances.detach().cpu().double().amin(1).tolist()
+    symmetric = 0.5 * (covariances + np.swapaxes(covariances, 1, 2))
+    raised = [floor_eigenvalues(c, floor) for c, floor in zip(symmetric, floors, strict=True)]
+    found = GaussianMixtureReference(np.ones(len(means)), means, np.stack(raised), mixture.n_wide)
+    found.log_weights = log_weights.detach().cpu().double().log_softmax(0)
+    return found
 
 
 def checked_number_of_wide(n_wide: int, n_components: int) -> int:

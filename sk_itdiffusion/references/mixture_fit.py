@@ -12,8 +12,14 @@ from sklearn.mixture import GaussianMixture
 
 from sk_itdiffusion._runtime.parallel import single_blas_thread
 from sk_itdiffusion._table.rows import effective_number
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference
+from sk_itdiffusion.references.gaussian import (
+    VARIANCE_FLOOR,
+    GaussianReference,
+    floor_eigenvalues,
+)
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows
+from sk_itdiffusion.references.parts import affordable_rows
 
 __all__ = ["fit_gaussian_mixture", "widened", "with_wide_components"]
 
@@ -26,6 +32,10 @@ _PSEUDO_ROWS = 2.0
 #: Standard deviations of the wide components relative to those of all rows, and their proportions.
 _WIDTHS = np.array([2.0, 4.0, 8.0])
 _SHARES_OF_WIDTHS = np.array([4.0, 2.0, 1.0])
+#: Rows that lack entries, for each component, that are fitted whatever work it is.
+_ROWS_FOR_A_COMPONENT = 50
+#: Change of their mean log-likelihood that ends expectation-maximisation.
+_TOLERANCE = 1e-4
 
 
 class _WeightedMixture(GaussianMixture):
@@ -94,7 +104,9 @@ class _WeightedMixture(GaussianMixture):
 
 def number_of_distinct_rows(X: NDArray[np.float64]) -> int:
     """Return how many rows differ by more than the rounding of their squared distances."""
-    resolution = np.sqrt(np.finfo(np.float64).eps) * np.abs(X).max(initial=0.0)
+    X = np.where(np.isnan(X), np.inf, X)  # in place of what is missing
+    finite = np.abs(X[np.isfinite(X)])
+    resolution = np.sqrt(np.finfo(np.float64).eps) * finite.max(initial=0.0)
     rounded = np.rint(X / resolution) if resolution > 0.0 else X
     return len(np.unique(rounded, axis=0))
 
@@ -168,6 +180,7 @@ def with_wide_components(
     X: NDArray[np.float64],
     weight: NDArray[np.float64],
     largest_variances: NDArray[np.float64],
+    overall: GaussianReference | None = None,
 ) -> GaussianMixtureReference:
     """Return the mixture with more components, wider than all rows.
 
@@ -180,7 +193,7 @@ def with_wide_components(
     the mixture without them.
     """
     share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
-    overall = GaussianReference.fit(X, weight)
+    overall = GaussianReference.fit(X, weight) if overall is None else overall
     narrow = torch.einsum("kde,ke,kfe->kdf", mixture.basis, mixture.variances, mixture.basis)
     wide = np.stack(
         [widened(overall.covariance.numpy(), width**2, largest_variances) for width in _WIDTHS]
@@ -212,14 +225,31 @@ def fit_gaussian_mixture(
     No component has a variance in any column above ``largest_variances``, if they are given.
     Behind a map that makes a heavy tail normal, a component with twice the standard deviation would
     have a tail of four times the index.
+
+    Rows may lack entries (NaN): the likelihood is then that of what is observed, and each step
+    takes expectations over what is missing, pattern by pattern, so that the mixture is consistent
+    if entries are missing at random.  Where there are so many patterns, of so many missing columns,
+    that this is too much work, a random sample of the rows is fitted.
     """
     largest = np.full(X.shape[1], np.inf) if largest_variances is None else largest_variances
     n_distinct = number_of_distinct_rows(X)
     # What rounding leaves of a covariance along a direction without variance must stay below.
-    regularization = max(regularization, MIN_RELATIVE_VARIANCE * float(np.square(X).max()))
+    regularization = max(regularization, MIN_RELATIVE_VARIANCE * float(np.nanmax(np.square(X))))
     # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
     is_plain = n_distinct > _PLENTY * n_components
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
+    if np.isnan(X).any():
+        with single_blas_thread():
+            return _fit_incomplete_mixture(
+                X,
+                weight,
+                min(n_components, n_distinct),
+                random_state,
+                regularization,
+                max_iter,
+                largest,
+                is_plain,
+            )
     mixture = _WeightedMixture(
         min(n_components, n_distinct),
         init_params="kmeans" if is_plain else "k-means++",
@@ -233,3 +263,80 @@ def fit_gaussian_mixture(
         mixture.fit_weighted(X, weight, largest)
         fitted = GaussianMixtureReference.from_sklearn(mixture)
         return with_wide_components(fitted, X, weight, largest)
+
+
+def _fit_incomplete_mixture(
+    X: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    n_components: int,
+    random_state: np.random.RandomState,
+    regularization: float,
+    max_iter: int,
+    largest: NDArray[np.float64],
+    is_plain: bool,
+) -> GaussianMixtureReference:
+    """Return a mixture fitted to what is observed of rows.
+
+    It begins at clusters of rows that one normal distribution has completed by draws; conditional
+    means would make clusters of their own.
+    """
+    overall = GaussianReference.fit(X, weight)
+    kept = affordable_rows(X, n_components, _ROWS_FOR_A_COMPONENT * n_components)
+    rows, own = X[kept], weight[kept] / weight[kept].mean()
+    pooled = overall.covariance.numpy()
+    uniform = np.clip(random_state.uniform(size=(len(rows), rows.shape[1] + 2)), 1e-12, 1 - 1e-12)
+    drawn = overall.complete(torch.from_numpy(rows), torch.from_numpy(uniform)).numpy()
+    log_weights, means, covariances = _starting_components(
+        drawn, own, n_components, random_state, pooled, is_plain
+    )
+    eye = regularization * np.eye(rows.shape[1])
+    before, blocks = -np.inf, blocks_of_rows(rows, n_components)
+    for _ in range(max_iter):
+        parts = NormalParts.of_covariances(means, covariances)
+        found = parts.moments(rows, own, log_weights[:, None], blocks)
+        mass = found.mass + 10.0 * np.finfo(np.float64).eps
+        log_weights, means = np.log(mass / mass.sum()), found.mean
+        squares = np.maximum(found.squared_mass, np.finfo(np.float64).tiny)
+        n_rows = found.observed * found.mass**2 / squares
+        shrunk = shrunk_to_common(found.covariance + eye, n_rows, regularization)
+        covariances = within_variances(shrunk, largest)
+        now = found.log_likelihood / len(rows)
+        if abs(now - before) < _TOLERANCE:
+            break
+        before = now
+    used = found.mass > 0.0
+    fitted = GaussianMixtureReference(
+        np.exp(log_weights[used]), means[used], floor_eigenvalues(covariances[used])
+    )
+    return with_wide_components(fitted, X, weight, largest, overall)
+
+
+def _starting_components(
+    X: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    n_components: int,
+    random_state: np.random.RandomState,
+    pooled: NDArray[np.float64],
+    is_plain: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return logarithms of weights, means and covariances of clusters of complete rows.
+
+    Covariances are half that of the cluster and half that of all rows divided by as many as there
+    are clusters along each column, so that none is flat.
+    """
+    n_features = X.shape[1]
+    narrow = pooled / n_components ** (2.0 / n_features)
+    if not is_plain:
+        means, _ = kmeans_plusplus(X, n_components, sample_weight=weight, random_state=random_state)
+        equal = np.full(n_components, -np.log(n_components))
+        return equal, means, np.broadcast_to(narrow, (n_components, *narrow.shape))
+    label = KMeans(n_components, n_init=1, random_state=random_state)
+    member = weight * (
+        label.fit(X, sample_weight=weight).labels_ == np.arange(n_components)[:, None]
+    )
+    mass = member.sum(axis=1)
+    share = member / mass[:, None]
+    means = share @ X
+    second = np.stack([(each[:, None] * X).T @ X for each in share])
+    own = second - means[:, :, None] * means[:, None, :]
+    return np.log(mass / mass.sum()), means, 0.5 * (own + narrow)

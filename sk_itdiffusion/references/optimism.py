@@ -78,6 +78,7 @@ def choice_optimism(
     rows: WeightedRows,
     choose: Callable[[Array, Array, Keys | None], int],
     judged: Array | None = None,
+    in_counts: bool = False,
 ) -> Array:
     """Return by how much a choice flatters each of the rows that it was made by.
 
@@ -92,6 +93,8 @@ def choice_optimism(
         rows, and keys of those that are not independent, or None.
     judged : ndarray of shape (n_candidates, n_samples) or None, default=None
         Log-likelihoods that are flattered, if they are others than those that choose.
+    in_counts : bool, default=False
+        Whether weights of rows are numbers of observations; see `fold_weights`.
 
     Returns
     -------
@@ -100,7 +103,7 @@ def choice_optimism(
         other folds.
     """
     judged = scores if judged is None else judged
-    folds = fold_weights(rows, in_counts=False)
+    folds = fold_weights(rows, in_counts)
     total = folds.sum(axis=0)
     optimism = np.zeros(scores.shape[1])
     if len(folds) < 2 or len(scores) < 2:

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import ContinuousReference, Reference
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.continuous import ContinuousReference
 from sk_itdiffusion.references.families.base import (
     FamilyContext,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
+from sk_itdiffusion.references.gaussian import (
+    GaussianReference,
+    fitted_moments,
+    floor_eigenvalues,
+)
 from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.low_rank import LowRankGaussianReference
 
@@ -55,8 +60,11 @@ def fit_gaussian_by_validation(
     if n_columns > MAX_COLUMNS_FOR_COVARIANCE:
         rank = max(1, min(MAX_DIRECTIONS, n_rows // 4, n_columns - 1))
         return LowRankGaussianReference.fit(train.X, rank, random_state, train.weight)
-    mean = train.share @ train.X
-    covariance = np.atleast_2d(np.cov(train.X.T, ddof=0, aweights=train.weight))
+    if np.isnan(train.X).any():
+        mean, covariance = fitted_moments(train.X, train.weight)
+    else:
+        mean = train.share @ train.X
+        covariance = np.atleast_2d(np.cov(train.X.T, ddof=0, aweights=train.weight))
     diagonal = np.diag(np.diag(covariance))
 
     def shrunk(shrinkage: float) -> Reference:

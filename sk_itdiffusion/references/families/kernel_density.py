@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.rows import MIN_TRAINING_ROWS, WeightedRows
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.families.base import (
     Demand,
@@ -16,7 +16,8 @@ from sk_itdiffusion.references.families.base import (
 )
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
-from sk_itdiffusion.references.kernel_density import KernelDensityReference, fit_kernel_density
+from sk_itdiffusion.references.kernel_density import KernelDensityReference
+from sk_itdiffusion.references.kernel_fit import fit_kernel_density
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, as_mixture
 
 if TYPE_CHECKING:
@@ -33,10 +34,22 @@ _MAX_COLUMNS_FOR_KERNELS = 50
 _MIN_KERNEL_VARIANCE = 1e-7
 
 
-def _quick_kernels(rows: WeightedRows, plain: Reference, resolution: float) -> Reference:
-    """Return kernels around a few of the training rows."""
+def complete_rows(rows: WeightedRows) -> WeightedRows | None:
+    """Return the rows that lack no entry, around which alone kernels can be; None if too few."""
+    is_complete = ~np.isnan(rows.X).any(axis=1)
+    if is_complete.all():
+        return rows
+    kept = np.flatnonzero(is_complete)
+    return rows.take(kept) if len(kept) >= MIN_TRAINING_ROWS else None
+
+
+def _quick_kernels(rows: WeightedRows, plain: Reference, resolution: float) -> Reference | None:
+    """Return kernels around a few of the training rows; None if too few are complete."""
     assert isinstance(plain, GaussianReference | GaussianMixtureReference)
-    rows = first_rows(rows.without_copies(), _KERNELS_FOR_MAPS)
+    complete = complete_rows(rows.without_copies())
+    if complete is None:
+        return None
+    rows = first_rows(complete, _KERNELS_FOR_MAPS)
     floor = np.clip(resolution**2 / 12.0, _MIN_KERNEL_VARIANCE, 1e-2)
     return fit_kernel_density(rows.X, rows.share, as_mixture(plain), floor)
 
@@ -53,7 +66,8 @@ def fit_kernel_density_by_validation(
     The covariance that the kernels share and the weight of what lies between them are those of
     greatest likelihood of training rows, each without the kernel around itself, by
     expectation-maximisation.  The density must beat the plain one on the validation rows by more
-    than one standard error.
+    than one standard error.  Of rows that lack entries (NaN) there are no kernels, but they are
+    judged by what is observed of them; with fewer than 10 complete rows there is no density.
 
     Parameters
     ----------
@@ -71,9 +85,10 @@ def fit_kernel_density_by_validation(
     KernelDensityReference or None
         The density; of more than 50 columns there is none.
     """
-    rows = first_rows(train.without_copies(), _MAX_KERNELS)
-    if rows.X.shape[1] > _MAX_COLUMNS_FOR_KERNELS:
+    complete = complete_rows(train.without_copies())
+    if complete is None or train.X.shape[1] > _MAX_COLUMNS_FOR_KERNELS:
         return None
+    rows = first_rows(complete, _MAX_KERNELS)
     density = fit_kernel_density(
         rows.X,
         rows.share,

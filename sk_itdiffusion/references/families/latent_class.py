@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sk_itdiffusion._immse.cubature import Keys
 from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
 from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import IndependentReference, LatentClassReference
+from sk_itdiffusion.references.classes import LatentClassReference
+from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families.base import (
     Demand,
     FamilyContext,
+    JudgedReference,
     ReferenceFamily,
 )
 from sk_itdiffusion.references.families.mixture import (
@@ -24,6 +28,7 @@ from sk_itdiffusion.references.families.mixture import (
 )
 from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, search_numbers
 from sk_itdiffusion.references.latent_class import fit_latent_class
+from sk_itdiffusion.references.optimism import choice_optimism
 
 if TYPE_CHECKING:
     from sk_itdiffusion._fit.schema import Schema
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LatentClassFamily", "fit_latent_class_by_validation"]
 
+Array = NDArray[np.float64]
 _CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 MAX_ROWS_FOR_CLASSES = 50_000
 #: Entries of the matrix of rows and categories that latent class models are fitted to.
@@ -47,7 +53,7 @@ def fit_latent_class_by_validation(
     regularization: float,
     random_state: np.random.RandomState,
     stop: threading.Event | None = None,
-) -> LatentClassReference | None:
+) -> tuple[LatentClassReference | None, Array]:
     """Return the latent class model whose number of classes validates best, or None.
 
     It must be better than the independent reference by more than one standard error.
@@ -67,8 +73,10 @@ def fit_latent_class_by_validation(
 
     Returns
     -------
-    LatentClassReference or None
+    model : LatentClassReference or None
         The model.
+    optimism : ndarray of shape (n_valid,)
+        By how much the choice flatters each validation row; see `choice_optimism`.
     """
     layout, valid = independent.layout, split.valid
     width = layout.n_category_points + layout.n_continuous * (layout.n_continuous + 1) // 2
@@ -76,6 +84,7 @@ def fit_latent_class_by_validation(
     rows = split.train.take(np.arange(min(len(split.train), most)))
     few = rows.take(np.arange(min(len(rows), MAX_ROWS_FOR_MIXTURES)))
     baseline = log_likelihoods(independent, valid.X)
+    scores: dict[tuple[int, int], Array] = {}
 
     def fit(job: tuple[int, int], last: bool = False) -> tuple[float, LatentClassReference]:
         reference = fit_latent_class(
@@ -87,7 +96,8 @@ def fit_latent_class_by_validation(
             max_iter=_MAX_EM_STEPS if last else _EM_STEPS_FOR_SEARCH,
             stopped=lambda: stop is not None and stop.is_set(),
         )
-        return float(valid.share @ log_likelihoods(reference, valid.X)), reference
+        scores[job] = log_likelihoods(reference, valid.X)
+        return float(valid.share @ scores[job]), reference
 
     def fit_all(numbers: Sequence[int]) -> list[tuple[float, LatentClassReference]]:
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
@@ -103,15 +113,23 @@ def fit_latent_class_by_validation(
     possible = [c for c in _CLASSES if c < 2 * n_possible]
     best = search_numbers(possible, fit_all, float(valid.share @ baseline))
     if best is None:
-        return None
+        return None, np.zeros(len(valid))
     # The search is brief; its winner is fitted once more, to all rows and to the end.
     with single_blas_thread():
         final = fit((best[2], int(random_state.randint(2**31 - 1))), last=True)
     chosen = final[1] if final[0] > best[0] else best[1]
-    gain = log_likelihoods(chosen, valid.X) - baseline
-    n_valid = None if layout.n_continuous else float(valid.weight.sum())
-    mean, error = mean_and_error(gain, valid.share, n_valid)
-    return chosen if mean > error else None
+    in_counts = not layout.n_continuous
+    tried = np.stack([baseline, *(scores[job] for job in sorted(scores))])
+
+    def choose(given: Array, share: Array, source: Keys | None) -> int:
+        """Return the best model, or 0 if it is not better than none by a standard error."""
+        number = int(np.argmax(given @ share))
+        n_valid = float(valid.weight.sum()) if in_counts else None
+        mean, error = mean_and_error(given[number] - given[0], share, n_valid)
+        return number if mean > error else 0
+
+    optimism = choice_optimism(tried, valid, choose, in_counts=in_counts)
+    return (chosen if choose(tried, valid.share, None) else None), optimism
 
 
 class LatentClassFamily(ReferenceFamily):
@@ -131,9 +149,14 @@ class LatentClassFamily(ReferenceFamily):
 
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
         """Return the classes if they are better than none; see `ReferenceFamily.fit`."""
+        return self.fit_judged(split, context).reference
+
+    def fit_judged(self, split: MappedSplit, context: FamilyContext) -> JudgedReference:
+        """Return the classes, and how their choice flatters; see `ReferenceFamily.fit_judged`."""
         independent = context.references["independent"]
         assert isinstance(independent, IndependentReference)
         regularization = mixture_regularization(context.schema.resolution)
-        return fit_latent_class_by_validation(
+        found = fit_latent_class_by_validation(
             split, independent, regularization, context.random_state, context.stop
         )
+        return JudgedReference(*found)

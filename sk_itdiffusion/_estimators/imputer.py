@@ -1,0 +1,515 @@
+"""Missing entries filled from the conditional distribution of a density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import gaussian_kde
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sk_itdiffusion._estimators.base import DensityEstimator
+from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._table.reading import read_table, without_tensors
+
+__all__ = ["IMMSEImputer", "PooledEstimate"]
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+#: Numbers in the draws that are held in memory at a time.
+NUMBERS_IN_A_PASS = 2**22
+
+
+@dataclass(frozen=True)
+class PooledEstimate:
+    """Estimates from several imputations, combined by Rubin's rules.
+
+    It is what `IMMSEImputer.pooled_estimate` returns, and has its parameters as attributes.
+
+    Parameters
+    ----------
+    estimate : ndarray
+        Means of the estimates.
+    standard_error : ndarray
+        Standard errors, which include what the missing entries leave open.
+    degrees_of_freedom : ndarray
+        Degrees of freedom of the t distribution of ``(estimate - truth) / standard_error``;
+        infinite where all imputations give the same estimate.
+    missing_information : ndarray
+        Share of the variance that is due to the missing entries, from 0 to 1.
+
+    See Also
+    --------
+    IMMSEImputer : Fills missing entries.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.imputation import PooledEstimate
+    >>> pooled = PooledEstimate.of([1.0, 2.0, 3.0], [0.5, 0.5, 0.5])
+    >>> round(float(pooled.missing_information), 3)
+    0.727
+    """
+
+    estimate: Array
+    standard_error: Array
+    degrees_of_freedom: Array
+    missing_information: Array
+
+    @classmethod
+    def of(cls, estimates: ArrayLike, variances: ArrayLike) -> PooledEstimate:
+        """Combine estimates by Rubin's rules [1]_.
+
+        Parameters
+        ----------
+        estimates : array-like of shape (n_imputations, ...)
+            Estimates from each completed table.
+        variances : array-like of shape (n_imputations, ...)
+            Their squared standard errors as if the table had been complete.
+
+        Returns
+        -------
+        PooledEstimate
+            The combination.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two imputations, or the shapes differ.
+
+        References
+        ----------
+        .. [1] D. B. Rubin. "Multiple Imputation for Nonresponse in Surveys". Wiley, 1987.
+
+        Examples
+        --------
+        >>> from sk_itdiffusion.imputation import PooledEstimate
+        >>> pooled = PooledEstimate.of([1.0, 2.0, 3.0], [0.5, 0.5, 0.5])
+        >>> float(pooled.estimate), round(float(pooled.standard_error) ** 2, 4)
+        (2.0, 1.8333)
+        """
+        each = np.asarray(estimates, dtype=np.float64)
+        within = np.asarray(variances, dtype=np.float64)
+        if each.ndim == 0 or len(each) < 2 or each.shape != within.shape:
+            raise ValueError(
+                "estimates and variances must have the same shape, with two imputations or more, "
+                f"got {each.shape} and {within.shape}."
+            )
+        n = len(each)
+        between = (1.0 + 1.0 / n) * each.var(axis=0, ddof=1)
+        total = within.mean(axis=0) + between
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(total > 0.0, between / total, 0.0)
+            freedom = np.where(share > 0.0, (n - 1) / share**2, math.inf)
+        return cls(each.mean(axis=0), np.sqrt(total), freedom, share)
+
+
+class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Fill missing entries from their conditional distribution given the observed ones.
+
+    A density is fitted to the table with its missing entries, and each incomplete row is completed
+    by draws from the distribution of what is missing given what was observed.  An imputed value is
+    a single draw, or the mean, the median or the most probable value of many.
+
+    Parameters
+    ----------
+    estimator : IMMSEDensity, IMMSEMixedDensity, IMMSEDiscreteDensity or None, default=None
+        The density, which is cloned.  None stands for
+        ``IMMSEMixedDensity(max_epochs=0, handle_missing="missing")``, which takes numbers and
+        categories, and imputes missing entries of both.
+    strategy : {"median", "mean", "mode", "sample"}, default="median"
+        What an imputed value is, of its conditional distribution: the median, which has the least
+        mean absolute error; the mean, which has the least mean squared error; the mode; or a random
+        draw, which alone keeps the distribution of the columns and their dependence.  Categories
+        without an order have neither mean nor median: with these strategies they get the most
+        probable category; ordered ones always get the median category with either.
+    n_draws : int, default=100
+        Draws of each row of which mean, median and mode are taken, at least 1.  Their error is
+        about that of the mean of as many draws.
+    random_state : int, RandomState or None, default=None
+        Seed of the draws; the density has its own ``random_state``, or this one if that is None.
+
+    Attributes
+    ----------
+    density_ : estimator
+        The fitted density.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if the table has names that are texts.
+
+    See Also
+    --------
+    IMMSEMixedDensity : Densities of tables with numbers and categories.
+    sklearn.impute.IterativeImputer : Imputes by regressions.
+
+    Notes
+    -----
+    A row's imputed values do not depend on the other rows of a call, and are the same at each call;
+    only of rows that are equal each has its own draw with ``strategy="sample"``.  Observed entries
+    are returned as they are.
+
+    Imputed values are valid if entries are missing completely at random, or at random, which means
+    that whether an entry is missing depends on observed entries only.
+
+    The analytic experts of the density answer; its networks take no part.
+
+    References
+    ----------
+    .. [1] D. B. Rubin. "Multiple Imputation for Nonresponse in Surveys". Wiley, 1987.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion import IMMSEImputer
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=500)
+    >>> X = np.column_stack([x, 2.0 * x + 0.1 * rng.normal(size=500)])
+    >>> X[::3, 1] = np.nan
+    >>> imputer = IMMSEImputer(random_state=0).fit(X)
+    >>> bool(abs(imputer.transform([[1.0, np.nan]])[0, 1] - 2.0) < 0.1)
+    True
+    """
+
+    density_: DensityEstimator
+    n_features_in_: int
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [DensityEstimator, None],
+        "strategy": [StrOptions({"mean", "median", "mode", "sample"})],
+        "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        estimator: DensityEstimator | None = None,
+        *,
+        strategy: str = "median",
+        n_draws: int = 100,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.strategy = strategy
+        self.n_draws = n_draws
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        """Fit the density to a table with missing entries.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights.
+        groups : array-like of shape (n_samples,), default=None
+            Groups of rows that are not independent of each other, see the density.
+
+        Returns
+        -------
+        IMMSEImputer
+            The fitted imputer.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range, a column has no observed value, or X is not what the
+            density takes.
+        """
+        self._validate_params()
+        random_state = check_random_state(self.random_state)
+        density = self._density(random_state.randint(2**31 - 1))
+        self._seed = int(random_state.randint(2**31 - 1))
+        density.fit(X, sample_weight=sample_weight, groups=groups)
+        self.density_ = density
+        self.n_features_in_ = density.n_features_in_
+        if hasattr(density, "feature_names_in_"):
+            self.feature_names_in_ = density.feature_names_in_
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        return self
+
+    def _density(self, seed: int) -> Any:
+        """Return the density to be fitted."""
+        if self.estimator is None:
+            return IMMSEMixedDensity(max_epochs=0, handle_missing="missing", random_state=seed)
+        density = clone(self.estimator)
+        return density.set_params(random_state=seed) if density.random_state is None else density
+
+    def transform(self, X: ArrayLike) -> Any:
+        """Return the table with its missing entries filled.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_samples, n_features)
+            A table of the kind that was given, or that `set_output` asks for.
+
+        Raises
+        ------
+        NotFittedError
+            If the imputer is not fitted.
+        ValueError
+            If the columns are not those of `fit`.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        imputed = self._one_draw if self.strategy == "sample" else self._summary
+        return self._filled(X, imputed)
+
+    def multiple_imputations(self, X: ArrayLike, n_imputations: int = 20) -> Iterator[Any]:
+        """Return tables whose missing entries are filled by independent draws.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        n_imputations : int, default=20
+            How many tables, at least 1.
+
+        Returns
+        -------
+        iterator of ndarray or DataFrame of shape (n_samples, n_features)
+            The tables, one after the other.
+
+        Raises
+        ------
+        ValueError
+            If ``n_imputations`` is not a positive integer, or the columns are not those of `fit`.
+
+        Notes
+        -----
+        All draws are from one fitted density: its own uncertainty, which is small beside that of
+        the missing entries if there are many rows, is not part of their differences.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_imputations, Integral) or n_imputations < 1:
+            raise ValueError(
+                f"n_imputations must be an integer of at least 1, got {n_imputations!r}."
+            )
+        return (
+            self._filled(X, lambda values, number=number: self._one_draw(values, number))
+            for number in range(int(n_imputations))
+        )
+
+    def pooled_estimate(
+        self,
+        X: ArrayLike,
+        analyze: Callable[[Any], tuple[ArrayLike, ArrayLike]],
+        n_imputations: int = 20,
+    ) -> PooledEstimate:
+        """Return an estimate from a table with missing entries by multiple imputation.
+
+        The table is completed several times, each is analysed as if it had been complete, and the
+        estimates are combined by Rubin's rules [1]_.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        analyze : callable
+            Maps a complete table to estimates and their squared standard errors, numbers or arrays
+            of one shape.
+        n_imputations : int, default=20
+            How many imputations, at least 2.
+
+        Returns
+        -------
+        PooledEstimate
+            Estimates with standard errors.
+
+        Raises
+        ------
+        ValueError
+            If ``n_imputations`` is less than 2, or the columns are not those of `fit`.
+
+        References
+        ----------
+        .. [1] D. B. Rubin. "Multiple Imputation for Nonresponse in Surveys". Wiley, 1987.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sk_itdiffusion import IMMSEImputer
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> X[:50, 1] = np.nan
+        >>> imputer = IMMSEImputer(random_state=0).fit(X)
+        >>> mean_of_column = lambda table: (table[:, 1].mean(), table[:, 1].var() / len(table))
+        >>> pooled = imputer.pooled_estimate(X, mean_of_column)
+        >>> bool(pooled.standard_error > X[:, 0].std() / np.sqrt(200))
+        True
+        """
+        if not isinstance(n_imputations, Integral) or n_imputations < 2:
+            raise ValueError(
+                f"n_imputations must be an integer of at least 2, got {n_imputations!r}."
+            )
+        found = [analyze(table) for table in self.multiple_imputations(X, n_imputations)]
+        return PooledEstimate.of(*map(np.array, zip(*found, strict=True)))
+
+    # -- imputed numbers and codes ---------------------------------------------------------------
+
+    def _one_draw(self, values: Array, number: int = 0) -> Array:
+        """Return rows completed by one draw, of which there are several numbers."""
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        return np.asarray(self.density_._model.complete(values, 1, seed)[0])
+
+    def _summary(self, values: Array) -> Array:
+        """Return rows completed by the mean, the median or the mode of draws."""
+        filled = values.copy()
+        n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_draws * values.shape[1]))
+        for start in range(0, len(values), n_rows):
+            part = values[start : start + n_rows]
+            draws = self.density_._model.complete(
+                part, self.n_draws, self._seed, equal_rows_differ=False
+            )
+            for j, kind in enumerate(self._kinds_of_columns()):
+                here = np.isnan(part[:, j])
+                if here.any():
+                    chosen = summarized(draws[:, here, j], kind, self.strategy)
+                    filled[start : start + n_rows][here, j] = chosen
+        return filled
+
+    def _kinds_of_columns(self) -> list[str]:
+        """Return the kinds of the columns."""
+        encoder = getattr(self.density_, "_encoder", None)
+        if encoder is None:
+            return ["continuous"] * self.n_features_in_
+        return [column.kind for column in encoder.columns]
+
+    # -- tables ----------------------------------------------------------------------------------
+
+    def _filled(self, X: Any, imputed: Callable[[Array], Array]) -> Any:
+        """Return a table with missing entries filled by imputed numbers and codes."""
+        values = self.density_._read_to_score(X)
+        missing = np.isnan(values)
+        incomplete = np.flatnonzero(missing.any(axis=1))
+        # Observed values need not be categories; their place is taken by any code.
+        numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
+        continuous = [kind == "continuous" for kind in self._kinds_of_columns()]
+        numbers[:, continuous] = values[:, continuous]
+        if len(incomplete):
+            completed = imputed(values[incomplete])
+            numbers[incomplete] = np.where(missing[incomplete], completed, numbers[incomplete])
+        return with_entries(X, missing, self.density_._write(numbers))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+
+def summarized(draws: Array, kind: str, strategy: str) -> Array:
+    """Return one value for each of some entries from their draws.
+
+    Parameters
+    ----------
+    draws : ndarray of shape (n_draws, n_entries)
+        Draws of numbers, or of codes of categories.
+    kind : {"continuous", "ordinal", "nominal"}
+        Kind of the column.
+    strategy : {"mean", "median", "mode"}
+        What to return.
+
+    Returns
+    -------
+    ndarray of shape (n_entries,)
+        The values.
+    """
+    if kind == "continuous":
+        if strategy == "mean":
+            return np.asarray(draws.mean(axis=0))
+        if strategy == "median":
+            return np.asarray(np.median(draws, axis=0))
+        return np.array([densest(column) for column in draws.T])
+    if kind == "ordinal" and strategy != "mode":
+        return np.asarray(np.quantile(draws, 0.5, axis=0, method="inverted_cdf"))
+    return np.array([np.bincount(column.astype(np.intp)).argmax() for column in draws.T], float)
+
+
+def densest(values: Array) -> float:
+    """Return the one of some numbers where their density, by kernels, is highest."""
+    if len(values) < 3 or np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return float(np.median(values))
+    return float(values[gaussian_kde(values)(values).argmax()])
+
+
+def with_entries(X: Any, missing: Mask, entries: Any) -> Any:
+    """Return a table with its missing entries taken from another one.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_samples, n_features)
+        Table.
+    missing : ndarray of shape (n_samples, n_features), bool
+        Which entries to take.
+    entries : ndarray or data frame of shape (n_samples, n_features)
+        The other table.
+
+    Returns
+    -------
+    ndarray or data frame of shape (n_samples, n_features)
+        The table.
+    """
+    if isinstance(X, pd.DataFrame):
+        return _in_pandas(X, missing, entries)
+    if hasattr(X, "columns"):
+        return _in_polars(X, missing, entries)
+    array = np.asarray(without_tensors(X))
+    if array.dtype.kind not in "fO":
+        array = read_table(X).frame.to_numpy()
+    found = np.asarray(entries.to_numpy() if hasattr(entries, "to_numpy") else entries)
+    if array.dtype.kind == "f":
+        return np.where(missing, found, array).astype(array.dtype)
+    if not missing.any():
+        return array
+    return np.where(missing, found.astype(object), array)
+
+
+def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
+    columns = []
+    for j in range(X.shape[1]):
+        column, found = X.iloc[:, j], entries.iloc[:, j]
+        if missing[:, j].any():
+            if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
+                found = found.astype(column.dtype)
+            column = column.where(~missing[:, j], found.set_axis(X.index))
+        columns.append(column)
+    frame = pd.concat(columns, axis=1)
+    frame.columns = X.columns
+    return frame
+
+
+def _in_polars(X: Any, missing: Mask, entries: Any) -> Any:
+    import polars
+
+    columns = []
+    for j, name in enumerate(X.columns):
+        column = X[name]
+        if missing[:, j].any():
+            mask = polars.Series(missing[:, j])
+            column = entries[name].cast(column.dtype).zip_with(mask, column)
+        columns.append(column)
+    return polars.DataFrame(columns)

@@ -1,0 +1,239 @@
+"""What a model knows about parts of rows: closed forms of a mixture of its references."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sk_itdiffusion._fit.experts import Experts
+from sk_itdiffusion._immse.cubature import (
+    Keys,
+    hash_uniform,
+    keys_of_copies,
+    row_keys,
+    spawn_keys,
+)
+from sk_itdiffusion._immse.errors import Tolerance
+from sk_itdiffusion._runtime.progress import stretch_of_progress
+from sk_itdiffusion._table.dequantize import copy_numbers
+from sk_itdiffusion.references import ReferenceMixture
+from sk_itdiffusion.references.judging import log_likelihoods
+
+__all__ = ["ModelOfParts", "n_dequantizations"]
+
+Array = NDArray[np.float64]
+#: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
+NUMBERS_IN_A_PASS = 2**22
+#: Draws of a dequantised row's noise that the reference's log-density is averaged over with the
+#: usual tolerance or a larger one, and the most.
+DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
+
+
+def n_dequantizations(tolerance: Tolerance) -> int:
+    """Return over how many draws of noise the reference's log-density is averaged.
+
+    The variance falls with the square of the tolerance, as that of the integral does.
+    """
+    return tolerance.draws_for(DEQUANTIZATIONS, DEQUANTIZATIONS, MAX_DEQUANTIZATIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOfParts(Experts):
+    """Experts, and a mixture of the references among them that answers for parts of rows.
+
+    Beside the attributes of `Experts` it has the following.
+
+    Attributes
+    ----------
+    parts : ReferenceMixture or None
+        Mixture of the references that answers questions about parts of rows; None if no column
+        varies, or there are no such answers.
+    has_missing : bool
+        Whether rows of the fit lacked entries, so that the mixture answers all questions.
+    """
+
+    parts: ReferenceMixture | None = None
+    has_missing: bool = False
+
+    def answers_by_parts(self, values: Array) -> NDArray[np.bool_]:
+        """Return which rows are scored by the mixture of references, since entries are missing."""
+        if self.has_missing:
+            return np.ones(len(values), dtype=bool)
+        return np.asarray(np.isnan(values).any(axis=1))
+
+    def log_density_of_parts(
+        self, values: Array, tolerance: Tolerance, given: NDArray[np.bool_]
+    ) -> tuple[Array, Array]:
+        """Return log-densities of the observed entries of some columns, given those of others.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n, n_columns)
+            Numbers and codes; NaN where they are missing.
+        tolerance : Tolerance
+            Standard error that each row should have.
+        given : ndarray of shape (n_columns,), bool
+            Columns that are given.
+
+        Returns
+        -------
+        log_density, variance : ndarray of shape (n,)
+            Log-densities in nats, in the units of the data, and the variances of their errors.
+            They are 0 where nothing is observed but what is given.
+        """
+        total, variance = np.empty(len(values)), np.empty(len(values))
+        n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
+        for start in range(0, len(values), n_rows):
+            stop = min(start + n_rows, len(values))
+            part = slice(start, stop)
+            with stretch_of_progress(start / len(values), stop / len(values)):
+                found = self._log_density_of_parts(values[part], tolerance, given)
+            total[part], variance[part] = found
+        return total, variance
+
+    def _log_density_of_parts(
+        self, values: Array, tolerance: Tolerance, given: NDArray[np.bool_] | None = None
+    ) -> tuple[Array, Array]:
+        """Return what `log_density_of_parts` does, of rows that are held several times."""
+        if given is None:
+            given = np.zeros(values.shape[1], dtype=bool)
+        targets = ~np.isnan(values) & ~given
+        # Denoisers and references know nothing of values that are no categories.
+        known = self._without_unseen(values)
+        total = self.terms_of_parts(targets.astype(np.float64))
+        total += np.where(targets, self._log_ratios(values), 0.0).sum(axis=1)
+        variance = np.zeros(len(values))
+        if not self.space.is_empty:
+            joint, variance = self._log_density_of_observed(known, targets, tolerance)
+            total += joint
+            if given.any():
+                of_given = self._observed_log_density(np.where(given, known, np.nan))
+                with np.errstate(invalid="ignore"):
+                    total = np.where(np.isneginf(joint), -np.inf, total - of_given)
+        empty = ~targets.any(axis=1)
+        total[empty], variance[empty] = 0.0, 0.0
+        return total, variance
+
+    def _without_unseen(self, values: Array) -> Array:
+        """Return numbers and codes, NaN for values that are no categories."""
+        known = values.copy()
+        entries = known[:, self.space.open]
+        known[:, self.space.open] = np.where(entries < 0.0, np.nan, entries)
+        return known
+
+    def _log_ratios(self, values: Array) -> Array:
+        """Return by how much entries are less likely than usual, without any model, (n, n_columns).
+
+        They are values that no row of the fit has; NaN where entries are missing.
+        """
+        ratios = np.zeros(values.shape)
+        ratios[:, self.space.constant] = self.constant_log_ratios(values)
+        ratios[:, self.space.open] += self.space.unseen_log_odds(values)
+        return ratios
+
+    def _log_density_of_observed(
+        self, values: Array, targets: NDArray[np.bool_], tolerance: Tolerance
+    ) -> tuple[Array, Array]:
+        """Return log-densities of observed entries, means over the noise of lattice targets."""
+        if self.dequantizer is None:
+            return self._observed_log_density(values), np.zeros(len(values))
+        keys = row_keys(self.space.standardized(values), self.seeds.scoring)
+        draws = [
+            self._observed_log_density(values + np.where(targets, offsets, 0.0))
+            for offsets in self.reference_offsets(keys, tolerance)
+        ]
+        logs = np.column_stack(draws)
+        variance = np.zeros(len(values))
+        finite = np.isfinite(logs).all(axis=1)
+        variance[finite] = logs[finite].var(axis=1, ddof=1) / len(draws)
+        return logs.mean(axis=1), variance
+
+    def _observed_log_density(self, values: Array) -> Array:
+        """Return the log-densities of observed entries of the columns that vary, in their units.
+
+        Those of lattices are densities of noisy values.
+        """
+        assert self.parts is not None
+        # Rows so far out that a square overflows have the log-density minus infinity.
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardized = self.space.standardized(values)
+            rows, log_slope = self.space.rows(standardized)
+        is_number = np.isfinite(rows) | np.isnan(standardized)
+        finite = is_number.all(axis=1) & np.isfinite(log_slope)
+        log_density = np.full(len(rows), -np.inf)
+        log_density[finite] = log_likelihoods(self.parts, rows[finite]) + log_slope[finite]
+        log_density += self.log_share_inside(~np.isnan(values))
+        outside = self.space.outside(values)
+        if outside.any():
+            log_density[outside] = -np.inf
+            if self.beyond is not None:
+                beyond = standardized[outside]
+                log_density[outside] = log_likelihoods(self.beyond.reference, beyond)
+                log_density[outside] += math.log(self.beyond.share) - self.space.log_scales(beyond)
+        return log_density
+
+    def complete(
+        self, values: Array, n_draws: int, seed: int, equal_rows_differ: bool = True
+    ) -> Array:
+        """Return rows whose missing entries are drawn, given the observed ones.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n, n_columns)
+            Numbers and codes; NaN where they are missing.
+        n_draws : int
+            How often each row is completed.
+        seed : int
+            Seed of the draws, which follow from it and the rows' content.
+        equal_rows_differ : bool, default=True
+            Whether rows that are equal have different draws.  If not a row's draws do not depend on
+            the other rows.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n, n_columns)
+            The rows, with the observed entries as they are.  Values of continuous columns are
+            between their bounds, and those of dequantised ones on their lattices.
+        """
+        known = self._without_unseen(values)
+        missing = np.isnan(values)
+        if self.space.is_empty:
+            return np.tile(np.where(missing, self.space.constant_values, values), (n_draws, 1, 1))
+        assert self.parts is not None
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardized = self.space.standardized(known)
+            rows, _ = self.space.rows(standardized)
+        rows[~np.isfinite(rows)] = np.nan
+        keys = row_keys(standardized, seed)
+        if equal_rows_differ:
+            keys = keys_of_copies(keys, copy_numbers(keys))
+        keys = spawn_keys(keys, n_draws).T.ravel()
+        completed = np.empty((len(keys), values.shape[1]))
+        n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
+        for start in range(0, len(keys), n_rows):
+            part = slice(start, start + n_rows)
+            row = np.arange(len(keys))[part] % len(values)
+            drawn = self._completed(rows[row], keys[part])
+            completed[part] = np.where(missing[row], drawn, values[row])
+        return completed.reshape(n_draws, *values.shape)
+
+    @torch.no_grad()
+    def _completed(self, rows: Array, keys: Keys) -> Array:
+        """Return the table's values of rows whose missing entries are drawn with the noise of keys.
+
+        The shape is (n, n_columns).
+        """
+        assert self.parts is not None
+        uniform = hash_uniform(spawn_keys(keys, rows.shape[1] + 2), 11)
+        drawn = self.parts.complete(torch.from_numpy(rows), torch.from_numpy(uniform))
+        return self.on_lattice(self.space.values(drawn.numpy()))
+
+    def reference_offsets(self, keys: Keys, tolerance: Tolerance) -> list[Array]:
+        """Return the noise over which the reference's log-density is averaged, for each draw."""
+        assert self.dequantizer is not None
+        drawn = spawn_keys(keys, n_dequantizations(tolerance), first=2**20)
+        return [self.dequantizer.offsets(column) for column in drawn.T]
