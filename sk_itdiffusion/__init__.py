@@ -10,6 +10,7 @@ import logging
 from sk_itdiffusion import cubature as cubature
 from sk_itdiffusion import likelihood as likelihood
 from sk_itdiffusion import streams as streams
+from sk_itdiffusion._estimators.conditional import IMMSEConditionalDensity, IMMSERegressor
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
@@ -20,11 +21,13 @@ from sk_itdiffusion.persistence import load
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 
 __all__ = [
+    "IMMSEConditionalDensity",
     "IMMSEDensity",
     "IMMSEDiscreteDensity",
     "IMMSEEnsemble",
     "IMMSEMixedDensity",
     "IMMSEOutlierDetector",
+    "IMMSERegressor",
     "PretrainedDenoiser",
     "__version__",
     "load",
