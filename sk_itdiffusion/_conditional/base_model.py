@@ -34,6 +34,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
 from sk_itdiffusion._conditional.features import Features
+from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.persistence import stored
 
@@ -85,6 +86,34 @@ class BaseModel:
 
     def _view(self, features: Features) -> Any:
         return features.raw if self.sees_raw else features.encoded
+
+    def config(self) -> dict[str, Any]:
+        """Return what the model is made from.
+
+        Returns
+        -------
+        dict
+            Plain values.
+        """
+        return {"state": fitted_state(self.estimator), "sees_raw": self.sees_raw}
+
+    @classmethod
+    def from_config(cls, state: dict[str, Any], sees_raw: bool) -> BaseModel:
+        """Return the model that `config` tells of.
+
+        Parameters
+        ----------
+        state : dict
+            Plain values.
+        sees_raw : bool
+            Whether it is given the features as they are.
+
+        Returns
+        -------
+        BaseModel
+            The model.
+        """
+        return cls(model_of_state(state), sees_raw)
 
 
 @dataclass(frozen=True)
