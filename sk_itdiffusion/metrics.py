@@ -29,7 +29,7 @@ def log_density_scorer(
     ----------
     estimator : estimator
         Fitted, with a method ``score_samples(X, y)`` such as that of
-        `sk_itdiffusion.IMMSEConditionalDensity`.
+        `sk_itdiffusion.IMMSEConditionalDensity`; or a pipeline that ends with one.
     X : array-like or data frame of shape (n_samples, n_features)
         Features.
     y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets)
@@ -52,6 +52,8 @@ def log_density_scorer(
     >>> -6.0 < log_density_scorer(regressor, X[300:], y[300:]) < -5.0
     True
     """
+    if hasattr(estimator, "steps"):  # the method of a pipeline takes no y
+        X, estimator = estimator[:-1].transform(X), estimator[-1]
     log_density = np.asarray(estimator.score_samples(X, y), dtype=np.float64)
     return weighted_mean(log_density, sample_weight)
 

@@ -10,6 +10,7 @@ MODULES = [
     "sk_itdiffusion",
     "sk_itdiffusion.datasets",
     "sk_itdiffusion.display",
+    "sk_itdiffusion.metrics",
     "sk_itdiffusion.pretrained",
     "sk_itdiffusion.references",
     "sk_itdiffusion.schedules",

@@ -37,6 +37,7 @@ from sk_itdiffusion._conditional.features import Features
 from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.references.judging import mean_and_error
 
 __all__ = ["CategoryModel", "LocationScale", "OutOfFold", "fit_categories", "fit_location_scale"]
 
@@ -46,15 +47,17 @@ Folds = Sequence[tuple[Index, Index]]
 
 #: Share of the mean squared residual that is added to each before the logarithm.
 FLOOR = 0.01
-#: Categories that gradient boosting takes as such; codes of more are numbers to it.
-MAX_CATEGORIES = 255
+#: Powers of predicted scales that are tried.
+STRENGTHS = np.arange(9) / 8.0
 #: Gradient boosting for tables of many columns, of which each split sees a half, and of few.
 _BOOSTING = {"learning_rate": 0.05, "min_samples_leaf": 5, "early_stopping": False}
 _MANY_COLUMNS = {"max_iter": 300, "max_leaf_nodes": 31, "max_features": 0.5}
 _FEW_COLUMNS = {"max_iter": 500, "max_leaf_nodes": 15}
 #: Rows in the leaves of the trees that predict scales: single squares say next to nothing.
-_ROWS_FOR_SCALE = 5
+_ROWS_FOR_SCALE = (5, 20, 80)
 _N_TREES = 100
+#: Decimals of standardised targets that models are fitted to.
+_DECIMALS = 9
 
 
 @stored()
@@ -185,10 +188,13 @@ def classifiers(nominal: NDArray[np.bool_], seed: int) -> list[Candidate]:
     ]
 
 
-def scale_model(seed: int) -> Candidate:
-    """Return the regressor of the logarithm of squared residuals."""
-    trees = ExtraTreesRegressor(_N_TREES, min_samples_leaf=_ROWS_FOR_SCALE, random_state=seed)
-    return Candidate(trees)
+def scale_models(seed: int, n_rows: int) -> list[Candidate]:
+    """Return the regressors of the logarithm of squared residuals; none for very few rows."""
+    return [
+        Candidate(ExtraTreesRegressor(_N_TREES, min_samples_leaf=n, random_state=seed))
+        for n in _ROWS_FOR_SCALE
+        if n_rows >= 4 * n
+    ]
 
 
 def as_categories(nominal: NDArray[np.bool_]) -> Any:
@@ -255,14 +261,17 @@ class LocationScale:
         Model of the standardised number.
     scale : BaseModel or None
         Model of the logarithm of squared residuals; None if they are alike everywhere.
+    strength : float
+        From 0 to 1/2; what ``scale`` predicts is multiplied by it.
     log_scale : float
-        What is added to half of what ``scale`` predicts.
+        What is added to that.
     center, width : float
         Mean and standard deviation by which the number is standardised.
     """
 
     location: BaseModel
     scale: BaseModel | None
+    strength: float
     log_scale: float
     center: float
     width: float
@@ -272,7 +281,9 @@ class LocationScale:
         location = self.location.predict(features)
         log_scale = np.full(len(features), self.log_scale)
         if self.scale is not None:
-            log_scale = log_scale + 0.5 * self.scale.predict(with_location(features, location))
+            log_scale = log_scale + self.strength * self.scale.predict(
+                with_location(features, location)
+            )
         return self.center + self.width * location, np.log(self.width) + log_scale
 
     def _finish_loading(self) -> None:
@@ -336,38 +347,70 @@ def fit_location_scale(
     share = weight / weight.sum()
     center = float(share @ target)
     width = float(np.sqrt(share @ (target - center) ** 2))
-    z = (target - center) / width
+    # Rounded, so that other units, which change last bits, do not change where trees divide rows.
+    z = np.round((target - center) / width, _DECIMALS)
     predictions = predicted_out_of_fold(candidates, features, z, weight, folds, BaseModel.predict)
     best = int(np.argmin([float(share @ np.abs(z - each)) for each in predictions]))
     location = candidates[best].fit(features, z, weight)
     residual = z - predictions[best]
     floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
     log_square = np.log(residual**2 + floor)
-    half_log = np.full(len(z), 0.0)
+    half_log, strength = np.zeros(len(z)), 0.0
     scale = None
-    candidate = scale_model(seed)
     seen = with_location(features, predictions[best])
-    if len(z) >= 4 * _ROWS_FOR_SCALE:
-        (predicted,) = predicted_out_of_fold(
-            [candidate], seen, log_square, weight, folds, BaseModel.predict
-        )
-        constant = log_likelihood_of_scale(np.zeros(len(z)), residual, share)
-        if log_likelihood_of_scale(0.5 * predicted, residual, share) > constant:
-            half_log = 0.5 * predicted
-            scale = candidate.fit(seen, log_square, weight)
+    choices = scale_models(seed, len(z))
+    if choices:
+        tried = predicted_out_of_fold(choices, seen, log_square, weight, folds, BaseModel.predict)
+        gains = [share @ log_likelihoods_of_scale(0.5 * g, residual, share) for g in tried]
+        chosen = int(np.argmax(gains))
+        strength = likeliest_strength(0.5 * tried[chosen], residual, weight)
+        if strength > 0.0:
+            half_log = 0.5 * strength * tried[chosen]
+            scale = choices[chosen].fit(seen, log_square, weight)
     level = 0.5 * float(np.log(share @ (residual**2 / np.exp(2.0 * half_log)) + floor * 1e-6))
-    model = LocationScale(location, scale, level, center, width)
+    model = LocationScale(location, scale, 0.5 * strength, level, center, width)
     found = OutOfFold(center + width * predictions[best], np.log(width) + half_log + level)
     return model, found
 
 
-def log_likelihood_of_scale(log_scale: Array, residual: Array, share: Array) -> float:
-    """Return the mean log-likelihood of residuals of a Laplace distribution of these scales.
+def likeliest_strength(log_scale: Array, residual: Array, weight: Array) -> float:
+    """Return the power of predicted scales that makes residuals likeliest, from 0 to 1.
+
+    It is the least one that is within a standard error of the best: predictions from squares of
+    single residuals are noisy, and a scale that only varies by noise is worse than a constant one.
+
+    Parameters
+    ----------
+    log_scale : ndarray of shape (n,)
+        Logarithms of predicted scales, out of fold.
+    residual : ndarray of shape (n,)
+        Residuals, out of fold.
+    weight : ndarray of shape (n,)
+        Weights of the rows.
+
+    Returns
+    -------
+    float
+        One of 0, 1/8, ..., 1.
+    """
+    share = weight / weight.sum()
+    tried = np.stack([log_likelihoods_of_scale(k * log_scale, residual, share) for k in STRENGTHS])
+    best = int(np.argmax(tried @ share))
+    for strength, each in zip(STRENGTHS, tried, strict=True):
+        mean, error = mean_and_error(tried[best] - each, share)
+        if mean <= error:
+            return float(strength)
+    return float(STRENGTHS[best])
+
+
+def log_likelihoods_of_scale(log_scale: Array, residual: Array, share: Array) -> Array:
+    """Return log-likelihoods of residuals under a Laplace distribution of these scales.
 
     Its own width is that of greatest likelihood; long tails count less than for a normal one.
     """
-    width = float(share @ (np.abs(residual) * np.exp(-log_scale)))
-    return -float(share @ log_scale) - math.log(max(width, np.finfo(np.float64).tiny))
+    ratio = np.abs(residual) * np.exp(-log_scale)
+    width = max(float(share @ ratio), float(np.finfo(np.float64).tiny))
+    return -log_scale - math.log(width) - ratio / width
 
 
 # -- categories --------------------------------------------------------------------------------

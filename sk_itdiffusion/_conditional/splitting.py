@@ -102,7 +102,10 @@ def distinct_rows(
     np.minimum.at(least, unit, spawn_keys(features[kept], 1)[:, 0])
     rank = np.empty(len(least), dtype=np.intp)
     rank[np.argsort(least, kind="stable")] = np.arange(len(least))
-    return DistinctRows(kept[first], total, rank[unit][first])
+    # Not in the order of keys that see the targets: their units would change what is drawn.
+    of_row, own = rank[unit][first], kept[first]
+    order = np.lexsort((*Y[own].T[::-1], features[own], of_row))
+    return DistinctRows(own[order], total[order], of_row[order])
 
 
 def joined(first: Index, second: Index) -> Index:

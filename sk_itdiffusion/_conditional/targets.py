@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.utils.validation import column_or_1d
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.kinds import Kind
 from sk_itdiffusion._table.reading import (
+    Labels,
     Table,
     as_floats,
     by_column,
@@ -136,8 +138,30 @@ def kind_of_dtype(table: Table, j: int) -> Kind:
 
 
 def fit_targets(table: Table, kinds: list[Kind]) -> TableEncoder:
-    """Return the encoder of targets, with the categories of those that are discrete."""
-    return TableEncoder.fit(table, kinds=kinds, handle_unknown="error")
+    """Return the encoder of targets, with the categories of those that are discrete.
+
+    Nominal ones are sorted, as scikit-learn has classes.
+    """
+    encoder = TableEncoder.fit(table, kinds=kinds, handle_unknown="error")
+    columns = []
+    for column in encoder.columns:
+        if column.kind == "nominal" and column.categories is not None:
+            labels = in_order(column.categories.tolist())
+            columns.append(replace(column, categories=labels))
+        else:
+            columns.append(column)
+    return replace(encoder, columns=tuple(columns))
+
+
+def in_order(labels: list[Any]) -> Labels:
+    """Return labels in sorted order, by type and text if they cannot be sorted."""
+    try:
+        ordered = sorted(labels)
+    except TypeError:
+        ordered = sorted(labels, key=lambda each: (type(each).__name__, str(each)))
+    found = np.empty(len(ordered), dtype=object)
+    found[:] = ordered
+    return found
 
 
 def encoded_targets(encoder: TableEncoder, table: Table, n_rows: int) -> Array:
