@@ -36,6 +36,7 @@ from sklearn.utils.validation import has_fit_parameter
 from sk_itdiffusion._conditional.features import Features
 from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
 from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.references.judging import mean_and_error
 
@@ -318,7 +319,7 @@ def fit_location_scale(
     candidates: Sequence[Candidate],
     features: Features,
     target: Array,
-    weight: Array,
+    rows: WeightedRows,
     folds: Folds,
     seed: int,
 ) -> tuple[LocationScale, OutOfFold]:
@@ -330,8 +331,10 @@ def fit_location_scale(
         Regressors, of which the one with the least absolute error out of fold is taken.
     features : Features
         Training rows.
-    target, weight : ndarray of shape (n,)
-        Target, which varies, and weights of the rows.
+    target : ndarray of shape (n,)
+        Target, which varies.
+    rows : WeightedRows
+        Weights of the rows, and their units as groups.
     folds : sequence of (ndarray, ndarray)
         Rows to fit to and rows to predict.
     seed : int
@@ -344,7 +347,7 @@ def fit_location_scale(
     out_of_fold : OutOfFold
         Of the training rows.
     """
-    share = weight / weight.sum()
+    weight, share = rows.weight, rows.share
     center = float(share @ target)
     width = float(np.sqrt(share @ (target - center) ** 2))
     # Rounded, so that other units, which change last bits, do not change where trees divide rows.
@@ -363,7 +366,7 @@ def fit_location_scale(
         tried = predicted_out_of_fold(choices, seen, log_square, weight, folds, BaseModel.predict)
         gains = [share @ log_likelihoods_of_scale(0.5 * g, residual, share) for g in tried]
         chosen = int(np.argmax(gains))
-        strength = likeliest_strength(0.5 * tried[chosen], residual, weight)
+        strength = likeliest_strength(0.5 * tried[chosen], residual, rows)
         if strength > 0.0:
             half_log = 0.5 * strength * tried[chosen]
             scale = choices[chosen].fit(seen, log_square, weight)
@@ -373,7 +376,7 @@ def fit_location_scale(
     return model, found
 
 
-def likeliest_strength(log_scale: Array, residual: Array, weight: Array) -> float:
+def likeliest_strength(log_scale: Array, residual: Array, rows: WeightedRows) -> float:
     """Return the power of predicted scales that makes residuals likeliest, from 0 to 1.
 
     It is the least one that is within a standard error of the best: predictions from squares of
@@ -385,19 +388,19 @@ def likeliest_strength(log_scale: Array, residual: Array, weight: Array) -> floa
         Logarithms of predicted scales, out of fold.
     residual : ndarray of shape (n,)
         Residuals, out of fold.
-    weight : ndarray of shape (n,)
-        Weights of the rows.
+    rows : WeightedRows
+        Weights of the rows, and their units as groups.
 
     Returns
     -------
     float
         One of 0, 1/8, ..., 1.
     """
-    share = weight / weight.sum()
+    share = rows.share
     tried = np.stack([log_likelihoods_of_scale(k * log_scale, residual, share) for k in STRENGTHS])
     best = int(np.argmax(tried @ share))
     for strength, each in zip(STRENGTHS, tried, strict=True):
-        mean, error = mean_and_error(tried[best] - each, share)
+        mean, error = mean_and_error(tried[best] - each, share, source=rows.unit)
         if mean <= error:
             return float(strength)
     return float(STRENGTHS[best])

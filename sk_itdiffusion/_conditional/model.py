@@ -286,7 +286,7 @@ def fit_conditional_model(
     train = roles.train
     own = None if fold is None else fold[train]
     folds = folds_of_units(rows.unit[train], rows.weight[train], n_folds, own)
-    job = FitJob(rows.weight, roles, folds, base, seed)
+    job = FitJob(rows.weight, rows.unit, roles, folds, base, seed)
     discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
     continuous = [j for j, kind in enumerate(kinds) if kind == "continuous"]
     progress = current_progress()
@@ -322,6 +322,8 @@ class FitJob:
     ----------
     weight : ndarray of shape (n,)
         Weights of all rows.
+    unit : ndarray of shape (n,), int
+        Their units.
     roles : RowRoles
         Which of them train, validate and calibrate.
     folds : sequence of (ndarray, ndarray)
@@ -333,6 +335,7 @@ class FitJob:
     """
 
     weight: Array
+    unit: Index
     roles: RowRoles
     folds: Sequence[tuple[Index, Index]]
     base: Any
@@ -372,15 +375,20 @@ class FitJob:
                     "A continuous target does not vary in the rows to train on, and has no density."
                 )
             model, found = fit_location_scale(
-                candidates, features.take(train), target, self.weight[train], self.folds, self.seed
+                candidates,
+                features.take(train),
+                target,
+                WeightedRows(targets[train], self.weight[train], group=self.unit[train]),
+                self.folds,
+                self.seed,
             )
             numbers.append(model)
             columns.append((target - found.location) * np.exp(-found.log_scale))
-        seen = WeightedRows(np.column_stack(columns), self.weight[train])
+        seen = WeightedRows(np.column_stack(columns), self.weight[train], group=self.unit[train])
         unseen = None
         if len(valid):
             u, _ = standardized(numbers, features.take(valid), targets[valid])
-            unseen = WeightedRows(u, self.weight[valid])
+            unseen = WeightedRows(u, self.weight[valid], group=self.unit[valid])
         residual = fit_residuals(seen, unseen, np.random.RandomState(self.seed))
         return tuple(numbers), residual
 

@@ -108,9 +108,9 @@ def fit_residuals(
     Parameters
     ----------
     train : WeightedRows
-        Residuals of the training rows, out of fold.
+        Residuals of the training rows, out of fold, with their units as groups.
     valid : WeightedRows or None
-        Residuals of the validation rows.
+        Residuals of the validation rows, likewise.
     random_state : RandomState
         Source of the starts.
 
@@ -138,19 +138,30 @@ def chosen_mixture(
     )
     if len(train) < _MIN_ROWS:
         return normal
-    number = np.arange(len(train))
-    judges = train.take(np.flatnonzero(number % _JUDGING == 0))
-    others = train.take(np.flatnonzero(number % _JUDGING != 0))
+    assert train.group is not None
+    is_judge = train.group % _JUDGING == 0
+    if not 0 < np.count_nonzero(is_judge) < len(train):
+        return normal
+    judges, others = (train.take(np.flatnonzero(part)) for part in (is_judge, ~is_judge))
     if valid is not None:
-        judges = WeightedRows(
-            np.vstack([judges.X, valid.X]), np.append(judges.weight, valid.weight)
-        )
+        judges = pooled(judges, valid)
     chosen, _ = fit_mixture_by_validation(others, judges, VARIANCE_FLOOR, random_state)
     if chosen is None:
         return normal
     n_components = chosen.n_components - chosen.n_wide
     return fit_gaussian_mixture(
         train.X, n_components, random_state, VARIANCE_FLOOR, sample_weight=train.weight
+    )
+
+
+def pooled(first: WeightedRows, second: WeightedRows) -> WeightedRows:
+    """Return the rows of two sets, which have groups."""
+    assert first.group is not None
+    assert second.group is not None
+    return WeightedRows(
+        np.vstack([first.X, second.X]),
+        np.append(first.weight, second.weight),
+        group=np.append(first.group, second.group),
     )
 
 
