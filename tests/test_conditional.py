@@ -42,6 +42,13 @@ TREES = IMMSEConditionalDensity(
 )
 
 
+@pytest.fixture(autouse=True)
+def few_trees(request, monkeypatch):
+    """Let scales come from fewer trees, but where the size of a divergence is what is tested."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(base_model, "_N_TREES", 12)
+
+
 def heteroscedastic(n, seed=0):
     """Return features, targets, and the function of their exact log-density."""
     rng = np.random.default_rng(seed)
@@ -118,8 +125,11 @@ def test_residuals_of_any_shape_are_learned(draw):
 
 
 def test_scales_follow_the_features():
-    """One scale for all rows is 0.17 nats from the truth, by the variance of log s."""
-    assert divergence(LINEAR, heteroscedastic, 1000, 0)[0] < 0.1
+    """One scale for all rows is 0.17 nats from the truth, by the variance of log s.
+
+    Few trees have noise of their own, up to half of that.
+    """
+    assert divergence(LINEAR, heteroscedastic, 1000, 0)[0] < 0.09
 
 
 def test_categories_of_a_right_model_are_near_the_truth():
@@ -188,26 +198,24 @@ def test_weights_are_repetitions_and_the_order_of_rows_is_irrelevant():
 
 
 def test_a_row_does_not_depend_on_the_others():
-    X, y = small(80)
+    X, y = small(40)
     fitted = clone(TREES).fit(X, y)
     together = fitted.score_samples(X, y), fitted.cdf(X, y)
-    alone = [(fitted.score_samples(a, b)[0], fitted.cdf(a, b)[0]) for a, b in one_by_one(X, y)]
+    alone = [
+        (
+            fitted.score_samples(X[i : i + 1], y[i : i + 1])[0],
+            fitted.cdf(X[i : i + 1], y[i : i + 1])[0],
+        )
+        for i in range(len(y))
+    ]
     np.testing.assert_array_equal(np.transpose(together), alone)
-
-
-def one_by_one(X, y):
-    return (
-        [(X[i : i + 1], y[i : i + 1]) for i in range(0, len(y), 9)]
-        if len(y) < 10
-        else [(X[i : i + 1], y[i : i + 1]) for i in range(len(y))]
-    )
 
 
 def test_cdf_is_monotone_and_the_integral_of_the_density():
     X, y = small()
     fitted = clone(TREES).fit(X, y)
     grid = np.linspace(y.min() - 1.0, y.max() + 1.0, 4001)
-    for row in X[:3]:
+    for row in X[:2]:
         rows = np.tile(row, (len(grid), 1))
         density, below = np.exp(fitted.score_samples(rows, grid)), fitted.cdf(rows, grid)
         assert (np.diff(below) >= 0.0).all()
@@ -219,7 +227,7 @@ def test_cdf_is_monotone_and_the_integral_of_the_density():
         quantiles = fitted.predict(row[None], quantiles=levels)[0]
         np.testing.assert_allclose(fitted.cdf(rows[:5], quantiles), levels, atol=1e-9)
         mean, std = fitted.predict(row[None], return_std=True)
-        wide = np.linspace(-60.0, 60.0, 200_001)
+        wide = np.linspace(-60.0, 60.0, 30_001)
         many = np.exp(fitted.score_samples(np.tile(row, (len(wide), 1)), wide))
         assert trapezoid(many * wide, wide) == pytest.approx(mean[0], abs=1e-3)
         second = trapezoid(many * (wide - mean) ** 2, wide)

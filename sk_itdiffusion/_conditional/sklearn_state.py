@@ -81,6 +81,8 @@ COMPILED = {
     cls.__name__: cls
     for cls in (loss.CyHalfBinomialLoss, loss.CyHalfMultinomialLoss, loss.CyHalfSquaredError)
 }
+#: Bytes of the nodes of all trees.
+MAX_BYTES_OF_A_RECORD = 256
 #: Attributes that are for fits only.
 LEFT_OUT = ("_feature_subsample_rng", "_scorer", "_sample_weight")
 
@@ -242,6 +244,8 @@ def made_records(node: Node) -> NDArray[Any]:
             "itemsize": node["size"],
         }
     )
+    if dtype.hasobject or dtype.itemsize > MAX_BYTES_OF_A_RECORD:
+        raise ValueError("the records of a base model are none")
     found = np.zeros(len(node["columns"][0]), dtype=dtype)
     for name, column in zip(node["names"], node["columns"], strict=True):
         found[name] = column
@@ -281,19 +285,23 @@ def check_trees(model: Any) -> None:
         if n_features != {model.n_features_in_} or n_outputs != {1}:
             raise ValueError("the trees of a base model have other columns")
     if isinstance(model, HistGradientBoostingClassifier | HistGradientBoostingRegressor):
-        if model._n_features != model.n_features_in_:
+        mapper = model._bin_mapper
+        is_category = np.asarray(mapper.is_categorical_, dtype=bool)
+        sizes = {model._n_features, len(is_category), len(mapper.bin_thresholds_)}
+        if sizes != {model.n_features_in_}:
             raise ValueError("the trees of a base model have other columns")
         for predictor in (each for several in model._predictors for each in several):
-            check_predictor(predictor, model._n_features)
+            check_predictor(predictor, is_category)
 
 
-def check_predictor(predictor: TreePredictor, n_features: int) -> None:
+def check_predictor(predictor: TreePredictor, is_category: NDArray[np.bool_]) -> None:
     """Raise a ValueError unless the nodes of gradient boosting are a tree."""
     nodes = predictor.nodes
     is_inner = nodes["is_leaf"] == 0
     children = np.stack([nodes["left"], nodes["right"]])[:, is_inner].astype(np.int64)
     parent = np.flatnonzero(is_inner)
-    check_children(children, parent, len(nodes), nodes["feature_idx"][is_inner], n_features)
-    of_categories = nodes["bitset_idx"][is_inner & (nodes["is_categorical"] != 0)]
-    if (of_categories >= len(predictor.raw_left_cat_bitsets)).any():
+    check_children(children, parent, len(nodes), nodes["feature_idx"][is_inner], len(is_category))
+    of_categories = nodes[is_inner & (nodes["is_categorical"] != 0)]
+    is_there = of_categories["bitset_idx"] < len(predictor.raw_left_cat_bitsets)
+    if not (is_there & is_category[of_categories["feature_idx"]]).all():
         raise ValueError("the nodes of a base model are no tree")
