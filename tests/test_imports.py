@@ -37,7 +37,9 @@ MAY_IMPORT = {
         "_runtime persistence channel distributed layout pretrained _immse schedules _table "
         "references denoisers"
     ),
-    "_conditional": "_runtime persistence _immse _table references",
+    "_conditional": (
+        "_runtime persistence channel layout _immse schedules _table references denoisers _fit"
+    ),
     "_estimators": (
         "_runtime persistence channel distributed layout pretrained _immse schedules _table "
         "references denoisers _fit _conditional"

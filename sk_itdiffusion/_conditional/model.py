@@ -20,7 +20,10 @@ from sk_itdiffusion._conditional.base_model import (
     fit_location_scale,
     regressors,
 )
+from sk_itdiffusion._conditional.context import ContextEncoder
+from sk_itdiffusion._conditional.curves import FlowCurves, RowResiduals
 from sk_itdiffusion._conditional.features import Features
+from sk_itdiffusion._conditional.network import ContextNetwork, fit_context_network
 from sk_itdiffusion._conditional.residual import NormalMixture, entropy_of, fit_residuals
 from sk_itdiffusion._conditional.splitting import DistinctRows, RowRoles, folds_of_units
 from sk_itdiffusion._runtime.progress import current_progress
@@ -36,6 +39,8 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 #: Combinations of categories over which means are taken.
 MAX_STATES = 1000
+#: Units to validate from which a network has a say: with fewer its share is hardly known.
+MIN_UNITS_FOR_NETWORK = 40
 
 
 @stored()
@@ -99,6 +104,11 @@ class ConditionalModel:
         Their locations and scales, given the features and all categories.
     residual : GaussianMixtureReference or None
         Joint distribution of the standardised residuals; None without continuous targets.
+    context : ContextEncoder or None
+        What the network sees.
+    network : ContextNetwork or None
+        How the residual of one continuous target depends on the features; None if it does not, or
+        there are other numbers of continuous targets.
     conformal : ConformalScores or None
         Calibration of intervals.
     """
@@ -109,6 +119,8 @@ class ConditionalModel:
     continuous: tuple[int, ...]
     numbers: tuple[LocationScale, ...]
     residual: GaussianMixtureReference | None
+    context: ContextEncoder | None = None
+    network: ContextNetwork | None = None
     conformal: ConformalScores | None = None
 
     @property
@@ -133,9 +145,38 @@ class ConditionalModel:
             total += logs[rows, codes[:, j].astype(np.intp)]
         if self.residual is not None:
             given = self.given_categories(features, codes, len(self.discrete))
-            u, log_scales = standardized(self.numbers, given, targets[:, list(self.continuous)])
-            total += log_likelihoods(self.residual, u) - log_scales
+            location, log_scale = located(self.numbers, given)
+            u = standardized(targets[:, list(self.continuous)], location, log_scale)
+            total -= log_scale.sum(axis=1)
+            if self.network is None:
+                total += log_likelihoods(self.residual, u)
+            else:
+                seen = self.seen(given, location, log_scale)
+                total += self.log_density_of_residuals(u[:, 0], seen)
         return total
+
+    def seen(self, given: Features, location: Array, log_scale: Array) -> Array:
+        """Return what the network sees of rows."""
+        assert self.context is not None
+        return self.context.of_rows(given, location[:, 0], log_scale[:, 0])
+
+    def residuals_of(self, given: Features, location: Array, log_scale: Array) -> RowResiduals:
+        """Return the distributions of the residual of one target, of each row."""
+        assert self.residual is not None
+        if self.network is None:
+            return NormalMixture.of_reference(self.residual)
+        return self.curves(self.seen(given, location, log_scale))
+
+    def curves(self, seen: Array) -> FlowCurves:
+        """Return the distributions of the residual of one target that the network gives."""
+        assert self.network is not None
+        return FlowCurves.of(self.network, seen)
+
+    def log_density_of_residuals(self, u: Array, seen: Array) -> Array:
+        """Return the log-densities of residuals (n,) of rows of which the network sees this."""
+        assert self.residual is not None
+        assert self.network is not None
+        return log_likelihoods(self.residual, u[:, None]) + self.network.gain(u, seen)
 
     def expected_log_density(self, features: Features) -> Array:
         """Return the mean log-density of random targets of each row: minus the entropy."""
@@ -144,10 +185,23 @@ class ConditionalModel:
             inner = logs
             if self.residual is not None:
                 given = self.given_categories(features, codes, len(self.discrete))
-                scales = sum(model.of_rows(given)[1] for model in self.numbers)
-                inner = logs - scales - entropy_of(self.residual)
+                inner = logs + self.expected_log_density_of_numbers(given)
             total += np.exp(logs) * inner
         return total
+
+    def expected_log_density_of_numbers(self, given: Features) -> Array:
+        """Return the mean log-density of the continuous targets of each row."""
+        assert self.residual is not None
+        location, log_scale = located(self.numbers, given)
+        scales = log_scale.sum(axis=1)
+        if self.network is None:
+            return np.asarray(-scales - entropy_of(self.residual))
+        seen = self.seen(given, location, log_scale)
+        total = -scales
+        curves, weight = self.curves(seen).thinned()
+        for u, share in zip(curves.T, weight, strict=True):
+            total = total + share * self.log_density_of_residuals(u, seen)
+        return np.asarray(total)
 
     def states(self, features: Features) -> Iterator[tuple[Array, Array]]:
         """Yield (codes, log-probabilities of the rows) for each combination of categories."""
@@ -176,39 +230,36 @@ class ConditionalModel:
     def moments(self, features: Features) -> tuple[Array, Array]:
         """Return means and standard deviations of the continuous targets, (n, n_continuous)."""
         assert self.residual is not None
-        mean_u = self.residual.mean.numpy()
-        std_u = self.residual.covariance.diagonal().sqrt().numpy()
-        first, second = 0.0, 0.0
+        mean_u: Any = self.residual.mean.numpy()
+        std_u: Any = self.residual.covariance.diagonal().sqrt().numpy()
+        first: Any = 0.0
+        second: Any = 0.0
         for codes, logs in self.states(features):
             given = self.given_categories(features, codes, len(self.discrete))
-            found = [model.of_rows(given) for model in self.numbers]
-            scale = np.exp(np.column_stack([log_scale for _, log_scale in found]))
-            mean = np.column_stack([location for location, _ in found]) + scale * mean_u
+            location, log_scale = located(self.numbers, given)
+            if self.network is not None:
+                mean_u, std_u = self.residuals_of(given, location, log_scale).moments
+            scale = np.exp(log_scale)
+            mean, std = location + scale * mean_u, scale * std_u
+            if not self.discrete:  # without cancellation
+                return mean, std
             probability = np.exp(logs)[:, None]
             first = first + probability * mean
-            second = second + probability * (mean**2 + (scale * std_u) ** 2)
-        variance = np.maximum(second - np.square(first), 0.0)
-        if not self.discrete:  # without cancellation
-            return mean, scale * std_u
-        return np.asarray(first), np.sqrt(variance)
+            second = second + probability * (mean**2 + std**2)
+        return np.asarray(first), np.sqrt(np.maximum(second - np.square(first), 0.0))
 
     def probabilities_below(self, features: Features, numbers: Array) -> tuple[Array, Array]:
         """Return the probabilities of at most, and of more than, the one target."""
-        u, _ = standardized(self.numbers, features, numbers)
-        mixture = self.one_residual
-        return mixture.cdf(u[:, 0]), mixture.sf(u[:, 0])
+        location, log_scale = located(self.numbers, features)
+        u = standardized(numbers, location, log_scale)
+        found = self.residuals_of(features, location, log_scale)
+        return found.cdf(u)[:, 0], found.sf(u)[:, 0]
 
     def quantiles(self, features: Features, probability: Array) -> Array:
         """Return quantiles of the one target, shape (n, n_probabilities)."""
-        location, log_scale = self.numbers[0].of_rows(features)
-        u = self.one_residual.quantile(probability)
-        return np.asarray(location[:, None] + np.exp(log_scale)[:, None] * u)
-
-    @property
-    def one_residual(self) -> NormalMixture:
-        """The distribution of the residual of the one target."""
-        assert self.residual is not None
-        return NormalMixture(self.residual)
+        location, log_scale = located(self.numbers, features)
+        u = self.residuals_of(features, location, log_scale).quantile(probability)
+        return np.asarray(location + np.exp(log_scale) * u)
 
     def sample(self, features: Features, random_state: np.random.RandomState) -> Array:
         """Return encoded targets, one draw for each row, shape (n, n_targets)."""
@@ -222,10 +273,13 @@ class ConditionalModel:
         found[:, list(self.discrete)] = codes
         if self.residual is not None:
             given = self.given_categories(features, codes, len(self.discrete))
-            u = self.residual.sample(len(features), random_state)
-            for j, number in enumerate(self.numbers):
-                location, log_scale = number.of_rows(given)
-                found[:, self.continuous[j]] = location + np.exp(log_scale) * u[:, j]
+            location, log_scale = located(self.numbers, given)
+            if self.network is None:
+                u = self.residual.sample(len(features), random_state)
+            else:
+                normal = random_state.standard_normal((len(features), 1))
+                u = self.network.flow(normal, self.seen(given, location, log_scale))
+            found[:, list(self.continuous)] = location + np.exp(log_scale) * u
         return found
 
     def _finish_loading(self) -> None:
@@ -236,6 +290,9 @@ class ConditionalModel:
         check_same(sizes, expected, "there are other targets")
         n_columns = 0 if self.residual is None else self.residual.n_features
         check_same(n_columns, len(self.continuous), "there are other residuals")
+        has_no = [self.context is None, self.network is None]
+        if has_no[0] != has_no[1] or (not has_no[0] and n_columns != 1):
+            raise ValueError("a network is without its context, or there is not one target")
 
 
 # -- fit ---------------------------------------------------------------------------------------
@@ -251,6 +308,7 @@ def fit_conditional_model(
     base: Any,
     n_folds: int,
     fold: Index | None,
+    max_epochs: int,
     seed: int,
 ) -> ConditionalModel:
     """Return the model of targets given features.
@@ -275,6 +333,8 @@ def fit_conditional_model(
         Folds of the training rows.
     fold : ndarray of shape (n,), int, or None
         Folds of the rows that were asked for.
+    max_epochs : int
+        Epochs of the network at most; 0 for none.
     seed : int
         Seed of the models and of the starts of the mixture.
 
@@ -286,7 +346,7 @@ def fit_conditional_model(
     train = roles.train
     own = None if fold is None else fold[train]
     folds = folds_of_units(rows.unit[train], rows.weight[train], n_folds, own)
-    job = FitJob(rows.weight, rows.unit, roles, folds, base, seed)
+    job = FitJob(rows.weight, rows.unit, roles, folds, base, max_epochs, seed)
     discrete = [j for j, kind in enumerate(kinds) if kind != "continuous"]
     continuous = [j for j, kind in enumerate(kinds) if kind == "continuous"]
     progress = current_progress()
@@ -296,17 +356,16 @@ def fit_conditional_model(
         categories.append(job.fit_categories(features, targets[:, j], n_categories[j]))
         features = features.with_column(targets[:, j], f"target_{j}", kinds[j] == "nominal")
     progress.show(len(discrete) / len(kinds))
-    numbers: tuple[LocationScale, ...] = ()
-    residual = None
-    if continuous:
-        numbers, residual = job.fit_numbers(features, targets[:, continuous])
+    found = job.fit_numbers(features, targets[:, continuous]) if continuous else None
     model = ConditionalModel(
         tuple(discrete),
         tuple(kinds[j] == "nominal" for j in discrete),
         tuple(categories),
         tuple(continuous),
-        numbers,
-        residual,
+        () if found is None else found.numbers,
+        None if found is None else found.residual,
+        None if found is None else found.context,
+        None if found is None else found.network,
     )
     rest = roles.conformal
     if not len(rest):
@@ -330,6 +389,8 @@ class FitJob:
         Folds of the training rows.
     base : "auto" or estimator or list of estimator
         Base models.
+    max_epochs : int
+        Epochs of the network at most; 0 for none.
     seed : int
         Seed.
     """
@@ -339,6 +400,7 @@ class FitJob:
     roles: RowRoles
     folds: Sequence[tuple[Index, Index]]
     base: Any
+    max_epochs: int
     seed: int
 
     def fit_categories(self, features: Features, codes: Array, n_categories: int) -> CategoryModel:
@@ -362,35 +424,58 @@ class FitJob:
         )
         return CategoryModel(model, marginal, temperature, share)
 
-    def fit_numbers(
-        self, features: Features, targets: Array
-    ) -> tuple[tuple[LocationScale, ...], GaussianMixtureReference]:
-        """Return locations and scales of continuous targets, and their joint residual."""
+    def fit_numbers(self, features: Features, targets: Array) -> FittedNumbers:
+        """Return what is fitted to continuous targets."""
         train, valid = self.roles.train, self.roles.valid
         candidates = base_candidates(self.base, features, "regressor", self.seed)
-        numbers, columns = [], []
+        rows = WeightedRows(targets[train], self.weight[train], group=self.unit[train])
+        numbers, found = [], []
         for target in targets[train].T:
             if np.ptp(target) == 0.0:
                 raise ValueError(
                     "A continuous target does not vary in the rows to train on, and has no density."
                 )
-            model, found = fit_location_scale(
-                candidates,
-                features.take(train),
-                target,
-                WeightedRows(targets[train], self.weight[train], group=self.unit[train]),
-                self.folds,
-                self.seed,
+            model, out_of_fold = fit_location_scale(
+                candidates, features.take(train), target, rows, self.folds, self.seed
             )
             numbers.append(model)
-            columns.append((target - found.location) * np.exp(-found.log_scale))
-        seen = WeightedRows(np.column_stack(columns), self.weight[train], group=self.unit[train])
-        unseen = None
-        if len(valid):
-            u, _ = standardized(numbers, features.take(valid), targets[valid])
-            unseen = WeightedRows(u, self.weight[valid], group=self.unit[valid])
-        residual = fit_residuals(seen, unseen, np.random.RandomState(self.seed))
-        return tuple(numbers), residual
+            found.append(out_of_fold)
+        location = np.column_stack([each.location for each in found])
+        log_scale = np.column_stack([each.log_scale for each in found])
+        seen = rows.with_values(standardized(targets[train], location, log_scale))
+        random_state = np.random.RandomState(self.seed)
+        if not len(valid):
+            residual, _ = fit_residuals(seen, None, random_state)
+            return FittedNumbers(tuple(numbers), residual)
+        places = located(numbers, features.take(valid))
+        u = standardized(targets[valid], *places)
+        unseen = WeightedRows(u, self.weight[valid], group=self.unit[valid])
+        residual, factor = fit_residuals(seen, unseen, random_state)
+        plain = FittedNumbers(tuple(numbers), residual)
+        is_enough = len(np.unique(self.unit[valid])) >= MIN_UNITS_FOR_NETWORK
+        if not is_enough or len(numbers) > 1 or self.max_epochs == 0:
+            return plain
+        context = ContextEncoder.fit(features.take(train), numbers[0], log_scale[:, 0])
+        given = context.of_rows(features.take(train), location[:, 0], log_scale[:, 0])
+        given_valid = context.of_rows(features.take(valid), places[0][:, 0], places[1][:, 0])
+        network = fit_context_network(
+            seen.with_values(np.column_stack([factor * seen.X, given])),
+            unseen.with_values(np.column_stack([u, given_valid])),
+            residual,
+            self.max_epochs,
+            self.seed,
+        )
+        return plain if network is None else replace(plain, context=context, network=network)
+
+
+@dataclass(frozen=True)
+class FittedNumbers:
+    """What is fitted to continuous targets; see `ConditionalModel`."""
+
+    numbers: tuple[LocationScale, ...]
+    residual: GaussianMixtureReference
+    context: ContextEncoder | None = None
+    network: ContextNetwork | None = None
 
 
 def base_candidates(base: Any, features: Features, kind: str, seed: int) -> list[Candidate]:
@@ -409,17 +494,19 @@ def base_candidates(base: Any, features: Features, kind: str, seed: int) -> list
     return own
 
 
-def standardized(
-    numbers: Sequence[LocationScale], features: Features, targets: Array
-) -> tuple[Array, Array]:
-    """Return standardised residuals (n, n_continuous), and sums of logarithms of scales."""
-    columns, total = [], np.zeros(len(features))
-    for j, model in enumerate(numbers):
-        location, log_scale = model.of_rows(features)
-        with np.errstate(over="ignore"):
-            columns.append((targets[:, j] - location) * np.exp(-log_scale))
-        total += log_scale
-    return np.column_stack(columns), total
+def located(numbers: Sequence[LocationScale], features: Features) -> tuple[Array, Array]:
+    """Return locations and logarithms of scales of the continuous targets, (n, n_continuous)."""
+    found = [model.of_rows(features) for model in numbers]
+    return (
+        np.column_stack([location for location, _ in found]),
+        np.column_stack([log_scale for _, log_scale in found]),
+    )
+
+
+def standardized(targets: Array, location: Array, log_scale: Array) -> Array:
+    """Return standardised residuals, of the shape of the targets."""
+    with np.errstate(over="ignore"):
+        return np.asarray((targets - location) * np.exp(-log_scale))
 
 
 def with_conformal(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -30,19 +32,26 @@ _HALVINGS = 80
 _POINTS = 4096
 
 
+@dataclass(frozen=True)
 class NormalMixture:
     """One-dimensional mixture of normal distributions.
 
-    Parameters
+    Attributes
     ----------
-    reference : GaussianMixtureReference
-        Mixture of one column.
+    weight, mean, std : ndarray of shape (n_components,)
+        Weights, which sum to 1, means and standard deviations.
     """
 
-    def __init__(self, reference: GaussianMixtureReference) -> None:
-        self.weight: Array = reference.log_weights.exp().numpy()
-        self.mean: Array = reference.means.numpy()[:, 0]
-        self.std: Array = np.sqrt(reference.variances.numpy()[:, 0])
+    weight: Array
+    mean: Array
+    std: Array
+
+    @classmethod
+    def of_reference(cls, reference: GaussianMixtureReference) -> NormalMixture:
+        """Return the distribution of a mixture of one column."""
+        weight = reference.log_weights.exp().numpy()
+        std = np.sqrt(reference.variances.numpy()[:, 0])
+        return cls(weight, reference.means.numpy()[:, 0], std)
 
     def cdf(self, u: Array) -> Array:
         """Return the probability of at most u, elementwise."""
@@ -90,14 +99,16 @@ def entropy_of(mixture: GaussianMixtureReference) -> float:
     # Midpoints of equal probabilities.
     probability = (np.arange(_POINTS) + 0.5) / _POINTS
     return -float(
-        log_likelihoods(mixture, NormalMixture(mixture).quantile(probability)[:, None]).mean()
+        log_likelihoods(
+            mixture, NormalMixture.of_reference(mixture).quantile(probability)[:, None]
+        ).mean()
     )
 
 
 def fit_residuals(
     train: WeightedRows, valid: WeightedRows | None, random_state: np.random.RandomState
-) -> GaussianMixtureReference:
-    """Return the distribution of standardised residuals.
+) -> tuple[GaussianMixtureReference, float]:
+    """Return the distribution of standardised residuals, and the factor on those out of fold.
 
     The number of components is chosen, and has to be better than one normal distribution by more
     than a standard error, on residuals of rows of which no model has seen the target: a third of
@@ -116,15 +127,18 @@ def fit_residuals(
 
     Returns
     -------
-    GaussianMixtureReference
+    residual : GaussianMixtureReference
         The distribution, with wide components for rows unlike all others.
+    factor : float
+        Factor by which residuals of the training rows are as large as those of new ones.
     """
     found = chosen_mixture(train, valid, random_state)
     if valid is None:
-        return found
+        return found, 1.0
     factor = likeliest_factor(found, valid)
     n_columns = train.X.shape[1]
-    return found.standardized(np.zeros(n_columns), np.full(n_columns, 1.0 / factor))
+    scaled = found.standardized(np.zeros(n_columns), np.full(n_columns, 1.0 / factor))
+    return scaled, factor
 
 
 def chosen_mixture(
