@@ -11,6 +11,7 @@ from sk_itdiffusion import cubature as cubature
 from sk_itdiffusion import imputation as imputation
 from sk_itdiffusion import likelihood as likelihood
 from sk_itdiffusion import streams as streams
+from sk_itdiffusion._estimators.conditional import IMMSEConditionalDensity, IMMSERegressor
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
@@ -24,12 +25,14 @@ from sk_itdiffusion.pretrained import PretrainedDenoiser
 
 __all__ = [
     "ConditionalDensity",
+    "IMMSEConditionalDensity",
     "IMMSEDensity",
     "IMMSEDiscreteDensity",
     "IMMSEEnsemble",
     "IMMSEImputer",
     "IMMSEMixedDensity",
     "IMMSEOutlierDetector",
+    "IMMSERegressor",
     "MarginalDensity",
     "PretrainedDenoiser",
     "__version__",
