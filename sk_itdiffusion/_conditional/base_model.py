@@ -328,7 +328,7 @@ def fit_location_scale(
     Parameters
     ----------
     candidates : sequence of Candidate
-        Regressors, of which the one with the least absolute error out of fold is taken.
+        Regressors, of which the one with the least squared error out of fold is taken.
     features : Features
         Training rows.
     target : ndarray of shape (n,)
@@ -353,7 +353,7 @@ def fit_location_scale(
     # Rounded, so that other units, which change last bits, do not change where trees divide rows.
     z = np.round((target - center) / width, _DECIMALS)
     predictions = predicted_out_of_fold(candidates, features, z, weight, folds, BaseModel.predict)
-    best = int(np.argmin([float(share @ np.abs(z - each)) for each in predictions]))
+    best = int(np.argmin([float(share @ (z - each) ** 2) for each in predictions]))
     location = candidates[best].fit(features, z, weight)
     residual = z - predictions[best]
     floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
