@@ -688,6 +688,7 @@ def test_networks_follow_what_depends_on_the_features(with_network):
     assert (log_density(X, y) - with_network.score_samples(X, y)).mean() > 0.0
 
 
+@pytest.mark.slow
 def test_densities_with_networks_are_at_most_normalised(with_network):
     """The integral is 1 less what the denoiser lacks, for every row."""
     grid = np.linspace(-6.0, 6.0, 401)
@@ -697,6 +698,7 @@ def test_densities_with_networks_are_at_most_normalised(with_network):
         assert 0.8 < total < 1.005
 
 
+@pytest.mark.slow
 def test_distributions_of_networks_are_consistent(with_network):
     X = two_modes(12, 5)[0]
     levels = np.array([0.001, 0.1, 0.5, 0.95])
@@ -711,6 +713,7 @@ def test_distributions_of_networks_are_consistent(with_network):
     assert np.isfinite(with_network.score_samples(X)).all()
 
 
+@pytest.mark.slow
 def test_networks_are_saved_and_score_rows_by_themselves(with_network, tmp_path):
     X, y, _ = two_modes(10, 5)
     scores = with_network.score_samples(X, y)
