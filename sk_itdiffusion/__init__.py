@@ -11,12 +11,14 @@ from sk_itdiffusion import cubature as cubature
 from sk_itdiffusion import imputation as imputation
 from sk_itdiffusion import likelihood as likelihood
 from sk_itdiffusion import streams as streams
+from sk_itdiffusion._estimators.conditional import IMMSEConditionalDensity
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
 from sk_itdiffusion._estimators.imputer import IMMSEImputer
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
+from sk_itdiffusion._estimators.regressor import IMMSERegressor
 from sk_itdiffusion._estimators.views import ConditionalDensity, MarginalDensity
 from sk_itdiffusion._version import __version__
 from sk_itdiffusion.persistence import load
@@ -24,12 +26,14 @@ from sk_itdiffusion.pretrained import PretrainedDenoiser
 
 __all__ = [
     "ConditionalDensity",
+    "IMMSEConditionalDensity",
     "IMMSEDensity",
     "IMMSEDiscreteDensity",
     "IMMSEEnsemble",
     "IMMSEImputer",
     "IMMSEMixedDensity",
     "IMMSEOutlierDetector",
+    "IMMSERegressor",
     "MarginalDensity",
     "PretrainedDenoiser",
     "__version__",

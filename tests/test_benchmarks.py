@@ -299,6 +299,25 @@ def test_scripts_without_data_resume(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_conditional_script_measures_once(tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    (tmp_path / "conditional").mkdir()
+    for name, y in (("yacht", X[:, 0]), ("wine", np.clip(np.rint(X[:, 0] + 5.0), 3, 8))):
+        arrays = {"X": X, "y": y, "test": np.arange(160, 200)[None]}
+        np.savez(tmp_path / "conditional" / f"{name}.npz", **arrays)
+    output = tmp_path / "results.jsonl"
+    arguments = ["--data-dir", str(tmp_path), "--datasets", "yacht", "wine", "--splits", "0"]
+    arguments += ["--methods", "immse", "base_normal", "boosting", "--output", str(output)]
+    printed = run_script("conditional.py", *arguments)
+    assert "| yacht |" in printed.partition("Coverage")[2]
+    finished = output.read_text()
+    assert len(finished.splitlines()) == 4
+    run_script("conditional.py", *arguments)
+    assert output.read_text() == finished
+
+
+@pytest.mark.slow
 def test_sampling_script_compares_samples_with_scores_and_fresh_rows():
     printed = run_script("sampling.py", "--densities", "correlated_gaussian")
     assert printed.count("samples less q") == 2

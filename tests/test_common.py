@@ -6,14 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import clone, config_context
+from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_itdiffusion import (
+    IMMSEConditionalDensity,
     IMMSEDensity,
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
+    IMMSERegressor,
 )
 
 QUICK = {
@@ -48,6 +51,15 @@ DETECTOR_WITH_NETWORKS = IMMSEOutlierDetector(
 )
 
 
+TREES = {"n_estimators": 5, "random_state": 0}
+CONDITIONAL = (
+    IMMSEConditionalDensity(
+        [ExtraTreesRegressor(**TREES), ExtraTreesClassifier(**TREES)], cv=2, random_state=0
+    ),
+    IMMSERegressor(ExtraTreesRegressor(**TREES), cv=2, random_state=0),
+)
+
+
 @contextlib.contextmanager
 def global_generator_restored():
     """Put back the state of numpy's generator, with which one of the checks shuffles."""
@@ -60,7 +72,7 @@ def global_generator_restored():
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
-@parametrize_with_checks([*QUICK_ESTIMATORS, ENSEMBLE, DETECTOR])
+@parametrize_with_checks([*QUICK_ESTIMATORS, ENSEMBLE, DETECTOR, *CONDITIONAL])
 def test_common_checks(estimator, check):
     with global_generator_restored():
         check(estimator)
@@ -87,7 +99,13 @@ def test_estimators_are_shown_as_html(estimator):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
 @parametrize_with_checks(
-    [*(estimator() for estimator in ESTIMATORS), IMMSEOutlierDetector(), DETECTOR_WITH_NETWORKS]
+    [
+        *(estimator() for estimator in ESTIMATORS),
+        IMMSEOutlierDetector(),
+        DETECTOR_WITH_NETWORKS,
+        IMMSEConditionalDensity(),
+        IMMSERegressor(),
+    ]
 )
 def test_common_checks_with_defaults(estimator, check):
     with global_generator_restored():

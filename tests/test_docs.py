@@ -31,6 +31,7 @@ PUBLIC_MODULES = (
     "datasets",
     "denoisers",
     "display",
+    "metrics",
     "pretrained",
     "references",
     "schedules",

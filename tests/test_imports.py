@@ -37,11 +37,15 @@ MAY_IMPORT = {
         "_runtime persistence channel distributed layout pretrained _immse schedules _table "
         "references denoisers"
     ),
+    "_conditional": (
+        "_runtime persistence channel layout _immse schedules _table references denoisers _fit"
+    ),
     "_estimators": (
         "_runtime persistence channel distributed layout pretrained _immse schedules _table "
-        "references denoisers _fit"
+        "references denoisers _fit _conditional"
     ),
     "display": "_runtime _table _fit",
+    "metrics": "",
     "cubature": "_immse",
     "imputation": "_estimators",
     "likelihood": "_immse",

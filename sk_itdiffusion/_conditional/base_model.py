@@ -1,0 +1,568 @@
+r"""Location and scale of a target by scikit-learn's models, and probabilities of categories.
+
+The target is standardised conditionally, :math:`u = (y - f(x)) / s(x)`.  The location f is a
+regressor; the scale s comes from a second one, which is fitted to
+:math:`\log(r^2 + 0.01\,\overline{r^2})` of the *out-of-fold* residuals r: residuals of rows that a
+model was fitted to are several times too small.  Without the floor, copies of rows, whose residuals
+are nothing, would decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils.validation import has_fit_parameter
+
+from sk_itdiffusion._conditional.features import Features
+from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.references.judging import mean_and_error
+
+__all__ = ["CategoryModel", "LocationScale", "OutOfFold", "fit_categories", "fit_location_scale"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Folds = Sequence[tuple[Index, Index]]
+
+#: Share of the mean squared residual that is added to each before the logarithm.
+FLOOR = 0.01
+#: Powers of predicted scales that are tried.
+STRENGTHS = np.arange(9) / 8.0
+#: Gradient boosting for tables of many columns, of which each split sees a half, and of few.
+_BOOSTING = {"learning_rate": 0.05, "min_samples_leaf": 5, "early_stopping": False}
+_MANY_COLUMNS = {"max_iter": 300, "max_leaf_nodes": 31, "max_features": 0.5}
+_FEW_COLUMNS = {"max_iter": 500, "max_leaf_nodes": 15}
+#: Rows in the leaves of the trees that predict scales: single squares say next to nothing.
+_ROWS_FOR_SCALE = (5, 20, 80)
+_N_TREES = 100
+#: Decimals of standardised targets that models are fitted to.
+_DECIMALS = 9
+
+
+@stored()
+@dataclass(frozen=True)
+class BaseModel:
+    """A fitted model of scikit-learn, and which view of the features it was fitted to.
+
+    Attributes
+    ----------
+    estimator : estimator
+        The model.
+    sees_raw : bool
+        Whether it is given the features as they are, not as numbers and codes.
+    """
+
+    estimator: Any
+    sees_raw: bool
+
+    def predict(self, features: Features) -> Array:
+        """Return predictions of a regressor, shape (n,)."""
+        return np.asarray(self.estimator.predict(self._view(features)), dtype=np.float64).ravel()
+
+    def probabilities(self, features: Features, n_categories: int) -> Array:
+        """Return probabilities of all categories, 0 of those that the model has not seen."""
+        found = np.zeros((len(features), n_categories))
+        codes = np.asarray(self.estimator.classes_, dtype=np.intp)
+        found[:, codes] = self.estimator.predict_proba(self._view(features))
+        return found
+
+    def _view(self, features: Features) -> Any:
+        return features.raw if self.sees_raw else features.encoded
+
+    def config(self) -> dict[str, Any]:
+        """Return what the model is made from.
+
+        Returns
+        -------
+        dict
+            Plain values.
+        """
+        return {"state": fitted_state(self.estimator), "sees_raw": self.sees_raw}
+
+    @classmethod
+    def from_config(cls, state: dict[str, Any], sees_raw: bool) -> BaseModel:
+        """Return the model that `config` tells of.
+
+        Parameters
+        ----------
+        state : dict
+            Plain values.
+        sees_raw : bool
+            Whether it is given the features as they are.
+
+        Returns
+        -------
+        BaseModel
+            The model.
+        """
+        return cls(model_of_state(state), sees_raw)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to fit, which is cloned, and whether it sees the features as they are."""
+
+    estimator: Any
+    sees_raw: bool = False
+
+    def fit(self, features: Features, target: Array, weight: Array) -> BaseModel:
+        """Return the model fitted to rows."""
+        model = clone(self.estimator)
+        view = features.raw if self.sees_raw else features.encoded
+        if np.ptp(weight) == 0.0:
+            model.fit(view, target)
+        elif has_fit_parameter(last_step(model), "sample_weight"):
+            model.fit(view, target, **{weight_name(model): weight})
+        else:
+            times = numbers_of_rows(weight, type(last_step(model)).__name__)
+            repeated = features.take(np.repeat(np.arange(len(times)), times))
+            view = repeated.raw if self.sees_raw else repeated.encoded
+            model.fit(view, np.repeat(target, times))
+        return BaseModel(model, self.sees_raw)
+
+
+def numbers_of_rows(weight: Array, model: str) -> Index:
+    """Return weights as numbers of equal rows, for a model that takes no weights."""
+    times = np.rint(weight).astype(np.intp)
+    if not np.allclose(times, weight, rtol=1e-9, atol=0.0):
+        raise ValueError(f"{model} takes no sample_weight, and the weights are no integers.")
+    return times
+
+
+def last_step(model: Any) -> Any:
+    """Return the last step of a pipeline, or the model itself."""
+    return model.steps[-1][1] if hasattr(model, "steps") else model
+
+
+def weight_name(model: Any) -> str:
+    """Return by what name a model takes weights of rows."""
+    return f"{model.steps[-1][0]}__sample_weight" if hasattr(model, "steps") else "sample_weight"
+
+
+def regressors(nominal: NDArray[np.bool_], seed: int) -> list[Candidate]:
+    """Return the regressors among which out-of-fold errors choose."""
+    boosting = [
+        HistGradientBoostingRegressor(
+            **_BOOSTING, **how, categorical_features=as_categories(nominal), random_state=seed
+        )
+        for how in (_MANY_COLUMNS, _FEW_COLUMNS)
+    ]
+    trees = ExtraTreesRegressor(_N_TREES, random_state=seed)
+    linear = make_pipeline(as_numbers(nominal), RidgeCV(np.logspace(-3.0, 3.0, 13)))
+    return [Candidate(each) for each in (*boosting, trees, linear)]
+
+
+def classifiers(nominal: NDArray[np.bool_], seed: int) -> list[Candidate]:
+    """Return the classifiers among which out-of-fold errors choose."""
+    return [
+        Candidate(
+            HistGradientBoostingClassifier(
+                **_BOOSTING | {"max_iter": 100, "max_features": 0.5},
+                categorical_features=as_categories(nominal),
+                random_state=seed,
+            )
+        ),
+        Candidate(ExtraTreesClassifier(_N_TREES, min_samples_leaf=2, random_state=seed)),
+        Candidate(make_pipeline(as_numbers(nominal), LogisticRegression(max_iter=5000, tol=1e-3))),
+    ]
+
+
+def scale_models(seed: int, n_rows: int) -> list[Candidate]:
+    """Return the regressors of the logarithm of squared residuals; none for very few rows."""
+    return [
+        Candidate(ExtraTreesRegressor(_N_TREES, min_samples_leaf=n, random_state=seed))
+        for n in _ROWS_FOR_SCALE
+        if n_rows >= 4 * n
+    ]
+
+
+def as_categories(nominal: NDArray[np.bool_]) -> Any:
+    """Return which columns gradient boosting takes as categories; None if there are none."""
+    return nominal if nominal.any() else None
+
+
+def as_numbers(nominal: NDArray[np.bool_]) -> Any:
+    """Return what makes columns without holes, of indicators for categories."""
+    steps = []
+    if not nominal.all():
+        numbers = make_pipeline(
+            SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
+            StandardScaler(),
+        )
+        steps.append((numbers, np.flatnonzero(~nominal)))
+    if nominal.any():
+        indicators = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        steps.append((indicators, np.flatnonzero(nominal)))
+    return make_column_transformer(*steps)
+
+
+# -- out of fold -------------------------------------------------------------------------------
+
+
+def predicted_out_of_fold(
+    candidates: Sequence[Candidate],
+    features: Features,
+    target: Array,
+    weight: Array,
+    folds: Folds,
+    predict: Callable[[BaseModel, Features], Array],
+) -> list[Array]:
+    """Return each candidate's predictions of all rows, by models that have not seen them."""
+
+    def in_fold(job: tuple[Candidate, tuple[Index, Index]]) -> Array:
+        candidate, (train, test) = job
+        model = candidate.fit(features.take(train), target[train], weight[train])
+        return predict(model, features.take(test))
+
+    jobs = [(candidate, fold) for candidate in candidates for fold in folds]
+    parts = map_in_workers(in_fold, jobs, "cpu")
+    found = []
+    for number in range(len(candidates)):
+        own = parts[number * len(folds) : (number + 1) * len(folds)]
+        values = np.empty((len(features), *own[0].shape[1:]))
+        for (_, test), part in zip(folds, own, strict=True):
+            values[test] = part
+        found.append(values)
+    return found
+
+
+# -- numbers -----------------------------------------------------------------------------------
+
+
+@stored()
+@dataclass(frozen=True)
+class LocationScale:
+    """Location and scale of a number, given features.
+
+    Attributes
+    ----------
+    location : BaseModel
+        Model of the standardised number.
+    scale : BaseModel or None
+        Model of the logarithm of squared residuals; None if they are alike everywhere.
+    strength : float
+        From 0 to 1/2; what ``scale`` predicts is multiplied by it.
+    log_scale : float
+        What is added to that.
+    center, width : float
+        Mean and standard deviation by which the number is standardised.
+    """
+
+    location: BaseModel
+    scale: BaseModel | None
+    strength: float
+    log_scale: float
+    center: float
+    width: float
+
+    def of_rows(self, features: Features) -> tuple[Array, Array]:
+        """Return locations and logarithms of scales, in the units of the number."""
+        location = self.location.predict(features)
+        log_scale = np.full(len(features), self.log_scale)
+        if self.scale is not None:
+            log_scale = log_scale + self.strength * self.scale.predict(
+                with_location(features, location)
+            )
+        return self.center + self.width * location, np.log(self.width) + log_scale
+
+    def _finish_loading(self) -> None:
+        """Raise an error if numbers are out of range."""
+        if not (self.width > 0.0 and np.isfinite([self.center, self.width]).all()):
+            raise ValueError("the scale of a target is not positive")
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What models that have not seen them say of the training rows.
+
+    Attributes
+    ----------
+    location : ndarray of shape (n,)
+        Locations, in the units of the target.
+    log_scale : ndarray of shape (n,)
+        Logarithms of scales.
+    """
+
+    location: Array
+    log_scale: Array
+
+
+def with_location(features: Features, location: Array) -> Features:
+    """Return numbers and codes with the location as another column, which scales depend on."""
+    encoded = np.column_stack([features.encoded, location])
+    return Features(encoded, features.raw, np.append(features.nominal, False))
+
+
+def fit_location_scale(
+    candidates: Sequence[Candidate],
+    features: Features,
+    target: Array,
+    rows: WeightedRows,
+    folds: Folds,
+    seed: int,
+) -> tuple[LocationScale, OutOfFold]:
+    """Return location and scale of a target, and those of the training rows out of fold.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        Regressors, of which the one with the least squared error out of fold is taken.
+    features : Features
+        Training rows.
+    target : ndarray of shape (n,)
+        Target, which varies.
+    rows : WeightedRows
+        Weights of the rows, and their units as groups.
+    folds : sequence of (ndarray, ndarray)
+        Rows to fit to and rows to predict.
+    seed : int
+        Seed of the model of the scale.
+
+    Returns
+    -------
+    model : LocationScale
+        Fitted to all rows.
+    out_of_fold : OutOfFold
+        Of the training rows.
+    """
+    weight, share = rows.weight, rows.share
+    center = float(share @ target)
+    width = float(np.sqrt(share @ (target - center) ** 2))
+    # Rounded, so that other units, which change last bits, do not change where trees divide rows.
+    z = np.round((target - center) / width, _DECIMALS)
+    predictions = predicted_out_of_fold(candidates, features, z, weight, folds, BaseModel.predict)
+    best = int(np.argmin([float(share @ (z - each) ** 2) for each in predictions]))
+    location = candidates[best].fit(features, z, weight)
+    residual = z - predictions[best]
+    floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
+    log_square = np.log(residual**2 + floor)
+    half_log, strength = np.zeros(len(z)), 0.0
+    scale = None
+    seen = with_location(features, predictions[best])
+    choices = scale_models(seed, len(z))
+    if choices:
+        tried = predicted_out_of_fold(choices, seen, log_square, weight, folds, BaseModel.predict)
+        gains = [share @ log_likelihoods_of_scale(0.5 * g, residual, share) for g in tried]
+        chosen = int(np.argmax(gains))
+        strength = likeliest_strength(0.5 * tried[chosen], residual, rows)
+        if strength > 0.0:
+            half_log = 0.5 * strength * tried[chosen]
+            scale = choices[chosen].fit(seen, log_square, weight)
+    level = 0.5 * float(np.log(share @ (residual**2 / np.exp(2.0 * half_log)) + floor * 1e-6))
+    model = LocationScale(location, scale, 0.5 * strength, level, center, width)
+    found = OutOfFold(center + width * predictions[best], np.log(width) + half_log + level)
+    return model, found
+
+
+def likeliest_strength(log_scale: Array, residual: Array, rows: WeightedRows) -> float:
+    """Return the power of predicted scales that makes residuals likeliest, from 0 to 1.
+
+    It is the least one that is within a standard error of the best: predictions from squares of
+    single residuals are noisy, and a scale that only varies by noise is worse than a constant one.
+
+    Parameters
+    ----------
+    log_scale : ndarray of shape (n,)
+        Logarithms of predicted scales, out of fold.
+    residual : ndarray of shape (n,)
+        Residuals, out of fold.
+    rows : WeightedRows
+        Weights of the rows, and their units as groups.
+
+    Returns
+    -------
+    float
+        One of 0, 1/8, ..., 1.
+    """
+    share = rows.share
+    tried = np.stack([log_likelihoods_of_scale(k * log_scale, residual, share) for k in STRENGTHS])
+    best = int(np.argmax(tried @ share))
+    for strength, each in zip(STRENGTHS, tried, strict=True):
+        mean, error = mean_and_error(tried[best] - each, share, source=rows.unit)
+        if mean <= error:
+            return float(strength)
+    return float(STRENGTHS[best])
+
+
+def log_likelihoods_of_scale(log_scale: Array, residual: Array, share: Array) -> Array:
+    """Return log-likelihoods of residuals under a Laplace distribution of these scales.
+
+    Its own width is that of greatest likelihood; long tails count less than for a normal one.
+    """
+    ratio = np.abs(residual) * np.exp(-log_scale)
+    width = max(float(share @ ratio), float(np.finfo(np.float64).tiny))
+    return -log_scale - math.log(width) - ratio / width
+
+
+# -- categories --------------------------------------------------------------------------------
+
+
+@stored()
+@dataclass(frozen=True)
+class CategoryModel:
+    """Probabilities of categories, given features.
+
+    They are ``(1 - share_of_marginal) * p**(1 / temperature) / total + share_of_marginal * q`` with
+    the probabilities p of the model and the marginal ones q.
+
+    Attributes
+    ----------
+    model : BaseModel or None
+        Classifier of the codes; None if there is one category only.
+    marginal : ndarray of shape (n_categories,)
+        Marginal probabilities, all positive.
+    temperature : float
+        Positive.
+    share_of_marginal : float
+        In [0, 1].
+    """
+
+    model: BaseModel | None
+    marginal: Array
+    temperature: float
+    share_of_marginal: float
+
+    def log_probabilities(self, features: Features) -> Array:
+        """Return log-probabilities of all categories, shape (n, n_categories)."""
+        if self.model is None:
+            return np.tile(np.log(self.marginal), (len(features), 1))
+        found = self.model.probabilities(features, len(self.marginal))
+        return mixed_log_probabilities(
+            found, self.marginal, self.temperature, self.share_of_marginal
+        )
+
+    def _finish_loading(self) -> None:
+        """Raise an error if numbers are out of range."""
+        if not (self.marginal > 0.0).all() or abs(self.marginal.sum() - 1.0) > 1e-6:
+            raise ValueError("marginal probabilities are not positive, or do not sum to 1")
+        if not (self.temperature > 0.0 and 0.0 <= self.share_of_marginal <= 1.0):
+            raise ValueError("the temperature or a share is out of its range")
+
+
+def mixed_log_probabilities(
+    found: Array, marginal: Array, temperature: float, share: float
+) -> Array:
+    """Return log-probabilities at a temperature, mixed with the marginal ones."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(found) / temperature
+    logs = logs - logs.max(axis=1, keepdims=True)
+    tempered = np.exp(logs)
+    tempered /= tempered.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log((1.0 - share) * tempered + share * marginal))
+
+
+def fit_categories(
+    candidates: Sequence[Candidate],
+    features: Features,
+    codes: Array,
+    weight: Array,
+    folds: Folds,
+    n_categories: int,
+) -> tuple[BaseModel | None, Array, Array]:
+    """Return the classifier of least log-loss, the marginal, and probabilities out of fold.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        Classifiers.
+    features : Features
+        Training rows.
+    codes, weight : ndarray of shape (n,)
+        Codes of the categories, and weights.
+    folds : sequence of (ndarray, ndarray)
+        Rows to fit to and rows to predict.
+    n_categories : int
+        Number of categories, some of which may have no rows.
+
+    Returns
+    -------
+    model : BaseModel or None
+        Fitted to all rows; None if they have one category.
+    marginal : ndarray of shape (n_categories,)
+        Marginal probabilities, of half a row more of each category.
+    out_of_fold : ndarray of shape (n, n_categories)
+        Probabilities of the training rows.
+    """
+    number = codes.astype(np.intp)
+    counts = np.bincount(number, weights=weight, minlength=n_categories) + 0.5
+    marginal = counts / counts.sum()
+    if len(np.unique(number)) < 2:
+        return None, marginal, np.tile(marginal, (len(number), 1))
+    # A fold of one category cannot be fitted by all classifiers.
+    whole = [fold for fold in folds if len(np.unique(number[fold[0]])) > 1]
+    predict = partial(BaseModel.probabilities, n_categories=n_categories)
+    tables = [np.tile(marginal, (len(number), 1)) for _ in candidates]
+    if whole:
+        predicted = predicted_out_of_fold(candidates, features, codes, weight, whole, predict)
+        for table, values in zip(tables, predicted, strict=True):
+            for _, test in whole:
+                table[test] = values[test]
+    share = weight / weight.sum()
+    rows = np.arange(len(number))
+    losses = []
+    for table in tables:
+        temperature, mixed = fit_calibration(table, marginal, number, weight)
+        logs = mixed_log_probabilities(table, marginal, temperature, mixed)
+        losses.append(-float(share @ logs[rows, number]))
+    best = int(np.argmin(losses))
+    return candidates[best].fit(features, codes, weight), marginal, tables[best]
+
+
+def fit_calibration(
+    found: Array, marginal: Array, codes: Index, weight: Array
+) -> tuple[float, float]:
+    """Return the temperature and the share of the marginal that make categories likeliest.
+
+    Few rows draw them to no change: a share of 0.01 and a temperature of 1 have the weight of some
+    rows of their own.
+
+    Parameters
+    ----------
+    found : ndarray of shape (n, n_categories)
+        Probabilities of a model.
+    marginal : ndarray of shape (n_categories,)
+        Marginal probabilities.
+    codes : ndarray of shape (n,), int
+        Codes of the categories.
+    weight : ndarray of shape (n,)
+        Weights.
+
+    Returns
+    -------
+    temperature, share_of_marginal : float
+        Positive, and in (0, 1).
+    """
+    rows = np.arange(len(codes))
+
+    def loss(parameters: Array) -> float:
+        temperature, share = float(np.exp(parameters[0])), float(expit(parameters[1]))
+        logs = mixed_log_probabilities(found, marginal, temperature, share)[rows, codes]
+        prior = 2.0 * parameters[0] ** 2 + 0.5 * ((parameters[1] - logit(0.01)) / 2.0) ** 2
+        return float(prior - weight @ logs)
+
+    start = np.array([0.0, logit(0.01)])
+    best = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-4})
+    return float(np.exp(best.x[0])), float(expit(best.x[1]))

@@ -1,0 +1,155 @@
+"""Scores of predicted distributions: scorers for searches, and the rank probability score.
+
+The functions with ``_scorer`` in their name are passed as ``scoring`` to
+`sklearn.model_selection.GridSearchCV` or `sklearn.model_selection.cross_val_score`; greater is
+better.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
+
+__all__ = ["crps_of_normal_mixture", "log_density_scorer", "neg_crps_scorer"]
+
+Array = NDArray[np.float64]
+#: Quantiles by which an integral over probabilities is a sum.
+N_QUANTILES = 400
+
+
+def log_density_scorer(
+    estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Return the mean log-density of targets.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted, with a method ``score_samples(X, y)`` such as that of
+        `sk_itdiffusion.IMMSEConditionalDensity`; or a pipeline that ends with one.
+    X : array-like or data frame of shape (n_samples, n_features)
+        Features.
+    y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets)
+        Targets.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights.
+
+    Returns
+    -------
+    float
+        Mean log-density in nats per row; greater is better.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sk_itdiffusion import IMMSERegressor
+    >>> from sk_itdiffusion.metrics import log_density_scorer
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> regressor = IMMSERegressor(random_state=0).fit(X[:300], y[:300])
+    >>> -6.0 < log_density_scorer(regressor, X[300:], y[300:]) < -5.0
+    True
+    """
+    if hasattr(estimator, "steps"):  # the method of a pipeline takes no y
+        X, estimator = estimator[:-1].transform(X), estimator[-1]
+    log_density = np.asarray(estimator.score_samples(X, y), dtype=np.float64)
+    return weighted_mean(log_density, sample_weight)
+
+
+def neg_crps_scorer(
+    estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Return minus the mean continuous ranked probability score of one continuous target.
+
+    The score of a distribution with the quantile function q is twice the integral of the pinball
+    loss of y at q(p) over p, which is a sum over 400 quantiles here.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted, with ``predict(X, quantiles=...)`` that returns one column for each quantile, such
+        as `sk_itdiffusion.IMMSEConditionalDensity`.
+    X : array-like or data frame of shape (n_samples, n_features)
+        Features.
+    y : array-like of shape (n_samples,)
+        Targets.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights.
+
+    Returns
+    -------
+    float
+        Minus the mean score, in the units of y; greater is better.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sk_itdiffusion import IMMSERegressor
+    >>> from sk_itdiffusion.metrics import neg_crps_scorer
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> regressor = IMMSERegressor(random_state=0).fit(X[:300], y[:300])
+    >>> -40.0 < neg_crps_scorer(regressor, X[300:], y[300:]) < -20.0
+    True
+    """
+    probability = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    quantiles = np.asarray(estimator.predict(X, quantiles=probability), dtype=np.float64)
+    error = np.asarray(y, dtype=np.float64).reshape(-1, 1) - quantiles
+    loss = 2.0 * np.mean(np.maximum(probability * error, (probability - 1.0) * error), axis=1)
+    return -weighted_mean(loss, sample_weight)
+
+
+def crps_of_normal_mixture(
+    y: ArrayLike, weights: ArrayLike, means: ArrayLike, stds: ArrayLike
+) -> Array:
+    r"""Return the continuous ranked probability score of mixtures of normal distributions.
+
+    It is :math:`E|Y - y| - \frac12 E|Y - Y'|` for independent draws Y, Y' of a mixture, which is
+    known in closed form.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        Targets.
+    weights : array-like of shape (n_samples, n_components) or (n_components,)
+        Weights of the components, which sum to 1.
+    means : array-like of shape (n_samples, n_components) or (n_components,)
+        Means.
+    stds : array-like of shape (n_samples, n_components) or (n_components,)
+        Positive standard deviations.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Scores in the units of y; lower is better.
+
+    Examples
+    --------
+    >>> from sk_itdiffusion.metrics import crps_of_normal_mixture
+    >>> float(crps_of_normal_mixture([0.0], [1.0], [0.0], [1.0])[0])
+    0.2337
+    """
+    target = np.asarray(y, dtype=np.float64)[:, None]
+    weight, mean, std = (
+        np.atleast_2d(np.asarray(a, dtype=np.float64)) for a in (weights, means, stds)
+    )
+    apart = np.sum(weight * mean_absolute(target - mean, std), axis=1)
+    between = mean_absolute(
+        mean[:, :, None] - mean[:, None, :], np.hypot(std[:, :, None], std[:, None, :])
+    )
+    pairs = weight[:, :, None] * weight[:, None, :]
+    return np.asarray(apart - 0.5 * np.sum(pairs * between, axis=(1, 2)))
+
+
+def mean_absolute(mean: Array, std: Array) -> Array:
+    """Return the mean absolute value of normal numbers."""
+    ratio = mean / std
+    density = np.exp(-0.5 * ratio**2) / np.sqrt(2.0 * np.pi)
+    return np.asarray(mean * (2.0 * ndtr(ratio) - 1.0) + 2.0 * std * density)
+
+
+def weighted_mean(values: Array, sample_weight: ArrayLike | None) -> float:
+    """Return the mean of values with weights, which are equal if there are none."""
+    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    return float(np.average(values, weights=weight))
