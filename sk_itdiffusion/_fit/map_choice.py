@@ -28,7 +28,7 @@ from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.references import ContinuousReference, GaussianReference, Reference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.families.mixture import is_affordable, mixture_regularization
-from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
+from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, rows_to_search
 from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
 from sk_itdiffusion.references.optimism import choice_optimism
 
@@ -183,7 +183,7 @@ def _guide_score(
     Beside it is that under the first of them, a single Gaussian.
     """
     random_state = np.random.RandomState(seed)
-    train = first_rows(split.continuous_train, _MAX_ROWS_FOR_MAPS)
+    train = rows_to_search(split.continuous_train, _MAX_ROWS_FOR_MAPS)
     guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
     guides += [
         fit_gaussian_mixture(

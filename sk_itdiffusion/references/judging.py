@@ -21,10 +21,13 @@ __all__ = [
     "first_rows",
     "log_likelihoods",
     "mean_and_error",
+    "rows_to_search",
     "search_numbers",
 ]
 
 Array = NDArray[np.float64]
+#: By how much fewer rows candidates are compared by where entries are missing.
+FEWER_WITH_HOLES = 5
 Fitted = TypeVar("Fitted", bound=Reference)
 
 
@@ -50,6 +53,14 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
         parts = reference.observed_log_prob(torch.from_numpy(X[~is_complete]))
     found[~is_complete] = parts.numpy()
     return found
+
+
+def rows_to_search(rows: WeightedRows, most: int) -> WeightedRows:
+    """Return the first rows for a search among candidates, fewer if entries are missing.
+
+    Each pattern of missing entries takes a decomposition of its own for each candidate.
+    """
+    return first_rows(rows, most // FEWER_WITH_HOLES if np.isnan(rows.X).any() else most)
 
 
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:

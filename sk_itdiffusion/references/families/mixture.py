@@ -26,6 +26,7 @@ from sk_itdiffusion.references.judging import (
     first_rows,
     log_likelihoods,
     mean_and_error,
+    rows_to_search,
     search_numbers,
 )
 from sk_itdiffusion.references.latent_class import smoothed_marginals
@@ -99,7 +100,7 @@ def fit_mixture_by_validation(
         By how much the choice flatters each validation row; see `choice_optimism`.
     """
     train = first_rows(train, MAX_ROWS_FOR_MIXTURES)
-    few = first_rows(train, _ROWS_FOR_SEARCH)
+    few = rows_to_search(train, _ROWS_FOR_SEARCH)
     share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(train.X, train.weight), valid.X)
     scores: dict[tuple[int, int, int], Array] = {}
