@@ -21,13 +21,11 @@ __all__ = [
     "first_rows",
     "log_likelihoods",
     "mean_and_error",
-    "rows_to_search",
+    "rows_to_fit",
     "search_numbers",
 ]
 
 Array = NDArray[np.float64]
-#: By how much fewer rows candidates are compared by where entries are missing.
-FEWER_WITH_HOLES = 5
 Fitted = TypeVar("Fitted", bound=Reference)
 
 
@@ -55,12 +53,28 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
     return found
 
 
-def rows_to_search(rows: WeightedRows, most: int) -> WeightedRows:
-    """Return the first rows for a search among candidates, fewer if entries are missing.
+def rows_to_fit(rows: WeightedRows, most: int, columns_of_one: int) -> WeightedRows:
+    """Return the first rows to fit candidates to, fewer if entries of many columns are missing.
 
-    Each pattern of missing entries takes a decomposition of its own for each candidate.
+    Each pattern of missing entries takes a decomposition of its own in each step.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        The rows, in random order.
+    most : int
+        How many of them at most.
+    columns_of_one : int
+        Number of columns up to which that is so; of twice as many columns half as many rows are
+        taken.
+
+    Returns
+    -------
+    WeightedRows
+        The first of them.
     """
-    return first_rows(rows, most // FEWER_WITH_HOLES if np.isnan(rows.X).any() else most)
+    n_columns = rows.X.shape[1] if np.isnan(rows.X).any() else 0
+    return first_rows(rows, most * columns_of_one // max(n_columns, columns_of_one))
 
 
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
