@@ -33,7 +33,14 @@ from sk_itdiffusion.display.style import expert_styles
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
-SMALL = {"max_epochs": 2, "steps_per_epoch": 10, "hidden_size": 16, "random_state": 0}
+SMALL = {
+    "max_epochs": 2,
+    "steps_per_epoch": 5,
+    "hidden_size": 16,
+    "n_blocks": 1,
+    "score_tol": 0.5,
+    "random_state": 0,
+}
 
 
 def rows(n=300, seed=0):

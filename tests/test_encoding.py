@@ -474,7 +474,7 @@ def test_missing_numbers_are_errors(dtype):
         lambda: fit(X, ["nominal", "continuous"]),
         lambda: fit(clean, ["nominal", "continuous"]).encode(X),
     ):
-        with pytest.raises(ValueError, match=r"NaN in column\(s\) 'b'.*KNNImputer"):
+        with pytest.raises(ValueError, match=r"NaN in column\(s\) 'b'.*IMMSEImputer"):
             action()
 
 

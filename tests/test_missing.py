@@ -650,3 +650,21 @@ def test_references_of_the_user_answer_for_missing_entries():
             mean = reference.mean.numpy()[seen]
             expected[i] = stats.multivariate_normal.logpdf(row[seen], mean, part)
     np.testing.assert_allclose(density.marginal([0, 1]).score_samples(rows), expected, atol=1e-8)
+
+
+def test_images_have_no_missing_pixels():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    holes = np.where(np.random.default_rng(1).random(X.shape) < 0.1, np.nan, X)
+    density = IMMSEDensity(max_epochs=0, image_shape=(2, 2), random_state=0)
+    with pytest.raises(ValueError, match="contains NaN"):
+        density.fit(holes)
+    with pytest.raises(ValueError, match="contains NaN"):
+        density.fit(X).score_samples(holes)
+
+
+@pytest.mark.parametrize("given", [1.0, 1j])
+def test_columns_that_are_no_names_are_refused(given):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    density = quick_gaussian().fit(X)
+    with pytest.raises(ValueError, match="given must be the name or the number of a column"):
+        density.score_samples(X, given=given)

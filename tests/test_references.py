@@ -472,7 +472,9 @@ def test_multiples_that_are_rounded_are_integers_again():
     np.testing.assert_array_equal(rows[0].weight, rows[1].weight)
 
 
-@pytest.mark.parametrize("kind", ["mapped", "dequantized", "mixed", "ensemble", "groups"])
+@pytest.mark.parametrize(
+    "kind", others_slow(["mapped", "mixed", "groups", "ensemble", "dequantized"], 3)
+)
 def test_last_bits_of_weights_decide_nothing(kind):
     """Noise of validation rows must not follow from maps, which depend on all bits of weights.
 

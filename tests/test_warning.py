@@ -163,7 +163,7 @@ def test_ties_of_booleans_are_told_however_often_rows_come(p):
 def test_advice_about_missing_numbers_leads_to_no_ties():
     X = NORMAL.copy()
     X[::3, 1] = np.nan
-    with pytest.raises(ValueError, match="KNNImputer"):
+    with pytest.raises(ValueError, match="IMMSEImputer"):
         IMMSEEnsemble([("a", QUICK)], random_state=0).fit(X)
     QUICK.fit(KNNImputer().fit_transform(X))
 

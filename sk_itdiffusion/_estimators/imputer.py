@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -17,10 +17,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table, without_tensors
+from sk_itdiffusion._table.rows import column_labels
 
 __all__ = ["IMMSEImputer", "PooledEstimate"]
 
@@ -125,7 +127,8 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     estimator : IMMSEDensity, IMMSEMixedDensity, IMMSEDiscreteDensity or None, default=None
         The density, which is cloned.  None stands for
         ``IMMSEMixedDensity(max_epochs=0, handle_missing="missing")``, which takes numbers and
-        categories, and imputes missing entries of both.
+        categories, and imputes missing entries of both; where missing entries are a category
+        (``handle_missing="category"``) they stay.
     strategy : {"median", "mean", "mode", "sample"}, default="median"
         What an imputed value is, of its conditional distribution: the median, which has the least
         mean absolute error; the mean, which has the least mean squared error; the mode; or a random
@@ -180,10 +183,10 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     True
     """
 
-    density_: DensityEstimator
+    density_: DensityOfParts
     n_features_in_: int
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "estimator": [DensityEstimator, None],
+        "estimator": [DensityOfParts, None],
         "strategy": [StrOptions({"mean", "median", "mode", "sample"})],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
@@ -191,7 +194,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
 
     def __init__(
         self,
-        estimator: DensityEstimator | None = None,
+        estimator: DensityOfParts | None = None,
         *,
         strategy: str = "median",
         n_draws: int = 100,
@@ -300,8 +303,10 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
 
         Notes
         -----
-        All draws are from one fitted density: its own uncertainty, which is small beside that of
-        the missing entries if there are many rows, is not part of their differences.
+        All draws are from one fitted density, whose own uncertainty is not part of their
+        differences.  It does not fade with more rows: where nothing observed tells of a share f of
+        entries that are missing, standard errors by Rubin's rules are too small by the factor
+        ``sqrt(1 - f**2)``.  `pooled_estimate` fits the density anew for each imputation.
         """
         check_is_fitted(self)
         if not isinstance(n_imputations, Integral) or n_imputations < 1:
@@ -318,10 +323,12 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         X: ArrayLike,
         analyze: Callable[[Any], tuple[ArrayLike, ArrayLike]],
         n_imputations: int = 20,
+        groups: ArrayLike | None = None,
     ) -> PooledEstimate:
         """Return an estimate from a table with missing entries by multiple imputation.
 
-        The table is completed several times, each is analysed as if it had been complete, and the
+        For each imputation the density is fitted anew, to a bootstrap sample of the rows, and
+        completes the table by draws, which is then analysed as if it had been complete.  The
         estimates are combined by Rubin's rules [1]_.
 
         Parameters
@@ -332,7 +339,9 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
             Maps a complete table to estimates and their squared standard errors, numbers or arrays
             of one shape.
         n_imputations : int, default=20
-            How many imputations, at least 2.
+            How many imputations, and fits, at least 2.
+        groups : array-like of shape (n_samples,), default=None
+            Groups of rows that are not independent of each other: the bootstrap draws groups.
 
         Returns
         -------
@@ -342,7 +351,8 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         Raises
         ------
         ValueError
-            If ``n_imputations`` is less than 2, or the columns are not those of `fit`.
+            If ``n_imputations`` is less than 2, or ``analyze`` does not return two arrays of one
+            shape.
 
         References
         ----------
@@ -364,8 +374,21 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
             raise ValueError(
                 f"n_imputations must be an integer of at least 2, got {n_imputations!r}."
             )
-        found = [analyze(table) for table in self.multiple_imputations(X, n_imputations)]
-        return PooledEstimate.of(*map(np.array, zip(*found, strict=True)))
+        check_is_fitted(self)
+        seeds = np.random.SeedSequence([self._seed, 2**32]).generate_state(2 * n_imputations)
+        estimates, variances = [], []
+        for sample_seed, seed in seeds.reshape(-1, 2).tolist():
+            weight = bootstrap_counts(X, groups, sample_seed)
+            imputer = clone(self).set_params(strategy="sample", random_state=seed)
+            found = analyze(imputer.fit(X, sample_weight=weight, groups=groups).transform(X))
+            if not isinstance(found, Sequence) or len(found) != 2:
+                raise ValueError(
+                    "analyze must return estimates and their squared standard errors, got "
+                    f"{type(found).__name__}."
+                )
+            estimates.append(found[0])
+            variances.append(found[1])
+        return PooledEstimate.of(estimates, variances)
 
     # -- imputed numbers and codes ---------------------------------------------------------------
 
@@ -403,6 +426,13 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         """Return a table with missing entries filled by imputed numbers and codes."""
         values = self.density_._read_to_score(X)
         missing = np.isnan(values)
+        table = read_table(X)
+        kept = np.asarray((table.frame.isna().to_numpy() & ~missing).any(axis=0))
+        if kept.any():
+            warn(
+                f"Missing entries of column(s) {column_labels(kept, table.names)} are a category "
+                "of the density and are not imputed; handle_missing='missing' in it imputes them."
+            )
         incomplete = np.flatnonzero(missing.any(axis=1))
         # Observed values need not be categories; their place is taken by any code.
         numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
@@ -419,6 +449,14 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         tags.input_tags.categorical = True
         tags.input_tags.string = True
         return tags
+
+
+def bootstrap_counts(X: Any, groups: ArrayLike | None, seed: int) -> Array:
+    """Return how often each row is in a bootstrap sample of as many rows, or of their groups."""
+    units = np.arange(len(X)) if groups is None else pd.factorize(np.asarray(groups))[0]
+    n = int(units.max()) + 1
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n))
+    return counts[units].astype(np.float64)
 
 
 def summarized(draws: Array, kind: str, strategy: str) -> Array:
@@ -491,8 +529,16 @@ def with_entries(X: Any, missing: Mask, entries: Any) -> Any:
 def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
     columns = []
     for j in range(X.shape[1]):
-        column, found = X.iloc[:, j], entries.iloc[:, j]
+        column = X.iloc[:, j]
         if missing[:, j].any():
+            found = _pandas_column(entries, j)
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                column = column.cat.add_categories(
+                    [each for each in found.unique() if each not in column.cat.categories]
+                )
+                found = found.astype(column.dtype)
+            elif column.isna().all() and column.dtype != found.dtype:
+                column = column.astype(object)
             if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
                 found = found.astype(column.dtype)
             column = column.where(~missing[:, j], found.set_axis(X.index))
@@ -500,6 +546,14 @@ def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
     frame = pd.concat(columns, axis=1)
     frame.columns = X.columns
     return frame
+
+
+def _pandas_column(entries: Any, j: int) -> pd.Series:
+    """Return a column of what a density has written: a table of the kind it was fitted to."""
+    if isinstance(entries, pd.DataFrame):
+        return entries.iloc[:, j]
+    values = entries[:, j]
+    return pd.Series(values.to_list() if hasattr(values, "to_list") else values)
 
 
 def _in_polars(X: Any, missing: Mask, entries: Any) -> Any:
@@ -510,6 +564,15 @@ def _in_polars(X: Any, missing: Mask, entries: Any) -> Any:
         column = X[name]
         if missing[:, j].any():
             mask = polars.Series(missing[:, j])
-            column = entries[name].cast(column.dtype).zip_with(mask, column)
+            found = entries[:, j] if hasattr(entries, "schema") else None
+            if found is None:
+                found = polars.Series(name, _pandas_column(entries, j).tolist())
+            if column.dtype == polars.Null:
+                column = column.cast(found.dtype)
+            elif isinstance(column.dtype, polars.Enum):
+                known = column.dtype.categories.to_list()
+                new = [each for each in found.unique().to_list() if each not in known]
+                column = column.cast(polars.Enum([*known, *new]))
+            column = found.cast(column.dtype).zip_with(mask, column).alias(name)
         columns.append(column)
     return polars.DataFrame(columns)

@@ -35,7 +35,7 @@ class DensityOfParts(DensityEstimator):
 
     def _read_to_score(self, X: Any) -> Array:
         """Return numbers and codes of a table to be scored, NaN for missing entries."""
-        values = self._read(X, allow_missing=True)
+        values = self._read(X, allow_missing=getattr(self, "image_shape", None) is None)
         if has_missing(values):
             warn_of_networks(self)
         return values

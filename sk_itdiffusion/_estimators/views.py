@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,7 +40,8 @@ def warn_of_networks(density: TableEstimator) -> None:
         warn(
             "Questions about parts of rows are answered by the references alone: the networks of "
             "this fit were trained on complete rows. Their answers are no parts of the density of "
-            "complete rows, which is better; fit with max_epochs=0 to have one density for both."
+            "complete rows, which is better; with max_epochs=0 the same references score both, "
+            "though complete rows by other weights."
         )
 
 
@@ -73,7 +74,12 @@ def positions_of_columns(
     n_columns = density.n_features_in_
     names = getattr(density, "feature_names_in_", None)
     known = {} if names is None else {str(name): j for j, name in enumerate(names)}
-    entries: list[Any] = [columns] if isinstance(columns, str | int | Integral) else list(columns)
+    if not isinstance(columns, str | Integral | Iterable):
+        raise ValueError(
+            f"{parameter} must be the name or the number of a column, or a sequence of such, got "
+            f"{columns!r}."
+        )
+    entries: list[Any] = [columns] if isinstance(columns, str | Integral) else list(columns)
     found, unknown = [], []
     for entry in entries:
         is_number = isinstance(entry, Integral) and not isinstance(entry, bool | np.bool_)

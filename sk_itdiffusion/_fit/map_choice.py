@@ -28,7 +28,7 @@ from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.references import ContinuousReference, GaussianReference, Reference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.families.mixture import is_affordable, mixture_regularization
-from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
+from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, rows_to_fit
 from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
 from sk_itdiffusion.references.optimism import choice_optimism
 
@@ -38,6 +38,8 @@ Array = NDArray[np.float64]
 _COMPONENTS_FOR_MAPS = (6, 20)
 _EM_STEPS_FOR_MAPS = 60
 _MAX_ROWS_FOR_MAPS = 5_000
+#: Columns up to which rows with missing entries are no fewer.
+_COLUMNS_WITH_ALL_ROWS = 3
 _MAX_ROWS_TO_FIT_MAPS = 50_000
 
 
@@ -183,7 +185,7 @@ def _guide_score(
     Beside it is that under the first of them, a single Gaussian.
     """
     random_state = np.random.RandomState(seed)
-    train = first_rows(split.continuous_train, _MAX_ROWS_FOR_MAPS)
+    train = rows_to_fit(split.continuous_train, _MAX_ROWS_FOR_MAPS, _COLUMNS_WITH_ALL_ROWS)
     guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
     guides += [
         fit_gaussian_mixture(

@@ -116,8 +116,8 @@ class Table:
             if (missing & continuous).any():
                 advice += (
                     " Drop the rows that have them, or impute values that vary from row to row, "
-                    "for example with sklearn.impute.KNNImputer; many copies of a constant have no "
-                    "density."
+                    "for example with IMMSEImputer(strategy='sample'); many copies of a constant "
+                    "have no density."
                 )
             if (missing & ~continuous).any():
                 advice += (
@@ -195,7 +195,7 @@ def check_complete(values: Array, names: Sequence[str] | None, what: str) -> Non
         raise ValueError(
             f"Input X contains NaN in column(s) {column_labels(missing, names)}. Missing entries "
             f"are not supported by {what}. Drop the rows that have them, or impute values that "
-            "vary from row to row, for example with sklearn.impute.KNNImputer."
+            "vary from row to row, for example with IMMSEImputer(strategy='sample')."
         )
 
 

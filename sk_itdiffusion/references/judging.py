@@ -21,6 +21,7 @@ __all__ = [
     "first_rows",
     "log_likelihoods",
     "mean_and_error",
+    "rows_to_fit",
     "search_numbers",
 ]
 
@@ -50,6 +51,30 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
         parts = reference.observed_log_prob(torch.from_numpy(X[~is_complete]))
     found[~is_complete] = parts.numpy()
     return found
+
+
+def rows_to_fit(rows: WeightedRows, most: int, columns_of_one: int) -> WeightedRows:
+    """Return the first rows to fit candidates to, fewer if entries of many columns are missing.
+
+    Each pattern of missing entries takes a decomposition of its own in each step.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        The rows, in random order.
+    most : int
+        How many of them at most.
+    columns_of_one : int
+        Number of columns up to which that is so; of twice as many columns half as many rows are
+        taken.
+
+    Returns
+    -------
+    WeightedRows
+        The first of them.
+    """
+    n_columns = rows.X.shape[1] if np.isnan(rows.X).any() else 0
+    return first_rows(rows, most * columns_of_one // max(n_columns, columns_of_one))
 
 
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:

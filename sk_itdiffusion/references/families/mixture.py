@@ -23,9 +23,9 @@ from sk_itdiffusion.references.families.base import (
 from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference
 from sk_itdiffusion.references.judging import (
     best_beyond_an_error,
-    first_rows,
     log_likelihoods,
     mean_and_error,
+    rows_to_fit,
     search_numbers,
 )
 from sk_itdiffusion.references.latent_class import smoothed_marginals
@@ -49,6 +49,8 @@ Array = NDArray[np.float64]
 MAX_ROWS_FOR_MIXTURES = 20_000
 #: Rows on which the number of components is searched.
 _ROWS_FOR_SEARCH = 10_000
+#: Columns up to which rows with missing entries are no fewer.
+_COLUMNS_WITH_ALL_ROWS = 10
 _COMPONENTS = (2, 3, 5, 8, 12, 20, 32, 50)
 _MAX_EM_STEPS = 100
 _EM_STEPS_FOR_SEARCH = 40
@@ -98,8 +100,8 @@ def fit_mixture_by_validation(
     optimism : ndarray of shape (n_valid,)
         By how much the choice flatters each validation row; see `choice_optimism`.
     """
-    train = first_rows(train, MAX_ROWS_FOR_MIXTURES)
-    few = first_rows(train, _ROWS_FOR_SEARCH)
+    train = rows_to_fit(train, MAX_ROWS_FOR_MIXTURES, _COLUMNS_WITH_ALL_ROWS)
+    few = rows_to_fit(train, _ROWS_FOR_SEARCH, _COLUMNS_WITH_ALL_ROWS)
     share = valid.share
     gaussian = log_likelihoods(GaussianReference.fit(train.X, train.weight), valid.X)
     scores: dict[tuple[int, int, int], Array] = {}
