@@ -529,8 +529,8 @@ class IMMSEConditionalDensity(ConditionalEstimator):
 
     Notes
     -----
-    Of regressors and classifiers the methods are those that need the distribution.  ``score`` is the
-    mean log-density, so that searches maximise it.
+    Of regressors and classifiers the methods are those that need the distribution.  ``score`` is
+    the mean log-density, so that searches maximise it.
 
     With a network (``max_epochs``) log-densities are integrals over the log-SNR, by nodes instead
     of random numbers, and quantiles, intervals, means, samples and `cdf` come from the probability
