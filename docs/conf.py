@@ -63,9 +63,10 @@ autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say types in words, with shapes
 # What classes have from other packages is documented there.
 autosummary_context = {
-    "foreign_bases": "ABC, BaseEstimator, Dataset, DensityMixin, Module, OutlierMixin, "
-    "_BaseComposition, _MetadataRequester",
-    "foreign_members": "set_fit_request",
+    "foreign_bases": "ABC, BaseEstimator, Dataset, DensityMixin, Module, OneToOneFeatureMixin, "
+    "OutlierMixin, RegressorMixin, TransformerMixin, _BaseComposition, _MetadataRequester, "
+    "_SetOutputMixin",
+    "foreign_members": "set_fit_request, set_output, set_predict_request, set_score_request",
 }
 numpydoc_show_class_members = False
 

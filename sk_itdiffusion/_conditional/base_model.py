@@ -35,7 +35,6 @@ from sklearn.utils.validation import has_fit_parameter
 
 from sk_itdiffusion._conditional.features import Features
 from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
-from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.references.judging import mean_and_error
@@ -236,8 +235,9 @@ def predicted_out_of_fold(
         model = candidate.fit(features.take(train), target[train], weight[train])
         return predict(model, features.take(test))
 
-    jobs = [(candidate, fold) for candidate in candidates for fold in folds]
-    parts = map_in_workers(in_fold, jobs, "cpu")
+    # One after the other: scikit-learn's models change the warning filters of the process for a
+    # while, which threads would leave as another one had them.
+    parts = [in_fold((candidate, fold)) for candidate in candidates for fold in folds]
     found = []
     for number in range(len(candidates)):
         own = parts[number * len(folds) : (number + 1) * len(folds)]

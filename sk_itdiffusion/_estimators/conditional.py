@@ -251,7 +251,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
             Features.
         y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets), default=None
             Targets.  None gives the mean log-density of random targets of each row, minus the
-            entropy of its distribution: what `score` would be if the model were the truth.
+            entropy of its distribution: what ``score`` would be if the model were the truth.
         return_std : bool, default=False
             Whether to return standard errors too.
 
@@ -529,8 +529,8 @@ class IMMSEConditionalDensity(ConditionalEstimator):
 
     Notes
     -----
-    Of regressors and classifiers the methods are those that need the distribution.  `score` is the
-    mean log-density, so that searches maximise it.
+    Of regressors and classifiers the methods are those that need the distribution.  ``score`` is
+    the mean log-density, so that searches maximise it.
 
     With a network (``max_epochs``) log-densities are integrals over the log-SNR, by nodes instead
     of random numbers, and quantiles, intervals, means, samples and `cdf` come from the probability

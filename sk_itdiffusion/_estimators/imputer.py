@@ -36,7 +36,8 @@ NUMBERS_IN_A_PASS = 2**22
 class PooledEstimate:
     """Estimates from several imputations, combined by Rubin's rules.
 
-    It is what `IMMSEImputer.pooled_estimate` returns, and has its parameters as attributes.
+    It is what `sk_itdiffusion.IMMSEImputer.pooled_estimate` returns, and has its parameters as
+    attributes.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class PooledEstimate:
 
     See Also
     --------
-    IMMSEImputer : Fills missing entries.
+    sk_itdiffusion.IMMSEImputer : Fills missing entries.
 
     Examples
     --------
@@ -267,7 +268,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
-            A table of the kind that was given, or that `set_output` asks for.
+            A table of the kind that was given, or that ``set_output`` asks for.
 
         Raises
         ------

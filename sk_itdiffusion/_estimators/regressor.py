@@ -16,8 +16,8 @@ __all__ = ["IMMSERegressor"]
 class IMMSERegressor(RegressorMixin, ConditionalEstimator):
     """Regressor with the distribution of `IMMSEConditionalDensity`.
 
-    Targets are continuous whatever their dtype, and `score` is the coefficient of determination of
-    the means, as everywhere in scikit-learn.
+    Targets are continuous whatever their dtype, and ``score`` is the coefficient of determination
+    of the means, as everywhere in scikit-learn.
 
     Parameters
     ----------
