@@ -283,7 +283,7 @@ class MarginalDensity(DensityView):
 
         Parameters
         ----------
-        X : array-like or data frame of shape (n_samples, n_features_in_)
+        X : array-like or data frame of shape (n_samples, `n_features_in_`)
             Rows of these columns, in any order if they have names; entries may be missing.
         return_std : bool, default=False
             Whether to return standard errors too.
@@ -317,7 +317,7 @@ class MarginalDensity(DensityView):
 
         Parameters
         ----------
-        X : array-like or data frame of shape (n_samples, n_features_in_)
+        X : array-like or data frame of shape (n_samples, `n_features_in_`)
             Rows of these columns.
         y : Ignored
             Not used, present for API consistency by convention.
@@ -343,7 +343,7 @@ class MarginalDensity(DensityView):
 
         Returns
         -------
-        ndarray or DataFrame of shape (n_samples, n_features_in_)
+        ndarray or DataFrame of shape (n_samples, `n_features_in_`)
             Random rows, in a table of the kind that the density was fitted to.
 
         Raises
@@ -423,7 +423,7 @@ class ConditionalDensity(DensityView):
 
         Parameters
         ----------
-        X : array-like or data frame of shape (n_samples, n_features_in_)
+        X : array-like or data frame of shape (n_samples, `n_features_in_`)
             Rows of the whole table; entries may be missing.
         return_std : bool, default=False
             Whether to return standard errors too.
@@ -446,7 +446,7 @@ class ConditionalDensity(DensityView):
 
         Parameters
         ----------
-        X : array-like or data frame of shape (n_samples, n_features_in_)
+        X : array-like or data frame of shape (n_samples, `n_features_in_`)
             Rows of the whole table.
         y : Ignored
             Not used, present for API consistency by convention.
