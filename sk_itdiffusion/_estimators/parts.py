@@ -33,9 +33,14 @@ class DensityOfParts(DensityEstimator):
     def _read(self, X: Any, allow_missing: bool = False) -> Array:
         """Return numbers and codes of a table like the one fitted, NaN for missing entries."""
 
+    @property
+    def _may_lack_entries(self) -> bool:
+        """Whether entries may be missing: not those of images, whose pixels have neighbours."""
+        return getattr(self, "image_shape", None) is None
+
     def _read_to_score(self, X: Any) -> Array:
         """Return numbers and codes of a table to be scored, NaN for missing entries."""
-        values = self._read(X, allow_missing=getattr(self, "image_shape", None) is None)
+        values = self._read(X, allow_missing=self._may_lack_entries)
         if has_missing(values):
             warn_of_networks(self)
         return values

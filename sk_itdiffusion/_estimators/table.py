@@ -343,8 +343,7 @@ class TableEstimator(DensityOfParts):
         elif hasattr(self, "_increments"):
             del self._increments
         if chosen is None:
-            # Neighbours of pixels that are missing are not those of the layout.
-            allow_missing = not is_dask(X) and getattr(self, "image_shape", None) is None
+            allow_missing = not is_dask(X) and self._may_lack_entries
             X, sample_weight, stream = self._held_in_memory(X, sample_weight, random_state)
             check_groups_are_held(codes, stream)
         else:
