@@ -400,7 +400,7 @@ def test_effort_may_be_changed_after_loading(fitted, tmp_path):
     assert identical(loaded.score_samples(X[:10]), other.score_samples(X[:10]))
 
 
-@pytest.mark.parametrize("name", ["density", "mixed"])
+@pytest.mark.parametrize("name", others_slow(["density", "mixed"]))
 def test_warm_start_goes_on_after_loading(name, fitted, tmp_path):
     estimator, X = fitted(name)
     estimator = copy.deepcopy(estimator)

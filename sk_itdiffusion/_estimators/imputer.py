@@ -328,9 +328,9 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     ) -> PooledEstimate:
         """Return an estimate from a table with missing entries by multiple imputation.
 
-        For each imputation the density is fitted anew, to a bootstrap sample of the rows, and
-        completes the table by draws, which is then analysed as if it had been complete.  The
-        estimates are combined by Rubin's rules [1]_.
+        For each imputation the density is fitted anew, with the weights of a Bayesian bootstrap
+        [2]_, and completes the table by draws, which is then analysed as if it had been complete.
+        The estimates are combined by Rubin's rules [1]_.
 
         Parameters
         ----------
@@ -342,7 +342,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         n_imputations : int, default=20
             How many imputations, and fits, at least 2.
         groups : array-like of shape (n_samples,), default=None
-            Groups of rows that are not independent of each other: the bootstrap draws groups.
+            Groups of rows that are not independent of each other: they have a weight together.
 
         Returns
         -------
@@ -358,6 +358,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         References
         ----------
         .. [1] D. B. Rubin. "Multiple Imputation for Nonresponse in Surveys". Wiley, 1987.
+        .. [2] D. B. Rubin. "The Bayesian Bootstrap". The Annals of Statistics 9(1), 1981.
 
         Examples
         --------
@@ -379,7 +380,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         seeds = np.random.SeedSequence([self._seed, 2**32]).generate_state(2 * n_imputations)
         estimates, variances = [], []
         for sample_seed, seed in seeds.reshape(-1, 2).tolist():
-            weight = bootstrap_counts(X, groups, sample_seed)
+            weight = bootstrap_weights(X, groups, sample_seed)
             imputer = clone(self).set_params(strategy="sample", random_state=seed)
             found = analyze(imputer.fit(X, sample_weight=weight, groups=groups).transform(X))
             if not isinstance(found, Sequence) or len(found) != 2:
@@ -452,12 +453,14 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         return tags
 
 
-def bootstrap_counts(X: Any, groups: ArrayLike | None, seed: int) -> Array:
-    """Return how often each row is in a bootstrap sample of as many rows, or of their groups."""
+def bootstrap_weights(X: Any, groups: ArrayLike | None, seed: int) -> Array:
+    """Return a weight for each row, or the rows of a group, by the Bayesian bootstrap.
+
+    Unlike counts of a sample they make no value of a continuous column look repeated.
+    """
     units = np.arange(len(X)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    n = int(units.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n))
-    return counts[units].astype(np.float64)
+    weights = np.random.default_rng(seed).exponential(size=int(units.max()) + 1)
+    return np.asarray(weights[units])
 
 
 def summarized(draws: Array, kind: str, strategy: str) -> Array:
