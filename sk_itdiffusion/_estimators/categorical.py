@@ -102,7 +102,7 @@ class CategoricalEstimator(TableEstimator):
         self.kinds_ = [column.kind for column in self._encoder.columns]
 
     def _finish_loading(self) -> None:
-        """Set the attributes that follow from those stored, once these fit together."""
+        """Set the attributes that follow from the stored ones, after checking these for consistency."""
         super()._finish_loading()
         self._publish_columns()
 

@@ -392,7 +392,7 @@ def train(
     Raises
     ------
     FloatingPointError
-        If training diverges before any epoch was good.
+        If training diverges in the first epoch.
     """
     if plan.limits.n_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
         raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
