@@ -892,6 +892,17 @@ def test_an_array_of_axes_is_drawn_on():
         SamplePairDisplay(data=rows(), samples=rows()).plot(axes)
 
 
+def test_missing_numbers_are_not_in_pair_plots():
+    data, missing = rows(), np.arange(0, len(rows()), 3)
+    with_holes = pd.DataFrame(data)
+    with_holes.iloc[missing, 1] = np.nan
+    display = SamplePairDisplay(data=with_holes, samples=data).plot()
+    complete = SamplePairDisplay(data=np.delete(data, missing, axis=0), samples=data).plot()
+    for drawn, expected in zip(display.histograms_[1], complete.histograms_[1], strict=True):
+        np.testing.assert_array_equal(drawn.get_data().values, expected.get_data().values)
+    assert np.isnan(display.data_points_[2, 1].get_xdata()).sum() == len(missing)
+
+
 def test_pair_errors_name_the_argument(density):
     with pytest.raises(ValueError, match="data has 3 columns, samples have 2"):
         SamplePairDisplay(data=rows(), samples=rows()[:, :2])

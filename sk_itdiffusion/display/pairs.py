@@ -86,10 +86,10 @@ class Axis:
 class SamplePairDisplay:
     """Samples of a model beside data: a scatter plot for each pair of columns, and histograms.
 
-    Columns may be numbers or categories.  At one category, or at one of few integers, points of the
-    data stand to the left and samples to the right, so that they do not cover each other.  Where a
-    model is good, the two clouds look alike in each panel, and so do the two histograms on the
-    diagonal.
+    Columns may be numbers or categories; missing numbers are not drawn.  At a category, or at one
+    of few integers, points of the data are to the left and samples to the right, so that they do
+    not cover each other.  If a model is good, the two clouds look alike in each panel, and so do
+    the two histograms on the diagonal.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -242,6 +242,7 @@ class SamplePairDisplay:
         both = (axis.data, BLUE, "-", True), (axis.samples, VERMILION, "--", False)
         drawn = []
         for values, color, linestyle, fill in both:
+            values = observed(values)
             counts = np.histogram(values, bins=axis.edges)[0]
             looks: dict[str, Any] = {"linewidth": 1.4, "linestyle": linestyle, "edgecolor": color}
             looks |= {"facecolor": color, "alpha": 0.35} if fill else {"facecolor": "none"}
@@ -373,7 +374,7 @@ def axis_of(ours: Table, theirs: Table, j: int, *, is_number: bool) -> Axis:
     """Return how a column of data and samples is drawn."""
     columns = ours.column(j), theirs.column(j)
     if is_number:
-        data, samples = (column.to_numpy(dtype=np.float64) for column in columns)
+        data, samples = (column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns)
         edges = bin_edges(data, samples)
         are_few = bool(np.ptp(edges[:2]) == 1.0 and is_whole(data))
         if are_few and is_whole(samples):
@@ -394,18 +395,24 @@ def is_boolean(table: Table) -> NDArray[np.bool_]:
 
 def bin_edges(data: Array, samples: Array) -> Array:
     """Return edges of bins: one for each integer if these are few, else equal ones."""
+    data, samples = observed(data), observed(samples)
     both = np.concatenate([data, samples])
+    if not (len(data) and len(samples) and np.isfinite(both).all()):
+        raise ValueError("Numbers in data and samples must be finite, or missing in some rows only.")
     low, high = float(both.min()), float(both.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("Numbers in data and samples must be finite.")
     if high - low < MAX_INTEGERS and is_whole(data):
         return np.arange(np.floor(low), np.ceil(high) + 2.0, dtype=np.float64) - 0.5
     return np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
 
 
 def is_whole(values: Array) -> bool:
-    """Return whether all numbers are integers."""
-    return bool(np.array_equal(values, values.round()))
+    """Return whether all numbers that are not missing are integers."""
+    return bool(np.array_equal(values, values.round(), equal_nan=True))
+
+
+def observed(values: Array) -> Array:
+    """Return the numbers that are not missing."""
+    return values[~np.isnan(values)]
 
 
 def categories_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
