@@ -532,7 +532,7 @@ class PretrainedDenoiser(nn.Module):
             output = output[:, :channels]
         if output.shape != points.shape:
             raise ValueError(
-                f"The network gives shape {tuple(output.shape)} for points of shape "
+                f"The network returns shape {tuple(output.shape)} for points of shape "
                 f"{tuple(points.shape)}; image_shape may be wrong."
             )
         output = output.flatten(1).to(z.dtype)
@@ -554,7 +554,7 @@ def first_output(output: Any) -> Tensor:
         return output
     prediction = output.sample if hasattr(output, "sample") else output[0]
     if not isinstance(prediction, Tensor):
-        raise ValueError(f"The network returns {type(output).__name__}, which holds no tensor.")
+        raise ValueError(f"The network returns {type(output).__name__}, which contains no tensor.")
     return prediction
 
 

@@ -409,7 +409,7 @@ def test_cross_entropy_is_only_that_of_levels():
 
 def test_estimators_without_history_are_refused(ensemble):
     plain = IMMSEDensity(max_epochs=0, random_state=0).fit(rows())
-    with pytest.raises(ValueError, match="has trained no network"):
+    with pytest.raises(ValueError, match="has no trained network"):
         BoundHistoryDisplay.from_estimator(plain)
     with pytest.raises(TypeError, match="one member of an ensemble"):
         BoundHistoryDisplay.from_estimator(ensemble)
@@ -651,7 +651,7 @@ def test_marginal_needs_density_on_the_grid():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"marginal": True, "fixed": {2: 0.0}}, "fixed and marginal exclude each other"),
+        ({"marginal": True, "fixed": {2: 0.0}}, "fixed and marginal are mutually exclusive"),
         ({"marginal": True, "n_averaged": 1}, "n_averaged must be"),
         ({"marginal": True, "n_averaged": 2.5}, "n_averaged must be"),
         ({"columns": [0]}, "two columns"),

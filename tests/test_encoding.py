@@ -563,7 +563,7 @@ def test_invalid_settings(settings, message):
 
 def test_ordinal_texts_need_an_order():
     for X in (pd.DataFrame({"x": ["a", "b"]}), one_column("object with numbers")):
-        with pytest.raises(ValueError, match=r"'x' are ordinal, but .* by categories"):
+        with pytest.raises(ValueError, match=r"'x' are ordinal, but .* in categories"):
             fit(X, ["ordinal"])
     assert levels_of(fit(one_column("dates"), ["ordinal"])) == list(DATES)
 
@@ -716,7 +716,7 @@ def single_texts(n_rows):
 
 
 def test_texts_that_seldom_repeat_are_warned_of():
-    with pytest.warns(UserWarning, match=r"^Column\(s\) 'key', 'price' hold texts") as caught:
+    with pytest.warns(UserWarning, match=r"^Column\(s\) 'key', 'price' hold strings") as caught:
         assert mixed_kinds(single_texts(30)) == ["nominal"] * 3
     assert len(caught) == 1
 

@@ -341,9 +341,9 @@ def test_family_that_takes_no_part_is_told_of_with_the_reason():
     for estimator, X, reason in [
         (mixed, text, "'student_t' .*it is made for tables whose columns .* are continuous"),
         (density(StudentTFamily()), rows(30), "'student_t' .*there are fewer than 40 rows"),
-        (density(Nothing()), rows(100), "'nothing' .*not worth having: its fit returned None"),
-        (alone, rows(100), "'nothing' .*not worth having: its fit returned None"),
-        (density(HoldingFamily()), rows(100), "'holding' .*only a fit with networks"),
+        (density(Nothing()), rows(100), "'nothing' .*not useful: its fit returned None"),
+        (alone, rows(100), "'nothing' .*not useful: its fit returned None"),
+        (density(HoldingFamily()), rows(100), "'holding' .*only in fits with networks"),
         (silent, rows(100), "'silent' .*by default in such a fit"),
     ]:
         with pytest.warns(UserWarning, match=f"The family {reason}") as caught:

@@ -230,8 +230,8 @@ class DensityEstimator(
         if error > MAX_INTEGRATION_ERROR:
             warn(
                 f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
-                "from the numerical integration: lower score_tol (to 0.02, say), which needs no "
-                "new fit; score_samples(X, return_std=True) tells which rows cause it."
+                "from the numerical integration: lower score_tol (to 0.02, say), no refit is "
+                "needed; score_samples(X, return_std=True) shows which rows cause it."
             )
         return mean
 
@@ -337,7 +337,8 @@ class DensityEstimator(
         check_is_fitted(self)
         if self._model.curve is None:
             raise ValueError(
-                "There is no error curve: rows of the fit lack entries, or all of them were equal."
+                "There is no error curve: rows of fit have missing entries, or all of them were "
+                "equal."
             )
         if X is None:
             return copy.deepcopy(self._model.curve)
@@ -349,7 +350,9 @@ class DensityEstimator(
                     curves.append(self._model.mse_curve(values))
                     counts.append(len(values))
         if not curves:
-            raise ValueError("There is no error curve: all rows have values that fit has not seen.")
+            raise ValueError(
+                "There is no error curve: all rows have values that did not occur in fit."
+            )
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
@@ -381,8 +384,9 @@ def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -
         labels = [column.label for column in encoder.columns]
         columns = np.asarray(unseen.any(axis=0))
         warn(
-            f"Rows with values that fit has not seen, in column(s) {column_labels(columns, labels)}"
-            f", are not {what}. Give them by the parameter categories, or a categorical dtype.",
+            "Rows with values that did not occur in fit, in column(s) "
+            f"{column_labels(columns, labels)}"
+            f", are not {what}. List them in the parameter categories, or use a categorical dtype.",
         )
     return np.asarray(~unseen.any(axis=1))
 

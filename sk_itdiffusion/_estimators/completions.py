@@ -94,8 +94,8 @@ def draws(model: TableModel, values: Array, n_draws: int) -> Array:
     """Return rows completed by draws, (n_draws, n, n_columns); equal rows have equal draws."""
     if model.parts is None and not model.space.is_empty:
         raise ValueError(
-            "X has missing entries, of which this density has no distribution. Drop the rows that "
-            "have them, impute them, or fit anew."
+            "X has missing entries, for which this density has no distribution. Drop these "
+            "rows, impute the entries, or refit."
         )
     if model.parts is not None:
         model = replace(model, parts=model.parts.without_wide_components())

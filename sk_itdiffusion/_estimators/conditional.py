@@ -208,7 +208,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
             self.classes_ = np.asarray(self._targets.decode(codes[:, None]))[:, 0]
 
     def _finish_loading(self) -> None:
-        """Set the attributes that follow from the stored ones, after checking these for consistency."""
+        """Check the stored attributes for consistency, and set those that follow from them."""
         check_is_fitted(self)
         self._validate_params()
         found = [len(self._features.labels), len(self._targets.columns)]

@@ -483,7 +483,7 @@ class IMMSEDensity(TableEstimator):
             return super()._network_family(task)
         if self.network != "auto":
             raise ValueError(
-                f"network must be 'auto' if there is a denoiser of your own, got {self.network!r}."
+                f"network must be 'auto' if a denoiser is passed, got {self.network!r}."
             )
         return GivenFamily(given)
 
@@ -496,7 +496,7 @@ class IMMSEDensity(TableEstimator):
             "standard",
         ):
             raise ValueError(
-                "Images and denoisers of your own need marginals='auto' or 'standard', got "
+                "Images and custom denoisers require marginals='auto' or 'standard', got "
                 f"{self.marginals!r}."
             )
         return {
@@ -516,7 +516,7 @@ class IMMSEDensity(TableEstimator):
         fixed = images is not None or self.denoiser is not None
         if "bounds" in settings and (fixed or isinstance(self.reference, ContinuousReference)):
             raise ValueError(
-                "Images, and denoisers and reference objects of your own, need bounds='auto' or "
+                "Images, custom denoisers and reference objects require bounds='auto' or "
                 f"None, got {self.bounds!r}."
             )
         return settings
@@ -555,7 +555,7 @@ def check_reference_object(
         return
     if marginals not in ("auto", "standard"):
         raise ValueError(
-            "A reference object is in the units of X and needs marginals='auto' or "
+            "A reference object is in the units of X and requires marginals='auto' or "
             f"'standard', got marginals={marginals!r}."
         )
     if reference.n_features != n_features:

@@ -391,7 +391,8 @@ def check_pixels(table: Table) -> None:
     categories = pd.unique(observed(pixels)[0])
     if len(categories) > MAX_PIXEL_CATEGORIES:
         raise ValueError(
-            f"X has {len(categories)} distinct values in all pixels together, images at most "
+            f"X has {len(categories)} distinct values in all pixels together; images may have at "
+            "most "
             f"{MAX_PIXEL_CATEGORIES}. Round the values, or use IMMSEDensity or IMMSEMixedDensity "
             "for continuous ones."
         )

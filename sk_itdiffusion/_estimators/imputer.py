@@ -429,7 +429,8 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         if kept.any():
             warn(
                 f"Missing entries of column(s) {column_labels(kept, table.names)} are a category "
-                "of the density and are not imputed; handle_missing='missing' in it imputes them."
+                "of the density and are not imputed; handle_missing='missing' in the density "
+                "imputes them."
             )
         incomplete = np.flatnonzero(missing.any(axis=1))
         # Observed values need not be known categories; any code takes their place.

@@ -194,7 +194,7 @@ class TableEstimator(DensityOfParts):
         """
         examples = {
             "schedule": "sk_itdiffusion.schedules.LogisticSchedule()",
-            "network": "a sk_itdiffusion.denoisers.NetworkFamily of your own",
+            "network": "a custom sk_itdiffusion.denoisers.NetworkFamily",
         }
         for holder, example in examples.items():
             value = params.get(holder, getattr(self, holder))
@@ -459,8 +459,8 @@ class TableEstimator(DensityOfParts):
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
             warn(
-                "partial_fit begins anew: it goes on from its own earlier calls only, not from "
-                "fit or a file.",
+                "partial_fit starts from scratch: it continues its own earlier calls only, not "
+                "fit or a loaded file.",
             )
         for part in parts_of(X):
             self._learn(part)
@@ -519,7 +519,7 @@ class TableEstimator(DensityOfParts):
             if changed:
                 raise ValueError(
                     f"warm_start keeps the maps and references of the earlier fit, but "
-                    f"{', '.join(changed)} changed. Set warm_start=False to fit anew."
+                    f"{', '.join(changed)} changed. Set warm_start=False to refit from scratch."
                 )
         self._kept = kept
 

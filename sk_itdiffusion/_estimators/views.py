@@ -38,10 +38,10 @@ def warn_of_networks(density: TableEstimator) -> None:
     """Warn that the networks of a fit are not used for marginal and conditional densities."""
     if density._model.nets:
         warn(
-            "Questions about parts of rows are answered by the references alone: the networks of "
-            "this fit were trained on complete rows. Their answers are no parts of the density of "
-            "complete rows, which is better; with max_epochs=0 the same references score both, "
-            "though complete rows by other weights."
+            "Marginal and conditional densities use the references only, since the networks of "
+            "this fit were trained on complete rows. They are not those of the density of "
+            "complete rows, which is better. With max_epochs=0 the same references are used for "
+            "both, though with other weights for complete rows."
         )
 
 
@@ -76,7 +76,7 @@ def positions_of_columns(
     known = {} if names is None else {str(name): j for j, name in enumerate(names)}
     if not isinstance(columns, str | Integral | Iterable):
         raise ValueError(
-            f"{parameter} must be the name or the number of a column, or a sequence of such, got "
+            f"{parameter} must be the name or the number of a column, or a sequence of these, got "
             f"{columns!r}."
         )
     entries: list[Any] = [columns] if isinstance(columns, str | Integral) else list(columns)
@@ -102,7 +102,7 @@ def positions_of_columns(
     if not found:
         raise ValueError(f"{parameter} must name at least one column.")
     if len(found) == n_columns and not may_be_all:
-        raise ValueError(f"{parameter} names all columns, so that nothing is left to ask about.")
+        raise ValueError(f"{parameter} names all columns, so no other column is left.")
     return np.array(found, dtype=np.intp)
 
 

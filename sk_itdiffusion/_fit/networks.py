@@ -186,7 +186,7 @@ def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSetti
     for end, limit in limits.items():
         if end in ends:
             warn(
-                f"The training ended by {limit} while the validation bound was still falling. "
+                f"The training ended by {limit} while the validation bound was still improving. "
                 f"Increase {limit.partition('=')[0]}.",
                 ConvergenceWarning,
             )
@@ -401,7 +401,9 @@ def training_rows(
     def prepared(values: Array) -> Array:
         nonlocal n_seen
         if values.shape[1] != space.n_columns or not np.isfinite(values).all():
-            raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
+            raise ValueError(
+                f"X has rows or items that do not consist of {space.n_columns} finite numbers."
+            )
         if dequantizer is not None:
             dequantizer.check(values, settings.runtime.feature_names)
         check_bounds(values, settings, dequantizer, space)

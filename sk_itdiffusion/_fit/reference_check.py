@@ -137,4 +137,4 @@ def are_two_numbers(values: object) -> bool:
 def raise_reference_error(kind: str, reference: Reference, what: str) -> NoReturn:
     """Raise the error of a reference that is not as it has to be."""
     name = type(reference).__name__
-    raise ValueError(f"{kind}.fit returned a {name} that does not suit the table: {what}.")
+    raise ValueError(f"{kind}.fit returned a {name} that is not suitable for the table: {what}.")

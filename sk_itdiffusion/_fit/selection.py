@@ -151,8 +151,8 @@ def check_reference_is_given(n_continuous: int, settings: FitSettings) -> None:
     given = isinstance(settings.model.reference, ContinuousReference)
     if n_continuous and not given and "reference" in settings.model.asked:
         raise ValueError(
-            "experts names 'reference', which needs a ContinuousReference object as the parameter "
-            "reference."
+            "experts names 'reference', which requires a ContinuousReference object as the "
+            "parameter reference."
         )
 
 
@@ -263,7 +263,7 @@ def warn_of_absent_families(
             continue
         if settings.model.experts == "auto" or name in settings.model.experts:
             reason = family.why_absent(schema, demand_of(settings), split.judged)
-            warn(f"The family {name!r} of experts takes no part in this fit: {reason}.")
+            warn(f"The family {name!r} of experts is not used in this fit: {reason}.")
 
 
 def plain_reference(
@@ -284,9 +284,9 @@ def choose_control(
     plain = plain_reference(references, settings.model.families)
     if settings.model.reference != "auto":
         warn(
-            f"reference={settings.model.reference!r} is not better than the plain reference "
-            f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
-            "is used.",
+            f"reference={settings.model.reference!r} is not better than the simplest reference "
+            f"({plain!r}) on the validation rows, or not possible for these columns; the "
+            "simplest one is used.",
         )
         return plain
     stacked = [
@@ -311,6 +311,6 @@ def choose_preconditioner(references: Mapping[str, Reference], settings: FitSett
     if asked != "independent":
         warn(
             f"preconditioner={asked!r} is not better than {plain!r} on the validation rows, or "
-            "these columns do not allow it; the latter is used.",
+            "not possible for these columns; the latter is used.",
         )
     return plain

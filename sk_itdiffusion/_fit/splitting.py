@@ -97,11 +97,11 @@ def rows_together(
 def warn_about_near_copies() -> None:
     """Warn that rows are not independent, so that new rows may not be like those that validate."""
     warn(
-        "Rows are nearer to each other than independent rows would be, as if they were measured "
-        "twice or copied with noise. Where possible such rows train together or validate "
-        "together, but the density of new rows may still be estimated from fewer independent ones "
-        "than there seem to be. If rows belong together, pass groups to fit, and split them by "
-        "group in cross-validation; otherwise remove the copies."
+        "Some rows are closer to each other than independent rows would be, as if they had been "
+        "measured twice or copied with noise. Where possible they are kept on the same side of "
+        "the validation split, but there may be fewer independent rows than there seem to be. "
+        "If rows belong together, pass groups to fit, and split them by "
+        "group in cross-validation; otherwise remove the near-duplicates."
     )
 
 

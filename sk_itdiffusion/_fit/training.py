@@ -254,7 +254,7 @@ class _Net(skorch.NeuralNet):
         self._zero_grad_optimizer()
         self.has_smaller_parts, self.micro_batch_size = True, max(1, size // LESS)
         warn(
-            f"There was too little memory to train on {size} rows at a time; going on with "
+            f"There was too little memory to train on {size} rows at a time; continuing with "
             f"{self.micro_batch_size}, as micro_batch_size={self.micro_batch_size} does.",
         )
 
@@ -395,7 +395,7 @@ def train(
         If training diverges in the first epoch.
     """
     if plan.limits.n_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
-        raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
+        raise ValueError("denoiser has no parameters to train; set max_epochs=0 to use it as is.")
     objective.to(device)
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)

@@ -260,7 +260,7 @@ class TrainingControl(Callback):
         if self.best_epoch == 0:
             raise FloatingPointError(
                 f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
-                "not finite. Lower learning_rate, or check the data for values far from all others."
+                "not finite. Lower learning_rate, or check the data for extreme values."
             )
         warn(
             "Training diverged: the loss is not finite. The weights of the best epoch are used. A "

@@ -220,7 +220,7 @@ def check_order(table: Table, kinds: Sequence[Kind], given: Mapping[int, Labels]
     if lacks_order.any():
         raise ValueError(
             f"Column(s) {column_labels(lacks_order, table.labels)} are ordinal, but their values "
-            "have no order. Give the categories in their order by categories, or convert to an "
+            "have no order. List the categories in order in categories, or convert to an "
             "ordered categorical."
         )
 

@@ -158,7 +158,7 @@ class Dequantizer:
             steps = np.array([refined_step(np.unique(observed(column)[0])) for column in X.T])
         if not steps.any() and (varies.any() or shared or step is not None):
             raise ValueError(
-                "dequantize=True finds no column whose values are multiples of a common step; set "
+                "dequantize=True found no column whose values are multiples of a common step; set "
                 "dequantize to the step, or to False."
             )
         if shared:
@@ -302,7 +302,7 @@ class Dequantizer:
         if wrong.any():
             raise ValueError(
                 f"Column(s) {column_labels(wrong, names)} have values that are not on the lattice "
-                "of the fitted rows, so they have no probability; round them, or fit with "
+                "of the fitted rows, so their probability is undefined; round them, or fit with "
                 "dequantize=False, or set dequantize to a finer step."
             )
 
@@ -324,9 +324,9 @@ def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str
     coarse = dequantizer.has_noise & (dequantizer.step < MIN_FLOATS_IN_A_CELL * apart)
     if coarse.any():
         warn(
-            f"Column(s) {column_labels(coarse, names)} hold numbers so far from 0 that 64-bit "
-            "floats are too coarse for noise between neighbours. Subtract a number near them, such "
-            "as the least."
+            f"Column(s) {column_labels(coarse, names)} have values so far from 0 that 64-bit "
+            "floats are too coarse for noise between neighbouring values. Subtract a nearby "
+            "number, such as the minimum."
         )
 
 

@@ -453,8 +453,9 @@ def _encode_discrete(
     if unseen is None:
         raise ValueError(
             f"Column {label!r} has values that are not among its categories: "
-            f"{first_few(list(found))}. Give all of them by categories; or give none for this "
-            "column and pass handle_unknown='good_turing', so that other values have a probability."
+            f"{first_few(list(found))}. List all of them in categories; or list none for this "
+            "column and pass handle_unknown='good_turing', so that other values have a "
+            "probability."
         )
     log_probability = np.zeros(len(code_of_label))
     log_probability[others] = unseen.log_probabilities(found, categories)

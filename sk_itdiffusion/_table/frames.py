@@ -57,8 +57,8 @@ def as_polars(frame: pd.DataFrame, dtypes: Sequence[str]) -> Any:
         import polars
     except ImportError:
         warn(
-            "The estimator was fitted to a data frame of polars, which is not installed here; the "
-            "rows are returned as a data frame of pandas."
+            "The estimator was fitted to a polars data frame, but polars is not installed; the "
+            "rows are returned as a pandas data frame."
         )
         return frame
     columns = [

@@ -103,8 +103,8 @@ def checked_groups(groups: Any, X: Any) -> Index:
     codes, _ = pd.factorize(labels)
     if (codes < 0).any():
         raise ValueError(
-            f"groups has {int((codes < 0).sum())} missing labels. Give rows that belong to no "
-            "others a label of their own."
+            f"groups has {int((codes < 0).sum())} missing labels. Give each row that belongs to "
+            "no group its own label."
         )
     return np.asarray(codes, dtype=np.intp)
 
@@ -276,9 +276,9 @@ class RowGroups:
         sizes = np.bincount(group, weights=counted).astype(np.float64)
         if len(sizes) < 2:
             raise ValueError(
-                "groups must have at least 2 groups of rows of which none are equal to rows of "
-                "the other, since some train and others validate; all rows are one. Leave groups "
-                "out, or divide them."
+                "groups must contain at least 2 groups without common rows, since some are used "
+                "for training and others for validation, but all rows form one group. Omit "
+                "groups, or use finer ones."
             )
         n_rows = float(sizes.sum())
         wanted = float(np.clip(round(fraction * n_rows), MIN_VALIDATION_ROWS, most))

@@ -135,7 +135,7 @@ class DaskPartitions:
     def of(cls, X: Any) -> DaskPartitions:
         """Return the partitions of a collection; its rows are counted if that is not known."""
         if X.ndim != 2:
-            raise ValueError(f"X is a Dask array of {X.ndim} dimensions; it must have 2.")
+            raise ValueError(f"X is a Dask array with {X.ndim} dimensions; it must have 2.")
         if not hasattr(X, "columns"):
             X = X.rechunk({1: -1})
         return cls(list(np.ravel(X.to_delayed())), counted_rows(X), int(X.shape[1]))

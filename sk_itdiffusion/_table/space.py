@@ -241,7 +241,7 @@ class TableSpace:
                 values[:, self.continuous],
                 self.bounds,
                 [labels[j] for j in self.continuous],
-                "They are those of the earlier rows; fit anew to all rows, or with bounds=None.",
+                "They are those of the earlier rows; refit to all rows, or with bounds=None.",
             )
 
     def maps_of_columns(self) -> list[str | None]:

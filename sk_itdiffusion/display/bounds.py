@@ -238,8 +238,8 @@ class BoundHistoryDisplay:
         )
         if not estimator.history_:
             raise ValueError(
-                f"This {type(estimator).__name__} has trained no network, so there is no history: "
-                "max_epochs is 0, experts has no network, or the rows are too few."
+                f"This {type(estimator).__name__} has no trained network and so no history: "
+                "max_epochs is 0, experts does not include a network, or there are too few rows."
             )
         columns = {
             name: [row[name] for row in estimator.history_]

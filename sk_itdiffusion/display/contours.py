@@ -388,7 +388,7 @@ def check_marginal(marginal: Any, n_averaged: Any, fixed: Any, table: Table) -> 
     if not marginal:
         return False
     if fixed:
-        raise ValueError("fixed and marginal exclude each other: the other columns are either.")
+        raise ValueError("fixed and marginal are mutually exclusive.")
     if not isinstance(n_averaged, Integral) or min(int(n_averaged), len(table.frame)) < 2:
         raise ValueError(
             f"n_averaged must be an integer of at least 2, and X have as many rows, got "

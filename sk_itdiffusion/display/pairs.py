@@ -398,7 +398,9 @@ def bin_edges(data: Array, samples: Array) -> Array:
     data, samples = observed(data), observed(samples)
     both = np.concatenate([data, samples])
     if not (len(data) and len(samples) and np.isfinite(both).all()):
-        raise ValueError("Numbers in data and samples must be finite, or missing in some rows only.")
+        raise ValueError(
+            "Numbers in data and samples must be finite, or missing in some rows only."
+        )
     low, high = float(both.min()), float(both.max())
     if high - low < MAX_INTEGERS and is_whole(data):
         return np.arange(np.floor(low), np.ceil(high) + 2.0, dtype=np.float64) - 0.5

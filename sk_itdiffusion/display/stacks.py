@@ -155,6 +155,6 @@ class EnsembleWeightsDisplay:
         weights = getattr(estimator, name)
         if not weights or not len(estimator.logsnr_):
             raise ValueError(
-                "There are no weights: rows of the fit lack entries, or all of them were equal."
+                "There are no weights: rows of fit have missing entries, or all of them were equal."
             )
         return cls(logsnr=estimator.logsnr_, weights=weights).plot(ax, **kwargs)

@@ -37,9 +37,9 @@ KIND = "$"
 #: Parts of paths that are used in names of arrays.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 HOW_TO_BE_SAVED = (
-    "A class of your own can be saved if it defines config, which returns what an object is made "
-    "from, and from_config, which makes an object from it; one that is no torch module also if it "
-    "is a dataclass or has get_params."
+    "A custom class can be saved if it defines config, which returns the arguments of an object, "
+    "and from_config, which creates an object from them; classes other than torch modules also if "
+    "they are dataclasses or have get_params."
 )
 
 
@@ -281,6 +281,6 @@ class Decoder:
         own = dict.fromkeys(each["class"] for each in self.objects if each.get("own", False))
         missing = ", ".join(str(each) for each in own if each not in self._own)
         raise ValueError(
-            "it holds objects of classes that are none of the library's own; pass those that are "
-            f"missing: load(..., classes=[{missing}])"
+            "it contains objects of custom classes; pass the missing ones: load(..., "
+            f"classes=[{missing}])"
         )

@@ -173,7 +173,7 @@ def load(
     except Exception as error:  # whatever nonsense may cause
         reason = str(error).rstrip(".")
         if not isinstance(error, ValueError):
-            reason = f"its content does not fit together ({type(error).__name__}: {error})"
+            reason = f"its content is inconsistent ({type(error).__name__}: {error})"
         raise ValueError(f"Cannot load {os.fspath(path)!r}: {reason}.") from error
 
 
@@ -195,7 +195,7 @@ def encoded_parts(estimator: Any) -> tuple[Arrays, dict[str, str]]:
     declaration = declaration_of(type(estimator))
     if declaration is None:
         raise TypeError(
-            f"{type(estimator).__name__} cannot be saved: it is none of the library's own classes."
+            f"{type(estimator).__name__} cannot be saved: it is not a class of the library."
         )
     node = encoder.at(declaration.name, estimator)
     config = {
@@ -310,12 +310,12 @@ def read_metadata(content: bytes) -> dict[str, str]:
     """Return what the header of a file tells, if `save` wrote it."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER_BYTES):
-        raise ValueError("it is truncated, or no file in the safetensors format")
+        raise ValueError("it is truncated, or not a safetensors file")
     try:
         header = json.loads(content[8 : 8 + length].decode("utf-8"))
         metadata = dict(header.get("__metadata__", {}))
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError("it was altered, or is no file in the safetensors format") from error
+        raise ValueError("it was altered, or is not a safetensors file") from error
     is_text = all(isinstance(value, str) for value in metadata.values())
     if metadata.get("format") != FORMAT or not is_text:
         raise ValueError("it was not saved by the method save of an estimator of sk_itdiffusion")

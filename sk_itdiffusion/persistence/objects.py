@@ -145,7 +145,7 @@ def check_tensor(tensor: Any, before: Tensor | None, where: str) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{where} is no tensor")
     if tensor.isnan().any():
-        raise ValueError(f"{where} has numbers that are none")
+        raise ValueError(f"{where} contains NaN")
     if before is None:
         return
     # Modules that are made in double precision may have been brought to single precision.

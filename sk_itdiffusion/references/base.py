@@ -338,7 +338,8 @@ class Reference(nn.Module, ABC):
         """Return the error that a class does not know something of parts of rows."""
         name = type(self).__name__
         return TypeError(
-            f"Nothing is known of parts of the rows of a {name}: define {name}.{method}, which "
+            f"Marginals and conditionals are not available for a {name}: define {name}.{method}, "
+            "which "
             f"returns {what}."
         )
 
@@ -504,8 +505,8 @@ class Reference(nn.Module, ABC):
             items = value if isinstance(value, tuple | list) else [value]
             if not all(item is None or isinstance(item, Real | str) for item in items):
                 raise TypeError(
-                    f"{type(self).__name__}.{name} is no number or text: register tensors as "
-                    "buffers, or define config and from_config."
+                    f"{type(self).__name__}.{name} is not a number or string: register tensors "
+                    "as buffers, or define config and from_config."
                 )
         if self._parameters:
             raise TypeError(

@@ -76,7 +76,7 @@ class LatentClassReference(DiscreteReference):
     ) -> None:
         super().__init__()
         if (continuous is None) != (layout.n_continuous == 0):
-            raise ValueError("continuous is needed if, and only if, there are such columns.")
+            raise ValueError("continuous is required if, and only if, there are such columns.")
         if len(probabilities) != len(layout.variables):
             raise ValueError(
                 f"probabilities must have one entry for each of the {len(layout.variables)} "

@@ -239,7 +239,7 @@ class IndependentReference(DiscreteReference, PlainReference):
     ) -> None:
         super().__init__()
         if (continuous is None) != (layout.n_continuous == 0):
-            raise ValueError("continuous is needed if, and only if, there are such columns.")
+            raise ValueError("continuous is required if, and only if, there are such columns.")
         if len(marginals) != len(layout.variables):
             raise ValueError(
                 f"marginals must have one entry for each of the {len(layout.variables)} discrete "
@@ -434,7 +434,8 @@ class IndependentReference(DiscreteReference, PlainReference):
         if self.continuous is None or isinstance(self.continuous, PlainReference):
             return self.continuous
         raise TypeError(
-            f"What each column tells by itself is not known of a {type(self.continuous).__name__}."
+            "The contributions of columns are not available for a "
+            f"{type(self.continuous).__name__}."
         )
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:

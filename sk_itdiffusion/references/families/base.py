@@ -203,8 +203,8 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     holds_rows: ClassVar[bool] = False
     shares_grid: ClassVar[bool] = True
     least_gain: ClassVar[float] = 0.0
-    made_for: ClassVar[str] = "tables whose columns that vary are continuous and no pixels"
-    has_to_be: ClassVar[str] = "worth having: its fit returned None"
+    made_for: ClassVar[str] = "tables whose varying columns are continuous and not pixels"
+    has_to_be: ClassVar[str] = "useful: its fit returned None"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether the family is made for a table.
@@ -260,19 +260,16 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
             return f"it is made for {self.made_for}"
         if self.is_judged and not judged:
             return (
-                "there are fewer than 40 rows (distinct ones if columns are continuous), of which "
-                "none are held out to judge it"
+                "there are fewer than 40 rows (distinct ones if columns are continuous), none of "
+                "which are held out to evaluate it"
             )
         if self.is_plain or demand.asks_for(self.name) or self.by_default(demand):
             return f"it is, on the validation rows, not {self.has_to_be}"
         if self.holds_rows and demand.ranks_training_rows:
-            return "it is made of the training rows, which will be ranked among themselves"
+            return "it contains the training rows, which will be ranked among themselves"
         if self.holds_rows and not demand.with_networks:
-            return (
-                'it is made of the training rows, and beside "auto" only a fit with networks '
-                "takes the time for it"
-            )
-        return "it takes no part by default in such a fit (by_default)"
+            return 'it contains the training rows, which "auto" allows only in fits with networks'
+        return "it is not used by default in such a fit (by_default)"
 
     @abstractmethod
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:

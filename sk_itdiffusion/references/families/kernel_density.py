@@ -110,10 +110,10 @@ class KernelDensityFamily(ReferenceFamily):
     shares_grid: ClassVar[bool] = False
     least_gain: ClassVar[float] = 0.02
     made_for: ClassVar[str] = (
-        "tables of at most 50 columns that vary, all continuous and no pixels, and devices with "
+        "tables of at most 50 varying columns, all continuous and not pixels, and devices with "
         "double precision"
     )
-    has_to_be: ClassVar[str] = "better than the mixture, or the columns are more than 50"
+    has_to_be: ClassVar[str] = "better than the mixture, or there are more than 50 columns"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether kernels can be evaluated; see `ReferenceFamily.applies`."""

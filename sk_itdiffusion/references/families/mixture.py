@@ -161,7 +161,7 @@ class GaussianMixtureFamily(ReferenceFamily):
     """Mixtures of normal distributions, of continuous columns; discrete ones are independent."""
 
     name: ClassVar[str] = "gaussian_mixture"
-    made_for: ClassVar[str] = "tables with continuous columns that are no pixels"
+    made_for: ClassVar[str] = "tables with continuous columns that are not pixels"
     has_to_be: ClassVar[str] = "better than one normal distribution"
 
     def applies(self, schema: Schema) -> bool:
