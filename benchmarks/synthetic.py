@@ -111,7 +111,7 @@ def nearest(among: Array, rows: Array) -> Array:
 
 
 def measure(table: str, method: str, seed: int, quick: bool) -> Record:
-    """Fit a method to one half of a table, and judge what it draws."""
+    """Fit a method to one half of a table, and evaluate what it draws."""
     X = TABLES[table]()
     fitted, held_out = train_test_split(X, test_size=0.5, random_state=seed)
     n = min(len(fitted), len(held_out))

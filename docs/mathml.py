@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers render by themselves: pages need neither scripts nor network."""
+"""Formulas as MathML, which browsers render without scripts and without a network."""
 
 import re
 

@@ -651,7 +651,7 @@ def as_pretrained(denoiser: nn.Module | None) -> PretrainedDenoiser | None:
 
 
 def stored_settings(network: PretrainedDenoiser) -> dict[str, Any]:
-    """Return how a network is called; of schedules of the user's own there is None."""
+    """Return how a network is called; of schedules defined by the user there is None."""
     noise = network.noise_schedule
     return {
         "module": network.module,
@@ -684,7 +684,7 @@ def same_as_given(
 
 
 def is_same_noise(first: NoiseSchedule | None, second: NoiseSchedule | None) -> bool:
-    """Return whether two schedules are the same; None stands for one of the user's own."""
+    """Return whether two schedules are the same; None stands for one defined by the user."""
     if first is None or second is None:
         return first is second
     return type(first) is type(second) and all(

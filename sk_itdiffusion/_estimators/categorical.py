@@ -50,7 +50,7 @@ class CategoricalEstimator(TableEstimator):
     }
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags: texts and categories are accepted."""
+        """Return the tags: strings and categories are accepted."""
         tags = super().__sklearn_tags__()
         tags.input_tags.categorical = True
         tags.input_tags.string = True

@@ -208,7 +208,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
             self.classes_ = np.asarray(self._targets.decode(codes[:, None]))[:, 0]
 
     def _finish_loading(self) -> None:
-        """Check the stored attributes for consistency, and set those that follow from them."""
+        """Set the attributes that follow from those stored, once these fit together."""
         check_is_fitted(self)
         self._validate_params()
         found = [len(self._features.labels), len(self._targets.columns)]
@@ -420,7 +420,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         n_samples : int, default=1
             Draws for each row, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None uses the ``random_state`` of the estimator.
+            Seed; None takes the estimator's ``random_state``.
 
         Returns
         -------

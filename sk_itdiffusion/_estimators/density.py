@@ -63,7 +63,7 @@ class IMMSEDensity(TableEstimator):
     ----------
     reference : str or ContinuousReference, default="auto"
         Reference q, the control variate of the integral: ``"gaussian"``, ``"gaussian_mixture"``,
-        ``"kernel_density"``, ``"auto"`` or an object.  ``"auto"`` selects the likeliest, on
+        ``"kernel_density"``, ``"auto"`` or an object.  ``"auto"`` selects the most likely, on
         validation rows, of a normal distribution, a mixture of normal distributions whose number of
         components is chosen by validation, and the kernel density; only those in ``experts`` are
         considered, and the normal one if there are none.  An object is in the units of X; columns
@@ -79,8 +79,8 @@ class IMMSEDensity(TableEstimator):
         estimator then stores, and resolves structure as fine as repeated values.  It requires at
         most 50 columns and a device with double precision, which is unavailable on MPS.  By default
         it is used only together with networks, with ``reference="auto"``, and if it improves the
-        validation bound by more than 0.02 nats and one standard error; training rows are likelier
-        under it than new rows.
+        validation bound by more than 0.02 nats and one standard error; training rows are more
+        likely under it than new rows.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each column: standardisation only, a quantile transformation to a normal
         distribution, or a power transformation.  ``"auto"`` chooses by validation, and uses

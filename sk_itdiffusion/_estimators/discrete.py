@@ -77,7 +77,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         ``"auto"`` is convolutional for images, and fully connected otherwise.
     reference : {"auto", "independent", "latent_class"}, default="auto"
         Reference q, the control variate of the integral: independent columns, or a latent class
-        model whose number of classes is chosen by validation; ``"auto"`` selects the likelier.
+        model whose number of classes is chosen by validation; ``"auto"`` selects the more likely.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers that are combined at each log-SNR: any of ``"network"``, ``"dense_network"`` (the
         fully connected one beside a convolutional one), ``"independent"`` and ``"latent_class"``,
@@ -85,7 +85,8 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         list, stands for all that are available.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which in
-        experiments trained twice as fast and gave better results even where the other is likelier.
+        experiments trained twice as fast and gave better results even where the other is more
+        likely.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises: the squared error, which is the bound itself, or the cross-entropy
         of the categories' posterior, which has the same optimum.  Early stopping uses the bound in

@@ -193,7 +193,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
     object), or of the first one; the maps of continuous columns (``marginals``, ``bounds``) are
     those of that member.  Fitted members may differ by one common factor of all columns, and by
     shifts; discrete columns have to have the same categories, embedded alike.  Discrete members
-    take part with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need
+    be used with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need
     the same steps.
 
     In `mse_curve` the members are among the ``networks``.
@@ -290,7 +290,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags: texts and categories are accepted if all members accept them."""
+        """Return the tags: strings and categories are accepted if all members accept them."""
         tags = super().__sklearn_tags__()
         try:
             inputs = [

@@ -63,7 +63,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
         distributions times independent discrete columns), ``"latent_class"`` (a mixture over all
         columns), or for tables of continuous columns ``"gaussian"``.  ``"auto"`` selects the
-        likeliest on validation rows.
+        most likely on validation rows.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers that are combined at each log-SNR: ``"network"``, any of the
         references, and custom families of references; see `IMMSEDensity`.

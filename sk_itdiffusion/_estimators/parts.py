@@ -137,7 +137,7 @@ class DensityOfParts(DensityEstimator):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows, which may lack entries.
+            Rows, which may have missing entries.
         y : Ignored
             Not used, present for API consistency by convention.
         given : str, int, sequence of str or int, or None, default=None

@@ -239,8 +239,8 @@ def candidate_bounds(
 ) -> Array | None:
     """Return the bounds of continuous columns that are given, or shown by the rows, if any are.
 
-    Only a choice of maps on validation rows judges bounds that are shown, and only if all rows are
-    known.
+    Only a choice of maps on validation rows evaluates bounds that are shown, and only if all rows
+    are known.
     """
     if settings.model.bounds is not None:
         bounds = bounds_of_cells(settings.model.bounds, dequantizer)[continuous]

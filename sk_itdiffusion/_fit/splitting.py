@@ -120,7 +120,7 @@ class MappedSplit:
     judged : bool, default=True
         Whether validation rows are other rows than those for training.
     optimism : Optimism
-        By how much choices that the validation rows have made flatter each of them.
+        Optimism of the choices that were made on the validation rows.
     train_log_slope : ndarray of shape (n_train,) or float, default=0
         Log-derivatives of the maps at the training rows.
     """
@@ -135,7 +135,7 @@ class MappedSplit:
 
     @classmethod
     def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
-        """Return standardised rows behind the maps of a space."""
+        """Return standardised rows after the maps of a space."""
         mapped, train_log_slope = space.rows(train.X)
         mapped_valid, log_slope = space.rows(valid.X)
         return cls(

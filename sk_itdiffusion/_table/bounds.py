@@ -136,7 +136,7 @@ def rounded_inside(values: Array, dtype: np.dtype[Any], low: float, high: float)
     """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        # 64-bit floats round the greatest 64-bit integer up to one that the dtype does not hold.
+        # 64-bit floats round the largest 64-bit integer up to one that the dtype does not hold.
         end = float(limits.max) if limits.max < 2**53 else np.nextafter(float(limits.max), 0.0)
         least = max(float(limits.min), np.ceil(np.nextafter(low, np.inf)))
         greatest = min(end, np.floor(np.nextafter(high, -np.inf)))
@@ -177,7 +177,7 @@ def shown_bounds(X: Array, weight: Array, least: Array, greatest: Array) -> Arra
     weight : ndarray of shape (n_samples,)
         Positive weights.
     least, greatest : ndarray of shape (d,)
-        Least and greatest value of each column, of these and maybe further rows.
+        Smallest and largest value of each column, of these and maybe further rows.
 
     Returns
     -------

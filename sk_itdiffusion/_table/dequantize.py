@@ -59,7 +59,7 @@ ROWS_FOR_STEP = 1_000
 MAX_COPIES = 16
 #: Floats in a cell below which noise on them is far from uniform.
 MIN_FLOATS_IN_A_CELL = 1_000
-#: Least mean distance, in steps, of values that a column without variation has not had.
+#: Smallest mean distance, in steps, of values that a column without variation has not had.
 MIN_MEAN_DISTANCE = 2.0
 
 
@@ -127,7 +127,7 @@ class Dequantizer:
         Parameters
         ----------
         X : ndarray of shape (n_samples, d)
-            Rows, which may lack entries.
+            Rows, which may have missing entries.
         step : float, array-like of shape (d,) or None
             Lattice steps; None finds them.
         shared : bool
@@ -307,7 +307,7 @@ class Dequantizer:
             )
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = check_shapes(self, {"step": "c", "origin": "c"})
         if self.is_constant is not None:
             check_shapes(self, {"is_constant": "c"}, **sizes)
@@ -345,7 +345,7 @@ def steps_of_constants(value: Array, step: Array, varies: NDArray[np.bool_]) -> 
     Parameters
     ----------
     value : ndarray of shape (d,)
-        Least value of each column.
+        Smallest value of each column.
     step : ndarray of shape (d,)
         Steps of the columns that vary.
     varies : ndarray of shape (d,), bool

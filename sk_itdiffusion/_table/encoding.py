@@ -3,8 +3,8 @@
 A continuous column keeps its numbers.  A discrete column becomes the codes 0, ..., K - 1 of its K
 categories: in the order of the categories where it is ordinal, and from the most to the least
 frequent one where it is nominal, so that the codes do not depend on how the categories are called.
-A value that is no category becomes its log-probability (see `sk_itdiffusion._table.unseen`), which
-is negative.
+A value that is not a category becomes its log-probability (see `sk_itdiffusion._table.unseen`),
+which is negative.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Column:
         return 0.0 if self.unseen is None else self.unseen.log_seen
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         if (self.kind == "continuous") != (self.categories is None):
             raise ValueError("a column is neither of numbers nor of categories")
         if self.categories is not None and (
@@ -162,7 +162,7 @@ class TableEncoder:
         """
         table = read_table(X)
         columns = tuple(Column(label, "continuous", None) for label in table.labels)
-        # Numbers may have come as texts or categories, which hold no others.
+        # Numbers may have come as strings or categories, which hold no others.
         dtypes = tuple(
             dtype if holds_numbers else np.dtype(np.float64)
             for dtype, holds_numbers in zip(table.frame.dtypes, table.holds_numbers, strict=True)
@@ -195,7 +195,7 @@ class TableEncoder:
         categories : "auto", sequence or dict, default="auto"
             Categories of each column, or of the columns that a dict names, as array-likes; "auto"
             or None where they are learned: the categories of a categorical, both values of a
-            boolean dtype, all integers from the least to the greatest one if these are at most 256,
+            boolean dtype, all integers from the smallest to the largest if these are at most 256,
             and else the distinct values.  A missing value (other than among numbers) is a category
             of its own, the last one, if it occurs or is given.
         handle_unknown : {"good_turing", "error"}, default="good_turing"
@@ -228,7 +228,7 @@ class TableEncoder:
             missing values, categories are not among those given, or a parameter is out of its
             range.
         TypeError
-            If entries are neither texts nor numbers, such as dicts.
+            If entries are neither strings nor numbers, such as dicts.
         """
         table = read_table(X)
         _check_settings(table, kinds, handle_unknown)
@@ -266,7 +266,7 @@ class TableEncoder:
     def encode(self, X: Any, allow_missing: bool = False) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
 
-        Values that are no categories become their log-probabilities, which are negative.
+        Values that are not categories become their log-probabilities, which are negative.
 
         Parameters
         ----------
@@ -285,9 +285,9 @@ class TableEncoder:
         ------
         ValueError
             If the number of columns is another one, numbers are missing, infinite or something
-            else, or values are no categories and have no probability.
+            else, or values are not categories and have no probability.
         TypeError
-            If entries are neither texts nor numbers, such as dicts.
+            If entries are neither strings nor numbers, such as dicts.
         """
         table = read_table(X)
         if table.n_columns != len(self.columns):
@@ -319,7 +319,7 @@ class TableEncoder:
         return np.asarray(may_lack & ~np.array(has_category, dtype=bool))
 
     def unseen(self, values: Array) -> NDArray[np.bool_]:
-        """Return which entries, (n_rows, n_columns), are no categories of discrete columns."""
+        """Return which entries, (n_rows, n_columns), are not categories of discrete columns."""
         is_discrete = np.array([column.categories is not None for column in self.columns])
         return is_discrete & (values < 0.0)
 
@@ -378,7 +378,7 @@ class TableEncoder:
         return texts.astype(np.promote_types(texts.dtype, dtype))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = [len(self.dtypes), len(self.holds_numbers), np.ndim(self.holds_numbers)]
         n_columns = len(self.columns)
         check_same(sizes, [n_columns, n_columns, 1], "there are other columns")
@@ -386,7 +386,7 @@ class TableEncoder:
             raise ValueError("it is not known what missing values are")
         for names in (self.names, self.polars):
             check_same(len(self.columns if names is None else names), n_columns, "other names")
-        # Pandas would look up texts.
+        # Pandas would look up strings.
         if not all(isinstance(dtype, np.dtype | ExtensionDtype) for dtype in self.dtypes):
             raise ValueError("the dtype of a column is none")
 
@@ -423,7 +423,7 @@ def _read_weight(
 
 
 def _check_known(table: Table, categories: Mapping[int, Labels], weight: Array) -> None:
-    """Raise a ValueError if labels of positive weight are no categories."""
+    """Raise a ValueError if labels of positive weight are not categories."""
     for j, known in categories.items():
         seen = table.column(j)[weight > 0].dropna()
         _encode_discrete(seen, table.labels[j], known, None, False)

@@ -317,7 +317,7 @@ class RowGroups:
         own = rows.keys(seed)[self.row]
         content = np.zeros(int(group.max()) + 1, dtype=np.uint64)
         np.add.at(content, group, numbered_keys(own, np.zeros(len(own), dtype=np.uint64)))
-        # Groups of the same states are told apart by their number among these.
+        # Groups of the same states are distinguished by their number among these.
         weighted = np.bincount(group, weights=self.weight * hash_uniform(own, 0))
         order = np.lexsort((weighted, content))
         first = np.append(True, np.diff(content[order]) != 0)

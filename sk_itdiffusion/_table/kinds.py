@@ -52,7 +52,7 @@ def discrete_kinds(X: Any, kind: Any = "auto", allow_missing: bool = False) -> l
     kind : {"auto", "nominal", "ordinal"}, sequence or dict, default="auto"
         Kind of all columns, of each column, or of the columns that a dict names ("auto" for the
         others; the columns of an array are named by their numbers).  "auto" takes numbers and
-        ordered categoricals as ordinal, and booleans, unordered categoricals, texts and other
+        ordered categoricals as ordinal, and booleans, unordered categoricals, strings and other
         objects as nominal.
     allow_missing : bool, default=False
         Whether numbers may be missing.
@@ -119,7 +119,7 @@ def mixed_kinds(
         Table.
     categorical_features : "from_dtype", None or array-like, default="from_dtype"
         Nominal columns: their names, their numbers or a mask of shape (n_columns,).  "from_dtype"
-        takes booleans, unordered categoricals, texts and other objects.
+        takes booleans, unordered categoricals, strings and other objects.
     ordinal_features : "from_dtype", None or array-like, default="from_dtype"
         Ordinal columns, likewise.  "from_dtype" takes ordered categoricals and integers of at
         most 256 distinct values.
@@ -172,7 +172,7 @@ def mixed_kinds(
 
 
 def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
-    """Warn of columns of texts that seldom repeat, of which nobody said that they are nominal."""
+    """Warn of columns of strings that seldom repeat, of which nobody said that they are nominal."""
     texts = [j for j in candidates if table.storages[j] == "text"]
     if len(table.frame) < _MIN_ROWS_WITH_SINGLE_TEXTS:
         return
@@ -247,7 +247,7 @@ def warn_of_merged_integers(X: Any, have_probabilities: bool = False) -> None:
 
 
 def reason_of_merged_integers(table: Table, candidates: Iterable[int]) -> str | None:
-    """Return which columns of integers floats do not tell apart; None if there are none."""
+    """Return which columns of integers floats do not distinguish; None if there are none."""
     found = [
         j
         for j in candidates

@@ -243,7 +243,7 @@ class Selection:
     weight : ndarray of shape (n_samples,) or None, default=None
         Weights of all rows of the table; None if they are equal.
     n_rows_in_partition : int, default=0
-        Rows in each partition but the last; of no account without weights.
+        Rows in each partition but the last; ignored without weights.
     """
 
     share: float

@@ -253,7 +253,7 @@ def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
 
 
 def _first_text(column: pd.Series[Any]) -> str | None:
-    """Return the first text or time in a column that is no number, for messages."""
+    """Return the first text or time in a column that is not a number, for messages."""
     is_time = types.is_datetime64_any_dtype(column.dtype)
     wrong = column.notna() if is_time else _no_numbers(column)
     first = column[wrong].iloc[:1].astype(object).tolist()
@@ -261,7 +261,7 @@ def _first_text(column: pd.Series[Any]) -> str | None:
 
 
 def _no_numbers(column: pd.Series[Any]) -> Any:
-    """Return which entries of a column are there, but are no numbers."""
+    """Return which entries of a column are there, but are not numbers."""
     entries = column.astype(object)
     return entries.notna() & pd.to_numeric(entries, errors="coerce").isna()
 

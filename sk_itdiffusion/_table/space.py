@@ -282,7 +282,7 @@ class TableSpace:
         return np.asarray(CONSTANT_WIDTH * np.where(size < MIN_CONSTANT, 1.0, size))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = check_shapes(
             self,
             {

@@ -10,7 +10,7 @@ but for the row itself tell how often new values come.  With :math:`N_1` such ro
 
 the share of these rows after one row with a new value and one with a known value are added, so that
 it is neither 0 nor 1.  Among whole numbers whose range is filled up with categories only the least
-and the greatest value can be such values.
+and the largest value can be such values.
 
 **Names** that were not seen are one event, since nothing tells one of them from another: each of
 them has the log-probability of the event.
@@ -53,7 +53,7 @@ from sk_itdiffusion.persistence import stored
 __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 
 Array = NDArray[np.float64]
-#: Integers of Python, which are exact beyond what floats can tell apart.
+#: Integers of Python, which are exact beyond what floats can distinguish.
 Integers = NDArray[np.object_]
 
 #: Most excesses that count, so that differences of large logarithms stay exact.
@@ -101,7 +101,7 @@ class GeometricTail:
 
     @classmethod
     def fit(cls, values: Integers, count: Array, mass: float) -> GeometricTail:
-        """Return the tail beyond the greatest value.
+        """Return the tail beyond the largest value.
 
         Parameters
         ----------
@@ -233,7 +233,7 @@ class UnseenValues:
         )
 
     def log_probabilities(self, values: Iterable[Any], categories: Iterable[Any]) -> Array:
-        """Return the log-probabilities of values that are no categories.
+        """Return the log-probabilities of values that are not categories.
 
         Parameters
         ----------

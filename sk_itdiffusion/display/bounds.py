@@ -32,7 +32,7 @@ class BoundHistoryDisplay:
 
     The bound is the mean of -log p(x) of one network, the first, as it is after the epoch, in nats
     per row.  The finished model mixes all networks and references at each log-SNR, and the
-    validation rows with other noise judge it; so its bound is another one, mostly lower, and is
+    validation rows with other noise evaluate it; so its bound is another one, mostly lower, and is
     drawn as a line of its own.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.

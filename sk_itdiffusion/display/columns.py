@@ -53,6 +53,6 @@ def spread_rows(n_rows: int, n_shown: int) -> Any:
 
 
 def name_and_value(name: str, value: Any) -> str:
-    """Return a column's name and an entry as a text."""
+    """Return a column's name and an entry as a string."""
     is_float = isinstance(value, float | np.floating)
     return f"{name} = {value:.4g}" if is_float else f"{name} = {value}"

@@ -175,7 +175,7 @@ class DensityContourDisplay:
         plot_method : {"contourf", "contour", "pcolormesh"}, default="contourf"
             Filled contours, lines, or a mesh.
         depth : float, default=10.0
-            Positive: how many nats below the greatest log-density the colours end.
+            Positive: how many nats below the largest log-density the colours end.
         colorbar : bool, default=True
             Whether to draw a colour bar.
         points_kw : dict or None, default=None
@@ -289,7 +289,7 @@ class DensityContourDisplay:
             Numbers or names of two columns, continuous ones.
         fixed : dict of int or str to object or None, default=None
             Values of other columns by number or name.  The rest is fixed at the median of X (the
-            lower one, which occurs), or at the most frequent value if it is no number.
+            lower one, which occurs), or at the most frequent value if it is not a number.
         marginal : bool, default=False
             Whether the other columns are averaged out instead of fixed.  Then
             ``n_averaged * grid_resolution**2`` rows are scored.

@@ -44,8 +44,8 @@ class MSECurveDisplay:
 
     Half the area between the curve of a reference q and that of the model is the information gap:
     the mean of log p(x) - log q(x) over the rows, in nats (Kong et al. 2023, figure 1, where the
-    reference is the Gaussian of least error).  A strip below the curves shows which expert has the
-    most weight at each log-SNR.
+    reference is the Gaussian of smallest error).  A strip below the curves shows which expert has
+    the most weight at each log-SNR.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -94,7 +94,7 @@ class MSECurveDisplay:
 
     See Also
     --------
-    EnsembleWeightsDisplay : All weights, not only the greatest.
+    EnsembleWeightsDisplay : All weights, not only the largest.
     BoundHistoryDisplay : How the bound fell while the network was trained.
 
     Examples

@@ -357,7 +357,7 @@ class SamplePairDisplay:
 
 
 def grid_within(ax: Axes, n: int) -> Any:
-    """Return a grid of n times n panels in the place of axes."""
+    """Return a grid of n times n panels that takes the place of axes."""
     from matplotlib.gridspec import GridSpec
 
     place = ax.get_subplotspec()
@@ -418,7 +418,7 @@ def observed(values: Array) -> Array:
 
 
 def categories_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
-    """Return all categories of two columns as texts: in their order if any, else sorted."""
+    """Return all categories of two columns as strings: in their order if any, else sorted."""
     found = {*text_of(data), *text_of(samples)}
     if isinstance(data.dtype, pd.CategoricalDtype):
         ordered = [str(category) for category in data.dtype.categories]
@@ -429,7 +429,7 @@ def categories_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
 
 
 def text_of(column: pd.Series[Any]) -> list[str]:
-    """Return the entries of a column as texts."""
+    """Return the entries of a column as strings."""
     return [
         "missing" if missing else str(x) for x, missing in zip(column, column.isna(), strict=True)
     ]

@@ -148,7 +148,7 @@ class EnsembleWeightsDisplay:
         TypeError
             If it is no density estimator of this library.
         ValueError
-            If there are no weights, since rows of the fit lack entries, or all were equal.
+            If there are no weights, since rows of the fit have missing entries, or all were equal.
         """
         check_drawable(cls, estimator, "logsnr_", "a density estimator of sk_itdiffusion")
         name = "member_weights_" if hasattr(estimator, "member_weights_") else "expert_weights_"

@@ -1,6 +1,6 @@
 """Values and objects as JSON and arrays, and back: only kinds and classes that are known.
 
-JSON holds null, booleans, whole numbers, finite numbers, texts and lists as they are.  Any other
+JSON holds null, booleans, whole numbers, finite numbers, strings and lists as they are.  Any other
 value is a dict with its kind as ``"$"`` (see `sk_itdiffusion.persistence.kinds`); the numbers of
 arrays and tensors are apart, in a dict from names to arrays.  Objects of declared classes are
 stored once, however often they are referred to.  Nothing that is read names code: a kind or a class
@@ -47,8 +47,8 @@ class Encoder:
     """Turns values into JSON and arrays.
 
     After that it has the numbers (``arrays``), what each object is (``objects``), where the models
-    are (``device``), and by the names of members the classes of modules of the user's own that are
-    left out (``modules``).
+    are (``device``), and by the names of members the classes of modules defined by the user that
+    are left out (``modules``).
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Decoder:
     """Turns JSON and arrays into values; the counterpart of `Encoder`.
 
     It takes what the encoder has, the user's own modules by the names of members, where the models
-    shall be, and the classes of the user's own whose objects there may be.
+    shall be, and the classes defined by the user whose objects there may be.
     """
 
     def __init__(
@@ -242,9 +242,9 @@ class Decoder:
         return self._stored(node, dtype.str, as_saved)
 
     def _stored(self, node: Node, how: str, make: Callable[[NDArray[Any]], Any]) -> Any:
-        """Return what is made of an array and the order of its axes, once for equal nodes.
+        """Return what is built from an array and the order of its axes, once for equal nodes.
 
-        Whatever the order, what is made of an array is made once, so that a small file does not
+        Whatever the order, what is built from an array is made once, so that a small file does not
         fill the memory with copies.
         """
         name, order = node["name"], node.get("order")
@@ -271,7 +271,7 @@ class Decoder:
         return self._made[number]
 
     def declaration(self, entry: Node) -> Declaration:
-        """Return how an object is stored; classes of the user's own are names apart."""
+        """Return how an object is stored; classes defined by the user are names apart."""
         name, is_own = entry["class"], entry.get("own", False)
         known = self._own if is_own else DECLARED
         if name in known:
