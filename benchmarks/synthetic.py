@@ -32,7 +32,12 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV, cross_val_predict, train_test_split
+from sklearn.model_selection import (
+    GridSearchCV,
+    StratifiedKFold,
+    cross_val_predict,
+    train_test_split,
+)
 from sklearn.neighbors import NearestNeighbors
 
 from sk_itdiffusion import IMMSEDensity
@@ -95,7 +100,8 @@ def judge(synthetic: Array, fitted: Array, held_out: Array, seed: int) -> Record
     rows = np.concatenate([synthetic, held_out])
     is_real = np.repeat([0, 1], [len(synthetic), len(held_out)])
     classifier = HistGradientBoostingClassifier(random_state=seed)
-    odds = cross_val_predict(classifier, rows, is_real, cv=5, method="predict_proba")[:, 1]
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)  # draws may come in some order
+    odds = cross_val_predict(classifier, rows, is_real, cv=folds, method="predict_proba")[:, 1]
     to_fitted, to_held_out = nearest(fitted, synthetic), nearest(held_out, synthetic)
     return {
         "classifier_auc": float(roc_auc_score(is_real, odds)),

@@ -17,7 +17,7 @@ from a local copy (``--data PATH``) or else fetched from OpenML. The script:
 A gain below 0 means that the typical value would not fit the rest of the row. Replacing only one of
 ``education`` and ``education-num``, which carry the same information, has this effect.
 
-Run ``python examples/mixed_adult.py`` (``--rows 5000``, as for the picture above, takes a sample of
+Run ``python examples/mixed_adult.py`` (``--rows 2000``, as for the picture above, takes a sample of
 the rows); ``--quick`` trains for a few steps, to see that it runs, and takes a small synthetic
 table unless ``--data`` is given.
 """

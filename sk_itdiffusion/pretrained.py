@@ -258,7 +258,7 @@ class DiscreteTimeNoise(NoiseSchedule):
         Returns
         -------
         Tensor of shape (B,)
-            Times in [0, n_steps - 1]; whole numbers unless time is continuous.
+            Times in [0, n_steps - 1]; integers unless time is continuous.
         """
         # In float64 and on the CPU, where interpolation is exact enough to hit whole steps.
         level = logsnr.detach().cpu().double().numpy()

@@ -338,7 +338,7 @@ class MarginalDensity(DensityView):
         n_samples : int, default=1
             Rows to draw, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None takes that of the density.
+            Seed; None uses that of the density.
 
         Returns
         -------
@@ -473,7 +473,7 @@ class ConditionalDensity(DensityView):
         n_samples : int, default=1
             Draws for each row, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None takes that of the density.  The draws of a row are determined by it and by
+            Seed; None uses that of the density.  The draws of a row are determined by it and by
             the given entries; equal rows have different draws.
         output : {"array", "frame"} or None, default=None
             Container of the draws; None for that of the table that was fitted.
@@ -516,7 +516,7 @@ class ConditionalDensity(DensityView):
         if isinstance(table, pd.DataFrame):
             levels = pd.MultiIndex.from_product([index, range(n_samples)], names=["row", "draw"])
             return table.set_axis(levels, axis=0)
-        import polars  # the density was fitted to a data frame of polars
+        import polars  # the density was fitted to a polars data frame
 
         number = np.arange(len(table))
         places = polars.DataFrame({"row": number // n_samples, "draw": number % n_samples})

@@ -25,7 +25,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 MAX_VALIDATION_ROWS = 10_000
-#: Share of the rows that near-copies of each other may be without making a split impossible.
+#: Share of the rows that near-duplicates of each other may be without making a split impossible.
 MAX_SHARE_OF_COPIES = 0.5
 
 
@@ -75,7 +75,7 @@ def rows_together(
 ) -> RowGroups | None:
     """Return the groups of rows that have to be on one side of a split, None if there are none.
 
-    They are those given, or near-copies of continuous rows.  Equal rows that are counted are
+    They are those given, or near-duplicates of continuous rows.  Equal rows that are counted are
     different observations, which may be in different groups; of other tables groups with a row in
     common are one.
     """
@@ -90,7 +90,7 @@ def rows_together(
         return None
     joined = RowGroups.alone(rows).joined(rows, links)
     warn_about_near_copies()
-    # A chain of near-copies through all rows leaves nothing to divide.
+    # A chain of near-duplicates through all rows leaves nothing to divide.
     return joined if joined.largest_share <= MAX_SHARE_OF_COPIES else None
 
 

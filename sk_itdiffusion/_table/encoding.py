@@ -122,7 +122,7 @@ class TableEncoder:
     holds_numbers : ndarray of shape (n_columns,), bool
         Which columns held numbers.
     polars : tuple of str or None, default=None
-        Names of the dtypes of the columns if decoded tables are data frames of polars.
+        Names of the dtypes of the columns if decoded tables are polars data frames.
     handle_missing : {"category", "missing"}, default="category"
         What missing values are in discrete columns that held no numbers.
 
@@ -256,7 +256,7 @@ class TableEncoder:
         )
         dtypes = [_dtype_for(table.column(j).dtype, learned.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
-        # Truths may be missing in other tables, but for those of numpy.
+        # Booleans may be missing in other tables, but for those of numpy.
         is_truth = np.array([storage == "boolean" for storage in table.storages])
         is_open = is_truth & np.array([dtype != np.dtype(bool) for dtype in table.frame.dtypes])
         holds_numbers = table.holds_numbers & ~(is_open & ~is_continuous(kinds))
@@ -284,7 +284,7 @@ class TableEncoder:
         Raises
         ------
         ValueError
-            If the number of columns is another one, numbers are missing, infinite or something
+            If the number of columns differs, numbers are missing, infinite or something
             else, or values are not categories and have no probability.
         TypeError
             If entries are neither strings nor numbers, such as dicts.
@@ -340,12 +340,12 @@ class TableEncoder:
             An array of the fitted dtype, or a data frame of the fitted names and dtypes if the
             encoder was fitted on any data frame: of polars if that one was, else of pandas.
             Numbers of continuous columns are rounded to what their dtype holds.  Where given or
-            shared categories do not fit into a dtype, it gives way to one that holds them.
+            shared categories do not fit into a dtype, it is replaced by one that holds them.
 
         Raises
         ------
         ValueError
-            If there are codes that stand for no category, or the number of columns is another one.
+            If there are codes that stand for no category, or the number of columns differs.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):

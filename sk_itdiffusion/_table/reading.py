@@ -1,4 +1,4 @@
-"""Tables of any container as data frames of pandas, and what their columns hold."""
+"""Tables of any container as pandas data frames, and what their columns hold."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Table:
     dtype : dtype or None
         The dtype of an array; None where the table came with column names.
     polars : tuple of str or None, default=None
-        Names of the columns' dtypes in a data frame of polars; None for any other table.
+        Names of the columns' dtypes in a polars data frame; None for any other table.
     """
 
     frame: pd.DataFrame
@@ -243,7 +243,7 @@ def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
             f"such as {next(iter(texts.values()))}, which are not numbers. Convert them, remove "
             "them, or use IMMSEMixedDensity, which treats strings as categories."
         )
-    # Missing values make others of truths, and of what is no text in objects.
+    # Missing values make others of booleans, and of what is no text in objects.
     chosen[list(others)] = [not _no_numbers(table.column(j)).any() for j in others]
     try:
         table.check_finite(chosen, chosen, allow_missing)
@@ -267,7 +267,7 @@ def _no_numbers(column: pd.Series[Any]) -> Any:
 
 
 def without_tensors(X: Any) -> Any:
-    """Return a tensor of torch as an array, whatever scikit-learn is set to; all else as it is."""
+    """Return a torch tensor as an array, whatever scikit-learn is set to; all else as it is."""
     return X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
 
 
@@ -353,7 +353,7 @@ def _has_infinity(column: pd.Series[Any]) -> bool:
 
 
 def _is_too_large(value: Any) -> bool:
-    """Return whether a number is infinite, or an integer of Python beyond all of 64 bits."""
+    """Return whether a number is infinite, or a Python integer beyond all of 64 bits."""
     is_number = isinstance(value, int | float | np.number)
     return is_number and not -sys.float_info.max <= value <= sys.float_info.max
 

@@ -312,7 +312,7 @@ def are_counts(weight: Array) -> bool:
 
 
 def in_common_units(weight: Array) -> Array:
-    """Return positive weights as numbers of observations, if they can be told from them.
+    """Return positive weights as numbers of observations, if they can be inferred from them.
 
     Integers are.  Others are where all are multiples of the smallest one, fewer than 1000 times as
     large: ``[0.37, 1.11]`` are one and three observations.  Multiples of a finer unit are
@@ -351,7 +351,7 @@ def in_common_units(weight: Array) -> Array:
 
 
 def effective_number(weight: Array) -> float:
-    """Return how many rows of equal weight tell as much (Kish's effective sample size)."""
+    """Return Kish's effective sample size: rows of equal weight with as much information."""
     relative = weight / weight.max()
     return float(relative.sum() ** 2 / (relative**2).sum())
 
@@ -412,7 +412,7 @@ class ColumnReport:
 def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> ColumnReport:
     """Return which columns vary, are tied, and their lattice steps.
 
-    Entries that are missing count for nothing.
+    Entries that are missing do not count.
     What ties a column is the number of its rows that are equal: a single row of great weight is no
     tie, unless its weight is such a number.
 

@@ -68,7 +68,7 @@ def row_of(item: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If the shape is another one.
+        If the shape differs.
     """
     first = item[0] if isinstance(item, tuple | list) else item
     array = first.numpy() if isinstance(first, Tensor) else np.asarray(first)

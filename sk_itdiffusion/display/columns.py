@@ -24,7 +24,7 @@ def column_names(table: Table) -> list[str]:
 
 
 def check_number_of_columns(estimator: Any, table: Table) -> None:
-    """Raise an error if the table has not the columns of the fit."""
+    """Raise an error if the table does not have the columns of the fit."""
     expected = getattr(estimator, "n_features_in_", table.n_columns)
     if table.n_columns != expected:
         raise ValueError(

@@ -98,9 +98,9 @@ class SamplePairDisplay:
     data, samples : array-like or data frame of shape (n_rows, n_columns)
         Rows, and rows of the same columns drawn from a model; at least 2 columns and 12 at most.
     labels : sequence of str or None, default=None
-        Names of the columns; None takes those of the data frame, or x0, x1, ...
+        Names of the columns; None uses those of the data frame, or x0, x1, ...
     n_left_out : int, default=0
-        Number of further columns that are not drawn; unless it is 0, the legend tells.
+        Number of further columns that are not drawn; unless it is 0, the legend says so.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class SamplePairDisplay:
     data_points_, sample_points_ : ndarray of shape (n_columns, n_columns)
         Line2D of the points of each panel below the diagonal; None elsewhere.
     histograms_ : list of (StepPatch, StepPatch)
-        Shares of the bins of data and samples for each column.
+        Proportions of data and samples in the bins, for each column.
     legend_ : matplotlib Legend
         The legend.
 
@@ -238,7 +238,7 @@ class SamplePairDisplay:
             self.axes_[i, j] = self.figure_.add_subplot(grid[i, j])
 
     def _draw_histogram(self, panel: Axes, axis: Axis) -> None:
-        """Draw the shares of data and samples in bins."""
+        """Draw the proportions of data and samples in bins."""
         both = (axis.data, BLUE, "-", True), (axis.samples, VERMILION, "--", False)
         drawn = []
         for values, color, linestyle, fill in both:
@@ -309,16 +309,16 @@ class SamplePairDisplay:
         X : array-like or data frame of shape (n_samples, n_features)
             Rows, of the columns that the estimator was fitted to.
         columns : sequence of int or str or None, default=None
-            Numbers or names of the columns to draw, 2 to 12; None takes the first five, and the
-            legend tells if there are more.
+            Numbers or names of the columns to draw, 2 to 12; None uses the first five, and the
+            legend says so if there are more.
         n_rows : int, default=300
-            Rows to draw at most, evenly spread over X, and as many samples; at least 1.
+            Maximum number of rows to draw, evenly spread over X, and of samples; at least 1.
         random_state : int, RandomState or None, default=None
-            Seed of the samples; None takes the estimator's.
+            Seed of the samples; None uses that of the estimator.
         ax : matplotlib Axes, array-like of Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -332,7 +332,7 @@ class SamplePairDisplay:
         TypeError
             If it has no `sample`.
         ValueError
-            If X has other columns than those of the fit, or an argument is not as described.
+            If X has other columns than those of the fit, or an argument is invalid.
         """
         check_drawable(cls, estimator, "sample", "a density estimator")
         table = read_table(X)

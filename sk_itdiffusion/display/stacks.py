@@ -80,7 +80,7 @@ class EnsembleWeightsDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further settings of the areas, for `matplotlib.axes.Axes.stackplot`.
+            Additional settings of the areas, for `matplotlib.axes.Axes.stackplot`.
 
         Returns
         -------
@@ -134,7 +134,7 @@ class EnsembleWeightsDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class EnsembleWeightsDisplay:
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If it is no density estimator of this library.
+            If it is not a density estimator of this library.
         ValueError
             If there are no weights, since rows of the fit have missing entries, or all were equal.
         """

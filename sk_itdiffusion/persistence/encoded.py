@@ -1,6 +1,6 @@
 """Values and objects as JSON and arrays, and back: only kinds and classes that are known.
 
-JSON holds null, booleans, whole numbers, finite numbers, strings and lists as they are.  Any other
+JSON holds null, booleans, integers, finite numbers, strings and lists as they are.  Any other
 value is a dict with its kind as ``"$"`` (see `sk_itdiffusion.persistence.kinds`); the numbers of
 arrays and tensors are apart, in a dict from names to arrays.  Objects of declared classes are
 stored once, however often they are referred to.  Nothing that is read names code: a kind or a class

@@ -20,7 +20,7 @@ from pandas.api.extensions import ExtensionDtype
 
 __all__ = ["KINDS", "LISTED", "TIMES", "ValueKind", "is_simple", "simple_dtype"]
 
-#: Kinds of numpy dtypes whose arrays and scalars are stored as whole numbers, and as lists.
+#: Kinds of numpy dtypes whose arrays and scalars are stored as integers, and as lists.
 TIMES, LISTED = "mM", "OUS"
 #: Text of a simple numpy dtype; others, such as structured ones, are refused.
 SIMPLE_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|O|U\d+|S\d+|[mM]8(\[\d*[A-Za-zμ]+\])?)")

@@ -55,7 +55,7 @@ _NEIGHBOURS_IN_SINGLE = 256
 _REACH_IN_SINGLE = 30.0
 _MIN_EXPONENT = -100.0
 #: Logarithms of the odds of the background between which its weight, and one less it, are accurate
-#: to eight digits; and a weight of a background that counts for nothing.
+#: to eight digits; and a weight of a background that does not count.
 _LEAST_LOG_ODDS, _MOST_LOG_ODDS = -600.0, 16.0
 _NO_BACKGROUND = 1e-300
 #: Pairs of a row and a kernel that are done together.
