@@ -17,8 +17,8 @@ from a local copy (``--data PATH``) or else fetched from OpenML. The script:
 A gain below 0 means that the typical value would not fit the rest of the row. Replacing only one of
 ``education`` and ``education-num``, which carry the same information, has this effect.
 
-Run ``python examples/mixed_adult.py`` (``--rows 2000``, as for the picture above, takes a sample of
-the rows); ``--quick`` trains for a few steps, to see that it runs, and takes a small synthetic
+Run ``python examples/mixed_adult.py`` (``--rows 5000`` takes a sample of the rows). ``--quick``
+uses 1000 rows and trains for a few steps, as for the picture above, and takes a small synthetic
 table unless ``--data`` is given.
 """
 
