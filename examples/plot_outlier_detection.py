@@ -66,7 +66,7 @@ for name, rows in (("new benign", benign), ("malignant", malignant)):
 # The area under the ROC curve (AUC) measures how well the scores rank benign above malignant
 # tumours, whatever the threshold. Malignant tumours are large in most columns, so simple detectors
 # find them as well: here a plain Gaussian ranks best. On twelve public data sets the order is
-# another one, see :doc:`/comparison`.
+# different, see :doc:`/comparison`.
 
 
 def area(detector, as_rows=lambda table: table):
