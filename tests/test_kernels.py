@@ -256,7 +256,7 @@ def test_without_networks_kernels_are_fitted_only_if_asked_for():
 def test_kernels_asked_for_in_vain_are_warned_about():
     X = np.random.default_rng(0).normal(size=(200, 51))
     density = IMMSEDensity(max_epochs=0, experts=["gaussian", "kernel_density"], random_state=0)
-    with pytest.warns(UserWarning, match=r"names \['kernel_density'\], which these rows do not"):
+    with pytest.warns(UserWarning, match=r"names \['kernel_density'\], which are not possible"):
         density.fit(X)
     with pytest.warns(UserWarning, match="reference='kernel_density' is not better"):
         IMMSEDensity(**ONE, reference="kernel_density").fit(X)
