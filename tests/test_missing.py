@@ -17,6 +17,7 @@ from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
+    IMMSEImputer,
     IMMSEMixedDensity,
 )
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
@@ -283,6 +284,17 @@ def test_bounds_hold_for_draws_and_density():
     joint, given = found.score_samples([[-1.0, 0.5], [-1.0, np.nan]])
     np.testing.assert_allclose(found.score_samples([[-1.0, 0.5]], given=0), joint - given)
     assert np.isfinite([joint, given]).all()
+
+
+def test_entries_beyond_bounds_say_nothing_of_the_others():
+    rng = np.random.default_rng(0)
+    x = rng.gamma(1.0, size=300)
+    X = hidden(np.column_stack([x, x * rng.lognormal(0.0, 0.05, 300)]), 0.2)
+    imputer = IMMSEImputer(IMMSEDensity(**ANALYTIC), random_state=0).fit(X)
+    assert imputer.density_.bounds_[0, 0] == 0.0
+    beyond, unknown, known = imputer.transform([[-1.0, np.nan], [np.nan, np.nan], [5.0, np.nan]])
+    assert beyond.tolist() == [-1.0, unknown[1]]
+    assert known[1] > 2.0 * unknown[1]
 
 
 def test_offsets_of_lattices_are_those_of_targets():

@@ -197,9 +197,11 @@ class ModelOfParts(Experts):
         -------
         ndarray of shape (n_draws, n, n_columns)
             The rows, with the observed entries as they are.  Values of continuous columns are
-            between their bounds, and those of dequantised ones on their lattices.
+            between their bounds, and those of dequantised ones on their lattices.  Observed
+            entries beyond the bounds of their columns, like unseen categories, say nothing about
+            the other ones.
         """
-        known = self._without_unseen(values)
+        known = np.where(self.space.entries_outside(values), np.nan, self._without_unseen(values))
         missing = np.isnan(values)
         if self.space.is_empty:
             return np.tile(np.where(missing, self.space.constant_values, values), (n_draws, 1, 1))

@@ -230,9 +230,14 @@ class TableSpace:
 
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Return which rows have a value that is not between the bounds of its column."""
-        if self.bounds is None:
-            return np.zeros(len(values), dtype=bool)
-        return np.asarray(outside(values[:, self.continuous], self.bounds).any(axis=1))
+        return np.asarray(self.entries_outside(values).any(axis=1))
+
+    def entries_outside(self, values: Array) -> NDArray[np.bool_]:
+        """Return which values are not between the bounds of their columns, (n, n_columns)."""
+        found = np.zeros(values.shape, dtype=bool)
+        if self.bounds is not None:
+            found[:, self.continuous] = outside(values[:, self.continuous], self.bounds)
+        return found
 
     def check_inside(self, values: Array, labels: Sequence[str]) -> None:
         """Raise an error that names a column and a value which is not between its bounds."""
