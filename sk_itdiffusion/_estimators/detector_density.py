@@ -40,9 +40,11 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: What the estimators say about columns without a density, and about ties among it.
+#: What the estimators say about columns without a density, about ties among it, and of few rows.
 COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
+#: What the fit to all rows says, and those to parts of them need not.
+REPEATED_WARNINGS = COLUMN_WARNINGS + "|There are fewer than"
 
 
 def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:

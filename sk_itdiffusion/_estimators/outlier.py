@@ -26,7 +26,7 @@ from sk_itdiffusion._estimators.completions import (
     with_missing_entries,
 )
 from sk_itdiffusion._estimators.detector_density import (
-    COLUMN_WARNINGS,
+    REPEATED_WARNINGS,
     default_estimator,
     explain_rows,
     fit_clone,
@@ -403,7 +403,7 @@ class IMMSEOutlierDetector(
             held_out = given.part(fold)
             place = number / (N_FOLDS + 1), (number + 1) / (N_FOLDS + 1)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+                warnings.filterwarnings("ignore", REPEATED_WARNINGS, UserWarning)  # said once
                 with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
                     found = self._fit_and_score(
                         template, others, held_out, seed, tasks, trims, may_hold_out
@@ -502,7 +502,7 @@ class IMMSEOutlierDetector(
             return given
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+            warnings.filterwarnings("ignore", REPEATED_WARNINGS, UserWarning)  # said once
             first = fit_clone(first, given, seed, False, tasks, may_hold_out)
         model = first._model
         floored = FlooredModel(model, self._floors)
