@@ -358,7 +358,7 @@ def tolerance_of_mean(values: Array, usual: Tolerance) -> Tolerance:
     """Return the standard error that each row may have where only the mean is asked for."""
     if not usual.is_automatic:
         return usual
-    return replace(usual, nats=error_in_a_mean(values, usual.nats))
+    return replace(usual, nats=error_in_a_mean(values, usual.nats), of_median=False)
 
 
 def error_in_a_mean(values: Array, usual: float) -> float:

@@ -179,9 +179,10 @@ class IMMSEDensity(TableEstimator):
     score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
         integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where 256
-        log-SNRs reach it (of images 32).  With ``dequantize`` the noise in the cells, of which a
-        number of draws is averaged that grows in the same way, adds an error of its own.
+        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, for the median
+        of rows that are as likely, where 256 log-SNRs reach it (of images 32).  With
+        ``dequantize`` the noise in the cells, of which a number of draws is averaged that grows in
+        the same way, adds an error of its own.
     device : str, default="auto"
         Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
     warm_start : bool, default=False

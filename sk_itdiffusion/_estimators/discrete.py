@@ -140,8 +140,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     score_tol : float or "auto", default="auto"
         Standard error, in nats, that each row's log-density should have from the numerical
         integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where 256
-        log-SNRs reach it (of images 32).  With ``likelihood="path"`` it is ignored.
+        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, for the median
+        of rows that are as likely, where 256 log-SNRs reach it (of images 32).  With
+        ``likelihood="path"`` it is ignored.
     n_paths : int, default=2
         Noise paths for each row with ``likelihood="path"``, at least 1; may be changed after `fit`.
     device : str, default="auto"
