@@ -1013,7 +1013,14 @@ def test_false_alarms_of_few_skewed_rows():
     assert np.mean(rates) < 0.05 + 3.0 * np.std(rates) / np.sqrt(len(rates))
 
 
-@pytest.mark.filterwarnings("ignore:There are fewer than 40")
+def test_few_rows_are_warned_of_once():
+    """Not for each fold."""
+    message = "There are fewer than 40"
+    with pytest.warns(UserWarning, match=message) as found:
+        make_detector().fit(gaussian_rows(30))
+    assert sum(message in str(each.message) for each in found) == 1
+
+
 @pytest.mark.parametrize("kind", others_slow(["ensemble", "density"]))
 def test_folds_and_all_rows_are_fitted_alike_where_only_all_are_enough_to_validate(kind):
     """Of 42 to 48 rows in four clusters half of new ones have p-values up to 0.46, with a standard

@@ -360,7 +360,7 @@ def tolerance_of_mean(values: Array, usual: Tolerance) -> Tolerance:
     """Return the target standard error of each row if only the mean is needed."""
     if not usual.is_automatic:
         return usual
-    return replace(usual, nats=error_in_a_mean(values, usual.nats))
+    return replace(usual, nats=error_in_a_mean(values, usual.nats), of_median=False)
 
 
 def error_in_a_mean(values: Array, usual: float) -> float:

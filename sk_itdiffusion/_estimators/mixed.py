@@ -129,7 +129,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     score_tol : float or "auto", default="auto"
         Target standard error of the numerical integration for each row, in nats, positive; may be
         changed after `fit`.  The time is inversely proportional to its square.  ``"auto"`` is 0.1
-        nats, or 0.01 per column if that is more, as far as 256 log-SNRs (32 for images) reach it.
+        nats, or 0.01 per column if that is more, for the median row of similar log-density, as far
+        as 256 log-SNRs (32 for images) reach it; a number is a root mean square over such rows.
     device : str, default="auto"
         Where to train and score: ``"auto"`` is CUDA if available, else MPS, else the CPU.
     warm_start : bool, default=False

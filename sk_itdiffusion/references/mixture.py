@@ -391,7 +391,7 @@ class GaussianMixtureReference(ContinuousReference):
         own = torch.einsum("kde,ke->kd", self.basis.square(), kept)
         weight = posterior[:, None, :]
         mean = torch.bmm(weight, predicted)[:, 0]
-        return mean, torch.bmm(weight, predicted.square() + own)[:, 0]
+        return mean, torch.bmm(weight, predicted.square())[:, 0] + posterior @ own
 
     def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
         """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
