@@ -25,7 +25,9 @@ from sklearn.ensemble import (
 from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -58,7 +60,9 @@ PLAIN = {
         HistGradientBoostingRegressor,
         LabelEncoder,
         LogisticRegression,
+        MLPRegressor,
         MissingIndicator,
+        Nystroem,
         OneHotEncoder,
         OrdinalEncoder,
         Pipeline,
@@ -84,7 +88,7 @@ COMPILED = {
 #: Bytes of the nodes of all trees.
 MAX_BYTES_OF_A_RECORD = 256
 #: Attributes that are for fits only.
-LEFT_OUT = ("_feature_subsample_rng", "_scorer", "_sample_weight")
+LEFT_OUT = ("_feature_subsample_rng", "_scorer", "_sample_weight", "_optimizer", "_random_state")
 
 
 def fitted_state(model: Any) -> Node:

@@ -54,7 +54,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         "cv": [Interval(Integral, 2, None, closed="left"), HasMethods(["split"]), list, tuple],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "conformal_fraction": [None, Interval(Real, 0, 1, closed="neither")],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
@@ -64,7 +64,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
     cv: Any
     validation_fraction: float
     conformal_fraction: float | None
-    max_epochs: int
+    max_epochs: int | str
     verbose: int
     random_state: int | np.random.RandomState | None
     n_features_in_: int
@@ -197,12 +197,14 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         self.n_targets_ = len(columns)
         self.kinds_ = [column.kind for column in columns]
         self.categories_ = [column.categories for column in columns]
-        models: list[Any] = [None] * len(columns)
+        models: list[list[Any]] = [[] for _ in columns]
+        weights = [np.ones(0) for _ in columns]
         for j, category in zip(self._model.discrete, self._model.categories, strict=True):
-            models[j] = None if category.model is None else category.model.estimator
+            if category.model is not None:
+                models[j], weights[j] = [category.model.estimator], np.ones(1)
         for j, number in zip(self._model.continuous, self._model.numbers, strict=True):
-            models[j] = number.location.estimator
-        self.base_models_ = models
+            models[j], weights[j] = [each.estimator for each in number.locations], number.share
+        self.base_models_, self.base_weights_ = models, weights
         if len(columns) == 1 and columns[0].categories is not None:
             codes = np.arange(columns[0].n_categories, dtype=np.float64)
             self.classes_ = np.asarray(self._targets.decode(codes[:, None]))[:, 0]
@@ -438,8 +440,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
         seed = self.random_state if random_state is None else random_state
-        repeated = features.take(np.repeat(np.arange(len(features)), int(n_samples)))
-        values = self._model.sample(repeated, check_random_state(seed))
+        values = self._model.sample(features, int(n_samples), check_random_state(seed))
         drawn = np.asarray(self._written(values))
         return drawn.reshape(len(features), int(n_samples), *drawn.shape[1:])
 
@@ -574,7 +575,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         target_kinds: str | Sequence[str] | dict[Any, str] = "from_dtype",
         validation_fraction: float = 0.1,
         conformal_fraction: float | None = None,
-        max_epochs: int = 0,
+        max_epochs: int | str = "auto",
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:

@@ -74,7 +74,7 @@ class IMMSERegressor(RegressorMixin, ConditionalEstimator):
         cv: Any = 5,
         validation_fraction: float = 0.1,
         conformal_fraction: float | None = None,
-        max_epochs: int = 0,
+        max_epochs: int | str = "auto",
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
