@@ -43,7 +43,7 @@ MAX_STATES = 1000
 MIN_UNITS_FOR_NETWORK = 40
 #: Units to validate from which there is one unless asked otherwise, and its epochs.  Log-densities
 #: with and without it differ by half a nat or so; of 100 rows the mean gain is known to 0.05.
-MIN_UNITS_FOR_AUTO, EPOCHS = 100, 60
+MIN_UNITS_FOR_AUTO, EPOCHS = 100, 40
 
 
 @stored()

@@ -52,11 +52,11 @@ __all__ = ["ContextDenoiser", "ContextNetwork", "fit_context_network"]
 Array = NDArray[np.float64]
 
 #: Nodes of the noise, and of the log-SNR.
-N_NOISES, N_LEVELS = 12, 25
+N_NOISES, N_LEVELS = 12, 17
 #: Normal scores of the noisy residual at which the network is evaluated.
 NOISY = np.linspace(-4.5, 4.5, 61)
 #: Rows that are evaluated at all log-SNRs in one pass.
-ROWS_IN_A_PASS = 8
+ROWS_IN_A_PASS = 16
 #: Shares of the network's weights that are tried.
 SHARES = np.linspace(0.0, 1.0, 11)
 _BATCH_SIZE, _LEARNING_RATE, _PATIENCE, _TOL = 512, 0.02, 6, 0.02
@@ -171,14 +171,11 @@ class ContextNetwork:
             The distributions.
         """
         products = self.products
-        share = self.share[:, None, None]
-        weight = products.step[:, None, None] * share
-        of_cross = (weight * products.cross).reshape(-1, len(NODES))
-        of_square = (0.5 * weight * share * products.square).reshape(-1, len(NODES))
+        linear, square = products.totals(self.share)
 
         def gain(correction: Array) -> Array:
             flat = correction.reshape(len(correction), -1)
-            return np.asarray(flat @ of_cross - flat**2 @ of_square)
+            return np.asarray(flat @ linear - flat**2 @ square)
 
         found = by_rows(self.denoiser, products, given, gain)
         return ResidualCurves(products.mixture, found)
@@ -224,6 +221,15 @@ class NoiseProducts:
         """Weights of the levels in the trapezoidal rule, (n_levels,)."""
         width = np.diff(self.logsnr, prepend=self.logsnr[0], append=self.logsnr[-1])
         return np.asarray(0.5 * (width[:-1] + width[1:]))
+
+    def totals(self, share: Array) -> tuple[Array, Array]:
+        """Return what makes gains of corrections, and of their squares, of these shares.
+
+        Both have the shape (n_levels * n_noisy, n_nodes).
+        """
+        weight = (self.step * share)[:, None, None]
+        square = 0.5 * weight * share[:, None, None] * self.square
+        return (weight * self.cross).reshape(-1, len(NODES)), square.reshape(-1, len(NODES))
 
     @classmethod
     def of(cls, reference: GaussianMixtureReference, logsnr: Array) -> NoiseProducts:
@@ -366,11 +372,18 @@ def weighted_network(
         ("reference", "network"), logsnr, np.moveaxis(gram, (0, 1), (2, 3)), valid_rows.share
     )
     weight = stacking_weights(profile, "reference")[:, 1]
-    networks = [ContextNetwork(denoiser, logsnr, share * weight) for share in SHARES]
-    logs = [network.curves(given).log_density(u) for network in networks]
+    flat = correction.reshape(len(u), -1)
+    linear, square = (
+        part @ total for part, total in zip((flat, flat**2), products.totals(weight), strict=True)
+    )
+    logs = [
+        ResidualCurves(products.mixture, share * linear - share**2 * square).log_density(u)
+        for share in SHARES
+    ]
     best = int(np.argmax([valid_rows.share @ each for each in logs]))
-    for share, network, each in zip(SHARES, networks, logs, strict=True):
-        mean, spread = mean_and_error(logs[best] - each, valid_rows.share, source=valid_rows.unit)
-        if mean <= spread:
-            return None if share == 0.0 else network
-    return networks[best]
+    lost = (
+        mean_and_error(logs[best] - each, valid_rows.share, source=valid_rows.unit) for each in logs
+    )
+    number = next(k for k, (mean, error) in enumerate(lost) if mean <= error)
+    share = SHARES[number]
+    return None if share == 0.0 else ContextNetwork(denoiser, logsnr, share * weight)
