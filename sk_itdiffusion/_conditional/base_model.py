@@ -63,7 +63,7 @@ _N_LANDMARKS, _ROWS_FOR_KERNEL = 400, 60
 _NEURAL = {"hidden_layer_sizes": (64, 64), "alpha": 1e-3, "early_stopping": True, "max_iter": 1000}
 _ROWS_FOR_NEURAL = 500
 #: Rows of a fold from which models without a weight in it are not fitted again, and that weight.
-_ROWS_TO_LEAVE_OUT, _LEAST_WEIGHT = 200, 0.05
+_ROWS_TO_LEAVE_OUT, _LEAST_WEIGHT = 500, 0.05
 #: Factor of the equation by which weights sum to 1.
 _FIRM = 1e3
 #: Rows in the leaves of the trees that predict scales: single squares say next to nothing.
@@ -381,11 +381,10 @@ def fit_location_scale(
     width = float(np.sqrt(share @ (target - center) ** 2))
     # Rounded, so that other units, which change last bits, do not change where trees divide rows.
     z = np.round((target - center) / width, _DECIMALS)
-    chosen, weights, predicted = stacked(candidates, features, z, weight, folds)
+    chosen, weights, predicted = stacked(candidates, features, z, rows, folds, seed)
     locations = tuple(candidate.fit(features, z, weight) for candidate in chosen)
     residual = z - predicted
-    floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
-    log_square = np.log(residual**2 + floor)
+    floor, log_square = log_squares(residual, share)
     half_log, strength = np.zeros(len(z)), 0.0
     scale = None
     seen = with_location(features, predicted)
@@ -404,8 +403,19 @@ def fit_location_scale(
     return model, found
 
 
+def log_squares(residual: Array, share: Array) -> tuple[float, Array]:
+    """Return what is added to squared residuals, and the logarithms of the sums."""
+    floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
+    return floor, np.log(residual**2 + floor)
+
+
 def stacked(
-    candidates: Sequence[Candidate], features: Features, target: Array, weight: Array, folds: Folds
+    candidates: Sequence[Candidate],
+    features: Features,
+    target: Array,
+    rows: WeightedRows,
+    folds: Folds,
+    seed: int,
 ) -> tuple[list[Candidate], Array, Array]:
     """Return the regressors that have a weight, their weights, and the mean out of fold.
 
@@ -413,21 +423,49 @@ def stacked(
     """
 
     def predict(chosen: Sequence[Candidate], parts: Folds) -> list[Array]:
-        return predicted_out_of_fold(chosen, features, target, weight, parts, BaseModel.predict)
+        return predicted_out_of_fold(
+            chosen, features, target, rows.weight, parts, BaseModel.predict
+        )
 
     first = folds[0][1]
-    left: Sequence[Candidate] = candidates
+    left = list(candidates)
     if len(first) < _ROWS_TO_LEAVE_OUT or len(candidates) == 1:
         table = np.column_stack(predict(candidates, folds))
     else:
         begun = np.column_stack(predict(candidates, folds[:1]))
-        share = stacking_shares(begun[first], target[first], weight[first])
+        share = stacking_shares(begun[first], target[first], rows.weight[first])
         left = [each for each, own in zip(candidates, share, strict=True) if own > 0.0]
         table = np.column_stack(predict(left, folds[1:]))
         table[first] = begun[first][:, share > 0.0]
-    share = stacking_shares(table, target, weight)
+    precision = rows.weight * expected_precision(table, features, target, rows, folds, seed)
+    share = stacking_shares(table, target, precision)
     chosen = [each for each, own in zip(left, share, strict=True) if own > 0.0]
     return chosen, share[share > 0.0], table @ share
+
+
+def expected_precision(
+    table: Array,
+    features: Features,
+    target: Array,
+    rows: WeightedRows,
+    folds: Folds,
+    seed: int,
+) -> Array:
+    """Return one over the squared error that the best model of each row is expected to have.
+
+    Where errors differ much, those of a few rows would decide else, and models that are exact for
+    the others have no weight.
+    """
+    choices = scale_models(seed, len(target))
+    if table.shape[1] == 1 or not choices:
+        return np.ones(len(target))
+    least = np.abs(target[:, None] - table).min(axis=1)
+    log_square = log_squares(least, rows.share)[1]
+    seen = with_location(features, table.mean(axis=1))
+    (found,) = predicted_out_of_fold(
+        choices[:1], seen, log_square, rows.weight, folds, BaseModel.predict
+    )
+    return np.asarray(np.exp(found.min() - found))
 
 
 def stacking_shares(table: Array, target: Array, weight: Array) -> Array:

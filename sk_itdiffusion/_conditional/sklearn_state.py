@@ -160,7 +160,7 @@ def as_values(value: Any) -> Any:
     if PLAIN.get(cls.__name__) is not cls:
         raise TypeError(
             f"The base model has a {cls.__name__}, which cannot be saved: only those that "
-            "base='auto' chooses among can. Pickle the estimator instead, for those you trust."
+            "base='auto' has can. Pickle the estimator instead, for those you trust."
         )
     state = {k: None if k in LEFT_OUT else v for k, v in vars(value).items()}
     return {KIND: cls.__name__, "state": as_values(state)}

@@ -467,18 +467,21 @@ class IMMSEConditionalDensity(ConditionalEstimator):
 
     A regressor f, the *base model*, and the size s of its out-of-fold errors standardise a
     continuous target, u = (y - f(x)) / s(x), and u has a Gaussian mixture.  Several targets have a
-    joint one.  Categories have the out-of-fold probabilities of a classifier, at a temperature and
-    mixed with the marginal ones.  Of targets of both kinds the categories come first, and are
-    features of the others.
+    joint one.  Of a single one a network learns, where there are enough rows, how the distribution
+    of u depends on the features.  Categories have the out-of-fold probabilities of a classifier, at
+    a temperature and mixed with the marginal ones.  Of targets of both kinds the categories come
+    first, and are features of the others.
 
     Parameters
     ----------
     base : "auto", estimator or list of estimator, default="auto"
         Base model: any regressor for continuous targets, any classifier with ``predict_proba`` for
-        others, or a list of which the one with the least out-of-fold error is taken, for each kind
-        of target.  ``"auto"`` chooses among histogram-based gradient boosting, extremely randomised
-        trees and a linear model.  A given model sees X as it is, with targets that are conditioned
-        on as further columns.
+        others, or a list for targets of both kinds.  Several regressors are combined by the
+        non-negative weights, of sum 1, that have the least out-of-fold error, and of several
+        classifiers the best one is taken.  ``"auto"`` has histogram-based gradient boosting,
+        extremely randomised trees, a linear model and, from 60 and 500 training rows on, a kernel
+        ridge regression and a small neural network.  A given model sees X as it is, with targets
+        that are conditioned on as further columns.
     cv : int, cross-validation generator or iterable, default=5
         Folds, at least 2, from which out-of-fold predictions of the training rows come.  What
         divides the rows has to predict each of them once; each fold is predicted by models of all
@@ -494,11 +497,12 @@ class IMMSEConditionalDensity(ConditionalEstimator):
     conformal_fraction : float or None, default=None
         Share in (0, 1) of the rows that nothing else sees, by which `predict_interval` covers at
         its nominal rate; None for none.
-    max_epochs : int, default=0
-        Epochs of a network at most, at least 0, which means none; training usually ends before 200.
-        It learns how the shape of the residual depends on the features, which needs some thousand
-        rows.  There is one for one continuous target, if at least 40 rows of different features
-        validate and are likelier with it.
+    max_epochs : "auto" or int, default="auto"
+        Epochs of the network at most, at least 0, which means none.  There is one for a single
+        continuous target, and it has a say as far as validation rows are likelier with it by more
+        than a standard error.  ``"auto"`` is 40 if at least 100 rows of different features
+        validate, which is about 1000 rows in all, and none otherwise: of fewer rows its worth is
+        hardly known.  A number needs at least 40 such rows.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows a progress bar.
     random_state : int, RandomState or None, default=None
@@ -519,9 +523,11 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         Categories of each target; None for a continuous one.
     classes_ : ndarray of shape (n_classes,)
         Categories of the target, if there is one, which is not continuous.
-    base_models_ : list of estimator
-        The base model of each target, fitted to all training rows; None for a target of one
-        category.
+    base_models_ : list of list of estimator
+        The base models of each target that have a weight, fitted to all training rows; none for a
+        target of one category.
+    base_weights_ : list of ndarray
+        Their weights, of sum 1.
 
     See Also
     --------
@@ -533,10 +539,9 @@ class IMMSEConditionalDensity(ConditionalEstimator):
     Of regressors and classifiers the methods are those that need the distribution.  ``score`` is
     the mean log-density, so that searches maximise it.
 
-    With a network (``max_epochs``) log-densities are integrals over the log-SNR, by nodes instead
-    of random numbers, and quantiles, intervals, means, samples and `cdf` come from the probability
-    flow of the same denoiser, which agrees with them exactly only if it is optimal: on two modes
-    whose distance depends on the features the probabilities differed by up to 0.07.
+    With a network, log p(u | x) is an integral of denoising errors over the log-SNR [1]_, by nodes
+    instead of random numbers.  It is known along a whole curve of u and normalised, and quantiles,
+    intervals, means, samples and `cdf` are those of the same curve.
 
     References
     ----------

@@ -312,7 +312,7 @@ class ProbabilityIntegralDisplay:
             raise ValueError("probability must hold numbers from 0 to 1.")
         if not isinstance(n_bins, Integral) or n_bins < 2:
             raise ValueError(f"n_bins must be an integer of at least 2, got {n_bins!r}.")
-        self.n_bins = int(n_bins)
+        self.n_bins: int = int(n_bins)
 
     @classmethod
     def from_estimator(
