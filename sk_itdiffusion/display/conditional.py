@@ -225,7 +225,8 @@ class PredictiveFanDisplay:
         ax = axes_or_new(ax, f"{type(self).__name__}.plot")
         self.points_ = None
         if self.points is not None:
-            self.points_ = ax.scatter(*self.points, s=8, color=GREY, alpha=0.5, linewidths=0)
+            feature, target = self.points
+            self.points_ = ax.scatter(feature, target, s=8, color=GREY, alpha=0.5, linewidths=0)
         self.bands_ = []
         for coverage, ends in self.intervals.items():
             usual = {"color": BLUE, "alpha": 0.22, "linewidth": 0, "label": f"{coverage:.0%}"}
