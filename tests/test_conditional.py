@@ -16,7 +16,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
 )
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -354,20 +354,6 @@ def test_weights_of_base_models_have_the_least_squared_error():
     )
 
 
-@pytest.mark.parametrize(("least", "n_fits"), [(1000, 5), (20, 1)])
-def test_models_without_a_weight_in_a_fold_of_many_rows_are_left_out(least, n_fits, monkeypatch):
-    """Nearest neighbours know the side of a line, and a linear model adds nothing to it."""
-    monkeypatch.setattr(base_model, "_ROWS_TO_LEAVE_OUT", least)
-    X = small(400)[0]
-    Spy.seen = []
-    fitted = IMMSEConditionalDensity(
-        [Spy(), KNeighborsRegressor(1)], random_state=0, max_epochs=0
-    ).fit(X, np.sign(np.sin(20.0 * X[:, 0])))
-    assert len(Spy.seen) == n_fits
-    assert [type(each) for each in fitted.base_models_[0]] == [KNeighborsRegressor]
-    np.testing.assert_array_equal(fitted.base_weights_[0], [1.0])
-
-
 # -- which rows see what -----------------------------------------------------------------------
 
 
@@ -385,12 +371,31 @@ class Spy(RegressorMixin, BaseEstimator):
         return self.model_.predict(X)
 
 
+class Wrong(Spy):
+    """A linear model of something else."""
+
+    def predict(self, X):
+        return 10.0 + super().predict(X)
+
+
 def rows_seen(**options):
     X, y = small(200)
     Spy.seen = []
     fit_options = {"groups": options.pop("groups")} if "groups" in options else {}
     IMMSEConditionalDensity(Spy(), random_state=0, **options).fit(X, y, **fit_options)
     return X, Spy.seen
+
+
+@pytest.mark.parametrize(("least", "n_fits"), [(1000, 5), (20, 1)])
+def test_models_without_a_weight_in_a_fold_of_many_rows_are_left_out(least, n_fits, monkeypatch):
+    monkeypatch.setattr(base_model, "_ROWS_TO_LEAVE_OUT", least)
+    X, y = small(200)
+    Spy.seen = []
+    base = [Wrong(), LinearRegression()]
+    fitted = IMMSEConditionalDensity(base, random_state=0, max_epochs=0).fit(X, y)
+    assert len(Spy.seen) == n_fits
+    assert [type(each) for each in fitted.base_models_[0]] == [LinearRegression]
+    np.testing.assert_array_equal(fitted.base_weights_[0], [1.0])
 
 
 def test_validation_and_conformal_rows_enter_no_model():
@@ -553,6 +558,10 @@ def test_targets_that_cannot_be_learned_are_errors():
             clone(LINEAR).fit(X, wrong)
     with pytest.raises(ValueError, match="base must be, or have, a classifier"):
         clone(LINEAR).fit(X, y > 0.0)
+    with pytest.raises(ValueError, match="has no predict_proba"):
+        clone(LINEAR).set_params(base=RidgeClassifier()).fit(X, y > 0.0)
+    with pytest.raises(ValueError, match="All rows have the same features"):
+        clone(LINEAR).fit(np.ones((60, 2)), y)
     with pytest.raises(ValueError, match="of one continuous target"):
         clone(TREES).set_params(conformal_fraction=0.2).fit(X, y > 0.0)
     with pytest.raises(ValueError, match="target_kinds must be"):
@@ -567,6 +576,11 @@ def test_few_rows_give_finite_scores(n):
     for target in (y, y > np.median(y), np.where(y > -9.0, "all", "none")):
         fitted = clone(TREES).fit(X, target)
         assert np.isfinite(fitted.score_samples(X, target)).all()
+    automatic = clone(TREES).set_params(base="auto", cv=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_model, "_MANY_COLUMNS", {"max_iter": 2})
+        patch.setattr(base_model, "_FEW_COLUMNS", {"max_iter": 2})
+        assert np.isfinite(automatic.fit(X, y).score_samples(X, y)).all()
 
 
 def test_regressors_score_the_means():

@@ -11,6 +11,7 @@ are nothing, would decide.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -57,6 +59,8 @@ STRENGTHS = np.arange(9) / 8.0
 _BOOSTING = {"learning_rate": 0.05, "min_samples_leaf": 5, "early_stopping": False}
 _MANY_COLUMNS = {"max_iter": 300, "max_leaf_nodes": 31, "max_features": 0.5}
 _FEW_COLUMNS = {"max_iter": 500, "max_leaf_nodes": 15}
+#: Rows from which there is a linear model.
+_ROWS_FOR_LINEAR = 6
 #: Landmarks of the kernel, and rows from which there is one.
 _N_LANDMARKS, _ROWS_FOR_KERNEL = 400, 60
 #: The small neural network, and rows from which there is one.
@@ -141,6 +145,13 @@ class Candidate:
 
     def fit(self, features: Features, target: Array, weight: Array) -> BaseModel:
         """Return the model fitted to rows."""
+        if self.sees_raw:
+            return self._fitted(features, target, weight)
+        with warnings.catch_warnings():  # of models that the user has not chosen
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return self._fitted(features, target, weight)
+
+    def _fitted(self, features: Features, target: Array, weight: Array) -> BaseModel:
         model = clone(self.estimator)
         view = features.raw if self.sees_raw else features.encoded
         if np.ptp(weight) == 0.0:
@@ -183,7 +194,8 @@ def regressors(nominal: NDArray[np.bool_], seed: int, n_rows: int) -> list[Candi
         for how in (_MANY_COLUMNS, _FEW_COLUMNS)
     ]
     found = [*boosting, ExtraTreesRegressor(_N_TREES, random_state=seed)]
-    found.append(make_pipeline(numbers, RidgeCV(np.logspace(-3.0, 3.0, 13))))
+    if n_rows >= _ROWS_FOR_LINEAR:
+        found.append(make_pipeline(numbers, RidgeCV(np.logspace(-3.0, 3.0, 13))))
     if n_rows >= _ROWS_FOR_KERNEL:
         n_landmarks = min(n_rows // 3, _N_LANDMARKS)
         kernel = Nystroem(gamma=0.3 / len(nominal), n_components=n_landmarks, random_state=seed)

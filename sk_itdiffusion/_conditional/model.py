@@ -499,6 +499,12 @@ def base_candidates(
             f"base must be, or have, a {kind}, for a target of "
             f"{'categories' if kind == 'classifier' else 'numbers'}; got {base!r}."
         )
+    without = [each for each in given if is_classifier(each) and not hasattr(each, "predict_proba")]
+    if without and kind == "classifier":
+        raise ValueError(
+            f"base must predict probabilities, and {without[0]!r} has no predict_proba. Wrap it in "
+            "sklearn.calibration.CalibratedClassifierCV, or choose another one."
+        )
     return own
 
 
