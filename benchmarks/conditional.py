@@ -240,11 +240,11 @@ def main() -> None:
         ("Coverage of intervals of nominally 90%", "coverage"),
     ):
         print(f"\n{title}\n\n{mean_table(records, value)}")
-    seconds = markdown_table(records, "fit_seconds", number_format=".1f")
-    print(f"\nMedian seconds of a fit\n\n{seconds}")
+    seconds = markdown_table(records, "cpu_seconds", number_format=".1f")
+    print(f"\nMedian processor seconds of a fit\n\n{seconds}")
     print(
-        "\nMedian milliseconds of a row\n\n"
-        f"{markdown_table(records, 'milliseconds', number_format='.2f')}"
+        "\nMedian processor milliseconds of a row\n\n"
+        f"{markdown_table(records, 'cpu_milliseconds', number_format='.2f')}"
     )
     for peer in ("base_normal", "immse_plain", "ngboost", "spline_flow", "boosting", "logistic"):
         table = leads(records, peer)
