@@ -12,7 +12,8 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 
 from sk_itdiffusion import IMMSEConditionalDensity, load
 from sk_itdiffusion._conditional import model as conditional_model
-from sk_itdiffusion._conditional.curves import NODES, ResidualCurves
+from sk_itdiffusion._conditional.curves import NODES, ResidualCurves, at_nodes
+from sk_itdiffusion._conditional.model import located
 from sk_itdiffusion._conditional.network import NoiseProducts
 from sk_itdiffusion._conditional.residual import NormalMixture
 from sk_itdiffusion.references.gaussian import GaussianReference
@@ -127,6 +128,24 @@ def test_networks_draw_from_their_distributions(with_network):
     quantiles = with_network.predict(X, quantiles=levels)
     found = [with_network.cdf(X, quantiles[:, j]) for j in range(4)]
     np.testing.assert_allclose(np.transpose(found), np.tile(levels, (4, 1)), atol=1e-9)
+
+
+def test_half_the_area_between_error_curves_is_what_the_network_gains(with_network):
+    X, y, _ = two_modes(200, 3)
+    curve = with_network.mse_curve(X, y)
+    gap = curve.references["gaussian_mixture"] - curve.model
+    fitted = with_network._model
+    features = with_network._read(X)
+    location, log_scale = located(fitted.numbers, features)
+    u = (y - location[:, 0]) * np.exp(-log_scale[:, 0])
+    curves = fitted.curves(fitted.seen(features, location, log_scale))
+    expected = at_nodes(curves.gain, curves.mixture.score(u)).mean()
+    assert 0.5 * trapezoid(gap, curve.logsnr) == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_allclose(sum(curve.weights.values()), 1.0)
+    plain = clone(LINEAR).set_params(cv=2).fit(X, y)
+    without = plain.mse_curve(X, y)
+    np.testing.assert_array_equal(without.model, without.references["gaussian_mixture"])
+    assert without.model[-1] == pytest.approx(1.0, abs=0.02)  # nothing is known of such fine noise
 
 
 def test_networks_are_there_by_default_where_enough_rows_validate(monkeypatch):

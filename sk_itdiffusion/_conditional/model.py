@@ -23,9 +23,15 @@ from sk_itdiffusion._conditional.base_model import (
 from sk_itdiffusion._conditional.context import ContextEncoder
 from sk_itdiffusion._conditional.curves import ResidualCurves, RowResiduals
 from sk_itdiffusion._conditional.features import Features
-from sk_itdiffusion._conditional.network import ContextNetwork, fit_context_network
+from sk_itdiffusion._conditional.network import (
+    ContextNetwork,
+    NoiseProducts,
+    fit_context_network,
+    levels_of,
+)
 from sk_itdiffusion._conditional.residual import NormalMixture, entropy_of, fit_residuals
 from sk_itdiffusion._conditional.splitting import DistinctRows, RowRoles, folds_of_units
+from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._runtime.progress import current_progress
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.persistence import stored
@@ -37,6 +43,8 @@ __all__ = ["ConditionalModel", "ConformalScores", "fit_conditional_model"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+#: Name of the reference in curves.
+MIXTURE = "gaussian_mixture"
 #: Combinations of categories over which means are taken.
 MAX_STATES = 1000
 #: Units to validate from which a network can have a say: with fewer its share is hardly known.
@@ -173,6 +181,38 @@ class ConditionalModel:
         """Return the distributions of the residual of one target that the network gives."""
         assert self.network is not None
         return self.network.curves(seen)
+
+    def mse_curve(self, features: Features, targets: Array) -> MSECurve:
+        """Return squared errors of the noise in the residual of the one target."""
+        assert self.residual is not None
+        location, log_scale = located(self.numbers, features)
+        u = standardized(targets, location, log_scale)[:, 0]
+        if self.network is None:
+            products = NoiseProducts.of(self.residual, levels_of(self.residual))
+            nothing = np.zeros((len(u), *products.z.shape))
+            model = reference = products.of_rows(nothing, products.mixture.score(u))[0]
+            networks, weights = {}, {MIXTURE: np.ones(len(products.logsnr))}
+        else:
+            products, share = self.network.products, self.network.share
+            seen = self.seen(features, location, log_scale)
+            reference, alone, model = self.network.errors(u, seen)
+            networks, weights = {"network": alone}, {MIXTURE: 1.0 - share, "network": share}
+        curves = [{"model": model}, {MIXTURE: reference}, networks]
+        means = [{name: each.mean(axis=1) for name, each in part.items()} for part in curves]
+        errors = [
+            {name: each.std(axis=1) / np.sqrt(len(u)) for name, each in part.items()}
+            for part in curves
+        ]
+        return MSECurve(
+            products.logsnr,
+            means[0]["model"],
+            errors[0]["model"],
+            means[1],
+            errors[1],
+            means[2],
+            errors[2],
+            weights,
+        )
 
     def expected_log_density(self, features: Features) -> Array:
         """Return the mean log-density of random targets of each row: minus the entropy."""

@@ -47,7 +47,13 @@ from sk_itdiffusion.references.judging import mean_and_error
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.schedules import resolve_schedule
 
-__all__ = ["ContextDenoiser", "ContextNetwork", "fit_context_network"]
+__all__ = [
+    "ContextDenoiser",
+    "ContextNetwork",
+    "NoiseProducts",
+    "fit_context_network",
+    "levels_of",
+]
 
 Array = NDArray[np.float64]
 
@@ -150,6 +156,15 @@ class ContextNetwork:
     logsnr: Array
     share: Array
 
+    def errors(self, u: Array, given: Array) -> tuple[Array, Array, Array]:
+        """Return squared errors of reference, network and both by their shares, (n_levels, n)."""
+        correction = by_rows(self.denoiser, self.products, given, lambda found: found)
+        score = self.products.mixture.score(u)
+        error, cross, square = self.products.of_rows(correction, score)
+        share = self.share[:, None]
+        stacked = error - 2.0 * share * cross + share**2 * square
+        return error, error - 2.0 * cross + square, stacked
+
     @cached_property
     def products(self) -> NoiseProducts:
         """Sums over the nodes of the noisy residual."""
@@ -230,6 +245,31 @@ class NoiseProducts:
         weight = (self.step * share)[:, None, None]
         square = 0.5 * weight * share[:, None, None] * self.square
         return (weight * self.cross).reshape(-1, len(NODES)), square.reshape(-1, len(NODES))
+
+    def of_rows(self, correction: Array, score: Array) -> tuple[Array, Array, Array]:
+        """Return means over the noise, for residuals of these normal scores.
+
+        Parameters
+        ----------
+        correction : ndarray of shape (n, n_levels, n_noisy)
+            Corrections at the nodes ``z``.
+        score : ndarray of shape (n,)
+            Scores of the residuals.
+
+        Returns
+        -------
+        error, cross, square : ndarray of shape (n_levels, n)
+            Squared error of the reference, error times correction, squared correction.
+        """
+        n_levels = len(self.logsnr)
+        error, cross, square = np.empty((3, n_levels, len(score)))
+        for k in range(n_levels):
+            own = correction[:, k]
+            reference = np.broadcast_to(self.error[k], (len(score), len(NODES)))
+            error[k] = at_nodes(reference, score)
+            cross[k] = at_nodes(own @ self.cross[k], score)
+            square[k] = at_nodes(own**2 @ self.square[k], score)
+        return error, cross, square
 
     @classmethod
     def of(cls, reference: GaussianMixtureReference, logsnr: Array) -> NoiseProducts:
@@ -341,7 +381,12 @@ def fit_context_network(
         ),
         limited=True,
     )
-    return weighted_network(net.module_.averaged, valid_rows, np.linspace(low, high, N_LEVELS))
+    return weighted_network(net.module_.averaged, valid_rows, levels_of(reference))
+
+
+def levels_of(reference: GaussianMixtureReference) -> Array:
+    """Return the nodes of the integral over the log-SNR."""
+    return np.linspace(*reference.logsnr_range(0.0), N_LEVELS)
 
 
 def weighted_network(
@@ -359,13 +404,7 @@ def weighted_network(
     correction = by_rows(denoiser, products, given, lambda found: found)
     score = products.mixture.score(u)
 
-    def at_level(level: int) -> Array:
-        own = correction[:, level]
-        error = np.broadcast_to(products.error[level], (len(u), len(NODES)))
-        curves = (error, own @ products.cross[level], own**2 @ products.square[level])
-        return np.stack([at_nodes(curve, score) for curve in curves])
-
-    error, cross, square = np.stack([at_level(level) for level in range(len(logsnr))], axis=1)
+    error, cross, square = products.of_rows(correction, score)
     of_both = error - cross
     gram = np.array([[error, of_both], [of_both, of_both - cross + square]])
     profile = ErrorProfile(

@@ -25,6 +25,7 @@ from sk_itdiffusion._conditional.targets import (
     target_table,
 )
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
+from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar
 from sk_itdiffusion._table.encoding import TableEncoder
@@ -406,6 +407,37 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         self._check_one_number("Cumulative probabilities")
         values = encoded_targets(self._targets, target_table(y, type(self).__name__), len(features))
         return self._model.probabilities_below(features, values)[0]
+
+    def mse_curve(self, X: ArrayLike, y: ArrayLike) -> MSECurve:
+        """Return mean squared errors of the noise prediction against the log-SNR.
+
+        The noise is that of the standardised residual of one continuous target.  Half the area
+        between the curve of the mixture, which does not see X, and that of the model is what the
+        network gains before the density is normalised, in nats per row.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,)
+            Targets.
+
+        Returns
+        -------
+        MSECurve
+            Errors with standard errors at each node of the log-SNR.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If there is not one continuous target.
+        """
+        features = self._read(X)
+        self._check_one_number("Error curves")
+        values = encoded_targets(self._targets, target_table(y, type(self).__name__), len(features))
+        return self._model.mse_curve(features, values)
 
     def sample(
         self,
