@@ -159,8 +159,10 @@ print(f"saved {path}")
 # From frost to no frost
 # ----------------------
 #
-# The fan shows how the upper end of the intervals jumps once the bridge may be closed. The
-# histogram is flat, within the band, if the probabilities are right.
+# The fan is of a day with the usual rain at the usual hour. Its upper end jumps as soon as the
+# detour is likelier than what the interval leaves out. The histogram is flat, within the band, if
+# the probabilities are right; here the last bar is too high: the longest delays, of heavy rain, are
+# somewhat underestimated.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 PredictiveFanDisplay.from_estimator(
