@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 #: Normal scores between which the logarithms of densities are linear.
 NODES = np.linspace(-5.0, 5.0, 161)
 STEP = float(NODES[1] - NODES[0])
+#: Normal scores over which means are sums: the nodes, and the middles between them.
+POINTS = np.linspace(NODES[0], NODES[-1], 2 * len(NODES) - 1)
 _LOG_SQRT_2PI = 0.5 * float(np.log(2.0 * np.pi))
 
 
@@ -154,17 +156,20 @@ class ResidualCurves:
 
     @cached_property
     def weights(self) -> Array:
-        """Probabilities that stand for the nodes in sums, (n_rows, n_nodes)."""
-        mass = np.diff(self.below, axis=1, prepend=0.0, append=1.0)
-        halves = 0.5 * (mass[:, :-1] + mass[:, 1:])
-        halves[:, 0] += 0.5 * mass[:, 0]
-        halves[:, -1] += 0.5 * mass[:, -1]
-        return np.asarray(halves)
+        """Probabilities that stand for the points in sums, (n_rows, n_points): Simpson's rule."""
+        mass = np.diff(self.below, axis=1)
+        found = np.zeros((len(mass), len(POINTS)))
+        found[:, 1::2] = mass * (4.0 / 6.0)
+        found[:, :-2:2] += mass / 6.0
+        found[:, 2::2] += mass / 6.0
+        found[:, 0] += self.below[:, 0]
+        found[:, -1] += 1.0 - self.below[:, -1]
+        return found
 
     @cached_property
     def residuals(self) -> Array:
-        """Residuals at the nodes, (n_nodes,)."""
-        return self.mixture.of_score(NODES)
+        """Residuals at the points, (n_points,)."""
+        return self.mixture.of_score(POINTS)
 
     @property
     def moments(self) -> tuple[Array, Array]:
@@ -184,7 +189,7 @@ class ResidualCurves:
         of_score = np.sum(inner * (low + excess), axis=1)
         of_score += self.below[:, 0] * self.logs[:, 0]
         of_score += (1.0 - self.below[:, -1]) * self.logs[:, -1]
-        slope = self.mixture.log_density(self.residuals) + 0.5 * NODES**2 + _LOG_SQRT_2PI
+        slope = self.mixture.log_density(self.residuals) + 0.5 * POINTS**2 + _LOG_SQRT_2PI
         return np.asarray(self.log_total - of_score - np.sum(self.weights * slope, axis=1))
 
 
