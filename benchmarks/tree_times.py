@@ -5,8 +5,8 @@
 OLD and NEW are folders that hold ``sk_itdiffusion``, such as two checkouts. Each run is a process
 of its own, which imports one of them, fits `IMMSEDensity` to 90% of the rows of a table (those of
 tabular.py) and scores up to 500 of the others; the two take turns, also in who is first. Printed
-are the median ratios NEW / OLD, with their least and greatest, of the seconds of fit and score and
-of the processors' seconds, which tell more where other programs run.
+are the median ratios NEW / OLD, with their smallest and largest, of the seconds of fit and score
+and of the processors' seconds, which tell more where other programs run.
 """
 
 from __future__ import annotations

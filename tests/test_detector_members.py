@@ -54,12 +54,12 @@ def test_contradictions_are_caught(detector):
 
 
 def test_score_of_a_row_depends_on_it_alone_and_files_keep_it(detector, tmp_path):
-    rows = category_and_number(40, np.random.default_rng(2), n_odd=10)
+    rows = category_and_number(12, np.random.default_rng(2), n_odd=4)
     rows.loc[0, "kind"], rows.loc[1, "x"] = "unknown", 1e200
     scores = detector.score_samples(rows)
     assert np.isfinite(scores).all()
-    alone = [detector.score_samples(rows.iloc[[i]])[0] for i in range(5)]
-    np.testing.assert_array_equal(alone, scores[:5])
+    alone = [detector.score_samples(rows.iloc[[i]])[0] for i in range(3)]
+    np.testing.assert_array_equal(alone, scores[:3])
     np.testing.assert_array_equal(detector.score_samples(rows[::-1]), scores[::-1])
     detector.save(tmp_path / "detector.safetensors")
     loaded = sk_itdiffusion.load(tmp_path / "detector.safetensors")

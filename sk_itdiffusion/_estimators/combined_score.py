@@ -29,7 +29,7 @@ one member alone finds odd is odd.
 The weight :math:`w_m` is what a member has to say about the columns' dependence: Somers' D of its
 scores between training rows and ones of which half of the entries come from another row.  So what
 ignores how columns depend on each other has no say where this is what matters.  The log-density of
-the likeliest model and what columns say of each other under it have half of this each, since they
+the most likely model and what columns say of each other under it have half of this each, since they
 are two views of one model.
 
 Training rows that were left out of the fit of the model have no part in all this: outliers among
@@ -78,14 +78,15 @@ ROWS_TO_JUDGE, ROWS_FOR_TYPICAL = 500, 50
 SHARE_OF_TAIL = 0.2
 #: Slope of the surprise between the tail and the median.
 SLOPE = math.log(0.5 / SHARE_OF_TAIL)
-#: Least unit of a member, in nats: that of categories may be less, or 0 where most rows are equal.
+#: Smallest unit of a member, in nats: that of categories may be less, or 0 where most rows are
+#: equal.
 MIN_SCALE = 0.1
 #: Mean of log(1 + u) in the tail that is expected before any row is seen, with the weight of one.
 EXPECTED_TAIL = 0.5
 
 
 def main_member(model: TableModel) -> str:
-    """Return the name of the stack if a network has a say in it, else of the likeliest reference.
+    """Return the name of the stack if a network has weight in it, else of the likeliest reference.
 
     Without a network the stack is hardly better than that, and takes far longer.
     """
@@ -141,7 +142,7 @@ class CombinedScore:
         generator: np.random.Generator,
         tolerance: Tolerance,
     ) -> CombinedScore:
-        """Return the score whose members are judged by rows in random order, of some weight.
+        """Return the score whose members are evaluated by rows in random order, of some weight.
 
         Parameters
         ----------
@@ -321,7 +322,7 @@ class CombinedScore:
         return parts
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"center": "m", "scale": "m", "tail": "m", "weight": "m"}
         check_shapes(self, shapes, m=len(self.members))
         check_in_range(self.center, 2.0 * MIN_SCORE, -2.0 * MIN_SCORE, "medians of scores")

@@ -10,7 +10,7 @@ which follows from the heat equation and is, averaged over the noise, the relati
 column by column: the expectation of each term is :math:`(1 - (\epsilon_j -
 \hat\epsilon_j)^2) / 2`.  The left side is known at both ends of each interval, so the terms of an
 interval are averaged such that their sum is what the log-densities differ by, whatever the rows.
-Where values are no categories, what the other columns tell about each other is known from the
+Where values are not categories, what the other columns tell about each other is known from the
 references, and is divided equally among them.
 
 References
@@ -141,7 +141,7 @@ class Contributions:
     def _columns_of_references(
         self, values: Array, tolerance: Tolerance
     ) -> tuple[Array, NDArray[np.bool_]]:
-        """Return the parts that need no network, and whether the network has a say in a row."""
+        """Return the parts that need no network, and whether the network has weight in a row."""
         model, space = self.model, self.model.space
         rows = MappedRows.of(model, values)
         parts = np.where(rows.is_near, 0.0, -np.inf)

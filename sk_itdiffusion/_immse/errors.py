@@ -57,7 +57,7 @@ MAX_USUAL_DRAWS, MAX_USUAL_DRAWS_OF_IMAGES = 256, 32
 RELATIVE_TOL = 0.01
 #: Tolerance below which no more is done.
 MIN_TOL = 1e-6
-#: Least variances, in squared nats, and relative to their mean.
+#: Smallest variances, in squared nats, and relative to their mean.
 MIN_VARIANCE, MIN_RELATIVE_VARIANCE = 1e-12, 1e-3
 
 
@@ -154,7 +154,7 @@ class ErrorCalibration:
     ) -> Iterator[tuple[int, NDArray[np.intp]]]:
         """Return numbers of draws, and which rows need as many for a standard error.
 
-        Rows that need more than the greatest number have that.
+        Rows that need more than the largest number have that.
         """
         target = (tolerance.nats + tolerance.relative * self._beyond(log_density)) ** 2
         needed = np.full(len(log_density), tolerance.max_draws)
@@ -164,7 +164,7 @@ class ErrorCalibration:
             yield int(n_draws), np.flatnonzero(needed == n_draws)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"log_density": "k", "variance": "k", "relative": "n", "factor": "n"}
         check_shapes(self, shapes, n=len(CALIBRATED))
         check_finite(self.log_density, "log-densities of the calibration")

@@ -241,7 +241,7 @@ class TableSpace:
                 values[:, self.continuous],
                 self.bounds,
                 [labels[j] for j in self.continuous],
-                "They are those of the earlier rows; fit anew to all rows, or with bounds=None.",
+                "They are those of the earlier rows; refit to all rows, or with bounds=None.",
             )
 
     def maps_of_columns(self) -> list[str | None]:
@@ -282,7 +282,7 @@ class TableSpace:
         return np.asarray(CONSTANT_WIDTH * np.where(size < MIN_CONSTANT, 1.0, size))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = check_shapes(
             self,
             {
