@@ -7,19 +7,29 @@ import os
 import platform
 import re
 import statistics
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Record = dict[str, Any]
 
 KEY_FIELDS = ("dataset", "seed", "method", "setting")
-PACKAGES = ("sk_itdiffusion", "scikit-learn", "torch", "skorch", "numpy", "scipy", "zuko")
+PACKAGES = (
+    "sk_itdiffusion",
+    "scikit-learn",
+    "torch",
+    "skorch",
+    "numpy",
+    "scipy",
+    "zuko",
+    "ngboost",
+    "quantile-forest",
+)
 
 
 class ResultsFile:
@@ -102,14 +112,19 @@ def read_json_lines(path: Path) -> list[Record]:
 
 
 def describe_machine() -> Record:
-    """Return the processor, the number of usable cores and torch's threads, without a host name."""
+    """Return the processor, the number of usable cores and torch's threads, without a host name.
+
+    Scripts for peers in environments of their own do without torch.
+    """
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and torch.cuda.is_available()
     usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return {
         "processor": processor_name(),
         "system": platform.system(),
         "cores": len(usable),
-        "torch_threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch_threads": None if torch is None else torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch and on_device else None,
     }
 
 

@@ -16,7 +16,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
 )
-from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeCV
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -32,13 +32,14 @@ from sk_itdiffusion.metrics import (
     neg_crps_scorer,
 )
 
-LINEAR = IMMSEConditionalDensity(LinearRegression(), random_state=0)
+LINEAR = IMMSEConditionalDensity(LinearRegression(), max_epochs=0, random_state=0)
 TREES = IMMSEConditionalDensity(
     [
         ExtraTreesRegressor(20, min_samples_leaf=3, random_state=0),
         ExtraTreesClassifier(20, min_samples_leaf=3, random_state=0),
     ],
     cv=3,
+    max_epochs=0,
     random_state=0,
 )
 
@@ -332,6 +333,27 @@ def test_several_continuous_targets_have_a_joint_density():
     assert fitted.sample(X, 3).shape == (400, 3, 2)
 
 
+# -- base models -------------------------------------------------------------------------------
+
+
+def test_weights_of_base_models_have_the_least_squared_error():
+    rng = np.random.default_rng(0)
+    weight = rng.integers(1, 4, 300).astype(float)
+    table = rng.normal(size=(300, 3))
+    target = table @ [0.3, 0.7, 0.0] + 0.1 * rng.normal(size=300)
+    found = base_model.stacking_shares(table, target, weight)
+    steps = np.arange(0.0, 1.0001, 0.02)
+    grid = [(a, b, 1.0 - a - b) for a in steps for b in steps if a + b < 1.0 + 1e-9]
+    losses = [weight @ (target - table @ np.array(each)) ** 2 for each in grid]
+    np.testing.assert_allclose(found, grid[int(np.argmin(losses))], atol=0.02)
+    assert weight @ (target - table @ found) ** 2 <= min(losses) * (1.0 + 1e-3)
+    assert found.sum() == pytest.approx(1.0)
+    # A mean beyond all models has the nearest one, whatever its size.
+    np.testing.assert_array_equal(
+        base_model.stacking_shares(table[:, :1], 5.0 * table[:, 0], weight), [1.0]
+    )
+
+
 # -- which rows see what -----------------------------------------------------------------------
 
 
@@ -349,12 +371,31 @@ class Spy(RegressorMixin, BaseEstimator):
         return self.model_.predict(X)
 
 
+class Wrong(Spy):
+    """A linear model of something else."""
+
+    def predict(self, X):
+        return 10.0 + super().predict(X)
+
+
 def rows_seen(**options):
     X, y = small(200)
     Spy.seen = []
     fit_options = {"groups": options.pop("groups")} if "groups" in options else {}
     IMMSEConditionalDensity(Spy(), random_state=0, **options).fit(X, y, **fit_options)
     return X, Spy.seen
+
+
+@pytest.mark.parametrize(("least", "n_fits"), [(1000, 5), (20, 1)])
+def test_models_without_a_weight_in_a_fold_of_many_rows_are_left_out(least, n_fits, monkeypatch):
+    monkeypatch.setattr(base_model, "_ROWS_TO_LEAVE_OUT", least)
+    X, y = small(200)
+    Spy.seen = []
+    base = [Wrong(), LinearRegression()]
+    fitted = IMMSEConditionalDensity(base, random_state=0, max_epochs=0).fit(X, y)
+    assert len(Spy.seen) == n_fits
+    assert [type(each) for each in fitted.base_models_[0]] == [LinearRegression]
+    np.testing.assert_array_equal(fitted.base_weights_[0], [1.0])
 
 
 def test_validation_and_conformal_rows_enter_no_model():
@@ -449,7 +490,7 @@ def test_searches_see_the_base_model_and_maximise_the_log_density():
     )
     search = GridSearchCV(estimator, {"base__max_iter": [2, 20]}, cv=2).fit(X, y)
     assert search.best_params_ == {"base__max_iter": 20}
-    assert search.best_estimator_.base_models_[0].n_iter_ == 20
+    assert search.best_estimator_.base_models_[0][0].n_iter_ == 20
     bases = GridSearchCV(
         clone(LINEAR), {"base": [LinearRegression(), KNeighborsRegressor()]}, cv=2
     ).fit(X, y)
@@ -517,6 +558,10 @@ def test_targets_that_cannot_be_learned_are_errors():
             clone(LINEAR).fit(X, wrong)
     with pytest.raises(ValueError, match="base must be, or have, a classifier"):
         clone(LINEAR).fit(X, y > 0.0)
+    with pytest.raises(ValueError, match="has no predict_proba"):
+        clone(LINEAR).set_params(base=RidgeClassifier()).fit(X, y > 0.0)
+    with pytest.raises(ValueError, match="All rows have the same features"):
+        clone(LINEAR).fit(np.ones((60, 2)), y)
     with pytest.raises(ValueError, match="of one continuous target"):
         clone(TREES).set_params(conformal_fraction=0.2).fit(X, y > 0.0)
     with pytest.raises(ValueError, match="target_kinds must be"):
@@ -531,6 +576,11 @@ def test_few_rows_give_finite_scores(n):
     for target in (y, y > np.median(y), np.where(y > -9.0, "all", "none")):
         fitted = clone(TREES).fit(X, target)
         assert np.isfinite(fitted.score_samples(X, target)).all()
+    automatic = clone(TREES).set_params(base="auto", cv=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_model, "_MANY_COLUMNS", {"max_iter": 2})
+        patch.setattr(base_model, "_FEW_COLUMNS", {"max_iter": 2})
+        assert np.isfinite(automatic.fit(X, y).score_samples(X, y)).all()
 
 
 def test_regressors_score_the_means():
@@ -571,7 +621,7 @@ def test_crps_by_quantiles_is_the_closed_form():
 # -- files -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(6))
 def test_files_hold_every_automatic_model(number, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     X, targets = mixed_targets(90)
@@ -580,10 +630,12 @@ def test_files_hold_every_automatic_model(number, tmp_path, monkeypatch):
     monkeypatch.setattr(base_model, "_MANY_COLUMNS", {"max_iter": 5})
     monkeypatch.setattr(base_model, "_FEW_COLUMNS", {"max_iter": 5})
     monkeypatch.setattr(base_model, "_N_TREES", 5)
+    monkeypatch.setattr(base_model, "_ROWS_FOR_NEURAL", 20)
+    monkeypatch.setitem(base_model._NEURAL, "hidden_layer_sizes", (4,))
 
     def only(choose):
-        def chosen(nominal, seed):
-            found = choose(nominal, seed)
+        def chosen(*arguments):
+            found = choose(*arguments)
             return [found[number % len(found)]]
 
         return chosen
@@ -654,85 +706,3 @@ def test_fits_warn_of_nothing_and_change_no_generator():
     np.testing.assert_array_equal(
         first.score_samples(X, y), clone(TREES).fit(X, y).score_samples(X, y)
     )
-
-
-# -- the network -------------------------------------------------------------------------------
-
-
-def two_modes(n, seed=0):
-    """The distance of the modes depends on the features, which no scale and mixture can follow."""
-    rng = np.random.default_rng(seed)
-    X = rng.uniform(-1.0, 1.0, size=(n, 2))
-    side = np.where(rng.random(n) < 0.5, -1.0, 1.0)
-    y = X[:, 1] + side * (1.0 + X[:, 0]) + 0.2 * rng.normal(size=n)
-
-    def log_density(X, y):
-        modes = [stats.norm(X[:, 1] + s * (1.0 + X[:, 0]), 0.2).logpdf(y) for s in (-1.0, 1.0)]
-        return np.logaddexp(*modes) - np.log(2.0)
-
-    return X, y, log_density
-
-
-@pytest.fixture(scope="module")
-def with_network():
-    X, y, _ = two_modes(600)
-    return clone(LINEAR).set_params(base=RidgeCV(), max_epochs=40, cv=2).fit(X, y)
-
-
-def test_networks_follow_what_depends_on_the_features(with_network):
-    """Without it the divergence is 0.3 nats; the mixture has to have been improved upon."""
-    X, y, log_density = two_modes(300, 1000)
-    plain = clone(LINEAR).set_params(cv=2).fit(*two_modes(600)[:2])
-    gain = with_network.score_samples(X, y) - plain.score_samples(X, y)
-    assert gain.mean() > 3.0 * gain.std() / np.sqrt(len(gain))
-    assert (log_density(X, y) - with_network.score_samples(X, y)).mean() > 0.0
-
-
-@pytest.mark.slow
-def test_densities_with_networks_are_at_most_normalised(with_network):
-    """The integral is 1 less what the denoiser lacks, for every row."""
-    grid = np.linspace(-6.0, 6.0, 401)
-    for row in ([0.5, 0.0], [-0.9, 0.5]):
-        rows = np.tile(row, (len(grid), 1))
-        total = trapezoid(np.exp(with_network.score_samples(rows, grid)), grid)
-        assert 0.8 < total < 1.005
-
-
-@pytest.mark.slow
-def test_distributions_of_networks_are_consistent(with_network):
-    X = two_modes(12, 5)[0]
-    levels = np.array([0.001, 0.1, 0.5, 0.95])
-    quantiles = with_network.predict(X, quantiles=levels)
-    assert (np.diff(quantiles, axis=1) >= 0.0).all()
-    found = [with_network.cdf(X, quantiles[:, j]) for j in range(4)]
-    np.testing.assert_allclose(np.transpose(found), np.tile(levels, (12, 1)), atol=1e-6)
-    mean, std = with_network.predict(X, return_std=True)
-    drawn = with_network.sample(X, 60, random_state=0)
-    error = np.abs(drawn.mean(axis=1) - mean) / (std / np.sqrt(60))
-    assert error.max() < 4.5
-    assert np.isfinite(with_network.score_samples(X)).all()
-
-
-@pytest.mark.slow
-def test_networks_are_saved_and_score_rows_by_themselves(with_network, tmp_path):
-    X, y, _ = two_modes(10, 5)
-    scores = with_network.score_samples(X, y)
-    with_network.save(tmp_path / "file")
-    for other in (
-        load(tmp_path / "file", classes=[RidgeCV]),
-        pickle.loads(pickle.dumps(with_network)),
-    ):
-        np.testing.assert_array_equal(other.score_samples(X, y), scores)
-        np.testing.assert_array_equal(other.cdf(X, y), with_network.cdf(X, y))
-    alone = [with_network.score_samples(X[i : i + 1], y[i : i + 1])[0] for i in range(10)]
-    np.testing.assert_array_equal(scores, alone)
-
-
-@pytest.mark.slow
-def test_networks_come_near_known_conditionals():
-    estimator = clone(LINEAR).set_params(max_epochs=200)
-    found, error = divergence(estimator, two_modes, 5000, 0)
-    assert found < 0.06 + 2.0 * error
-    X, y, _ = two_modes(2000)
-    fits = [clone(estimator).set_params(max_epochs=20).fit(X, y) for _ in range(2)]
-    np.testing.assert_array_equal(fits[0].score_samples(X, y), fits[1].score_samples(X, y))

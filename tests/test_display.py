@@ -11,10 +11,12 @@ from scipy import stats
 from scipy.interpolate import RegularGridInterpolator
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sk_itdiffusion import (
+    IMMSEConditionalDensity,
     IMMSEDensity,
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
@@ -26,6 +28,9 @@ from sk_itdiffusion.display import (
     EnsembleWeightsDisplay,
     MSECurveDisplay,
     OutlierExplanationDisplay,
+    PredictionIntervalDisplay,
+    PredictiveFanDisplay,
+    ProbabilityIntegralDisplay,
     SamplePairDisplay,
 )
 from sk_itdiffusion.display.marginal import averaged_conditionals
@@ -99,13 +104,20 @@ def detector():
     return Detector().fit(rows())
 
 
+@pytest.fixture(scope="module")
+def conditional():
+    """Fit the first column given the others, by a linear model."""
+    X = rows()
+    return IMMSEConditionalDensity(LinearRegression(), random_state=0).fit(X[:, 1:], X[:, 0])
+
+
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
     plt.close("all")
 
 
-def all_displays(density, ensemble, mixed, detector, plane, **kwargs):
+def all_displays(density, ensemble, mixed, detector, plane, conditional, **kwargs):
     """Draw every display once, and return them."""
     return [
         MSECurveDisplay.from_estimator(density, **kwargs),
@@ -116,12 +128,19 @@ def all_displays(density, ensemble, mixed, detector, plane, **kwargs):
         EnsembleWeightsDisplay.from_estimator(ensemble, **kwargs),
         OutlierExplanationDisplay.from_estimator(detector, rows(), 3, **kwargs),
         SamplePairDisplay.from_estimator(density, rows(), n_rows=20, **kwargs),
+        PredictiveFanDisplay.from_estimator(conditional, rows()[:, 1:], 1, **kwargs),
+        ProbabilityIntegralDisplay.from_estimator(
+            conditional, rows()[:, 1:], rows()[:, 0], **kwargs
+        ),
+        PredictionIntervalDisplay.from_estimator(
+            conditional, rows()[:, 1:], rows()[:, 0], **kwargs
+        ),
     ]
 
 
 @pytest.fixture
-def fitted(density, ensemble, mixed, detector, plane):
-    return density, ensemble, mixed, detector, plane
+def fitted(density, ensemble, mixed, detector, plane, conditional):
+    return density, ensemble, mixed, detector, plane, conditional
 
 
 def polygon_area(collection):
@@ -187,6 +206,9 @@ def test_settings_of_matplotlib_do_not_change_and_are_obeyed(fitted):
         (DensityContourDisplay, IMMSEDensity(), (rows(),)),
         (OutlierExplanationDisplay, Detector(), (rows(),)),
         (SamplePairDisplay, IMMSEDensity(), (rows(),)),
+        (PredictiveFanDisplay, IMMSEConditionalDensity(), (rows(), 0)),
+        (ProbabilityIntegralDisplay, IMMSEConditionalDensity(), (rows(), rows()[:, 0])),
+        (PredictionIntervalDisplay, IMMSEConditionalDensity(), (rows(), rows()[:, 0])),
     ],
 )
 def test_unfitted_estimators_are_refused(display, estimator, arguments):
@@ -916,3 +938,80 @@ def test_pair_errors_name_the_argument(density):
         SamplePairDisplay.from_estimator(density, rows(), n_rows=0)
     with pytest.raises(ValueError, match="X has 2 columns, but IMMSEDensity was fitted to 3"):
         SamplePairDisplay.from_estimator(density, rows()[:, :2])
+
+
+# -- predictive distributions ----------------------------------------------------------------
+
+
+def test_fans_show_the_quantiles_that_are_predicted(conditional):
+    X = rows()[:, 1:]
+    display = PredictiveFanDisplay.from_estimator(
+        conditional, X, 1, row=[[0.3, 0.0]], coverages=(0.5, 0.9), grid_resolution=7
+    )
+    own = np.column_stack([np.full(7, 0.3), display.feature])
+    expected = conditional.predict(own, quantiles=[0.05, 0.25, 0.5, 0.75, 0.95])
+    shown = [display.intervals[0.9], display.intervals[0.5]]
+    np.testing.assert_allclose(np.hstack(shown), expected[:, [0, 4, 1, 3]], rtol=1e-12)
+    np.testing.assert_array_equal(display.line_.get_ydata(), display.median)
+    np.testing.assert_allclose(display.median, expected[:, 2], rtol=1e-12)
+    ends = display.intervals[0.9]
+    trapezoids = (
+        np.diff(display.feature)
+        * (np.diff(ends, axis=1)[:-1] + np.diff(ends, axis=1)[1:])[:, 0]
+        / 2.0
+    )
+    assert polygon_area(display.bands_[0]) == pytest.approx(trapezoids.sum(), rel=1e-9)
+    with pytest.raises(ValueError, match="out of range"):
+        PredictiveFanDisplay.from_estimator(conditional, X, 2)
+    with pytest.raises(ValueError, match="coverages must be"):
+        PredictiveFanDisplay.from_estimator(conditional, X, 1, coverages=(1.0,))
+    with pytest.raises(ValueError, match="has no range"):
+        PredictiveFanDisplay.from_estimator(conditional, X * [1.0, 0.0], 1)
+
+
+def test_fans_hold_typical_values_of_other_columns():
+    frame = table()
+    estimator = IMMSEConditionalDensity(cv=2, random_state=0).fit(
+        frame[["colour", "weight"]][:60], frame["size"][:60]
+    )
+    X = frame[["colour", "weight"]]
+    display = PredictiveFanDisplay.from_estimator(estimator, X, "weight", y=frame["size"])
+    held = pd.DataFrame({"colour": X["colour"].mode()[0], "weight": display.feature})
+    expected = estimator.predict(held, quantiles=[0.5])[:, 0]
+    np.testing.assert_allclose(display.median, expected, rtol=1e-12)
+    assert (display.feature_name, display.target_name) == ("weight", "size")
+    with pytest.raises(ValueError, match="must be a column of numbers"):
+        PredictiveFanDisplay.from_estimator(estimator, X, "colour")
+
+
+def test_bars_are_the_shares_of_the_transforms(conditional):
+    X, y = rows()[:, 1:], rows()[:, 0]
+    display = ProbabilityIntegralDisplay.from_estimator(conditional, X, y, n_bins=5)
+    below = conditional.cdf(X, y)
+    shares = [((below >= k / 5) & (below < (k + 1) / 5)).mean() for k in range(5)]
+    np.testing.assert_allclose([bar.get_height() / 5 for bar in display.bars_], shares, rtol=1e-12)
+    # 5 uniform bars are all in their bands in most of many draws, those of a wrong scale are not.
+    uniform = np.random.default_rng(0).random((200, 1000))
+    low, high = display.plot().band_.get_y(), display.band_.get_y() + display.band_.get_height()
+    assert low < 1.0 < high
+    band = ProbabilityIntegralDisplay(probability=uniform[0], n_bins=5).plot().band_
+    low, high = band.get_y(), band.get_y() + band.get_height()
+    heights = np.array([np.histogram(u, 5, (0.0, 1.0))[0] / 200.0 for u in uniform])
+    inside = ((low <= heights) & (heights <= high)).mean()
+    assert 0.93 < inside < 0.98
+    with pytest.raises(ValueError, match="n_bins"):
+        ProbabilityIntegralDisplay(probability=below, n_bins=1)
+
+
+def test_intervals_that_miss_their_target_are_drawn_apart(conditional):
+    X, y = rows()[:50, 1:], rows()[:50, 0]
+    display = PredictionIntervalDisplay.from_estimator(conditional, X, y, coverage=0.6)
+    low, high = conditional.predict_interval(X, coverage=0.6).T
+    inside = (low <= y) & (y <= high)
+    assert display.share_covered == inside.mean()
+    for drawn, chosen in ((display.covered_, inside), (display.missed_, ~inside)):
+        segments = np.array(drawn.get_segments())
+        np.testing.assert_allclose(segments[:, :, 0].T, [y[chosen], y[chosen]])
+        np.testing.assert_allclose(segments[:, :, 1], np.column_stack([low, high])[chosen])
+    with pytest.raises(TypeError, match="'cdf'"):
+        ProbabilityIntegralDisplay.from_estimator(LinearRegression().fit(X, y), X, y)

@@ -1,7 +1,8 @@
 r"""Location and scale of a target by scikit-learn's models, and probabilities of categories.
 
-The target is standardised conditionally, :math:`u = (y - f(x)) / s(x)`.  The location f is a
-regressor; the scale s comes from a second one, which is fitted to
+The target is standardised conditionally, :math:`u = (y - f(x)) / s(x)`.  The location f is a mean
+of regressors with the non-negative weights that have the least squared error out of fold (stacking,
+Breiman 1996); the scale s comes from another one, which is fitted to
 :math:`\log(r^2 + 0.01\,\overline{r^2})` of the *out-of-fold* residuals r: residuals of rows that a
 model was fitted to are several times too small.  Without the floor, copies of rows, whose residuals
 are nothing, would decide.
@@ -10,6 +11,7 @@ are nothing, would decide.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 from scipy.special import expit, logit
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
@@ -27,8 +29,11 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
+from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
@@ -37,6 +42,7 @@ from sk_itdiffusion._conditional.features import Features
 from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_same
 from sk_itdiffusion.references.judging import mean_and_error
 
 __all__ = ["CategoryModel", "LocationScale", "OutOfFold", "fit_categories", "fit_location_scale"]
@@ -53,6 +59,17 @@ STRENGTHS = np.arange(9) / 8.0
 _BOOSTING = {"learning_rate": 0.05, "min_samples_leaf": 5, "early_stopping": False}
 _MANY_COLUMNS = {"max_iter": 300, "max_leaf_nodes": 31, "max_features": 0.5}
 _FEW_COLUMNS = {"max_iter": 500, "max_leaf_nodes": 15}
+#: Rows from which there is a linear model.
+_ROWS_FOR_LINEAR = 6
+#: Landmarks of the kernel, and rows from which there is one.
+_N_LANDMARKS, _ROWS_FOR_KERNEL = 400, 60
+#: The small neural network, and rows from which there is one.
+_NEURAL = {"hidden_layer_sizes": (64, 64), "alpha": 1e-3, "early_stopping": True, "max_iter": 1000}
+_ROWS_FOR_NEURAL = 500
+#: Rows of a fold from which models without a weight in it are not fitted again, and that weight.
+_ROWS_TO_LEAVE_OUT, _LEAST_WEIGHT = 500, 0.05
+#: Factor of the equation by which weights sum to 1.
+_FIRM = 1e3
 #: Rows in the leaves of the trees that predict scales: single squares say next to nothing.
 _ROWS_FOR_SCALE = (5, 20, 80)
 _N_TREES = 100
@@ -128,6 +145,13 @@ class Candidate:
 
     def fit(self, features: Features, target: Array, weight: Array) -> BaseModel:
         """Return the model fitted to rows."""
+        if self.sees_raw:
+            return self._fitted(features, target, weight)
+        with warnings.catch_warnings():  # of models that the user has not chosen
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return self._fitted(features, target, weight)
+
+    def _fitted(self, features: Features, target: Array, weight: Array) -> BaseModel:
         model = clone(self.estimator)
         view = features.raw if self.sees_raw else features.encoded
         if np.ptp(weight) == 0.0:
@@ -160,17 +184,25 @@ def weight_name(model: Any) -> str:
     return f"{model.steps[-1][0]}__sample_weight" if hasattr(model, "steps") else "sample_weight"
 
 
-def regressors(nominal: NDArray[np.bool_], seed: int) -> list[Candidate]:
-    """Return the regressors among which out-of-fold errors choose."""
+def regressors(nominal: NDArray[np.bool_], seed: int, n_rows: int) -> list[Candidate]:
+    """Return the regressors that out-of-fold errors give weights to."""
+    numbers = as_numbers(nominal)
     boosting = [
         HistGradientBoostingRegressor(
             **_BOOSTING, **how, categorical_features=as_categories(nominal), random_state=seed
         )
         for how in (_MANY_COLUMNS, _FEW_COLUMNS)
     ]
-    trees = ExtraTreesRegressor(_N_TREES, random_state=seed)
-    linear = make_pipeline(as_numbers(nominal), RidgeCV(np.logspace(-3.0, 3.0, 13)))
-    return [Candidate(each) for each in (*boosting, trees, linear)]
+    found = [*boosting, ExtraTreesRegressor(_N_TREES, random_state=seed)]
+    if n_rows >= _ROWS_FOR_LINEAR:
+        found.append(make_pipeline(numbers, RidgeCV(np.logspace(-3.0, 3.0, 13))))
+    if n_rows >= _ROWS_FOR_KERNEL:
+        n_landmarks = min(n_rows // 3, _N_LANDMARKS)
+        kernel = Nystroem(gamma=0.3 / len(nominal), n_components=n_landmarks, random_state=seed)
+        found.append(make_pipeline(numbers, kernel, RidgeCV(np.logspace(-6.0, 2.0, 9))))
+    if n_rows >= _ROWS_FOR_NEURAL:
+        found.append(make_pipeline(numbers, MLPRegressor(**_NEURAL, random_state=seed)))
+    return [Candidate(each) for each in found]
 
 
 def classifiers(nominal: NDArray[np.bool_], seed: int) -> list[Candidate]:
@@ -229,20 +261,16 @@ def predicted_out_of_fold(
     predict: Callable[[BaseModel, Features], Array],
 ) -> list[Array]:
     """Return each candidate's predictions of all rows, by models that have not seen them."""
-
-    def in_fold(job: tuple[Candidate, tuple[Index, Index]]) -> Array:
-        candidate, (train, test) = job
-        model = candidate.fit(features.take(train), target[train], weight[train])
-        return predict(model, features.take(test))
-
-    # One after the other: scikit-learn's models change the warning filters of the process for a
-    # while, which threads would leave as another one had them.
-    parts = [in_fold((candidate, fold)) for candidate in candidates for fold in folds]
-    found = []
-    for number in range(len(candidates)):
-        own = parts[number * len(folds) : (number + 1) * len(folds)]
-        values = np.empty((len(features), *own[0].shape[1:]))
-        for (_, test), part in zip(folds, own, strict=True):
+    found: list[Array] = []
+    for candidate in candidates:
+        # One after the other: scikit-learn's models change the warning filters of the process for
+        # a while, which threads would leave as another one had them.
+        parts = []
+        for train, test in folds:
+            model = candidate.fit(features.take(train), target[train], weight[train])
+            parts.append(predict(model, features.take(test)))
+        values = np.empty((len(features), *parts[0].shape[1:]))
+        for (_, test), part in zip(folds, parts, strict=True):
             values[test] = part
         found.append(values)
     return found
@@ -258,8 +286,10 @@ class LocationScale:
 
     Attributes
     ----------
-    location : BaseModel
-        Model of the standardised number.
+    locations : tuple of BaseModel
+        Models of the standardised number.
+    share : ndarray of shape (n_models,)
+        Their weights, which sum to 1.
     scale : BaseModel or None
         Model of the logarithm of squared residuals; None if they are alike everywhere.
     strength : float
@@ -270,7 +300,8 @@ class LocationScale:
         Mean and standard deviation by which the number is standardised.
     """
 
-    location: BaseModel
+    locations: tuple[BaseModel, ...]
+    share: Array
     scale: BaseModel | None
     strength: float
     log_scale: float
@@ -279,7 +310,7 @@ class LocationScale:
 
     def of_rows(self, features: Features) -> tuple[Array, Array]:
         """Return locations and logarithms of scales, in the units of the number."""
-        location = self.location.predict(features)
+        location = self.standardized_location(features)
         log_scale = np.full(len(features), self.log_scale)
         if self.scale is not None:
             log_scale = log_scale + self.strength * self.scale.predict(
@@ -287,10 +318,20 @@ class LocationScale:
             )
         return self.center + self.width * location, np.log(self.width) + log_scale
 
+    def standardized_location(self, features: Features) -> Array:
+        """Return locations of the standardised number, (n,)."""
+        total = np.zeros(len(features))
+        for share, model in zip(self.share, self.locations, strict=True):
+            total += share * model.predict(features)
+        return total
+
     def _finish_loading(self) -> None:
         """Raise an error if numbers are out of range."""
         if not (self.width > 0.0 and np.isfinite([self.center, self.width]).all()):
             raise ValueError("the scale of a target is not positive")
+        check_same(len(self.share), len(self.locations), "there are other base models")
+        if not ((self.share > 0.0).all() and abs(self.share.sum() - 1.0) < 1e-6):
+            raise ValueError("weights of base models are not positive, or do not sum to 1")
 
 
 @dataclass(frozen=True)
@@ -328,7 +369,7 @@ def fit_location_scale(
     Parameters
     ----------
     candidates : sequence of Candidate
-        Regressors, of which the one with the least squared error out of fold is taken.
+        Regressors, whose weights have the least squared error out of fold.
     features : Features
         Training rows.
     target : ndarray of shape (n,)
@@ -352,28 +393,108 @@ def fit_location_scale(
     width = float(np.sqrt(share @ (target - center) ** 2))
     # Rounded, so that other units, which change last bits, do not change where trees divide rows.
     z = np.round((target - center) / width, _DECIMALS)
-    predictions = predicted_out_of_fold(candidates, features, z, weight, folds, BaseModel.predict)
-    best = int(np.argmin([float(share @ (z - each) ** 2) for each in predictions]))
-    location = candidates[best].fit(features, z, weight)
-    residual = z - predictions[best]
-    floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
-    log_square = np.log(residual**2 + floor)
+    chosen, weights, predicted = stacked(candidates, features, z, rows, folds, seed)
+    locations = tuple(candidate.fit(features, z, weight) for candidate in chosen)
+    residual = z - predicted
+    floor, log_square = log_squares(residual, share)
     half_log, strength = np.zeros(len(z)), 0.0
     scale = None
-    seen = with_location(features, predictions[best])
+    seen = with_location(features, predicted)
     choices = scale_models(seed, len(z))
     if choices:
         tried = predicted_out_of_fold(choices, seen, log_square, weight, folds, BaseModel.predict)
         gains = [share @ log_likelihoods_of_scale(0.5 * g, residual, share) for g in tried]
-        chosen = int(np.argmax(gains))
-        strength = likeliest_strength(0.5 * tried[chosen], residual, rows)
+        best = int(np.argmax(gains))
+        strength = likeliest_strength(0.5 * tried[best], residual, rows)
         if strength > 0.0:
-            half_log = 0.5 * strength * tried[chosen]
-            scale = choices[chosen].fit(seen, log_square, weight)
+            half_log = 0.5 * strength * tried[best]
+            scale = choices[best].fit(seen, log_square, weight)
     level = 0.5 * float(np.log(share @ (residual**2 / np.exp(2.0 * half_log)) + floor * 1e-6))
-    model = LocationScale(location, scale, 0.5 * strength, level, center, width)
-    found = OutOfFold(center + width * predictions[best], np.log(width) + half_log + level)
+    model = LocationScale(locations, weights, scale, 0.5 * strength, level, center, width)
+    found = OutOfFold(center + width * predicted, np.log(width) + half_log + level)
     return model, found
+
+
+def log_squares(residual: Array, share: Array) -> tuple[float, Array]:
+    """Return what is added to squared residuals, and the logarithms of the sums."""
+    floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
+    return floor, np.log(residual**2 + floor)
+
+
+def stacked(
+    candidates: Sequence[Candidate],
+    features: Features,
+    target: Array,
+    rows: WeightedRows,
+    folds: Folds,
+    seed: int,
+) -> tuple[list[Candidate], Array, Array]:
+    """Return the regressors that have a weight, their weights, and the mean out of fold.
+
+    Those that have none in a first fold of many rows are not fitted to the others.
+    """
+
+    def predict(chosen: Sequence[Candidate], parts: Folds) -> list[Array]:
+        return predicted_out_of_fold(
+            chosen, features, target, rows.weight, parts, BaseModel.predict
+        )
+
+    first = folds[0][1]
+    left = list(candidates)
+    if len(first) < _ROWS_TO_LEAVE_OUT or len(candidates) == 1:
+        table = np.column_stack(predict(candidates, folds))
+    else:
+        begun = np.column_stack(predict(candidates, folds[:1]))
+        share = stacking_shares(begun[first], target[first], rows.weight[first])
+        left = [each for each, own in zip(candidates, share, strict=True) if own > 0.0]
+        table = np.column_stack(predict(left, folds[1:]))
+        table[first] = begun[first][:, share > 0.0]
+    precision = rows.weight * expected_precision(table, features, target, rows, folds, seed)
+    share = stacking_shares(table, target, precision)
+    chosen = [each for each, own in zip(left, share, strict=True) if own > 0.0]
+    return chosen, share[share > 0.0], table @ share
+
+
+def expected_precision(
+    table: Array,
+    features: Features,
+    target: Array,
+    rows: WeightedRows,
+    folds: Folds,
+    seed: int,
+) -> Array:
+    """Return one over the squared error that the best model of each row is expected to have.
+
+    Where errors differ much, those of a few rows would decide else, and models that are exact for
+    the others have no weight.
+    """
+    choices = scale_models(seed, len(target))
+    if table.shape[1] == 1 or not choices:
+        return np.ones(len(target))
+    least = np.abs(target[:, None] - table).min(axis=1)
+    log_square = log_squares(least, rows.share)[1]
+    seen = with_location(features, table.mean(axis=1))
+    (found,) = predicted_out_of_fold(
+        choices[:1], seen, log_square, rows.weight, folds, BaseModel.predict
+    )
+    return np.asarray(np.exp(found.min() - found))
+
+
+def stacking_shares(table: Array, target: Array, weight: Array) -> Array:
+    """Return the non-negative weights of predictions with the least squared error; they sum to 1.
+
+    Weights below 0.05 are 0, and the time of such models is saved.
+    """
+    factor = np.sqrt(weight / weight.sum())
+    is_in = np.ones(table.shape[1], dtype=bool)
+    for _ in range(2):
+        # The last equation stands for the sum.
+        system = np.vstack([factor[:, None] * table[:, is_in], np.full(is_in.sum(), _FIRM)])
+        share = np.zeros(table.shape[1])
+        share[is_in] = nnls(system, np.append(factor * target, _FIRM))[0]
+        share /= share.sum()
+        is_in = share >= min(_LEAST_WEIGHT, float(share.max()))
+    return share
 
 
 def likeliest_strength(log_scale: Array, residual: Array, rows: WeightedRows) -> float:

@@ -5,35 +5,40 @@ For each x the relation of Kong et al. holds for the conditional distribution of
 .. math:: \log p(u | x) = \log q(u) + \tfrac12 \int \mathrm{d}a\; E_\epsilon\left[
     |\epsilon - \hat\epsilon_q(z, a)|^2 - |\epsilon - \hat\epsilon(z, a; x)|^2\right],
 
-with the mixture q, which does not see x, as control variate.  The noise of one dimension is that of
-Gauss-Hermite nodes, so that a score is a sum without random numbers.
+with the mixture q, which does not see x, as control variate.  What the network adds to the
+mixture's guess is known at nodes of the noisy residual, between which it is linear.  The mean over
+the noise is then a sum over these nodes, whose coefficients are the same for all rows: the whole
+curve of a row over u costs one evaluation at each node and log-SNR.  The density is that curve,
+normalised.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit, ndtr
+from scipy.special import expit
 from torch import Tensor
 
+from sk_itdiffusion._conditional.backbone import ContextMLP
+from sk_itdiffusion._conditional.curves import NODES, ResidualCurves, at_nodes
 from sk_itdiffusion._conditional.residual import NormalMixture
 from sk_itdiffusion._fit.batches import NoisyRows
 from sk_itdiffusion._fit.course import Limits
 from sk_itdiffusion._fit.training import DenoisingObjective, TrainingPlan, train
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
-from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._runtime.parallel import map_in_workers, run_interruptibly
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.streams import RowDataset
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.denoisers import LogSNREmbedding, PreconditionedDenoiser
-from sk_itdiffusion.denoisers.mlp import ResidualMLP
 from sk_itdiffusion.denoisers.precondition import check_precision
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
@@ -42,17 +47,24 @@ from sk_itdiffusion.references.judging import mean_and_error
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.schedules import resolve_schedule
 
-__all__ = ["ContextDenoiser", "ContextNetwork", "fit_context_network"]
+__all__ = [
+    "ContextDenoiser",
+    "ContextNetwork",
+    "NoiseProducts",
+    "fit_context_network",
+    "levels_of",
+]
 
 Array = NDArray[np.float64]
 
 #: Nodes of the noise, and of the log-SNR.
-N_NOISES, N_LEVELS = 12, 25
-#: Rows in a pass of the network, with all their noise, and points of the flow.
-ROWS_IN_A_PASS, POINTS_IN_A_PASS = 64, 1024
+N_NOISES, N_LEVELS = 12, 17
+#: Normal scores of the noisy residual at which the network is evaluated.
+NOISY = np.linspace(-4.5, 4.5, 61)
+#: Rows that are evaluated at all log-SNRs in one pass.
+ROWS_IN_A_PASS = 16
 #: Shares of the network's weights that are tried.
 SHARES = np.linspace(0.0, 1.0, 11)
-_WIDTH, _N_BLOCKS, _N_FREQUENCIES = 128, 2, 4
 _BATCH_SIZE, _LEARNING_RATE, _PATIENCE, _TOL = 512, 0.02, 6, 0.02
 _NOISY_VALIDATION_ROWS = 8192
 
@@ -75,6 +87,33 @@ class ContextDenoiser(PreconditionedDenoiser):
             "spread": (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt(),
             "features": self.embedding(logsnr),
         }
+
+    def corrections(self, z: Tensor, logsnr: Tensor, given: Tensor) -> Tensor:
+        """Return the corrections of rows at the same noisy numbers.
+
+        Parameters
+        ----------
+        z : Tensor of shape (n_levels, n_noisy)
+            Noisy numbers at each log-SNR.
+        logsnr : Tensor of shape (n_levels,)
+            Log-SNRs.
+        given : Tensor of shape (n_rows, n_given)
+            What is given of each row.
+
+        Returns
+        -------
+        Tensor of shape (n_rows, n_levels, n_noisy)
+            Corrections.
+        """
+        n_rows, n_levels = len(given), len(logsnr)
+        features = self.embedding(logsnr)
+        assert isinstance(self.backbone, ContextMLP)
+        context = self.backbone.context(
+            given.repeat_interleave(n_levels, dim=0), features.repeat(n_rows, 1)
+        ).unflatten(0, (n_rows, n_levels))
+        values = self.backbone.values(z[:, :, None], context[:, :, None, :])
+        spread = (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt()
+        return (spread * torch.exp(features @ self.gain))[:, None] * values[..., 0]
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
@@ -117,67 +156,44 @@ class ContextNetwork:
     logsnr: Array
     share: Array
 
-    def gain(self, u: Array, given: Array) -> Array:
-        """Return log p(u | x) less the log-density of the reference, shape (n,), in nats."""
-        _, cross, square = noise_moments(self.denoiser, u, given, self.logsnr, self.share > 0.0)
-        per_node = 2.0 * self.share[:, None] * cross - self.share[:, None] ** 2 * square
-        # Each row by itself: sums over a first axis depend on the number of rows in the last bit.
-        of_rows = np.ascontiguousarray(per_node.T)
-        return np.asarray(0.5 * np.trapezoid(of_rows, self.logsnr, axis=1))
+    def errors(self, u: Array, given: Array) -> tuple[Array, Array, Array]:
+        """Return squared errors of reference, network and both by their shares, (n_levels, n)."""
+        correction = by_rows(self.denoiser, self.products, given, lambda found: found)
+        score = self.products.mixture.score(u)
+        error, cross, square = self.products.of_rows(correction, score)
+        share = self.share[:, None]
+        stacked = error - 2.0 * share * cross + share**2 * square
+        return error, error - 2.0 * cross + square, stacked
 
-    def flow(self, normal: Array, given: Array) -> Array:
-        """Return residuals that normal numbers become along the probability flow.
+    @cached_property
+    def products(self) -> NoiseProducts:
+        """Sums over the nodes of the noisy residual."""
+        mixture = self.denoiser.reference
+        assert isinstance(mixture, GaussianMixtureReference)
+        return NoiseProducts.of(mixture, self.logsnr)
 
-        It is an increasing map for each row, so that a quantile of a normal distribution becomes
-        that of the residual.
+    def curves(self, given: Array) -> ResidualCurves:
+        """Return the distributions of the residuals of rows.
 
         Parameters
         ----------
-        normal : ndarray of shape (n, n_points)
-            Numbers of a standard normal distribution, increasing along each row.
         given : ndarray of shape (n, n_given)
             What the network sees of each row.
 
         Returns
         -------
-        ndarray of shape (n, n_points)
-            Residuals.
+        ResidualCurves
+            The distributions.
         """
-        levels = torch.linspace(float(self.logsnr[0]), float(self.logsnr[-1]), N_STEPS + 1)
-        chunks = range(0, len(normal), max(1, POINTS_IN_A_PASS // normal.shape[1]))
-        n_rows = chunks.step
+        products = self.products
+        linear, square = products.totals(self.share)
 
-        def chunk(start: int) -> Array:
-            own, seen = normal[start : start + n_rows], given[start : start + n_rows]
-            missing = ((0, n_rows - len(own)), (0, 0))
-            found = self._flow(np.pad(own, missing), np.pad(seen, missing), levels)
-            return found[: len(own)]
+        def gain(correction: Array) -> Array:
+            flat = correction.reshape(len(correction), -1)
+            return np.asarray(flat @ linear - flat**2 @ square)
 
-        found = np.concatenate(map_in_workers(chunk, chunks, "cpu"))
-        return np.asarray(np.maximum.accumulate(found, axis=1))
-
-    @torch.no_grad()
-    def _flow(self, normal: Array, given: Array, levels: Tensor) -> Array:
-        n_rows, n_points = normal.shape
-        context = torch.from_numpy(given).float().repeat_interleave(n_points, dim=0)
-
-        def predicted(z: Tensor, logsnr: Tensor) -> Tensor:
-            baseline, correction = self.denoiser.parts(torch.cat([z, context], dim=1), logsnr)
-            share = float(np.interp(float(logsnr[0]), self.logsnr, self.share))
-            return baseline + share * correction
-
-        low = float(self.logsnr[0])
-        signal, noise = expit(low), expit(-low)
-        mixture = self.denoiser.reference
-        assert isinstance(mixture, GaussianMixtureReference)
-        begin = smoothed(mixture, signal, noise)
-        z = torch.from_numpy(begin.quantile(ndtr(normal))).float().reshape(-1, 1)
-        # At the first log-SNR the network may know of a shift already.
-        center = torch.full_like(z, float(begin.moments[0]))
-        level = torch.full((len(z),), low)
-        _, correction = self.denoiser.parts(torch.cat([center, context], dim=1), level)
-        z = z - math.sqrt(noise) * float(self.share[0]) * correction
-        return probability_flow(predicted, z, levels).double().numpy().reshape(n_rows, n_points)
+        found = by_rows(self.denoiser, products, given, gain)
+        return ResidualCurves(products.mixture, found)
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
@@ -188,63 +204,126 @@ class ContextNetwork:
             raise ValueError("a share of a network is out of its range")
 
 
-def smoothed(mixture: GaussianMixtureReference, signal: float, noise: float) -> NormalMixture:
-    """Return the distribution of points of a mixture with noise, of these powers."""
-    weight = mixture.log_weights.double().exp()
-    return NormalMixture(
-        (weight / weight.sum()).numpy(),
-        math.sqrt(signal) * mixture.means.double().numpy()[:, 0],
-        np.sqrt(signal * mixture.variances.double().numpy()[:, 0] + noise),
-    )
+@dataclass(frozen=True)
+class NoiseProducts:
+    """Means over the noise, as sums over nodes of the noisy residual.
 
-
-def noise_moments(
-    denoiser: ContextDenoiser, u: Array, given: Array, logsnr: Array, chosen: NDArray[np.bool_]
-) -> Array:
-    """Return means, over the noise, of products of the reference's error and the correction.
-
-    Parameters
+    Attributes
     ----------
-    denoiser : ContextDenoiser
-        The network.
-    u : ndarray of shape (n,)
-        Residuals.
-    given : ndarray of shape (n, n_given)
-        What the network sees of each row.
-    logsnr : ndarray of shape (n_nodes,)
-        Nodes of the log-SNR.
-    chosen : ndarray of shape (n_nodes,), bool
-        Nodes that are evaluated; the results of the others are 0.
-
-    Returns
-    -------
-    ndarray of shape (3, n_nodes, n)
-        Squared error of the reference, error times correction, squared correction.
+    mixture : NormalMixture
+        The reference.
+    logsnr : ndarray of shape (n_levels,)
+        Log-SNRs.
+    z : ndarray of shape (n_levels, n_noisy)
+        Nodes of the noisy residual.
+    error : ndarray of shape (n_levels, n_nodes)
+        Mean squared errors of the reference's guess for the residuals at the nodes of the curves.
+    cross : ndarray of shape (n_levels, n_noisy, n_nodes)
+        Matrices that make means of error times correction of corrections at the nodes ``z``.
+    square : ndarray of shape (n_levels, n_noisy, n_nodes)
+        Matrices that make means of squared corrections of squared corrections there.
     """
-    nodes, weight = np.polynomial.hermite_e.hermegauss(N_NOISES)
-    factor = torch.from_numpy(weight / weight.sum())
-    # Parts of one shape, so that no row depends on the others.
-    starts = range(0, len(u), ROWS_IN_A_PASS)
-    rows = np.column_stack([u, given])
-    rows = np.pad(rows, ((0, -len(rows) % ROWS_IN_A_PASS), (0, 0)))
-    points = torch.from_numpy(rows).float()
-    noise = torch.from_numpy(nodes).float().repeat(ROWS_IN_A_PASS)[:, None]
+
+    mixture: NormalMixture
+    logsnr: Array
+    z: Array
+    error: Array
+    cross: Array
+    square: Array
+
+    @property
+    def step(self) -> Array:
+        """Weights of the levels in the trapezoidal rule, (n_levels,)."""
+        width = np.diff(self.logsnr, prepend=self.logsnr[0], append=self.logsnr[-1])
+        return np.asarray(0.5 * (width[:-1] + width[1:]))
+
+    def totals(self, share: Array) -> tuple[Array, Array]:
+        """Return what makes gains of corrections, and of their squares, of these shares.
+
+        Both have the shape (n_levels * n_noisy, n_nodes).
+        """
+        weight = (self.step * share)[:, None, None]
+        square = 0.5 * weight * share[:, None, None] * self.square
+        return (weight * self.cross).reshape(-1, len(NODES)), square.reshape(-1, len(NODES))
+
+    def of_rows(self, correction: Array, score: Array) -> tuple[Array, Array, Array]:
+        """Return means over the noise, for residuals of these normal scores.
+
+        Parameters
+        ----------
+        correction : ndarray of shape (n, n_levels, n_noisy)
+            Corrections at the nodes ``z``.
+        score : ndarray of shape (n,)
+            Scores of the residuals.
+
+        Returns
+        -------
+        error, cross, square : ndarray of shape (n_levels, n)
+            Squared error of the reference, error times correction, squared correction.
+        """
+        n_levels = len(self.logsnr)
+        error, cross, square = np.empty((3, n_levels, len(score)))
+        for k in range(n_levels):
+            own = correction[:, k]
+            reference = np.broadcast_to(self.error[k], (len(score), len(NODES)))
+            error[k] = at_nodes(reference, score)
+            cross[k] = at_nodes(own @ self.cross[k], score)
+            square[k] = at_nodes(own**2 @ self.square[k], score)
+        return error, cross, square
+
+    @classmethod
+    def of(cls, reference: GaussianMixtureReference, logsnr: Array) -> NoiseProducts:
+        """Return the sums for a reference and levels."""
+        mixture = NormalMixture.of_reference(reference)
+        levels = [products_at(reference, mixture, level) for level in logsnr]
+        return cls(mixture, logsnr, *map(np.stack, zip(*levels, strict=True)))
+
+
+def products_at(
+    reference: GaussianMixtureReference, mixture: NormalMixture, logsnr: float
+) -> tuple[Array, Array, Array, Array]:
+    """Return nodes and matrices of `NoiseProducts` at one level."""
+    noise, weight = np.polynomial.hermite_e.hermegauss(N_NOISES)
+    weight = weight / weight.sum()
+    signal_power, noise_power = expit(logsnr), expit(-logsnr)
+    noisy = mixture.smoothed(signal_power, noise_power)
+    u = mixture.of_score(NODES)
+    points = math.sqrt(signal_power) * u[:, None] + math.sqrt(noise_power) * noise
+    z = torch.from_numpy(points.reshape(-1, 1)).to(reference.means.dtype)
+    guess = reference.denoise(z, torch.full((len(z),), logsnr, dtype=z.dtype))
+    missed = noise - guess.double().numpy().reshape(points.shape)
+    place = np.clip((noisy.score(points) - NOISY[0]) / (NOISY[1] - NOISY[0]), 0.0, len(NOISY) - 1.0)
+    node = np.minimum(place.astype(np.intp), len(NOISY) - 2)
+    part = place - node
+    cross, square = np.zeros((2, len(NOISY), len(NODES)))
+    column = np.broadcast_to(np.arange(len(NODES))[:, None], node.shape)
+    for shift, share in ((0, 1.0 - part), (1, part)):
+        np.add.at(square, (node + shift, column), weight * share)
+        np.add.at(cross, (node + shift, column), weight * share * missed)
+    return noisy.of_score(NOISY), missed**2 @ weight, cross, square
+
+
+def by_rows(
+    denoiser: ContextDenoiser,
+    products: NoiseProducts,
+    given: Array,
+    function: Callable[[Array], Array],
+) -> Array:
+    """Return a function of the corrections, (n_rows, n_levels, n_noisy), of all rows.
+
+    Rows come in parts of one shape, so that none depends on the others.
+    """
+    rows = torch.from_numpy(np.pad(given, ((0, -len(given) % ROWS_IN_A_PASS), (0, 0)))).float()
+    z = torch.from_numpy(products.z).float()
+    levels = torch.from_numpy(products.logsnr).float()
 
     @torch.no_grad()
-    def at_node(node: int) -> Array:
-        found = np.zeros((3, len(points)))
-        level = torch.full((len(noise),), float(logsnr[node]))
-        for start in starts if chosen[node] else ():
-            own = points[start : start + ROWS_IN_A_PASS].repeat_interleave(N_NOISES, dim=0)
-            z = torch.cat([add_noise(own[:, :1], noise, level), own[:, 1:]], dim=1)
-            baseline, correction = denoiser.parts(z, level)
-            missed = noise - baseline
-            products = torch.stack([missed.square(), missed * correction, correction.square()])
-            per_row = products[..., 0].double().unflatten(1, (ROWS_IN_A_PASS, N_NOISES))
-            found[:, start : start + ROWS_IN_A_PASS] = (per_row * factor).sum(-1).numpy()
-        return found[:, : len(u)]
+    def part(start: int) -> Array:
+        found = denoiser.corrections(z, levels, rows[start : start + ROWS_IN_A_PASS])
+        return function(found.double().numpy())
 
-    return np.stack(map_in_workers(at_node, range(len(logsnr)), "cpu"), axis=1)
+    parts = map_in_workers(part, range(0, len(rows), ROWS_IN_A_PASS), "cpu")
+    return np.concatenate(parts)[: len(given)]
 
 
 def fit_context_network(
@@ -277,16 +356,8 @@ def fit_context_network(
     generator = CopyableGenerator().manual_seed(seed)
     n_columns, n_rows = train_rows.X.shape[1], len(train_rows)
     scarcity = float(np.clip(math.log(30_000.0 / n_rows) / math.log(30.0), 0.0, 1.0))
-    backbone = ResidualMLP(
-        n_columns,
-        embedding,
-        width=_WIDTH,
-        n_blocks=_N_BLOCKS,
-        n_frequencies=_N_FREQUENCIES,
-        dropout=0.4 * scarcity**3,
-        generator=generator,
-        n_outputs=1,
-    )
+    dropout = 0.4 * scarcity**3
+    backbone = ContextMLP(n_columns - 1, embedding, dropout=dropout, generator=generator)
     denoiser = ContextDenoiser(backbone, copy.deepcopy(reference).float(), embedding)
     n_steps = round(float(np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)) / 40)
     plan = TrainingPlan(
@@ -310,7 +381,12 @@ def fit_context_network(
         ),
         limited=True,
     )
-    return weighted_network(net.module_.averaged, valid_rows, np.linspace(low, high, N_LEVELS))
+    return weighted_network(net.module_.averaged, valid_rows, levels_of(reference))
+
+
+def levels_of(reference: GaussianMixtureReference) -> Array:
+    """Return the nodes of the integral over the log-SNR."""
+    return np.linspace(*reference.logsnr_range(0.0), N_LEVELS)
 
 
 def weighted_network(
@@ -322,21 +398,31 @@ def weighted_network(
     the greatest.
     """
     u, given = valid_rows.X[:, 0], valid_rows.X[:, 1:]
-    everywhere = np.ones(len(logsnr), dtype=bool)
-    error, cross, square = noise_moments(denoiser, u, given, logsnr, everywhere)
+    reference = denoiser.reference
+    assert isinstance(reference, GaussianMixtureReference)
+    products = NoiseProducts.of(reference, logsnr)
+    correction = by_rows(denoiser, products, given, lambda found: found)
+    score = products.mixture.score(u)
+
+    error, cross, square = products.of_rows(correction, score)
     of_both = error - cross
     gram = np.array([[error, of_both], [of_both, of_both - cross + square]])
     profile = ErrorProfile(
         ("reference", "network"), logsnr, np.moveaxis(gram, (0, 1), (2, 3)), valid_rows.share
     )
     weight = stacking_weights(profile, "reference")[:, 1]
-    gains = []
-    for share in SHARES:
-        own = share * weight[:, None]
-        gains.append(profile.integral(2.0 * own * cross - own**2 * square))
-    best = int(np.argmax([valid_rows.share @ each for each in gains]))
-    for share, each in zip(SHARES, gains, strict=True):
-        mean, spread = mean_and_error(gains[best] - each, valid_rows.share, source=valid_rows.unit)
-        if mean <= spread:
-            return None if share == 0.0 else ContextNetwork(denoiser, logsnr, share * weight)
-    return ContextNetwork(denoiser, logsnr, SHARES[best] * weight)
+    flat = correction.reshape(len(u), -1)
+    linear, square = (
+        part @ total for part, total in zip((flat, flat**2), products.totals(weight), strict=True)
+    )
+    logs = [
+        ResidualCurves(products.mixture, share * linear - share**2 * square).log_density(u)
+        for share in SHARES
+    ]
+    best = int(np.argmax([valid_rows.share @ each for each in logs]))
+    lost = (
+        mean_and_error(logs[best] - each, valid_rows.share, source=valid_rows.unit) for each in logs
+    )
+    number = next(k for k, (mean, error) in enumerate(lost) if mean <= error)
+    share = SHARES[number]
+    return None if share == 0.0 else ContextNetwork(denoiser, logsnr, share * weight)

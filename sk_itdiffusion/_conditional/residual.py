@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr, ndtr, ndtri_exp, softmax
+from scipy.stats import norm
 
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.families.mixture import fit_mixture_by_validation
@@ -49,9 +50,9 @@ class NormalMixture:
     @classmethod
     def of_reference(cls, reference: GaussianMixtureReference) -> NormalMixture:
         """Return the distribution of a mixture of one column."""
-        weight = reference.log_weights.exp().numpy()
-        std = np.sqrt(reference.variances.numpy()[:, 0])
-        return cls(weight, reference.means.numpy()[:, 0], std)
+        weight = softmax(reference.log_weights.double().numpy())
+        std = np.sqrt(reference.variances.double().numpy()[:, 0])
+        return cls(weight, reference.means.double().numpy()[:, 0], std)
 
     def cdf(self, u: Array) -> Array:
         """Return the probability of at most u, elementwise."""
@@ -65,23 +66,47 @@ class NormalMixture:
             np.sum(ndtr((self.mean - u[..., None]) / self.std) * self.weight, axis=-1)
         )
 
-    def log_cdf(self, u: Array) -> Array:
-        """Return the logarithm of `cdf`, which does not underflow."""
-        logs = log_ndtr((u[..., None] - self.mean) / self.std) + np.log(self.weight)
+    def log_density(self, u: Array) -> Array:
+        """Return log-densities, elementwise."""
+        logs = norm.logpdf(u[..., None], self.mean, self.std) + np.log(self.weight)
         return np.asarray(np.logaddexp.reduce(logs, axis=-1))
+
+    def score(self, u: Array) -> Array:
+        """Return the numbers of a standard normal distribution with the same probability below."""
+        lower = log_ndtr((u[..., None] - self.mean) / self.std) + np.log(self.weight)
+        upper = log_ndtr((self.mean - u[..., None]) / self.std) + np.log(self.weight)
+        below, above = (np.logaddexp.reduce(each, axis=-1) for each in (lower, upper))
+        return np.asarray(np.where(below < above, ndtri_exp(below), -ndtri_exp(above)))
+
+    def of_score(self, score: Array) -> Array:
+        """Return what `score` is of."""
+        return self._found(ndtr(score), ndtr(-score))
 
     def quantile(self, probability: Array) -> Array:
         """Return quantiles, infinite for the probabilities 0 and 1; elementwise."""
         p = np.asarray(probability, dtype=np.float64)
-        low = np.full(p.shape, (self.mean - 40.0 * self.std).min())
-        high = np.full(p.shape, (self.mean + 40.0 * self.std).max())
-        is_upper = p > 0.5
+        return self._found(p, 1.0 - p)
+
+    def _found(self, below: Array, above: Array) -> Array:
+        """Return the numbers with these probabilities below and above them."""
+        low = np.full(below.shape, (self.mean - 40.0 * self.std).min())
+        high = np.full(below.shape, (self.mean + 40.0 * self.std).max())
+        is_upper = below > 0.5
         for _ in range(_HALVINGS):
             middle = 0.5 * (low + high)
-            below = np.where(is_upper, self.sf(middle) > 1.0 - p, self.cdf(middle) < p)
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
+            less = np.where(is_upper, self.sf(middle) > above, self.cdf(middle) < below)
+            low, high = np.where(less, middle, low), np.where(less, high, middle)
         found = 0.5 * (low + high)
-        return np.where(p <= 0.0, -np.inf, np.where(p >= 1.0, np.inf, found))
+        return np.where(below <= 0.0, -np.inf, np.where(above <= 0.0, np.inf, found))
+
+    def smoothed(self, signal: float, noise: float) -> NormalMixture:
+        """Return the distribution of these numbers with normal noise, of these powers."""
+        std = np.sqrt(signal * self.std**2 + noise)
+        return NormalMixture(self.weight, np.sqrt(signal) * self.mean, std)
+
+    def mirrored(self) -> NormalMixture:
+        """Return the distribution of the negative numbers."""
+        return NormalMixture(self.weight, -self.mean, self.std)
 
     @property
     def moments(self) -> tuple[float, float]:

@@ -25,7 +25,9 @@ from sklearn.ensemble import (
 from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -58,7 +60,9 @@ PLAIN = {
         HistGradientBoostingRegressor,
         LabelEncoder,
         LogisticRegression,
+        MLPRegressor,
         MissingIndicator,
+        Nystroem,
         OneHotEncoder,
         OrdinalEncoder,
         Pipeline,
@@ -84,7 +88,7 @@ COMPILED = {
 #: Bytes of the nodes of all trees.
 MAX_BYTES_OF_A_RECORD = 256
 #: Attributes that are for fits only.
-LEFT_OUT = ("_feature_subsample_rng", "_scorer", "_sample_weight")
+LEFT_OUT = ("_feature_subsample_rng", "_scorer", "_sample_weight", "_optimizer", "_random_state")
 
 
 def fitted_state(model: Any) -> Node:
@@ -156,7 +160,7 @@ def as_values(value: Any) -> Any:
     if PLAIN.get(cls.__name__) is not cls:
         raise TypeError(
             f"The base model has a {cls.__name__}, which cannot be saved: only those that "
-            "base='auto' chooses among can. Pickle the estimator instead, for those you trust."
+            "base='auto' has can. Pickle the estimator instead, for those you trust."
         )
     state = {k: None if k in LEFT_OUT else v for k, v in vars(value).items()}
     return {KIND: cls.__name__, "state": as_values(state)}

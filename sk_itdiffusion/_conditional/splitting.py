@@ -144,6 +144,11 @@ def divide_rows(
         If too few units are left to train.
     """
     n_units = int(rows.unit.max()) + 1
+    if n_units < 2:
+        raise ValueError(
+            "All rows have the same features, or belong to one group, and nothing can be learned "
+            "of how the target depends on them. IMMSEDensity fits the target by itself."
+        )
     n_conformal = 0
     if conformal_fraction is not None:
         n_conformal = max(1, round(conformal_fraction * n_units))

@@ -25,6 +25,7 @@ from sk_itdiffusion._conditional.targets import (
     target_table,
 )
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
+from sk_itdiffusion._immse.likelihood import MSECurve
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import progress_bar
 from sk_itdiffusion._table.encoding import TableEncoder
@@ -54,7 +55,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         "cv": [Interval(Integral, 2, None, closed="left"), HasMethods(["split"]), list, tuple],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "conformal_fraction": [None, Interval(Real, 0, 1, closed="neither")],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
@@ -64,7 +65,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
     cv: Any
     validation_fraction: float
     conformal_fraction: float | None
-    max_epochs: int
+    max_epochs: int | str
     verbose: int
     random_state: int | np.random.RandomState | None
     n_features_in_: int
@@ -197,12 +198,14 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         self.n_targets_ = len(columns)
         self.kinds_ = [column.kind for column in columns]
         self.categories_ = [column.categories for column in columns]
-        models: list[Any] = [None] * len(columns)
+        models: list[list[Any]] = [[] for _ in columns]
+        weights = [np.ones(0) for _ in columns]
         for j, category in zip(self._model.discrete, self._model.categories, strict=True):
-            models[j] = None if category.model is None else category.model.estimator
+            if category.model is not None:
+                models[j], weights[j] = [category.model.estimator], np.ones(1)
         for j, number in zip(self._model.continuous, self._model.numbers, strict=True):
-            models[j] = number.location.estimator
-        self.base_models_ = models
+            models[j], weights[j] = [each.estimator for each in number.locations], number.share
+        self.base_models_, self.base_weights_ = models, weights
         if len(columns) == 1 and columns[0].categories is not None:
             codes = np.arange(columns[0].n_categories, dtype=np.float64)
             self.classes_ = np.asarray(self._targets.decode(codes[:, None]))[:, 0]
@@ -405,6 +408,37 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         values = encoded_targets(self._targets, target_table(y, type(self).__name__), len(features))
         return self._model.probabilities_below(features, values)[0]
 
+    def mse_curve(self, X: ArrayLike, y: ArrayLike) -> MSECurve:
+        """Return mean squared errors of the noise prediction against the log-SNR.
+
+        The noise is that of the standardised residual of one continuous target.  Half the area
+        between the curve of the mixture, which does not see X, and that of the model is what the
+        network gains before the density is normalised, in nats per row.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,)
+            Targets.
+
+        Returns
+        -------
+        MSECurve
+            Errors with standard errors at each node of the log-SNR.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If there is not one continuous target.
+        """
+        features = self._read(X)
+        self._check_one_number("Error curves")
+        values = encoded_targets(self._targets, target_table(y, type(self).__name__), len(features))
+        return self._model.mse_curve(features, values)
+
     def sample(
         self,
         X: ArrayLike,
@@ -438,8 +472,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
         seed = self.random_state if random_state is None else random_state
-        repeated = features.take(np.repeat(np.arange(len(features)), int(n_samples)))
-        values = self._model.sample(repeated, check_random_state(seed))
+        values = self._model.sample(features, int(n_samples), check_random_state(seed))
         drawn = np.asarray(self._written(values))
         return drawn.reshape(len(features), int(n_samples), *drawn.shape[1:])
 
@@ -466,18 +499,21 @@ class IMMSEConditionalDensity(ConditionalEstimator):
 
     A regressor f, the *base model*, and the size s of its out-of-fold errors standardise a
     continuous target, u = (y - f(x)) / s(x), and u has a Gaussian mixture.  Several targets have a
-    joint one.  Categories have the out-of-fold probabilities of a classifier, at a temperature and
-    mixed with the marginal ones.  Of targets of both kinds the categories come first, and are
-    features of the others.
+    joint one.  Of a single one a network learns, where there are enough rows, how the distribution
+    of u depends on the features.  Categories have the out-of-fold probabilities of a classifier, at
+    a temperature and mixed with the marginal ones.  Of targets of both kinds the categories come
+    first, and are features of the others.
 
     Parameters
     ----------
     base : "auto", estimator or list of estimator, default="auto"
         Base model: any regressor for continuous targets, any classifier with ``predict_proba`` for
-        others, or a list of which the one with the least out-of-fold error is taken, for each kind
-        of target.  ``"auto"`` chooses among histogram-based gradient boosting, extremely randomised
-        trees and a linear model.  A given model sees X as it is, with targets that are conditioned
-        on as further columns.
+        others, or a list for targets of both kinds.  Several regressors are combined by the
+        non-negative weights, of sum 1, that have the least out-of-fold error, and of several
+        classifiers the best one is taken.  ``"auto"`` has histogram-based gradient boosting,
+        extremely randomised trees, a linear model and, from 60 and 500 training rows on, a kernel
+        ridge regression and a small neural network.  A given model sees X as it is, with targets
+        that are conditioned on as further columns.
     cv : int, cross-validation generator or iterable, default=5
         Folds, at least 2, from which out-of-fold predictions of the training rows come.  What
         divides the rows has to predict each of them once; each fold is predicted by models of all
@@ -493,11 +529,12 @@ class IMMSEConditionalDensity(ConditionalEstimator):
     conformal_fraction : float or None, default=None
         Share in (0, 1) of the rows that nothing else sees, by which `predict_interval` covers at
         its nominal rate; None for none.
-    max_epochs : int, default=0
-        Epochs of a network at most, at least 0, which means none; training usually ends before 200.
-        It learns how the shape of the residual depends on the features, which needs some thousand
-        rows.  There is one for one continuous target, if at least 40 rows of different features
-        validate and are likelier with it.
+    max_epochs : "auto" or int, default="auto"
+        Epochs of the network at most, at least 0, which means none.  There is one for a single
+        continuous target, and it has a say as far as validation rows are likelier with it by more
+        than a standard error.  ``"auto"`` is 40 if at least 100 rows of different features
+        validate, which is about 1000 rows in all, and none otherwise: of fewer rows its worth is
+        hardly known.  A number needs at least 40 such rows.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows a progress bar.
     random_state : int, RandomState or None, default=None
@@ -518,9 +555,11 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         Categories of each target; None for a continuous one.
     classes_ : ndarray of shape (n_classes,)
         Categories of the target, if there is one, which is not continuous.
-    base_models_ : list of estimator
-        The base model of each target, fitted to all training rows; None for a target of one
-        category.
+    base_models_ : list of list of estimator
+        The base models of each target that have a weight, fitted to all training rows; none for a
+        target of one category.
+    base_weights_ : list of ndarray
+        Their weights, of sum 1.
 
     See Also
     --------
@@ -532,10 +571,9 @@ class IMMSEConditionalDensity(ConditionalEstimator):
     Of regressors and classifiers the methods are those that need the distribution.  ``score`` is
     the mean log-density, so that searches maximise it.
 
-    With a network (``max_epochs``) log-densities are integrals over the log-SNR, by nodes instead
-    of random numbers, and quantiles, intervals, means, samples and `cdf` come from the probability
-    flow of the same denoiser, which agrees with them exactly only if it is optimal: on two modes
-    whose distance depends on the features the probabilities differed by up to 0.07.
+    With a network, log p(u | x) is an integral of denoising errors over the log-SNR [1]_, by nodes
+    instead of random numbers.  It is known along a whole curve of u and normalised, and quantiles,
+    intervals, means, samples and `cdf` are those of the same curve.
 
     References
     ----------
@@ -574,7 +612,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         target_kinds: str | Sequence[str] | dict[Any, str] = "from_dtype",
         validation_fraction: float = 0.1,
         conformal_fraction: float | None = None,
-        max_epochs: int = 0,
+        max_epochs: int | str = "auto",
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:

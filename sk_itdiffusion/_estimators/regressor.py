@@ -29,7 +29,7 @@ class IMMSERegressor(RegressorMixin, ConditionalEstimator):
         Share in (0, 1) of the rows that base models never see.
     conformal_fraction : float or None, default=None
         Share in (0, 1) of the rows that calibrate intervals; None for none.
-    max_epochs : int, default=0
+    max_epochs : "auto" or int, default="auto"
         Epochs of a network at most, at least 0; see `IMMSEConditionalDensity`.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows a progress bar.
@@ -48,8 +48,10 @@ class IMMSERegressor(RegressorMixin, ConditionalEstimator):
         ``"continuous"`` for each target.
     categories_ : list of None
         None for each target.
-    base_models_ : list of estimator
-        The base model of each target, fitted to all training rows.
+    base_models_ : list of list of estimator
+        The base models of each target that have a weight, fitted to all training rows.
+    base_weights_ : list of ndarray
+        Their weights, of sum 1.
 
     See Also
     --------
@@ -74,7 +76,7 @@ class IMMSERegressor(RegressorMixin, ConditionalEstimator):
         cv: Any = 5,
         validation_fraction: float = 0.1,
         conformal_fraction: float | None = None,
-        max_epochs: int = 0,
+        max_epochs: int | str = "auto",
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:

@@ -115,8 +115,8 @@ class FourierFeatures(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the features, then their sines and cosines, shape (B, n_outputs)."""
-        angles = (z[:, :, None] * self.frequencies).flatten(1)
-        return torch.cat([z, angles.sin(), angles.cos()], dim=1)
+        angles = (z[..., None] * self.frequencies).flatten(-2)
+        return torch.cat([z, angles.sin(), angles.cos()], dim=-1)
 
 
 class ResidualBlock(nn.Module):
@@ -132,7 +132,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         """Return ``h`` plus the block's update."""
-        scale, shift = self.condition(condition).chunk(2, dim=1)
+        scale, shift = self.condition(condition).chunk(2, dim=-1)
         update = self.expand(self.norm(h) * (1.0 + scale) + shift)
         change: Tensor = self.contract(self.dropout(nn.functional.silu(update)))
         return h + change

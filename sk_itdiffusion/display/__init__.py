@@ -10,6 +10,11 @@ markers and hatches work without colour.
 # May import `_runtime`, `_table` and `_fit` of the package.
 
 from sk_itdiffusion.display.bounds import BoundHistoryDisplay
+from sk_itdiffusion.display.conditional import (
+    PredictionIntervalDisplay,
+    PredictiveFanDisplay,
+    ProbabilityIntegralDisplay,
+)
 from sk_itdiffusion.display.contours import DensityContourDisplay
 from sk_itdiffusion.display.curves import MSECurveDisplay
 from sk_itdiffusion.display.explanation import OutlierExplanationDisplay
@@ -22,5 +27,8 @@ __all__ = [
     "EnsembleWeightsDisplay",
     "MSECurveDisplay",
     "OutlierExplanationDisplay",
+    "PredictionIntervalDisplay",
+    "PredictiveFanDisplay",
+    "ProbabilityIntegralDisplay",
     "SamplePairDisplay",
 ]
