@@ -16,6 +16,7 @@ from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
 from sk_itdiffusion._estimators.imputer import IMMSEImputer
+from sk_itdiffusion._estimators.information import IMMSEMutualInformation
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
 from sk_itdiffusion._estimators.regressor import IMMSERegressor
@@ -32,6 +33,7 @@ __all__ = [
     "IMMSEEnsemble",
     "IMMSEImputer",
     "IMMSEMixedDensity",
+    "IMMSEMutualInformation",
     "IMMSEOutlierDetector",
     "IMMSERegressor",
     "MarginalDensity",
