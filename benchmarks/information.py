@@ -55,8 +55,8 @@ def with_peers(results: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def show(results: pd.DataFrame) -> None:
     """Print the errors of each task, means over seeds, and the means of absolute errors."""
     names = ["estimate", *(name for name in PEERS if name in results)]
-    errors = results[names].sub(results["truth"], axis=0).assign(
-        **{key: results[key] for key in KEYS}
+    errors = (
+        results[names].sub(results["truth"], axis=0).assign(**{key: results[key] for key in KEYS})
     )
     for n_samples, part in errors.groupby("samples"):
         print(f"\n{n_samples} samples, seeds {sorted(part['seed'].unique())}: estimate - truth")
@@ -82,7 +82,9 @@ def main() -> None:
                 continue
             row = estimated(path)
             error = float(row["estimate"]) - float(row["truth"])  # type: ignore[arg-type]
-            print(f"{n_samples} {seed} {path.stem}: {error:+.3f} {row['seconds']:.1f} s", flush=True)
+            print(
+                f"{n_samples} {seed} {path.stem}: {error:+.3f} {row['seconds']:.1f} s", flush=True
+            )
             results = pd.concat([results, pd.DataFrame([row])], ignore_index=True)
             results.to_csv(file, index=False)
     wanted = pd.MultiIndex.from_tuples(asked)

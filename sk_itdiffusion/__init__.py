@@ -9,6 +9,7 @@ import logging
 # Public modules that nothing else here imports.
 from sk_itdiffusion import cubature as cubature
 from sk_itdiffusion import imputation as imputation
+from sk_itdiffusion import information as information
 from sk_itdiffusion import likelihood as likelihood
 from sk_itdiffusion import streams as streams
 from sk_itdiffusion._estimators.conditional import IMMSEConditionalDensity

@@ -17,16 +17,23 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sk_itdiffusion._conditional.splitting import folds_of_rows
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._information.crossfit import InformationModel, fit_information
+from sk_itdiffusion._information.crossfit import InformationModel, crossfit, fit_folds
 from sk_itdiffusion._information.curve import InformationCurve, noisy_information
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import checked_groups
 from sk_itdiffusion._table.kinds import mixed_kinds
-from sk_itdiffusion._table.reading import first_few, read_table, without_tensors
+from sk_itdiffusion._table.reading import read_table, without_tensors
 
-__all__ = ["IMMSEMutualInformation", "Side", "density_of", "folds_by_content"]
+__all__ = [
+    "IMMSEMutualInformation",
+    "Side",
+    "check_complete_rows",
+    "density_of",
+    "folds_by_content",
+    "varying_columns",
+]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -148,6 +155,21 @@ def folds_by_content(values: Array, is_discrete: bool, n_folds: int, seed: int) 
         fold[np.argsort(keys, kind="stable")] = np.arange(len(keys)) % n_folds
         return fold
     return np.asarray(np.unique(keys, return_inverse=True)[1].ravel() % n_folds, dtype=np.intp)
+
+
+def varying_columns(values: Array) -> Index:
+    """Return the numbers of the columns that vary."""
+    return np.flatnonzero([len(np.unique(c[~np.isnan(c)])) > 1 for c in values.T])
+
+
+def check_complete_rows(n_rows: int, n_folds: int, name: str) -> None:
+    """Raise a ValueError if there are too few rows for the folds."""
+    least = n_folds * _MIN_ROWS_IN_FOLD
+    if n_rows < least:
+        raise ValueError(
+            f"Found {n_rows} sample(s) without missing entries, while a minimum of {least} is "
+            f"required by {name}, {_MIN_ROWS_IN_FOLD} for each fold; lower cv if there are no more."
+        )
 
 
 class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
@@ -294,10 +316,12 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         make = density_of(self.estimator, own, [n_categories[j] for j in self._columns], seed)
         continuous = np.array([kind == "continuous" for kind in own])
         varying = values[:, self._columns]
-        self._model, found = fit_information(make, varying, continuous, roles, fold)
+        parts = [roles.without("y"), roles.without("x"), roles.given]
+        folds = fit_folds(make, varying, continuous, parts, fold)
+        self._model, found = crossfit(folds, varying, roles, fold)
         self.pointwise_information_[:] = np.nan
         self.pointwise_information_[found.used] = found.information
-        self.mutual_information_ = float(found.information.mean())
+        self.mutual_information_ = found.mean
         self.standard_error_ = found.standard_error
         self.fold_spread_ = found.fold_spread
         self.information_curve_ = self._curve(self._model, varying, fold)
@@ -312,16 +336,13 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         values = [side.read(table) for side, table in zip(self._sides, tables, strict=True)]
         sizes = [len(part) for part in values]
         if len(set(sizes)) > 1:
-            raise ValueError(
-                f"Found input variables with inconsistent numbers of samples: {sizes}"
-            )
+            raise ValueError(f"Found input variables with inconsistent numbers of samples: {sizes}")
         return np.concatenate(values, axis=1)
 
     def _varying(self, values: Array) -> tuple[Index, Roles]:
         """Return the columns that vary, and the sides that they are on."""
-        varies = np.array([len(np.unique(c[~np.isnan(c)])) > 1 for c in values.T], dtype=bool)
         side = np.repeat(np.arange(len(self._sides)), [len(each.kinds) for each in self._sides])
-        columns = np.flatnonzero(varies)
+        columns = varying_columns(values)
         x, y, given = (np.flatnonzero(side[columns] == k) for k in range(3))
         if len(x) < len(y):
             x, y = y, x
@@ -333,13 +354,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         """Return the folds of rows."""
         n_folds = int(self.cv) if isinstance(self.cv, Integral) else 2
         n_complete = int((~np.isnan(values).any(axis=1)).sum())
-        least = n_folds * _MIN_ROWS_IN_FOLD
-        if n_complete < least:
-            raise ValueError(
-                f"Found {n_complete} sample(s) without missing entries, while a minimum of {least} "
-                f"is required by {type(self).__name__}, {_MIN_ROWS_IN_FOLD} for each fold; lower "
-                "cv if there are no more."
-            )
+        check_complete_rows(n_complete, n_folds, type(self).__name__)
         numbers = None if groups is None else checked_groups(groups, values)
         cv = self.cv
         if isinstance(cv, Integral):
@@ -350,7 +365,9 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         assert fold is not None
         return fold
 
-    def _curve(self, model: InformationModel, values: Array, fold: Index) -> InformationCurve | None:
+    def _curve(
+        self, model: InformationModel, values: Array, fold: Index
+    ) -> InformationCurve | None:
         """Return the information of noisy rows."""
         if model.folds[0].joint.has_networks:
             return None

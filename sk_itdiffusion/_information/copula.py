@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,9 @@ def log_elliptical(square: Array, n_columns: int, log_det: Array | float, degree
     if math.isinf(degrees):
         return np.asarray(-0.5 * (square + log_det + n_columns * math.log(2.0 * math.pi)))
     half = 0.5 * (degrees + n_columns)
-    constant = gammaln(half) - gammaln(0.5 * degrees) - 0.5 * n_columns * math.log(degrees * math.pi)
+    constant = (
+        gammaln(half) - gammaln(0.5 * degrees) - 0.5 * n_columns * math.log(degrees * math.pi)
+    )
     return np.asarray(constant - 0.5 * log_det - half * np.log1p(square / degrees))
 
 
@@ -107,11 +110,10 @@ class EllipticalCopula:
 
     def log_prob(self, z: Array, t: Array) -> Array:
         """Return the log-densities of rows of normal scores, whose t scores are known."""
-        root = np.linalg.cholesky(self.scatter)
+        root = np.asarray(np.linalg.cholesky(self.scatter), dtype=np.float64)
         square, log_det = squares(root, t)
-        return log_elliptical(square, t.shape[1], log_det, self.degrees) + log_slopes(
-            z, t, self.degrees
-        ).sum(axis=1)
+        slope: Array = log_slopes(z, t, self.degrees).sum(axis=1)
+        return log_elliptical(square, t.shape[1], log_det, self.degrees) + slope
 
     def log_densities(self, z: Array, roles: Roles) -> tuple[Array, Array]:
         """Return log-densities of y with and without x, for each number of correlations kept.
@@ -131,57 +133,84 @@ class EllipticalCopula:
             log p(y | given).
         """
         t = t_scores(z, self.degrees)
-        slope = log_slopes(z[:, roles.y], t[:, roles.y], self.degrees).sum(axis=1)
-        n_given, n_x = len(roles.given), len(roles.x)
-        given, log_det_given = np.zeros(len(z)), 0.0
-        whitened, log_dets = {}, {}
-        # Coefficients on what is given, and Cholesky factors of what is left.
-        scatter = self.scatter
-        if n_given:
-            root = np.linalg.cholesky(scatter[np.ix_(roles.given, roles.given)])
-            given, log_det_given = squares(root, t[:, roles.given])
-            u = solve_triangular(root, t[:, roles.given].T, lower=True).T
-        residual: dict[str, Array] = {}
-        for side, columns in (("x", roles.x), ("y", roles.y)):
-            own, rest = t[:, columns], scatter[np.ix_(columns, columns)]
-            if n_given:
-                slopes = solve_triangular(root, scatter[np.ix_(roles.given, columns)], lower=True)
-                own, rest = own - u @ slopes, rest - slopes.T @ slopes
-                residual[side] = slopes
-            own_root = np.linalg.cholesky(floor_eigenvalues(rest, _FLOOR))
-            whitened[side] = solve_triangular(own_root, own.T, lower=True).T
-            log_dets[side] = 2.0 * float(np.log(np.diag(own_root)).sum())
-            residual[side + "_root"] = own_root
-        cross = scatter[np.ix_(roles.x, roles.y)]
-        if n_given:
-            cross = cross - residual["x"].T @ residual["y"]
-        half = solve_triangular(residual["x_root"], cross, lower=True)
-        of_x, s, of_y = np.linalg.svd(
-            solve_triangular(residual["y_root"], half.T, lower=True).T, full_matrices=False
-        )
+        given = Whitened.of(self.scatter, t, roles.given)
+        x, y = (given.then(self.scatter, t, columns) for columns in (roles.x, roles.y))
+        of_x, s, of_y = np.linalg.svd(x.covariance_with(y, self.scatter), full_matrices=False)
         s = np.minimum(s, 1.0 - _FLOOR)
-        v, w = whitened["x"] @ of_x, whitened["y"] @ of_y.T
+        v, w = x.numbers @ of_x, y.numbers @ of_y.T
         # What each canonical correlation adds to the squared distance and to the log-determinant.
         added = (v**2 + w**2 - 2.0 * s * v * w) / (1.0 - s**2) - v**2 - w**2
         ranks = ranks_of(roles)
-        total = np.concatenate([np.zeros((len(z), 1)), np.cumsum(added, axis=1)], axis=1)[:, ranks]
-        log_det = np.concatenate([[0.0], np.cumsum(np.log1p(-(s**2)))])[ranks]
-        x, y = (np.square(whitened[side]).sum(axis=1) for side in ("x", "y"))
-        n_y = len(roles.y)
-        of_all = log_elliptical(
-            (given + x + y)[:, None] + total,
-            n_given + n_x + n_y,
-            log_det + log_det_given + log_dets["x"] + log_dets["y"],
-            self.degrees,
-        )
-        of_x_given = log_elliptical(
-            given + x, n_given + n_x, log_det_given + log_dets["x"], self.degrees
-        )
-        of_y_given = log_elliptical(
-            given + y, n_given + n_y, log_det_given + log_dets["y"], self.degrees
-        )
-        of_given = log_elliptical(given, n_given, log_det_given, self.degrees)
-        return of_all.T - of_x_given + slope, of_y_given - of_given + slope
+        square = np.column_stack([np.zeros(len(z)), np.cumsum(added, axis=1)])[:, ranks].T
+        log_det = np.concatenate([[0.0], np.cumsum(np.log1p(-(s**2)))])[ranks][:, None]
+
+        def log_density(*parts: Whitened, square: Any = 0.0, log_det: Any = 0.0) -> Array:
+            """Return the log-density of parts, with what their correlations add."""
+            return log_elliptical(
+                sum(part.square for part in parts) + square,
+                sum(len(part.columns) for part in parts),
+                sum(part.log_det for part in parts) + log_det,
+                self.degrees,
+            )
+
+        slope = log_slopes(z[:, roles.y], t[:, roles.y], self.degrees).sum(axis=1)
+        of_all = log_density(given, x, y, square=square, log_det=log_det)
+        conditional = of_all - log_density(given, x) + slope
+        return conditional, log_density(given, y) - log_density(given) + slope
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """Columns less what others tell of them, whitened.
+
+    Attributes
+    ----------
+    columns : ndarray of int
+        The columns.
+    numbers : ndarray of shape (n, n_own)
+        Rows, uncorrelated and of unit variance.
+    root : ndarray of shape (n_own, n_own)
+        Cholesky factor of the matrix that they had.
+    slopes : ndarray of shape (n_before, n_own) or None
+        Coefficients of the whitened columns that were taken out of them.
+    """
+
+    columns: NDArray[np.intp]
+    numbers: Array
+    root: Array
+    slopes: Array | None = None
+
+    @classmethod
+    def of(cls, scatter: Array, t: Array, columns: NDArray[np.intp]) -> Whitened:
+        """Return columns whitened."""
+        root = np.asarray(np.linalg.cholesky(scatter[np.ix_(columns, columns)]), dtype=np.float64)
+        return cls(columns, solve_triangular(root, t[:, columns].T, lower=True).T, root)
+
+    def then(self, scatter: Array, t: Array, columns: NDArray[np.intp]) -> Whitened:
+        """Return other columns whitened, less what these tell of them."""
+        slopes = solve_triangular(self.root, scatter[np.ix_(self.columns, columns)], lower=True)
+        rest = scatter[np.ix_(columns, columns)] - slopes.T @ slopes
+        root = np.asarray(np.linalg.cholesky(floor_eigenvalues(rest, _FLOOR)), dtype=np.float64)
+        left = t[:, columns] - self.numbers @ slopes
+        return Whitened(columns, solve_triangular(root, left.T, lower=True).T, root, slopes)
+
+    def covariance_with(self, other: Whitened, scatter: Array) -> Array:
+        """Return the covariance of these numbers with others, from both of which one was taken."""
+        assert self.slopes is not None
+        assert other.slopes is not None
+        cross = scatter[np.ix_(self.columns, other.columns)] - self.slopes.T @ other.slopes
+        half = solve_triangular(self.root, cross, lower=True)
+        return np.asarray(solve_triangular(other.root, half.T, lower=True).T)
+
+    @property
+    def square(self) -> Array:
+        """Squared length of the numbers of each row."""
+        return np.asarray(np.square(self.numbers).sum(axis=1))
+
+    @property
+    def log_det(self) -> float:
+        """Logarithm of the determinant of the matrix."""
+        return 2.0 * float(np.log(np.diag(self.root)).sum())
 
 
 def squares(root: Array, t: Array) -> tuple[Array, float]:
@@ -196,7 +225,8 @@ def fitted_scatter(t: Array, degrees: float, start: Array | None) -> Array:
     scatter = t.T @ t / len(t) if start is None or math.isinf(degrees) else start
     scatter = floor_eigenvalues(scatter, _FLOOR)
     for _ in range(0 if math.isinf(degrees) else _MAX_STEPS):
-        square, _ = squares(np.linalg.cholesky(scatter), t)
+        root = np.asarray(np.linalg.cholesky(scatter), dtype=np.float64)
+        square, _ = squares(root, t)
         weight = (degrees + n_columns) / (degrees + square)
         before, scatter = scatter, floor_eigenvalues((t * weight[:, None]).T @ t / len(t), _FLOOR)
         if np.abs(scatter - before).max() < _TOLERANCE:

@@ -16,7 +16,7 @@ from sk_itdiffusion._information.joint import JointDensity
 from sk_itdiffusion._information.normal_scores import NormalScores
 from sk_itdiffusion._information.roles import Roles
 
-__all__ = ["CrossFit", "FoldModel", "InformationModel", "fit_information"]
+__all__ = ["CrossFit", "FoldModel", "InformationModel", "crossfit", "fit_folds"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -51,7 +51,7 @@ class FoldModel:
         continuous: NDArray[np.bool_],
         parts: Sequence[Index],
     ) -> FoldModel:
-        """Return the model of rows; see `fit_information`."""
+        """Return the model of rows; see `fit_folds`."""
         scores = NormalScores.fit(values, continuous)
         z = scores.transform(values)
         is_plain = bool(continuous.all()) and not np.isnan(z).any()
@@ -82,9 +82,45 @@ class FoldModel:
         return np.vstack([conditional, of_ranks[0]]), np.vstack([marginal, of_ranks[1]])
 
 
+def fit_folds(
+    make: Callable[[Index], Any],
+    values: Array,
+    continuous: NDArray[np.bool_],
+    parts: Sequence[Index],
+    fold: Index,
+) -> list[FoldModel]:
+    """Return a model for each fold, fitted to the rows of the others.
+
+    Parameters
+    ----------
+    make : callable
+        Returns an unfitted density estimator for some columns.
+    values : ndarray of shape (n, n_columns)
+        Numbers and codes; NaN where entries are missing.
+    continuous : ndarray of shape (n_columns,), bool
+        Columns of numbers.
+    parts : sequence of ndarray of int
+        Columns that will be asked for together.
+    fold : ndarray of shape (n,), int
+        Fold of each row, from 0 on.
+
+    Returns
+    -------
+    list of FoldModel
+        The models; all have copulas or none has.
+    """
+    folds = [
+        FoldModel.fit(make, values[fold != number], continuous, parts)
+        for number in range(int(fold.max()) + 1)
+    ]
+    if all(each.copula is not None for each in folds):
+        return folds
+    return [replace(each, copula=None) for each in folds]
+
+
 @dataclass(frozen=True)
 class InformationModel:
-    """Models of all folds, and how their experts are weighted.
+    """Models of all folds, and how their experts are weighted for one question.
 
     Attributes
     ----------
@@ -96,12 +132,15 @@ class InformationModel:
         Numbers of the experts that have weights.
     blend : Blend
         Their weights.
+    best : int
+        Number of the expert under which y given x is likeliest.
     """
 
     roles: Roles
     folds: list[FoldModel]
     chosen: Index
     blend: Blend
+    best: int
 
     def information(self, values: Array) -> tuple[Array, Array]:
         """Return the pointwise information of rows in nats, and its standard error, (n,) each.
@@ -112,86 +151,20 @@ class InformationModel:
         conditional, marginal = (
             np.stack([part[self.chosen] for part in each]) for each in zip(*found, strict=True)
         )
-        of_folds = [self.blend.information(*each) for each in zip(conditional, marginal, strict=True)]
-        mean = self.blend.information(*(logsumexp(part, axis=0) for part in (conditional, marginal)))
+        pairs = zip(conditional, marginal, strict=True)
+        of_folds = [self.blend.information(*pair) for pair in pairs]
+        mean = self.blend.information(logsumexp(conditional, axis=0), logsumexp(marginal, axis=0))
         return mean, np.std(of_folds, axis=0, ddof=1) / np.sqrt(len(of_folds))
-
-
-def fit_information(
-    make: Callable[[Index], Any],
-    values: Array,
-    continuous: NDArray[np.bool_],
-    roles: Roles,
-    fold: Index,
-) -> tuple[InformationModel, CrossFit]:
-    """Return the model of the information between two sides, and the rows' pointwise information.
-
-    Parameters
-    ----------
-    make : callable
-        Returns an unfitted density estimator for some columns.
-    values : ndarray of shape (n, n_columns)
-        Numbers and codes; NaN where entries are missing.
-    continuous : ndarray of shape (n_columns,), bool
-        Columns of numbers.
-    roles : Roles
-        Which columns are on which side.
-    fold : ndarray of shape (n,), int
-        Fold of each row, from 0 on; models of the other folds score it.
-
-    Returns
-    -------
-    model : InformationModel
-        The model.
-    found : CrossFit
-        The pointwise information of rows, each by a model that has not seen it.
-    """
-    parts = [roles.without("y"), roles.without("x"), roles.given]
-    folds: list[FoldModel] = []
-    scored = []
-    for number in range(int(fold.max()) + 1):
-        folds.append(FoldModel.fit(make, values[fold != number], continuous, parts))
-        scored.append(folds[-1].log_densities(values[fold == number], roles))
-    folds = with_equal_experts(folds)
-    n_experts = min(len(conditional) for conditional, _ in scored)
-    order = np.argsort(np.concatenate([np.flatnonzero(fold == k) for k in range(len(folds))]))
-    conditional, marginal = (
-        np.concatenate([part[:n_experts] for part in each], axis=1)[:, order]
-        for each in zip(*scored, strict=True)
-    )
-    used = np.flatnonzero(~np.isnan(values[:, roles.without("")]).any(axis=1))
-    conditional, marginal = conditional[:, used], marginal[:, used]
-    chosen = chosen_experts(conditional)
-    blend = Blend.fit(conditional[chosen], marginal[chosen])
-    model = InformationModel(roles, folds, chosen, blend)
-    information = blend.information(conditional[chosen], marginal[chosen])
-    best = chosen[int(np.argmax(conditional[chosen].mean(axis=1)))]
-    dependent = information if not blend.is_independent else conditional[best] - marginal[best]
-    return model, CrossFit(information, dependent, fold[used], used)
-
-
-def with_equal_experts(folds: list[FoldModel]) -> list[FoldModel]:
-    """Return the models without copulas, if not all have one."""
-    if all(each.copula is not None for each in folds):
-        return folds
-    return [replace(each, copula=None) for each in folds]
-
-
-def chosen_experts(conditional: Array) -> Index:
-    """Return the numbers of the joint density and of the copula that is best, if there is one."""
-    if len(conditional) == 1:
-        return np.array([0])
-    return np.array([0, 1 + int(np.argmax(conditional[1:].mean(axis=1)))])
 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Pointwise information of the rows of a fit.
+    """Pointwise information of the rows of a fit, each by a model that has not seen it.
 
     Attributes
     ----------
     information : ndarray of shape (n_used,)
-        Of the rows without missing entries, each by a model that has not seen it, in nats.
+        Of the rows without missing entries, in nats.
     dependent : ndarray of shape (n_used,)
         The same if y is not taken as independent, by the best expert if it is.
     fold : ndarray of shape (n_used,), int
@@ -206,6 +179,11 @@ class CrossFit:
     used: Index
 
     @property
+    def mean(self) -> float:
+        """Mean over rows, which is the information."""
+        return float(self.information.mean())
+
+    @property
     def standard_error(self) -> float:
         """Standard error of the mean over rows."""
         return float(self.dependent.std(ddof=1) / np.sqrt(len(self.dependent)))
@@ -215,3 +193,54 @@ class CrossFit:
         """Standard deviation of the means of the folds."""
         means = [self.information[self.fold == k].mean() for k in np.unique(self.fold)]
         return float(np.std(means, ddof=1))
+
+
+def crossfit(
+    folds: list[FoldModel], values: Array, roles: Roles, fold: Index
+) -> tuple[InformationModel, CrossFit]:
+    """Return the model of one question, and the pointwise information of the rows of the fit.
+
+    Parameters
+    ----------
+    folds : list of FoldModel
+        Models of the folds.
+    values : ndarray of shape (n, n_columns)
+        The rows that they were fitted to.
+    roles : Roles
+        Which columns are on which side.
+    fold : ndarray of shape (n,), int
+        Fold of each row.
+
+    Returns
+    -------
+    model : InformationModel
+        The model.
+    found : CrossFit
+        Pointwise information of the rows without missing entries in these columns.
+    """
+    is_used = ~np.isnan(values[:, roles.without("")]).any(axis=1)
+    numbers = [np.flatnonzero(is_used & (fold == number)) for number in range(len(folds))]
+    scored = [
+        each.log_densities(values[here], roles) for each, here in zip(folds, numbers, strict=True)
+    ]
+    used = np.concatenate(numbers)
+    order = np.argsort(used)
+    conditional, marginal = (
+        np.concatenate(part, axis=1)[:, order] for part in zip(*scored, strict=True)
+    )
+    chosen = chosen_experts(conditional)
+    conditional, marginal = conditional[chosen], marginal[chosen]
+    best = int(np.argmax(conditional.mean(axis=1)))
+    blend = Blend.fit(conditional, marginal)
+    information = dependent = blend.information(conditional, marginal)
+    if blend.is_independent:
+        dependent = conditional[best] - marginal[best]
+    found = CrossFit(information, dependent, fold[used[order]], used[order])
+    return InformationModel(roles, folds, chosen, blend, int(chosen[best])), found
+
+
+def chosen_experts(conditional: Array) -> Index:
+    """Return the numbers of the joint density and of the copula that is best, if there is one."""
+    if len(conditional) == 1:
+        return np.array([0])
+    return np.array([0, 1 + int(np.argmax(conditional[1:].mean(axis=1)))])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 __all__ = ["JointDensity"]
 
 Array = NDArray[np.float64]

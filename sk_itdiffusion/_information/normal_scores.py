@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-
 __all__ = ["NormalScores"]
 
 Array = NDArray[np.float64]

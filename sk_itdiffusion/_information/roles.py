@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
 __all__ = ["Roles"]
 
 Index = NDArray[np.intp]
