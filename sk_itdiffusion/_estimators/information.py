@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sk_itdiffusion._conditional.splitting import folds_of_rows
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._information.crossfit import InformationModel, crossfit, fit_folds
+from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
 from sk_itdiffusion._information.curve import InformationCurve, noisy_information
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
@@ -100,56 +100,65 @@ def as_table(table: Any, name: str) -> Any:
 
 
 def density_of(
-    template: Any, kinds: list[str], n_categories: list[int], seed: int
-) -> Callable[[Index], Any]:
-    """Return what makes unfitted densities of some of the columns.
+    template: Any, kinds: Sequence[str], n_categories: Sequence[int], columns: Index, seed: int
+) -> tuple[Callable[[Index], Any], Columns]:
+    """Return what makes unfitted densities, and what the columns are.
 
     Parameters
     ----------
     template : density estimator or None
         Estimator of continuous and discrete columns; None for the references of
         `IMMSEMixedDensity`, without networks.
-    kinds : list of str
+    kinds : sequence of str
         Kinds of all columns.
-    n_categories : list of int
+    n_categories : sequence of int
         Numbers of their categories, 0 for continuous ones.
+    columns : ndarray of int
+        Numbers of the columns that vary, which alone are seen.
     seed : int
         Seed of a density that has none of its own.
 
     Returns
     -------
-    callable
-        Maps numbers of columns to an estimator.
+    make : callable
+        Maps numbers of columns, among those that vary, to an estimator.
+    columns : Columns
+        What those that vary are.
     """
     if template is None:
         # Normal scores need no other maps, and have no bounds.
         template = IMMSEMixedDensity(max_epochs=0, marginals="standard", bounds=None)
+    kinds = [kinds[j] for j in columns]
+    counts = np.array([n_categories[j] for j in columns], dtype=np.intp)
+    seen = Columns(np.array([kind == "continuous" for kind in kinds]), counts)
 
-    def make(columns: Index) -> Any:
-        own = [kinds[j] for j in columns]
+    def make(chosen: Index) -> Any:
+        own = [kinds[j] for j in chosen]
         density = clone(template)
-        chosen = {
-            "categorical_features": np.array([kind == "nominal" for kind in own]),
-            "ordinal_features": np.array([kind == "ordinal" for kind in own]),
-            "categories": {
-                n: np.arange(n_categories[j], dtype=np.float64)
-                for n, j in enumerate(columns)
-                if kinds[j] != "continuous"
-            },
-        }
         if density.random_state is None:
             density.set_params(random_state=seed)
-        return density.set_params(**chosen)
+        return density.set_params(
+            categorical_features=np.array([kind == "nominal" for kind in own]),
+            ordinal_features=np.array([kind == "ordinal" for kind in own]),
+            categories={
+                n: np.arange(counts[j], dtype=np.float64)
+                for n, j in enumerate(chosen)
+                if not seen.continuous[j]
+            },
+        )
 
-    return make
+    return make, seen
 
 
-def folds_by_content(values: Array, is_discrete: bool, n_folds: int, seed: int) -> Index:
+def folds_by_content(sides: Sequence[Array], is_discrete: bool, n_folds: int, seed: int) -> Index:
     """Return folds of about equal size that follow from the rows' content, not from their order.
 
-    Equal rows of numbers are one observation and in one fold; those of categories are several.
+    They are the same if sides change places.  Equal rows of numbers are one observation and in one
+    fold; those of categories are several.
     """
-    keys = row_keys(np.where(np.isnan(values), np.inf, values), seed)
+    keys = np.zeros(len(sides[0]), dtype=np.uint64)
+    for part in sides:
+        keys += row_keys(np.where(np.isnan(part), np.inf, part), seed)
     if is_discrete:
         fold = np.empty(len(keys), dtype=np.intp)
         fold[np.argsort(keys, kind="stable")] = np.arange(len(keys)) % n_folds
@@ -312,12 +321,10 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         fold = self._folds(values, [kind != "continuous" for kind in kinds], groups, seed)
         if not (len(roles.x) and len(roles.y)):
             return self
-        own = [kinds[j] for j in self._columns]
-        make = density_of(self.estimator, own, [n_categories[j] for j in self._columns], seed)
-        continuous = np.array([kind == "continuous" for kind in own])
+        make, columns = density_of(self.estimator, kinds, n_categories, self._columns, seed)
         varying = values[:, self._columns]
         parts = [roles.without("y"), roles.without("x"), roles.given]
-        folds = fit_folds(make, varying, continuous, parts, fold)
+        folds = fit_folds(make, varying, columns, parts, fold)
         self._model, found = crossfit(folds, varying, roles, fold)
         self.pointwise_information_[:] = np.nan
         self.pointwise_information_[found.used] = found.information
@@ -339,6 +346,11 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
             raise ValueError(f"Found input variables with inconsistent numbers of samples: {sizes}")
         return np.concatenate(values, axis=1)
 
+    def _parts(self, values: Array) -> list[Array]:
+        """Return the columns of each side."""
+        ends = np.cumsum([len(side.kinds) for side in self._sides])[:-1]
+        return np.split(values, ends, axis=1)
+
     def _varying(self, values: Array) -> tuple[Index, Roles]:
         """Return the columns that vary, and the sides that they are on."""
         side = np.repeat(np.arange(len(self._sides)), [len(each.kinds) for each in self._sides])
@@ -359,7 +371,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         cv = self.cv
         if isinstance(cv, Integral):
             if numbers is None:
-                return folds_by_content(values, any(is_discrete), n_folds, seed)
+                return folds_by_content(self._parts(values), any(is_discrete), n_folds, seed)
             cv = GroupKFold(n_folds)
         fold = folds_of_rows(cv, values, None, numbers)
         assert fold is not None

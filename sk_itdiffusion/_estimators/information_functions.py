@@ -122,8 +122,8 @@ def entropy(
     """
     side, values, fold, seed = read_whole(X, cv, random_state)
     template = IMMSEMixedDensity(max_epochs=0) if estimator is None else clone(estimator)
-    make = density_of(template, side.kinds, side.n_categories, seed)
     every = np.arange(values.shape[1])
+    make, _ = density_of(template, side.kinds, side.n_categories, every, seed)
     found = np.empty(len(values))
     for number in range(cv):
         here = fold == number
@@ -386,13 +386,10 @@ class FittedTable:
         self.folds = []
         if len(self.columns) < 2:
             return
-        kinds = [side.kinds[j] for j in self.columns]
-        n_categories = [side.n_categories[j] for j in self.columns]
-        make = density_of(estimator, kinds, n_categories, self.seed)
-        continuous = np.array([kind == "continuous" for kind in kinds])
+        make, seen = density_of(estimator, side.kinds, side.n_categories, self.columns, self.seed)
         every = [np.arange(j) for j in range(1, len(self.columns))]
         single = [np.array([j]) for j in range(1, len(self.columns))]
-        self.folds = fit_folds(make, self.values, continuous, [*every, *single], self.fold)
+        self.folds = fit_folds(make, self.values, seen, [*every, *single], self.fold)
 
 
 def read_whole(
@@ -404,4 +401,4 @@ def read_whole(
     check_complete_rows(int((~np.isnan(values).all(axis=1)).sum()), cv, "it")
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     has_categories = any(kind != "continuous" for kind in side.kinds)
-    return side, values, folds_by_content(values, has_categories, cv, seed), seed
+    return side, values, folds_by_content([values], has_categories, cv, seed), seed

@@ -25,6 +25,8 @@ from sk_itdiffusion.references.reference_mixture import fitted_log_weights
 __all__ = ["Blend"]
 
 Array = NDArray[np.float64]
+#: Gain in nats that may be an error of rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Blend:
         log_weights = fitted_log_weights(scores, np.full(n_rows, 1.0 / n_rows))
         blend = cls(log_weights.reshape(2, -1))
         gain = blend.information(conditional, marginal)
-        return cls(blend.log_weights, bool(gain.mean() <= gain.std() / np.sqrt(n_rows)))
+        error = gain.std() / np.sqrt(n_rows) + _ROUNDING
+        return cls(blend.log_weights, bool(gain.mean() <= error))
 
     def information(self, conditional: Array, marginal: Array) -> Array:
         """Return the pointwise information of rows, (n,), in nats.

@@ -11,17 +11,36 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from sk_itdiffusion._information.blend import Blend
-from sk_itdiffusion._information.copula import EllipticalCopula, ranks_of
+from sk_itdiffusion._information.copula import EllipticalCopula
+from sk_itdiffusion._information.counts import CountTables
 from sk_itdiffusion._information.joint import JointDensity
 from sk_itdiffusion._information.normal_scores import NormalScores
 from sk_itdiffusion._information.roles import Roles
 
-__all__ = ["CrossFit", "FoldModel", "InformationModel", "crossfit", "fit_folds"]
+__all__ = ["Columns", "CrossFit", "FoldModel", "InformationModel", "crossfit", "fit_folds"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 #: Rows for each column from which a covariance of all columns is worth something.
 _ROWS_FOR_A_COLUMN = 2
+#: Log-ratio that is no rounding error.
+_LEAST_RATIO = 1e-9
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns are.
+
+    Attributes
+    ----------
+    continuous : ndarray of shape (n_columns,), bool
+        Columns of numbers; the others hold codes.
+    n_categories : ndarray of shape (n_columns,), int
+        Numbers of categories; 0 for continuous columns.
+    """
+
+    continuous: NDArray[np.bool_]
+    n_categories: Index
 
 
 @dataclass(frozen=True)
@@ -30,62 +49,77 @@ class FoldModel:
 
     Attributes
     ----------
+    columns : Columns
+        What the columns are.
     scores : NormalScores
         Map of the continuous columns.
     joint : JointDensity
         Density of the mapped rows.
     copula : EllipticalCopula or None
-        Copula of all columns, if all are continuous, without missing entries and fewer than half as
-        many as the rows.
+        Copula of the continuous columns, if half as many rows or more have all of them.
+    counts : CountTables
+        Rows of the discrete columns.
     """
 
+    columns: Columns
     scores: NormalScores
     joint: JointDensity
     copula: EllipticalCopula | None
+    counts: CountTables
 
     @classmethod
     def fit(
         cls,
         make: Callable[[Index], Any],
         values: Array,
-        continuous: NDArray[np.bool_],
+        columns: Columns,
         parts: Sequence[Index],
     ) -> FoldModel:
         """Return the model of rows; see `fit_folds`."""
-        scores = NormalScores.fit(values, continuous)
+        scores = NormalScores.fit(values, columns.continuous)
         z = scores.transform(values)
-        is_plain = bool(continuous.all()) and not np.isnan(z).any()
-        has_copula = is_plain and len(z) >= _ROWS_FOR_A_COLUMN * z.shape[1]
-        copula = EllipticalCopula.fit(z) if has_copula else None
-        return cls(scores, JointDensity.fit(make, z, parts), copula)
+        numbers = z[:, columns.continuous]
+        numbers = numbers[~np.isnan(numbers).any(axis=1)]
+        n_columns = numbers.shape[1]
+        has_copula = n_columns > 1 and len(numbers) >= _ROWS_FOR_A_COLUMN * n_columns
+        return cls(
+            columns,
+            scores,
+            JointDensity.fit(make, z, parts),
+            EllipticalCopula.fit(numbers) if has_copula else None,
+            CountTables(np.where(columns.continuous, np.nan, z), columns.n_categories),
+        )
 
     def log_densities(self, values: Array, roles: Roles) -> tuple[Array, Array]:
         """Return log-densities of y with and without x under each expert, (n_experts, n).
 
-        The first is the joint density, the others are the copula with more and more correlations,
-        which says nothing of rows with missing entries.
+        The first is the joint density.  Of numbers alone the others are the copula, with more and
+        more correlations; of categories alone counts, more and more drawn towards independence.
+        They say nothing of rows with missing entries.
         """
         z = self.scores.transform(values)
-        joint = self.joint
-        conditional = joint.log_density(z, roles.without("")) - joint.log_density(
-            z, roles.without("y")
-        )
+        joint, asked = self.joint, roles.without("")
+        conditional = joint.log_density(z, asked) - joint.log_density(z, roles.without("y"))
         marginal = joint.log_density(z, roles.without("x")) - joint.log_density(z, roles.given)
-        if self.copula is None:
+        is_complete = ~np.isnan(z[:, asked]).any(axis=1)
+        is_number = self.columns.continuous[asked]
+        if is_number.all() and self.copula is not None:
+            place = np.cumsum(self.columns.continuous) - 1
+            own = Roles(*(place[part] for part in (roles.x, roles.y, roles.given)))
+            found = self.copula.log_densities(z[is_complete][:, self.columns.continuous], own)
+        elif not is_number.any():
+            found = self.counts.log_densities(z[is_complete], roles)
+        else:
             return conditional[None], marginal[None]
-        n_ranks = len(ranks_of(roles))
-        of_ranks = np.full((2, n_ranks, len(z)), -np.inf)
-        is_complete = ~np.isnan(z).any(axis=1)
-        if is_complete.any():
-            found = self.copula.log_densities(z[is_complete], roles)
-            of_ranks[0][:, is_complete], of_ranks[1][:, is_complete] = found
-        return np.vstack([conditional, of_ranks[0]]), np.vstack([marginal, of_ranks[1]])
+        others = np.full((2, len(found[0]), len(z)), -np.inf)
+        others[0][:, is_complete], others[1][:, is_complete] = found
+        return np.vstack([conditional, others[0]]), np.vstack([marginal, others[1]])
 
 
 def fit_folds(
     make: Callable[[Index], Any],
     values: Array,
-    continuous: NDArray[np.bool_],
+    columns: Columns,
     parts: Sequence[Index],
     fold: Index,
 ) -> list[FoldModel]:
@@ -97,8 +131,8 @@ def fit_folds(
         Returns an unfitted density estimator for some columns.
     values : ndarray of shape (n, n_columns)
         Numbers and codes; NaN where entries are missing.
-    continuous : ndarray of shape (n_columns,), bool
-        Columns of numbers.
+    columns : Columns
+        What the columns are.
     parts : sequence of ndarray of int
         Columns that will be asked for together.
     fold : ndarray of shape (n,), int
@@ -110,7 +144,7 @@ def fit_folds(
         The models; all have copulas or none has.
     """
     folds = [
-        FoldModel.fit(make, values[fold != number], continuous, parts)
+        FoldModel.fit(make, values[fold != number], columns, parts)
         for number in range(int(fold.max()) + 1)
     ]
     if all(each.copula is not None for each in folds):
@@ -228,19 +262,29 @@ def crossfit(
     conditional, marginal = (
         np.concatenate(part, axis=1)[:, order] for part in zip(*scored, strict=True)
     )
-    chosen = chosen_experts(conditional)
-    conditional, marginal = conditional[chosen], marginal[chosen]
-    best = int(np.argmax(conditional.mean(axis=1)))
+    ratio = conditional - marginal
+    chosen = chosen_experts(conditional, ratio)
+    conditional, marginal, ratio = conditional[chosen], marginal[chosen], ratio[chosen]
+    best = int(np.argmax(np.where(tells_something(ratio), conditional.mean(axis=1), -np.inf)))
     blend = Blend.fit(conditional, marginal)
     information = dependent = blend.information(conditional, marginal)
     if blend.is_independent:
-        dependent = conditional[best] - marginal[best]
+        dependent = ratio[best]
     found = CrossFit(information, dependent, fold[used[order]], used[order])
     return InformationModel(roles, folds, chosen, blend, int(chosen[best])), found
 
 
-def chosen_experts(conditional: Array) -> Index:
-    """Return the numbers of the joint density and of the copula that is best, if there is one."""
+def tells_something(ratio: Array) -> NDArray[np.bool_]:
+    """Return which experts, (n_experts, n), do not take y as independent from the start."""
+    return np.asarray(np.ptp(ratio, axis=1) > _LEAST_RATIO)
+
+
+def chosen_experts(conditional: Array, ratio: Array) -> Index:
+    """Return the number of the joint density, and that of the best of the others if there are any.
+
+    Independence needs no expert.
+    """
     if len(conditional) == 1:
         return np.array([0])
-    return np.array([0, 1 + int(np.argmax(conditional[1:].mean(axis=1)))])
+    score = np.where(tells_something(ratio[1:]), conditional[1:].mean(axis=1), -np.inf)
+    return np.array([0, 1 + int(np.argmax(score))])
