@@ -11,18 +11,19 @@ from scipy.special import ndtri
 from sklearn.base import clone
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
 from sk_itdiffusion import IMMSEMixedDensity, IMMSEMutualInformation
 from sk_itdiffusion._information.blend import Blend
 from sk_itdiffusion._information.copula import EllipticalCopula, log_slopes, t_scores
+from sk_itdiffusion._information.counts import CountTables
 from sk_itdiffusion._information.normal_scores import NormalScores
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion.information import (
     dependence_matrix,
     entropy,
     mutual_info_immse,
-    mutual_information,
     total_correlation,
 )
 
@@ -30,7 +31,8 @@ from sk_itdiffusion.information import (
 QUICK = IMMSEMixedDensity(
     max_epochs=0, marginals="standard", bounds=None, reference="independent", random_state=0
 )
-ESTIMATOR = IMMSEMutualInformation(QUICK, cv=3, random_state=0)
+ESTIMATOR = IMMSEMutualInformation(QUICK, cv=2, random_state=0)
+WHOLE = IMMSEMutualInformation(cv=2, random_state=0)
 
 
 def normal_pairs(n, correlation, seed=0, n_pairs=1):
@@ -99,7 +101,7 @@ def test_normal_scores_are_increasing_and_normal():
     assert np.isnan(z[3, 0])
     np.testing.assert_array_equal(z[:, 1], X[:, 1])
     kept = np.delete(np.arange(500), 3)
-    assert stats.spearmanr(z[kept, 0], X[kept, 0]).statistic == 1.0
+    np.testing.assert_array_equal(np.argsort(z[kept, 0]), np.argsort(X[kept, 0]))
     assert stats.kstest(z[kept, 0], "norm").statistic < 0.01
     tied = NormalScores.fit(np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([True]))
     np.testing.assert_allclose(
@@ -135,6 +137,7 @@ def test_normal_columns_whatever_their_scale():
     assert 0.01 < found.standard_error_ < 0.06
 
 
+@pytest.mark.slow
 def test_many_columns_of_which_few_are_dependent():
     """A full covariance would cost 400 numbers, 0.3 nats of 600 rows; two directions cost 0.06."""
     rng = np.random.default_rng(0)
@@ -161,10 +164,23 @@ def test_tables_of_categories_by_enumeration():
     table = np.array([[4.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
     cell = np.random.default_rng(0).choice(6, size=1000, p=table.ravel() / table.sum())
     row, column = np.array(["a", "b"])[cell // 3], np.array(["u", "v", "w"])[cell % 3]
-    estimator = IMMSEMutualInformation(cv=3, random_state=0)
-    assert is_near(estimator.fit(row[:, None], column), exact_information(table))
+    assert is_near(clone(ESTIMATOR).fit(row[:, None], column), exact_information(table))
+    with_counts = CountTables(
+        np.column_stack([cell // 3, cell % 3]).astype(float), np.array([2, 3])
+    )
+    cells = np.array([[row, column] for row in range(2) for column in range(3)], dtype=float)
+    roles = Roles(np.array([0]), np.array([1]), np.arange(0))
+    conditional, marginal = with_counts.log_densities(cells, roles)
+    counts = np.bincount(cell, minlength=6).reshape(2, 3)
+    shares = (counts.sum(axis=0) + 1.0 / 3.0) / 1001.0
+    np.testing.assert_allclose(np.exp(marginal).reshape(2, 3), np.tile(shares, (2, 1)))
+    expected = (counts + shares) / (counts.sum(axis=1, keepdims=True) + 1.0)
+    np.testing.assert_allclose(np.exp(conditional[0]), expected.ravel())
+    sums = np.exp(conditional).reshape(-1, 2, 3).sum(axis=2)
+    np.testing.assert_allclose(sums, 1.0)
 
 
+@pytest.mark.slow
 def test_given_columns_take_their_part():
     rng = np.random.default_rng(0)
     z = rng.normal(size=600)
@@ -192,11 +208,14 @@ def draws_of_independent_sides(kind, n, seed):
     return rng.choice(["a", "b", "c"], size=(n, 1)), rng.choice(["u", "v"], size=n)
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy", "categorical"])
+@pytest.mark.parametrize(
+    "kind",
+    ["normal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("heavy", "categorical"))],
+)
 def test_nothing_is_found_where_nothing_is(kind):
     found = clone(ESTIMATOR).fit(*draws_of_independent_sides(kind, 300, 0))
     assert found.mutual_information_ <= 2.0 * found.standard_error_
-    assert found.standard_error_ > 1e-4
+    assert 1e-4 < found.standard_error_ < 0.1
 
 
 @pytest.mark.slow
@@ -225,6 +244,7 @@ def test_power_and_calibration(truth, least):
     assert near >= 16
 
 
+@pytest.mark.slow
 def test_information_adds_up_over_independent_pairs_and_is_symmetric():
     x, y, _ = normal_pairs(600, 0.7, n_pairs=2)
     both = clone(ESTIMATOR).fit(x, y)
@@ -239,10 +259,11 @@ def test_information_adds_up_over_independent_pairs_and_is_symmetric():
     assert abs(there.mutual_information_ - back.mutual_information_) < 0.01
 
 
+@pytest.mark.slow
 def test_processing_loses_information():
     x, y, truth = normal_pairs(600, 0.8)
     whole = clone(ESTIMATOR).fit(x, y)
-    coarse = clone(ESTIMATOR).fit(np.sign(x).astype(int), y)
+    coarse = clone(WHOLE).fit(np.sign(x).astype(int), y)
     difference = whole.pointwise_information_ - coarse.pointwise_information_
     assert difference.mean() > 2.0 * difference.std() / np.sqrt(600)
     # The sign of x tells half of what a bit can tell, at most.
@@ -261,6 +282,7 @@ def test_curve_rises_to_the_information():
     assert abs(curve.information[-1] - found.mutual_information_) < 0.02
 
 
+@pytest.mark.slow
 def test_total_correlation_and_entropy_of_normal_columns():
     root = np.random.default_rng(1).normal(size=(3, 3))
     covariance = root @ root.T + np.eye(3)
@@ -279,13 +301,14 @@ def test_total_correlation_and_entropy_of_normal_columns():
 # -- pairs of columns ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dependence_matrix_finds_what_correlation_misses():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=500)
-    X = pd.DataFrame({"x": x, "square": x**2 + 0.3 * rng.normal(size=500)})
-    X["noise"], X["constant"] = rng.normal(size=500), 1.0
+    x = rng.normal(size=400)
+    X = pd.DataFrame({"x": x, "square": x**2 + 0.3 * rng.normal(size=400)})
+    X["noise"], X["constant"] = rng.normal(size=400), 1.0
     X["sign"] = np.where(x > 0, "up", "down")
-    found = dependence_matrix(X, n_permutations=39, cv=3, random_state=0)
+    found = dependence_matrix(X, n_permutations=39, cv=2, random_state=0)
     assert found.names == list(X.columns)
     coefficient = found.to_frame()
     assert abs(np.corrcoef(X["x"], X["square"])[0, 1]) < 0.2 < 0.6 < coefficient["x"]["square"]
@@ -299,7 +322,7 @@ def test_dependence_matrix_finds_what_correlation_misses():
     assert np.isnan(found.coefficient[3, 3])
     networks = IMMSEMixedDensity(max_epochs=1, hidden_size=8, steps_per_epoch=2)
     with pytest.raises(ValueError, match="max_epochs=0"):
-        dependence_matrix(X.iloc[:60, :2], estimator=networks, cv=2)
+        dependence_matrix(X.iloc[:120, :2], estimator=networks, cv=2)
 
 
 @pytest.mark.slow
@@ -314,12 +337,18 @@ def test_p_values_are_uniform_where_sides_are_independent():
         assert abs(np.mean(np.array(found) <= level + 1e-9) - level) < 3.0 * np.sqrt(0.25 / 100)
 
 
+@pytest.mark.slow
 def test_features_are_selected_in_a_pipeline():
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(200, 3))
-    y = X[:, 2] ** 2 + 0.3 * rng.normal(size=200)
+    X = rng.normal(size=(300, 3))
+    y = X[:, 2] ** 2 + 0.3 * rng.normal(size=300)
     pipeline = make_pipeline(SelectKBest(mutual_info_immse, k=1), LinearRegression()).fit(X, y)
     assert pipeline[0].get_support().tolist() == [False, False, True]
+
+
+@pytest.mark.slow
+def test_features_may_be_codes():
+    rng = np.random.default_rng(0)
     codes = np.column_stack([rng.integers(0, 3, 200), rng.integers(0, 3, 200)]).astype(float)
     found = mutual_info_immse(codes, codes[:, 0] == 1.0, discrete_features=[0, 1], random_state=0)
     np.testing.assert_allclose(found, [0.64, 0.0], atol=0.05)
@@ -336,16 +365,27 @@ def mixed_table(n, seed=0):
     return pd.DataFrame({"kind": kind, "size": size, "grade": rng.integers(0, 4, size=n)}), kind
 
 
+def test_tables_with_holes():
+    table, kind = mixed_table(120)
+    found = clone(ESTIMATOR).fit(table, kind)
+    np.testing.assert_array_equal(np.isnan(found.pointwise_information_), table["size"].isna())
+    assert np.isfinite(found.score_samples(table, kind)).all()
+    with pytest.raises(ValueError, match="categories"):
+        found.score(table, np.array(["c"] * 120))
+
+
+@pytest.mark.slow
 def test_frames_of_any_kinds_with_holes():
     table, kind = mixed_table(300)
-    y = pd.DataFrame({"noisy": np.where(np.arange(300) % 5 == 0, "a", kind), "constant": 3.0})
-    found = clone(ESTIMATOR).fit(table, y)
-    again = clone(ESTIMATOR).fit(pl.from_pandas(table), pl.from_pandas(y))
+    y = pd.DataFrame({"noisy": np.where(np.arange(300) % 7 == 0, "b", kind), "constant": 3.0})
+    y.loc[::11, "noisy"] = "a"
+    found = clone(WHOLE).fit(table, y)
+    again = clone(WHOLE).fit(pl.from_pandas(table), pl.from_pandas(y))
     assert again.mutual_information_ == found.mutual_information_
     is_missing = np.isnan(found.pointwise_information_)
     np.testing.assert_array_equal(is_missing, table["size"].isna())
     exact = exact_information(pd.crosstab(kind[~is_missing], y["noisy"][~is_missing]).to_numpy())
-    assert is_near(found, exact, bias=0.03)
+    assert is_near(found, exact, bias=0.05)
     assert np.isfinite(found.score_samples(table, y)).all()
     assert found.feature_names_in_.tolist() == ["kind", "size", "grade"]
 
@@ -368,6 +408,7 @@ def test_scores_of_rows_follow_from_the_rows():
     assert clone(ESTIMATOR).fit(x, y).mutual_information_ == found.mutual_information_
 
 
+@pytest.mark.slow
 def test_networks_learn_each_part():
     x, y, _ = normal_pairs(80, 0.8)
     density = IMMSEMixedDensity(
@@ -385,8 +426,8 @@ def test_what_cannot_be_estimated():
     constant = clone(ESTIMATOR).fit(np.ones((40, 2)), y)
     assert constant.mutual_information_ == constant.standard_error_ == 0.0
     assert constant.score(np.ones((3, 2)), y[:3]) == 0.0
-    with pytest.raises(ValueError, match=r"Found 4 sample\(s\) .* minimum of 6 .* lower cv"):
-        clone(ESTIMATOR).fit(x[:4], y[:4])
+    with pytest.raises(ValueError, match=r"Found 3 sample\(s\) .* minimum of 4 .* lower cv"):
+        clone(ESTIMATOR).fit(x[:3], y[:3])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         clone(ESTIMATOR).fit(x, y[:30])
     holes = x.copy()
@@ -400,11 +441,11 @@ def test_what_cannot_be_estimated():
 
 
 def test_groups_are_in_one_fold():
-    """Copies of rows, in other folds, would be known by heart."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(60, 1)).repeat(5, axis=0), rng.normal(size=60).repeat(5)
-    x, y = x + 1e-3 * rng.normal(size=x.shape), y + 1e-3 * rng.normal(size=300)
-    information, error = mutual_information(x, y, estimator=QUICK, cv=3, random_state=0)
-    assert information <= 2.0 * error
-    found = clone(ESTIMATOR).fit(x, y, groups=np.arange(60).repeat(5))
-    assert found.mutual_information_ <= 2.0 * found.standard_error_
+    x, y, _ = normal_pairs(60, 0.8)
+    groups = np.arange(60) // 4
+    by_groups = clone(ESTIMATOR).fit(x, y, groups=groups)
+    folds = list(GroupKFold(2).split(x, groups=groups))
+    by_folds = clone(ESTIMATOR).set_params(cv=folds).fit(x, y)
+    np.testing.assert_array_equal(by_groups.pointwise_information_, by_folds.pointwise_information_)
+    with pytest.raises(ValueError, match="predict each row once"):
+        clone(ESTIMATOR).set_params(cv=folds[:1]).fit(x, y)

@@ -13,14 +13,22 @@ from sk_itdiffusion.display.bounds import BoundHistoryDisplay
 from sk_itdiffusion.display.contours import DensityContourDisplay
 from sk_itdiffusion.display.curves import MSECurveDisplay
 from sk_itdiffusion.display.explanation import OutlierExplanationDisplay
+from sk_itdiffusion.display.information import (
+    DependenceDisplay,
+    InformationCurveDisplay,
+    PointwiseInformationDisplay,
+)
 from sk_itdiffusion.display.pairs import SamplePairDisplay
 from sk_itdiffusion.display.stacks import EnsembleWeightsDisplay
 
 __all__ = [
     "BoundHistoryDisplay",
     "DensityContourDisplay",
+    "DependenceDisplay",
     "EnsembleWeightsDisplay",
+    "InformationCurveDisplay",
     "MSECurveDisplay",
     "OutlierExplanationDisplay",
+    "PointwiseInformationDisplay",
     "SamplePairDisplay",
 ]
