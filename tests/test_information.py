@@ -402,6 +402,10 @@ def test_scores_of_rows_follow_from_the_rows():
     assert abs(scores.mean() - truth) < 3.0 * scores.std() / 20.0 + 0.03
     assert found.score(x_new, y_new) == scores.mean()
     assert (std > 0.0).all()
+    # Of a row far out more is known of y: for normal columns a linear function of x squared.
+    expected = found.score_samples([[0.0], [2.0]])
+    exact = 0.5 * (-np.log(0.36) + 0.36 - 1.0 + 0.64 * np.array([0.0, 4.0]))
+    np.testing.assert_allclose(expected, exact, atol=0.35)
     order = np.random.default_rng(0).permutation(300)
     shuffled = clone(ESTIMATOR).fit(x[order], y[order])
     assert shuffled.mutual_information_ == pytest.approx(found.mutual_information_, abs=1e-6)

@@ -41,6 +41,8 @@ Index = NDArray[np.intp]
 _MIN_ROWS_IN_FOLD = 2
 #: Rows of a fold, and log-SNRs, of the curve.
 _ROWS_OF_CURVE, _LOGSNR = 400, np.linspace(-8.0, 12.0, 41)
+#: Rows whose y stand for all, in what an x is expected to tell.
+_ROWS_OF_GAIN = 200
 
 
 class Side:
@@ -89,14 +91,16 @@ class Side:
 def as_table(table: Any, name: str) -> Any:
     """Return a table of one or more columns."""
     if table is None:
-        raise ValueError(f"{name} is None, but the estimator requires {name} to be passed.")
+        raise ValueError(
+            f"The estimator requires {name} to be passed, but the target {name} is None."
+        )
     table = without_tensors(table)
     if hasattr(table, "to_frame") and not hasattr(table, "columns"):
         return table.to_frame()
     if hasattr(table, "columns"):
         return table
     array = table if hasattr(table, "dtype") else np.asarray(table)
-    return array[:, None] if array.ndim == 1 else array
+    return array[:, None] if array.ndim == 1 and name != "X" else array
 
 
 def density_of(
@@ -314,6 +318,10 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         kinds = [kind for side in self._sides for kind in side.kinds]
         n_categories = [n for side in self._sides for n in side.n_categories]
         self._columns, roles = self._varying(values)
+        # In the order of a hash, so that they are as good as random.
+        own = self._parts(values)[1]
+        self._sample = own[np.argsort(row_keys(np.where(np.isnan(own), np.inf, own), seed))]
+        self._sample = self._sample[:_ROWS_OF_GAIN]
         self._model: InformationModel | None = None
         self.information_curve_: InformationCurve | None = None
         self.pointwise_information_ = np.where(np.isnan(values).any(axis=1), np.nan, 0.0)
@@ -396,7 +404,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
     def score_samples(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         given: ArrayLike | None = None,
         return_std: bool = False,
     ) -> Array | tuple[Array, Array]:
@@ -406,10 +414,11 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
             One side.
-        y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets)
-            The other side.
+        y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets), default=None
+            The other side.  None gives what X is expected to tell of y: the divergence of
+            p(y | x) from p(y), a mean over the y of some rows of `fit`.
         given : array-like or data frame of shape (n_samples,) or (n_samples, n_given), default=None
-            Columns whose values are known, if `fit` had such.
+            Columns whose values are known, if `fit` had such; then y is needed too.
         return_std : bool, default=False
             Whether to return how much the folds disagree.
 
@@ -431,12 +440,29 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         """
         check_is_fitted(self)
         validate_data(self, without_tensors(X), skip_check_array=True, reset=False)
+        if y is None:
+            gain = self._expected_information(X, given)
+            return (gain, np.zeros(len(gain))) if return_std else gain
         values = self._read(X, y, given)[:, self._columns]
         if self._model is None:
             information, std = np.zeros(len(values)), np.zeros(len(values))
         else:
             information, std = self._model.information(values)
         return (information, std) if return_std else information
+
+    def _expected_information(self, X: Any, given: Any) -> Array:
+        """Return what rows of X are expected to tell of y, (n,)."""
+        if given is not None or len(self._sides) > 2:
+            raise ValueError("With given columns y is needed.")
+        x = self._sides[0].read(X)
+        if self._model is None:
+            return np.zeros(len(x))
+        n_y = len(self._sample)
+        pairs = np.column_stack([np.repeat(x, n_y, axis=0), np.tile(self._sample, (len(x), 1))])
+        ratio = self._model.information(pairs[:, self._columns])[0].reshape(len(x), n_y)
+        weight = np.exp(ratio - ratio.max(axis=1, keepdims=True))
+        weight /= weight.sum(axis=1, keepdims=True)
+        return np.asarray((weight * np.log(np.maximum(n_y * weight, 1e-300))).sum(axis=1))
 
     def score(self, X: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> float:
         """Return the mean pointwise information of new rows, an estimate of the information.

@@ -396,8 +396,9 @@ def read_whole(
     X: Any, cv: int, random_state: int | np.random.RandomState | None
 ) -> tuple[Side, Array, Index, int]:
     """Return the reader of a table, its numbers and codes, the rows' folds, and a seed."""
-    side = Side(X, "X")
-    values = side.read(X)
+    table = X if np.ndim(X) != 1 else np.asarray(X)[:, None]
+    side = Side(table, "X")
+    values = side.read(table)
     check_complete_rows(int((~np.isnan(values).all(axis=1)).sum()), cv, "it")
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     has_categories = any(kind != "continuous" for kind in side.kinds)

@@ -2,7 +2,8 @@
 
 Rows are matrices of numbers and codes.  Each continuous column is seen through its normal scores,
 which changes no information and removes heavy tails; experts then say how likely the columns of one
-side are given those of the other, and by themselves.
+side are given those of the other, and by themselves.  May import `layout`, `_immse` and
+`references` of the package.
 """
 
-# May import `_runtime`, `persistence`, `_immse`, `_table` and `references` of the package.
+__all__: list[str] = []

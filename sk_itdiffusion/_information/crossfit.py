@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 #: Rows for each column from which a covariance of all columns is worth something.
 _ROWS_FOR_A_COLUMN = 2
+_ROWS_IN_A_PART = 256
 #: Log-ratio that is no rounding error.
 _LEAST_RATIO = 1e-9
 
@@ -106,7 +108,8 @@ class FoldModel:
         if is_number.all() and self.copula is not None:
             place = np.cumsum(self.columns.continuous) - 1
             own = Roles(*(place[part] for part in (roles.x, roles.y, roles.given)))
-            found = self.copula.log_densities(z[is_complete][:, self.columns.continuous], own)
+            rows = z[is_complete][:, self.columns.continuous]
+            found = in_equal_parts(partial(self.copula.log_densities, roles=own), rows)
         elif not is_number.any():
             found = self.counts.log_densities(z[is_complete], roles)
         else:
@@ -114,6 +117,22 @@ class FoldModel:
         others = np.full((2, len(found[0]), len(z)), -np.inf)
         others[0][:, is_complete], others[1][:, is_complete] = found
         return np.vstack([conditional, others[0]]), np.vstack([marginal, others[1]])
+
+
+def in_equal_parts(
+    function: Callable[[Array], tuple[Array, Array]], rows: Array
+) -> tuple[Array, Array]:
+    """Return what a function says of rows, along the last axes, from parts of one fixed shape.
+
+    So a row's values do not depend on the other rows to the last bit.
+    """
+    found = []
+    for start in range(0, max(len(rows), 1), _ROWS_IN_A_PART):
+        part = rows[start : start + _ROWS_IN_A_PART]
+        padded = np.pad(part, ((0, _ROWS_IN_A_PART - len(part)), (0, 0)))
+        found.append([each[..., : len(part)] for each in function(padded)])
+    first, second = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+    return first, second
 
 
 def fit_folds(

@@ -91,9 +91,10 @@ class InformationCurveDisplay:
         """
         ax = axes_or_new(ax, f"{type(self).__name__}.plot", figsize=(6.4, 4.0))
         (self.line_,) = ax.plot(self.logsnr, self.information, **kwargs)
-        ends = (self.information + sign * 2.0 * self.standard_error for sign in (-1.0, 1.0))
+        low = self.information - 2.0 * self.standard_error
+        high = self.information + 2.0 * self.standard_error
         self.band_ = ax.fill_between(
-            self.logsnr, *ends, color=self.line_.get_color(), alpha=0.25, linewidth=0.0
+            self.logsnr, low, high, color=self.line_.get_color(), alpha=0.25, linewidth=0.0
         )
         ax.set(xlabel=LOGSNR_LABEL, ylabel="information (nats)")
         self.ax_, self.figure_ = ax, ax.figure
