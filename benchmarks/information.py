@@ -5,8 +5,8 @@ its own:
 
     python benchmarks/information.py --samples-dir samples --samples 1000 --seeds 0 1
 
-Prints a table of errors, estimate less truth in nats, one row for each task, and the means of their
-absolute values.  What has been estimated is kept beside the samples, in ``results.csv``.
+Prints a table in Markdown of errors, estimate less truth in nats, one row for each task, and the
+means of their absolute values.  What has been estimated is kept beside the samples, in ``results.csv``.
 """
 
 from __future__ import annotations
@@ -54,16 +54,23 @@ def with_peers(results: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 def show(results: pd.DataFrame) -> None:
     """Print the errors of each task, means over seeds, and the means of absolute errors."""
-    names = ["estimate", *(name for name in PEERS if name in results)]
-    errors = (
-        results[names].sub(results["truth"], axis=0).assign(**{key: results[key] for key in KEYS})
-    )
-    for n_samples, part in errors.groupby("samples"):
-        print(f"\n{n_samples} samples, seeds {sorted(part['seed'].unique())}: estimate - truth")
-        print(part.groupby("task")[names].mean().round(3).to_string())
-        print("mean absolute error:", part[names].abs().mean().round(4).to_dict())
-        own = results[results["samples"] == n_samples]
-        print(f"median seconds: {own['seconds'].median():.1f}, most {own['seconds'].max():.1f}")
+    names = {"estimate": "IMMSEMutualInformation"} | {
+        name: name for name in PEERS if name in results
+    }
+    for n_samples, part in results.groupby("samples"):
+        errors = part[list(names)].sub(part["truth"], axis=0).rename(columns=names)
+        seeds = ", ".join(map(str, sorted(part["seed"].unique())))
+        print(f"\n{n_samples} samples, seeds {seeds}: estimate less truth, nats\n")
+        print("| task | truth | " + " | ".join(errors) + " |")
+        print("|---|---:|" + "---:|" * errors.shape[1])
+        for task, rows in errors.groupby(part["task"]):
+            truth = part["truth"][rows.index[0]]
+            numbers = " | ".join(f"{value:+.3f}" for value in rows.mean())
+            print(f"| {task} | {truth:.3f} | {numbers} |")
+        means = " | ".join(f"{value:.3f}" for value in errors.abs().mean())
+        print(f"| **mean absolute error** | | {means} |")
+        seconds = part["seconds"]
+        print(f"\nSeconds: median {seconds.median():.1f}, most {seconds.max():.1f}")
 
 
 def main() -> None:

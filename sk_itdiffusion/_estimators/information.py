@@ -253,8 +253,8 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
     >>> import numpy as np
     >>> from sk_itdiffusion import IMMSEMutualInformation
     >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=(1000, 2))
-    >>> y = np.exp(x[:, 0] + rng.normal(size=1000))
+    >>> x = rng.normal(size=(500, 2))
+    >>> y = np.exp(x[:, 0] + rng.normal(size=500))
     >>> information = IMMSEMutualInformation(random_state=0).fit(x, y)
     >>> exact = 0.5 * np.log(2.0)
     >>> bool(abs(information.mutual_information_ - exact) < 0.1)

@@ -74,7 +74,7 @@ def mutual_information(
     >>> import numpy as np
     >>> from sk_itdiffusion.information import mutual_information
     >>> x = np.random.default_rng(0).integers(0, 2, size=600)
-    >>> information, _ = mutual_information(x, x == 1, random_state=0)
+    >>> information, _ = mutual_information(x[:, None], x == 1, cv=2, random_state=0)
     >>> bool(abs(information - np.log(2.0)) < 0.02)
     True
     """
@@ -115,8 +115,8 @@ def entropy(
     --------
     >>> import numpy as np
     >>> from sk_itdiffusion.information import entropy
-    >>> x = np.random.default_rng(0).normal(size=2000)
-    >>> found, error = entropy(x, random_state=0)
+    >>> x = np.random.default_rng(0).normal(size=500)
+    >>> found, error = entropy(x, cv=2, random_state=0)
     >>> bool(abs(found - 0.5 * np.log(2.0 * np.pi * np.e)) < 3.0 * error)
     True
     """
@@ -160,8 +160,8 @@ def total_correlation(
     --------
     >>> import numpy as np
     >>> from sk_itdiffusion.information import total_correlation
-    >>> x = np.random.default_rng(0).normal(size=(500, 3))
-    >>> found, error = total_correlation(x, random_state=0)
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> found, error = total_correlation(x, cv=2, random_state=0)
     >>> bool(found <= 2.0 * error)
     True
     """
@@ -268,11 +268,11 @@ def dependence_matrix(
     >>> import numpy as np
     >>> from sk_itdiffusion.information import dependence_matrix
     >>> rng = np.random.default_rng(0)
-    >>> x = rng.normal(size=1000)
-    >>> X = np.column_stack([x, x**2 + 0.3 * rng.normal(size=1000), rng.normal(size=1000)])
-    >>> found = dependence_matrix(X, n_permutations=19, random_state=0)
-    >>> found.coefficient.round(1)[0].tolist(), bool(found.p_value[0, 1] < 0.06)
-    ([1.0, 0.8, 0.0], True)
+    >>> x = rng.normal(size=300)
+    >>> X = np.column_stack([x, x**2 + 0.3 * rng.normal(size=300)])
+    >>> found = dependence_matrix(X, n_permutations=19, cv=2, random_state=0)
+    >>> bool(found.coefficient[0, 1] > 0.7), bool(found.p_value[0, 1] < 0.06)
+    (True, True)
     """
     if n_permutations < 1:
         raise ValueError(f"n_permutations must be at least 1, got {n_permutations!r}.")
@@ -347,7 +347,7 @@ def mutual_info_immse(
     >>> import numpy as np
     >>> from sklearn.feature_selection import SelectKBest
     >>> from sk_itdiffusion.information import mutual_info_immse
-    >>> X = np.random.default_rng(0).normal(size=(300, 2))
+    >>> X = np.random.default_rng(0).normal(size=(150, 2))
     >>> selected = SelectKBest(mutual_info_immse, k=1).fit(X, X[:, 1] ** 2)
     >>> selected.get_support().tolist()
     [False, True]
