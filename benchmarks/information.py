@@ -6,7 +6,8 @@ its own:
     python benchmarks/information.py --samples-dir samples --samples 1000 --seeds 0 1
 
 Prints a table in Markdown of errors, estimate less truth in nats, one row for each task, and the
-means of their absolute values.  What has been estimated is kept beside the samples, in ``results.csv``.
+means of their absolute values.  What has been estimated is kept beside the samples, in
+``results.csv``.
 """
 
 from __future__ import annotations
