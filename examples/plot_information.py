@@ -1,7 +1,6 @@
 """
-=======================================
 Which columns tell of a diagnosis
-=======================================
+=================================
 
 Information between columns of a medical table, and of each with the diagnosis: a dependence of any
 shape counts, also one that correlation misses.

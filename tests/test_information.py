@@ -20,7 +20,13 @@ from sk_itdiffusion._information.copula import EllipticalCopula, log_slopes, t_s
 from sk_itdiffusion._information.counts import CountTables
 from sk_itdiffusion._information.normal_scores import NormalScores
 from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion.display import (
+    DependenceDisplay,
+    InformationCurveDisplay,
+    PointwiseInformationDisplay,
+)
 from sk_itdiffusion.information import (
+    DependenceMatrix,
     dependence_matrix,
     entropy,
     mutual_info_immse,
@@ -453,3 +459,29 @@ def test_groups_are_in_one_fold():
     np.testing.assert_array_equal(by_groups.pointwise_information_, by_folds.pointwise_information_)
     with pytest.raises(ValueError, match="predict each row once"):
         clone(ESTIMATOR).set_params(cv=folds[:1]).fit(x, y)
+
+
+# -- pictures --------------------------------------------------------------------------------
+
+
+def test_displays_draw_what_was_estimated():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    x, y, _ = normal_pairs(60, 0.8)
+    found = clone(ESTIMATOR).fit(x, y)
+    curve = InformationCurveDisplay.from_estimator(found)
+    np.testing.assert_array_equal(curve.line_.get_ydata(), found.information_curve_.information)
+    points = PointwiseInformationDisplay.from_estimator(found, x[:, 0], y[:, 0])
+    np.testing.assert_array_equal(points.points_.get_array(), found.pointwise_information_)
+    assert points.points_.get_clim()[0] == -points.points_.get_clim()[1]
+    one, zero = np.ones((2, 2)), np.zeros((2, 2))
+    matrix = DependenceMatrix(["a", "b"], zero, zero, 0.25 * one, 0.5 * one)
+    shown = DependenceDisplay.from_matrix(matrix)
+    assert [text.get_text() for text in shown.texts_] == ["(0.25)", "(0.25)"]
+    with pytest.raises(ValueError, match="2 names"):
+        DependenceDisplay(names=["a", "b"], coefficient=[[1.0]])
+    constant = clone(ESTIMATOR).fit(np.ones((60, 1)), y)
+    with pytest.raises(ValueError, match="a side is constant"):
+        InformationCurveDisplay.from_estimator(constant)
+    with pytest.raises(TypeError, match="IMMSEMutualInformation"):
+        PointwiseInformationDisplay.from_estimator(LinearRegression().fit(x, y), x, y)
+    plt.close("all")

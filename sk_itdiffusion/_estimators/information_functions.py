@@ -57,13 +57,19 @@ def mutual_information(
         The other side.
     given : array-like or data frame of shape (n_samples,) or (n_samples, n_given), default=None
         Columns z for the conditional information I(X; y | z).
-    estimator, cv, random_state
-        See `sk_itdiffusion.IMMSEMutualInformation`.
+    estimator : IMMSEMixedDensity or None, default=None
+        Density; see `sk_itdiffusion.IMMSEMutualInformation`.
+    cv : int, cross-validation generator or iterable, default=5
+        Folds, at least 2.
+    random_state : int, RandomState or None, default=None
+        Seed.
 
     Returns
     -------
-    information, standard_error : float
-        Nats; the standard error is that over rows.
+    information : float
+        Nats.
+    standard_error : float
+        Standard error over rows.
 
     See Also
     --------
@@ -108,8 +114,10 @@ def entropy(
 
     Returns
     -------
-    entropy, standard_error : float
-        Nats; with respect to the units of continuous columns, so that it may be negative.
+    entropy : float
+        Nats, with respect to the units of continuous columns, so that it may be negative.
+    standard_error : float
+        Standard error over rows.
 
     Examples
     --------
@@ -148,13 +156,19 @@ def total_correlation(
     ----------
     X : array-like or data frame of shape (n_samples, n_features)
         Rows; columns of any kinds.  Those with missing entries are left out.
-    estimator, cv, random_state
-        See `sk_itdiffusion.IMMSEMutualInformation`; ``cv`` is a number.
+    estimator : IMMSEMixedDensity or None, default=None
+        Density; see `sk_itdiffusion.IMMSEMutualInformation`.
+    cv : int, default=5
+        Folds, at least 2.
+    random_state : int, RandomState or None, default=None
+        Seed.
 
     Returns
     -------
-    total_correlation, standard_error : float
+    total_correlation : float
         Nats.
+    standard_error : float
+        Standard error over rows.
 
     Examples
     --------
@@ -249,9 +263,12 @@ def dependence_matrix(
         count.
     n_permutations : int, default=199
         Permutations of rows that models have not seen, for the p-values, at least 1.
-    estimator, cv, random_state
-        See `sk_itdiffusion.IMMSEMutualInformation`; ``cv`` is a number, and the estimator has no
-        networks.
+    estimator : IMMSEMixedDensity or None, default=None
+        Density without networks; see `sk_itdiffusion.IMMSEMutualInformation`.
+    cv : int, default=5
+        Folds, at least 2.
+    random_state : int, RandomState or None, default=None
+        Seed.
 
     Returns
     -------
