@@ -148,7 +148,7 @@ def print_comparison(records: list[Record]) -> None:
 
 
 def library_fits(density: AnalyticDensity, seed: int, quick: bool) -> Iterator[Record]:
-    """Yield measurements of IMMSEDensity fitted anew with a doubling number of epochs."""
+    """Yield measurements of IMMSEDensity refitted with a doubling number of epochs."""
     for max_epochs in (0, *(2**k for k in range(3 if quick else 11))):
         method = LibraryMethod(max_epochs=max_epochs)
         yield {"max_epochs": max_epochs, **measure(method, density, seed, quick)}

@@ -11,8 +11,8 @@ sk_itdiffusion.datasets and scores 1000 fresh ones. Printed are, for each densit
 - in how many fits it exceeds zero by more than two standard errors, those of its paired
   differences over rows, which contain the errors of the integration;
 - in how many fits the standard error of the score that comes from the integration exceeds 0.02
-  nats, and the greatest of all;
-- the greatest lead of a row over its true log p.
+  nats, and the largest of all;
+- the largest lead of a row over its true log p.
 
 Finished records in the output file are not measured again.
 """

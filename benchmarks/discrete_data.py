@@ -163,7 +163,7 @@ def load_data(
     data_dir : str, Path or None
         Folder of the files; may be None for digits.
     max_test_rows : int or None
-        Greatest number of test rows; None takes the default of the set, or 200 if ``quick``.
+        Largest number of test rows; None uses the default of the set, or 200 if ``quick``.
     quick : bool
         Whether to keep 600 training rows only.
     """

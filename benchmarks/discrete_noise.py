@@ -10,7 +10,7 @@ The denoiser is the stack of IMMSEDiscreteDensity with its default parameters. C
   shared by all rows, with one Gaussian noise for each row and log-SNR; the lower tail is that of a
   Gaussian with the covariance of the training rows, the upper one the published bound. Location
   and scale are derived from the spectrum of the training rows in three ways: with matched moments,
-  as in the published code (whose scale has pi in the place of pi**2), and as in LogisticSchedule
+  as in the published code (whose scale has pi instead of pi**2), and as in LogisticSchedule
   (higher and wider);
 - this library's: strata of the log-SNR placed by validation rows, with the error of the reference
   as control variate, with different tolerances.

@@ -197,7 +197,7 @@ class ChowLiuPeer(DiscretePeer):
     """Tree of greatest mutual information, times a Gaussian for continuous columns.
 
     The conditional probabilities are (count of both + a p(child)) / (count of parent + a); the
-    pseudo-count a is the one with the greatest likelihood of the held-out rows.
+    pseudo-count a is the one with the maximum likelihood of the held-out rows.
     """
 
     name = "chow_liu"

@@ -6,7 +6,7 @@
 Tables and their split are those of tabular.py, of the first 5,000 rows in random order. Of each
 entry, of training, validation and test rows alike, it is decided by chance whether it is missing
 (completely at random), with a probability of 0.1, 0.3 and 0.5; the same entries are missing for all
-methods. A test row is scored by the log-density of what was observed of it, in nats and standard
+methods. A test row is scored by the log-density of the observed entries of it, in nats and standard
 units; rows of which nothing was observed count as 0.
 
 IMMSEDensity without networks (``max_epochs=0``) is fitted to the rows with their holes. Beside it

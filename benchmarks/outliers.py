@@ -228,7 +228,7 @@ def print_members(setting: str, records: pd.DataFrame) -> None:
 
 
 def kinds_of(members: Record) -> list[str]:
-    """Return what each member is: references are the plain one and the likeliest, maybe as one."""
+    """Return what each member is: references are the plain and the likeliest one."""
     n_references = len(members) - len({"dependence", "neighbors"} & set(members))
     kinds = ["plain", "likeliest"] if n_references == 2 else ["likeliest"]
     return [*kinds, *(name for name in members if name in ("dependence", "neighbors"))]
@@ -339,7 +339,7 @@ def two_numbers(
 
 
 def as_texts(codes: NDArray[np.intp]) -> list[str]:
-    """Return texts for codes."""
+    """Return strings for codes."""
     return [f"c{code}" for code in codes]
 
 

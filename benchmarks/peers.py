@@ -104,7 +104,7 @@ class GaussianMixturePeer(Peer):
     """Gaussian mixture with full covariances.
 
     The number of components has the least Bayesian information criterion on all rows
-    (``criterion="bic"``) or the greatest likelihood of the validation rows
+    (``criterion="bic"``) or the maximum likelihood of the validation rows
     (``criterion="validation"``, which also tries more than 64, from one start each instead of
     ``n_init``). The search ends when ``patience`` numbers in a row bring nothing.
     """

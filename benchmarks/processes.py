@@ -86,7 +86,7 @@ def import_late_modules() -> None:
 
 
 def peak_megabytes() -> float:
-    """Return the greatest memory that this process has had resident so far, in 10^6 bytes.
+    """Return the largest memory that this process has had resident so far, in 10^6 bytes.
 
     On Linux the kernel's count of this program is read, since ``getrusage`` starts with what the
     parent process had when it started this one.

@@ -79,7 +79,7 @@ class ArrayFolder:
         return self._kept.get(name)
 
     def add(self, array: NDArray[Any], **key: Any) -> None:
-        """Keep an array, in the place of an earlier one; add it before its record."""
+        """Keep an array, instead of an earlier one; add it before its record."""
         name = self._file_name(key)
         self._kept[name] = np.asarray(array, dtype=np.float32)
         if self.folder is not None:

@@ -2,11 +2,13 @@
 
     python benchmarks/scoring_error.py --data-dir DATA --output results/scoring_error.jsonl
 
-IMMSEDensity with its default parameters is fitted to a random half of the rows of a table of
-tabular_data.py (magic, of 10 columns, unless told), and scores the other rows, at most 10,000, with
-several tolerances.  Printed are, for each of these,
+IMMSEDensity with its default parameters, or ``--max-epochs``, is fitted to a random half of the
+rows of a table of tabular_data.py (magic, of 10 columns, unless told), and scores the other rows,
+at most 10,000 (``--most-scored``), with several tolerances.  Sets of discrete_data.py, and
+densities of analytic.py, are fitted as in rule_agreement.py.  Printed are, for each tolerance,
 
-- the mean of the evaluations of the denoisers for a row and the seconds of ``score_samples``;
+- the mean of the evaluations of the denoisers for a row, and the seconds of processors that
+  ``score_samples`` takes, which tell more than those of the clock where other programs run;
 - the standard error of a row's log-density that ``score_samples`` returns: the median and the root
   of the mean square over the rows, in nats;
 - the standard deviation of the true errors divided by the standard errors, of all rows and of the
@@ -28,19 +30,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from discrete_data import DATASETS
 from evaluations import evaluations_of_rows
 from numpy.typing import NDArray
 from processes import import_late_modules, use_threads
 from results import Record, ResultsFile, describe_runs, format_markdown
+from rule_agreement import fitted
 from tabular_data import TABLES, load_table
 
 from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion.datasets import DENSITY_NAMES
 
 Array = NDArray[np.float64]
 
 MAX_SCORED = 10_000
 #: In nats; None is the default.
-TOLERANCES = (0.5, 0.2, None, 0.05)
+TOLERANCES = (0.2, None, 0.1, 0.05)
 #: Share of the rows of the lowest log-density that are looked at on their own.
 LOW_SHARE = 0.05
 #: Rows whose true errors are looked at, and scorings with other noise of which the mean is true.
@@ -48,18 +53,23 @@ N_JUDGED, N_OTHER_NOISE = 500, 8
 SCORE = "score"
 
 
-def halves(X: Array, seed: int) -> tuple[Array, Array]:
-    """Return a random half of the rows, and others, at most as many as are to be scored."""
-    X = np.random.default_rng(seed).permutation(X)
+def fitted_density(name: str, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Return a fitted estimator, and rows to score."""
+    epochs = 2 if arguments.quick else arguments.max_epochs
+    if name not in TABLES:
+        return fitted(name, arguments.data_dir, epochs)
+    X = np.random.default_rng(arguments.seed).permutation(load_table(name, arguments.data_dir))
     half = len(X) // 2
-    return X[:half], X[half : half + MAX_SCORED]
+    rows, others = (X[:200], X[200:300]) if arguments.quick else (X[:half], X[half:])
+    parameters = {} if epochs is None else {"max_epochs": epochs}
+    return IMMSEDensity(random_state=arguments.seed, **parameters).fit(rows), others
 
 
-def measure(density: IMMSEDensity, X: Array, score_tol: float | None, truth: Array) -> Record:
+def measure(density: Any, X: Any, score_tol: float | None, truth: Array) -> Record:
     """Return time and errors of scoring with a tolerance."""
-    start = time.perf_counter()
+    start = time.process_time()
     log_density, error = density.score_samples(X, return_std=True, score_tol=score_tol)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     judged = slice(0, len(truth))
     z_scores = (log_density[judged] - truth) / error[judged]
     low = np.argsort(truth)[: max(2, round(LOW_SHARE * len(truth)))]
@@ -75,13 +85,18 @@ def measure(density: IMMSEDensity, X: Array, score_tol: float | None, truth: Arr
     }
 
 
-def measure_mean(density: IMMSEDensity, X: Array) -> Record:
+def measure_mean(density: Any, X: Any) -> Record:
     """Return the time of `score`, and by how much it differs from the mean of single scores."""
-    start = time.perf_counter()
+    start = time.process_time()
     mean = density.score(X)
-    seconds = time.perf_counter() - start
-    exact = density.score_samples(X, score_tol=TOLERANCES[-1])
+    seconds = time.process_time() - start
+    exact = density.score_samples(X, score_tol=exact_tolerance(density))
     return {"seconds": seconds, "n_scored": len(X), "difference": mean - float(exact.mean())}
+
+
+def exact_tolerance(density: Any) -> float:
+    """Return half of the usual tolerance."""
+    return float(density._tolerance().nats) / 2.0
 
 
 def root_mean_square(values: Array) -> float:
@@ -89,14 +104,14 @@ def root_mean_square(values: Array) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def true_log_density(density: IMMSEDensity, X: Array) -> Array:
+def true_log_density(density: Any, X: Any) -> Array:
     """Return the mean of scorings with other noise, which a model draws by its seed."""
     model = density._model
     scorings = []
     for number in range(1, N_OTHER_NOISE + 1):
         seeds = replace(model.seeds, scoring=model.seeds.scoring + number)
         density._model = replace(model, seeds=seeds)
-        scorings.append(density.score_samples(X, score_tol=0.05))
+        scorings.append(density.score_samples(X, score_tol=exact_tolerance(density)))
     density._model = model
     return np.asarray(np.mean(scorings, axis=0))
 
@@ -105,18 +120,16 @@ def compare(arguments: argparse.Namespace, results: ResultsFile) -> list[Record]
     """Measure the tolerances that the results file lacks; return the records of all."""
     import_late_modules()
     records: list[Record] = []
+    tolerances = (None,) if arguments.default_only else TOLERANCES
     for dataset in arguments.datasets:
-        keys = [describe(dataset, arguments, method_of(tol)) for tol in TOLERANCES]
+        keys = [describe(dataset, arguments, method_of(tol)) for tol in tolerances]
         keys.append(describe(dataset, arguments, SCORE))
         found = [results.find(**key) for key in keys]
         if None in found:
-            fitted, scored = halves(load_table(dataset, arguments.data_dir), arguments.seed)
-            if arguments.quick:
-                fitted, scored = fitted[:200], scored[:100]
-            quick = {"max_epochs": 2, "n_networks": 1} if arguments.quick else {}
-            density = IMMSEDensity(random_state=arguments.seed, **quick).fit(fitted)
+            density, scored = fitted_density(dataset, arguments)
+            scored = scored[: arguments.most_scored]
             truth = true_log_density(density, scored[:N_JUDGED])
-            measured = [measure(density, scored, tol, truth) for tol in TOLERANCES]
+            measured = [measure(density, scored, tol, truth) for tol in tolerances]
             measured.append(measure_mean(density, scored))
             found = [results.add({**key, **each}) for key, each in zip(keys, measured, strict=True)]
         records += [record for record in found if record is not None]
@@ -131,6 +144,8 @@ def method_of(score_tol: float | None) -> str:
 def describe(dataset: str, arguments: argparse.Namespace, method: str) -> dict[str, Any]:
     """Return the key of a record."""
     setting = f"threads {arguments.threads}" + (", quick" if arguments.quick else "")
+    if arguments.max_epochs is not None:
+        setting += f", {arguments.max_epochs} epochs"
     return {"dataset": dataset, "seed": arguments.seed, "method": method, "setting": setting}
 
 
@@ -168,8 +183,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = (*TABLES, *DATASETS, *DENSITY_NAMES)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the tables")
-    parser.add_argument("--datasets", nargs="+", choices=tuple(TABLES), default=["magic"])
+    parser.add_argument("--datasets", nargs="+", choices=names, default=["magic"])
+    parser.add_argument("--most-scored", type=int, default=MAX_SCORED)
+    parser.add_argument("--max-epochs", type=int, default=None)
+    parser.add_argument("--default-only", action="store_true", help="no other tolerance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="file of finished records, one JSON object per line")
     parser.add_argument("--threads", type=int, help="threads of torch and of linear algebra")

@@ -13,7 +13,7 @@ fit.
 Printed are, for each table and size, the mean log-likelihoods over the subsamples; the mean paired
 difference of IMMSEDensity to the better of the peers, with its standard error over the subsamples
 (which have rows in common: it is the error for this table, not for others like it); and the median
-and the greatest seconds of its fit. The better peer is that of the greatest mean on these very test
+and the largest seconds of its fit. The better peer is that of the largest mean on these very test
 rows, which favours the peers. Finished records in the output file are not measured again, except
 those of methods given to --again.
 """

@@ -17,7 +17,7 @@ are. For twonorm the true density is another row of the table.
 Each measurement is made in a process of its own, which has imported everything before the clock
 starts. Printed are medians over the seeds: the mean log-likelihood of the test rows with its
 standard error over them; paired differences, with their standard errors, of IMMSEDensity to the
-best peer (the one with the greatest median on these very test rows, which favours the peers), to
+best peer (the one with the largest median on these very test rows, which favours the peers), to
 the neural spline flow and to the Gaussian mixture; seconds of fit and score (of the fit also those
 of all processors together, which tell more where other programs run), and the peak memory of the
 process, which includes what it needs before the fit.
@@ -255,7 +255,7 @@ def paired_difference(rows: Rows, dataset: str, peer: str | None) -> tuple[float
 
 
 def best_peer(medians: dict[str, float]) -> str | None:
-    """Return the peer with the greatest log-likelihood, None if there are no peers."""
+    """Return the peer with the largest log-likelihood, None if there are no peers."""
     peers = [method for method in medians if method not in (LIBRARY, TRUTH)]
     return max(peers, key=medians.__getitem__, default=None)
 

@@ -268,7 +268,7 @@ def format_ratios(records: list[Record]) -> str:
 
 
 def median_and_range(values: list[float]) -> str:
-    """Return the median of values, with the least and the greatest."""
+    """Return the median of values, with the smallest and the largest."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

@@ -1,50 +1,88 @@
-"""Compare the times of fit and score of two versions of the library, in alternating runs.
+"""Compare the times of two versions of the library, in alternating runs.
 
     python benchmarks/tree_times.py OLD NEW --data-dir DATA --tables abalone kin8nm phoneme
 
 OLD and NEW are folders that hold ``sk_itdiffusion``, such as two checkouts. Each run is a process
 of its own, which imports one of them, fits `IMMSEDensity` to 90% of the rows of a table (those of
-tabular.py) and scores up to 500 of the others; the two take turns, also in who is first. Printed
-are the median ratios NEW / OLD, with their least and greatest, of the seconds of fit and score and
-of the processors' seconds, which tell more where other programs run.
+tabular.py, or ``curved``, 1000 generated rows of 5 columns), and scores up to 500 rows (or
+``--most-scored``; test rows first, then training rows), by ``score_samples`` and by ``score``; with
+``--samples`` it draws rows as well. The two take turns, also in who is first. ``--keep FOLDER``
+keeps fitted estimators in files, as pickles, and fits no other where there is one.
+
+Printed are the medians over the repetitions, and the median ratio NEW / OLD with its least and
+greatest: of the seconds, of the processors' seconds, which tell more where other programs run, and
+of the median standard error of the scores in nats.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from processes import import_late_modules
 from results import format_markdown
-from tabular_data import load_table, random_split
+from tabular_data import TABLES, curved_rows, load_table, random_split
 
-QUANTITIES = ("fit", "fit, processors", "score", "score, processors")
-MAX_SCORED = 500
+#: A generated table, with 1000 rows to fit.
+CURVED = "curved"
 
 
-def measure(table: str, data_dir: Path, max_epochs: int | None, seed: int) -> dict[str, float]:
-    """Return the seconds of a fit and of scores by the library that is imported."""
+def load_rows(table: str, data_dir: Path) -> NDArray[np.float64]:
+    """Return the rows of a table."""
+    return curved_rows(1_111, 5, seed=0) if table == CURVED else load_table(table, data_dir)
+
+
+def timed(found: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
+    """Return the result of a call, whose seconds are noted."""
+    start, processors = time.perf_counter(), time.process_time()
+    result = call()
+    found[f"{name}, s"] = time.perf_counter() - start
+    found[f"{name}, processors' s"] = time.process_time() - processors
+    return result
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Return what was measured of the library that is imported."""
     from sk_itdiffusion import IMMSEDensity
 
-    split = random_split(load_table(table, data_dir), seed)
+    import_late_modules()
+    table, seed = arguments.measure, arguments.seed
+    split = random_split(load_rows(table, arguments.data_dir), seed)
     rows = np.concatenate([split.train, split.valid])
-    parameters = {} if max_epochs is None else {"max_epochs": max_epochs}
+    scored = np.concatenate([split.test, rows])[: arguments.most_scored]
+    parameters = {} if arguments.max_epochs is None else {"max_epochs": arguments.max_epochs}
     estimator = IMMSEDensity(random_state=seed, **parameters)
-    found = {}
-    for name, call in (
-        ("fit", lambda: estimator.fit(rows)),
-        ("score", lambda: estimator.score_samples(split.test[:MAX_SCORED])),
-    ):
-        start, processors = time.perf_counter(), time.process_time()
-        call()
-        found[name] = time.perf_counter() - start
-        found[f"{name}, processors"] = time.process_time() - processors
+    found: dict[str, float] = {}
+    kept = None
+    if arguments.keep is not None:
+        tree = "_".join(arguments.old.resolve().parts[1:])
+        kept = arguments.keep / f"{table}_{seed}_{arguments.max_epochs}_{tree}.pickle"
+    if kept is not None and kept.exists():
+        estimator, fitting = pickle.loads(kept.read_bytes())
+        found.update(fitting)
+    else:
+        timed(found, "fit", lambda: estimator.fit(rows))
+        if kept is not None:
+            kept.write_bytes(pickle.dumps((estimator, found.copy())))
+    _, error = timed(
+        found, "score_samples", lambda: estimator.score_samples(scored, return_std=True)
+    )
+    found["median error, nats"] = float(np.median(error))
+    timed(found, "score", lambda: estimator.score(scored))
+    if arguments.samples:
+        timed(found, "sample", lambda: estimator.sample(arguments.samples))
     return found
 
 
@@ -53,17 +91,32 @@ def run(tree: Path, arguments: argparse.Namespace, table: str, seed: int) -> dic
     # Without the folder of this script: the tables are those of the tree.
     command = [sys.executable, "-P", __file__, str(tree), str(tree), "--measure", table]
     command += ["--data-dir", str(arguments.data_dir), "--seed", str(seed)]
-    if arguments.max_epochs is not None:
-        command += ["--max-epochs", str(arguments.max_epochs)]
+    command += ["--most-scored", str(arguments.most_scored), "--samples", str(arguments.samples)]
+    for name in ("max_epochs", "keep"):
+        if getattr(arguments, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     path = os.pathsep.join([str(tree), str(tree / "benchmarks")])
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": path},
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def describe(old: list[dict[str, float]], new: list[dict[str, float]]) -> list[list[str]]:
+    """Return a line for each quantity: medians and ratios."""
+    lines = []
+    for name in old[0]:
+        before, after = ([each[name] for each in runs] for runs in (old, new))
+        # Scores are exact where nothing is integrated.
+        ratios = [b / a if a else math.nan for a, b in zip(before, after, strict=True)]
+        medians = [f"{statistics.median(values):.3g}" for values in (before, after)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append([name, *medians, ratio])
+    return lines
 
 
 def main() -> None:
@@ -74,33 +127,34 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--tables", nargs="+", default=["abalone", "kin8nm", "phoneme"])
+    usual = ["abalone", "kin8nm", "phoneme"]
+    parser.add_argument("--tables", nargs="+", choices=(*TABLES, CURVED), default=usual)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--same-seed", action="store_true", help="repetitions differ in nothing")
+    parser.add_argument("--most-scored", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=0)
     parser.add_argument("--max-epochs", type=int, default=None)
+    parser.add_argument("--keep", type=Path, default=None, help="folder of fitted estimators")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        found = measure(arguments.measure, arguments.data_dir, arguments.max_epochs, arguments.seed)
-        print(json.dumps(found))
+        print(json.dumps(measure(arguments)))
         return
     lines = []
     for table in arguments.tables:
-        ratios: dict[str, list[float]] = {name: [] for name in QUANTITIES}
+        found: dict[Path, list[dict[str, float]]] = {arguments.old: [], arguments.new: []}
         for number in range(arguments.repetitions):
             order = [arguments.old, arguments.new]
             if number % 2:
                 order.reverse()
-            found = {tree: run(tree, arguments, table, number) for tree in order}
-            for name in QUANTITIES:
-                ratios[name].append(found[arguments.new][name] / found[arguments.old][name])
-        cells = [
-            f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
-            for each in ratios.values()
-        ]
-        lines.append([table, *cells])
-        print(*lines[-1], sep="  ", file=sys.stderr, flush=True)
-    print(format_markdown(["table", *QUANTITIES], lines))
+            seed = 0 if arguments.same_seed else number
+            for tree in order:
+                found[tree].append(run(tree, arguments, table, seed))
+                print(table, tree, found[tree][-1], file=sys.stderr, flush=True)
+        each = describe(found[arguments.old], found[arguments.new])
+        lines += [[table, *line] for line in each]
+    print(format_markdown(["table", "quantity", "OLD", "NEW", "NEW / OLD"], lines))
 
 
 if __name__ == "__main__":

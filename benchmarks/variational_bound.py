@@ -15,7 +15,7 @@ computed again.
     + \sum_{t=2}^T E\,KL(q(z_{t-1}|z_t, x) \| p(z_{t-1}|z_t)) - E \log p(x|z_1) .
 
 The posterior :math:`q(z_{t-1}|z_t, x)` is normal with variance :math:`\tilde\beta_t`; the model's
-transition puts the denoiser's :math:`\hat x` in the place of x, with variance
+transition puts the denoiser's :math:`\hat x` instead of x, with variance
 :math:`\sigma_t^2`, which is :math:`\tilde\beta_t` ("posterior"), :math:`\beta_t` ("beta"), both
 with :math:`\sigma_1^2 = \tilde\beta_2`, or the best one on other images for each t ("fitted": what
 a model of learned variances can reach at most with one variance for all pixels). The decoder
@@ -321,7 +321,7 @@ def fitted_variances(
 
 
 def fitted_decoder_variance(evaluations: Evaluations, half_bin: float | None) -> Tensor:
-    """Return the variance with which the decoder is likeliest."""
+    """Return the variance with which the decoder is most likely."""
     x, mean = evaluations.x, evaluations.decoder_mean
     moment = (x - mean).square().mean()
     if half_bin is None:

@@ -1,11 +1,8 @@
 """Configuration of the documentation site, which ``sphinx-build`` makes from this folder.
 
-The build needs no network.  Two environment variables serve who has one, or has none:
-
-- ``DOCS_INTERSPHINX=1`` links names of Python, NumPy, pandas, scikit-learn and torch to their
-  documentation, whose inventories are then read from the network;
-- ``DOCS_MATHJAX`` is the address of MathJax, relative to ``_static`` or absolute, for sites that
-  are read without a network; by default formulas are set by the copy that Sphinx names.
+Neither the build nor the pages need a network.  With ``DOCS_INTERSPHINX=1`` in the environment,
+names of Python, NumPy, pandas, scikit-learn and torch link to their documentation, whose
+inventories are then read from the network.
 """
 
 import os
@@ -14,7 +11,7 @@ from pathlib import Path
 
 import sk_itdiffusion
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery_arguments
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_arguments and mathml
 
 project = "sk_itdiffusion"
 author = "The sk_itdiffusion developers"
@@ -26,8 +23,9 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "mathml",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "_templates", "auto_examples/**.ipynb", "auto_examples/**.py"]
@@ -91,6 +89,7 @@ sphinx_gallery_conf = {
 
 # -- HTML ----------------------------------------------------------------------------------
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "sk_itdiffusion"
 html_static_path = ["_static"]
@@ -116,5 +115,3 @@ html_theme_options = {
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],
 }
-if os.environ.get("DOCS_MATHJAX"):
-    mathjax_path = os.environ["DOCS_MATHJAX"]

@@ -83,7 +83,7 @@ class Plan:
     tuning_epochs: int = 10
     tuning_steps: int = 60
     tuning_rate: float = 5e-3
-    reference_fraction: float = 0.005  # of the training images, to judge the Gaussian
+    reference_fraction: float = 0.005  # of the training images, to evaluate the Gaussian
     n_bound_strata: int = 24
     n_level_strata: int = 40
 

@@ -2,11 +2,13 @@
 Pictures of a fitted density
 ============================
 
-All displays on one real table: scikit-learn's ``load_breast_cancer``, 569 tumours, of whose 30
-measurements six means are taken. A density, an ensemble and an outlier detector are fitted, and
-their displays are saved as pictures in a folder.
+What has the model learned, at which scale, when did training stop, do its samples look like the
+data, and why is this row an outlier? Each question has a display of `sk_itdiffusion.display`. They
+are shown for a real table, six measurements of the 569 tumours of scikit-learn's
+``load_breast_cancer``.
 
-Run ``python examples/plot_displays.py`` (about a minute), or add ``--quick`` to see that it runs.
+``python examples/plot_displays.py`` saves the pictures in a folder (about a minute); ``--quick``
+shows that it runs.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from sk_itdiffusion.display import (
     SamplePairDisplay,
 )
 
+# sphinx_gallery_start_ignore
 parser = argparse.ArgumentParser(description="Pictures of a fitted density.")
 parser.add_argument("--output", type=Path, default=Path("displays"), help="folder to fill")
 parser.add_argument("--quick", action="store_true", help="few rows and epochs, coarse grids")
@@ -45,20 +48,26 @@ def save(display, name):
     display.figure_.savefig(args.output / name, dpi=120)
 
 
+# sphinx_gallery_end_ignore
+
 # %%
 # The table, and one density of it
 # --------------------------------
 
 settings = {"random_state": 0}
+# sphinx_gallery_start_ignore
 if args.quick:
     settings |= {"max_epochs": 2, "steps_per_epoch": 10, "hidden_size": 32}
+# sphinx_gallery_end_ignore
 
 columns = ["radius", "texture", "smoothness", "compactness", "concavity", "symmetry"]
 bunch = load_breast_cancer(as_frame=True)
 X = bunch.data[[f"mean {name}" for name in columns]].set_axis(columns, axis=1)
 benign = bunch.target.to_numpy() == 1
+# sphinx_gallery_start_ignore
 if args.quick:
     X, benign = X[::3], benign[::3]
+# sphinx_gallery_end_ignore
 
 est = IMMSEDensity(**settings).fit(X)
 
@@ -66,9 +75,9 @@ est = IMMSEDensity(**settings).fit(X)
 # Squared errors per log-SNR
 # --------------------------
 #
-# Half the area between the curve of the Gaussian and that of the model is what the model gains in
-# nats per row; on the right the same as a gain over the Gaussian. Without rows the curve is that on
-# the validation rows; on training rows it would flatter.
+# Half the area between the curve of the Gaussian and that of the model is what the model gains, in
+# nats per row; the panel on the right draws the gain itself. Unless rows are passed, the errors are
+# those of the validation rows; training rows would make the model look better than it is.
 
 left, right = two_panels()
 curve = MSECurveDisplay.from_estimator(est, ax=left)
@@ -84,7 +93,7 @@ save(BoundHistoryDisplay.from_estimator(est), "bound_history.png")
 # The density of two columns
 # --------------------------
 #
-# On the left a density fitted to both columns alone, on the right a cut through that of all six.
+# Left: a density fitted to these two columns only. Right: a slice through the density of all six.
 
 pair = ["radius", "texture"]
 n_grid = 16 if args.quick else 60
@@ -98,8 +107,8 @@ cut = DensityContourDisplay.from_estimator(
 save(cut, "density_contour.png")
 
 # %%
-# Samples beside the rows
-# -----------------------
+# Synthetic rows beside real ones
+# -------------------------------
 
 samples = SamplePairDisplay.from_estimator(est, X, columns=columns[:4], random_state=0)
 save(samples, "sample_pairs.png")
@@ -108,7 +117,7 @@ save(samples, "sample_pairs.png")
 # Weights per log-SNR
 # -------------------
 #
-# Each density weights its network and its references anew at each log-SNR (left), and an ensemble
+# At each log-SNR a density weights its networks and its references (left), and an ensemble weights
 # its members (right).
 
 members = [
@@ -127,7 +136,8 @@ save(weights, "ensemble_weights.png")
 # What makes a row an outlier
 # ---------------------------
 #
-# The malignant tumour of lowest score, under a density of the benign ones.
+# The tumour of lowest score under a detector that was fitted to benign ones only: which
+# measurements make it unusual?
 
 detector = IMMSEOutlierDetector(contamination=0.05, random_state=0).fit(X[benign])
 worst = int(np.argmin(detector.score_samples(X)))

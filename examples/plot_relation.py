@@ -1,14 +1,14 @@
 """
-The relation between guessing noise and density, in pictures
-============================================================
+From denoising errors to a density, in pictures
+===============================================
 
-How well noise can be guessed, at all signal-to-noise ratios, determines a density. Here is a
-density of one column that is known exactly, so that both sides of the relation can be drawn: the
-guesses of the noise, their errors, the integral of these errors beside the logarithm of the
-density, and at the end the density that :class:`sk_itdiffusion.IMMSEDensity` learns from rows.
+How well noise can be predicted, at every signal-to-noise ratio, determines a density. This page
+shows it for a single column whose density is known exactly, so that both sides of the relation can
+be drawn: the best predictions of the noise, their errors, the integral of these errors beside the
+logarithm of the density, and finally the density that :class:`sk_itdiffusion.IMMSEDensity` learns
+from rows.
 
-Run ``python examples/plot_relation.py``, which saves its pictures in a folder, or add ``--quick``
-to see that it runs.
+``python examples/plot_relation.py`` saves the pictures in a folder; ``--quick`` shows that it runs.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from sk_itdiffusion.references import GaussianMixtureReference, GaussianReferenc
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
+# sphinx_gallery_start_ignore
 parser = argparse.ArgumentParser(description="The relation in pictures.")
 parser.add_argument("--output", type=Path, default=Path("relation"), help="folder to fill")
 parser.add_argument("--quick", action="store_true", help="few rows and epochs")
@@ -44,15 +45,17 @@ def plain(*axes):
         ax.spines[["top", "right"]].set_visible(False)
 
 
+# sphinx_gallery_end_ignore
+
 # %%
 # Rows seen through noise
 # -----------------------
 #
-# The density p has a narrow and a wide peak. Beside it stands q, the Gaussian of the same mean and
-# variance. A row x is mixed with noise, the noise has to be guessed from the mixture z, and the
-# best guess is the mean of the noise given z. At a low log-SNR nothing but the Gaussian can be seen
-# of p, and both guesses agree. At a middle one the best guess knows the two peaks. At a high one z
-# is nearly x, and the guess follows the details of the density.
+# The density p has a narrow and a wide peak; q is the Gaussian with the same mean and variance. A
+# row x is mixed with noise, the noise is predicted from the mixture z, and the best prediction is
+# the conditional mean of the noise given z. At a low log-SNR only the mean and the variance of p
+# matter, and both predictions agree. At an intermediate one the two peaks matter. At a high one z
+# is nearly x, and the prediction depends on the details of the density.
 
 weights, centers, variances = np.array([0.6, 0.4]), np.array([-0.8, 1.2]), np.array([0.04, 0.2])
 truth = GaussianMixtureReference(weights, centers[:, None], variances[:, None, None])
@@ -75,19 +78,19 @@ for (above, below), logsnr in zip(axes.T, (-4.0, 0.0, 2.0, 5.0), strict=True):
         below.plot(points, guess.where(seen > 1e-3, np.nan), **style)  # where there are rows
     below.set(xlabel="noisy row z", ylim=(-4, 4))
 axes[0, 0].set(ylabel="density of z", yticks=[])
-axes[1, 0].set(ylabel="guess of the noise")
-axes[1, 0].legend(["best under q", "best under p"], frameon=False)
+axes[1, 0].set(ylabel="predicted noise")
+axes[1, 0].legend(["best for q", "best for p"], frameon=False)
 plain(*axes.flat)
 save(fig, "guesses.png")
 
 # %%
-# Errors of the guesses, row by row
-# ---------------------------------
+# Prediction errors, row by row
+# -----------------------------
 #
-# For one row, the squared errors of both guesses are averaged over the noise, at each log-SNR.
-# **Half the area between the two curves is log p(x) - log q(x)**, counted negative where the best
-# guess is the worse one for this row. That is the relation. It holds for each row by itself, as the
-# titles show for a row in the narrow peak, one in the wide peak, and one between them.
+# For one row, the squared errors of both predictions are averaged over the noise, at each log-SNR.
+# **Half the area between the two curves is log p(x) - log q(x)**, counted as negative where q
+# predicts better for this row. That is the relation. It holds for each single row, as the titles
+# show for a row in the narrow peak, one in the wide peak, and one between them.
 
 eps = torch.linspace(-7.0, 7.0, 1401, dtype=torch.float64)[:, None]
 probability = torch.softmax(-0.5 * eps[:, 0] ** 2, 0)
@@ -114,8 +117,8 @@ for ax, value in zip(axes, (-0.8, 1.2, 0.3), strict=True):
     x = torch.tensor([value], dtype=torch.float64)
     under_q, under_p = squared_errors(gaussian, x), squared_errors(truth, x)
     half_area = 0.5 * np.trapezoid(under_q - under_p, nodes)
-    ax.plot(nodes, under_q, color=GREY, ls="--", label="best under q")
-    ax.plot(nodes, under_p, color=BLUE, label="best under p")
+    ax.plot(nodes, under_q, color=GREY, ls="--", label="best for q")
+    ax.plot(nodes, under_p, color=BLUE, label="best for p")
     for sign, colour in ((1, BLUE), (-1, ORANGE)):
         where = sign * (under_q - under_p) >= 0
         ax.fill_between(nodes, under_p, under_q, where=where, color=colour, alpha=0.25, lw=0)
@@ -133,13 +136,21 @@ save(fig, "errors_of_rows.png")
 # From errors to a density
 # ------------------------
 #
-# The integral for many rows gives the curve of log p. So a network that guesses noise well is a
-# density. :class:`~sk_itdiffusion.IMMSEDensity` learns from rows, here 4000, and knows nothing of
-# p; its network, the Gaussian and a mixture that it fits itself are weighted at each log-SNR.
+# The integral for many rows gives the curve of log p, so a network that predicts noise well is a
+# density estimate. :class:`~sk_itdiffusion.IMMSEDensity` learns from 4000 rows and knows nothing
+# about p; at each log-SNR it weights its networks, a Gaussian and a mixture that it fits itself.
 
 rng = np.random.RandomState(0)
-rows = truth.sample(300 if args.quick else 4000, rng)
-settings = {"max_epochs": 2, "steps_per_epoch": 10} if args.quick else {}
+n_rows = 4000
+# sphinx_gallery_start_ignore
+n_rows = 300 if args.quick else n_rows
+# sphinx_gallery_end_ignore
+rows = truth.sample(n_rows, rng)
+settings = {}
+# sphinx_gallery_start_ignore
+if args.quick:
+    settings = {"max_epochs": 2, "steps_per_epoch": 10}
+# sphinx_gallery_end_ignore
 density = IMMSEDensity(random_state=0, **settings).fit(rows)
 
 x = np.linspace(-2.0, 3.0, 81)[:, None]
@@ -170,9 +181,9 @@ plain(left, right)
 save(fig, "density.png")
 
 # %%
-# With the mean over rows the area becomes a mean: half the shaded area on the right is the mean of
-# log p - log q over new rows, which is what the model has learned beyond a Gaussian, in nats per
-# row. It also says *where*: structure that shows only at a high log-SNR is fine structure.
+# Averaged over new rows, half the shaded area on the right is the mean of log p - log q: what the
+# model has learned beyond a Gaussian, in nats per row. The curve also shows *at which scale*:
+# structure that matters only at high log-SNRs is fine structure.
 
 gap = 0.5 * np.trapezoid(curve.references["gaussian"] - curve.model, curve.logsnr)
 print(f"half the area: {gap:.3f} nats per row")

@@ -1,15 +1,16 @@
 """
-Outlier detectors on two-dimensional sets
-=========================================
+Five outlier detectors on five two-dimensional data sets
+========================================================
 
-In the style of scikit-learn's comparison of outlier detectors: each row of the picture is a set of
-inliers with 15% uniform outliers, each column a detector that is told this share. Lines are the
-borders between inliers and outliers, the colours of the points the detector's verdicts, the numbers
-the seconds of fitting. The last column is the detector of this library with a network of a few
-epochs.
+What shape does a detector consider normal? In the style of scikit-learn's comparison of outlier
+detectors, each row of the picture is a data set with 15% uniform outliers, and each column is a
+detector that is told this share. Black lines are decision boundaries, orange points are those
+predicted to be outliers, and the numbers are seconds of fitting. The last two columns are
+:class:`~sk_itdiffusion.IMMSEOutlierDetector` without a network and with one that is trained for a
+few epochs.
 
-Run ``python examples/plot_two_dimensional_outliers.py``, which saves
-``two_dimensional_outliers.png``, or add ``--quick`` to see that it runs.
+``python examples/plot_two_dimensional_outliers.py`` saves ``two_dimensional_outliers.png``;
+``--quick`` shows that it runs.
 """
 
 import argparse
@@ -31,17 +32,23 @@ from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
 BLUE, ORANGE = "#0072B2", "#D55E00"
 SHARE = 0.15  # of outliers
 
+# sphinx_gallery_start_ignore
 parser = argparse.ArgumentParser(description="Outlier detectors on two-dimensional sets.")
 parser.add_argument("--output", type=Path, default=Path(), help="folder for the picture")
 parser.add_argument("--quick", action="store_true", help="few rows, two sets, coarse grids")
 args = parser.parse_args()
-n_rows, n_grid, n_epochs = (120, 20, 1) if args.quick else (300, 80, 5)
+# sphinx_gallery_end_ignore
+n_rows, n_grid, n_epochs = 300, 80, 5
+# sphinx_gallery_start_ignore
+if args.quick:
+    n_rows, n_grid, n_epochs = 120, 20, 1
+# sphinx_gallery_end_ignore
 n_outliers = round(SHARE * n_rows)
 n_inliers = n_rows - n_outliers
 
 # %%
-# Five sets of inliers
-# --------------------
+# Five data sets
+# --------------
 
 settings = {"n_samples": n_inliers, "n_features": 2, "random_state": 0}
 rng = np.random.default_rng(42)
@@ -52,8 +59,10 @@ sets = {
     "moons": 4.0 * (make_moons(n_samples=n_inliers, noise=0.05, random_state=0)[0] - [0.5, 0.25]),
     "uniform": 14.0 * (rng.random((n_inliers, 2)) - 0.5),
 }
+# sphinx_gallery_start_ignore
 if args.quick:
     sets = {name: sets[name] for name in ("two blobs", "moons")}
+# sphinx_gallery_end_ignore
 
 # %%
 # Five detectors
@@ -69,21 +78,21 @@ detectors = {
 }
 
 # %%
-# All of them
-# -----------
+# All of them in one picture
+# --------------------------
 
 
 def draw(ax, detector, X, grid):
-    """Fit a detector, draw its border and its verdicts, and write the seconds that it took."""
+    """Fit a detector; draw its decision boundary, its predictions, and the seconds it took."""
     xx, yy = grid
     start = time.perf_counter()
     detector.fit(X)
     seconds = time.perf_counter() - start
-    verdicts = detector.predict(X)
-    border = detector.decision_function(np.column_stack([xx.ravel(), yy.ravel()]))
-    if border.min() < 0 < border.max():
-        ax.contour(xx, yy, border.reshape(xx.shape), levels=[0], linewidths=1.5, colors="black")
-    ax.scatter(*X.T, s=4, c=np.where(verdicts == 1, BLUE, ORANGE), lw=0)
+    labels = detector.predict(X)
+    boundary = detector.decision_function(np.column_stack([xx.ravel(), yy.ravel()]))
+    if boundary.min() < 0 < boundary.max():
+        ax.contour(xx, yy, boundary.reshape(xx.shape), levels=[0], linewidths=1.5, colors="black")
+    ax.scatter(*X.T, s=4, c=np.where(labels == 1, BLUE, ORANGE), lw=0)
     ax.set(xlim=(-7, 7), ylim=(-7, 7), xticks=[], yticks=[], aspect="equal")
     ax.text(0.98, 0.02, f"{seconds:.1f} s", transform=ax.transAxes, ha="right", size=9)
 
@@ -101,5 +110,7 @@ for row, (set_name, inliers) in zip(axes, sets.items(), strict=True):
     for ax, detector in zip(row, detectors.values(), strict=True):
         draw(ax, detector, X, grid)
 
+# sphinx_gallery_start_ignore
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "two_dimensional_outliers.png", dpi=130)
+# sphinx_gallery_end_ignore

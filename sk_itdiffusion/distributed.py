@@ -3,7 +3,7 @@
 Inside `shared_fit` the processes that a launcher has started (``torchrun``, ``accelerate launch``)
 fit one estimator together.  Each holds the same rows and draws every batch, its log-SNRs and its
 noise from the same seed, but works only on its own share of the batch; gradients are averaged, and
-so are the losses by which epochs are judged.  A batch, the strata of its log-SNRs included, is
+so are the losses by which epochs are evaluated.  A batch, the strata of its log-SNRs included, is
 thus the one that a single process would have, and so is the result, up to rounding.
 
 The averaging is a plain ``all_reduce`` of torch between the gradient and the optimiser.  The

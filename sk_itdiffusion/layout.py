@@ -78,13 +78,13 @@ class Variable:
 
     @property
     def spacing(self) -> float:
-        """Least distance between the embeddings of two categories."""
+        """Smallest distance between the embeddings of two categories."""
         if self.values is None:
             return math.sqrt(2.0) * ONE_HOT_LENGTH
         return float(np.diff(self.values).min())
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_in_range(self.n_categories, 2, np.inf, "numbers of categories")
         if self.values is not None:
             check_shapes(self, {"values": "k"}, k=self.n_categories)

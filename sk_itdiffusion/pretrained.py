@@ -258,7 +258,7 @@ class DiscreteTimeNoise(NoiseSchedule):
         Returns
         -------
         Tensor of shape (B,)
-            Times in [0, n_steps - 1]; whole numbers unless time is continuous.
+            Times in [0, n_steps - 1]; integers unless time is continuous.
         """
         # In float64 and on the CPU, where interpolation is exact enough to hit whole steps.
         level = logsnr.detach().cpu().double().numpy()
@@ -532,7 +532,7 @@ class PretrainedDenoiser(nn.Module):
             output = output[:, :channels]
         if output.shape != points.shape:
             raise ValueError(
-                f"The network gives shape {tuple(output.shape)} for points of shape "
+                f"The network returns shape {tuple(output.shape)} for points of shape "
                 f"{tuple(points.shape)}; image_shape may be wrong."
             )
         output = output.flatten(1).to(z.dtype)
@@ -554,7 +554,7 @@ def first_output(output: Any) -> Tensor:
         return output
     prediction = output.sample if hasattr(output, "sample") else output[0]
     if not isinstance(prediction, Tensor):
-        raise ValueError(f"The network returns {type(output).__name__}, which holds no tensor.")
+        raise ValueError(f"The network returns {type(output).__name__}, which contains no tensor.")
     return prediction
 
 
@@ -651,7 +651,7 @@ def as_pretrained(denoiser: nn.Module | None) -> PretrainedDenoiser | None:
 
 
 def stored_settings(network: PretrainedDenoiser) -> dict[str, Any]:
-    """Return how a network is called; of schedules of the user's own there is None."""
+    """Return how a network is called; of schedules defined by the user there is None."""
     noise = network.noise_schedule
     return {
         "module": network.module,
@@ -684,7 +684,7 @@ def same_as_given(
 
 
 def is_same_noise(first: NoiseSchedule | None, second: NoiseSchedule | None) -> bool:
-    """Return whether two schedules are the same; None stands for one of the user's own."""
+    """Return whether two schedules are the same; None stands for one defined by the user."""
     if first is None or second is None:
         return first is second
     return type(first) is type(second) and all(

@@ -6,6 +6,10 @@ import random
 import sys
 import warnings
 
+# Set before torch and scikit-learn are loaded: the processes of pytest-xdist have more threads
+# than there are cores, which by default spin while they wait for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import sklearn

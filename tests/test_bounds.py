@@ -237,7 +237,7 @@ def test_bounds_reach_all_that_is_fitted(tmp_path):
 
 
 def test_later_rows_have_to_be_between_the_bounds():
-    table = incomes(1200)
+    table = incomes(400)
     beyond = table.iloc[:60].copy()
     beyond.loc[3, "income"] = -1.0
     warm = IMMSEDensity(warm_start=True, **NORMAL).fit(table)

@@ -144,7 +144,7 @@ def test_cross_validation_shows_the_warning(imprecise):
 def test_two_rows_have_a_usable_covariance_and_a_warning(n_columns):
     rng = np.random.default_rng(0)
     density = IMMSEDensity(random_state=0)
-    with pytest.warns(UserWarning, match="fewer than 40 .* do not determine a covariance"):
+    with pytest.warns(UserWarning, match="fewer than 40 .* cannot determine the covariance"):
         density.fit(rng.normal(size=(2, n_columns)))
     # Rows as far apart as 0.1 standard deviations would cost 5000 nats with a covariance of rank 1.
     assert np.median(density.score_samples(rng.normal(size=(500, n_columns)))) > -100.0

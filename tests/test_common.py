@@ -160,7 +160,7 @@ def test_errors_about_numbers_name_the_columns(estimator, trouble):
 @pytest.mark.parametrize("estimator", NUMERIC, ids=lambda each: type(each).__name__)
 def test_errors_about_texts_name_the_columns_and_an_entry(estimator, entry):
     for X, columns in broken_tables(entry):
-        message = rf"texts or dates in column\(s\) {columns}, such as '{str(entry)[:5]}"
+        message = rf"strings or dates in column\(s\) {columns}, such as '{str(entry)[:5]}"
         with pytest.raises(ValueError, match=message):
             clone(estimator).fit(X)
 

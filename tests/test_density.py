@@ -637,7 +637,7 @@ def test_warm_start_refuses_what_it_would_ignore(X):
     rows = np.column_stack([X[:200], np.zeros(200)])
     with pytest.warns(UserWarning, match="constant"):
         est = IMMSEDensity(warm_start=True, **ONE).fit(rows)
-    with pytest.raises(ValueError, match="warm_start needs the columns that vary"):
+    with pytest.raises(ValueError, match="warm_start requires the same columns"):
         est.fit(rows[:, [2, 0, 1]])
     est.set_params(marginals="quantile")
     with pytest.raises(ValueError, match="marginals changed"):
@@ -665,7 +665,7 @@ def test_modes_and_defaults_of_torch_do_not_matter(X, quick):
 
 
 def test_named_experts_that_cannot_be_had_are_not_dropped_silently(X):
-    with pytest.raises(ValueError, match="needs a ContinuousReference"):
+    with pytest.raises(ValueError, match="requires a ContinuousReference"):
         IMMSEDensity(**TINY | {"experts": ["reference"]}).fit(X)
     few = np.random.default_rng(0).normal(size=(12, 2))
     with pytest.warns(UserWarning, match=r"experts names \['network'\]"):

@@ -277,7 +277,7 @@ def test_integers_that_are_equal_as_floats_are_warned_of(density):
 def test_noise_of_few_values_is_warned_of():
     """Floats near 2**60 are 256 apart: the noise of a cell would have but four values."""
     X = 1024 * np.random.default_rng(0).integers(0, 4, size=(200, 1))
-    with pytest.warns(UserWarning, match=r"Column\(s\) 0 hold numbers so far from 0"):
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 have values so far from 0"):
         IMMSEDensity(dequantize=True, **PLAIN).fit(X + 2**60)
     X = 1024 * X  # a million are enough
     fits = [IMMSEDensity(dequantize=True, **PLAIN).fit(X + start) for start in (0, 2**60)]

@@ -409,7 +409,7 @@ def test_cross_entropy_is_only_that_of_levels():
 
 def test_estimators_without_history_are_refused(ensemble):
     plain = IMMSEDensity(max_epochs=0, random_state=0).fit(rows())
-    with pytest.raises(ValueError, match="has trained no network"):
+    with pytest.raises(ValueError, match="has no trained network"):
         BoundHistoryDisplay.from_estimator(plain)
     with pytest.raises(TypeError, match="one member of an ensemble"):
         BoundHistoryDisplay.from_estimator(ensemble)
@@ -651,7 +651,7 @@ def test_marginal_needs_density_on_the_grid():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"marginal": True, "fixed": {2: 0.0}}, "fixed and marginal exclude each other"),
+        ({"marginal": True, "fixed": {2: 0.0}}, "fixed and marginal are mutually exclusive"),
         ({"marginal": True, "n_averaged": 1}, "n_averaged must be"),
         ({"marginal": True, "n_averaged": 2.5}, "n_averaged must be"),
         ({"columns": [0]}, "two columns"),
@@ -890,6 +890,17 @@ def test_an_array_of_axes_is_drawn_on():
     assert inside.axes_[2, 2].get_position().x1 == pytest.approx(0.5)
     with pytest.raises(ValueError, match="ax must be an array of shape"):
         SamplePairDisplay(data=rows(), samples=rows()).plot(axes)
+
+
+def test_missing_numbers_are_not_in_pair_plots():
+    data, missing = rows(), np.arange(0, len(rows()), 3)
+    with_holes = pd.DataFrame(data)
+    with_holes.iloc[missing, 1] = np.nan
+    display = SamplePairDisplay(data=with_holes, samples=data).plot()
+    complete = SamplePairDisplay(data=np.delete(data, missing, axis=0), samples=data).plot()
+    for drawn, expected in zip(display.histograms_[1], complete.histograms_[1], strict=True):
+        np.testing.assert_array_equal(drawn.get_data().values, expected.get_data().values)
+    assert np.isnan(display.data_points_[2, 1].get_xdata()).sum() == len(missing)
 
 
 def test_pair_errors_name_the_argument(density):

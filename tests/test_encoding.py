@@ -526,9 +526,11 @@ def test_entries_that_are_no_values():
 
 def test_texts_are_no_numbers():
     encoder = fit([[0.5], [1.5]], ["continuous"])
-    with pytest.raises(ValueError, match="'0' is continuous, but X has something else"):
+    with pytest.raises(
+        ValueError, match="'0' is continuous, but X has values that are not numbers"
+    ):
         encoder.encode([["0.5"]])
-    with pytest.raises(ValueError, match=r"Column\(s\) 'x' hold no numbers"):
+    with pytest.raises(ValueError, match=r"Column\(s\) 'x' are not numeric"):
         fit(pd.DataFrame({"x": ["0.5"]}), ["continuous"])
 
 
@@ -563,7 +565,7 @@ def test_invalid_settings(settings, message):
 
 def test_ordinal_texts_need_an_order():
     for X in (pd.DataFrame({"x": ["a", "b"]}), one_column("object with numbers")):
-        with pytest.raises(ValueError, match=r"'x' are ordinal, but .* by categories"):
+        with pytest.raises(ValueError, match=r"'x' are ordinal, but .* in categories"):
             fit(X, ["ordinal"])
     assert levels_of(fit(one_column("dates"), ["ordinal"])) == list(DATES)
 
@@ -675,7 +677,7 @@ def test_lists_of_features_win_over_dtypes(categorical, ordinal, expected):
         ("t", None, "categorical_features must be 'from_dtype', None or"),
         ([0.5], None, "categorical_features must be 'from_dtype', None or"),
         ([[1]], None, "categorical_features must be 'from_dtype', None or"),
-        (None, "from_dtype", r"'t' hold no numbers and cannot be continuous"),
+        (None, "from_dtype", r"'t' are not numeric and cannot be continuous"),
     ],
 )
 def test_invalid_lists_of_features(categorical, ordinal, message):
@@ -690,7 +692,7 @@ def test_columns_without_names_have_no_names_in_lists():
 
 
 def test_dates_are_no_numbers():
-    with pytest.raises(ValueError, match="'x' hold no numbers"):
+    with pytest.raises(ValueError, match="'x' are not numeric"):
         mixed_kinds(one_column("dates"))
     assert mixed_kinds(one_column("dates"), ["x"]) == ["nominal"]
 
@@ -716,7 +718,7 @@ def single_texts(n_rows):
 
 
 def test_texts_that_seldom_repeat_are_warned_of():
-    with pytest.warns(UserWarning, match=r"^Column\(s\) 'key', 'price' hold texts") as caught:
+    with pytest.warns(UserWarning, match=r"^Column\(s\) 'key', 'price' hold strings") as caught:
         assert mixed_kinds(single_texts(30)) == ["nominal"] * 3
     assert len(caught) == 1
 

@@ -232,7 +232,7 @@ def test_families_that_are_needed_have_to_be_there_in_some_order():
     for families, message in [
         ([named("a", needs=("nothing",))], r"Named.needs names \['nothing'\].*'a'"),
         ([named("a", needs="gaussian")], "tuple of names of families, got 'gaussian'"),
-        ([named("a", needs=("a",))], "in a circle: a needs a"),
+        ([named("a", needs=("a",))], "in a cycle: a needs a"),
         ([named("a", needs=("b",)), named("b", needs=("a",))], "(a needs b|b needs a) needs"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -339,11 +339,11 @@ def test_family_that_takes_no_part_is_told_of_with_the_reason():
     alone = IMMSEDensity(experts=[Nothing()], max_epochs=0, random_state=0)
     silent = density(named("silent", ByDefaultFamily), reference="gaussian")
     for estimator, X, reason in [
-        (mixed, text, "'student_t' .*it is made for tables whose columns .* are continuous"),
+        (mixed, text, "'student_t' .*it is made for tables whose varying columns are continuous"),
         (density(StudentTFamily()), rows(30), "'student_t' .*there are fewer than 40 rows"),
-        (density(Nothing()), rows(100), "'nothing' .*not worth having: its fit returned None"),
-        (alone, rows(100), "'nothing' .*not worth having: its fit returned None"),
-        (density(HoldingFamily()), rows(100), "'holding' .*only a fit with networks"),
+        (density(Nothing()), rows(100), "'nothing' .*not useful: its fit returned None"),
+        (alone, rows(100), "'nothing' .*not useful: its fit returned None"),
+        (density(HoldingFamily()), rows(100), "'holding' .*only in fits with networks"),
         (silent, rows(100), "'silent' .*by default in such a fit"),
     ]:
         with pytest.warns(UserWarning, match=f"The family {reason}") as caught:

@@ -27,7 +27,7 @@ from sk_itdiffusion._table.rows import WeightedRows, group_rows
 from sk_itdiffusion.references.optimism import fold_weights
 
 QUICK = {"max_epochs": 0, "random_state": 0}
-WARNING = "Rows are nearer to each other than independent rows would be"
+WARNING = "Some rows are closer to each other than independent rows would be"
 
 
 def repeated(n_objects, n_times, d=2, noise=1e-3, seed=0):

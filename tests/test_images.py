@@ -149,7 +149,7 @@ def test_values_off_the_lattice_are_errors(dequantized):
     X = lattice_rows(200)
     with pytest.raises(ValueError, match=r"Column\(s\) 1 have values that are not on the lattice"):
         dequantized.score_samples(X[:3] + np.array([0.0, 0.5, 0.0]))
-    with pytest.raises(ValueError, match="finds no column"):
+    with pytest.raises(ValueError, match="found no column"):
         IMMSEDensity(dequantize=True, **QUICK).fit(np.random.RandomState(0).rand(100, 2))
 
 

@@ -419,7 +419,7 @@ def test_splits_of_discrete_rows_share_states_but_no_copies():
         ),
         (
             lambda layout: IndependentReference(layout, [], GaussianReference([0.0], [[1.0]])),
-            "continuous is needed if, and only if",
+            "continuous is required if, and only if",
         ),
     ],
 )

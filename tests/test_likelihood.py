@@ -7,7 +7,7 @@ import pytest
 import torch
 from marks import others_slow
 
-from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion._immse.error_profiles import error_profile, stacking_weights
 from sk_itdiffusion._immse.errors import Tolerance, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule, StackedDenoiser, information_gap
@@ -92,6 +92,35 @@ def test_errors_are_calibrated_and_as_small_as_asked(n_features):
                 X[chosen], row_keys(X[chosen], 7), denoisers, replace(rule, n_draws=n_draws)
             )
         assert np.sqrt(np.mean((found - truth) ** 2)) < 1.3 * score_tol
+
+
+@pytest.mark.parametrize("unevenness", [0.6, 1.5])
+def test_usual_tolerance_is_that_of_the_median_row(unevenness):
+    """Errors of rows differ by more than their log-densities tell."""
+    rng = np.random.default_rng(0)
+    deviation = np.exp(unevenness * rng.normal(size=4_000))
+    log_density = rng.normal(size=4_000)
+
+    def integrate(keys, n_draws):
+        radius, turn = (hash_uniform(keys, stream) for stream in (0, 1))
+        noise = np.sqrt(-2.0 * np.log(radius)) * np.cos(2.0 * np.pi * turn)
+        return deviation / np.sqrt(n_draws) * noise, deviation**2 / n_draws
+
+    keys = row_keys(deviation[:, None], 1)
+    errors = calibrate_errors(integrate, keys, log_density, np.ones(4_000))
+    for nats in (0.2, 0.5):
+        found = {}
+        for of_median in (False, True):
+            rungs = errors.rungs(log_density, Tolerance(nats, of_median=of_median))
+            found[of_median] = np.empty(4_000)
+            for n_draws, chosen in rungs:
+                found[of_median][chosen] = deviation[chosen] / np.sqrt(n_draws)
+        # Numbers of draws are powers of two: errors may be 0.7 times what was asked for.
+        assert 0.65 * nats < np.sqrt(np.mean(found[False] ** 2)) < 1.1 * nats
+        assert np.sqrt(np.mean(found[True] ** 2)) < 2.2 * nats
+        assert np.median(found[True]) < 1.1 * nats
+        if errors.typical > 0.25:  # no less is asked for
+            assert np.median(found[True]) > 0.65 * nats
 
 
 def test_error_falls_with_the_number_of_draws():

@@ -93,7 +93,15 @@ def test_log_likelihoods(n_features):
         check_places(lambda rows, which=reference: log_likelihoods(which, rows), X)
 
 
-@pytest.mark.parametrize(("n_features", "n_components"), [(5, 23), (6, 8), (8, 3), (20, 2)])
+@pytest.mark.parametrize(
+    ("n_features", "n_components"),
+    [
+        (6, 8),
+        (20, 2),
+        pytest.param(8, 3, marks=pytest.mark.slow),
+        pytest.param(5, 23, marks=pytest.mark.slow),
+    ],
+)
 def test_mixtures_denoise_alike_at_any_place(n_features, n_components):
     rng = np.random.default_rng(n_features)
     matrices = [

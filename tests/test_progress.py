@@ -69,6 +69,10 @@ ESTIMATORS = {
         ),
         LEVELS,
     ),
+    "detector": (
+        IMMSEOutlierDetector(IMMSEDensity(**QUICK), contamination=0.1, random_state=0),
+        X,
+    ),
     "two networks of numbers": (IMMSEDensity(**QUICK | {"n_networks": 2}), X),
     "mixed": (
         IMMSEMixedDensity(**DISCRETE, marginals="standard", categorical_features=[1]),
@@ -78,10 +82,6 @@ ESTIMATORS = {
         IMMSEEnsemble(
             [("small", IMMSEDensity(**QUICK)), ("other", IMMSEDensity(**QUICK))], random_state=0
         ),
-        X,
-    ),
-    "detector": (
-        IMMSEOutlierDetector(IMMSEDensity(**QUICK), contamination=0.1, random_state=0),
         X,
     ),
 }
@@ -110,7 +110,7 @@ def fitted_once(name, verbose):
     return fitted, err.getvalue()
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", others_slow(ESTIMATORS, 4))
 def test_verbose_shows_one_bar_and_changes_nothing(name, capsys):
     rows = ESTIMATORS[name][1]
     silent, shown = fitted_once(name, verbose=0)

@@ -64,7 +64,7 @@ def law(few, many):
 DOCUMENTED_WARNINGS = [
     "There are fewer than 40",
     r"Column\(s\) .* (are constant|have many equal)",
-    r"experts names .*, which these rows do not allow",
+    r"experts names .*, which are not possible for these rows",
     r"(reference|preconditioner)='\w+' is not better than",
     r"false_alarm_rate=.* needs at least",
 ]

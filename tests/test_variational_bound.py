@@ -73,7 +73,7 @@ def z_score(values, expected):
     return ((values.mean() - expected) / (values.std() / math.sqrt(len(values)))).item()
 
 
-def bound_of_gaussian(chain, variances, n=2000, **settings):
+def bound_of_gaussian(chain, variances, n=1000, **settings):
     x = gaussian_rows(n)
     generator = torch.Generator().manual_seed(1)
     evaluations = evaluate(x, exact_denoiser, chain, generator, **settings)
@@ -148,7 +148,7 @@ def test_the_bound_converges_to_the_entropy_as_steps_become_small():
 
 def test_fitted_variances_are_the_best_ones():
     chain = ddpm_chain(20)
-    evaluations, _ = bound_of_gaussian(chain, fixed_variances(chain, "beta"), n=20_000)
+    evaluations, _ = bound_of_gaussian(chain, fixed_variances(chain, "beta"), n=4000)
     variances = fitted_variances(evaluations, chain)
     best = sum(expected_terms(chain, variances))
     for kind in ("posterior", "beta"):
@@ -217,7 +217,7 @@ def test_discrete_and_continuous_bound_agree_on_fine_levels():
 def test_bounds_of_images_are_not_less_than_the_entropy_of_their_pixels():
     # Independent pixels of two levels, denoised exactly: one bit for each pixel.
     generator = np.random.default_rng(0)
-    images = generator.choice([64, 192], size=(400, 1, 2, 3))
+    images = generator.choice([64, 192], size=(200, 1, 2, 3))
     values = scaled_pixels(np.array([64, 192]))
 
     def denoiser(z, logsnr):
@@ -229,8 +229,8 @@ def test_bounds_of_images_are_not_less_than_the_entropy_of_their_pixels():
     for discrete in (False, True):
         scored = images if discrete else dequantised(images, seed=1)
         bounds = image_bounds(
-            scored[:200],
-            scored[200:],
+            scored[:100],
+            scored[100:],
             denoiser,
             ddpm_chain(100),
             torch.Generator().manual_seed(0),

@@ -268,7 +268,7 @@ def test_fits_to_few_rows_say_once_what_they_are():
         IMMSEDensity(random_state=0).fit(few)
     assert len(w) == 1
     assert "standard errors" not in str(w[0].message)
-    with pytest.warns(UserWarning, match="do not determine a covariance"):
+    with pytest.warns(UserWarning, match="cannot determine the covariance"):
         IMMSEDensity(random_state=0).fit(NORMAL[:2])
     with pytest.warns(UserWarning, match="fewer than 40 rows: the model is independent columns"):
         IMMSEMixedDensity(random_state=0).fit(pd.DataFrame({"a": ["u", "v"] * 10}))

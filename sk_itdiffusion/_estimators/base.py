@@ -1,4 +1,4 @@
-"""What all density estimators do once they are fitted: scores, samples, error curves."""
+"""Methods of all fitted density estimators: scores, samples, error curves."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: Standard error of a score, in nats, beyond which the integration should be made more exact.
+#: Standard error of a score, in nats, beyond which there is a warning.
 MAX_INTEGRATION_ERROR = 0.05
-#: Standard errors, in nats, of a mean over rows: one that is small enough, and the greatest one;
-#: and the greatest of a row in such a mean.
+#: Standard errors, in nats, of a mean over rows: one that is small enough, and the largest one; and
+#: the largest of a row in such a mean.
 ERROR_OF_MEAN, MAX_ERROR_OF_MEAN, MAX_ERROR_OF_A_ROW = 0.005, 0.02, 0.3
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments")
 
@@ -51,7 +51,7 @@ _PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments"
 class DensityEstimator(
     SaveMixin, CallbackSupportMixin, DocumentationLinkMixin, DensityMixin, BaseEstimator
 ):
-    """Base class of all density estimators: what a fitted one does with rows."""
+    """Base class of all density estimators: what a fitted estimator does with rows."""
 
     _model: TableModel
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -80,22 +80,23 @@ class DensityEstimator(
     ) -> Self:
         """Fit to rows that will be ranked among themselves, as by a detector.
 
-        No expert takes part by default that is made of some of the rows: these would be likely.
-        Unless it may hold out rows to validate, it does as with very few of them.  Weights of rows
-        that stand for several are the sums of theirs, and ``squared_weight`` those of the squares.
+        By default no expert is used that is built from some of the rows, since these would be too
+        likely.  Unless rows may be held out for validation, the fit is that for very few rows.  The
+        weight of a row that stands for several is the sum of their weights, and ``squared_weight``
+        that of the squares.
         """
 
     def _read_to_score(self, X: Any) -> Array:
         """Return numbers and codes of a table to be scored, NaN for missing entries if they may be.
 
-        By default they are an error.
+        By default missing entries raise an error.
         """
         return self._read(X)
 
     def _read_categories(self, X: Any, what: str = "learned from") -> Array:
-        """Return numbers and codes of the rows that have no other values than categories.
+        """Return numbers and codes of the rows whose discrete values are all known categories.
 
-        There is a warning if other rows are left out, which says what the rows are not.
+        A warning names the columns if other rows are omitted, and says what they are not used for.
         """
         values = self._read(X)
         return values[has_categories_only(self, values, what)]
@@ -136,7 +137,7 @@ class DensityEstimator(
         validate_parameter_constraints(constraints, values, type(self).__name__)
 
     def _tolerance(self, score_tol: float | str | None = None) -> Tolerance:
-        """Return the standard error that scores should have, by default that of the parameter.
+        """Return the target standard error of scores, by default that of the parameter.
 
         The parameter may be changed after the fit.
         """
@@ -158,17 +159,17 @@ class DensityEstimator(
         return_std : bool, default=False
             Whether to return standard errors too.
         score_tol : float, "auto" or None, default=None
-            Standard error in nats that each row should have; None takes the parameter of the
-            estimator.  Rows for which the greatest number of evaluations is too few have more, and
-            with ``"auto"`` so have rows far less likely than all validation rows of the fit, some
-            percent of their log-density.  Ignored with ``likelihood="path"``.
+            Target standard error of each row, in nats; None uses the parameter of the estimator.
+            It is exceeded by rows that would need more than the maximum number of evaluations, and
+            with ``"auto"`` by rows far less likely than all validation rows, which have an error of
+            some percent of their log-density.  Ignored with ``likelihood="path"``.
 
         Returns
         -------
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats, with respect to the units of continuous columns, and to counts
             for discrete ones.  A row's value does not depend on the other rows.  It is minus
-            infinity for rows so far from all others that the square of their distance is no number.
+            infinity for rows so far from all others that the squared distance overflows.
         std : ndarray of shape (n_samples,)
             Standard errors of the numerical integration, in nats (NaN where there is a single
             noise path).  Only if ``return_std``.
@@ -178,13 +179,12 @@ class DensityEstimator(
         NotFittedError
             If the estimator is not fitted.
         ValueError
-            If X is not finite, its columns are not those of `fit`, or a value of a discrete
-            column has no probability: with ``handle_unknown="error"``, in columns whose categories
-            ``categories`` gives, and in those of numpy's boolean dtype, all values but the
-            categories.
+            If X is not finite, its columns are not those of `fit`, or a discrete column has a value
+            that is not allowed: any unseen one with ``handle_unknown="error"``, in columns listed
+            in ``categories``, and in those of numpy's boolean dtype.
         MemoryError
-            If there is too little memory, even at an eighth of the usual number of evaluations at
-            a time, which is tried once and warns.
+            If there is too little memory, even after a retry with an eighth of the evaluations at a
+            time, of which a warning informs.
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
@@ -202,12 +202,11 @@ class DensityEstimator(
     def score(self, X: ArrayLike, y: object = None) -> float:
         """Return the mean log-density of rows.
 
-        With ``score_tol="auto"`` each row of many is integrated less exactly than by
-        `score_samples`, since errors of many rows average out: with a standard error of 0.005 nats
-        times the root of the number of distinct rows, if that is more, but at most 0.3 nats.  Few
-        distinct rows, whose errors do not average out, are integrated more exactly.  The result
-        differs from the mean of `score_samples` by no more than the standard errors of both
-        explain.
+        With ``score_tol="auto"`` rows are integrated less accurately than by `score_samples` if
+        there are many, since their errors average out: the target standard error is 0.005 nats
+        times the square root of the number of distinct rows, if that is more, but at most 0.3 nats.
+        If there are few distinct rows, they are integrated more accurately.  The result agrees with
+        the mean of `score_samples` within the standard errors of both.
 
         Parameters
         ----------
@@ -231,8 +230,8 @@ class DensityEstimator(
         if error > MAX_INTEGRATION_ERROR:
             warn(
                 f"The score has a standard error of more than {MAX_INTEGRATION_ERROR:g} nats "
-                "from the numerical integration: lower score_tol (to 0.02, say), which needs no "
-                "new fit; score_samples(X, return_std=True) tells which rows cause it."
+                "from the numerical integration: lower score_tol (to 0.02, say), no refit is "
+                "needed; score_samples(X, return_std=True) shows which rows cause it."
             )
         return mean
 
@@ -250,10 +249,10 @@ class DensityEstimator(
     def bits_per_dim(self, X: ArrayLike) -> float:
         """Return the mean negative log-density of rows in bits per column.
 
-        It is ``-score(X) / (n_features_in_ * log(2))``.  Of probabilities (discrete columns, or
-        ``dequantize``) this is the number of bits that a code needs for a column, such as a pixel.
-        Of densities it depends on the units: divided by 127.5, 8-bit pixels have log2(127.5) =
-        6.99 bits less than they have as integers.
+        It is ``-score(X) / (n_features_in_ * log(2))``.  For probabilities (discrete columns, or
+        ``dequantize``) this is the code length per column, such as a pixel.  For densities it
+        depends on the units: divided by 127.5, 8-bit pixels have log2(127.5) = 6.99 bits less than
+        as integers.
 
         Parameters
         ----------
@@ -272,23 +271,23 @@ class DensityEstimator(
     ) -> Any:
         """Draw random rows from the model.
 
-        Noise is drawn at the least log-SNR and carried to the greatest by the deterministic
-        probability flow of the stacked denoiser, in steps that take one evaluation each.
+        Noise is drawn at the lowest log-SNR and transformed up to the highest by the deterministic
+        probability flow of the stacked denoiser, with one evaluation per step.
 
         Parameters
         ----------
         n_samples : int, default=1
             Rows to draw, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None takes the estimator's ``random_state``.
+            Seed; None uses the ``random_state`` of the estimator.
 
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
-            Random rows, in the units and categories of X, in a table of the kind that `fit` was
-            given: a data frame of pandas or polars with the same columns and dtypes, where columns
-            of integers are rounded, or an array, which for `IMMSEDensity` is one of 64-bit numbers.
-            Entries beyond the largest 64-bit number are infinite.
+            Random rows, in the units and categories of X and in the same container: a pandas or
+            polars data frame with the same columns and dtypes, with integer columns rounded, or an
+            array, which for `IMMSEDensity` has 64-bit floats.  Entries beyond the largest 64-bit
+            float are infinite.
 
         Raises
         ------
@@ -297,15 +296,15 @@ class DensityEstimator(
         ValueError
             If ``n_samples`` is not a positive integer.
         MemoryError
-            If there is too little memory, even for an eighth of the usual number of rows at a
-            time, which is tried once and warns.
+            If there is too little memory, even after a retry with an eighth of the rows at a time,
+            of which a warning informs.
 
         Notes
         -----
-        The samples follow a slightly other law than the density of `score_samples`: the flow and
-        the integral use the same denoiser in different ways, which agree exactly only if it is
+        The distribution of samples differs slightly from the density of `score_samples`: the flow
+        and the integral use the same denoiser in different ways, which agree exactly only if it is
         optimal.  On two known densities, 1000 rows each, the mean score of samples was 0.03 and
-        0.10 nats below that under the density of the scores (standard errors 0.04;
+        0.10 nats below that under the density of `score_samples` (standard errors 0.04;
         ``benchmarks/sampling.py``).
         """
         check_is_fitted(self)
@@ -322,8 +321,8 @@ class DensityEstimator(
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features), default=None
-            Rows.  None gives the curve on the validation rows of `fit`.  Rows with values of
-            discrete columns that `fit` has not seen are left out, with a warning.
+            Rows.  None stands for the validation rows of `fit`.  Rows with unseen values of
+            discrete columns are omitted, with a warning.
 
         Returns
         -------
@@ -333,12 +332,13 @@ class DensityEstimator(
         Raises
         ------
         ValueError
-            If rows of the fit lack entries, or all were equal, or no row of X is left.
+            If rows of `fit` have missing entries, or all were equal, or no row of X is left.
         """
         check_is_fitted(self)
         if self._model.curve is None:
             raise ValueError(
-                "There is no error curve: rows of the fit lack entries, or all of them were equal."
+                "There is no error curve: rows of fit have missing entries, or all of them were "
+                "equal."
             )
         if X is None:
             return copy.deepcopy(self._model.curve)
@@ -350,21 +350,23 @@ class DensityEstimator(
                     curves.append(self._model.mse_curve(values))
                     counts.append(len(values))
         if not curves:
-            raise ValueError("There is no error curve: all rows have values that fit has not seen.")
+            raise ValueError(
+                "There is no error curve: all rows have values that did not occur in fit."
+            )
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
 
 def tolerance_of_mean(values: Array, usual: Tolerance) -> Tolerance:
-    """Return the standard error that each row may have where only the mean is asked for."""
+    """Return the target standard error of each row if only the mean is needed."""
     if not usual.is_automatic:
         return usual
-    return replace(usual, nats=error_in_a_mean(values, usual.nats))
+    return replace(usual, nats=error_in_a_mean(values, usual.nats), of_median=False)
 
 
 def error_in_a_mean(values: Array, usual: float) -> float:
-    """Return the standard error that each row may have where only the mean is asked for.
+    """Return the target standard error of each row if only the mean is needed.
 
-    Errors of many rows average out; equal rows share theirs.
+    Errors of many rows average out; duplicates share theirs.
     """
     _, count = np.unique(row_keys(values), return_counts=True)
     root = len(values) / float(np.linalg.norm(count))
@@ -373,7 +375,7 @@ def error_in_a_mean(values: Array, usual: float) -> float:
 
 
 def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:
-    """Return which rows have no other values than categories, and warn of others, which are not."""
+    """Return which rows have only known categories, and warn about the others."""
     encoder: TableEncoder | None = getattr(estimator, "_encoder", None)
     if encoder is None:
         return np.ones(len(values), dtype=bool)
@@ -382,8 +384,9 @@ def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -
         labels = [column.label for column in encoder.columns]
         columns = np.asarray(unseen.any(axis=0))
         warn(
-            f"Rows with values that fit has not seen, in column(s) {column_labels(columns, labels)}"
-            f", are not {what}. Give them by the parameter categories, or a categorical dtype.",
+            "Rows with values that did not occur in fit, in column(s) "
+            f"{column_labels(columns, labels)}"
+            f", are not {what}. List them in the parameter categories, or use a categorical dtype.",
         )
     return np.asarray(~unseen.any(axis=1))
 
@@ -398,13 +401,13 @@ def check_columns(estimator: Any, space: TableSpace) -> None:
 def integration_error(log_density: Array, std: Array) -> float:
     """Return the standard error of the mean over rows that comes from the integration, in nats.
 
-    Equal rows, which have equal values, share their error.
+    Duplicates share their error.
     """
     _, first, count = np.unique(log_density, return_index=True, return_counts=True)
     return float(np.linalg.norm(count * std[first])) / len(log_density)
 
 
 def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
-    """Show a bar during a call of a method of a verbose estimator, if it takes long."""
+    """Show a progress bar during a method of a verbose estimator, if it takes long."""
     title = f"{type(estimator).__name__}.{name}"
     return progress_bar(title, estimator.verbose, delay=SECONDS_UNTIL_A_BAR)

@@ -50,7 +50,7 @@ class CategoricalEstimator(TableEstimator):
     }
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags: texts and categories are accepted."""
+        """Return the tags: strings and categories are accepted."""
         tags = super().__sklearn_tags__()
         tags.input_tags.categorical = True
         tags.input_tags.string = True
@@ -102,7 +102,7 @@ class CategoricalEstimator(TableEstimator):
         self.kinds_ = [column.kind for column in self._encoder.columns]
 
     def _finish_loading(self) -> None:
-        """Set the attributes that follow from those stored, once these fit together."""
+        """Check the stored attributes for consistency, and set those that follow from them."""
         super()._finish_loading()
         self._publish_columns()
 
@@ -122,8 +122,8 @@ class CategoricalEstimator(TableEstimator):
         learned = columns_of_learned_categories(table, self._column_kinds(table), self.categories)
         if learned.any():
             warn(
-                f"partial_fit knows only the categories of the first rows of column(s) "
-                f"{column_labels(learned, table.labels)}; set categories, or give a categorical "
+                f"partial_fit only knows the categories of the first rows in column(s) "
+                f"{column_labels(learned, table.labels)}; set categories, or use a categorical "
                 "dtype.",
             )
         return super()._read_first_of_stream(X)

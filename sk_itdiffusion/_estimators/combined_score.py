@@ -29,7 +29,7 @@ one member alone finds odd is odd.
 The weight :math:`w_m` is what a member has to say about the columns' dependence: Somers' D of its
 scores between training rows and ones of which half of the entries come from another row.  So what
 ignores how columns depend on each other has no say where this is what matters.  The log-density of
-the likeliest model and what columns say of each other under it have half of this each, since they
+the most likely model and what columns say of each other under it have half of this each, since they
 are two views of one model.
 
 Training rows that were left out of the fit of the model have no part in all this: outliers among
@@ -49,8 +49,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.calibration import weighted_quantile
-from sk_itdiffusion._estimators.contributions import Contributions, reconciled
+from sk_itdiffusion._estimators.contributions import Contributions, finite_parts, reconciled
 from sk_itdiffusion._estimators.local_score import LocalScore
 from sk_itdiffusion._estimators.outlier_score import (
     MIN_SCORE,
@@ -58,13 +59,14 @@ from sk_itdiffusion._estimators.outlier_score import (
     FlooredModel,
     MappedRows,
 )
+from sk_itdiffusion._estimators.row_score import RowScore
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_in_range, check_positive, check_shapes
 
-__all__ = ["DEPENDENCE", "LOCAL", "CombinedScore", "finite_parts", "main_member"]
+__all__ = ["DEPENDENCE", "LOCAL", "CombinedScore", "main_member"]
 
 Array = NDArray[np.float64]
 
@@ -78,14 +80,15 @@ ROWS_TO_JUDGE, ROWS_FOR_TYPICAL = 500, 50
 SHARE_OF_TAIL = 0.2
 #: Slope of the surprise between the tail and the median.
 SLOPE = math.log(0.5 / SHARE_OF_TAIL)
-#: Least unit of a member, in nats: that of categories may be less, or 0 where most rows are equal.
+#: Smallest unit of a member, in nats: that of categories may be less, or 0 where most rows are
+#: equal.
 MIN_SCALE = 0.1
 #: Mean of log(1 + u) in the tail that is expected before any row is seen, with the weight of one.
 EXPECTED_TAIL = 0.5
 
 
 def main_member(model: TableModel) -> str:
-    """Return the name of the stack if a network has a say in it, else of the likeliest reference.
+    """Return the name of the stack if a network has weight in it, else of the likeliest reference.
 
     Without a network the stack is hardly better than that, and takes far longer.
     """
@@ -100,7 +103,7 @@ def main_member(model: TableModel) -> str:
 
 @stored()
 @dataclass(frozen=True)
-class CombinedScore:
+class CombinedScore(RowScore):
     """The score of several members.
 
     Attributes
@@ -141,7 +144,7 @@ class CombinedScore:
         generator: np.random.Generator,
         tolerance: Tolerance,
     ) -> CombinedScore:
-        """Return the score whose members are judged by rows in random order, of some weight.
+        """Return the score whose members are evaluated by rows in random order, of some weight.
 
         Parameters
         ----------
@@ -231,9 +234,9 @@ class CombinedScore:
 
     # -- the score ---------------------------------------------------------------------------
 
-    def scores(self, values: Array, tolerance: Tolerance) -> Array:
-        """Return the scores of numbers and codes, (n,); see `FlooredModel.log_density`."""
-        return self._combined(self._surprise(self.of_members(values, tolerance)))
+    def scores(self, density: DensityEstimator, values: Array) -> Array:
+        """Return the scores of rows; see `RowScore.scores`."""
+        return self._combined(self._surprise(self.of_members(values, density._tolerance())))
 
     def _surprise(self, scores: Array) -> Array:
         """Return minus the logarithms of the shares of training rows that score as low."""
@@ -259,19 +262,21 @@ class CombinedScore:
 
     # -- contributions -----------------------------------------------------------------------
 
-    def contributions(self, values: Array, tolerance: Tolerance) -> Array:
-        """Return what each column contributes to the scores, (n, n_columns).
+    def contributions(self, density: DensityEstimator, values: Array) -> Array:
+        """Return what each column contributes; see `RowScore.contributions`.
 
         Each member's change from typical contributions, along the straight line to those of the
         row, is divided by its columns, and the members are weighted by their share of the sum.
         What is left over of the score is no column's own and is divided equally.
         """
+        tolerance = density._tolerance()
         surprise = self._surprise(self.of_members(values, tolerance))
         say = self.weight * np.exp(surprise - surprise.max(axis=1, keepdims=True))
         say = say / say.sum(axis=1, keepdims=True)
-        parts_of_typical = self._parts_of_members(self._typical_values, tolerance)
-        typical = [np.median(parts, axis=0) for parts in parts_of_typical]
-        own = self._parts_of_members(values, tolerance)
+        n = len(values)
+        found_of_all = self._parts_of_members(np.vstack([values, self._typical_values]), tolerance)
+        own = [parts[:n] for parts in found_of_all]
+        typical = [np.median(parts[n:], axis=0) for parts in found_of_all]
         parts = np.tile(typical[self._main], (len(values), 1))
         for number, (usual, found) in enumerate(zip(typical, own, strict=True)):
             slope = self._slopes(number, found.sum(axis=1), float(usual.sum()))
@@ -286,13 +291,10 @@ class CombinedScore:
 
     def _parts_of_members(self, values: Array, tolerance: Tolerance) -> list[Array]:
         """Return the columns' contributions to the members but the local score."""
-        found = [
-            finite_parts(Contributions(self._alone(name)).of(values, tolerance))
-            for name in self.floored.members
-        ]
+        alone, rest = Contributions(self.floored).alone_and_rest(values, tolerance)
+        found = [finite_parts(alone + each) for each in rest]
         if self.has_dependence:
-            alone = finite_parts(Contributions(self._columns).of(values, tolerance))
-            found.append(found[-1] - alone)
+            found.append(found[-1] - finite_parts(alone))
         return found
 
     def _slopes(self, number: int, score: Array, usual: float) -> Array:
@@ -321,7 +323,7 @@ class CombinedScore:
         return parts
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"center": "m", "scale": "m", "tail": "m", "weight": "m"}
         check_shapes(self, shapes, m=len(self.members))
         check_in_range(self.center, 2.0 * MIN_SCORE, -2.0 * MIN_SCORE, "medians of scores")
@@ -346,12 +348,6 @@ def told_apart(own: Array, mixed: Array, share: Array) -> Array:
         for a, b in zip(own.T, mixed.T, strict=True)
     ]
     return 2.0 * np.array(areas) - 1.0
-
-
-def finite_parts(parts: Array) -> Array:
-    """Return contributions in which columns without a density share the least score."""
-    far = np.isneginf(parts)
-    return np.where(far, MIN_SCORE / far.sum(axis=1, keepdims=True).clip(min=1), parts)
 
 
 def quantiles(scores: Array, weight: Array, share: float) -> Array:

@@ -10,8 +10,8 @@ the mean over what the missing entries may be.  It is taken over draws of these 
 of the fitted model, given the observed ones, which follow from the row's content.  The less is
 observed of a row, the nearer is its score to the mean one: what is not known makes no row odd.
 
-As in the score itself, references have no components for rows unlike all those seen: beside an odd
-entry, these would draw others that are as odd.
+As in the score itself, references have no components for rows unlike all training rows: beside an
+odd entry, these would draw others that are as odd.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def draws(model: TableModel, values: Array, n_draws: int) -> Array:
     """Return rows completed by draws, (n_draws, n, n_columns); equal rows have equal draws."""
     if model.parts is None and not model.space.is_empty:
         raise ValueError(
-            "X has missing entries, of which this density has no distribution. Drop the rows that "
-            "have them, impute them, or fit anew."
+            "X has missing entries, for which this density has no distribution. Drop these "
+            "rows, impute the entries, or refit."
         )
     if model.parts is not None:
         model = replace(model, parts=model.parts.without_wide_components())

@@ -420,7 +420,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         n_samples : int, default=1
             Draws for each row, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None takes the estimator's ``random_state``.
+            Seed; None uses the ``random_state`` of the estimator.
 
         Returns
         -------

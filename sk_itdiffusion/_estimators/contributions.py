@@ -10,7 +10,7 @@ which follows from the heat equation and is, averaged over the noise, the relati
 column by column: the expectation of each term is :math:`(1 - (\epsilon_j -
 \hat\epsilon_j)^2) / 2`.  The left side is known at both ends of each interval, so the terms of an
 interval are averaged such that their sum is what the log-densities differ by, whatever the rows.
-Where values are no categories, what the other columns tell about each other is known from the
+Where values are not categories, what the other columns tell about each other is known from the
 references, and is divided equally among them.
 
 References
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sk_itdiffusion._estimators.outlier_score import (
     FLOOR_STREAM,
+    MIN_SCORE,
     MODEL,
     FlooredModel,
     FlooredRule,
@@ -51,7 +52,7 @@ from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
 
-__all__ = ["Contributions"]
+__all__ = ["Contributions", "finite_parts"]
 
 Array = NDArray[np.float64]
 
@@ -102,28 +103,53 @@ class Contributions:
             Contributions in nats; minus infinity for entries so far out that they cannot be
             standardised.
         """
+        alone, rest = self.alone_and_rest(values, tolerance)
+        return np.asarray(alone + rest.mean(axis=0))
+
+    def alone_and_rest(self, values: Array, tolerance: Tolerance) -> tuple[Array, Array]:
+        """Return what columns are by themselves, and what the members say beyond that.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_columns)
+            Numbers and codes.
+        tolerance : Tolerance
+            Standard error that the integral of a row should have.
+
+        Returns
+        -------
+        alone : ndarray of shape (n_samples, n_columns)
+            Log-density of each entry by itself, in nats; minus infinity so far out that it cannot
+            be standardised.
+        rest : ndarray of shape (n_members, n_samples, n_columns)
+            What the other columns tell about each entry under each member.
+        """
         model, space = self.model, self.model.space
-        parts = np.zeros((len(values), space.n_columns))
-        parts[:, space.constant] = constant_parts(model, values)
-        parts[:, space.open] = space.unseen_log_odds(values) + space.log_seen[space.open]
+        alone = np.zeros((len(values), space.n_columns))
+        rest = np.zeros((len(self.floored.members), *alone.shape))
+        alone[:, space.constant] = constant_parts(model, values)
+        alone[:, space.open] = space.unseen_log_odds(values) + space.log_seen[space.open]
         if space.is_empty:
-            return parts
+            return alone, rest
         columns = np.concatenate([space.continuous, space.discrete])
         # All that is known of a row are its values: equal ones are done once.
         _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
         distinct = values[first]
         with stretch_of_progress(0.0, 0.5):
-            found, near = self._columns_of_references(
+            by_itself, beyond, near = self._columns_of_references(
                 self._points_seen(distinct, tolerance), tolerance
             )
         # One after the other: the points of each row, of which most models see one.
-        found = found.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
+        by_itself = by_itself.reshape(-1, *distinct.shape[:1], len(columns)).mean(axis=0)
+        beyond = beyond.reshape(len(beyond), -1, *by_itself.shape).mean(axis=1)
         near = np.asarray(near.reshape(-1, len(distinct)).all(axis=0))
-        if MODEL in self.floored.members:
-            with stretch_of_progress(0.5, 1.0):
-                self._add_columns_of_model(found, distinct, near, tolerance)
-        parts[:, columns] += found[group.ravel()]
-        return parts
+        for number, name in enumerate(self.floored.members):
+            if name == MODEL:
+                with stretch_of_progress(0.5, 1.0):
+                    self._add_columns_of_model(beyond[number], distinct, near, tolerance)
+        alone[:, columns] += by_itself[group.ravel()]
+        rest[:, :, columns] = beyond[:, group.ravel()]
+        return alone, rest
 
     def _points_seen(self, values: Array, tolerance: Tolerance) -> Array:
         """Return the points over which the references' part of a score is averaged.
@@ -140,19 +166,21 @@ class Contributions:
 
     def _columns_of_references(
         self, values: Array, tolerance: Tolerance
-    ) -> tuple[Array, NDArray[np.bool_]]:
-        """Return the parts that need no network, and whether the network has a say in a row."""
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return what needs no network, alone and beyond, and whether one has weight in a row."""
         model, space = self.model, self.model.space
         rows = MappedRows.of(model, values)
         parts = np.where(rows.is_near, 0.0, -np.inf)
+        beyond = np.zeros((len(self.floored.members), *parts.shape))
         near = rows.finite.copy()
         chosen = np.flatnonzero(rows.finite)
         if not len(chosen):
-            return parts, near
+            return parts, beyond, near
         parts[:, : len(space.continuous)] += slope_parts(model, values)
         names = [self.floored.control if name == MODEL else name for name in self.floored.members]
         distinct = list(dict.fromkeys(names))
         alone = self._floored_columns(rows, chosen, tolerance)
+        parts[chosen] += alone
         references = [self.floored.reference(name) for name in distinct]
         complete = space.is_complete(rows.mapped[chosen])
         gaps: list[tuple[Array, Array]] = []
@@ -166,10 +194,11 @@ class Contributions:
                 # The paths have fewer draws of noise than the score; nothing else is left over.
                 gap, spread = gaps[number]
                 found[complete] = reconciled(gap, rest[complete], spread)
-            parts[chosen] += names.count(name) / len(names) * (alone + found)
+            for member in np.flatnonzero([name == each for each in names]):
+                beyond[member, chosen] = found
             if name == self.floored.control:
                 near[chosen] = complete & (total > MIN_LOG_DENSITY)
-        return parts, near
+        return parts, beyond, near
 
     def _add_columns_of_model(
         self, parts: Array, values: Array, near: NDArray[np.bool_], tolerance: Tolerance
@@ -188,7 +217,7 @@ class Contributions:
             ).log_density
         for each, rung in rule.rungs(log_density, tolerance):
             found = self._column_gaps(rows, values, chosen[rung], each, points)
-            parts[chosen[rung]] += found / len(self.floored.members)
+            parts[chosen[rung]] += found
 
     def _floored_columns(
         self, rows: MappedRows, chosen: NDArray[np.intp], tolerance: Tolerance
@@ -412,6 +441,12 @@ def reconciled(parts: Array, total: Array, weight: Array | None = None) -> Array
     size = np.where(size.any(axis=-1, keepdims=True), size, 1.0)
     missing = total - parts.sum(axis=-1)
     return np.asarray(parts + missing[..., None] * size / size.sum(axis=-1, keepdims=True))
+
+
+def finite_parts(parts: Array) -> Array:
+    """Return contributions in which columns without a density share the least score."""
+    far = np.isneginf(parts)
+    return np.where(far, MIN_SCORE / far.sum(axis=1, keepdims=True).clip(min=1), parts)
 
 
 def shared_by_categories(values: Array, mapped: Array, n_continuous: int) -> Array:

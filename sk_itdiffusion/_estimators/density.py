@@ -42,156 +42,164 @@ __all__ = ["IMMSEDensity"]
 
 @stored_table
 class IMMSEDensity(TableEstimator):
-    r"""Density estimation with a denoising network, by the I-MMSE relation.
+    r"""Density estimation for continuous columns with denoising networks, by the I-MMSE relation.
 
-    A network learns to predict the noise in noisy rows, at all signal-to-noise ratios; the
-    log-density of a row is an integral of its squared error over the log-SNR [1]_,
+    Networks learn to predict the noise in noisy rows, at all signal-to-noise ratios; the
+    log-density of a row is an integral of the squared error over the log-SNR [1]_,
 
     .. math:: \log p(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
         \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right],
 
-    with q an analytic reference.  At each log-SNR the network is combined with the references by
+    with an analytic reference q.  At each log-SNR, networks and references are combined with
     weights that minimise the error on validation rows.
+
+    The defaults suit most tables.  The parameters to know first are ``max_epochs`` (0 for a fast
+    fit without networks), ``time_limit``, ``bounds``, ``dequantize``, ``score_tol``, ``verbose``
+    and ``random_state``.  Of all parameters, ``reference`` to ``n_networks`` define the model,
+    ``hidden_size`` to ``time_limit`` networks and their training, and the rest scoring and
+    computation.
 
     Parameters
     ----------
     reference : str or ContinuousReference, default="auto"
         Reference q, the control variate of the integral: ``"gaussian"``, ``"gaussian_mixture"``,
-        ``"kernel_density"``, ``"auto"`` or an object.  ``"auto"`` takes the likeliest, on
-        validation rows, of a normal distribution, a mixture of normal distributions whose number
-        of components is found by validation, and the kernel density of ``experts``; the normal one
-        if none is an expert.  An object is in the units of X; columns are then only standardised.
+        ``"kernel_density"``, ``"auto"`` or an object.  ``"auto"`` selects the most likely, on
+        validation rows, of a normal distribution, a mixture of normal distributions whose number of
+        components is chosen by validation, and the kernel density; only those in ``experts`` are
+        considered, and the normal one if there are none.  An object is in the units of X; columns
+        are then only standardised.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
-        Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
-        ``"gaussian"``, ``"gaussian_mixture"``, ``"kernel_density"`` and ``"reference"`` (the object
-        given as ``reference``), where ``"network"`` stands for all networks, and families of
-        references of your own, see `sk_itdiffusion.references.ReferenceFamily`.  ``"auto"``, also
-        as an entry of a list, takes all there are; ``["network"]`` leaves the references out.
+        Denoisers that are combined at each log-SNR: any of ``"network"``, ``"gaussian"``,
+        ``"gaussian_mixture"``, ``"kernel_density"`` and ``"reference"`` (the object given as
+        ``reference``), where ``"network"`` stands for all networks, and custom families of
+        references, see `sk_itdiffusion.references.ReferenceFamily`.  ``"auto"``, also as an entry
+        of a list, stands for all that are available; ``["network"]`` excludes the references.
 
         The kernel density has a kernel around each of at most 10,000 training rows, which the
-        estimator then stores, and finds structure as fine as values that come again.  It needs at
-        most 50 columns, and a device with double precision, which Apple's GPUs have not.  Without
-        being asked for it is an expert only beside networks, with ``reference="auto"``, and if
-        it lowers the validation bound by more than 0.02 nats and one standard error; rows of the
-        training set are likelier under it than others.
+        estimator then stores, and resolves structure as fine as repeated values.  It requires at
+        most 50 columns and a device with double precision, which is unavailable on MPS.  By default
+        it is used only together with networks, with ``reference="auto"``, and if it improves the
+        validation bound by more than 0.02 nats and one standard error; training rows are more
+        likely under it than new rows.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
-        Increasing map of each column: standardisation only, quantiles onto normal quantiles, or
-        a power transformation.  ``"auto"`` chooses by validation, and maps columns with heavy tails
-        by their quantiles, unless that is worse by more than two standard errors.
+        Increasing map of each column: standardisation only, a quantile transformation to a normal
+        distribution, or a power transformation.  ``"auto"`` chooses by validation, and uses
+        quantiles for columns with heavy tails, unless they are worse by more than two standard
+        errors.
     bounds : "auto", None, dict or sequence, default="auto"
         Bounds of columns: a dict from names (or numbers) of columns to pairs (low, high), or a pair
-        or None for each column; None or an infinite number is no bound.  Rows of `fit` have to lie
-        between them, the bounds themselves excluded (with ``dequantize`` included, for columns on a
-        lattice); elsewhere the density is 0.  ``"auto"`` lets validation choose, for
-        ``marginals="auto"``, between maps with the bounds that the rows show and without: 0 of a
-        column of one sign, 0 and 1 of one between these, if values come near.  Rows beyond such
-        bounds are never drawn, and have together a probability of at most 1 / (n + 2), the weight
+        or None for each column; None or an infinite number means no bound.  Rows of `fit` must lie
+        between the bounds, which are themselves excluded (included for columns on a lattice with
+        ``dequantize``); elsewhere the density is 0.  With ``marginals="auto"``, ``"auto"`` chooses
+        by validation between maps with and without the bounds that the data suggest: 0 for a column
+        of one sign, 0 and 1 for a column between these, if values come close.  Rows beyond such
+        bounds are never sampled, and together have a probability of at most 1 / (n + 2), the weight
         of a normal distribution over the whole space.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"``, or an object of
-        `sk_itdiffusion.schedules` whose parameters can be searched (``schedule__loc``).
+        `sk_itdiffusion.schedules`, whose parameters can be searched (``schedule__loc``).
     image_shape : tuple of int or None, default=None
         Channels, height and width (or height and width) if columns are pixels, in this order; X may
-        also be an array of images.  All pixels are standardised alike, and the normal reference has
-        a covariance shrunk to its diagonal, or one of low rank.
+        also be an array of images.  All pixels are standardised alike, and the covariance of the
+        normal reference is shrunk towards its diagonal, or of low rank.
     network : {"auto", "mlp", "convolutional", "unet"} or NetworkFamily, default="auto"
         Networks to train: fully connected ones, small convolutional ones or `diffusers.UNet2DModel`
         (both for images only; the extra ``sk_itdiffusion[images]`` installs the latter), or a
-        family of your own, see `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` takes the
-        U-Net for images, else fully connected networks.
+        custom family, see `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` is the U-Net for
+        images, and fully connected otherwise.
     denoiser : nn.Module or None, default=None
-        A complete denoiser to use instead of networks of the library's making, with
-        ``network="auto"``: a `PretrainedDenoiser`, or a module called as
-        ``denoiser(z, logsnr)`` with standardised noisy rows (B, d) and log-SNRs (B,) that returns
-        the noise.  A copy is trained; with ``max_epochs=0`` it is evaluated as it is.
+        A denoiser to use instead of the built-in networks, with ``network="auto"``: a
+        `PretrainedDenoiser`, or a module called as ``denoiser(z, logsnr)`` with standardised noisy
+        rows (B, d) and log-SNRs (B,) that returns the noise.  A copy is trained; with
+        ``max_epochs=0`` it is used as is.
     dequantize : bool, float or array-like of shape (n_features,), default=False
-        Whether columns are integers or other multiples of a step, and densities stand for
-        probabilities.  Columns get uniform noise of the width of their step, centred at zero, and
-        `score_samples` returns the mean over the noise of the log-density, plus the logarithm of
-        the steps' product: a lower bound on the log-probability.  True finds the steps, and a
-        column that is on no lattice gets no noise; a number is the positive step of all columns,
-        and of an array those that are 0 stand for no noise.  Each row has a noise of its own, and
-        of fewer than 10,000 rows up to 16; equal rows are different observations, in training and
-        in validation, unless there is a column without noise, or columns are pixels of images.  A
-        constant column has its cell without noise: all other values together have the probability
-        1 / (n_samples + 2), which decreases geometrically with the distance.
+        Whether columns are integers or other multiples of a step, so that scores are
+        log-probabilities. Uniform noise of the width of the step, centred at zero, is added to the
+        columns, and `score_samples` returns the mean log-density over the noise plus the logarithm
+        of the product of the steps: a lower bound on the log-probability.  True detects the steps,
+        and adds no noise to columns that are not on a lattice; a number is the positive step of all
+        columns; an array has one step per column, 0 for no noise.  Each row has its own noise (up
+        to 16 draws for fewer than 10,000 rows); duplicates are different observations, in training
+        and in validation, unless a column has no noise, or columns are pixels.  For a constant
+        column all other values together have the probability 1 / (n_samples + 2), which decreases
+        geometrically with the distance.
     n_networks : int or "auto", default="auto"
-        Networks to train and to combine, at least 1; every other one has half the dropout and the
-        weight decay that ``"auto"`` gives.  ``"auto"`` is 2, and 1 for images, for a given
-        denoiser, for rows beyond memory, for several processes, for `partial_fit` and with
-        ``callbacks``.  Two are trained at the same time if there are two cores; with ``callbacks``
-        in turn.
+        Number of networks to train and combine, at least 1; every second one has half the dropout
+        and weight decay of ``"auto"``.  ``"auto"`` is 2, and 1 for images, a given denoiser, data
+        larger than memory, several processes, `partial_fit`, and with ``callbacks``.  Two networks
+        are trained in parallel if there are two cores, unless there are ``callbacks``.
     hidden_size : int or "auto", default="auto"
-        Units in the network's hidden layers, at least 1; ``"auto"`` is 128, and 32 channels (a
-        multiple of 8) at full resolution for U-Nets, 64 for convolutional networks.
+        Width of the hidden layers, at least 1; ``"auto"`` is 128, for U-Nets 32 channels (a
+        multiple of 8) at full resolution, and 64 for convolutional networks.
     n_blocks : int or "auto", default="auto"
         Residual blocks (of U-Nets: at each resolution), at least 1; ``"auto"`` is 2, 1 for U-Nets
         and 3 for convolutional networks.
     n_frequencies : int, default=4
-        Frequencies of the sines and cosines of each column, at least 0.
+        Number of frequencies of the sine and cosine features of each column, at least 0.
     dropout : float or "auto", default="auto"
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
     max_epochs : int, default=200
-        Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
-        network, or, where ``experts`` names it, one at its start, which is the normal reference.
-        With missing entries in the rows of `fit` there is none either: references alone are fitted
-        to them.
+        Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
+        fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
+        to the normal reference), and fits take seconds.  If rows of `fit` have missing entries, no
+        network is trained either.
     steps_per_epoch : int or "auto", default="auto"
-        Optimisation steps that make an epoch, at least 1.  Passes through the rows go on across
-        epochs.  ``"auto"`` is a 120th of the number of rows, but between 37 (for fewer than 1500
-        rows a fortieth of them, and at least 10) and 160; for images and given denoisers it is
-        100, and less for fewer than 5000 rows.
+        Optimisation steps per epoch, at least 1; a pass through the rows may span epochs.
+        ``"auto"`` is a 120th of the number of rows, between 37 (for fewer than 1500 rows a fortieth
+        of them, at least 10) and 160; for images and given denoisers it is 100, fewer for less than
+        5000 rows.
     batch_size : int or "auto", default="auto"
-        Noisy rows in a step, at least 1; ``"auto"`` is 512, 64 for U-Nets and for given denoisers
+        Noisy rows per step, at least 1; ``"auto"`` is 512, 64 for U-Nets and for given denoisers
         of images, and 128 for convolutional networks.
     num_workers : int, default=0
         Processes that read the items of a torch dataset, at least 0; 0 reads them in this one.
     micro_batch_size : int or None, default=None
-        Rows whose gradients are taken at a time and summed to that of the batch, at least 1; it
-        bounds the memory of training.
+        Number of rows whose gradients are computed at a time and accumulated, at least 1; limits
+        the memory of training.
     learning_rate : float or "auto", default="auto"
-        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.  It falls with the root of the steps from the 500th on, and to zero in the last
-        half of them.  ``"auto"`` is 0.03, for U-Nets 0.007, for convolutional networks 0.02, and
-        for a given denoiser 0.001.
+        Learning rate of the hidden layers (Muon), positive; that of all other parameters (AdamW) is
+        0.15 times as large.  It decreases with the square root of the number of steps from the
+        500th on, and to zero in the last half of them.  ``"auto"`` is 0.03, for U-Nets 0.007, for
+        convolutional networks 0.02, and for a given denoiser 0.001.
     early_stopping : bool, default=True
-        Whether to end when the validation bound no longer improves, or not enough (``tol``).
+        Whether to stop when the validation bound no longer improves, or not enough (``tol``).
     validation_fraction : float, default=0.1
-        Share in (0, 1) of the distinct rows, at least 10 and at most 10,000 rows, that judges
-        epochs, maps, references and experts.  With fewer than 40 distinct rows nothing is judged:
-        the model is the normal reference.
+        Fraction in (0, 1) of the distinct rows, at least 10 and at most 10,000 rows, that is held
+        out to choose epochs, maps, references and weights.  With fewer than 40 distinct rows
+        nothing is held out, and the model is the normal reference.
     tol : float or "auto", default="auto"
-        Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
-        gain less, by what the last doublings of the steps have gained of the validation bound of
-        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
-        that is more.
+        Minimum gain in nats, at least 0, for which doubling the steps is worthwhile.  Training ends
+        when doubling them will probably gain less, judging by the last doublings and the validation
+        bound of the network combined with the references.  ``"auto"`` is 0.02, or 0.002 per column
+        if that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which training ends, at least 1; a third of all epochs if
-        that is more.
+        Number of epochs without improvement after which training ends, at least 1; a third of all
+        epochs if that is more.
     time_limit : float or None, default=None
-        Seconds after which `fit` should end, positive.  Networks are trained, and their learning
-        rate taken to zero, in 85% of the time.  References, which come before, and weights, which
-        come after, take the time they need.  How far a training comes depends on the machine, so
-        that with a limit the same ``random_state`` may give another fit.
+        Seconds after which `fit` should end, positive.  The training of networks ends after 85% of
+        the time, with a learning rate of zero.  References, which are fitted before, and weights,
+        which are fitted after, are not limited.  How far the training gets depends on the machine,
+        so the same ``random_state`` may then give different fits.
     score_tol : float or "auto", default="auto"
-        Standard error, in nats, that each row's log-density should have from the numerical
-        integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where 256
-        log-SNRs reach it (of images 32).  With ``dequantize`` the noise in the cells, of which a
-        number of draws is averaged that grows in the same way, adds an error of its own.
+        Target standard error of the numerical integration for each row, in nats, positive; may be
+        changed after `fit`.  The time is inversely proportional to its square.  ``"auto"`` is 0.1
+        nats, or 0.01 per column if that is more, for the median row of similar log-density, as far
+        as 256 log-SNRs (32 for images) reach it; a number is a root mean square over such rows.
+        With ``dequantize`` the noise within the cells adds an error, which decreases with
+        ``score_tol`` too.
     device : str, default="auto"
-        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+        Where to train and score: ``"auto"`` is CUDA if available, else MPS, else the CPU.
     warm_start : bool, default=False
         Whether `fit` continues from the network, the maps and the references of the earlier fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
-        are set by `set_callbacks`.
+        Additional skorch callbacks for the training.  Callbacks of scikit-learn (1.9 or newer) are
+        set by `set_callbacks`.
     verbose : int, default=0
-        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
-        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        Verbosity, at least 0 (silent).  With 1 or more, `fit` shows a progress bar with the bound
+        of each epoch, in nats per row; scoring and sampling show one if they take more than a few
         seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
@@ -209,12 +217,12 @@ class IMMSEDensity(TableEstimator):
     reference_ : Reference
         The control variate, on the standardised and mapped columns.
     references_ : dict of str to Reference
-        All references there.
+        All references, by name.
     marginals_ : str
-        The kind of map in use.
+        Type of map in use.
     column_marginals_ : list of str or None
-        The kind of map of each column, which differs from ``marginals_`` for columns with heavy
-        tails; None for columns that do not vary.
+        Type of map of each column, which differs from ``marginals_`` for columns with heavy tails;
+        None for columns that do not vary.
     bounds_ : ndarray of shape (`n_features_in_`, 2)
         Bounds of the columns in use, infinite where there are none.
     schedule_ : Schedule
@@ -225,14 +233,14 @@ class IMMSEDensity(TableEstimator):
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch of ``net_``.
-        They are bounds of this network alone, and no entry equals ``entropy_``, which is that of
-        the whole model: of all networks and references, mixed at each log-SNR.
+        These are bounds for this network alone; ``entropy_`` is that of the whole model, in which
+        networks and references are combined at each log-SNR.
     entropy_ : float
         The validation bound of the whole model, in nats: an estimate of its mean negative
-        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
-        validation row is judged by what it has chosen.  NaN if no rows are spared for
-        validation: if there are fewer than 40, or if no column varies.  Of rows with missing
-        entries it is the mean negative log-density of their observed parts.
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it: each
+        validation row is evaluated with choices made on the others.  NaN if no rows are held out:
+        with fewer than 40 rows, or if no column varies.  For rows with missing entries it is the
+        mean negative log-density of the observed entries.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int
@@ -245,9 +253,9 @@ class IMMSEDensity(TableEstimator):
 
     Notes
     -----
-    The estimate is a bound: the mean of ``-score_samples`` on new rows is, up to the error of
-    the integration, no less than the entropy of their distribution, and the density integrates to
-    at most 1.  The standard error of ``return_std`` is that of the integration, not of the fit.
+    The estimate is a bound: up to the error of the integration, the mean of ``-score_samples`` over
+    new rows is at least the entropy of their distribution, and the density integrates to at most 1.
+    The standard errors of ``return_std`` are those of the integration, not of the fit.
 
     References
     ----------
@@ -476,7 +484,7 @@ class IMMSEDensity(TableEstimator):
             return super()._network_family(task)
         if self.network != "auto":
             raise ValueError(
-                f"network must be 'auto' if there is a denoiser of your own, got {self.network!r}."
+                f"network must be 'auto' if a denoiser is passed, got {self.network!r}."
             )
         return GivenFamily(given)
 
@@ -489,7 +497,7 @@ class IMMSEDensity(TableEstimator):
             "standard",
         ):
             raise ValueError(
-                "Images and denoisers of your own need marginals='auto' or 'standard', got "
+                "Images and custom denoisers require marginals='auto' or 'standard', got "
                 f"{self.marginals!r}."
             )
         return {
@@ -509,7 +517,7 @@ class IMMSEDensity(TableEstimator):
         fixed = images is not None or self.denoiser is not None
         if "bounds" in settings and (fixed or isinstance(self.reference, ContinuousReference)):
             raise ValueError(
-                "Images, and denoisers and reference objects of your own, need bounds='auto' or "
+                "Images, custom denoisers and reference objects require bounds='auto' or "
                 f"None, got {self.bounds!r}."
             )
         return settings
@@ -548,7 +556,7 @@ def check_reference_object(
         return
     if marginals not in ("auto", "standard"):
         raise ValueError(
-            "A reference object is in the units of X and needs marginals='auto' or "
+            "A reference object is in the units of X and requires marginals='auto' or "
             f"'standard', got marginals={marginals!r}."
         )
     if reference.n_features != n_features:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,16 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.combined_score import CombinedScore, finite_parts
 from sk_itdiffusion._estimators.completions import (
     mean_over_completions,
     on_observed_columns,
     read_rows,
 )
-from sk_itdiffusion._estimators.contributions import Contributions
 from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, chosen_rows_of
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._estimators.outlier_score import MIN_SCORE, FlooredModel
+from sk_itdiffusion._estimators.row_score import RowScore
 from sk_itdiffusion._estimators.table import TableEstimator
 from sk_itdiffusion._runtime.callbacks import FitTasks
 from sk_itdiffusion._table.dequantize import Dequantizer
@@ -41,9 +40,11 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: What the estimators say about columns without a density, and about ties among it.
+#: What the estimators say about columns without a density, about ties among it, and of few rows.
 COLUMN_WARNINGS = r"Column\(s\) "
 TIE_WARNING = COLUMN_WARNINGS + r".* coarsely rounded"
+#: What the fit to all rows says, and those to parts of them need not.
+REPEATED_WARNINGS = COLUMN_WARNINGS + "|There are fewer than"
 
 
 def image_shape_of(estimator: DensityEstimator) -> tuple[int, ...] | None:
@@ -150,35 +151,15 @@ def fit_clone(
     return estimator
 
 
-def score_rows(
-    estimator: DensityEstimator, score: FlooredModel | CombinedScore, rows: Rows
-) -> Array:
+def score_rows(estimator: DensityEstimator, score: RowScore, rows: Rows) -> Array:
     """Return finite scores of rows, in nats; of rows with missing entries those expected."""
-    tolerance = estimator._tolerance()
-
-    def of_complete(values: Array) -> Array:
-        if isinstance(score, CombinedScore):
-            return score.scores(values, tolerance)
-        if score.is_plain:
-            scores = estimator._log_density(values, tolerance)[0]
-        else:
-            scores = score.log_density(values, tolerance)
-        return np.maximum(scores, MIN_SCORE)
-
-    return mean_over_completions(estimator._model, read_rows(estimator, rows), of_complete)
-
-
-def explain_rows(
-    estimator: DensityEstimator, score: FlooredModel | CombinedScore, rows: Rows
-) -> Array:
-    """Return what each column contributes to the scores of rows, in nats."""
-    tolerance = estimator._tolerance()
-
-    def of_complete(values: Array) -> Array:
-        if isinstance(score, CombinedScore):
-            return score.contributions(values, tolerance)
-        return finite_parts(Contributions(score).of(values, tolerance))
-
     values = read_rows(estimator, rows)
-    parts = mean_over_completions(estimator._model, values, of_complete)
+    return mean_over_completions(estimator._model, values, partial(score.scores, estimator))
+
+
+def explain_rows(estimator: DensityEstimator, score: RowScore, rows: Rows) -> Array:
+    """Return what each column contributes to the scores of rows, in nats."""
+    values = read_rows(estimator, rows)
+    contributions = partial(score.contributions, estimator)
+    parts = mean_over_completions(estimator._model, values, contributions)
     return on_observed_columns(parts, values)

@@ -30,74 +30,79 @@ MAX_PIXEL_CATEGORIES = 256
 
 @stored_table
 class IMMSEDiscreteDensity(CategoricalEstimator):
-    r"""Log-probabilities of discrete rows with a denoising network, by the I-MMSE relation.
+    r"""Probabilities of discrete rows with a denoising network, by the I-MMSE relation.
 
     Each category of a column is a point (two categories: -1 and 1, ordered categories: a lattice,
-    unordered ones: unit vectors).  A network learns to predict the points from noisy ones, by the
-    same regression as in `IMMSEDensity`, and with q an analytic reference [1]_
+    unordered ones: unit vectors).  A network learns to predict the points from noisy versions of
+    them, by the same regression as in `IMMSEDensity`, and with an analytic reference q [1]_
 
     .. math:: \log P(x) = \log q(x) + \frac12 \int da\; E_\epsilon\left[
         \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right].
 
-    At each log-SNR the network is combined with the references by weights that minimise the error
-    on validation rows.
+    At each log-SNR, the network and the references are combined with weights that minimise the
+    error on validation rows.
+
+    The defaults suit most tables.  The parameters to know first are ``kind``, ``categories``,
+    ``handle_missing``, ``max_epochs`` (0 for a fast fit without networks), ``time_limit``,
+    ``verbose`` and ``random_state``.  Of all parameters, ``kind`` to ``handle_missing`` describe
+    the columns, ``image_shape`` to ``likelihood`` define the model, ``schedule`` to ``time_limit``
+    networks and their training, and the rest scoring and computation.
 
     Parameters
     ----------
     kind : {"auto", "nominal", "ordinal"}, list or dict, default="auto"
         Whether categories have an order: for all columns, one entry for each column, or a dict from
         names (or numbers) of columns to kinds.  ``"auto"``: numbers and ordered categoricals are
-        ordinal; booleans, texts, objects and other categoricals are nominal.  Columns of
-        non-integer numbers are taken up to 256 distinct values.
+        ordinal; booleans, strings, objects and other categoricals are nominal.  Columns of
+        non-integer numbers may have up to 256 distinct values.
     categories : "auto", list or dict, default="auto"
-        Categories of each column, or of the columns that a dict names.  ``"auto"`` takes those of a
-        categorical or boolean dtype, all integers from the least to the greatest one if these are
-        at most 256, and else the values that occur.
+        Categories of each column, or of the columns that a dict names.  ``"auto"`` uses those of a
+        categorical or boolean dtype, all integers from the smallest to the largest if these are at
+        most 256, and otherwise the values that occur.
     handle_unknown : {"good_turing", "error"}, default="good_turing"
-        What other values are in `score_samples`: unlikely, so that all of them together have the
-        Good-Turing mass of their column and the other columns are scored by the references (see
-        Notes), or an error.  They are an error in any case in columns whose categories
-        ``categories`` gives, and in those of numpy's boolean dtype.
+        How `score_samples` treats unseen values: together they get the Good-Turing probability of
+        their column, and the other columns are scored by the references (see Notes), or they raise
+        an error.  In columns listed in ``categories``, and in those of numpy's boolean dtype, they
+        always raise an error.
     handle_missing : {"category", "missing"}, default="category"
-        What a missing value (None, NaN, pandas' NA or null) is in discrete columns that hold no
-        numbers: a category of its own (and if `fit` has seen none, a value that is unlikely), or an
-        entry that is not known, unless ``categories`` lists None.  Among numbers it is not known in
-        any case.
+        How missing values (None, NaN, pandas' NA or null) in non-numerical discrete columns are
+        treated: as a category of its own (an unseen one if there are none in `fit`), or as unknown,
+        unless ``categories`` lists None.  Missing numbers are always unknown.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; all pixels then
         have the same, ordered categories.
     network : {"auto", "mlp", "convolutional"} or NetworkFamily, default="auto"
-        Networks to train: fully connected ones, a convolutional one (for images, with
-        ``"dense_network"`` beside it), or a family of your own, see
-        `sk_itdiffusion.denoisers.NetworkFamily`.  ``"auto"`` is convolutional for images, else
-        fully connected.
+        Networks to train: fully connected, convolutional (for images, together with
+        ``"dense_network"``), or a custom family, see `sk_itdiffusion.denoisers.NetworkFamily`.
+        ``"auto"`` is convolutional for images, and fully connected otherwise.
     reference : {"auto", "independent", "latent_class"}, default="auto"
-        Reference q, the control variate of the integral: independent columns or a latent class
-        model whose number of classes is found by validation; ``"auto"`` takes the likelier.
+        Reference q, the control variate of the integral: independent columns, or a latent class
+        model whose number of classes is chosen by validation; ``"auto"`` selects the more likely.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
-        Denoisers among which weights are distributed at each log-SNR: any of ``"network"``,
-        ``"dense_network"`` (the fully connected one beside a convolutional one),
-        ``"independent"`` and ``"latent_class"``, and families of references of your own; see
-        `IMMSEDensity`.  ``"auto"``, also as an entry of a list, takes all there are.
+        Denoisers that are combined at each log-SNR: any of ``"network"``, ``"dense_network"`` (the
+        fully connected one beside a convolutional one), ``"independent"`` and ``"latent_class"``,
+        and custom families of references; see `IMMSEDensity`.  ``"auto"``, also as an entry of a
+        list, stands for all that are available.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
-        Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which
-        in trials trained twice as fast and ended better even where the other one is the likelier.
+        Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which in
+        experiments trained twice as fast and gave better results even where the other is more
+        likely.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         What training minimises: the squared error, which is the bound itself, or the cross-entropy
-        of the categories' posterior, which has the same optimum.  The bound judges epochs in any
-        case.
+        of the categories' posterior, which has the same optimum.  Early stopping uses the bound in
+        either case.
     likelihood : {"immse", "path"}, default="immse"
-        How rows are scored: by the integral, or by noise paths, with the logarithm of the mean
-        over ``n_paths`` paths.  The mean is an unbiased estimate of a
-        probability that sums to 1 over all rows; its logarithm is too low on average, and with
-        ``n_paths=1`` a variational bound.
+        How rows are scored: by the integral, or by simulated noise paths, as the logarithm of the
+        mean over ``n_paths`` paths.  The mean is an unbiased estimate of a probability that sums to
+        1 over all rows; its logarithm is too low on average, and with ``n_paths=1`` a variational
+        bound.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
         `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
-        Units (or channels) of the network's hidden layers, at least 1; ``"auto"`` is 256, and 64
-        for convolutional networks.
+        Width (units or channels) of the hidden layers, at least 1; ``"auto"`` is 256, and 64 for
+        convolutional networks.
     n_blocks : int or "auto", default="auto"
         Residual blocks, at least 1; ``"auto"`` is 2, and 3 for convolutional networks.
     dropout : float or "auto", default="auto"
@@ -105,56 +110,56 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
     max_epochs : int, default=200
-        Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
-        network, or, where ``experts`` names it, one at its start, which is its reference.
-        ``experts=["independent"], max_epochs=0`` gives the reference alone.
-        With missing entries in the rows of `fit` there is none either: references alone are fitted
-        to them.
+        Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
+        fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
+        to its reference), and fits take seconds.  ``experts=["independent"], max_epochs=0`` fits
+        only the independent reference.  If rows of `fit` have missing entries, no network is
+        trained either.
     steps_per_epoch : int or "auto", default="auto"
-        Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
-        than 5000 rows.
+        Optimisation steps per epoch, at least 1; ``"auto"`` is 100, fewer for less than 5000 rows.
     batch_size : int or "auto", default="auto"
-        Noisy rows in a step, at least 1; ``"auto"`` is 512, and 128 for convolutional networks.
+        Noisy rows per step, at least 1; ``"auto"`` is 512, and 128 for convolutional networks.
     learning_rate : float, default=0.02
-        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.
+        Learning rate of the hidden layers (Muon), positive; that of all other parameters (AdamW) is
+        0.15 times as large.
     early_stopping : bool, default=True
-        Whether to end when the validation bound no longer improves, or not enough (``tol``).
+        Whether to stop when the validation bound no longer improves, or not enough (``tol``).
     validation_fraction : float, default=0.1
-        Share in (0, 1) of the rows, at least 10 and at most 10,000, that judges epochs, references
-        and experts.  Equal rows are different observations, and may be on both sides.  With fewer
-        than 40 rows the model is the independent reference.
+        Fraction in (0, 1) of the rows, at least 10 and at most 10,000, that is held out to choose
+        epochs, references and weights.  Duplicates are different observations, and may be on both
+        sides.  With fewer than 40 rows the model is the independent reference.
     tol : float or "auto", default="auto"
-        Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
-        gain less, by what the last doublings of the steps have gained of the validation bound of
-        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
-        that is more.
+        Minimum gain in nats, at least 0, for which doubling the steps is worthwhile.  Training ends
+        when doubling them will probably gain less, judging by the last doublings and the validation
+        bound of the network combined with the references.  ``"auto"`` is 0.02, or 0.002 per column
+        if that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which training ends, at least 1; a third of all epochs if
-        that is more.
+        Number of epochs without improvement after which training ends, at least 1; a third of all
+        epochs if that is more.
     time_limit : float or None, default=None
-        Seconds after which `fit` should end, positive.  Networks are trained, and their learning
-        rate taken to zero, in 85% of the time.  References, which come before, and weights, which
-        come after, take the time they need.  How far a training comes depends on the machine, so
-        that with a limit the same ``random_state`` may give another fit.
+        Seconds after which `fit` should end, positive.  The training of networks ends after 85% of
+        the time, with a learning rate of zero.  References, which are fitted before, and weights,
+        which are fitted after, are not limited.  How far the training gets depends on the machine,
+        so the same ``random_state`` may then give different fits.
     score_tol : float or "auto", default="auto"
-        Standard error, in nats, that each row's log-density should have from the numerical
-        integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where 256
-        log-SNRs reach it (of images 32).  With ``likelihood="path"`` it is ignored.
+        Target standard error of the numerical integration for each row, in nats, positive; may be
+        changed after `fit`.  The time is inversely proportional to its square.  ``"auto"`` is 0.1
+        nats, or 0.01 per column if that is more, for the median row of similar log-density, as far
+        as 256 log-SNRs (32 for images) reach it; a number is a root mean square over such rows.
+        Ignored with ``likelihood="path"``.
     n_paths : int, default=2
         Noise paths for each row with ``likelihood="path"``, at least 1; may be changed after `fit`.
     device : str, default="auto"
-        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+        Where to train and score: ``"auto"`` is CUDA if available, else MPS, else the CPU.
     warm_start : bool, default=False
         Whether `fit` continues from the network, the categories and the references of the earlier
         fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
-        are set by `set_callbacks`.
+        Additional skorch callbacks for the training.  Callbacks of scikit-learn (1.9 or newer) are
+        set by `set_callbacks`.
     verbose : int, default=0
-        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
-        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        Verbosity, at least 0 (silent).  With 1 or more, `fit` shows a progress bar with the bound
+        of each epoch, in nats per row; scoring and sampling show one if they take more than a few
         seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
@@ -176,7 +181,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     reference_ : Reference
         The control variate.
     references_ : dict of str to Reference
-        All references there.
+        All references, by name.
     schedule_ : Schedule
         The schedule object in use.
     logsnr_ : ndarray of shape (n_nodes,)
@@ -185,15 +190,15 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
-        ``loss="cross_entropy"`` the first is the cross-entropy, on another scale.  They are
-        bounds of ``net_`` alone, and no entry equals ``entropy_``, which is that of the whole
-        model: of all networks and references, mixed at each log-SNR.
+        ``loss="cross_entropy"`` the former is the cross-entropy, on another scale.  These are
+        bounds for ``net_`` alone; ``entropy_`` is that of the whole model, in which networks and
+        references are combined at each log-SNR.
     entropy_ : float
         The validation bound of the whole model, in nats: an estimate of its mean negative
-        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
-        validation row is judged by what it has chosen.  NaN if no rows are spared for
-        validation: if there are fewer than 40, or if no column varies.  Of rows with missing
-        entries it is the mean negative log-density of their observed parts.
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it: each
+        validation row is evaluated with choices made on the others.  NaN if no rows are held out:
+        with fewer than 40 rows, or if no column varies.  For rows with missing entries it is the
+        mean negative log-density of the observed entries.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int
@@ -208,17 +213,16 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     -----
     The exact integral is at most 0, and its exponentials sum to at most 1 over all rows: 1 only if
     the denoiser is optimal.  The error of the integration, whose standard deviation s is that of
-    ``return_std``, can carry single values beyond 0 and raises the mean of the exponentials by a
+    ``return_std``, can push single values above 0, and increases the mean of the exponentials by a
     factor of about ``exp(s**2 / 2)``.
 
-    Values that `fit` has not seen have together the Good-Turing mass of their column [2]_: of n
-    rows, N of which have a value that would be new but for the row itself, it is
-    ``(N + 1) / (n + 2)``.  Names are one event, so that each has the whole mass; whole numbers in
-    order have a geometric tail beyond the least (unless that is 0) and the greatest one, and a
-    part between categories.  The other columns of such a row are scored by the control variate as
-    if this one were unknown, with the standard error 0.  Columns with ``categories`` or numpy's
-    boolean dtype have no such mass, and the pixels of images have one and the same, which all of
-    them determine.  Samples have categories only.
+    Unseen values together have the Good-Turing probability of their column [2]_: if N of n rows
+    have a value that occurs only once, it is ``(N + 1) / (n + 2)``.  Unseen nominal values are one
+    event, so each has the whole probability; ordered integers have a geometric tail beyond the
+    smallest (unless that is 0) and the largest, and a part between categories.  The other columns
+    of such a row are scored by the control variate as if this one were missing, with standard error
+    0.  Columns with ``categories`` or numpy's boolean dtype have no unseen values, and all pixels
+    of images share one such probability.  Samples never contain unseen values.
 
     References
     ----------
@@ -389,7 +393,8 @@ def check_pixels(table: Table) -> None:
     categories = pd.unique(observed(pixels)[0])
     if len(categories) > MAX_PIXEL_CATEGORIES:
         raise ValueError(
-            f"X has {len(categories)} distinct values in all pixels together, images at most "
+            f"X has {len(categories)} distinct values in all pixels together; images may have at "
+            "most "
             f"{MAX_PIXEL_CATEGORIES}. Round the values, or use IMMSEDensity or IMMSEMixedDensity "
             "for continuous ones."
         )

@@ -19,7 +19,7 @@ __all__ = ["DistinctRows", "chosen_rows_of", "content_keys"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 Rows = Array | NDArray[Any] | pd.DataFrame
-#: Sum of weights above which they are no numbers of copies.
+#: Sum of weights above which they are not numbers of copies.
 MAX_COPIES = 1_000_000_000
 
 

@@ -1,21 +1,21 @@
-r"""Ensembles of density estimators, chosen or weighted at each log-SNR.
+r"""Ensembles of density estimators, selected or weighted at each log-SNR.
 
-For a fixed log-SNR any mixture of denoisers is a denoiser, so with weights :math:`w_i(a)` on the
-simplex that may depend on the log-SNR :math:`a`
+A convex combination of denoisers is a denoiser, so with weights :math:`w_i(a)` that may depend on
+the log-SNR :math:`a`
 
 .. math:: \hat\epsilon(z, a) = \sum_i w_i(a)\, \hat\epsilon_i(z, a)
 
-gives a density by the I-MMSE relation, whose cross-entropy is the lower the less its squared error
-is at each log-SNR (Kong et al. 2023: there, all weight on the best).
+defines a density by the I-MMSE relation, whose cross-entropy decreases with its squared error at
+each log-SNR (Kong et al., 2023, put all weight on the best).
 
-**One space.**  All denoisers have to see rows through one and the same noise.  If a member's rows
+**One space.**  All denoisers have to see rows with the same noise.  If a member's rows
 are :math:`u_m = c\, u + b` in terms of the ensemble's rows :math:`u`, with one factor c for all
 columns, then the noise that it predicts at :math:`z_m, a_m` is that at :math:`z, a` for
 
 .. math:: a_m = a - 2 \log c, \qquad
     z_m = \sqrt{\sigma(a_m)} \left(\frac{c\, z}{\sqrt{\sigma(a)}} + b\right) .
 
-Any other difference of the spaces would be noise of another shape.
+Any other difference between the spaces would change the shape of the noise.
 """
 
 from __future__ import annotations
@@ -105,46 +105,45 @@ stored()(FrozenEstimator)
     left_out=("callbacks",),
 )
 class IMMSEEnsemble(_BaseComposition, DensityEstimator):
-    r"""Ensemble of density estimators that is chosen or weighted at each log-SNR.
+    r"""Ensemble of density estimators with weights at each log-SNR.
 
-    The squared error of a denoiser, integrated over the log-SNR a, is a density (see
-    `IMMSEDensity`).  At each log-SNR the denoisers of the members are mixed anew [1]_,
+    The squared error of a denoiser, integrated over the log-SNR a, defines a density (see
+    `IMMSEDensity`).  At each log-SNR the denoisers of the members are combined [1]_,
 
     .. math:: \hat\epsilon(z, a) = \sum_i w_i(a)\, \hat\epsilon_i(z, a), \qquad
         w_i(a) \ge 0, \quad \sum_i w_i(a) = 1,
 
-    with the weights of least squared error on validation rows: a member that is good at fine
-    structure has its say at high log-SNRs only.  No average of log-densities does this.
+    with weights that minimise the squared error on validation rows: a member that is good at fine
+    structure gets weight at high log-SNRs only.  An average of log-densities cannot do this.
 
     Parameters
     ----------
     estimators : list of (str, estimator) tuples
         Names and members: `IMMSEDensity`, or `IMMSEDiscreteDensity` and `IMMSEMixedDensity`.  A
-        member can be fitted already if it is wrapped in `sklearn.frozen.FrozenEstimator`, and is
-        left out if it is set to ``"drop"``.
+        fitted member is wrapped in `sklearn.frozen.FrozenEstimator`; a member that is set to
+        ``"drop"`` is ignored.
     weights : {"stack", "select"}, default="stack"
-        Weights at each node of the log-SNR: those on the simplex that minimise the validation
-        error, never worse than the best member; or all on the expert of least error, as in [1]_.
-        Between nodes they are interpolated.  With 50 validation rows or fewer stacked weights are
-        drawn back to a plain reference within one standard error.
+        Weights at each node of the log-SNR: the convex combination of smallest validation error,
+        which is never worse than the best member; or all weight on the expert of smallest error, as
+        in [1]_.  They are interpolated between nodes.  With 50 validation rows or fewer, stacked
+        weights are shrunk towards a simple reference within one standard error.
     include_references : bool, default=True
-        Whether the members' analytic references are experts too, equal ones once.
+        Whether the analytic references of the members are experts as well (equal ones once).
     prefit : bool, default=False
-        Whether all members are fitted.  Then `fit` finds the weights only, from all rows that it
-        is given, which must not be those that the members were fitted to.  `sklearn.base.clone`,
-        as in searches, forgets such fits but not those of frozen members.
+        Whether all members are already fitted.  Then `fit` only finds the weights, from all rows it
+        is given, which must not be the training rows of the members.  `sklearn.base.clone`, as in
+        searches, discards such fits, but not those of frozen members.
     validation_fraction : float, default=0.1
-        Share in (0, 1) of the rows, at least 10 and at most 10,000, that are held out for the
+        Fraction in (0, 1) of the rows, at least 10 and at most 10,000, that is held out for the
         weights while members are fitted to the others.  With fewer than 40 rows (distinct ones if
-        columns are continuous) all rows serve both.
+        columns are continuous) all rows are used for both.
     score_tol : float, "auto" or None, default=None
-        Standard error, in nats, that each row's log-density should have from the numerical
-        integration, positive; see `IMMSEDensity`.  None takes the least of the members.  It
-        may be changed after `fit`.
+        Target standard error of the numerical integration for each row, in nats, positive; see
+        `IMMSEDensity`.  None uses the smallest of the members.  It may be changed after `fit`.
     verbose : int, default=0
-        At least 0, which is silent.  With 1 or more `fit` shows one progress bar for all members,
-        whatever their own ``verbose`` is, and so do scoring and sampling if they take more than a
-        few seconds.
+        Verbosity, at least 0 (silent).  With 1 or more, `fit` shows one progress bar for all
+        members, whatever their own ``verbose`` is; scoring and sampling show one if they take more
+        than a few seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, of the noise in scoring, and of the members whose ``random_state`` is
         None.
@@ -160,16 +159,16 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         member gives it, such as ``"gaussian"``, or ``"<member>__gaussian"`` if another expert has
         that name.
     logsnr_ : ndarray of shape (n_nodes,)
-        Nodes of the log-SNR: equidistant ones over all members' ranges, at least 41, as close as
-        those of the member with the closest.
+        Nodes of the log-SNR: equidistant over the ranges of all members, at least 41, and as close
+        as those of the member with the closest ones.
     entropy_ : float
-        The validation bound of the ensemble: an estimate from above of the entropy of the data,
-        in nats, slightly optimistic since the validation rows chose the weights.  NaN if members
-        were fitted to fewer than 40 rows, none of which were spared.
+        The validation bound of the ensemble: an upper estimate of the entropy of the data, in nats,
+        slightly optimistic since the weights were chosen on the same rows.  NaN if members were
+        fitted to fewer than 40 rows, none of which were held out.
     entropy_std_ : float
         Its standard error, in nats, over the validation rows.
     member_entropies_ : dict of str to float
-        The bounds of each member and reference alone, on the same rows, noise and nodes.
+        The bound of each member and reference alone, with the same rows, noise and nodes.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -182,19 +181,19 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
 
     Notes
     -----
-    For a fixed log-SNR any mixture of denoisers is a denoiser, so the estimate is a bound like any
-    member's: the mean of ``-score_samples`` on new rows is no less than their entropy, up to the
-    error of the integration.
+    A convex combination of denoisers is a denoiser, so the estimate is a bound like those of the
+    members: up to the error of the integration, the mean of ``-score_samples`` over new rows is at
+    least the entropy of their distribution.
 
-    Values of discrete columns that are no categories have the probabilities that the first fitted
-    member gives them, or else the first one.
+    Unseen values of discrete columns have the probabilities of the first fitted member, or else of
+    the first member.
 
     All members denoise the same rows.  A member that is fitted here is fitted in the space of the
     first fitted member, or of the first one that fixes its own (by a ``denoiser`` or a `Reference`
     object), or of the first one; the maps of continuous columns (``marginals``, ``bounds``) are
     those of that member.  Fitted members may differ by one common factor of all columns, and by
     shifts; discrete columns have to have the same categories, embedded alike.  Discrete members
-    take part with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need
+    be used with their denoisers whatever their ``likelihood`` is; with ``dequantize`` all need
     the same steps.
 
     In `mse_curve` the members are among the ``networks``.
@@ -280,7 +279,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Parameters
         ----------
         **params : dict
-            Names and values; a member set to ``"drop"`` is left out.
+            Names and values; a member set to ``"drop"`` is ignored.
 
         Returns
         -------
@@ -291,7 +290,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags: texts and categories are accepted if all members accept them."""
+        """Return the tags: strings and categories are accepted if all members accept them."""
         tags = super().__sklearn_tags__()
         try:
             inputs = [
@@ -315,7 +314,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """Fit the members to a part of the rows, and the weights to the others.
+        """Fit the members to some of the rows, and the weights to the others.
 
         Parameters
         ----------
@@ -326,8 +325,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; a weight of 2 is the same as having the row twice.
         groups : array-like of shape (n_samples,), default=None
-            Hashable labels of the groups that rows belong to: all rows of a group are used for
-            the members, or all for the weights; and so it is within the members.
+            Hashable labels of the groups that rows belong to: all rows of a group are used for the
+            members, or all for the weights; the same holds within the members.
 
         Returns
         -------
@@ -337,8 +336,8 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         Raises
         ------
         ValueError
-            If the names or members are not as described, members cannot be combined, X is not
-            what they take, or there are too few groups to divide.
+            If the names or members are invalid, members cannot be combined, X is not valid for
+            them, or there are too few groups to split.
         TypeError
             If a member is not an estimator of this library.
         NotFittedError
@@ -489,7 +488,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self.entropy_, self.entropy_std_ = model.entropy, model.entropy_std
 
     def _finish_loading(self) -> None:
-        """Set the attributes that follow from those stored, once these fit together."""
+        """Check the stored attributes for consistency, and set those that follow from them."""
         self.named_estimators_ = Bunch(**dict(self.named_estimators_))
         self._check_loaded()
         model = self._model
@@ -504,7 +503,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
         self._publish()
 
     def _forget_bounds(self) -> None:
-        """Let there be no validation bounds, since the members were fitted to the same rows."""
+        """Remove the validation bounds, since the members were fitted to the same rows."""
         self._model = replace(self._model, entropy=math.nan, entropy_std=math.nan)
         self.entropy_ = self.entropy_std_ = math.nan
         self.member_entropies_ = dict.fromkeys(self.member_entropies_, math.nan)

@@ -1,4 +1,4 @@
-"""Missing entries filled from the conditional distribution of a density."""
+"""Imputation from the conditional distribution of a density."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ __all__ = ["IMMSEImputer", "PooledEstimate"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-#: Numbers in the draws that are held in memory at a time.
+#: Numbers in the draws that are kept in memory at a time.
 NUMBERS_IN_A_PASS = 2**22
 
 
 @dataclass(frozen=True)
 class PooledEstimate:
-    """Estimates from several imputations, combined by Rubin's rules.
+    """Estimates from multiple imputation, pooled by Rubin's rules.
 
-    It is what `sk_itdiffusion.IMMSEImputer.pooled_estimate` returns, and has its parameters as
-    attributes.
+    Returned by `sk_itdiffusion.IMMSEImputer.pooled_estimate`; the parameters are attributes.
 
     Parameters
     ----------
     estimate : ndarray
         Means of the estimates.
     standard_error : ndarray
-        Standard errors, which include what the missing entries leave open.
+        Standard errors, which include the uncertainty due to missing entries.
     degrees_of_freedom : ndarray
         Degrees of freedom of the t distribution of ``(estimate - truth) / standard_error``;
         infinite where all imputations give the same estimate.
@@ -53,7 +52,7 @@ class PooledEstimate:
 
     See Also
     --------
-    sk_itdiffusion.IMMSEImputer : Fills missing entries.
+    sk_itdiffusion.IMMSEImputer : Imputes missing entries.
 
     Examples
     --------
@@ -70,19 +69,19 @@ class PooledEstimate:
 
     @classmethod
     def of(cls, estimates: ArrayLike, variances: ArrayLike) -> PooledEstimate:
-        """Combine estimates by Rubin's rules [1]_.
+        """Pool estimates by Rubin's rules [1]_.
 
         Parameters
         ----------
         estimates : array-like of shape (n_imputations, ...)
             Estimates from each completed table.
         variances : array-like of shape (n_imputations, ...)
-            Their squared standard errors as if the table had been complete.
+            Their squared standard errors, computed as for a complete table.
 
         Returns
         -------
         PooledEstimate
-            The combination.
+            The pooled estimate.
 
         Raises
         ------
@@ -117,28 +116,26 @@ class PooledEstimate:
 
 
 class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
-    """Fill missing entries from their conditional distribution given the observed ones.
+    """Impute missing entries from their conditional distribution given the observed ones.
 
-    A density is fitted to the table with its missing entries, and each incomplete row is completed
-    by draws from the distribution of what is missing given what was observed.  An imputed value is
-    a single draw, or the mean, the median or the most probable value of many.
+    A density is fitted to the table with its missing entries, and missing entries of each row are
+    drawn from their conditional distribution given the observed ones.  An imputed value is a single
+    draw, or the mean, the median or the mode of many.
 
     Parameters
     ----------
     estimator : IMMSEDensity, IMMSEMixedDensity, IMMSEDiscreteDensity or None, default=None
-        The density, which is cloned.  None stands for
-        ``IMMSEMixedDensity(max_epochs=0, handle_missing="missing")``, which takes numbers and
-        categories, and imputes missing entries of both; where missing entries are a category
-        (``handle_missing="category"``) they stay.
+        The density, which is cloned.  None stands for ``IMMSEMixedDensity(max_epochs=0,
+        handle_missing="missing")``, which accepts numbers and categories, and imputes missing
+        entries of both; with ``handle_missing="category"`` missing categories are not imputed.
     strategy : {"median", "mean", "mode", "sample"}, default="median"
-        What an imputed value is, of its conditional distribution: the median, which has the least
-        mean absolute error; the mean, which has the least mean squared error; the mode; or a random
-        draw, which alone keeps the distribution of the columns and their dependence.  Categories
-        without an order have neither mean nor median: with these strategies they get the most
-        probable category; ordered ones always get the median category with either.
+        Summary of the conditional distribution that is imputed: the median, which minimises the
+        mean absolute error; the mean, which minimises the mean squared error; the mode; or a random
+        draw, which alone preserves the distribution of the columns and their dependence.  With
+        ``"median"`` and ``"mean"``, unordered categories get the most probable category, and
+        ordered ones the median category.
     n_draws : int, default=100
-        Draws of each row of which mean, median and mode are taken, at least 1.  Their error is
-        about that of the mean of as many draws.
+        Number of draws per row from which mean, median and mode are computed, at least 1.
     random_state : int, RandomState or None, default=None
         Seed of the draws; the density has its own ``random_state``, or this one if that is None.
 
@@ -149,23 +146,23 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the columns, if the table has names that are texts.
+        Names of the columns, if the table has string names.
 
     See Also
     --------
     IMMSEMixedDensity : Densities of tables with numbers and categories.
-    sklearn.impute.IterativeImputer : Imputes by regressions.
+    sklearn.impute.IterativeImputer : Imputes by regression.
 
     Notes
     -----
-    A row's imputed values do not depend on the other rows of a call, and are the same at each call;
-    only of rows that are equal each has its own draw with ``strategy="sample"``.  Observed entries
-    are returned as they are.
+    The imputed values of a row do not depend on the other rows of a call, and are the same in each
+    call, except that with ``strategy="sample"`` each of several equal rows has its own draw.
+    Observed entries are not changed.
 
-    Imputed values are valid if entries are missing completely at random, or at random, which means
-    that whether an entry is missing depends on observed entries only.
+    Imputation is valid if entries are missing completely at random, or at random, that is, if
+    whether an entry is missing depends on observed entries only.
 
-    The analytic experts of the density answer; its networks take no part.
+    Only the analytic experts of the density are used, not its networks.
 
     References
     ----------
@@ -234,8 +231,8 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         Raises
         ------
         ValueError
-            If a parameter is out of its range, a column has no observed value, or X is not what the
-            density takes.
+            If a parameter is out of range, a column has no observed value, or X is not valid for
+            the density.
         """
         self._validate_params()
         random_state = check_random_state(self.random_state)
@@ -258,7 +255,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         return density.set_params(random_state=seed) if density.random_state is None else density
 
     def transform(self, X: ArrayLike) -> Any:
-        """Return the table with its missing entries filled.
+        """Return the table with imputed entries.
 
         Parameters
         ----------
@@ -268,7 +265,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, n_features)
-            A table of the kind that was given, or that ``set_output`` asks for.
+            The table, in the container of X, or in that of ``set_output``.
 
         Raises
         ------
@@ -283,14 +280,14 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         return self._filled(X, imputed)
 
     def multiple_imputations(self, X: ArrayLike, n_imputations: int = 20) -> Iterator[Any]:
-        """Return tables whose missing entries are filled by independent draws.
+        """Yield tables whose missing entries are imputed by independent draws.
 
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
             Rows.
         n_imputations : int, default=20
-            How many tables, at least 1.
+            Number of tables, at least 1.
 
         Returns
         -------
@@ -304,10 +301,10 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
 
         Notes
         -----
-        All draws are from one fitted density, whose own uncertainty is not part of their
-        differences.  It does not fade with more rows: where nothing observed tells of a share f of
-        entries that are missing, standard errors by Rubin's rules are too small by the factor
-        ``sqrt(1 - f**2)``.  `pooled_estimate` fits the density anew for each imputation.
+        All draws are from the same fitted density, whose own uncertainty they do not reflect.  This
+        matters however many rows there are: if a fraction f of the entries is missing and the
+        observed entries are uninformative, standard errors by Rubin's rules are too small by the
+        factor ``sqrt(1 - f**2)``. `pooled_estimate` refits the density for each imputation.
         """
         check_is_fitted(self)
         if not isinstance(n_imputations, Integral) or n_imputations < 1:
@@ -328,21 +325,21 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     ) -> PooledEstimate:
         """Return an estimate from a table with missing entries by multiple imputation.
 
-        For each imputation the density is fitted anew, to a bootstrap sample of the rows, and
-        completes the table by draws, which is then analysed as if it had been complete.  The
-        estimates are combined by Rubin's rules [1]_.
+        For each imputation the density is refitted with the weights of a Bayesian bootstrap [2]_,
+        the table is imputed by draws, and then analysed like a complete one.  The estimates are
+        pooled by Rubin's rules [1]_.
 
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
             Rows.
         analyze : callable
-            Maps a complete table to estimates and their squared standard errors, numbers or arrays
-            of one shape.
+            Function from a complete table to estimates and their squared standard errors, numbers
+            or arrays of the same shape.
         n_imputations : int, default=20
-            How many imputations, and fits, at least 2.
+            Number of imputations, and of fits, at least 2.
         groups : array-like of shape (n_samples,), default=None
-            Groups of rows that are not independent of each other: the bootstrap draws groups.
+            Groups of rows that are not independent of each other: they have a weight together.
 
         Returns
         -------
@@ -352,12 +349,13 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         Raises
         ------
         ValueError
-            If ``n_imputations`` is less than 2, or ``analyze`` does not return two arrays of one
-            shape.
+            If ``n_imputations`` is less than 2, or ``analyze`` does not return two arrays of the
+            same shape.
 
         References
         ----------
         .. [1] D. B. Rubin. "Multiple Imputation for Nonresponse in Surveys". Wiley, 1987.
+        .. [2] D. B. Rubin. "The Bayesian Bootstrap". The Annals of Statistics 9(1), 1981.
 
         Examples
         --------
@@ -379,7 +377,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         seeds = np.random.SeedSequence([self._seed, 2**32]).generate_state(2 * n_imputations)
         estimates, variances = [], []
         for sample_seed, seed in seeds.reshape(-1, 2).tolist():
-            weight = bootstrap_counts(X, groups, sample_seed)
+            weight = bootstrap_weights(X, groups, sample_seed)
             imputer = clone(self).set_params(strategy="sample", random_state=seed)
             found = analyze(imputer.fit(X, sample_weight=weight, groups=groups).transform(X))
             if not isinstance(found, Sequence) or len(found) != 2:
@@ -394,7 +392,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     # -- imputed numbers and codes ---------------------------------------------------------------
 
     def _one_draw(self, values: Array, number: int = 0) -> Array:
-        """Return rows completed by one draw, of which there are several numbers."""
+        """Return rows completed by a draw of the given number."""
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
         return np.asarray(self.density_._model.complete(values, 1, seed)[0])
 
@@ -424,7 +422,7 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
     # -- tables ----------------------------------------------------------------------------------
 
     def _filled(self, X: Any, imputed: Callable[[Array], Array]) -> Any:
-        """Return a table with missing entries filled by imputed numbers and codes."""
+        """Return a table with missing entries replaced by imputed numbers and codes."""
         values = self.density_._read_to_score(X)
         missing = np.isnan(values)
         table = read_table(X)
@@ -432,10 +430,11 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         if kept.any():
             warn(
                 f"Missing entries of column(s) {column_labels(kept, table.names)} are a category "
-                "of the density and are not imputed; handle_missing='missing' in it imputes them."
+                "of the density and are not imputed; handle_missing='missing' in the density "
+                "imputes them."
             )
         incomplete = np.flatnonzero(missing.any(axis=1))
-        # Observed values need not be categories; their place is taken by any code.
+        # Observed values need not be known categories; any code takes their place.
         numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
         continuous = [kind == "continuous" for kind in self._kinds_of_columns()]
         numbers[:, continuous] = values[:, continuous]
@@ -452,12 +451,14 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         return tags
 
 
-def bootstrap_counts(X: Any, groups: ArrayLike | None, seed: int) -> Array:
-    """Return how often each row is in a bootstrap sample of as many rows, or of their groups."""
+def bootstrap_weights(X: Any, groups: ArrayLike | None, seed: int) -> Array:
+    """Return a weight for each row, or the rows of a group, by the Bayesian bootstrap.
+
+    Unlike counts of a sample they make no value of a continuous column look repeated.
+    """
     units = np.arange(len(X)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    n = int(units.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n))
-    return counts[units].astype(np.float64)
+    weights = np.random.default_rng(seed).exponential(size=int(units.max()) + 1)
+    return np.asarray(weights[units])
 
 
 def summarized(draws: Array, kind: str, strategy: str) -> Array:
@@ -496,7 +497,7 @@ def densest(values: Array) -> float:
 
 
 def with_entries(X: Any, missing: Mask, entries: Any) -> Any:
-    """Return a table with its missing entries taken from another one.
+    """Return a table with its missing entries taken from another table.
 
     Parameters
     ----------
@@ -550,7 +551,7 @@ def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
 
 
 def _pandas_column(entries: Any, j: int) -> pd.Series:
-    """Return a column of what a density has written: a table of the kind it was fitted to."""
+    """Return a column of a table that a density has returned."""
     if isinstance(entries, pd.DataFrame):
         return entries.iloc[:, j]
     values = entries[:, j]

@@ -165,7 +165,7 @@ class LocalScore:
         return self.rows[self._row_of_point]
 
     def _points_of(self, rows: Array) -> Array:
-        """Return the points of rows; values that are no categories are in the middle of these."""
+        """Return the points of rows; values that are not categories are in the middle of these."""
         n_continuous = self.layout.n_continuous
         numbers = np.clip(rows[:, :n_continuous], -FARTHEST, FARTHEST)
         codes = rows[:, n_continuous:]
@@ -240,7 +240,7 @@ class LocalScore:
         return np.asarray(change * slope[..., None])
 
     def _check(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"rows": "nc", "n_copies": "n", "floors": "f", "log_spread": "n", "typical": "c"}
         check_shapes(self, shapes, c=self.layout.n_columns)
         check_in_range(self.rows, -math.inf, math.inf, "training rows")

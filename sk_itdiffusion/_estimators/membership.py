@@ -110,8 +110,8 @@ def check_integrate(models: Mapping[str, TableModel]) -> None:
     lacking = [name for name, model in models.items() if model.has_missing]
     if lacking:
         raise ValueError(
-            f"The members {lacking} were fitted to rows with missing entries, of which ensembles "
-            "cannot be made. Fit them to complete rows."
+            f"The members {lacking} were fitted to rows with missing entries, which ensembles do "
+            "not support. Fit them to complete rows."
         )
 
 

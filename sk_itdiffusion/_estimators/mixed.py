@@ -29,15 +29,22 @@ class IMMSEMixedDensity(CategoricalEstimator):
     r"""Joint density of continuous and discrete columns, by the I-MMSE relation.
 
     Continuous columns are standardised and mapped as in `IMMSEDensity`, categories of discrete ones
-    become points as in `IMMSEDiscreteDensity`, and one network denoises all of them [1]_.  With
-    continuous columns only, or discrete ones only, and equal parameters, the values are those of
+    become points as in `IMMSEDiscreteDensity`, and one network denoises all of them [1]_.  For
+    continuous columns only, or discrete ones only, and equal parameters, the results are those of
     these estimators.
+
+    The defaults suit most tables.  The parameters to know first are ``categorical_features``,
+    ``ordinal_features``, ``handle_missing``, ``max_epochs`` (0 for a fast fit without networks),
+    ``time_limit``, ``verbose`` and ``random_state``.  Of all parameters, ``categorical_features``
+    to ``handle_missing`` describe the columns, ``reference`` to ``loss`` define the model,
+    ``schedule`` to ``time_limit`` networks and their training, and the rest scoring and
+    computation.
 
     Parameters
     ----------
     categorical_features : "from_dtype", array-like or None, default="from_dtype"
         Nominal columns: a mask, numbers or names.  ``"from_dtype"``: unordered categoricals,
-        booleans, texts and objects.
+        booleans, strings and objects.
     ordinal_features : "from_dtype", array-like or None, default="from_dtype"
         Ordinal columns, likewise.  ``"from_dtype"``: ordered categoricals and integers with at
         most 256 categories.  All other columns are continuous.
@@ -45,97 +52,95 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Categories of each column (None for a continuous one), or of the columns that a dict names;
         see `IMMSEDiscreteDensity`.
     handle_unknown : {"good_turing", "error"}, default="good_turing"
-        What other values of discrete columns are in `score_samples`: unlikely, by the Good-Turing
-        mass of their column, or an error; see `IMMSEDiscreteDensity`.
+        How `score_samples` treats unseen values of discrete columns: they get the Good-Turing
+        probability of their column, or raise an error; see `IMMSEDiscreteDensity`.
     handle_missing : {"category", "missing"}, default="category"
-        What a missing value (None, NaN, pandas' NA or null) is in discrete columns that hold no
-        numbers: a category of its own (and if `fit` has seen none, a value that is unlikely), or an
-        entry that is not known, unless ``categories`` lists None.  Among numbers it is not known in
-        any case.
+        How missing values (None, NaN, pandas' NA or null) in non-numerical discrete columns are
+        treated: as a category of its own (an unseen one if there are none in `fit`), or as unknown,
+        unless ``categories`` lists None.  Missing numbers are always unknown.
     reference : str, default="auto"
         Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
         distributions times independent discrete columns), ``"latent_class"`` (a mixture over all
-        columns), or for tables of continuous columns ``"gaussian"``.  ``"auto"`` takes the
-        likeliest on validation rows.
+        columns), or for tables of continuous columns ``"gaussian"``.  ``"auto"`` selects the
+        most likely on validation rows.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
-        Denoisers among which weights are distributed at each log-SNR: ``"network"``, any of the
-        references, and families of references of your own; see `IMMSEDensity`.
+        Denoisers that are combined at each log-SNR: ``"network"``, any of the
+        references, and custom families of references; see `IMMSEDensity`.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference that the network corrects; ``"auto"`` is the independent one.
     marginals : {"auto", "standard", "quantile", "yeo_johnson"}, default="auto"
         Increasing map of each continuous column; see `IMMSEDensity`.
     bounds : "auto", None, dict or sequence, default="auto"
-        Bounds of continuous columns: a dict from names (or numbers) of columns to pairs
-        (low, high), or a pair or None for each column; see `IMMSEDensity`.  Rows beyond bounds
-        that ``"auto"`` finds have together a probability of at most 1 / (n + 2).
+        Bounds of continuous columns: a dict from names (or numbers) of columns to pairs (low,
+        high), or a pair or None for each column; see `IMMSEDensity`.  Rows beyond bounds that
+        ``"auto"`` detects together have a probability of at most 1 / (n + 2).
     network : {"auto", "mlp"} or NetworkFamily, default="auto"
-        Networks to train: fully connected ones, which ``"auto"`` is too, or a family of your own,
-        see `sk_itdiffusion.denoisers.NetworkFamily`.
+        Networks to train: fully connected (``"auto"`` is the same), or a custom family, see
+        `sk_itdiffusion.denoisers.NetworkFamily`.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
-        What training minimises for discrete columns; see `IMMSEDiscreteDensity`.  For continuous
-        ones it is the squared error.
+        Training loss for discrete columns; see `IMMSEDiscreteDensity`.  For continuous ones it is
+        the squared error.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
         `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
-        Units of the network's hidden layers, at least 1; ``"auto"`` is 256, and 128 without
-        discrete columns.
+        Width of the hidden layers, at least 1; ``"auto"`` is 256, and 128 without discrete columns.
     n_blocks : int, default=2
         Residual blocks, at least 1.
     n_frequencies : int, default=4
-        Frequencies of the sines and cosines of continuous (and long ordinal) columns, at least 0.
+        Number of frequencies of the sine and cosine features of continuous (and long ordinal)
+        columns, at least 0.
     dropout : float or "auto", default="auto"
         Dropout rate in [0, 1); ``"auto"`` is larger for fewer rows.
     weight_decay : float or "auto", default="auto"
         Weight decay of the hidden layers, at least 0; ``"auto"`` is larger for fewer rows.
     max_epochs : int, default=200
-        Epochs at most, at least 0; training usually ends before, see ``tol``.  With 0 there is no
-        network, or, where ``experts`` names it, one at its start, which is its reference.
-        With missing entries in the rows of `fit` there is none either: references alone are fitted
-        to them.
+        Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
+        fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
+        to its reference), and fits take seconds.  If rows of `fit` have missing entries, no network
+        is trained either.
     steps_per_epoch : int or "auto", default="auto"
-        Optimisation steps that make an epoch, at least 1; ``"auto"`` is 100, and less for fewer
-        than 5000 rows.
+        Optimisation steps per epoch, at least 1; ``"auto"`` is 100, fewer for less than 5000 rows.
     batch_size : int, default=512
-        Noisy rows in a step, at least 1.
+        Noisy rows per step, at least 1.
     learning_rate : float, default=0.02
-        Learning rate of the hidden layers (Muon), positive; that of all else (AdamW) is 0.15
-        times it.
+        Learning rate of the hidden layers (Muon), positive; that of all other parameters (AdamW) is
+        0.15 times as large.
     early_stopping : bool, default=True
-        Whether to end when the validation bound no longer improves, or not enough (``tol``).
+        Whether to stop when the validation bound no longer improves, or not enough (``tol``).
     validation_fraction : float, default=0.1
-        Share in (0, 1) of the rows, at least 10 and at most 10,000, that judges epochs, maps,
-        references and experts.
+        Fraction in (0, 1) of the rows, at least 10 and at most 10,000, that is held out to choose
+        epochs, maps, references and weights.
     tol : float or "auto", default="auto"
-        Nats that twice the steps have to gain, at least 0.  Training ends when they will probably
-        gain less, by what the last doublings of the steps have gained of the validation bound of
-        the network mixed with the references.  ``"auto"`` is 0.02, or 0.002 for each column if
-        that is more.
+        Minimum gain in nats, at least 0, for which doubling the steps is worthwhile.  Training ends
+        when doubling them will probably gain less, judging by the last doublings and the validation
+        bound of the network combined with the references.  ``"auto"`` is 0.02, or 0.002 per column
+        if that is more.
     n_iter_no_change : int, default=6
-        Epochs without improvement after which training ends, at least 1; a third of all epochs if
-        that is more.
+        Number of epochs without improvement after which training ends, at least 1; a third of all
+        epochs if that is more.
     time_limit : float or None, default=None
-        Seconds after which `fit` should end, positive.  Networks are trained, and their learning
-        rate taken to zero, in 85% of the time.  References, which come before, and weights, which
-        come after, take the time they need.  How far a training comes depends on the machine, so
-        that with a limit the same ``random_state`` may give another fit.
+        Seconds after which `fit` should end, positive.  The training of networks ends after 85% of
+        the time, with a learning rate of zero.  References, which are fitted before, and weights,
+        which are fitted after, are not limited.  How far the training gets depends on the machine,
+        so the same ``random_state`` may then give different fits.
     score_tol : float or "auto", default="auto"
-        Standard error, in nats, that each row's log-density should have from the numerical
-        integration, positive; may be changed after `fit`.  Time grows with the reciprocal of
-        its square.  ``"auto"`` is 0.1 nats, or 0.01 for each column if that is more, where 256
-        log-SNRs reach it (of images 32).
+        Target standard error of the numerical integration for each row, in nats, positive; may be
+        changed after `fit`.  The time is inversely proportional to its square.  ``"auto"`` is 0.1
+        nats, or 0.01 per column if that is more, for the median row of similar log-density, as far
+        as 256 log-SNRs (32 for images) reach it; a number is a root mean square over such rows.
     device : str, default="auto"
-        Where to train and score: ``"auto"`` takes CUDA, else MPS, else the CPU.
+        Where to train and score: ``"auto"`` is CUDA if available, else MPS, else the CPU.
     warm_start : bool, default=False
         Whether `fit` continues from the network, the maps and the references of the earlier fit.
     callbacks : list or None, default=None
-        Further skorch callbacks for the training.  Those of scikit-learn, from its version 1.9 on,
-        are set by `set_callbacks`.
+        Additional skorch callbacks for the training.  Callbacks of scikit-learn (1.9 or newer) are
+        set by `set_callbacks`.
     verbose : int, default=0
-        At least 0, which is silent.  With 1 or more `fit` shows a progress bar with the bounds of
-        the epochs, in nats per row, and so do scoring and sampling if they take more than a few
+        Verbosity, at least 0 (silent).  With 1 or more, `fit` shows a progress bar with the bound
+        of each epoch, in nats per row; scoring and sampling show one if they take more than a few
         seconds.
     random_state : int, RandomState or None, default=None
         Seed of the split, the initial weights, the noise in training, and the noise in scoring.
@@ -157,12 +162,12 @@ class IMMSEMixedDensity(CategoricalEstimator):
     reference_ : Reference
         The control variate, on the mapped columns.
     references_ : dict of str to Reference
-        All references there.
+        All references, by name.
     marginals_ : str
-        The kind of map in use.
+        Type of map in use.
     column_marginals_ : list of str or None
-        The kind of map of each column, which differs from ``marginals_`` for columns with heavy
-        tails; None for columns that do not vary, and for discrete ones.
+        Type of map of each column, which differs from ``marginals_`` for columns with heavy tails;
+        None for columns that do not vary, and for discrete ones.
     bounds_ : ndarray of shape (`n_features_in_`, 2)
         Bounds of the columns in use, infinite where there are none.
     schedule_ : Schedule
@@ -173,15 +178,15 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Weights of the experts at the nodes; piecewise linear between them.
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch; with
-        ``loss="cross_entropy"`` the first is partly a cross-entropy, on another scale.  They are
-        bounds of ``net_`` alone, and no entry equals ``entropy_``, which is that of the whole
-        model: of all networks and references, mixed at each log-SNR.
+        ``loss="cross_entropy"`` the former is partly a cross-entropy, on another scale.  These are
+        bounds for ``net_`` alone; ``entropy_`` is that of the whole model, in which networks and
+        references are combined at each log-SNR.
     entropy_ : float
         The validation bound of the whole model, in nats: an estimate of its mean negative
-        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it, so that no
-        validation row is judged by what it has chosen.  NaN if no rows are spared for
-        validation: if there are fewer than 40, or if no column varies.  Of rows with missing
-        entries it is the mean negative log-density of their observed parts.
+        log-density on new rows.  Weights, maps and mixtures are cross-fitted for it: each
+        validation row is evaluated with choices made on the others.  NaN if no rows are held out:
+        with fewer than 40 rows, or if no column varies.  For rows with missing entries it is the
+        mean negative log-density of the observed entries.
     entropy_std_ : float
         Its standard error, in nats; NaN likewise.
     n_iter_ : int
@@ -194,14 +199,14 @@ class IMMSEMixedDensity(CategoricalEstimator):
 
     Notes
     -----
-    `score_samples` gives the logarithm of the density with respect to Lebesgue measure of the
-    continuous columns, in their units, times counting measure of the discrete ones: for a row
-    (c, x), log p(c | x) + log P(x) in nats.  Its exponentials, integrated over c and summed over
-    x, give at most 1.
+    `score_samples` returns the logarithm of the density with respect to Lebesgue measure for the
+    continuous columns, in their units, times counting measure for the discrete ones: for a row (c,
+    x), log p(c | x) + log P(x) in nats.  Its exponential, integrated over c and summed over x, is
+    at most 1.
 
-    Missing values are a category of columns of texts, objects, booleans and categoricals, unless
-    ``handle_missing`` says otherwise.  In columns of numbers they are not known: the log-density of
-    a row is that of its other entries.
+    In columns of strings, objects, booleans and categoricals, missing values are a category, unless
+    ``handle_missing="missing"``.  In numerical columns they are unknown: the log-density of a row
+    is that of its other entries.
 
     References
     ----------

@@ -26,7 +26,7 @@ from sk_itdiffusion._estimators.completions import (
     with_missing_entries,
 )
 from sk_itdiffusion._estimators.detector_density import (
-    COLUMN_WARNINGS,
+    REPEATED_WARNINGS,
     default_estimator,
     explain_rows,
     fit_clone,
@@ -41,6 +41,7 @@ from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
 from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
 from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
+from sk_itdiffusion._estimators.row_score import LogDensityScore, RowScore
 from sk_itdiffusion._estimators.trimming import copies_left
 from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
@@ -402,7 +403,7 @@ class IMMSEOutlierDetector(
             held_out = given.part(fold)
             place = number / (N_FOLDS + 1), (number + 1) / (N_FOLDS + 1)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+                warnings.filterwarnings("ignore", REPEATED_WARNINGS, UserWarning)  # said once
                 with stretch_of_progress(*place, f"fold {number + 1}/{len(folds)}"):
                     found = self._fit_and_score(
                         template, others, held_out, seed, tasks, trims, may_hold_out
@@ -445,13 +446,13 @@ class IMMSEOutlierDetector(
             quiet = self.noise_floor_ is not None
             self.estimator_ = fit_clone(template, kept, seed, quiet, tasks, may_hold_out)
         model = self.estimator_._model
-        self._score: FlooredModel | CombinedScore
+        self._score: RowScore
         if self.average and not model.space.is_empty:
             members = tuple(dict.fromkeys([model.plain, main_member(model)]))
             local = self._local_score(given)
             self._score = self._combined_score(self.estimator_, members, kept, seed, local)
         else:
-            self._score = FlooredModel(model, self._floors)
+            self._score = LogDensityScore(FlooredModel(model, self._floors))
         self.members_ = list(self._score.members)
 
     def _combined_score(
@@ -501,14 +502,15 @@ class IMMSEOutlierDetector(
             return given
         first = with_parameter(template, "max_epochs", 0)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", COLUMN_WARNINGS, UserWarning)  # said once
+            warnings.filterwarnings("ignore", REPEATED_WARNINGS, UserWarning)  # said once
             first = fit_clone(first, given, seed, False, tasks, may_hold_out)
         model = first._model
         floored = FlooredModel(model, self._floors)
-        score: FlooredModel | CombinedScore = floored
+        score: RowScore = LogDensityScore(floored)
         if not model.space.is_empty:
             # The likeliest reference alone, which is quick.
-            score = floored = FlooredModel(model, self._floors, (model.control,))
+            floored = FlooredModel(model, self._floors, (model.control,))
+            score = LogDensityScore(floored)
             if self.average:
                 # All of them: a cluster of outliers is part of a mixture, but not of one blob.
                 score = self._combined_score(first, tuple(model.references), given, seed)
@@ -680,9 +682,7 @@ class IMMSEOutlierDetector(
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         density = self.estimator_
-        if not isinstance(density, DensityEstimator) or not isinstance(
-            self._score, FlooredModel | CombinedScore
-        ):
+        if not isinstance(density, DensityEstimator) or not isinstance(self._score, RowScore):
             raise ValueError("a detector has no density")
         check_is_fitted(density)
         checks.check_same(

@@ -85,8 +85,8 @@ def resolve_experts(
     ]
     if unknown or not items:
         raise ValueError(
-            f"experts must be 'auto' or a list of names from {list(possible)}, or of families of "
-            f"references of your own, with 'auto' or without, got {experts!r}."
+            f"experts must be 'auto' or a list of names from {list(possible)}, 'auto', or custom "
+            f"families of references, got {experts!r}."
         )
     names = [family.name for family in given]
     for name in names:
@@ -119,7 +119,8 @@ def own_family(family: ReferenceFamily) -> ReferenceFamily:
     kind, name = type(family).__name__, getattr(copied, "name", None)
     if not isinstance(name, str) or not name:
         raise ValueError(
-            f"The family {kind} needs a name: set its class attribute name to a text, got {name!r}."
+            f"The family {kind} needs a name: set its class attribute name to a string, got "
+            f"{name!r}."
         )
     if name != family.name:
         raise ValueError(
@@ -155,7 +156,7 @@ def check_needs(families: Sequence[ReferenceFamily]) -> None:
         TopologicalSorter({family.name: family.needs for family in families}).prepare()
     except CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
-        raise ValueError(f"Families of experts need each other in a circle: {circle}.") from None
+        raise ValueError(f"Families of experts require each other in a cycle: {circle}.") from None
 
 
 def check_is_no_class(value: object, parameter: str, kind: type, example: str) -> None:
@@ -229,7 +230,7 @@ def check_groups_are_held(codes: NDArray[np.intp] | None, stream: Stream | None)
     """Raise an error if there are groups of rows that are not all in memory."""
     if codes is not None and stream is not None:
         raise ValueError(
-            "groups must be None if X has more rows than are held in memory (see Notes)."
+            "groups must be None if X has more rows than are kept in memory (see Notes)."
         )
 
 
@@ -266,7 +267,7 @@ def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
     if math.log10(positive.max()) - math.log10(positive.min()) > MAX_WEIGHT_EXPONENT:
         raise ValueError(
             f"sample_weight must not have weights more than 1e{MAX_WEIGHT_EXPONENT} times others, "
-            f"got {positive.min():g} and {positive.max():g}. Give rows that count for nothing "
+            f"got {positive.min():g} and {positive.max():g}. Give rows that should not count "
             "weight 0."
         )
     return np.asarray(weight)

@@ -1,4 +1,4 @@
-"""Density estimators that answer questions about parts of rows."""
+"""Density estimators with marginal and conditional densities."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 class DensityOfParts(DensityEstimator):
-    """Base class of density estimators whose references know the parts of rows."""
+    """Base class of density estimators whose references have marginals and conditionals."""
 
     @abstractmethod
     def _read(self, X: Any, allow_missing: bool = False) -> Array:
@@ -35,7 +35,7 @@ class DensityOfParts(DensityEstimator):
 
     @property
     def _may_lack_entries(self) -> bool:
-        """Whether entries may be missing: not those of images, whose pixels have neighbours."""
+        """Whether entries may be missing, which is not supported for images."""
         return getattr(self, "image_shape", None) is None
 
     def _read_to_score(self, X: Any) -> Array:
@@ -53,21 +53,21 @@ class DensityOfParts(DensityEstimator):
         *,
         given: ColumnNames | None = None,
     ) -> Array | tuple[Array, Array]:
-        """Return the log-density, or log-probability, of each row, of a part of it, or given one.
+        """Return the log-density, or log-probability, of each row, possibly given some columns.
 
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
             Rows.  Arrays on disk, torch datasets and Dask collections are read in parts.  Entries
             may be missing (NaN, None, pandas' NA, or null): the log-density is then that of the
-            observed part of the row, and 0 if there is none.
+            observed entries of the row, and 0 if there are none.
         return_std : bool, default=False
             Whether to return standard errors too.
         score_tol : float, "auto" or None, default=None
-            Standard error in nats that each row should have; None takes the parameter of the
-            estimator.  Rows for which the greatest number of evaluations is too few have more, and
-            with ``"auto"`` so have rows far less likely than all validation rows of the fit, some
-            percent of their log-density.  Ignored with ``likelihood="path"``.
+            Target standard error of each row, in nats; None uses the parameter of the estimator.
+            It is exceeded by rows that would need more than the maximum number of evaluations, and
+            with ``"auto"`` by rows far less likely than all validation rows, which have an error of
+            some percent of their log-density.  Ignored with ``likelihood="path"``.
         given : str, int, sequence of str or int, or None, default=None
             Names or numbers of columns that are given: the log-density is that of the other
             columns given these, ``log p(others | given)``.  Names need a fit to a data frame.
@@ -78,10 +78,10 @@ class DensityOfParts(DensityEstimator):
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats, with respect to the units of continuous columns, and to counts
             for discrete ones.  A row's value does not depend on the other rows.  It is minus
-            infinity for rows so far from all others that the square of their distance is no number.
+            infinity for rows so far from all others that the squared distance overflows.
         std : ndarray of shape (n_samples,)
-            Standard errors of the numerical integration, in nats (NaN where there is a single
-            noise path).  Questions about parts of rows need no integration; their standard errors
+            Standard errors of the numerical integration, in nats (NaN where there is a single noise
+            path).  Marginal and conditional densities need no integration; their standard errors
             are 0, and with ``dequantize`` those of the mean over its noise.  Only if
             ``return_std``.
 
@@ -91,18 +91,18 @@ class DensityOfParts(DensityEstimator):
             If the estimator is not fitted.
         ValueError
             If X is infinite, its columns are not those of `fit`, ``given`` names none of them or
-            all, or a value of a discrete column has no probability: with
-            ``handle_unknown="error"``, in columns whose categories ``categories`` gives, and in
-            those of numpy's boolean dtype, all values but the categories.
+            all, or a discrete column has a value that is not allowed: any unseen one with
+            ``handle_unknown="error"``, in columns listed in ``categories``, and in those of numpy's
+            boolean dtype.
         MemoryError
-            If there is too little memory, even at an eighth of the usual number of evaluations at
-            a time, which is tried once and warns.
+            If there is too little memory, even after a retry with an eighth of the evaluations at a
+            time, of which a warning informs.
 
         Warns
         -----
         UserWarning
-            If the fit has networks, which were trained on complete rows, and parts of rows are
-            asked about, which the references alone answer.
+            If the fit has networks, which were trained on complete rows, and a marginal or
+            conditional density is requested, for which only the references are used.
         """
         if given is None:
             return super().score_samples(X, return_std, score_tol)
@@ -126,19 +126,18 @@ class DensityOfParts(DensityEstimator):
         return log_density, variance
 
     def score(self, X: ArrayLike, y: object = None, *, given: ColumnNames | None = None) -> float:
-        """Return the mean log-density of rows, of their observed parts, or given some columns.
+        """Return the mean log-density of rows, of their observed entries, or given some columns.
 
-        With ``score_tol="auto"`` each row of many is integrated less exactly than by
-        `score_samples`, since errors of many rows average out: with a standard error of 0.005 nats
-        times the root of the number of distinct rows, if that is more, but at most 0.3 nats.  Few
-        distinct rows, whose errors do not average out, are integrated more exactly.  The result
-        differs from the mean of `score_samples` by no more than the standard errors of both
-        explain.
+        With ``score_tol="auto"`` rows are integrated less accurately than by `score_samples` if
+        there are many, since their errors average out: the target standard error is 0.005 nats
+        times the square root of the number of distinct rows, if that is more, but at most 0.3 nats.
+        If there are few distinct rows, they are integrated more accurately.  The result agrees with
+        the mean of `score_samples` within the standard errors of both.
 
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows, which may lack entries.
+            Rows, which may have missing entries.
         y : Ignored
             Not used, present for API consistency by convention.
         given : str, int, sequence of str or int, or None, default=None

@@ -1,4 +1,4 @@
-"""What the estimators of tables have in common: parameters, fit, streams, warm starts."""
+"""Common base of the estimators of tables: parameters, fit, streams, warm starts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ __all__ = ["TableEstimator", "stored_table"]
 Array = NDArray[np.float64]
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
-#: The same, and how many observations a weight of 1 stands for, None if the weights say it.
+#: The same, and the number of observations that a weight of 1 stands for, None if the weights imply
+#: it.
 CountedRows = tuple[*ChosenRows, float | None]
 
 #: Declares what of a fitted estimator is stored.  The encoder comes before all that names
@@ -168,7 +169,7 @@ class TableEstimator(DensityOfParts):
         return {}
 
     def _validate_params(self) -> None:
-        """Check the parameters, and say what is meant where objects are nearly right."""
+        """Check the parameters, with advice where objects are nearly right."""
         check_objects(self.get_params(deep=False))
         super()._validate_params()
 
@@ -188,11 +189,12 @@ class TableEstimator(DensityOfParts):
         Raises
         ------
         ValueError
-            If a parameter is unknown, or one of an object is given while there is a string.
+            If a parameter is unknown, or a nested parameter is set where there is a string instead
+            of an object.
         """
         examples = {
             "schedule": "sk_itdiffusion.schedules.LogisticSchedule()",
-            "network": "a sk_itdiffusion.denoisers.NetworkFamily of your own",
+            "network": "a custom sk_itdiffusion.denoisers.NetworkFamily",
         }
         for holder, example in examples.items():
             value = params.get(holder, getattr(self, holder))
@@ -218,26 +220,26 @@ class TableEstimator(DensityOfParts):
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows; at least 2.  Entries may be missing: NaN, None, pandas' NA or null (see Notes).
-            Collections of Dask may be larger than memory, and for `IMMSEDensity` arrays on disk
-            (`numpy.memmap`) and torch datasets too.
+            Rows; at least 2. Entries may be missing: NaN, None, pandas' NA or null (see Notes).
+            Dask collections may be larger than memory, and for `IMMSEDensity` so may arrays on disk
+            (`numpy.memmap`) and torch datasets.
         y : Ignored
             Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; a weight of 2 is the same as having the row twice.  Where rows
-            have densities only the ratios of the weights matter.  Where they have probabilities
-            (discrete or dequantised columns only) the number of observations matters too: integers
-            are such numbers.  A common factor of other weights changes nothing:
-            multiples of the least weight, below 1000, are numbers of observations.  So are
-            multiples of any unit, fewer than 1000 of it, of fewer than 40 rows of which at least
-            half differ in weight, such as the shares of a few states.  Other weights, of
-            classes or of a survey, are worth as many rows as Kish's effective sample size says.
-            Neither Dask collections nor datasets have weights.
+            Non-negative weights; a weight of 2 is the same as having the row twice.  For densities
+            only the ratios of the weights matter.  For probabilities (only discrete or dequantised
+            columns) the number of observations matters too.  It is given by integer weights.  Other
+            weights may have any common factor: if they are multiples, below 1000, of the smallest
+            weight, these multiples are numbers of observations; so are multiples below 1000 of any
+            unit for fewer than 40 rows at least half of which differ in weight, such as relative
+            frequencies of a few states.  Other weights, such as class or survey weights, count as
+            many rows as Kish's effective sample size.  Dask collections and datasets cannot have
+            weights.
         groups : array-like of shape (n_samples,), default=None
-            Hashable labels of the groups that rows belong to, such as the person measured: all
-            rows of a group are used for training, or all for validation.  Groups that have equal
-            rows are one group, unless all columns are discrete.  None if rows are independent.
-            Rows that are not all held in memory cannot have groups.
+            Hashable labels of the groups that rows belong to, such as the person measured: all rows
+            of a group are used for training, or all for validation.  Groups that share equal rows
+            are merged, unless all columns are discrete.  None if rows are independent.  Groups are
+            not supported if the rows are not all in memory.
 
         Returns
         -------
@@ -248,41 +250,41 @@ class TableEstimator(DensityOfParts):
         ------
         ValueError
             If X has fewer than 2 rows, infinite numbers, a column without any observed value, or
-            what the estimator does not take, if a weight is negative, a group has no label, there
-            are too few groups to divide, or a parameter is out of its range.
+            values that the estimator does not accept, if a weight is negative, a group label is
+            missing, there are too few groups to split, or a parameter is out of range.
         FloatingPointError
-            If training diverges before any epoch was good.
+            If training diverges in the first epoch.
         MemoryError
-            If there is too little memory, even for an eighth of the rows at a time, which is tried
-            once and warns.
+            If there is too little memory, even after a retry with an eighth of the rows at a time,
+            of which a warning informs.
 
         Warns
         -----
         ConvergenceWarning
             If the training ends by ``max_epochs`` or ``time_limit`` while the validation bound is
-            still falling, or diverges after some good epochs.
+            still improving, or diverges later.
         UserWarning
-            If there are fewer than 40 rows (distinct ones if columns are continuous), so that
+            If there are fewer than 40 rows (distinct ones if columns are continuous), in which case
             neither networks nor other experts are fitted, and about columns without a density.
 
         Notes
         -----
-        Of more than a million rows (2**20), or 67 million numbers, a random sample of so many is
-        worked on in memory: maps, references and validation are those of the sample, and the other
-        rows are read in random order while the network is trained.  Equal rows are then no longer
-        found, so that a weight is the same as repetition on average only.  Tables of
-        `IMMSEDiscreteDensity` and `IMMSEMixedDensity` that are in memory are never sampled; of
-        Dask collections rows with categories that the sample lacks are not learned from, with a
-        warning: they need ``categories``, or a categorical dtype.
+        If there are more than a million rows (2**20), or 67 million numbers, a random sample of
+        this size is kept in memory: maps, references and validation use the sample, and the other
+        rows are read in random order while the network is trained.  Duplicates are then not merged,
+        so a weight equals repetition only on average.  Tables in memory are never sampled by
+        `IMMSEDiscreteDensity` and `IMMSEMixedDensity`; rows of Dask collections with categories
+        that do not occur in the sample are ignored, with a warning, unless ``categories`` or a
+        categorical dtype lists them.
 
-        Of rows with **missing entries** the observed parts are learned from: maps by the values of
-        each column, references by all parts together (kernels by the complete rows).  That is right
-        if entries are missing at random, which means that what is observed of a row says whether
-        others are missing.  There are no networks then, and scores, which are those of a mixture
-        of the references, need no integration.  Rows without any entry teach nothing.  Complete
-        are to be Dask collections, and rows for denoisers of your own.  Integers of which some are
-        missing are categories only in a dtype for both, such as pandas' Int64, or if they are
-        listed in ``ordinal_features``.
+        If rows have **missing entries**, maps are fitted to the observed values of each column, and
+        references to the observed entries of all rows (kernels to the complete rows).  This is
+        valid if entries are missing at random, that is, if whether an entry is missing depends on
+        observed entries only.  No networks are trained then, and scores are those of a mixture of
+        the references, without numerical integration.  Rows without any observed entry are ignored.
+        Dask collections, and rows for custom denoisers, must be complete.  Integers with missing
+        values are categories only in a nullable dtype such as pandas' Int64, or if they are listed
+        in ``ordinal_features``.
         """
         return self._fit(X, sample_weight, y=y, groups=groups)
 
@@ -297,7 +299,7 @@ class TableEstimator(DensityOfParts):
     ) -> Self:
         """Fit to rows that will be ranked among themselves; see `DensityEstimator`.
 
-        ``lacks_entries`` says that some of the rows that are ranked lack entries.
+        ``lacks_entries`` means that some of the ranked rows have missing entries.
         """
         return self._fit(
             X,
@@ -324,14 +326,14 @@ class TableEstimator(DensityOfParts):
         """Fit, in the space of another model if one is given, to chosen rows of those read.
 
         ``chosen`` takes the numbers and codes and their weights, and returns those to fit to, with
-        their groups, and how many observations a weight of 1 stands for.
-        ``ranks_training_rows`` says that these will be ranked among themselves, and
-        ``may_hold_out`` that some of them may validate.  For ``squared_weight`` see `_fit_to_rank`.
-        ``lacks_entries`` asks for the kind of fit that rows with missing entries have.
+        their groups, and how many observations a weight of 1 stands for.  ``ranks_training_rows``
+        means that these will be ranked among themselves, and ``may_hold_out`` that some of them may
+        be used for validation.  For ``squared_weight`` see `_fit_to_rank`. ``lacks_entries``
+        requests the type of fit for rows with missing entries.
         """
         started = time.monotonic()
         codes = None if groups is None else self._checked_groups(X, groups)
-        # Several processes need one seed.
+        # Several processes need the same seed.
         random_state = current_processes().from_first(lambda: check_random_state(self.random_state))
         per_weight = None
         if sample_weight is not None and squared_weight is not None:
@@ -365,7 +367,7 @@ class TableEstimator(DensityOfParts):
         if has_missing(values[weight > 0]):
             lacks_entries = True
             self._check_missing(values[weight > 0], previous)
-            # Of a row without any entry nothing is learned.
+            # Rows without any observed entry are ignored.
             kept = ~np.isnan(values).all(axis=1)
             values, weight, stream = values[kept], weight[kept], None
             codes = None if codes is None else codes[kept]
@@ -397,7 +399,7 @@ class TableEstimator(DensityOfParts):
         return self
 
     def _check_missing(self, values: Array, previous: TableModel | None) -> None:
-        """Raise an error if rows with missing entries, NaN, are none that can be learned from."""
+        """Raise an error if rows with missing entries (NaN) are not supported."""
         names = getattr(self, "feature_names_in_", None)
         check_observed(np.asarray(np.isnan(values).all(axis=0)), names)
         if getattr(self, "denoiser", None) is not None:
@@ -414,23 +416,23 @@ class TableEstimator(DensityOfParts):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Fit the density to more rows, those of a stream.
+        """Update the density with more rows, as from a stream.
 
-        The first rows, at least 1000 and 10 for each column, fix the standardisation of the
-        columns and the categories; before there are so many the density is that of the reference.
-        Then each call takes one pass through its rows, the reference keeps the mean and the
-        covariance of all rows so far, and the weights of the experts are found anew, which takes
-        about a second: rows in chunks of 10,000 and more cost least.  Rows may come again, and on
-        long streams need not.  Rows for validation are chosen by a hash of their values, at most
-        10,000; see ``sk_itdiffusion._fit.incremental``.
+        The first rows, at least 1000 and 10 per column, determine the standardisation of the
+        columns and the categories; until then the density is that of the reference.  Each call
+        makes one pass through its rows, updates the mean and the covariance of the reference, and
+        recomputes the weights of the experts, which takes about a second: chunks of 10,000 rows or
+        more are most efficient.  Rows may be repeated, but on long streams need not be.  Validation
+        rows, at most 10,000, are chosen by a hash of their values; see
+        ``sk_itdiffusion._fit.incremental``.
 
         Parameters
         ----------
         X : array-like or data frame of shape (n_samples, n_features)
-            Rows, at least 2 in the first call, in an order that tells nothing.  Discrete columns
-            have the categories of ``categories`` or of a categorical dtype, else those of the first
-            call, with a warning; later rows with other values are not learned from, with a warning
-            too, and have the probability that the first rows give them.
+            Rows in random order, at least 2 in the first call.  The categories of discrete columns
+            are those of ``categories`` or of a categorical dtype, and otherwise those of the first
+            call, with a warning; later rows with other values are ignored, with a warning too, and
+            have the probability of unseen values under the first rows.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -442,24 +444,23 @@ class TableEstimator(DensityOfParts):
         Raises
         ------
         ValueError
-            If a parameter asks for what streams do not have, X is not what `fit` takes, its
-            columns are not those of the first call, one varies that did not in the first rows, or
+            If a parameter is not supported for streams, X is not valid for `fit`, its columns are
+            not those of the first call, a column varies that was constant in the first rows, or
             ``handle_unknown="error"`` and a category is unknown.
         FloatingPointError
             If training diverges.
 
         Notes
         -----
-        ``reference`` and ``experts`` know no mixtures or kernels here, nor families of references
-        of your own.  ``marginals="auto"`` is standardisation only, ``dropout`` and ``weight_decay``
-        are 0 unless given, and ``max_epochs``, ``steps_per_epoch``, ``early_stopping``,
-        ``time_limit`` and ``callbacks`` are of no account (but with ``max_epochs=0`` there is no
-        network).
+        Mixtures, kernels and custom families of references are not available here.
+        ``marginals="auto"`` only standardises, ``dropout`` and ``weight_decay`` are 0 unless given,
+        and ``max_epochs``, ``steps_per_epoch``, ``early_stopping``, ``time_limit`` and
+        ``callbacks`` are ignored (but with ``max_epochs=0`` there is no network).
         """
         if hasattr(self, "_model") and not hasattr(self, "_increments"):
             warn(
-                "partial_fit begins anew: it goes on from its own earlier calls only, not from "
-                "fit or a file.",
+                "partial_fit starts from scratch: it continues its own earlier calls only, not "
+                "fit or a loaded file.",
             )
         for part in parts_of(X):
             self._learn(part)
@@ -518,7 +519,7 @@ class TableEstimator(DensityOfParts):
             if changed:
                 raise ValueError(
                     f"warm_start keeps the maps and references of the earlier fit, but "
-                    f"{', '.join(changed)} changed. Set warm_start=False to fit anew."
+                    f"{', '.join(changed)} changed. Set warm_start=False to refit from scratch."
                 )
         self._kept = kept
 
@@ -589,6 +590,6 @@ class TableEstimator(DensityOfParts):
         self.n_iter_ = len(model.history)
 
     def _finish_loading(self) -> None:
-        """Set the attributes that follow from those stored, once these fit together."""
+        """Check the stored attributes for consistency, and set those that follow from them."""
         self._check_loaded()
         self._publish()

@@ -76,10 +76,10 @@ def copies_left(
 
 
 def varying_again(values: Array, scores: Array, kept: NDArray[np.bool_]) -> Index:
-    """Return, for each column that is constant among the rows kept, the likeliest other row.
+    """Return, for each column that is constant among the rows kept, the most likely other row.
 
     Without it a rare value would be as unlikely as the arbitrary width of constant columns says.
-    Of a column that is missing in all rows kept it is the likeliest one in which it is not.
+    Of a column that is missing in all rows kept it is the most likely one in which it is not.
     """
     seen = ~np.isnan(values)
     columns = np.arange(values.shape[1])
@@ -144,7 +144,7 @@ def needed_of_groups(
 ) -> NDArray[np.bool_]:
     """Return rows to keep of groups of at least so many rows that would nearly all be left out.
 
-    They are the likeliest ones, half of the group's weight.
+    They are the most likely ones, half of the group's weight.
     """
     group = group + 1
     total = np.bincount(group, weights=given.weight)

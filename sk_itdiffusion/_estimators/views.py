@@ -1,4 +1,4 @@
-"""Views of a fitted density: of some of its columns, and of the others given these."""
+"""Views of a fitted density: marginal and conditional densities."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ ColumnNames = str | int | Sequence[str] | Sequence[int] | NDArray[Any]
 
 
 def warn_of_networks(density: TableEstimator) -> None:
-    """Warn that the networks of a fit, if it has any, do not answer questions about parts."""
+    """Warn that the networks of a fit are not used for marginal and conditional densities."""
     if density._model.nets:
         warn(
-            "Questions about parts of rows are answered by the references alone: the networks of "
-            "this fit were trained on complete rows. Their answers are no parts of the density of "
-            "complete rows, which is better; with max_epochs=0 the same references score both, "
-            "though complete rows by other weights."
+            "Marginal and conditional densities use the references only, since the networks of "
+            "this fit were trained on complete rows. They are not those of the density of "
+            "complete rows, which is better. With max_epochs=0 the same references are used for "
+            "both, though with other weights for complete rows."
         )
 
 
@@ -69,14 +69,14 @@ def positions_of_columns(
     Raises
     ------
     ValueError
-        If a column is unknown or named twice, there are none, or all though they must not be.
+        If a column is unknown or named twice, or none or (where not allowed) all are named.
     """
     n_columns = density.n_features_in_
     names = getattr(density, "feature_names_in_", None)
     known = {} if names is None else {str(name): j for j, name in enumerate(names)}
     if not isinstance(columns, str | Integral | Iterable):
         raise ValueError(
-            f"{parameter} must be the name or the number of a column, or a sequence of such, got "
+            f"{parameter} must be the name or the number of a column, or a sequence of these, got "
             f"{columns!r}."
         )
     entries: list[Any] = [columns] if isinstance(columns, str | Integral) else list(columns)
@@ -102,7 +102,7 @@ def positions_of_columns(
     if not found:
         raise ValueError(f"{parameter} must name at least one column.")
     if len(found) == n_columns and not may_be_all:
-        raise ValueError(f"{parameter} names all columns, so that nothing is left to ask about.")
+        raise ValueError(f"{parameter} names all columns, so no other column is left.")
     return np.array(found, dtype=np.intp)
 
 
@@ -125,7 +125,7 @@ class DensityView(DocumentationLinkMixin, DensityMixin, BaseEstimator):
     density: TableEstimator
 
     def fit(self, X: Any = None, y: object = None) -> Self:
-        """Do nothing: the density is fitted.
+        """Do nothing: the density is already fitted.
 
         Parameters
         ----------
@@ -220,16 +220,16 @@ class DensityView(DocumentationLinkMixin, DensityMixin, BaseEstimator):
 
 
 def check_number_of_samples(n_samples: object) -> None:
-    """Raise an error if a number of draws is no positive integer."""
+    """Raise an error if a number of draws is not a positive integer."""
     if not isinstance(n_samples, Integral) or n_samples < 1:
         raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
 
 
 class MarginalDensity(DensityView):
-    """Density of some columns of a table, whatever the others are.
+    """Marginal density of some columns of a table.
 
-    It is a view of a fitted density, made by its method ``marginal``, and answers by the mixture of
-    the density's references, which is known in closed form.
+    A view of a fitted density, returned by its method ``marginal``.  It uses the mixture of the
+    density's references, whose marginals are known in closed form.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ class MarginalDensity(DensityView):
 
     See Also
     --------
-    ConditionalDensity : The others given these.
+    ConditionalDensity : Density of the other columns given some.
 
     Notes
     -----
@@ -288,8 +288,7 @@ class MarginalDensity(DensityView):
         return_std : bool, default=False
             Whether to return standard errors too.
         score_tol : float, "auto" or None, default=None
-            Standard error in nats that each row should have; None takes the parameter of the
-            density.
+            Target standard error of each row, in nats; None uses the parameter of the density.
 
         Returns
         -------
@@ -302,7 +301,7 @@ class MarginalDensity(DensityView):
         Raises
         ------
         ValueError
-            If X has other columns, or values that the density does not take.
+            If X has other columns, or values that the density does not accept.
         """
         check_is_fitted(self)
         values = self._read_columns(X, self._positions, only=True)
@@ -339,12 +338,12 @@ class MarginalDensity(DensityView):
         n_samples : int, default=1
             Rows to draw, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None takes that of the density.
+            Seed; None uses that of the density.
 
         Returns
         -------
         ndarray or DataFrame of shape (n_samples, `n_features_in_`)
-            Random rows, in a table of the kind that the density was fitted to.
+            Random rows, in the same container as the table that was fitted.
 
         Raises
         ------
@@ -360,10 +359,10 @@ class MarginalDensity(DensityView):
 
 
 class ConditionalDensity(DensityView):
-    """Density of columns of a table given the others.
+    """Conditional density of columns of a table given the others.
 
-    It is a view of a fitted density, made by its method ``conditional``, and answers by the mixture
-    of the density's references, which is known in closed form.
+    A view of a fitted density, returned by its method ``conditional``.  It uses the mixture of the
+    density's references, whose conditionals are known in closed form.
 
     Parameters
     ----------
@@ -374,7 +373,7 @@ class ConditionalDensity(DensityView):
 
     See Also
     --------
-    MarginalDensity : Some columns, whatever the others are.
+    MarginalDensity : Density of some columns alone.
 
     Notes
     -----
@@ -428,8 +427,7 @@ class ConditionalDensity(DensityView):
         return_std : bool, default=False
             Whether to return standard errors too.
         score_tol : float, "auto" or None, default=None
-            Standard error in nats that each row should have; None takes the parameter of the
-            density.
+            Target standard error of each row, in nats; None uses the parameter of the density.
 
         Returns
         -------
@@ -471,15 +469,14 @@ class ConditionalDensity(DensityView):
         ----------
         X : array-like or data frame of shape (n_rows, n_columns)
             A table that has at least the given columns; arrays have these, in the order of
-            ``given``, or all.  What it holds of the targets is ignored.  Given entries that are
-            missing are not known.
+            ``given``, or all.  Values of the targets are ignored.  Given entries may be missing.
         n_samples : int, default=1
             Draws for each row, at least 1.
         random_state : int, RandomState or None, default=None
-            Seed; None takes that of the density.  A row's draws follow from it and from what is
-            given in the row, and equal rows have different draws.
+            Seed; None uses that of the density.  The draws of a row are determined by it and by
+            the given entries; equal rows have different draws.
         output : {"array", "frame"} or None, default=None
-            Container of the draws; None for the kind of table that the density was fitted to.
+            Container of the draws; None for that of the table that was fitted.
 
         Returns
         -------
@@ -491,8 +488,8 @@ class ConditionalDensity(DensityView):
         Raises
         ------
         ValueError
-            If X lacks given columns or has values that the density does not take, or a parameter
-            is out of its range.
+            If given columns are missing from X, it has values that the density does not accept, or
+            a parameter is out of range.
         """
         check_is_fitted(self)
         check_number_of_samples(n_samples)
@@ -503,7 +500,7 @@ class ConditionalDensity(DensityView):
         model = self.density._model
         draws = model.complete(values, int(n_samples), self._seed(random_state)).swapaxes(0, 1)
         rows = draws.reshape(-1, draws.shape[2])
-        # Values that are no categories cannot be written; those that are given are not asked for.
+        # Unknown values cannot be written; those of the given columns are not needed.
         rows[:, self._positions] = model.space.constant_values[self._positions]
         table = columns_of(self.density._write(rows), self._targets)
         if output == "array" or (output is None and isinstance(table, np.ndarray)):
@@ -519,7 +516,7 @@ class ConditionalDensity(DensityView):
         if isinstance(table, pd.DataFrame):
             levels = pd.MultiIndex.from_product([index, range(n_samples)], names=["row", "draw"])
             return table.set_axis(levels, axis=0)
-        import polars  # the density was fitted to a data frame of polars
+        import polars  # the density was fitted to a polars data frame
 
         number = np.arange(len(table))
         places = polars.DataFrame({"row": number // n_samples, "draw": number % n_samples})

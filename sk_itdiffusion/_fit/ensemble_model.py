@@ -107,7 +107,7 @@ class Transport:
         return reference.standardized(self.shift, np.full_like(self.shift, self.factor))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_positive(self.factor, "factors of members")
         check_shapes(self, {"shift": "d"})
         # Squares of larger numbers are none.
@@ -320,7 +320,7 @@ class EnsembleModel(TableModel, EnsembleExperts):
         return super().paired() if self.sole is None else self.members[self.sole].paired()
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         super()._finish_loading()
         names = [self.transports.keys(), self.reference_names.keys()]
         check_same(names, 2 * [self.members.keys()], "there are other members")
@@ -376,7 +376,7 @@ def sizes_of(reference: Reference) -> object:
     """Return what a reference is made from beside tensors and parts; unlike all else if unknown."""
     try:
         config = reference.config()
-    except TypeError:  # of a class of the user's own that no file can hold
+    except TypeError:  # of a class defined by the user that no file can hold
         return object()
     return {name: v for name, v in config.items() if not isinstance(v, torch.nn.Module)}
 

@@ -76,7 +76,7 @@ class BeyondBounds:
     share: float
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         least, greatest = np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0)
         check_in_range(self.share, least, greatest, "shares of rows beyond the bounds")
 

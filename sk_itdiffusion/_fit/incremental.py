@@ -240,8 +240,7 @@ class StreamedNetwork:
                     self.net.optimizer_.clear_state()
                     raise FloatingPointError(
                         "Training diverged: the loss is not finite. The weights are those before "
-                        "this call. Lower learning_rate, or check the rows for values far from all "
-                        "others."
+                        "this call. Lower learning_rate, or check the rows for extreme values."
                     )
         finally:
             self.objective.eval()
@@ -510,8 +509,9 @@ def check_settings(settings: FitSettings) -> None:
         *plain,
     ):
         raise ValueError(
-            "partial_fit has one reference, a normal distribution and independent discrete "
-            f"columns: reference must be 'auto', or name it, got {settings.model.reference!r}."
+            "partial_fit has only one reference, a normal distribution times independent "
+            "discrete columns: reference must be 'auto' or name it, got "
+            f"{settings.model.reference!r}."
         )
     if settings.model.preconditioner != "independent":
         raise ValueError(
@@ -526,7 +526,7 @@ def check_settings(settings: FitSettings) -> None:
     unknown = set(settings.model.asked) - {*NETWORKS, *plain} | own
     if unknown:
         raise ValueError(
-            f"partial_fit has no experts but networks and its reference; experts names "
+            f"partial_fit only has networks and its reference as experts; experts names "
             f"{sorted(unknown)}."
         )
 
@@ -544,5 +544,5 @@ def check_constant_columns(values: Array, space: TableSpace, settings: FitSettin
     if varies.any():
         raise ValueError(
             f"Column(s) {column_labels(varies, settings.runtime.feature_names)} were constant in "
-            "the first rows, and are not now. Begin with rows in which all columns vary."
+            "the first rows, but are not now. Start with rows in which all columns vary."
         )

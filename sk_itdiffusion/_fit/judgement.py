@@ -1,4 +1,4 @@
-"""What a network is worth to a model, by which its training is judged."""
+"""What a network is worth to a model, by which its training is evaluated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sk_itdiffusion.layout import Layout
 
 __all__ = ["Judgement", "unexplained_noise"]
 
-#: Intervals of the log-SNR, of equal numbers of noisy validation rows, that are judged apart.
+#: Intervals of the log-SNR, of equal numbers of noisy validation rows, that are evaluated apart.
 N_INTERVALS = 16
 
 
@@ -22,7 +22,7 @@ class Judgement:
     A model mixes its experts at each log-SNR.  Where a reference predicts the noise better, what a
     network learns is of no use, so that its own bound says little about when it has learned enough.
     In each of some intervals of the log-SNR the network and the best reference get the weights of
-    the least error.
+    the smallest error.
 
     Parameters
     ----------

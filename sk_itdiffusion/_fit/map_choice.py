@@ -121,7 +121,7 @@ def choose_marginal_map(
     seed : int
         Seed of the mixture.
     families : sequence of ReferenceFamily, default=()
-        Families that take part in the fit, and may be guides too.
+        Families that are used in the fit, and may be guides too.
     resolution : float, default=0.0
         Largest lattice step of a column in standard deviations; 0 if there is none.
 
@@ -219,7 +219,7 @@ def marginal_kinds(marginals: str) -> Sequence[str]:
 def choose_map(
     schema: Schema, train: WeightedRows, valid: WeightedRows, settings: FitSettings, seed: int
 ) -> MappedSplit:
-    """Return standardised rows behind the maps that the settings ask for.
+    """Return standardised rows after the maps that the settings ask for.
 
     Parameters
     ----------

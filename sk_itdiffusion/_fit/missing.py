@@ -37,7 +37,7 @@ def model_of_parts(
     references : FittedReferences
         What follows from them.
     names : sequence of str
-        Names of those that take part.
+        Names of those that are used.
     split : MappedSplit
         Training and validation rows.
     seen_constants : ndarray of shape (n_columns,)

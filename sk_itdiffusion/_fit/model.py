@@ -156,7 +156,7 @@ class TableModel(ModelOfParts):
         return self.mixing.paired(self.experts())
 
     def without_wide_components(self) -> TableModel:
-        """Return the model with references without components for rows unlike all those seen.
+        """Return the model with references without components for rows unlike all training rows.
 
         See `Reference.without_wide_components`.  It is the same object if no reference has any.
         """
@@ -209,7 +209,7 @@ class TableModel(ModelOfParts):
             keys = row_keys(standardized, self.seeds.scoring)
             control = self.control_log_density(values, standardized, keys, tolerance)
         outside = self.space.outside(values)
-        # Denoisers know no points of values that are no categories: such rows are the control's.
+        # Denoisers know no points of values that are not categories: such rows are the control's.
         near = control.is_near & ~outside & self.space.is_complete(standardized)
         beyond = self._log_density_beyond(standardized)
         total += np.where(outside, beyond, control.log_density + control.log_slope)
@@ -462,7 +462,7 @@ class TableModel(ModelOfParts):
         return MSECurve.pooled(curves, counts)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         layout, n_columns = self.space.layout, self.space.n_columns
         for reference in self.references.values():
             check_reference(reference, layout)

@@ -50,8 +50,8 @@ class ModelOfParts(Experts):
     Attributes
     ----------
     parts : ReferenceMixture or None
-        Mixture of the references that answers questions about parts of rows; None if no column
-        varies, or there are no such answers.
+        Mixture of the references that is used for marginal and conditional densities; None if no
+        column varies, or there are no such answers.
     has_missing : bool
         Whether rows of the fit lacked entries, so that the mixture answers all questions.
     """
@@ -102,7 +102,7 @@ class ModelOfParts(Experts):
         if given is None:
             given = np.zeros(values.shape[1], dtype=bool)
         targets = ~np.isnan(values) & ~given
-        # Denoisers and references know nothing of values that are no categories.
+        # Denoisers and references know nothing of values that are not categories.
         known = self._without_unseen(values)
         total = self.terms_of_parts(targets.astype(np.float64))
         total += np.where(targets, self._log_ratios(values), 0.0).sum(axis=1)
@@ -119,7 +119,7 @@ class ModelOfParts(Experts):
         return total, variance
 
     def _without_unseen(self, values: Array) -> Array:
-        """Return numbers and codes, NaN for values that are no categories."""
+        """Return numbers and codes, NaN for values that are not categories."""
         known = values.copy()
         entries = known[:, self.space.open]
         known[:, self.space.open] = np.where(entries < 0.0, np.nan, entries)
@@ -197,9 +197,11 @@ class ModelOfParts(Experts):
         -------
         ndarray of shape (n_draws, n, n_columns)
             The rows, with the observed entries as they are.  Values of continuous columns are
-            between their bounds, and those of dequantised ones on their lattices.
+            between their bounds, and those of dequantised ones on their lattices.  Observed
+            entries beyond the bounds of their columns, like unseen categories, say nothing about
+            the other ones.
         """
-        known = self._without_unseen(values)
+        known = np.where(self.space.entries_outside(values), np.nan, self._without_unseen(values))
         missing = np.isnan(values)
         if self.space.is_empty:
             return np.tile(np.where(missing, self.space.constant_values, values), (n_draws, 1, 1))

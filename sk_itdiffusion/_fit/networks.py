@@ -73,9 +73,9 @@ __all__ = ["bound_history", "networks_to_train", "train_networks", "warn_if_stil
 
 Array = NDArray[np.float64]
 MIN_VALIDATION_ROWS = 2_000
-#: Noisy validation rows that judge an epoch of continuous columns.
+#: Noisy validation rows that evaluate an epoch of continuous columns.
 NOISY_VALIDATION_ROWS = 4_096
-#: Rows from which the importance density is refitted; images are dear.
+#: Rows from which the importance density is refitted; images are expensive.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
 #: Dropout that is worth the time of its random numbers.
 MIN_DROPOUT = 0.01
@@ -111,7 +111,7 @@ def planned_networks(settings: FitSettings) -> dict[str, PlannedNetwork]:
 def number_of_networks(settings: FitSettings) -> int:
     """Return how many networks of the family are trained.
 
-    A second one is worth its time where both see rows that are in memory, each with a core.
+    A second one justifies its cost where both see rows that are in memory, each with a core.
     Callbacks of the user, such as one that writes checkpoints to a file, may know of one only.
     """
     if settings.model.n_networks is not None:
@@ -135,7 +135,7 @@ def train_networks(
 
     No torch mode of the calling thread reaches those.  Networks that one thread trains are trained
     at the same time, unless callbacks, which they would share, could be in each other's way, or
-    other processes take part.
+    other processes are used.
     """
     strands = current_progress().stretch(0.0, SHARE_OF_TRAINING).strands(len(names))
     board = EpochBoard(has_names=len(names) > 1)
@@ -186,7 +186,7 @@ def warn_if_still_improving(nets: Iterable[skorch.NeuralNet], settings: FitSetti
     for end, limit in limits.items():
         if end in ends:
             warn(
-                f"The training ended by {limit} while the validation bound was still falling. "
+                f"The training ended by {limit} while the validation bound was still improving. "
                 f"Increase {limit.partition('=')[0]}.",
                 ConvergenceWarning,
             )
@@ -248,7 +248,7 @@ def build_network(
 
 
 def build_backbone(family: NetworkFamily, plan: BackbonePlan) -> torch.nn.Module:
-    """Return a family's backbone in single precision, made of random numbers of the plan only."""
+    """Return a family's backbone in single precision, from random numbers of the plan only."""
     with seeded(plan.generator.initial_seed()):
         backbone = family.build(plan)
         if not isinstance(backbone, torch.nn.Module):
@@ -401,7 +401,9 @@ def training_rows(
     def prepared(values: Array) -> Array:
         nonlocal n_seen
         if values.shape[1] != space.n_columns or not np.isfinite(values).all():
-            raise ValueError(f"X has rows or items that are not {space.n_columns} finite numbers.")
+            raise ValueError(
+                f"X has rows or items that do not consist of {space.n_columns} finite numbers."
+            )
         if dequantizer is not None:
             dequantizer.check(values, settings.runtime.feature_names)
         check_bounds(values, settings, dequantizer, space)
@@ -480,7 +482,7 @@ def regularization_for(
 
 
 def epoch_length(n_rows: int, has_categories: bool, settings: FitSettings) -> int:
-    """Return the steps of an epoch: fewer where few rows are soon learned by heart."""
+    """Return the steps of an epoch: fewer where few rows are soon memorised."""
     if has_categories or settings.model.network.is_costly(settings.model.task):
         return int(np.clip(round(100 * math.sqrt(n_rows / 5000)), 20, 100))
     steps = np.clip(max(min(n_rows, 1_500), n_rows / 3), 400, 6_400)

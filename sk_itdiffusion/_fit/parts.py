@@ -1,4 +1,4 @@
-"""The mixture of references that answers questions about parts of rows.
+"""The mixture of references that is used for marginal and conditional densities.
 
 Networks know rows that are complete.  References are distributions, of which all marginals and
 conditionals are known in closed form, and so are those of a mixture of them.
@@ -31,7 +31,7 @@ def fit_parts(
     split: MappedSplit,
     most: int | None = None,
 ) -> ReferenceMixture:
-    """Return the mixture of references that answers questions about parts of rows.
+    """Return the mixture of references that is used for marginal and conditional densities.
 
     Its weights maximise the likelihood of the validation rows.  If no rows are held out, which is
     if there are few and the plain reference is the only one, it is that.
@@ -41,9 +41,9 @@ def fit_parts(
     references : mapping of str to Reference
         References by name.
     names : sequence of str
-        Names of those that may take part, beside networks.
+        Names of those that may be used, beside networks.
     control : str
-        Name of the control variate, which takes part if no others do.
+        Name of the control variate, which is used if no others do.
     split : MappedSplit
         Training and validation rows.
     most : int or None, default=None

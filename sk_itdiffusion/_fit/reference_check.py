@@ -94,7 +94,7 @@ def check_results(kind: str, reference: Reference, split: MappedSplit) -> None:
 def check_tensor(
     kind: str, reference: Reference, method: str, value: object, shape: tuple[int, ...]
 ) -> None:
-    """Raise an error if a value is no tensor of finite doubles of a shape."""
+    """Raise an error if a value is not a tensor of finite doubles of a shape."""
     wanted = f"{method} must return a torch.float64 tensor of shape {tuple(shape)} for {shape[0]} "
     wanted += "rows in double precision"
     if not isinstance(value, Tensor):
@@ -137,4 +137,4 @@ def are_two_numbers(values: object) -> bool:
 def raise_reference_error(kind: str, reference: Reference, what: str) -> NoReturn:
     """Raise the error of a reference that is not as it has to be."""
     name = type(reference).__name__
-    raise ValueError(f"{kind}.fit returned a {name} that does not suit the table: {what}.")
+    raise ValueError(f"{kind}.fit returned a {name} that is not suitable for the table: {what}.")

@@ -239,8 +239,8 @@ def candidate_bounds(
 ) -> Array | None:
     """Return the bounds of continuous columns that are given, or shown by the rows, if any are.
 
-    Only a choice of maps on validation rows judges bounds that are shown, and only if all rows are
-    known.
+    Only a choice of maps on validation rows evaluates bounds that are shown, and only if all rows
+    are known.
     """
     if settings.model.bounds is not None:
         bounds = bounds_of_cells(settings.model.bounds, dequantizer)[continuous]
@@ -478,17 +478,17 @@ def check_varying_columns(
     constant = np.isin(np.arange(space.n_columns), space.constant)
     if isinstance(settings.model.reference, ContinuousReference) and constant.any():
         raise ValueError(
-            f"A reference object needs all columns to vary; column(s) "
-            f"{column_labels(constant, names)} are constant. Leave them out of both."
+            f"A reference object requires all columns to vary; column(s) "
+            f"{column_labels(constant, names)} are constant. Remove them from both."
         )
     if known is None or not known.must_vary_alike:
         return
     if not np.array_equal(space.constant, known.space.constant):
         earlier = np.isin(np.arange(space.n_columns), known.space.constant)
         raise ValueError(
-            f"warm_start needs the columns that vary to be those of the earlier fit; column(s) "
-            f"{column_labels(constant != earlier, names)} changed. Set warm_start=False to fit "
-            "anew."
+            f"warm_start requires the same columns to be constant as in the earlier fit; column(s) "
+            f"{column_labels(constant != earlier, names)} changed. Set warm_start=False to refit "
+            "from scratch."
         )
 
 
@@ -514,12 +514,12 @@ def warn_about_columns(
     tied = report.tied & ~on_lattice
     if constant.any():
         warn(
-            f"Column(s) {column_labels(constant, names)} are constant and have no density; "
-            f"they enter as normal densities with {CONSTANT_WIDTH:g} of their value (or of 1) as "
-            "standard deviation. Leave them out to avoid this.",
+            f"Column(s) {column_labels(constant, names)} are constant and have no density; they "
+            f"are modelled as normal with {CONSTANT_WIDTH:g} of their value (or of 1) as "
+            "standard deviation. Remove them to avoid this.",
         )
     if tied.any():
-        advice = "set dequantize=True" if dequantizer is None else "give their steps in dequantize"
+        advice = "set dequantize=True" if dequantizer is None else "set their steps in dequantize"
         warn(
             f"Column(s) {column_labels(tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities depend on how finely they are "
@@ -546,8 +546,8 @@ def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> N
     n_columns = len(space.continuous)
     if n_columns and n_rows <= n_columns + 1 and not settings.model.has_images:
         text += (
-            f" So few rows do not determine a covariance of {n_columns} continuous column(s): "
-            "log-densities rest on assumptions, and standard errors of score_samples, which are "
-            "those of the numerical integration alone, do not show how uncertain they are."
+            f" So few rows cannot determine the covariance of {n_columns} continuous column(s): "
+            "log-densities depend on assumptions, and the standard errors of score_samples, "
+            "which are those of the numerical integration only, do not include this uncertainty."
         )
     warn(text)

@@ -29,6 +29,6 @@ class Seeds:
         return cls(*(int(seed) for seed in random_state.randint(2**31 - 1, size=4)))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         seeds = [self.split, self.mixtures, self.network, self.scoring]
         check_in_range(seeds, 0, MAX_SEED, "seeds")

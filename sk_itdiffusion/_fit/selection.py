@@ -76,7 +76,7 @@ def demand_of(settings: FitSettings) -> Demand:
 def families_of(
     families: Iterable[ReferenceFamily], schema: Schema, demand: Demand, judged: bool = True
 ) -> list[ReferenceFamily]:
-    """Return the families that take part in a fit, in the order in which they are fitted.
+    """Return the families that are used in a fit, in the order in which they are fitted.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def families_of(
     demand : Demand
         What the fit asks for.
     judged : bool, default=True
-        Whether validation rows judge them.
+        Whether validation rows evaluate them.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def families_of(
 def fit_families(
     families: Iterable[ReferenceFamily], split: MappedSplit, context: FamilyContext, seed: int
 ) -> tuple[dict[str, Reference], dict[str, Array | float]]:
-    """Return the references of families by name, and how their choice flatters validation rows.
+    """Return the references of families by name, and the optimism of their choice.
 
     Each family has a seed of its own, so that another one beside it shifts no randomness.
     """
@@ -129,7 +129,7 @@ def fit_families(
     for family in families:
         own = np.random.RandomState(seed_of_family(seed, family.name))
         known = replace(context, references=MappingProxyType(dict(references)), random_state=own)
-        # Families of the user's own know nothing of missing entries.
+        # Families defined by the user know nothing of missing entries.
         taught = split if family in BUILT_IN_FAMILIES else split.complete
         found = family.fit_judged(taught, known)
         check_reference(family, found, taught)
@@ -151,8 +151,8 @@ def check_reference_is_given(n_continuous: int, settings: FitSettings) -> None:
     given = isinstance(settings.model.reference, ContinuousReference)
     if n_continuous and not given and "reference" in settings.model.asked:
         raise ValueError(
-            "experts names 'reference', which needs a ContinuousReference object as the parameter "
-            "reference."
+            "experts names 'reference', which requires a ContinuousReference object as the "
+            "parameter reference."
         )
 
 
@@ -183,12 +183,12 @@ def fit_references(
     seed: int,
     earlier: EarlierReferences | None = None,
 ) -> tuple[MappedSplit, FittedReferences]:
-    """Return the references that the settings ask for and that validation rows can judge.
+    """Return the references that the settings ask for and that validation rows can evaluate.
 
     Parameters
     ----------
     split : MappedSplit
-        Training and validation rows, behind the maps of the columns.
+        Training and validation rows, after the maps of the columns.
     schema : Schema
         What the columns are.
     settings : FitSettings
@@ -196,12 +196,12 @@ def fit_references(
     seed : int
         Seed of the families.
     earlier : EarlierReferences or None, default=None
-        References of an earlier fit, which are kept but for those that are made of its rows.
+        References of an earlier fit, which are kept but for those that are built from its rows.
 
     Returns
     -------
     split : MappedSplit
-        The same rows, which know how far the choice of the references flatters them.
+        The same rows, with the optimism of the choice of the references.
     references : FittedReferences
         The references.
     """
@@ -263,7 +263,7 @@ def warn_of_absent_families(
             continue
         if settings.model.experts == "auto" or name in settings.model.experts:
             reason = family.why_absent(schema, demand_of(settings), split.judged)
-            warn(f"The family {name!r} of experts takes no part in this fit: {reason}.")
+            warn(f"The family {name!r} of experts is not used in this fit: {reason}.")
 
 
 def plain_reference(
@@ -276,7 +276,7 @@ def plain_reference(
 def choose_control(
     references: Mapping[str, Reference], valid: WeightedRows, settings: FitSettings
 ) -> str:
-    """Return the name of the control variate: the one asked for, else the likeliest expert."""
+    """Return the name of the control variate: the one asked for, else the most likely expert."""
     if isinstance(settings.model.reference, ContinuousReference):
         return "reference"
     if settings.model.reference in references:
@@ -284,9 +284,9 @@ def choose_control(
     plain = plain_reference(references, settings.model.families)
     if settings.model.reference != "auto":
         warn(
-            f"reference={settings.model.reference!r} is not better than the plain reference "
-            f"({plain!r}) on the validation rows, or these columns do not allow it; the plain one "
-            "is used.",
+            f"reference={settings.model.reference!r} is not better than the simplest reference "
+            f"({plain!r}) on the validation rows, or not possible for these columns; the "
+            "simplest one is used.",
         )
         return plain
     stacked = [
@@ -311,6 +311,6 @@ def choose_preconditioner(references: Mapping[str, Reference], settings: FitSett
     if asked != "independent":
         warn(
             f"preconditioner={asked!r} is not better than {plain!r} on the validation rows, or "
-            "these columns do not allow it; the latter is used.",
+            "not possible for these columns; the latter is used.",
         )
     return plain

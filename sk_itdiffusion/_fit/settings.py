@@ -61,9 +61,9 @@ class ModelSettings:
     #: Bounds of all columns if they are given, and whether they are to be found.
     bounds: Array | None = None
     finds_bounds: bool = False
-    #: Least and greatest values of the columns of all rows that are known of.
+    #: Smallest and largest values of the columns of all rows that are known of.
     extent: tuple[Array, Array] | None = None
-    #: Families of references that may take part, in the order in which they are fitted.
+    #: Families of references that may be used, in the order in which they are fitted.
     families: tuple[ReferenceFamily, ...] = BUILT_IN_FAMILIES
     #: Names of the experts that are asked for.
     asked: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class ModelSettings:
     may_hold_out: bool = True
     #: Observations that a weight of 1 stands for; None if they follow from the weights.
     observations_per_weight: float | None = None
-    #: Whether rows lack entries, so that networks take no part and no integral is needed.
+    #: Whether rows have missing entries, so that networks are not used and no integral is needed.
     has_missing: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True

@@ -25,7 +25,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 MAX_VALIDATION_ROWS = 10_000
-#: Share of the rows that near-copies of each other may be without making a split impossible.
+#: Share of the rows that near-duplicates of each other may be without making a split impossible.
 MAX_SHARE_OF_COPIES = 0.5
 
 
@@ -75,7 +75,7 @@ def rows_together(
 ) -> RowGroups | None:
     """Return the groups of rows that have to be on one side of a split, None if there are none.
 
-    They are those given, or near-copies of continuous rows.  Equal rows that are counted are
+    They are those given, or near-duplicates of continuous rows.  Equal rows that are counted are
     different observations, which may be in different groups; of other tables groups with a row in
     common are one.
     """
@@ -90,18 +90,18 @@ def rows_together(
         return None
     joined = RowGroups.alone(rows).joined(rows, links)
     warn_about_near_copies()
-    # A chain of near-copies through all rows leaves nothing to divide.
+    # A chain of near-duplicates through all rows leaves nothing to divide.
     return joined if joined.largest_share <= MAX_SHARE_OF_COPIES else None
 
 
 def warn_about_near_copies() -> None:
     """Warn that rows are not independent, so that new rows may not be like those that validate."""
     warn(
-        "Rows are nearer to each other than independent rows would be, as if they were measured "
-        "twice or copied with noise. Where possible such rows train together or validate "
-        "together, but the density of new rows may still be estimated from fewer independent ones "
-        "than there seem to be. If rows belong together, pass groups to fit, and split them by "
-        "group in cross-validation; otherwise remove the copies."
+        "Some rows are closer to each other than independent rows would be, as if they had been "
+        "measured twice or copied with noise. Where possible they are kept on the same side of "
+        "the validation split, but there may be fewer independent rows than there seem to be. "
+        "If rows belong together, pass groups to fit, and split them by "
+        "group in cross-validation; otherwise remove the near-duplicates."
     )
 
 
@@ -120,7 +120,7 @@ class MappedSplit:
     judged : bool, default=True
         Whether validation rows are other rows than those for training.
     optimism : Optimism
-        By how much choices that the validation rows have made flatter each of them.
+        Optimism of the choices that were made on the validation rows.
     train_log_slope : ndarray of shape (n_train,) or float, default=0
         Log-derivatives of the maps at the training rows.
     """
@@ -135,7 +135,7 @@ class MappedSplit:
 
     @classmethod
     def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
-        """Return standardised rows behind the maps of a space."""
+        """Return standardised rows after the maps of a space."""
         mapped, train_log_slope = space.rows(train.X)
         mapped_valid, log_slope = space.rows(valid.X)
         return cls(

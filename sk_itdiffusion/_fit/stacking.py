@@ -264,7 +264,7 @@ def chosen_experts(
     if missing:
         reasons = reasons_of_absence(split, schema, settings)
         told = "; ".join(f"{name!r}, {reasons[name]}" for name in missing)
-        warn(f"experts names {missing}, which these rows do not allow: {told}.")
+        warn(f"experts names {missing}, which are not possible for these rows: {told}.")
     return chosen or (control,)
 
 

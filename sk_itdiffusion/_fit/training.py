@@ -64,7 +64,7 @@ NUMBERS_IN_A_VALIDATION_BATCH = 2**19
 #: Numbers in the noise of the batches that are made together.
 NUMBERS_MADE_AT_ONCE = 2**16
 SHARE_OF_UNIFORM_VALIDATION = 0.3
-#: Rows that judge an epoch in any case.
+#: Rows that evaluate an epoch in any case.
 MIN_VALIDATION_ROWS = 1_000
 #: Noisy validation rows that are no more repeated; judging an epoch must not take as long as it.
 MAX_REPEATED_ROWS = 16_384
@@ -158,7 +158,7 @@ class DenoisingObjective(nn.Module):
         logsnr, importance : Tensor of shape (B,)
             Log-SNRs and their weights.
         **rows : Tensor
-            Clean rows ``x`` and noise ``eps``, or what `with_constants` has made of them; of
+            Clean rows ``x`` and noise ``eps``, or what `with_constants` has built from them; of
             validation rows also what references leave ``unexplained`` of the noise.
         """
         network = self.denoiser if self.training else self.averaged
@@ -254,7 +254,7 @@ class _Net(skorch.NeuralNet):
         self._zero_grad_optimizer()
         self.has_smaller_parts, self.micro_batch_size = True, max(1, size // LESS)
         warn(
-            f"There was too little memory to train on {size} rows at a time; going on with "
+            f"There was too little memory to train on {size} rows at a time; continuing with "
             f"{self.micro_batch_size}, as micro_batch_size={self.micro_batch_size} does.",
         )
 
@@ -365,14 +365,14 @@ def train(
     train_rows : RowDataset or StreamedRows
         Rows to train on.
     valid_rows : RowDataset
-        Rows to judge by.
+        Rows to evaluate by.
     plan : TrainingPlan
         Sizes, rates and limits.
     generator : torch.Generator
         Source of all randomness.
     references : sequence of callable, default=()
         Other denoisers, in single precision, with which the network will be mixed, and with which
-        it is judged.
+        it is evaluated.
     adapt : callable or None, default=None
         Returns a new importance density from the averaged network.
     callbacks : list or None, default=None
@@ -392,10 +392,10 @@ def train(
     Raises
     ------
     FloatingPointError
-        If training diverges before any epoch was good.
+        If training diverges in the first epoch.
     """
     if plan.limits.n_epochs > 0 and not any(p.requires_grad for p in objective.parameters()):
-        raise ValueError("denoiser has no parameters to train; set max_epochs=0 to evaluate it.")
+        raise ValueError("denoiser has no parameters to train; set max_epochs=0 to use it as is.")
     objective.to(device)
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
@@ -481,7 +481,7 @@ def _with_unexplained_noise(
     objective: DenoisingObjective,
     references: Sequence[Callable[[Tensor, Tensor], Tensor]],
 ) -> Batches:
-    """Let the objective be judged with references, and return the batches with what they leave."""
+    """Evaluate the objective with references; return the batches with what these leave."""
     rows = [batch for batch, _ in batches]
     judgement = Judgement(torch.cat([batch["logsnr"] for batch in rows]), objective.offset)
     objective.judgement = judgement

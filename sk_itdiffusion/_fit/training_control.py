@@ -81,7 +81,7 @@ def unknown_bound() -> float:
 
 
 def bound_alone(bound: float) -> float:
-    """Return the bound of a network that is judged alone."""
+    """Return the bound of a network that is evaluated alone."""
     return bound
 
 
@@ -96,9 +96,10 @@ def would_go_on_gaining(bounds: Sequence[float]) -> bool:
 class TrainingControl(Callback):
     """Learning rate, gradient clipping, weight averaging, the end, the best state.
 
-    Epochs are judged by the bound of the model that the network will be a part of, see `Judgement`.
-    The rate and the end are those of a `Course`.  When rows are learned by heart the best weights
-    are restored before the rate falls; at the end they are those of the best epoch.
+    Epochs are evaluated by the bound of the model that the network will be a part of, see
+    `Judgement`.  The rate and the end are those of a `Course`.  When rows are memorised
+    the best weights are restored before the rate falls; at the end they are those of the best
+    epoch.
     """
 
     #: Bound of the network at its start.
@@ -260,7 +261,7 @@ class TrainingControl(Callback):
         if self.best_epoch == 0:
             raise FloatingPointError(
                 f"Training diverged in epoch {len(net.history)}, before any was good: the loss is "
-                "not finite. Lower learning_rate, or check the data for values far from all others."
+                "not finite. Lower learning_rate, or check the data for extreme values."
             )
         warn(
             "Training diverged: the loss is not finite. The weights of the best epoch are used. A "

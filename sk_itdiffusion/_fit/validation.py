@@ -1,9 +1,9 @@
 r"""The validation bound of a model that was chosen by the same rows, and its standard error.
 
-Rows that choose flatter what they choose.  So each row is judged by what the rows of the other
-folds choose: here the weights of the experts at each log-SNR, and in `choice_optimism` of
-`sk_itdiffusion.references.optimism` a candidate among several.  This is cross-validation of the
-choices alone, with all fits as they are, and costs next to nothing [1]_.
+Rows that are used for a choice make it look better than it is.  So each row is evaluated by what
+the rows of the other folds choose: here the weights of the experts at each log-SNR, and in
+`choice_optimism` of `sk_itdiffusion.references.optimism` a candidate among several.  This is
+cross-validation of the choices alone, with all fits as they are, and costs almost nothing [1]_.
 
 References
 ----------
@@ -82,7 +82,7 @@ def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> A
 
 @dataclass(frozen=True)
 class Optimism:
-    """By how much choices flatter the validation rows that have made them, in nats.
+    """Optimism of choices on the validation rows that they were made on, in nats.
 
     A choice counts as far as the stack relies on what was chosen: that of a map changes all
     experts, the plain reference less than others, and that of a mixture only the mixture.
@@ -102,7 +102,7 @@ class Optimism:
     families: Mapping[str, Array | float] = field(default_factory=dict)
 
     def of_stack(self, weights: Mapping[str, float], plain: str, n_rows: int) -> Array:
-        """Return what the choices flatter a stack, for each row.
+        """Return the optimism of the choices for a stack, for each row.
 
         Parameters
         ----------
@@ -134,8 +134,8 @@ def with_unseen_values(
 ) -> Array:
     """Return log-densities of validation rows in which values that training lacks are unseen.
 
-    The categories of a column are those of all rows.  So no validation row has a value that is no
-    category, as some new rows do; values that no training row has stand for them, in columns with
+    The categories of a column are those of all rows.  So no validation row has a value that is not
+    a category, as some new rows do; values that no training row has stand for them, in columns with
     an order those beyond the values of the training rows.  Where there are several such values,
     they share the probability of all of them.
 
@@ -144,7 +144,7 @@ def with_unseen_values(
     log_density : ndarray of shape (n_valid,)
         Log-densities in nats, without what all rows have in common.
     valid, train : WeightedRows
-        Validation and training rows, behind the maps of the columns.
+        Validation and training rows, after the maps of the columns.
     space : TableSpace
         Their space.
     reference : Reference

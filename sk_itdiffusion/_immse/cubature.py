@@ -48,7 +48,7 @@ __all__ = ["NoiseRule", "PiecewiseDensity", "hash_uniform", "row_keys"]
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
-#: Greatest seed that is drawn, or follows from one.
+#: Largest seed that is drawn, or follows from one.
 MAX_SEED = 2**63 - 1
 
 #: Numbers in a bank of directions, and sets of orthogonal ones in it, at least.
@@ -205,7 +205,7 @@ class NoiseRule:
 
     @classmethod
     def for_scoring(cls, n_features: int, seed: int, n_directions: int | None = None) -> NoiseRule:
-        """Return the rule with the least error for its cost, as measured with trained networks.
+        """Return the rule with the smallest error for its cost, as measured with trained networks.
 
         It has two directions in a draw, and the origin with up to 5 features
         (``benchmarks/noise_rules.py``).
@@ -361,7 +361,7 @@ class NoiseRule:
         return np.concatenate([origin, spokes, -spokes], axis=1), coefficient
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_in_range(self.n_directions, 1, self.n_features, "directions of the noise")
         check_in_range(self.seed, 0, MAX_SEED, "seeds")
         if self.central and not self.mirrored:
@@ -442,7 +442,7 @@ class PiecewiseDensity:
         return (self.mass / np.diff(self.edges))[cell]
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_increasing(self.edges, "edges of strata")
         check_not_negative(self.mass, "masses of strata")
         check_shapes(self, {"mass": "c"}, c=len(self.edges) - 1)

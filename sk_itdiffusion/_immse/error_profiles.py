@@ -157,9 +157,9 @@ def stacked_residuals(
 
 
 def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
-    """Return the weights on the simplex of least squared error at each node.
+    """Return the weights on the simplex of smallest squared error at each node.
 
-    With 50 rows or fewer the weights are drawn back to the reference as far as the error stays
+    With 50 rows or fewer the weights are shrunk towards the reference as far as the error stays
     within one standard error of the least.
 
     Parameters

@@ -7,6 +7,8 @@ independent noise, by rules of `CALIBRATED` numbers of draws.  From these follow
   log-density: rows in the tails are harder.  So the number of draws that a tolerance needs is
   known from the fitted model and the row alone.  Were it to depend on the draws that are averaged,
   the mean would be biased;
+- the variance of a typical row relative to that: a few difficult rows, which no log-density tells
+  from others, raise the mean, so that most rows are more exact than they need be;
 - the factor by which the variance of the sum is less than the sum of squared differences of
   consecutive draws, which cancel out.
 
@@ -55,9 +57,11 @@ USUAL_TOL, USUAL_TOL_PER_COLUMN = 0.1, 0.01
 MAX_USUAL_DRAWS, MAX_USUAL_DRAWS_OF_IMAGES = 256, 32
 #: What is added then of rows far from all others, relative to how much less likely they are.
 RELATIVE_TOL = 0.01
+#: Least share of the mean variance that is asked for then: errors are at most twice as large.
+MIN_TYPICAL = 0.25
 #: Tolerance below which no more is done.
 MIN_TOL = 1e-6
-#: Least variances, in squared nats, and relative to their mean.
+#: Smallest variances, in squared nats, and relative to their mean.
 MIN_VARIANCE, MIN_RELATIVE_VARIANCE = 1e-12, 1e-3
 
 
@@ -74,11 +78,15 @@ class Tolerance:
     relative : float
         What is added for rows less likely than all those of the calibration, relative to the
         difference in nats.
+    of_median : bool
+        Whether it is the standard error of a typical row among those that are as likely, instead of
+        the root of the mean square.
     """
 
     nats: float
     max_draws: int = LADDER[-1]
     relative: float = 0.0
+    of_median: bool = False
 
     @property
     def is_automatic(self) -> bool:
@@ -97,7 +105,8 @@ class Tolerance:
     def usual(cls, n_columns: int, has_images: bool) -> Tolerance:
         """Return a tolerance that is small beside what rows differ by, for a bounded time."""
         max_draws = MAX_USUAL_DRAWS_OF_IMAGES if has_images else MAX_USUAL_DRAWS
-        return cls(max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns), max_draws, RELATIVE_TOL)
+        nats = max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns)
+        return cls(nats, max_draws, RELATIVE_TOL, of_median=True)
 
 
 @stored()
@@ -115,12 +124,15 @@ class ErrorCalibration:
         Variances at the numbers of draws in `CALIBRATED`, relative to the first.
     factor : ndarray of shape (n_calibrated,)
         Ratios of the variance to the spread between the draws, at these numbers.
+    typical : float
+        Median variance of rows relative to the mean variance of those that are as likely.
     """
 
     log_density: Array
     variance: Array
     relative: Array
     factor: Array
+    typical: float = 1.0
 
     def expected(self, log_density: Array, n_draws: int) -> Array:
         """Return the variance that a number of draws is expected to have, for each row."""
@@ -154,9 +166,11 @@ class ErrorCalibration:
     ) -> Iterator[tuple[int, NDArray[np.intp]]]:
         """Return numbers of draws, and which rows need as many for a standard error.
 
-        Rows that need more than the greatest number have that.
+        Rows that need more than the largest number have that.
         """
         target = (tolerance.nats + tolerance.relative * self._beyond(log_density)) ** 2
+        if tolerance.of_median:
+            target /= self.typical
         needed = np.full(len(log_density), tolerance.max_draws)
         for n_draws in LADDER[LADDER.index(tolerance.max_draws) :: -1]:
             needed[self.expected(log_density, n_draws) <= target] = n_draws
@@ -164,7 +178,7 @@ class ErrorCalibration:
             yield int(n_draws), np.flatnonzero(needed == n_draws)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"log_density": "k", "variance": "k", "relative": "n", "factor": "n"}
         check_shapes(self, shapes, n=len(CALIBRATED))
         check_finite(self.log_density, "log-densities of the calibration")
@@ -180,6 +194,7 @@ class ErrorCalibration:
         check_in_range(
             self.factor, np.nextafter(0.0, 1.0), MAX_FACTOR, "factors of the calibration"
         )
+        check_in_range(self.typical, MIN_TYPICAL, 1.0, "variance of a typical row")
 
 
 def _interpolated(values: Array, n_draws: int) -> float:
@@ -215,7 +230,10 @@ def calibrate_errors(
     floor = MIN_RELATIVE_VARIANCE * max(float(np.average(spread, weights=weight)), MIN_VARIANCE)
     knots, height = curve.X_thresholds_, np.maximum(curve.y_thresholds_, floor)
     # Relative to the height, so that a few rows in the tails do not count for all.
-    share = weight / np.interp(log_density, knots, height) / weight.sum()
+    heights = np.interp(log_density, knots, height)
+    share = weight / heights / weight.sum()
+    ratio = np.quantile(spread / heights, 0.5, weights=weight, method="inverted_cdf")
+    typical = float(np.clip(ratio, MIN_TYPICAL, 1.0))
     variance, spreads = (
         np.maximum([float(share @ each[kind]) for each in measured], MIN_RELATIVE_VARIANCE)
         for kind in (0, 1)
@@ -223,7 +241,7 @@ def calibrate_errors(
     factor = np.asarray(variance / spreads)
     # More draws are never less exact, but for the noise of the calibration.
     variance = np.minimum.accumulate(variance)
-    return ErrorCalibration(knots, height * variance[0], variance / variance[0], factor)
+    return ErrorCalibration(knots, height * variance[0], variance / variance[0], factor, typical)
 
 
 def _measured(integrate: Integrator, keys: Keys, n_draws: int) -> tuple[Array, Array]:

@@ -6,10 +6,10 @@ For a reference q with known log-density and optimal denoiser, and any denoiser 
     \|\epsilon - \hat\epsilon_q(z, a)\|^2 - \|\epsilon - \hat\epsilon(z, a)\|^2 \right],
 
 the pointwise relation between information and least-squares error (Kong et al. 2023, with
-the reference in the place of their Gaussian).  Both errors are of the same point and
+the reference instead of their Gaussian).  Both errors are of the same point and
 noise, so the reference is an exact control variate; where it also replaces the denoiser the
-integrand vanishes, so the range of the integral can be cut to any interval without flattering the
-estimate.
+integrand vanishes, so the range of the integral can be cut to any interval without making
+the estimate too high.
 
 The integral is a stratified Monte-Carlo estimate with one draw in each stratum of the log-SNR: its
 position and the noise are keyed by the row (see `sk_itdiffusion._immse.cubature`).  The sum of
@@ -142,7 +142,7 @@ class IntegrationRule:
         return logsnr, eps, coefficient / (self.n_draws * self.placement.density(logsnr))[..., None]
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_in_range(self.n_draws, 2, np.inf, "numbers of draws")
 
 
@@ -548,7 +548,7 @@ class MSECurve:
         )
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"logsnr": "n", "model": "n", "model_stderr": "n"}
         n_nodes = check_shapes(self, shapes)["n"]
         for errors in (self.references, self.networks, self.weights):

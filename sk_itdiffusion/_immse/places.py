@@ -2,7 +2,7 @@
 
 Products of matrices treat rows that are left over from their tiles in another way, and may sum a
 row in another order if it does not begin at a multiple of 16 bytes.  Vectorised functions may round
-the numbers that are left over in another way.  So a batch is made of whole tiles, and the
+the numbers that are left over in another way.  So a batch is built from whole tiles, and the
 evaluations of each row of a table begin at a multiple of a few places in it: what a row gives is
 the same wherever it is.  Where denoisers look at the points of a whole tile, to find what is near
 them, rows begin with a tile.

@@ -17,7 +17,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
             return found
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                "device must be 'auto' or a device that torch has here, such as 'cpu' or 'cuda', "
+                "device must be 'auto' or a device available to torch, such as 'cpu' or 'cuda', "
                 f"got {device!r}."
             ) from error
     if torch.cuda.is_available():

@@ -68,8 +68,8 @@ def retry_with_less_memory(function: Callable[Parameters, Result]) -> Callable[P
         budget = int(kwargs.get("budget", usual))  # type: ignore[call-overload]
         smaller = max(1, budget // LESS)
         warn(
-            f"There was too little memory for {budget} evaluations at a time; going on with "
-            f"{smaller}, which changes results by rounding only.",
+            f"There was too little memory for {budget} evaluations at a time; continuing with "
+            f"{smaller}, which changes results only by rounding.",
         )
         try:
             return function(*args, **(kwargs | {"budget": smaller}))  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ def _action(message: str, category: type[Warning], line: UserLine) -> str:
 
 
 def _fits(pattern: Any, text: str) -> bool:
-    """Return whether a filter's pattern fits; those that Python begins with are plain texts."""
+    """Return whether a filter's pattern fits; those that Python begins with are plain strings."""
     if pattern is None or isinstance(pattern, str):
         return pattern in (None, text)
     return pattern.match(text) is not None

@@ -63,7 +63,7 @@ def resolve_bounds(bounds: Any, n_columns: int, names: Sequence[str] | None) -> 
         if len(given) != n_columns:
             raise ValueError(
                 f"bounds must have a pair (or None) for each of the {n_columns} columns, got "
-                f"{len(given)}. Name columns in a dict to give bounds of some of them."
+                f"{len(given)}. Use a dict from names to set bounds of some columns only."
             )
         bounds = dict(enumerate(given))
     known = {} if names is None else {str(name): j for j, name in enumerate(names)}
@@ -80,8 +80,8 @@ def _position(key: Any, n_columns: int, known: Mapping[str, int]) -> int:
     if isinstance(key, int | np.integer) and not isinstance(key, bool) and 0 <= key < n_columns:
         return int(key)
     raise ValueError(
-        f"bounds names the column {key!r}, which X does not have; columns are known by their names "
-        f"if all of these are strings, and by their numbers from 0 to {n_columns - 1}."
+        f"bounds names the column {key!r}, which X does not have; use names if all names are "
+        f"strings, and otherwise numbers from 0 to {n_columns - 1}."
     )
 
 
@@ -136,7 +136,7 @@ def rounded_inside(values: Array, dtype: np.dtype[Any], low: float, high: float)
     """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        # 64-bit floats round the greatest 64-bit integer up to one that the dtype does not hold.
+        # 64-bit floats round the largest 64-bit integer up to one that the dtype does not hold.
         end = float(limits.max) if limits.max < 2**53 else np.nextafter(float(limits.max), 0.0)
         least = max(float(limits.min), np.ceil(np.nextafter(low, np.inf)))
         greatest = min(end, np.floor(np.nextafter(high, -np.inf)))
@@ -177,7 +177,7 @@ def shown_bounds(X: Array, weight: Array, least: Array, greatest: Array) -> Arra
     weight : ndarray of shape (n_samples,)
         Positive weights.
     least, greatest : ndarray of shape (d,)
-        Least and greatest value of each column, of these and maybe further rows.
+        Smallest and largest value of each column, of these and maybe further rows.
 
     Returns
     -------

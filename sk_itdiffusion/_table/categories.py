@@ -128,7 +128,7 @@ class Tally:
             np.bincount(codes[known], values[known], len(categories))
             for values in (weight, squared)
         )
-        # As many rows of equal weight tell as much (Kish's effective sample size).
+        # So many rows of equal weight carry as much information (Kish's effective sample size).
         n_rows = float(total.sum() * (total.sum() / squares.sum()))
         rows_of_category = total * (total / np.where(squares > 0.0, squares, 1.0))
         return Observations(n_rows * (total / total.sum()), rows_of_category, n_rows)
@@ -220,7 +220,7 @@ def check_order(table: Table, kinds: Sequence[Kind], given: Mapping[int, Labels]
     if lacks_order.any():
         raise ValueError(
             f"Column(s) {column_labels(lacks_order, table.labels)} are ordinal, but their values "
-            "have no order. Give the categories in their order by categories, or convert to an "
+            "have no order. List the categories in order in categories, or convert to an "
             "ordered categorical."
         )
 
@@ -237,7 +237,7 @@ def _fixed_categories(table: Table, j: int, given: Mapping[int, Labels]) -> Labe
 
 def _is_closed(table: Table, j: int, given: Mapping[int, Labels]) -> bool:
     """Return whether a column can have no other values than its categories."""
-    # Categoricals and pandas' own truths may lack a value in another table.
+    # Categoricals and pandas' own booleans may lack a value in another table.
     return j in given or table.column(j).dtype == np.dtype(bool)
 
 

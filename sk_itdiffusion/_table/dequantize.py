@@ -59,7 +59,7 @@ ROWS_FOR_STEP = 1_000
 MAX_COPIES = 16
 #: Floats in a cell below which noise on them is far from uniform.
 MIN_FLOATS_IN_A_CELL = 1_000
-#: Least mean distance, in steps, of values that a column without variation has not had.
+#: Smallest mean distance, in steps, of values that a column without variation has not had.
 MIN_MEAN_DISTANCE = 2.0
 
 
@@ -127,7 +127,7 @@ class Dequantizer:
         Parameters
         ----------
         X : ndarray of shape (n_samples, d)
-            Rows, which may lack entries.
+            Rows, which may have missing entries.
         step : float, array-like of shape (d,) or None
             Lattice steps; None finds them.
         shared : bool
@@ -158,7 +158,7 @@ class Dequantizer:
             steps = np.array([refined_step(np.unique(observed(column)[0])) for column in X.T])
         if not steps.any() and (varies.any() or shared or step is not None):
             raise ValueError(
-                "dequantize=True finds no column whose values are multiples of a common step; set "
+                "dequantize=True found no column whose values are multiples of a common step; set "
                 "dequantize to the step, or to False."
             )
         if shared:
@@ -302,12 +302,12 @@ class Dequantizer:
         if wrong.any():
             raise ValueError(
                 f"Column(s) {column_labels(wrong, names)} have values that are not on the lattice "
-                "of the fitted rows, so they have no probability; round them, or fit with "
+                "of the fitted rows, so their probability is undefined; round them, or fit with "
                 "dequantize=False, or set dequantize to a finer step."
             )
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = check_shapes(self, {"step": "c", "origin": "c"})
         if self.is_constant is not None:
             check_shapes(self, {"is_constant": "c"}, **sizes)
@@ -324,9 +324,9 @@ def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str
     coarse = dequantizer.has_noise & (dequantizer.step < MIN_FLOATS_IN_A_CELL * apart)
     if coarse.any():
         warn(
-            f"Column(s) {column_labels(coarse, names)} hold numbers so far from 0 that 64-bit "
-            "floats are too coarse for noise between neighbours. Subtract a number near them, such "
-            "as the least."
+            f"Column(s) {column_labels(coarse, names)} have values so far from 0 that 64-bit "
+            "floats are too coarse for noise between neighbouring values. Subtract a nearby "
+            "number, such as the minimum."
         )
 
 
@@ -345,7 +345,7 @@ def steps_of_constants(value: Array, step: Array, varies: NDArray[np.bool_]) -> 
     Parameters
     ----------
     value : ndarray of shape (d,)
-        Least value of each column.
+        Smallest value of each column.
     step : ndarray of shape (d,)
         Steps of the columns that vary.
     varies : ndarray of shape (d,), bool

@@ -3,8 +3,8 @@
 A continuous column keeps its numbers.  A discrete column becomes the codes 0, ..., K - 1 of its K
 categories: in the order of the categories where it is ordinal, and from the most to the least
 frequent one where it is nominal, so that the codes do not depend on how the categories are called.
-A value that is no category becomes its log-probability (see `sk_itdiffusion._table.unseen`), which
-is negative.
+A value that is not a category becomes its log-probability (see `sk_itdiffusion._table.unseen`),
+which is negative.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Column:
         return 0.0 if self.unseen is None else self.unseen.log_seen
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         if (self.kind == "continuous") != (self.categories is None):
             raise ValueError("a column is neither of numbers nor of categories")
         if self.categories is not None and (
@@ -122,7 +122,7 @@ class TableEncoder:
     holds_numbers : ndarray of shape (n_columns,), bool
         Which columns held numbers.
     polars : tuple of str or None, default=None
-        Names of the dtypes of the columns if decoded tables are data frames of polars.
+        Names of the dtypes of the columns if decoded tables are polars data frames.
     handle_missing : {"category", "missing"}, default="category"
         What missing values are in discrete columns that held no numbers.
 
@@ -162,7 +162,7 @@ class TableEncoder:
         """
         table = read_table(X)
         columns = tuple(Column(label, "continuous", None) for label in table.labels)
-        # Numbers may have come as texts or categories, which hold no others.
+        # Numbers may have come as strings or categories, which hold no others.
         dtypes = tuple(
             dtype if holds_numbers else np.dtype(np.float64)
             for dtype, holds_numbers in zip(table.frame.dtypes, table.holds_numbers, strict=True)
@@ -195,7 +195,7 @@ class TableEncoder:
         categories : "auto", sequence or dict, default="auto"
             Categories of each column, or of the columns that a dict names, as array-likes; "auto"
             or None where they are learned: the categories of a categorical, both values of a
-            boolean dtype, all integers from the least to the greatest one if these are at most 256,
+            boolean dtype, all integers from the smallest to the largest if these are at most 256,
             and else the distinct values.  A missing value (other than among numbers) is a category
             of its own, the last one, if it occurs or is given.
         handle_unknown : {"good_turing", "error"}, default="good_turing"
@@ -228,7 +228,7 @@ class TableEncoder:
             missing values, categories are not among those given, or a parameter is out of its
             range.
         TypeError
-            If entries are neither texts nor numbers, such as dicts.
+            If entries are neither strings nor numbers, such as dicts.
         """
         table = read_table(X)
         _check_settings(table, kinds, handle_unknown)
@@ -256,7 +256,7 @@ class TableEncoder:
         )
         dtypes = [_dtype_for(table.column(j).dtype, learned.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
-        # Truths may be missing in other tables, but for those of numpy.
+        # Booleans may be missing in other tables, but for those of numpy.
         is_truth = np.array([storage == "boolean" for storage in table.storages])
         is_open = is_truth & np.array([dtype != np.dtype(bool) for dtype in table.frame.dtypes])
         holds_numbers = table.holds_numbers & ~(is_open & ~is_continuous(kinds))
@@ -266,7 +266,7 @@ class TableEncoder:
     def encode(self, X: Any, allow_missing: bool = False) -> Array:
         """Return the numbers of continuous columns and the codes of discrete ones.
 
-        Values that are no categories become their log-probabilities, which are negative.
+        Values that are not categories become their log-probabilities, which are negative.
 
         Parameters
         ----------
@@ -284,10 +284,10 @@ class TableEncoder:
         Raises
         ------
         ValueError
-            If the number of columns is another one, numbers are missing, infinite or something
-            else, or values are no categories and have no probability.
+            If the number of columns differs, numbers are missing, infinite or something
+            else, or values are not categories and have no probability.
         TypeError
-            If entries are neither texts nor numbers, such as dicts.
+            If entries are neither strings nor numbers, such as dicts.
         """
         table = read_table(X)
         if table.n_columns != len(self.columns):
@@ -319,7 +319,7 @@ class TableEncoder:
         return np.asarray(may_lack & ~np.array(has_category, dtype=bool))
 
     def unseen(self, values: Array) -> NDArray[np.bool_]:
-        """Return which entries, (n_rows, n_columns), are no categories of discrete columns."""
+        """Return which entries, (n_rows, n_columns), are not categories of discrete columns."""
         is_discrete = np.array([column.categories is not None for column in self.columns])
         return is_discrete & (values < 0.0)
 
@@ -340,12 +340,12 @@ class TableEncoder:
             An array of the fitted dtype, or a data frame of the fitted names and dtypes if the
             encoder was fitted on any data frame: of polars if that one was, else of pandas.
             Numbers of continuous columns are rounded to what their dtype holds.  Where given or
-            shared categories do not fit into a dtype, it gives way to one that holds them.
+            shared categories do not fit into a dtype, it is replaced by one that holds them.
 
         Raises
         ------
         ValueError
-            If there are codes that stand for no category, or the number of columns is another one.
+            If there are codes that stand for no category, or the number of columns differs.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):
@@ -378,7 +378,7 @@ class TableEncoder:
         return texts.astype(np.promote_types(texts.dtype, dtype))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = [len(self.dtypes), len(self.holds_numbers), np.ndim(self.holds_numbers)]
         n_columns = len(self.columns)
         check_same(sizes, [n_columns, n_columns, 1], "there are other columns")
@@ -386,7 +386,7 @@ class TableEncoder:
             raise ValueError("it is not known what missing values are")
         for names in (self.names, self.polars):
             check_same(len(self.columns if names is None else names), n_columns, "other names")
-        # Pandas would look up texts.
+        # Pandas would look up strings.
         if not all(isinstance(dtype, np.dtype | ExtensionDtype) for dtype in self.dtypes):
             raise ValueError("the dtype of a column is none")
 
@@ -423,7 +423,7 @@ def _read_weight(
 
 
 def _check_known(table: Table, categories: Mapping[int, Labels], weight: Array) -> None:
-    """Raise a ValueError if labels of positive weight are no categories."""
+    """Raise a ValueError if labels of positive weight are not categories."""
     for j, known in categories.items():
         seen = table.column(j)[weight > 0].dropna()
         _encode_discrete(seen, table.labels[j], known, None, False)
@@ -453,8 +453,9 @@ def _encode_discrete(
     if unseen is None:
         raise ValueError(
             f"Column {label!r} has values that are not among its categories: "
-            f"{first_few(list(found))}. Give all of them by categories; or give none for this "
-            "column and pass handle_unknown='good_turing', so that other values have a probability."
+            f"{first_few(list(found))}. List all of them in categories; or list none for this "
+            "column and pass handle_unknown='good_turing', so that other values have a "
+            "probability."
         )
     log_probability = np.zeros(len(code_of_label))
     log_probability[others] = unseen.log_probabilities(found, categories)

@@ -1,4 +1,4 @@
-"""Data frames of polars, which are read as those of pandas and written as their own kind again."""
+"""Polars data frames, which are read as those of pandas and written as their own kind again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN_DTYPES = (
 
 
 def polars_dtypes(X: Any) -> tuple[str, ...] | None:
-    """Return the names of the dtypes of a data frame of polars; None for anything else.
+    """Return the names of the dtypes of a polars data frame; None for anything else.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def polars_dtypes(X: Any) -> tuple[str, ...] | None:
 
 
 def as_polars(frame: pd.DataFrame, dtypes: Sequence[str]) -> Any:
-    """Return a data frame of pandas as one of polars.
+    """Return a pandas data frame as one of polars.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def as_polars(frame: pd.DataFrame, dtypes: Sequence[str]) -> Any:
         import polars
     except ImportError:
         warn(
-            "The estimator was fitted to a data frame of polars, which is not installed here; the "
-            "rows are returned as a data frame of pandas."
+            "The estimator was fitted to a polars data frame, but polars is not installed; the "
+            "rows are returned as a pandas data frame."
         )
         return frame
     columns = [

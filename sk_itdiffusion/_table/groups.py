@@ -5,8 +5,8 @@ are nearer to each other than independent rows would be: one object measured twi
 noise.  If one of two such rows trains and the other validates, a model that remembers its training
 rows looks good and is useless for new rows.
 
-**Near-copies.**  Around a point of a smooth density in any number m of dimensions, the distances
-:math:`r_1 < r_2 < \dots` to the nearest neighbours satisfy
+**Near-duplicates.**  Around a point of a smooth density in any number m of dimensions, the
+distances :math:`r_1 < r_2 < \dots` to the nearest neighbours satisfy
 
 .. math:: j\, m \log(r_{j+1} / r_j) \sim \mathrm{Exp}(1), \quad j = 1, 2, \dots
 
@@ -59,13 +59,13 @@ __all__ = ["RowGroups", "checked_groups", "near_copies"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-#: Neighbours whose distances are compared, and near-copies of a row that can be found.
+#: Neighbours whose distances are compared, and near-duplicates of a row that can be found.
 N_NEIGHBORS, MAX_COPIES = 24, 8
-#: Rows between which near-copies are looked for.
+#: Rows between which near-duplicates are looked for.
 MIN_ROWS, MAX_ROWS = 40, 100_000
-#: Rows that are looked at first; the others follow if there are near-copies among these.
+#: Rows that are looked at first; the others follow if there are near-duplicates among these.
 ROWS_TO_TEST = 1_000
-#: A table has near-copies if this share of its rows is found at this rate of false discoveries,
+#: A table has near-duplicates if this share of its rows is found at this rate of false discoveries,
 #: and those found at the last rate are then called so.
 CATEGORIES = ((0.3, 0.1, 0.2), (0.01, 1e-6, 1e-2))
 #: Standard errors by which the numbers of clusters are impossible for independent rows.
@@ -103,8 +103,8 @@ def checked_groups(groups: Any, X: Any) -> Index:
     codes, _ = pd.factorize(labels)
     if (codes < 0).any():
         raise ValueError(
-            f"groups has {int((codes < 0).sum())} missing labels. Give rows that belong to no "
-            "others a label of their own."
+            f"groups has {int((codes < 0).sum())} missing labels. Give each row that belongs to "
+            "no group its own label."
         )
     return np.asarray(codes, dtype=np.intp)
 
@@ -276,9 +276,9 @@ class RowGroups:
         sizes = np.bincount(group, weights=counted).astype(np.float64)
         if len(sizes) < 2:
             raise ValueError(
-                "groups must have at least 2 groups of rows of which none are equal to rows of "
-                "the other, since some train and others validate; all rows are one. Leave groups "
-                "out, or divide them."
+                "groups must contain at least 2 groups without common rows, since some are used "
+                "for training and others for validation, but all rows form one group. Omit "
+                "groups, or use finer ones."
             )
         n_rows = float(sizes.sum())
         wanted = float(np.clip(round(fraction * n_rows), MIN_VALIDATION_ROWS, most))
@@ -317,7 +317,7 @@ class RowGroups:
         own = rows.keys(seed)[self.row]
         content = np.zeros(int(group.max()) + 1, dtype=np.uint64)
         np.add.at(content, group, numbered_keys(own, np.zeros(len(own), dtype=np.uint64)))
-        # Groups of the same states are told apart by their number among these.
+        # Groups of the same states are distinguished by their number among these.
         weighted = np.bincount(group, weights=self.weight * hash_uniform(own, 0))
         order = np.lexsort((weighted, content))
         first = np.append(True, np.diff(content[order]) != 0)
@@ -404,14 +404,14 @@ def places_of(X: Array, distinct: Array) -> Index:
     return np.asarray(found, dtype=np.intp)
 
 
-# -- near-copies -----------------------------------------------------------------------------
+# -- near-duplicates -----------------------------------------------------------------------------
 
 
 def near_copies(X: Array) -> NDArray[np.intp]:
     """Return pairs of rows that are nearer to each other than independent rows would be.
 
     Equal values of a column are spread over their share of the rows before distances are taken, so
-    that what rounding explains is no near-copy.
+    that what rounding explains is no near-duplicate.
 
     Parameters
     ----------
@@ -498,7 +498,7 @@ def neighbors_too_near(neighbors: NearestNeighbors, scores: Array, chosen: Index
 
 
 def significant(p_value: Array) -> float | None:
-    """Return the largest p-value of near-copies, None if there are none.
+    """Return the largest p-value of near-duplicates, None if there are none.
 
     The rates of false discoveries are those of Benjamini and Hochberg.  Real tables have some rows
     that are nearer to each other than a smooth density makes them, which do no harm: there have to

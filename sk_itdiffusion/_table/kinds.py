@@ -52,7 +52,7 @@ def discrete_kinds(X: Any, kind: Any = "auto", allow_missing: bool = False) -> l
     kind : {"auto", "nominal", "ordinal"}, sequence or dict, default="auto"
         Kind of all columns, of each column, or of the columns that a dict names ("auto" for the
         others; the columns of an array are named by their numbers).  "auto" takes numbers and
-        ordered categoricals as ordinal, and booleans, unordered categoricals, texts and other
+        ordered categoricals as ordinal, and booleans, unordered categoricals, strings and other
         objects as nominal.
     allow_missing : bool, default=False
         Whether numbers may be missing.
@@ -119,7 +119,7 @@ def mixed_kinds(
         Table.
     categorical_features : "from_dtype", None or array-like, default="from_dtype"
         Nominal columns: their names, their numbers or a mask of shape (n_columns,).  "from_dtype"
-        takes booleans, unordered categoricals, texts and other objects.
+        takes booleans, unordered categoricals, strings and other objects.
     ordinal_features : "from_dtype", None or array-like, default="from_dtype"
         Ordinal columns, likewise.  "from_dtype" takes ordered categoricals and integers of at
         most 256 distinct values.
@@ -166,13 +166,13 @@ def mixed_kinds(
     unlisted = [j for j in range(table.n_columns) if not listed[j]]
     _warn_of_single_texts(table, unlisted)
     _warn_of_identifiers(
-        table, unlisted, " Categories are to be listed in categorical_features or ordinal_features."
+        table, unlisted, " List categories in categorical_features or ordinal_features."
     )
     return kinds
 
 
 def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
-    """Warn of columns of texts that seldom repeat, of which nobody said that they are nominal."""
+    """Warn of columns of strings that seldom repeat, of which nobody said that they are nominal."""
     texts = [j for j in candidates if table.storages[j] == "text"]
     if len(table.frame) < _MIN_ROWS_WITH_SINGLE_TEXTS:
         return
@@ -181,11 +181,11 @@ def _warn_of_single_texts(table: Table, candidates: Sequence[int]) -> None:
     if single:
         chosen = np.isin(np.arange(table.n_columns), single)
         warn(
-            f"Column(s) {column_labels(chosen, table.names)} hold texts that seldom repeat, and "
-            "are taken as categories, of which most are seen once. Leave out identifiers, and turn "
-            "numbers and dates that were read as texts into numbers (pandas.read_csv has "
-            "thousands=',', decimal=',' and parse_dates); categorical_features says which are "
-            "meant.",
+            f"Column(s) {column_labels(chosen, table.names)} hold strings that seldom repeat; "
+            "they are taken as categories, most of which occur once. Remove identifiers, and "
+            "convert numbers and dates that were read as strings (pandas.read_csv has "
+            "thousands=',', decimal=',' and parse_dates); list true categories in "
+            "categorical_features.",
         )
 
 
@@ -215,8 +215,8 @@ def _warn_of_identifiers(table: Table, candidates: Iterable[int], how_to_keep: s
         chosen = np.isin(np.arange(table.n_columns), found)
         warn(
             f"Column(s) {column_labels(chosen, table.names)} look like identifiers or row numbers: "
-            "so many measured integers in so small a range would repeat, and these do not. Leave "
-            f"out identifiers.{how_to_keep}"
+            "so many measured integers in so small a range would have repetitions. Remove "
+            f"identifiers.{how_to_keep}"
         )
 
 
@@ -247,7 +247,7 @@ def warn_of_merged_integers(X: Any, have_probabilities: bool = False) -> None:
 
 
 def reason_of_merged_integers(table: Table, candidates: Iterable[int]) -> str | None:
-    """Return which columns of integers floats do not tell apart; None if there are none."""
+    """Return which columns of integers floats do not distinguish; None if there are none."""
     found = [
         j
         for j in candidates
@@ -258,8 +258,8 @@ def reason_of_merged_integers(table: Table, candidates: Iterable[int]) -> str | 
     chosen = np.isin(np.arange(table.n_columns), found)
     return (
         f"Column(s) {column_labels(chosen, table.names)} hold different integers that are equal as "
-        "64-bit floats, which do not tell all integers beyond 2**53 apart. Subtract a number near "
-        "them, such as the least, or take them as categories."
+        "64-bit floats, which cannot represent all integers beyond 2**53. Subtract a nearby "
+        "number, such as the minimum, or treat them as categories."
     )
 
 
@@ -342,7 +342,7 @@ def check_continuous(table: Table, kinds: Sequence[Kind]) -> None:
     wrong = is_continuous(kinds) & ~table.holds_numbers
     if wrong.any():
         raise ValueError(
-            f"Column(s) {column_labels(wrong, table.labels)} hold no numbers and cannot be "
+            f"Column(s) {column_labels(wrong, table.labels)} are not numeric and cannot be "
             "continuous. Name them in categorical_features or ordinal_features, or convert them."
         )
 

@@ -10,7 +10,7 @@ transformation of that name ([1]_), with its exponent kept in [0, 2], where it m
 onto itself; well beyond the rows of the fit it is straight.
 ``"quantile"`` maps quantiles onto those of a normal distribution: a monotone cubic
 (PCHIP) in the body of the data, and in each tail either a straight line (a normal tail) or the
-map that turns a generalised Pareto tail ([2]_) into a normal one, whichever is likelier; the
+map that turns a generalised Pareto tail ([2]_) into a normal one, whichever is more likely; the
 derivative is continuous where they meet.
 
 A column with bounds is mapped onto the real line first: like a logarithm near a bound, and straight
@@ -107,7 +107,7 @@ class AffineMap:
         return u * self.scale + self.center
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_finite(self.center, "centers of maps")
         check_positive(self.scale, "scales of maps")
 
@@ -129,7 +129,7 @@ class YeoJohnsonMap:
 
     @classmethod
     def fit(cls, x: Array, weight: Array) -> YeoJohnsonMap:
-        """Return the map of greatest likelihood of normality."""
+        """Return the map of maximum likelihood of normality."""
 
         def loss(exponent: float) -> float:
             u, log_slope = cls(exponent, AffineMap()).forward(x)
@@ -178,7 +178,7 @@ class YeoJohnsonMap:
         return np.asarray(np.sign(y) * np.expm1(rise), dtype=np.float64)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_in_range(self.exponent, 0.0, 2.0, "exponents of maps")
 
 
@@ -205,7 +205,7 @@ class BoundMap:
 
     @classmethod
     def fit(cls, low: float, high: float, x: Array, weight: Array) -> BoundMap:
-        """Return the map of greatest likelihood of normality, for values of unit variance."""
+        """Return the map of maximum likelihood of normality, for values of unit variance."""
         least = (high - low) / _MAX_SOFTNESSES
 
         def loss(softness: float) -> float:
@@ -268,7 +268,7 @@ class BoundMap:
         return np.asarray(self.softness * np.log1p(t))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_in_range(self.softness, np.nextafter(0.0, 1.0), np.inf, "softnesses of bounds")
         check_in_range(self.farthest, np.nextafter(0.0, 1.0), np.inf, "ends of curved maps")
         if not self.low < self.high or (math.isinf(self.low) and math.isinf(self.high)):
@@ -378,7 +378,7 @@ class QuantileMap:
         return 0.5 * (left + right)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_shapes(self, {"knots": "n", "values": "n", "slopes": "n"})
         check_increasing(self.knots, "knots of a map")
         check_increasing(self.values, "values of a map")
@@ -432,7 +432,7 @@ class Standardizer:
 
     @classmethod
     def _of_observed(cls, x: Array, weight: Array) -> Standardizer:
-        """Return the standardisation of one column (n,) that may lack entries, maybe all."""
+        """Return the standardisation of a column (n,), with missing entries, maybe all."""
         x, weight = observed(x, weight)
         return cls.fit(x[:, None], weight) if len(x) else cls(np.zeros(1), np.ones(1))
 
@@ -452,7 +452,7 @@ class Standardizer:
             return U * self.scale + self.center
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_shapes(self, {"center": "c", "scale": "c"})
         check_finite(self.center, "centers of columns")
         # Maps of columns with such scales do not increase.
@@ -543,7 +543,7 @@ def fit_marginal_map(
     kind : {"standard", "yeo_johnson", "quantile"}
         Kind of map.
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows, which may lack entries.
+        Standardised rows, which may have missing entries.
     weight : ndarray of shape (n_samples,)
         Positive weights.
     heavy : sequence of bool or None, default=None

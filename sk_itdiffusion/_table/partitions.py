@@ -1,4 +1,4 @@
-"""Tables read partition by partition: arrays on disk or of many rows, and collections of Dask.
+"""Tables read partition by partition: arrays on disk or of many rows, and Dask collections.
 
 A table that is too large to be worked on in memory is read once from end to end, which checks all
 of its rows and keeps a random sample of them.  Maps, references and validation need no more than
@@ -135,7 +135,7 @@ class DaskPartitions:
     def of(cls, X: Any) -> DaskPartitions:
         """Return the partitions of a collection; its rows are counted if that is not known."""
         if X.ndim != 2:
-            raise ValueError(f"X is a Dask array of {X.ndim} dimensions; it must have 2.")
+            raise ValueError(f"X is a Dask array with {X.ndim} dimensions; it must have 2.")
         if not hasattr(X, "columns"):
             X = X.rechunk({1: -1})
         return cls(list(np.ravel(X.to_delayed())), counted_rows(X), int(X.shape[1]))
@@ -179,7 +179,7 @@ def is_dask(X: Any) -> TypeGuard[Any]:
 
 
 def in_memory(X: Any) -> Any:
-    """Return the array or data frame of pandas that a collection of Dask holds, other X as it is.
+    """Return the array or pandas data frame that a Dask collection holds, other X as it is.
 
     For methods that need all rows several times.
     """
@@ -205,14 +205,14 @@ def partitions_of(X: Any, weight: Any = None) -> Partitions | None:
     Parameters
     ----------
     X : object
-        Anything; tables are arrays, data frames of pandas, and collections of Dask.
+        Anything; tables are arrays, pandas data frames, and Dask collections.
     weight : object, default=None
         Weights of the rows, of which Dask collections have none.
 
     Returns
     -------
     LocalPartitions, DaskPartitions or None
-        The partitions.  Collections of Dask always have partitions.
+        The partitions.  Dask collections always have partitions.
 
     Raises
     ------
@@ -243,7 +243,7 @@ class Selection:
     weight : ndarray of shape (n_samples,) or None, default=None
         Weights of all rows of the table; None if they are equal.
     n_rows_in_partition : int, default=0
-        Rows in each partition but the last; of no account without weights.
+        Rows in each partition but the last; ignored without weights.
     """
 
     share: float
@@ -435,7 +435,7 @@ def parts_of(X: Any) -> Iterator[Any]:
     Parameters
     ----------
     X : object
-        A torch dataset, a collection of Dask, or anything else.
+        A torch dataset, a Dask collection, or anything else.
 
     Yields
     ------

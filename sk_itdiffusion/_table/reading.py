@@ -1,4 +1,4 @@
-"""Tables of any container as data frames of pandas, and what their columns hold."""
+"""Tables of any container as pandas data frames, and what their columns hold."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Table:
     dtype : dtype or None
         The dtype of an array; None where the table came with column names.
     polars : tuple of str or None, default=None
-        Names of the columns' dtypes in a data frame of polars; None for any other table.
+        Names of the columns' dtypes in a polars data frame; None for any other table.
     """
 
     frame: pd.DataFrame
@@ -115,14 +115,15 @@ class Table:
             advice = ""
             if (missing & continuous).any():
                 advice += (
-                    " Drop the rows that have them, or impute values that vary from row to row, "
+                    " Drop these rows, or impute values that vary from row to row, "
                     "for example with IMMSEImputer(strategy='sample'); many copies of a constant "
                     "have no density."
                 )
             if (missing & ~continuous).any():
                 advice += (
                     " A missing value is a category of its own in categories: convert codes and "
-                    "discrete numbers that may be missing to a categorical dtype before fit, for "
+                    "discrete numbers with missing values to a categorical dtype before fit, "
+                    "for "
                     "example with X[column].astype('category')."
                 )
             raise ValueError(
@@ -173,8 +174,8 @@ def check_observed(lacking: NDArray[np.bool_], names: Sequence[str] | None) -> N
     """Raise a ValueError if columns, those of shape (n_columns,), have no observed value."""
     if lacking.any():
         raise ValueError(
-            f"Input X has no observed values in column(s) {column_labels(lacking, names)}, so that "
-            "nothing can be learned of them. Leave them out."
+            f"Input X has no observed values in column(s) {column_labels(lacking, names)}, so "
+            "nothing can be learned about them. Remove them."
         )
 
 
@@ -194,8 +195,8 @@ def check_complete(values: Array, names: Sequence[str] | None, what: str) -> Non
     if missing.any():
         raise ValueError(
             f"Input X contains NaN in column(s) {column_labels(missing, names)}. Missing entries "
-            f"are not supported by {what}. Drop the rows that have them, or impute values that "
-            "vary from row to row, for example with IMMSEImputer(strategy='sample')."
+            f"are not supported by {what}. Drop these rows, or impute values that vary from row "
+            "to row, for example with IMMSEImputer(strategy='sample')."
         )
 
 
@@ -238,11 +239,11 @@ def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
     if texts:
         wrong = np.isin(np.arange(table.n_columns), list(texts))
         return (
-            f"Input X contains texts or dates in column(s) {column_labels(wrong, table.names)}, "
-            f"such as {next(iter(texts.values()))}, which are no numbers. Convert them, leave them "
-            "out, or use IMMSEMixedDensity, which takes texts as categories."
+            f"Input X contains strings or dates in column(s) {column_labels(wrong, table.names)}, "
+            f"such as {next(iter(texts.values()))}, which are not numbers. Convert them, remove "
+            "them, or use IMMSEMixedDensity, which treats strings as categories."
         )
-    # Missing values make others of truths, and of what is no text in objects.
+    # Missing values make others of booleans, and of what is no text in objects.
     chosen[list(others)] = [not _no_numbers(table.column(j)).any() for j in others]
     try:
         table.check_finite(chosen, chosen, allow_missing)
@@ -252,7 +253,7 @@ def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
 
 
 def _first_text(column: pd.Series[Any]) -> str | None:
-    """Return the first text or time in a column that is no number, for messages."""
+    """Return the first text or time in a column that is not a number, for messages."""
     is_time = types.is_datetime64_any_dtype(column.dtype)
     wrong = column.notna() if is_time else _no_numbers(column)
     first = column[wrong].iloc[:1].astype(object).tolist()
@@ -260,13 +261,13 @@ def _first_text(column: pd.Series[Any]) -> str | None:
 
 
 def _no_numbers(column: pd.Series[Any]) -> Any:
-    """Return which entries of a column are there, but are no numbers."""
+    """Return which entries of a column are there, but are not numbers."""
     entries = column.astype(object)
     return entries.notna() & pd.to_numeric(entries, errors="coerce").isna()
 
 
 def without_tensors(X: Any) -> Any:
-    """Return a tensor of torch as an array, whatever scikit-learn is set to; all else as it is."""
+    """Return a torch tensor as an array, whatever scikit-learn is set to; all else as it is."""
     return X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
 
 
@@ -352,7 +353,7 @@ def _has_infinity(column: pd.Series[Any]) -> bool:
 
 
 def _is_too_large(value: Any) -> bool:
-    """Return whether a number is infinite, or an integer of Python beyond all of 64 bits."""
+    """Return whether a number is infinite, or a Python integer beyond all of 64 bits."""
     is_number = isinstance(value, int | float | np.number)
     return is_number and not -sys.float_info.max <= value <= sys.float_info.max
 
@@ -370,8 +371,8 @@ def by_column(table: Table, setting: Any, parameter: str) -> dict[int, Any]:
         return {table.position(name, parameter): value for name, value in setting.items()}
     if not types.is_list_like(setting, allow_sets=False):
         raise ValueError(
-            f"{parameter} must be a text that it knows, a sequence with one entry for each column "
-            f"or a dict from column names, got {setting!r}."
+            f"{parameter} must be a valid string, a sequence with one entry per column, or a "
+            f"dict from column names, got {setting!r}."
         )
     entries = list(setting)
     if len(entries) != table.n_columns:
@@ -395,7 +396,7 @@ def as_floats(column: pd.Series[Any], label: str) -> Array:
         return np.full(len(column), np.nan)
     if _storage(column, label) not in _NUMBERS:
         factorize(column, label)  # for the error of entries that are no values at all
-        raise ValueError(f"Column {label!r} is continuous, but X has something else than numbers.")
+        raise ValueError(f"Column {label!r} is continuous, but X has values that are not numbers.")
     return np.asarray(pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan))
 
 

@@ -34,7 +34,7 @@ _MIN_ROWS_FOR_TIES = 20
 MAX_EXACT_INTEGER = 2.0**53
 MIN_TRAINING_ROWS = 10
 MIN_VALIDATION_ROWS = 10
-#: Units below which the greatest weight has to be if weights that are no integers are multiples.
+#: Units below which the largest weight has to be if weights that are no integers are multiples.
 #: More would make thousands of observations of rows beside one of tiny weight.
 _MAX_UNITS = 1_000
 #: Rows that make a table which weights, of several units each, may list the numbers of.
@@ -63,7 +63,7 @@ def observed(x: Array, *others: Array) -> tuple[Array, ...]:
 
 
 def extent(X: Array) -> tuple[Array, Array]:
-    """Return the least and the greatest observed value of each column, each of shape (d,)."""
+    """Return the smallest and the largest observed value of each column, each of shape (d,)."""
     if not has_missing(X):
         return X.min(axis=0), X.max(axis=0)
     return np.fmin.reduce(X, axis=0), np.fmax.reduce(X, axis=0)
@@ -312,14 +312,14 @@ def are_counts(weight: Array) -> bool:
 
 
 def in_common_units(weight: Array) -> Array:
-    """Return positive weights as numbers of observations, if they can be told from them.
+    """Return positive weights as numbers of observations, if they can be inferred from them.
 
-    Integers are.  Others are where all are multiples of the least one, fewer than 1000 times as
+    Integers are.  Others are where all are multiples of the smallest one, fewer than 1000 times as
     large: ``[0.37, 1.11]`` are one and three observations.  Multiples of a finer unit are
     if they are those of a short list, as of the states of a discrete table: of fewer than 40 rows,
     of which at least half differ in their weights.  Of a longer list some rows would have been seen
     once; weights of classes and of surveys are commensurable too, but each row is one observation.
-    All other weights are divided by the greatest one, and their last bits, which depend on a common
+    All other weights are divided by the largest one, and their last bits, which depend on a common
     factor, are rounded.
 
     Parameters
@@ -330,7 +330,7 @@ def in_common_units(weight: Array) -> Array:
     Returns
     -------
     ndarray of shape (n_samples,)
-        Integers, or numbers of which the greatest is 1.
+        Integers, or numbers of which the largest is 1.
     """
     if are_counts(weight):
         return weight
@@ -351,7 +351,7 @@ def in_common_units(weight: Array) -> Array:
 
 
 def effective_number(weight: Array) -> float:
-    """Return how many rows of equal weight tell as much (Kish's effective sample size)."""
+    """Return Kish's effective sample size: rows of equal weight with as much information."""
     relative = weight / weight.max()
     return float(relative.sum() ** 2 / (relative**2).sum())
 
@@ -412,7 +412,7 @@ class ColumnReport:
 def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> ColumnReport:
     """Return which columns vary, are tied, and their lattice steps.
 
-    Entries that are missing count for nothing.
+    Entries that are missing do not count.
     What ties a column is the number of its rows that are equal: a single row of great weight is no
     tie, unless its weight is such a number.
 

@@ -230,9 +230,14 @@ class TableSpace:
 
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Return which rows have a value that is not between the bounds of its column."""
-        if self.bounds is None:
-            return np.zeros(len(values), dtype=bool)
-        return np.asarray(outside(values[:, self.continuous], self.bounds).any(axis=1))
+        return np.asarray(self.entries_outside(values).any(axis=1))
+
+    def entries_outside(self, values: Array) -> NDArray[np.bool_]:
+        """Return which values are not between the bounds of their columns, (n, n_columns)."""
+        found = np.zeros(values.shape, dtype=bool)
+        if self.bounds is not None:
+            found[:, self.continuous] = outside(values[:, self.continuous], self.bounds)
+        return found
 
     def check_inside(self, values: Array, labels: Sequence[str]) -> None:
         """Raise an error that names a column and a value which is not between its bounds."""
@@ -241,7 +246,7 @@ class TableSpace:
                 values[:, self.continuous],
                 self.bounds,
                 [labels[j] for j in self.continuous],
-                "They are those of the earlier rows; fit anew to all rows, or with bounds=None.",
+                "They are those of the earlier rows; refit to all rows, or with bounds=None.",
             )
 
     def maps_of_columns(self) -> list[str | None]:
@@ -282,7 +287,7 @@ class TableSpace:
         return np.asarray(CONSTANT_WIDTH * np.where(size < MIN_CONSTANT, 1.0, size))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         sizes = check_shapes(
             self,
             {

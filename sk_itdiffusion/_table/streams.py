@@ -68,14 +68,14 @@ def row_of(item: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If the shape is another one.
+        If the shape differs.
     """
     first = item[0] if isinstance(item, tuple | list) else item
     array = first.numpy() if isinstance(first, Tensor) else np.asarray(first)
     if shape is not None and array.ndim > 1 and without_ones(array.shape) != without_ones(shape):
         raise ValueError(
             f"X is a dataset with items of shape {array.shape}, not {tuple(shape)}. Put channels "
-            "first, and resize images before."
+            "first, and resize images beforehand."
         )
     return array.reshape(-1)
 
@@ -187,7 +187,7 @@ class RowStream:
         The stream is None if all rows fit.
         """
         if not hasattr(dataset, "__len__"):
-            raise ValueError("X is a dataset without a length; only those with one can be fitted.")
+            raise ValueError("X is a dataset without a length, which cannot be fitted.")
         n_rows = len(dataset)
         if n_rows == 0:
             raise ValueError("X is a dataset without items.")

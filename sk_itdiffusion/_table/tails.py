@@ -77,7 +77,7 @@ class Tail:
         return Tail(self.start, slope, law.shape)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_finite(self.start, "starts of tails")
         check_positive(self.slope, "slopes of tails")
         if self.shape is not None:
@@ -93,9 +93,9 @@ class ParetoLaw:
 
     @classmethod
     def fit(cls, y: Array, weight: Array) -> tuple[ParetoLaw, float]:
-        """Return the likeliest law of exceedances, and its gain over the exponential law in nats.
+        """Return the most likely law of exceedances, and its gain over the exponential law in nats.
 
-        For each ratio of shape and scale the likeliest shape
+        For each ratio of shape and scale the most likely shape
         is known in closed form ([3]_).
         """
         total = float(weight.sum())
@@ -112,9 +112,9 @@ class ParetoLaw:
         return cls(best, best * mean * math.exp(-float(found.x))), -total * float(found.fun)
 
     def shrunk(self, n: float) -> ParetoLaw:
-        """Return the law with its shape drawn towards 1/2, as that of ``n`` exceedances.
+        """Return the law with its shape shrunk towards 1/2, as that of ``n`` exceedances.
 
-        The scale follows, so that the likeliest ratio of shape and scale stays.
+        The scale follows, so that the most likely ratio of shape and scale stays.
         """
         shape = (n * self.shape + _PRIOR_ROWS * _PRIOR_SHAPE) / (n + _PRIOR_ROWS)
         return ParetoLaw(shape, self.scale)
@@ -124,7 +124,7 @@ def has_heavy_tail(u: Array, weight: Array) -> bool:
     """Return whether values lie so far out that no mean of squares tells of new ones.
 
     Beyond each of two thresholds a tail is to be a Pareto tail of shape above 1/4, and both tails
-    together are to be likelier so than as exponential ones beyond doubt.
+    together are to be more likely so than as exponential ones beyond doubt.
     """
     order = np.argsort(u, kind="stable")
     u, mass = u[order], weight[order]

@@ -9,13 +9,13 @@ but for the row itself tell how often new values come.  With :math:`N_1` such ro
 .. math:: m = \frac{N_1 + 1}{n + 2},
 
 the share of these rows after one row with a new value and one with a known value are added, so that
-it is neither 0 nor 1.  Among whole numbers whose range is filled up with categories only the least
-and the greatest value can be such values.
+it is neither 0 nor 1.  Among integers whose range is filled up with categories only the least
+and the largest value can be such values.
 
 **Names** that were not seen are one event, since nothing tells one of them from another: each of
 them has the log-probability of the event.
 
-**Whole numbers in order** may be below all categories, above, or between two of them.  Each of
+**Integers in order** may be below all categories, above, or between two of them.  Each of
 these regions has the rows that would be new there, and an equal part of the added row.  Of g gaps
 between categories about :math:`\sqrt g` neighbours make a group, whose numbers are equally likely,
 and groups are as likely as they have gaps (an estimate by spacings, as new values are as likely in
@@ -26,7 +26,7 @@ of sum S over a value near the end,
 .. math:: P(k) = \frac{B(a + k - 1,\, b + 1)}{B(a,\, b)}, \qquad a = 1 + S - N, \quad b = 1 + N,
 
 which sums to 1.  The excesses are those of the outermost :math:`\sqrt n` rows.  Nothing is below a
-least value of 0: such columns are counts.  Values that are no whole numbers, and negative counts,
+least value of 0: such columns are counts.  Values that are no integers, and negative counts,
 have a share of :math:`1 / (n + 2)` of the mass as one event.
 
 References
@@ -53,7 +53,7 @@ from sk_itdiffusion.persistence import stored
 __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 
 Array = NDArray[np.float64]
-#: Integers of Python, which are exact beyond what floats can tell apart.
+#: Python integers, which are exact beyond what floats can distinguish.
 Integers = NDArray[np.object_]
 
 #: Most excesses that count, so that differences of large logarithms stay exact.
@@ -68,7 +68,7 @@ def is_whole_number(value: Any) -> bool:
 
 
 def whole_numbers(values: Iterable[Any]) -> Integers:
-    """Return whole numbers of any types as integers of Python."""
+    """Return integers of any types as Python integers."""
     return np.array([int(value) for value in values], dtype=object)
 
 
@@ -101,7 +101,7 @@ class GeometricTail:
 
     @classmethod
     def fit(cls, values: Integers, count: Array, mass: float) -> GeometricTail:
-        """Return the tail beyond the greatest value.
+        """Return the tail beyond the largest value.
 
         Parameters
         ----------
@@ -145,9 +145,9 @@ class UnseenValues:
     log_other : float
         That of the event of any value for which nothing else is said.
     below, above : GeometricTail or None, default=None
-        Whole numbers below and above all categories.
+        Integers below and above all categories.
     log_gap : float or None, default=None
-        That of each gap between categories that are whole numbers.
+        That of each gap between categories that are integers.
     """
 
     log_mass: float
@@ -189,12 +189,12 @@ class UnseenValues:
     def of_whole_numbers(
         cls, categories: Integers, values: Integers, count: Array, n_new: Array, n_rows: float
     ) -> UnseenValues:
-        """Return the probabilities of whole numbers below, between and above categories.
+        """Return the probabilities of integers below, between and above categories.
 
         Parameters
         ----------
         categories : ndarray of shape (n_categories,), dtype object
-            Increasing categories, as integers of Python.
+            Increasing categories, as Python integers.
         values : ndarray of shape (n_values,), dtype object
             Those that were seen, increasing.
         count : ndarray of shape (n_values,)
@@ -233,7 +233,7 @@ class UnseenValues:
         )
 
     def log_probabilities(self, values: Iterable[Any], categories: Iterable[Any]) -> Array:
-        """Return the log-probabilities of values that are no categories.
+        """Return the log-probabilities of values that are not categories.
 
         Parameters
         ----------
@@ -268,13 +268,13 @@ class UnseenValues:
             tail = self.below
             return self.log_other if tail is None else tail.log_probability(categories[0] - number)
         lower = bisect_right(categories, number) - 1
-        # A number may equal a category that is of another type, as truths do.
+        # A number may equal a category that is of another type, as booleans do.
         is_between = lower < len(between) and math.isfinite(between[lower])
         return float(between[lower]) if is_between else self.log_other
 
 
 def log_spacings(categories: Integers) -> Array:
-    """Return log-probabilities of the whole numbers between two categories, in units of one gap's.
+    """Return log-probabilities of the integers between two categories, in units of one gap's.
 
     Parameters
     ----------

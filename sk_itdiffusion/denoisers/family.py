@@ -90,9 +90,9 @@ class BackbonePlan:
     embedding : LogSNREmbedding
         Smooth features of the log-SNR: ``embedding(logsnr)`` has shape (B, embedding.n_features).
     logsnr_range : tuple of (float, float)
-        Least and greatest log-SNR in training.
+        Smallest and largest log-SNR in training.
     hidden_size, n_blocks, n_frequencies : int
-        Parameters of the estimator, with the usual values in the place of "auto".
+        Parameters of the estimator, with the usual values instead of "auto".
     dropout : float
         Dropout rate.  What `torch.nn.Dropout` drops is drawn from the generator too.
     generator : Generator
@@ -120,7 +120,7 @@ class BackbonePlan:
 class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     """Base class of the families of networks: one kind of backbone, for tables of any size.
 
-    A family of your own defines `build`, and takes its parameters like an estimator of
+    A custom family defines `build`, and takes its parameters like an estimator of
     scikit-learn: ``__init__`` stores them as attributes of the same names, so that it can be
     cloned and searched (``network__width``).
 
@@ -252,7 +252,7 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         bool
-            Whether steps are dear.
+            Whether steps are expensive.
         """
         return task.has_continuous_images
 
@@ -267,7 +267,7 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         int
-            By default 2 for continuous columns, unless steps are dear, and otherwise 1.
+            By default 2 for continuous columns, unless steps are expensive, and otherwise 1.
         """
         return 1 if task.has_categories or self.is_costly(task) else NETWORKS_OF_A_TABLE
 

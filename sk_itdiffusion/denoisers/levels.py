@@ -8,10 +8,10 @@ The network corrects the posterior of the categories that a reference gives,
 
 where :math:`f_{ik}` is free for unordered categories and a cubic polynomial of the category for
 ordered ones.  Unordered categories with fewer than 5 training rows keep the posterior of the
-reference, and the others share what is left: a network would learn by heart that such categories do
-not occur, which costs nothing on average and gives nonsense where one occurs after all.  Continuous
-columns are corrected as by `PreconditionedDenoiser`.  The last layer starts at zero, so that an
-untrained model is the reference.
+reference, and the others share what is left: a network would memorise that such categories
+do not occur, which costs nothing on average and gives nonsense where one occurs after all.
+Continuous columns are corrected as by `PreconditionedDenoiser`.  The last layer starts at zero, so
+that an untrained model is the reference.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class LevelDenoiser(ConfiguredModule):
         return [posterior.dense() for posterior in self.predict(z, logsnr).model]
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         layout = self.layout
         n_outputs = layout.n_continuous + n_category_outputs(layout)
         check_backbone(self.backbone, layout.n_points, n_outputs, n_periodic_inputs(layout))

@@ -84,7 +84,7 @@ class LogSNREmbedding(ConfiguredModule):
         return torch.cat([(logsnr[:, None] - self.middle) / self.half_width, bumps], dim=1)
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_finite([self.low, self.high], "ends of the range of the log-SNR")
         check_in_range(self.low, -MAX_LOGSNR, self.high - 1e-6, "ends of the range of the log-SNR")
 
@@ -148,7 +148,7 @@ class PreconditionedDenoiser(ConfiguredModule):
         return baseline + correction
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         n_features = self.reference.n_features
         check_backbone(self.backbone, n_features, n_features)
         check_precision(self)

@@ -3,8 +3,8 @@
 Each display is made from arrays, or by its ``from_estimator`` from a fitted estimator; ``plot``
 draws it on given axes or in a new figure and returns the display, whose artists are attributes.
 matplotlib is imported when something is drawn; it comes with ``pip install
-"sk_itdiffusion[plot]"``.  Colours are told apart by colour-blind eyes, and styles of lines,
-markers and hatches without any colour.
+"sk_itdiffusion[plot]"``.  Colours are chosen for colour-blind readers, and line styles,
+markers and hatches work without colour.
 """
 
 # May import `_runtime`, `_table` and `_fit` of the package.

@@ -31,9 +31,9 @@ class BoundHistoryDisplay:
     """Training and validation bound of a network in each epoch.
 
     The bound is the mean of -log p(x) of one network, the first, as it is after the epoch, in nats
-    per row.  The finished model mixes all networks and references at each log-SNR, and the
-    validation rows with other noise judge it; so its bound is another one, mostly lower, and is
-    drawn as a line of its own.
+    per row.  The finished model combines all networks and references at each log-SNR, and is
+    evaluated on the validation rows with other noise; so its bound is different, mostly lower, and
+    is drawn as a separate line.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -217,7 +217,7 @@ class BoundHistoryDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -238,8 +238,8 @@ class BoundHistoryDisplay:
         )
         if not estimator.history_:
             raise ValueError(
-                f"This {type(estimator).__name__} has trained no network, so there is no history: "
-                "max_epochs is 0, experts has no network, or the rows are too few."
+                f"This {type(estimator).__name__} has no trained network and so no history: "
+                "max_epochs is 0, experts does not include a network, or there are too few rows."
             )
         columns = {
             name: [row[name] for row in estimator.history_]

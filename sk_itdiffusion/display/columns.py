@@ -24,7 +24,7 @@ def column_names(table: Table) -> list[str]:
 
 
 def check_number_of_columns(estimator: Any, table: Table) -> None:
-    """Raise an error if the table has not the columns of the fit."""
+    """Raise an error if the table does not have the columns of the fit."""
     expected = getattr(estimator, "n_features_in_", table.n_columns)
     if table.n_columns != expected:
         raise ValueError(
@@ -53,6 +53,6 @@ def spread_rows(n_rows: int, n_shown: int) -> Any:
 
 
 def name_and_value(name: str, value: Any) -> str:
-    """Return a column's name and an entry as a text."""
+    """Return a column's name and an entry as a string."""
     is_float = isinstance(value, float | np.floating)
     return f"{name} = {value:.4g}" if is_float else f"{name} = {value}"

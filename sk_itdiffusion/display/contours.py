@@ -44,7 +44,7 @@ ROWS_IN_A_CALL = 2**17
 class DensityContourDisplay:
     r"""Contours of the log-density over two columns, the others being fixed or averaged out.
 
-    With other columns fixed this is a cut through the density of all columns: up to a constant the
+    With other columns fixed this is a slice of the density of all columns: up to a constant the
     conditional log-density of the two given the others.  With other columns averaged out it is the
     marginal log-density of the two, with an error that is estimated.
 
@@ -175,7 +175,7 @@ class DensityContourDisplay:
         plot_method : {"contourf", "contour", "pcolormesh"}, default="contourf"
             Filled contours, lines, or a mesh.
         depth : float, default=10.0
-            Positive: how many nats below the greatest log-density the colours end.
+            Range of the colours below the largest log-density, in nats, positive.
         colorbar : bool, default=True
             Whether to draw a colour bar.
         points_kw : dict or None, default=None
@@ -289,7 +289,7 @@ class DensityContourDisplay:
             Numbers or names of two columns, continuous ones.
         fixed : dict of int or str to object or None, default=None
             Values of other columns by number or name.  The rest is fixed at the median of X (the
-            lower one, which occurs), or at the most frequent value if it is no number.
+            lower one, which occurs), or at the most frequent value if it is not a number.
         marginal : bool, default=False
             Whether the other columns are averaged out instead of fixed.  Then
             ``n_averaged * grid_resolution**2`` rows are scored.
@@ -307,7 +307,7 @@ class DensityContourDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -322,7 +322,7 @@ class DensityContourDisplay:
             If it has no `score_samples`.
         ValueError
             If X has other columns than those of the fit, fewer than two of them or no numbers in
-            the two, or an argument is not as described.
+            the two, or an argument is invalid.
         """
         check_drawable(cls, estimator, "score_samples", "an estimator")
         table = read_table(X)
@@ -388,7 +388,7 @@ def check_marginal(marginal: Any, n_averaged: Any, fixed: Any, table: Table) -> 
     if not marginal:
         return False
     if fixed:
-        raise ValueError("fixed and marginal exclude each other: the other columns are either.")
+        raise ValueError("fixed and marginal are mutually exclusive.")
     if not isinstance(n_averaged, Integral) or min(int(n_averaged), len(table.frame)) < 2:
         raise ValueError(
             f"n_averaged must be an integer of at least 2, and X have as many rows, got "

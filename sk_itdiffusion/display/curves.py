@@ -44,8 +44,8 @@ class MSECurveDisplay:
 
     Half the area between the curve of a reference q and that of the model is the information gap:
     the mean of log p(x) - log q(x) over the rows, in nats (Kong et al. 2023, figure 1, where the
-    reference is the Gaussian of least error).  A strip below the curves shows which expert has the
-    most weight at each log-SNR.
+    reference is the Gaussian of smallest error).  A strip below the curves shows which expert has
+    the most weight at each log-SNR.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -94,7 +94,7 @@ class MSECurveDisplay:
 
     See Also
     --------
-    EnsembleWeightsDisplay : All weights, not only the greatest.
+    EnsembleWeightsDisplay : All weights, not only the largest.
     BoundHistoryDisplay : How the bound fell while the network was trained.
 
     Examples
@@ -181,7 +181,7 @@ class MSECurveDisplay:
             Whether to shade two standard errors around the curves of errors.  They count the
             spread of the rows, which all curves share, and so exceed those of differences.
         line_kw : dict or None, default=None
-            Further settings of all curves, for `matplotlib.axes.Axes.plot`.
+            Additional settings of all curves, for `matplotlib.axes.Axes.plot`.
         fill_kw : dict or None, default=None
             Settings of the shaded area, for `matplotlib.axes.Axes.fill_between`.
 
@@ -418,7 +418,7 @@ class MSECurveDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -430,7 +430,7 @@ class MSECurveDisplay:
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If it is no density estimator of this library.
+            If it is not a density estimator of this library.
         ValueError
             If there is no error curve, X does not fit, or the reference is unknown.
         """

@@ -35,24 +35,24 @@ class OutlierExplanationDisplay:
     """Contributions of the columns to the score of one row.
 
     The contributions, in nats, add up to the score, so the lowest ones make the row an outlier.
-    What is low for a column depends on its unit and its noise; compared with typical contributions
-    it does not, so bars are differences from these if they are given.
+    Which contributions are low depends on the unit and the noise of a column; relative to typical
+    contributions it does not, so bars show differences from these if they are given.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
     Parameters
     ----------
     contributions : DataFrame of shape (1, n_features) or array-like of shape (n_features,)
-        Contributions of the columns of one row, in nats, such as a row of what `explain` of
-        `IMMSEOutlierDetector` returns.
+        Contributions of the columns of one row, in nats, such as a row returned by
+        `IMMSEOutlierDetector.explain`.
     labels : sequence of str or None, default=None
-        Names of the columns; None takes those of the data frame, or x0, x1, ...
+        Names of the columns; None uses those of the data frame, or x0, x1, ...
     values : sequence or None, default=None
         The row's entries, written beside the names.
     typical : array-like of shape (n_features,) or None, default=None
         Contributions of a typical row, such as medians over rows.
     name : str or None, default=None
-        What the row is called in the title; None is no title.
+        Name of the row in the title; None for no title.
 
     Attributes
     ----------
@@ -122,12 +122,13 @@ class OutlierExplanationDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         max_columns : int, default=12
-            Bars at most, at least 1; the columns that differ least are added up in one more.
+            Maximum number of bars, at least 1; the columns that differ least are summed in one
+            more.
         relative : bool or None, default=None
             Whether bars are differences from the typical contributions; None is True if these are
             given.
         **kwargs : dict
-            Further settings of the bars, for `matplotlib.axes.Axes.barh`.
+            Additional settings of the bars, for `matplotlib.axes.Axes.barh`.
 
         Returns
         -------
@@ -139,8 +140,7 @@ class OutlierExplanationDisplay:
         ImportError
             If matplotlib is not installed.
         ValueError
-            If there are no typical contributions to be relative to, or ``max_columns`` is not as
-            described.
+            If there are no typical contributions to be relative to, or ``max_columns`` is invalid.
         """
         if not isinstance(max_columns, Integral) or max_columns < 1:
             raise ValueError(f"max_columns must be at least 1, got {max_columns!r}.")
@@ -216,11 +216,11 @@ class OutlierExplanationDisplay:
         row : int, default=0
             Position of the row in X; negative ones count from the end.
         name : str or None, default=None
-            What the row is called; None is ``"row"`` and its position or its label in the index.
+            Name of the row; None stands for ``"row"`` and its position or its label in the index.
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -234,7 +234,7 @@ class OutlierExplanationDisplay:
         TypeError
             If it has no `explain`.
         ValueError
-            If X has not this row, or not the columns of the fit.
+            If X does not have this row or the columns of the fit.
         """
         check_drawable(cls, detector, "explain", "a detector with explanations")
         table = read_table(X)

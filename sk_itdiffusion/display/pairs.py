@@ -86,10 +86,10 @@ class Axis:
 class SamplePairDisplay:
     """Samples of a model beside data: a scatter plot for each pair of columns, and histograms.
 
-    Columns may be numbers or categories.  At one category, or at one of few integers, points of the
-    data stand to the left and samples to the right, so that they do not cover each other.  Where a
-    model is good, the two clouds look alike in each panel, and so do the two histograms on the
-    diagonal.
+    Columns may be numbers or categories; missing numbers are not drawn.  At a category, or at one
+    of few integers, points of the data are to the left and samples to the right, so that they do
+    not cover each other.  If a model is good, the two clouds look alike in each panel, and so do
+    the two histograms on the diagonal.
 
     It is recommended to use `from_estimator`.  All parameters are stored as attributes.
 
@@ -98,9 +98,9 @@ class SamplePairDisplay:
     data, samples : array-like or data frame of shape (n_rows, n_columns)
         Rows, and rows of the same columns drawn from a model; at least 2 columns and 12 at most.
     labels : sequence of str or None, default=None
-        Names of the columns; None takes those of the data frame, or x0, x1, ...
+        Names of the columns; None uses those of the data frame, or x0, x1, ...
     n_left_out : int, default=0
-        Number of further columns that are not drawn; unless it is 0, the legend tells.
+        Number of further columns that are not drawn; unless it is 0, the legend says so.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class SamplePairDisplay:
     data_points_, sample_points_ : ndarray of shape (n_columns, n_columns)
         Line2D of the points of each panel below the diagonal; None elsewhere.
     histograms_ : list of (StepPatch, StepPatch)
-        Shares of the bins of data and samples for each column.
+        Proportions of data and samples in the bins, for each column.
     legend_ : matplotlib Legend
         The legend.
 
@@ -238,10 +238,11 @@ class SamplePairDisplay:
             self.axes_[i, j] = self.figure_.add_subplot(grid[i, j])
 
     def _draw_histogram(self, panel: Axes, axis: Axis) -> None:
-        """Draw the shares of data and samples in bins."""
+        """Draw the proportions of data and samples in bins."""
         both = (axis.data, BLUE, "-", True), (axis.samples, VERMILION, "--", False)
         drawn = []
         for values, color, linestyle, fill in both:
+            values = observed(values)
             counts = np.histogram(values, bins=axis.edges)[0]
             looks: dict[str, Any] = {"linewidth": 1.4, "linestyle": linestyle, "edgecolor": color}
             looks |= {"facecolor": color, "alpha": 0.35} if fill else {"facecolor": "none"}
@@ -308,16 +309,16 @@ class SamplePairDisplay:
         X : array-like or data frame of shape (n_samples, n_features)
             Rows, of the columns that the estimator was fitted to.
         columns : sequence of int or str or None, default=None
-            Numbers or names of the columns to draw, 2 to 12; None takes the first five, and the
-            legend tells if there are more.
+            Numbers or names of the columns to draw, 2 to 12; None uses the first five, and the
+            legend says so if there are more.
         n_rows : int, default=300
-            Rows to draw at most, evenly spread over X, and as many samples; at least 1.
+            Maximum number of rows to draw, evenly spread over X, and of samples; at least 1.
         random_state : int, RandomState or None, default=None
-            Seed of the samples; None takes the estimator's.
+            Seed of the samples; None uses that of the estimator.
         ax : matplotlib Axes, array-like of Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -331,7 +332,7 @@ class SamplePairDisplay:
         TypeError
             If it has no `sample`.
         ValueError
-            If X has other columns than those of the fit, or an argument is not as described.
+            If X has other columns than those of the fit, or an argument is invalid.
         """
         check_drawable(cls, estimator, "sample", "a density estimator")
         table = read_table(X)
@@ -356,7 +357,7 @@ class SamplePairDisplay:
 
 
 def grid_within(ax: Axes, n: int) -> Any:
-    """Return a grid of n times n panels in the place of axes."""
+    """Return a grid of n times n panels that takes the place of axes."""
     from matplotlib.gridspec import GridSpec
 
     place = ax.get_subplotspec()
@@ -373,7 +374,7 @@ def axis_of(ours: Table, theirs: Table, j: int, *, is_number: bool) -> Axis:
     """Return how a column of data and samples is drawn."""
     columns = ours.column(j), theirs.column(j)
     if is_number:
-        data, samples = (column.to_numpy(dtype=np.float64) for column in columns)
+        data, samples = (column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns)
         edges = bin_edges(data, samples)
         are_few = bool(np.ptp(edges[:2]) == 1.0 and is_whole(data))
         if are_few and is_whole(samples):
@@ -394,22 +395,30 @@ def is_boolean(table: Table) -> NDArray[np.bool_]:
 
 def bin_edges(data: Array, samples: Array) -> Array:
     """Return edges of bins: one for each integer if these are few, else equal ones."""
+    data, samples = observed(data), observed(samples)
     both = np.concatenate([data, samples])
+    if not (len(data) and len(samples) and np.isfinite(both).all()):
+        raise ValueError(
+            "Numbers in data and samples must be finite, or missing in some rows only."
+        )
     low, high = float(both.min()), float(both.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("Numbers in data and samples must be finite.")
     if high - low < MAX_INTEGERS and is_whole(data):
         return np.arange(np.floor(low), np.ceil(high) + 2.0, dtype=np.float64) - 0.5
     return np.linspace(low, high if high > low else low + 1.0, N_BINS + 1)
 
 
 def is_whole(values: Array) -> bool:
-    """Return whether all numbers are integers."""
-    return bool(np.array_equal(values, values.round()))
+    """Return whether all numbers that are not missing are integers."""
+    return bool(np.array_equal(values, values.round(), equal_nan=True))
+
+
+def observed(values: Array) -> Array:
+    """Return the numbers that are not missing."""
+    return values[~np.isnan(values)]
 
 
 def categories_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
-    """Return all categories of two columns as texts: in their order if any, else sorted."""
+    """Return all categories of two columns as strings: in their order if any, else sorted."""
     found = {*text_of(data), *text_of(samples)}
     if isinstance(data.dtype, pd.CategoricalDtype):
         ordered = [str(category) for category in data.dtype.categories]
@@ -420,7 +429,7 @@ def categories_of(data: pd.Series[Any], samples: pd.Series[Any]) -> list[str]:
 
 
 def text_of(column: pd.Series[Any]) -> list[str]:
-    """Return the entries of a column as texts."""
+    """Return the entries of a column as strings."""
     return [
         "missing" if missing else str(x) for x, missing in zip(column, column.isna(), strict=True)
     ]

@@ -80,7 +80,7 @@ class EnsembleWeightsDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further settings of the areas, for `matplotlib.axes.Axes.stackplot`.
+            Additional settings of the areas, for `matplotlib.axes.Axes.stackplot`.
 
         Returns
         -------
@@ -134,7 +134,7 @@ class EnsembleWeightsDisplay:
         ax : matplotlib Axes or None, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
-            Further arguments of `plot`.
+            Additional arguments of `plot`.
 
         Returns
         -------
@@ -146,15 +146,15 @@ class EnsembleWeightsDisplay:
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If it is no density estimator of this library.
+            If it is not a density estimator of this library.
         ValueError
-            If there are no weights, since rows of the fit lack entries, or all were equal.
+            If there are no weights, since rows of the fit have missing entries, or all were equal.
         """
         check_drawable(cls, estimator, "logsnr_", "a density estimator of sk_itdiffusion")
         name = "member_weights_" if hasattr(estimator, "member_weights_") else "expert_weights_"
         weights = getattr(estimator, name)
         if not weights or not len(estimator.logsnr_):
             raise ValueError(
-                "There are no weights: rows of the fit lack entries, or all of them were equal."
+                "There are no weights: rows of fit have missing entries, or all of them were equal."
             )
         return cls(logsnr=estimator.logsnr_, weights=weights).plot(ax, **kwargs)

@@ -36,7 +36,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-# The palette of Okabe and Ito, which colour-blind eyes tell apart, and a grey.
+# The palette of Okabe and Ito, which colour-blind eyes distinguish, and a grey.
 BLACK, GREY = "#000000", "#777777"
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
 SKY, GREEN, PURPLE, YELLOW = "#56B4E9", "#009E73", "#CC79A7", "#F0E442"

@@ -80,7 +80,7 @@ def is_of_type(value: Any, hint: Any) -> bool:
 
 
 def is_instance(value: Any, cls: Any) -> bool:
-    """Return whether a value is an object of a class; whole numbers are numbers, truths are not."""
+    """Return whether a value is an object of a class; integers are numbers, booleans are not."""
     if cls in (int, float):
         numbers = (int, np.integer) if cls is int else (int, float, np.integer, np.floating)
         return isinstance(value, numbers) and not isinstance(value, bool)

@@ -1,6 +1,6 @@
 """Values and objects as JSON and arrays, and back: only kinds and classes that are known.
 
-JSON holds null, booleans, whole numbers, finite numbers, texts and lists as they are.  Any other
+JSON holds null, booleans, integers, finite numbers, strings and lists as they are.  Any other
 value is a dict with its kind as ``"$"`` (see `sk_itdiffusion.persistence.kinds`); the numbers of
 arrays and tensors are apart, in a dict from names to arrays.  Objects of declared classes are
 stored once, however often they are referred to.  Nothing that is read names code: a kind or a class
@@ -37,9 +37,9 @@ KIND = "$"
 #: Parts of paths that are used in names of arrays.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 HOW_TO_BE_SAVED = (
-    "A class of your own can be saved if it defines config, which returns what an object is made "
-    "from, and from_config, which makes an object from it; one that is no torch module also if it "
-    "is a dataclass or has get_params."
+    "A custom class can be saved if it defines config, which returns the arguments of an object, "
+    "and from_config, which creates an object from them; classes other than torch modules also if "
+    "they are dataclasses or have get_params."
 )
 
 
@@ -47,8 +47,8 @@ class Encoder:
     """Turns values into JSON and arrays.
 
     After that it has the numbers (``arrays``), what each object is (``objects``), where the models
-    are (``device``), and by the names of members the classes of modules of the user's own that are
-    left out (``modules``).
+    are (``device``), and by the names of members the classes of modules defined by the user that
+    are left out (``modules``).
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Decoder:
     """Turns JSON and arrays into values; the counterpart of `Encoder`.
 
     It takes what the encoder has, the user's own modules by the names of members, where the models
-    shall be, and the classes of the user's own whose objects there may be.
+    shall be, and the classes defined by the user whose objects there may be.
     """
 
     def __init__(
@@ -242,9 +242,9 @@ class Decoder:
         return self._stored(node, dtype.str, as_saved)
 
     def _stored(self, node: Node, how: str, make: Callable[[NDArray[Any]], Any]) -> Any:
-        """Return what is made of an array and the order of its axes, once for equal nodes.
+        """Return what is built from an array and the order of its axes, once for equal nodes.
 
-        Whatever the order, what is made of an array is made once, so that a small file does not
+        Whatever the order, what is built from an array is made once, so that a small file does not
         fill the memory with copies.
         """
         name, order = node["name"], node.get("order")
@@ -271,7 +271,7 @@ class Decoder:
         return self._made[number]
 
     def declaration(self, entry: Node) -> Declaration:
-        """Return how an object is stored; classes of the user's own are names apart."""
+        """Return how an object is stored; classes defined by the user are names apart."""
         name, is_own = entry["class"], entry.get("own", False)
         known = self._own if is_own else DECLARED
         if name in known:
@@ -281,6 +281,6 @@ class Decoder:
         own = dict.fromkeys(each["class"] for each in self.objects if each.get("own", False))
         missing = ", ".join(str(each) for each in own if each not in self._own)
         raise ValueError(
-            "it holds objects of classes that are none of the library's own; pass those that are "
-            f"missing: load(..., classes=[{missing}])"
+            "it contains objects of custom classes; pass the missing ones: load(..., "
+            f"classes=[{missing}])"
         )

@@ -57,10 +57,10 @@ class SaveMixin:
         its place, so that an error leaves the old file whole.
 
         ``callbacks``, a ``random_state`` that is a generator, and metadata requests are not saved:
-        the loaded estimator has None for them.  Of a ``denoiser`` of your own the trained weights
-        are saved, not the code; give it again to `sk_itdiffusion.load`.  Objects of other classes
-        of your own, such as a ``reference`` or a ``schedule``, are saved by the names of their
-        classes, which `sk_itdiffusion.load` is to be passed.
+        the loaded estimator has None for them.  Of a custom ``denoiser`` the trained weights
+        are saved, but not the code; pass it to `sk_itdiffusion.load`.  Objects of other
+        custom classes, such as a ``reference`` or a ``schedule``, are saved by the names of
+        their classes, which have to be passed to `sk_itdiffusion.load`.
 
         Parameters
         ----------
@@ -72,7 +72,7 @@ class SaveMixin:
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If it holds something that cannot be saved, such as an object of a class of your own
+            If it holds something that cannot be saved, such as an object of a custom class
             that has neither ``config`` and ``from_config`` nor ``get_params``, and is no dataclass.
         OSError
             If the file cannot be written.
@@ -118,10 +118,11 @@ def load(
     device : str, device or None, default=None
         Where to score.  None is the device of the fit if there is such a one here, else the CPU.
     denoiser : Module, dict of str to Module or None, default=None
-        The module of your own that the estimator was fitted with, if it was.  A copy of it gets the
-        weights from the file.  For an ensemble of several such members, a dict from their names.
+        The custom module that the estimator was fitted with, if it was.  A copy of it gets
+        the weights from the file.  For an ensemble of several such members, a dict from their
+        names.
     classes : sequence of type, default=()
-        Classes of your own whose objects the estimator holds, such as that of its ``reference``.
+        Custom classes whose objects the estimator holds, such as that of its ``reference``.
         They have ``config`` and ``from_config``, as references do, are dataclasses, or have
         ``get_params``.  Others than these are never looked for, whatever the file says.
 
@@ -136,7 +137,7 @@ def load(
         If the file is none that ``save`` wrote, is truncated or altered, was written by a newer
         version of the library or in a format that is no more read, does not fit to the device or
         the denoiser, or if types, shapes, ranges or orders of its parts do not fit together; if it
-        holds objects of classes of your own that are not passed; if two of these have the same
+        holds objects of custom classes that are not passed; if two of these have the same
         name.
     TypeError
         If something else than classes that can be saved is passed as such.
@@ -166,14 +167,14 @@ def load(
     user_classes(classes)  # what is passed is wrong or right whatever the file holds
     content = read_file(path)
     try:
-        with np.errstate(all="ignore"):  # what is no number is refused, or as it was saved
+        with np.errstate(all="ignore"):  # what is not a number is refused, or as it was saved
             return decoded_estimator(*checked_content(content), device, denoiser, classes)
     except ImportError:
         raise
     except Exception as error:  # whatever nonsense may cause
         reason = str(error).rstrip(".")
         if not isinstance(error, ValueError):
-            reason = f"its content does not fit together ({type(error).__name__}: {error})"
+            reason = f"its content is inconsistent ({type(error).__name__}: {error})"
         raise ValueError(f"Cannot load {os.fspath(path)!r}: {reason}.") from error
 
 
@@ -195,7 +196,7 @@ def encoded_parts(estimator: Any) -> tuple[Arrays, dict[str, str]]:
     declaration = declaration_of(type(estimator))
     if declaration is None:
         raise TypeError(
-            f"{type(estimator).__name__} cannot be saved: it is none of the library's own classes."
+            f"{type(estimator).__name__} cannot be saved: it is not a class of the library."
         )
     node = encoder.at(declaration.name, estimator)
     config = {
@@ -310,12 +311,12 @@ def read_metadata(content: bytes) -> dict[str, str]:
     """Return what the header of a file tells, if `save` wrote it."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER_BYTES):
-        raise ValueError("it is truncated, or no file in the safetensors format")
+        raise ValueError("it is truncated, or not a safetensors file")
     try:
         header = json.loads(content[8 : 8 + length].decode("utf-8"))
         metadata = dict(header.get("__metadata__", {}))
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError("it was altered, or is no file in the safetensors format") from error
+        raise ValueError("it was altered, or is not a safetensors file") from error
     is_text = all(isinstance(value, str) for value in metadata.values())
     if metadata.get("format") != FORMAT or not is_text:
         raise ValueError("it was not saved by the method save of an estimator of sk_itdiffusion")

@@ -20,7 +20,7 @@ from pandas.api.extensions import ExtensionDtype
 
 __all__ = ["KINDS", "LISTED", "TIMES", "ValueKind", "is_simple", "simple_dtype"]
 
-#: Kinds of numpy dtypes whose arrays and scalars are stored as whole numbers, and as lists.
+#: Kinds of numpy dtypes whose arrays and scalars are stored as integers, and as lists.
 TIMES, LISTED = "mM", "OUS"
 #: Text of a simple numpy dtype; others, such as structured ones, are refused.
 SIMPLE_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|O|U\d+|S\d+|[mM]8(\[\d*[A-Za-zμ]+\])?)")
@@ -30,7 +30,7 @@ NAMED_DTYPES = re.compile(
     r"|[a-z0-9_\[\], ()]+\[pyarrow\]",
     re.IGNORECASE,
 )
-#: Bytes of one item of an array of texts, and of all of its items, that are read and written.
+#: Bytes of one item of an array of strings, and of all of its items, that are read and written.
 MAX_BYTES_OF_AN_ITEM, MAX_BYTES_OF_ITEMS = 2**20, 2**28
 #: Length of ranges, which files hold in a few bytes.
 MAX_LENGTH_OF_A_RANGE = 10**8
@@ -67,7 +67,7 @@ def dtype_parts(dtype: np.dtype[Any]) -> Sequence[Any] | None:
 
 
 def simple_dtype(text: str) -> np.dtype[Any]:
-    """Return the simple numpy dtype of a text."""
+    """Return the simple numpy dtype of a string."""
     if not isinstance(text, str) or not SIMPLE_DTYPE.fullmatch(text):
         raise ValueError(f"{text!r} is no simple dtype")
     dtype = np.dtype(text)
@@ -91,14 +91,14 @@ def scalar_of(text: str, value: Any) -> Any:
 
 
 def items_parts(array: NDArray[Any]) -> Sequence[Any] | None:
-    """Return dtype, shape and items of an array of texts or objects."""
+    """Return dtype, shape and items of an array of strings or objects."""
     if not is_simple(array.dtype) or array.nbytes > MAX_BYTES_OF_ITEMS:
         return None
     return array.dtype.str, list(array.shape), array.ravel().tolist()
 
 
 def items_of(text: str, shape: Sequence[int], items: Sequence[Any]) -> NDArray[Any]:
-    """Return an array of texts or objects; objects may be sequences themselves."""
+    """Return an array of strings or objects; objects may be sequences themselves."""
     dtype = simple_dtype(text)
     if dtype.kind not in LISTED or len(items) * dtype.itemsize > MAX_BYTES_OF_ITEMS:
         raise ValueError(f"an array of {len(items)} items of {dtype} is too large, or of numbers")
@@ -123,7 +123,7 @@ def named_dtype(name: str) -> Any:
 
 
 def string_dtype(storage: Any, na_value: Any) -> Any:
-    """Return the dtype of texts; without pyarrow they are stored as Python's."""
+    """Return the dtype of strings; without pyarrow they are stored as Python's."""
     try:
         return pd.StringDtype(storage, na_value=na_value)
     except ImportError:

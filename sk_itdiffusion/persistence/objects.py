@@ -102,7 +102,7 @@ def decode_object(node: Node, declaration: Declaration, decoder: Decoder) -> Any
 
 
 def places_of_tensors(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Return, for each tensor of a module or None in the place of one, the dict that holds it.
+    """Return, for each tensor of a module or None instead of one, the dict that holds it.
 
     Beside it is its name there.  Submodules that are stored by themselves are left out.
     """
@@ -118,7 +118,7 @@ def places_of_tensors(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]
 
 def put_tensors(module: nn.Module, tensors: Mapping[str, Any], declaration: Declaration) -> None:
     """Put tensors in their places in a module."""
-    if declaration.given:  # code of the user's own, which may have its own way to load them
+    if declaration.given:  # code defined by the user, which may have its own way to load them
         try:
             module.load_state_dict(dict(tensors))
         except RuntimeError as error:
@@ -145,7 +145,7 @@ def check_tensor(tensor: Any, before: Tensor | None, where: str) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{where} is no tensor")
     if tensor.isnan().any():
-        raise ValueError(f"{where} has numbers that are none")
+        raise ValueError(f"{where} contains NaN")
     if before is None:
         return
     # Modules that are made in double precision may have been brought to single precision.

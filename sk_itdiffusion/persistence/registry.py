@@ -43,7 +43,7 @@ class Declaration:
     arguments: tuple[str, ...] = ()
     #: Arguments that are not stored, and are None when the object is made.
     left_out: tuple[str, ...] = ()
-    #: Arguments that are modules of the user's own, to be given again.
+    #: Arguments that are modules defined by the user, to be given again.
     given: tuple[str, ...] = ()
     #: Arguments and attributes that are pairs of a name and an estimator.
     members: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Declaration:
     #: What returns an object's configuration, and what makes an object, if the class does not.
     config: Callable[[Any], Mapping[str, Any]] | None = None
     make: Callable[..., Any] | None = None
-    #: Whether it is a class of the user's own.
+    #: Whether it is a class defined by the user.
     is_own: bool = False
 
     def config_of(self, value: Any) -> dict[str, Any]:
@@ -113,11 +113,11 @@ def declaration_of(cls: type) -> Declaration | None:
     return None
 
 
-# -- classes of the user's own -----------------------------------------------------------------
+# -- classes defined by the user -----------------------------------------------------------------
 
 
 def declared_by_user(cls: type) -> Declaration | None:
-    """Return the declaration of a class of the user's own; None if objects cannot be stored.
+    """Return the declaration of a class defined by the user; None if objects cannot be stored.
 
     They have ``config`` and ``from_config``; or they are no modules, but dataclasses, or have
     ``get_params``.
@@ -130,7 +130,7 @@ def declared_by_user(cls: type) -> Declaration | None:
 
 
 def user_classes(classes: Sequence[type]) -> dict[str, Declaration]:
-    """Return the declarations of classes of the user's own by their names."""
+    """Return the declarations of classes defined by the user by their names."""
     found = {}
     for cls in classes:
         declaration = declared_by_user(cls) if isinstance(cls, type) else None

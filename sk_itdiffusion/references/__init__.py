@@ -1,6 +1,6 @@
 """Distributions whose log-density and optimal denoiser are known in closed form.
 
-A family of references says when a kind of distribution takes part in a fit, and how it is fitted.
+A family of references says when a kind of distribution is used in a fit, and how it is fitted.
 """
 
 # May import `_runtime`, `persistence`, `channel`, `layout`, `_immse` and `_table` of the package.

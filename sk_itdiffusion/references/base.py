@@ -32,9 +32,9 @@ class Reference(nn.Module, ABC):
     learns only what the reference lacks; it is the control variate of the likelihood integral;
     and it is an expert among which the estimator chooses at each log-SNR.
 
-    A reference of your own derives from `ContinuousReference` and defines its abstract methods;
-    tensors are registered as buffers.  The other methods have defaults.  If rows lack entries, or
-    parts of rows are asked for, it has to define `marginal` and `given` too.
+    A custom reference derives from `ContinuousReference` and defines its abstract methods; tensors
+    are registered as buffers.  The other methods have defaults.  If rows have missing entries, or
+    marginals or conditionals are needed, it has to define `marginal` and `given` too.
 
     A missing entry of a row is NaN.  Columns of rows have numbers: continuous ones come first.
 
@@ -109,7 +109,7 @@ class Reference(nn.Module, ABC):
         Parameters
         ----------
         n_samples : int
-            How many, at least 1.
+            Number of points, at least 1.
         random_state : RandomState
             Source of the randomness.
 
@@ -217,7 +217,7 @@ class Reference(nn.Module, ABC):
         raise self._undefined("given", "the distribution of columns, given others")
 
     def observed_log_prob(self, rows: Tensor) -> Tensor:
-        """Return the log-density of what is observed of rows.
+        """Return the log-density of the observed entries of rows.
 
         Parameters
         ----------
@@ -252,7 +252,7 @@ class Reference(nn.Module, ABC):
         return found
 
     def complete(self, rows: Tensor, uniform: Tensor) -> Tensor:
-        """Return rows whose missing entries are drawn, given what is observed of each.
+        """Return rows whose missing entries are drawn, given the observed entries of each.
 
         What is drawn for a row depends on it and on its numbers alone.
 
@@ -338,7 +338,8 @@ class Reference(nn.Module, ABC):
         """Return the error that a class does not know something of parts of rows."""
         name = type(self).__name__
         return TypeError(
-            f"Nothing is known of parts of the rows of a {name}: define {name}.{method}, which "
+            f"Marginals and conditionals are not available for a {name}: define {name}.{method}, "
+            "which "
             f"returns {what}."
         )
 
@@ -437,10 +438,10 @@ class Reference(nn.Module, ABC):
         return None
 
     def without_wide_components(self) -> Reference:
-        """Return the distribution without components for rows unlike all those seen.
+        """Return the distribution without components for rows unlike all training rows.
 
         A density needs such components, so that no row is impossible; a score of how unlike a row
-        is from those seen does not.
+        is from the training rows does not.
 
         Returns
         -------
@@ -484,7 +485,7 @@ class Reference(nn.Module, ABC):
         """Return what an empty reference is made from: all that a file holds but the buffers.
 
         By default these are the names of the buffers as ``"buffers"``, and by their names the
-        submodules and all other attributes, which have to be numbers, texts, None, or tuples or
+        submodules and all other attributes, which have to be numbers, strings, None, or tuples or
         lists of such.
 
         Returns
@@ -504,8 +505,8 @@ class Reference(nn.Module, ABC):
             items = value if isinstance(value, tuple | list) else [value]
             if not all(item is None or isinstance(item, Real | str) for item in items):
                 raise TypeError(
-                    f"{type(self).__name__}.{name} is no number or text: register tensors as "
-                    "buffers, or define config and from_config."
+                    f"{type(self).__name__}.{name} is not a number or string: register tensors "
+                    "as buffers, or define config and from_config."
                 )
         if self._parameters:
             raise TypeError(

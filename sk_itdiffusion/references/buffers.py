@@ -50,7 +50,7 @@ def eigenbasis(covariances: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 def check_buffers(reference: Reference, shapes: Mapping[str, str], **sizes: int) -> dict[str, int]:
-    """Raise an error if buffers of a loaded reference have other shapes, or are no numbers.
+    """Raise an error if buffers of a loaded reference have other shapes, or are not numbers.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class LatentClassReference(DiscreteReference):
     ) -> None:
         super().__init__()
         if (continuous is None) != (layout.n_continuous == 0):
-            raise ValueError("continuous is needed if, and only if, there are such columns.")
+            raise ValueError("continuous is required if, and only if, there are such columns.")
         if len(probabilities) != len(layout.variables):
             raise ValueError(
                 f"probabilities must have one entry for each of the {len(layout.variables)} "
@@ -190,23 +190,23 @@ class LatentClassReference(DiscreteReference):
         return [found[j] for j in range(len(found))]
 
     def _class_log_joint_of_parts(self, rows: Array) -> Array:
-        """Return log of weight times density of what is observed of rows, (n_classes, n_rows)."""
+        """Return log of weight times density of observed entries, (n_classes, n_rows)."""
         joint = np.tile(self.log_weights.cpu().double().numpy()[:, None], len(rows))
         if self.continuous is not None:
             joint += normal_parts(self.continuous).log_densities(rows[:, : self.n_continuous])
         for j, table in enumerate(self._tables_of_variables()):
             codes = rows[:, self.n_continuous + j]
-            # NaN is no category, nor are negative numbers.
+            # NaN is not a category, nor are negative numbers.
             is_known = codes >= 0.0
             joint[:, is_known] += np.log(table)[:, codes[is_known].astype(np.intp)]
         return np.asarray(joint)
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         return log_sum(self._class_log_joint_of_parts(rows))
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         found, m = rows.copy(), self.n_continuous
         chosen = chosen_by(uniform[:, 1], self._class_log_joint_of_parts(rows))
         if self.continuous is not None:
@@ -336,7 +336,7 @@ class LatentClassReference(DiscreteReference):
         return f"n_classes={self.n_classes}, n_variables={len(self.layout.variables)}"
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         self._check_layout("table", n_more=1)
         for number in range(len(self.layout.groups)):
             name = f"table_{number}"

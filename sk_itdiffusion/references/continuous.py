@@ -15,7 +15,7 @@ __all__ = ["ContinuousReference", "PlainReference"]
 
 
 class ContinuousReference(Reference):
-    """A reference on continuous columns; those of your own derive from it.
+    """A reference on continuous columns; custom ones derive from it.
 
     Beside `log_prob`, `denoise`, `sample` and `smoothed_log_prob` it can be standardised, and its
     variances are known.
@@ -41,7 +41,7 @@ class ContinuousReference(Reference):
         Parameters
         ----------
         center : array-like of shape (n_features,)
-            What is subtracted.
+            Number to subtract from each column.
         scale : array-like of shape (n_features,)
             Positive numbers to divide by.
 
@@ -53,7 +53,7 @@ class ContinuousReference(Reference):
 
     @abstractmethod
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance along any principal direction.
+        """Return the smallest and the largest variance along any principal direction.
 
         Returns
         -------

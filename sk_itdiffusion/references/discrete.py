@@ -239,7 +239,7 @@ class IndependentReference(DiscreteReference, PlainReference):
     ) -> None:
         super().__init__()
         if (continuous is None) != (layout.n_continuous == 0):
-            raise ValueError("continuous is needed if, and only if, there are such columns.")
+            raise ValueError("continuous is required if, and only if, there are such columns.")
         if len(marginals) != len(layout.variables):
             raise ValueError(
                 f"marginals must have one entry for each of the {len(layout.variables)} discrete "
@@ -331,20 +331,20 @@ class IndependentReference(DiscreteReference, PlainReference):
         return IndependentReference(layout, [marginals[j] for j in variables], continuous)
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         total = np.zeros(len(rows))
         if self.continuous is not None:
             part = np.ascontiguousarray(rows[:, : self.n_continuous])
             total += log_likelihoods(self.continuous, part)
         for j, probabilities in enumerate(self.marginals()):
             codes = rows[:, self.n_continuous + j]
-            # NaN is no category, nor are negative numbers.
+            # NaN is not a category, nor are negative numbers.
             is_known = codes >= 0.0
             total[is_known] += np.log(probabilities)[codes[is_known].astype(np.intp)]
         return total
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         found, m = rows.copy(), self.n_continuous
         if self.continuous is not None:
             parts = (torch.from_numpy(part) for part in (rows[:, :m], uniform[:, : m + 2]))
@@ -381,7 +381,7 @@ class IndependentReference(DiscreteReference, PlainReference):
         -------
         Tensor of shape (B, m)
             Log-densities, relative to those of the noise given the row, in nats; 0 where there is
-            no category.
+            not a category.
         """
         layout = self.layout
         found = rows.new_zeros(len(rows), len(layout.variables))
@@ -398,7 +398,7 @@ class IndependentReference(DiscreteReference, PlainReference):
     def continuous_moments(
         self, rows: Tensor, eps: Tensor, logsnr: float, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return their moments, whatever z; see `DiscreteReference.continuous_moments`."""
+        """Return their moments, for any z; see `DiscreteReference.continuous_moments`."""
         assert self.continuous is not None
         part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
         return self.continuous.noise_moments(part, noise, logsnr)
@@ -434,7 +434,8 @@ class IndependentReference(DiscreteReference, PlainReference):
         if self.continuous is None or isinstance(self.continuous, PlainReference):
             return self.continuous
         raise TypeError(
-            f"What each column tells by itself is not known of a {type(self.continuous).__name__}."
+            "The contributions of columns are not available for a "
+            f"{type(self.continuous).__name__}."
         )
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
@@ -502,7 +503,7 @@ class IndependentReference(DiscreteReference, PlainReference):
         return f"n_variables={len(self.layout.variables)}"
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         self._check_layout("log_prior")
         for number, group in enumerate(self.layout.groups):
             log_prior = getattr(self, f"log_prior_{number}")

@@ -28,7 +28,7 @@ from sk_itdiffusion.references.parts import affordable_rows
 
 __all__ = ["GaussianReference"]
 
-#: Least variance, in standardised units, along any direction of a fitted reference.
+#: Smallest variance, in standardised units, along any direction of a fitted reference.
 VARIANCE_FLOOR = 1e-6
 #: In nats; information about other columns below the log-SNR of independence.
 MIN_INFORMATION = 0.001
@@ -94,12 +94,12 @@ class GaussianReference(ContinuousReference, PlainReference):
         The covariance is shrunk as Ledoit and Wolf propose, which is negligible for many rows and
         gives a usable matrix for fewer rows than columns; eigenvalues below 1e-6 are raised to it.
         Very few rows tell nothing about how much to shrink (two rows always ask for no shrinkage),
-        so the logarithms of the eigenvalues are drawn to that of their mean with the weight of one
-        row.
+        so the logarithms of the eigenvalues are shrunk towards that of their mean with the weight
+        of one row.
 
-        Where entries are missing, mean and covariance before shrinkage are those of greatest
-        likelihood of what is observed, by expectation-maximisation over patterns of missing
-        entries: consistent if entries are missing at random.  If that is too much work for all rows
+        Where entries are missing, mean and covariance before shrinkage are those of maximum
+        likelihood of the observed entries, by expectation-maximisation over patterns of missing
+        entries: consistent if entries are missing at random.  If that is too expensive for all rows
         it is done for a random sample of them, and where this has fewer than twice as many rows as
         columns, the columns are taken as independent.
 
@@ -158,17 +158,17 @@ class GaussianReference(ContinuousReference, PlainReference):
         return GaussianReference(means[0], floor_eigenvalues(covariances[0], floor))
 
     def _parts(self) -> NormalParts:
-        """Return what answers questions about parts of rows."""
+        """Return the helper for marginals and conditionals."""
         return NormalParts.of_tensors(self.mean[None], self.variances[None], self.basis[None])
 
     def _log_prob_of_parts(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         return np.asarray(self._parts().log_densities(rows)[0])
 
     def _completed(
         self, rows: NDArray[np.float64], uniform: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         return self._parts().drawn(rows, np.zeros(len(rows), dtype=np.intp), uniform[:, 2:])
 
     def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class GaussianReference(ContinuousReference, PlainReference):
         return GaussianReference((self.mean.cpu().numpy() - shift) / width, covariance)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the covariance's least and greatest eigenvalue.
+        """Return the covariance's smallest and largest eigenvalue.
 
         See `ContinuousReference.variance_range`.
         """
@@ -246,7 +246,7 @@ class GaussianReference(ContinuousReference, PlainReference):
         return f"n_features={self.n_features}"
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_buffers(self, {"mean": "d", "variances": "d", "basis": "dd"})
 
 
@@ -316,7 +316,7 @@ def shrunk_by_moments(
 def incomplete_moments(
     X: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Return mean and shrunk covariance of rows that lack entries, and how many rows they tell.
+    """Return mean and shrunk covariance of rows with missing entries, and how many rows they tell.
 
     Rows count by the share of their entries that is observed, and in the shrinkage, which rests on
     the errors of covariances, by that of the pairs.
@@ -338,9 +338,9 @@ def incomplete_moments(
 def fitted_moments(
     X: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and covariance of greatest likelihood of rows that lack entries.
+    """Return mean and covariance of maximum likelihood of rows with missing entries.
 
-    The covariance is diagonal where more would be too much work.
+    The covariance is diagonal where more would be too expensive.
     """
     X, weight, moments = moments_of_affordable(X, weight)
     if moments is None:
@@ -351,9 +351,9 @@ def fitted_moments(
 def moments_of_affordable(
     X: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], ExpectedMoments | None]:
-    """Return rows that have entries, their weights, and moments of greatest likelihood of them.
+    """Return rows that have entries, their weights, and moments of maximum likelihood of them.
 
-    These are a random sample if all are too much work; if fewer rows than twice the columns would
+    These are a random sample if all are too expensive; if fewer rows than twice the columns would
     be left, they are all, and there are no moments.
     """
     seen = np.flatnonzero(~np.isnan(X).all(axis=1))
@@ -367,7 +367,7 @@ def moments_of_affordable(
 def observed_moments(
     X: NDArray[np.float64], share: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return means and diagonal covariance of what is observed of each column by itself.
+    """Return means and diagonal covariance of the observed entries of each column by itself.
 
     A column without any value has the mean 0 and the variance 1.
     """
@@ -381,7 +381,7 @@ def observed_moments(
 
 
 def likeliest_moments(X: NDArray[np.float64], share: NDArray[np.float64]) -> ExpectedMoments:
-    """Return the moments of greatest likelihood of rows that lack entries, one at least each.
+    """Return the moments of maximum likelihood of rows with missing entries, one at least each.
 
     Expectation-maximisation takes ever smaller steps where much is missing.  Two of them tell how
     far to go on in their direction, in the logarithm of the covariance; where this leads to no

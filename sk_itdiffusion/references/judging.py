@@ -1,4 +1,4 @@
-"""How references are judged: by their log-likelihoods of validation rows."""
+"""How references are evaluated: by their log-likelihoods of validation rows."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Fitted = TypeVar("Fitted", bound=Reference)
 def log_likelihoods(reference: Reference, X: Array) -> Array:
     """Return a reference's log-density of rows, in nats.
 
-    Rows may lack entries (NaN): that of a row is then the log-density of what is observed of it,
-    and 0 if nothing is.  Rows are done in chunks of one fixed shape, at places that are alike, so
-    that a row's value does not depend on the other rows to the last bit.
+    Rows may have missing entries (NaN): that of a row is then the log-density of its observed
+    entries, and 0 if there are none.  Rows are done in chunks of one fixed shape, at places that
+    are alike, so that a row's value does not depend on the other rows to the last bit.
     """
     dtype = next((b.dtype for b in reference.buffers() if b.is_floating_point()), torch.float64)
 

@@ -47,7 +47,7 @@ __all__ = ["KernelDensityReference"]
 
 Array = NDArray[np.float64]
 
-#: Greatest posterior of all kernels together that are left out of an average.
+#: Largest posterior of all kernels together that are left out of an average.
 _LEFT_OUT = 1e-6
 #: So many kernels are averaged in single precision, unless points are as many standard deviations
 #: from the middle of their tile.
@@ -55,7 +55,7 @@ _NEIGHBOURS_IN_SINGLE = 256
 _REACH_IN_SINGLE = 30.0
 _MIN_EXPONENT = -100.0
 #: Logarithms of the odds of the background between which its weight, and one less it, are accurate
-#: to eight digits; and a weight of a background that counts for nothing.
+#: to eight digits; and a weight of a background that does not count.
 _LEAST_LOG_ODDS, _MOST_LOG_ODDS = -600.0, 16.0
 _NO_BACKGROUND = 1e-300
 #: Pairs of a row and a kernel that are done together.
@@ -226,8 +226,8 @@ class KernelDensityReference(ContinuousReference):
     def given(self, columns: Sequence[int], values: ArrayLike) -> Reference:
         """Return shifted kernels of the other columns; see `Reference.given`.
 
-        They have the weights of how near they are to what is given.  Where kernels are so much
-        less likely than the background, or it than they, that the background's weight is no number
+        They have the weights of how near they are to what is given.  Where kernels are so much less
+        likely than the background, or it than they, that the background's weight is not a number
         that tells, it is a mixture of both.
         """
         known, others, numbers = self._checked_given(columns, values)
@@ -301,7 +301,7 @@ class KernelDensityReference(ContinuousReference):
         return np.stack([math.log1p(-share) + log_kernels, math.log(share) + elsewhere])
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         log_kernels = np.empty(len(rows))
         for part, log_joint in self._log_joint_of_parts(rows):
             top = log_joint.max(axis=1)
@@ -309,7 +309,7 @@ class KernelDensityReference(ContinuousReference):
         return log_sum(self._log_odds_of_parts(rows, log_kernels))
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         found = rows.copy()
         points = self.points.detach().cpu().double().numpy()
         zero = torch.zeros(1, self.n_features)
@@ -484,7 +484,7 @@ class KernelDensityReference(ContinuousReference):
         from_middle = (rotated / signal - middle[:, None]).square() * scale[:, None]
         reach = from_middle.sum(2).sqrt()
         beyond = (2.0 * (-math.log(_LEFT_OUT) - known).clamp_min(0.0)).sqrt()
-        # What rounding leaves of a distance.
+        # The rounding error of a distance.
         slack = 1e4 * torch.finfo(distance.dtype).eps * constant
         is_far = distance > (reach + beyond).amax(1, keepdim=True).square() + slack
         is_far[torch.arange(len(middle)), nearest] = False
@@ -580,7 +580,7 @@ class KernelDensityReference(ContinuousReference):
         return kept
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the kernels' or a component's least variance, and the greatest one of all.
+        """Return the kernels' or a component's smallest variance, and the largest one of all.
 
         See `ContinuousReference.variance_range`.
         """
@@ -607,7 +607,7 @@ class KernelDensityReference(ContinuousReference):
         )
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"points": "nd", "log_weights": "n", "variances": "d", "basis": "dd"}
         check_buffers(self, shapes | {"background_weight": ""})
         check_same(self.background.n_features, self.n_features, "the features differ")

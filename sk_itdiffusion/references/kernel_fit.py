@@ -25,7 +25,7 @@ _ROWS_TO_FIT = 500
 _ROWS_FOR_AN_ENTRY = 3
 _ROWS_IN_A_CHUNK = 256
 _MAX_STEPS = 30
-#: Gain in nats by which another step is worth its time.
+#: Gain in nats by which another step justifies its cost.
 _MIN_GAIN_OF_A_STEP = 0.005
 #: Bandwidths, relative to Scott's rule, to begin with: steps change the width little at a time.
 _FINENESS_OF_STARTS = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -38,7 +38,7 @@ def fit_kernel_density(
     floor: float,
     stopped: Callable[[], bool] = lambda: False,
 ) -> KernelDensityReference:
-    """Return kernels around rows, of the greatest likelihood of rows without their own kernel.
+    """Return kernels around rows, of the maximum likelihood of rows without their own kernel.
 
     Covariance and weight of the background are found by expectation-maximisation.  With fewer than
     three rows for each entry the covariance is diagonal.
@@ -65,12 +65,12 @@ def fit_kernel_density(
     n_features = X.shape[1]
     n_wanted = _ROWS_FOR_AN_ENTRY * n_features * (n_features + 1) // 2
     n_left_out = min(len(X), max(_ROWS_TO_FIT, n_wanted))
-    # What rounding leaves of a covariance along a direction without variance must stay below.
+    # The rounding error of a covariance along a direction without variance must stay below.
     floor = max(floor, MIN_RELATIVE_VARIANCE * float(np.square(X).max()))
 
     def density(covariance: NDArray[np.float64], weight: float) -> KernelDensityReference:
         kept = covariance if n_wanted <= len(X) else np.diag(np.diag(covariance))
-        # Rounding may leave less than nothing along a direction without variance.
+        # Rounding may make the variance negative along a direction without variance.
         raised = floor_eigenvalues(kept, 0.0) + floor * np.eye(n_features)
         return KernelDensityReference(X, raised, background, weight, share)
 

@@ -132,11 +132,11 @@ def fit_latent_class(
     """Return a latent class model fitted to rows by expectation-maximisation.
 
     Each class begins at a random row.  A class counts one row more than it has, spread over the
-    categories as in all rows, so that no probability is 0; covariances are drawn to the common one
-    likewise.
+    categories as in all rows, so that no probability is 0; covariances are shrunk towards the
+    common one likewise.
 
-    Rows may lack entries (NaN): the likelihood is then that of what is observed, and the classes
-    are consistent if entries are missing at random.
+    Rows may have missing entries (NaN): the likelihood is then that of the observed entries, and
+    the classes are consistent if entries are missing at random.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def _log_joint(evidence: _Evidence, classes: _Classes) -> Array:
 
 
 def _maximize(evidence: _Evidence, posterior: Array) -> _Classes:
-    """Return the classes of greatest likelihood given the posterior, smoothed."""
+    """Return the classes of maximum likelihood given the posterior, smoothed."""
     weighted = evidence.n_rows * evidence.share[:, None] * posterior
     size = weighted.sum(axis=0)
     entries = without_denormals(weighted, evidence.indicators.dtype)
@@ -240,7 +240,7 @@ def without_denormals(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tuple[Array, Array]:
-    """Return means and covariances of the classes, the latter drawn to the common one."""
+    """Return means and covariances of the classes, the latter shrunk towards the common one."""
     n_continuous = evidence.continuous.shape[1]
     pairs = np.triu_indices(n_continuous)
     mean = (weighted.T @ evidence.continuous) / np.maximum(size, 1e-12)[:, None]
@@ -255,7 +255,7 @@ def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tup
 
 @dataclass(frozen=True)
 class _IncompleteEvidence:
-    """Rows that lack entries: indicators of categories, and where the variables begin in them."""
+    """Rows with missing entries: indicators of categories, and where the variables begin."""
 
     indicators: sparse.csr_array
     first: NDArray[np.intp]
@@ -307,7 +307,7 @@ def _fit_incomplete(
     max_iter: int,
     stopped: Callable[[], bool],
 ) -> LatentClassReference:
-    """Return classes fitted to what is observed of rows."""
+    """Return classes fitted to the observed entries of rows."""
     rows = rows.take(affordable_rows(rows.X, n_classes, n_classes, layout.n_continuous))
     n_classes = min(n_classes, len(rows))
     evidence = _IncompleteEvidence.of(rows, layout, n_classes, regularization)
@@ -347,7 +347,7 @@ def _starting_incomplete(
 
 
 def _incomplete_step(evidence: _IncompleteEvidence, classes: _Classes) -> tuple[float, _Classes]:
-    """Return the log-likelihood of what is observed, and classes of a greater one, smoothed."""
+    """Return the log-likelihood of the observed entries, and classes of a higher one, smoothed."""
     log_terms = (evidence.indicators @ classes.log_category.T + classes.log_weight).T
     mean, covariance = classes.mean, classes.covariance
     if len(evidence.pooled):

@@ -193,7 +193,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         )
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         mean, basis, _, residual = self._numbers()
         found = np.empty(len(rows))
         patterns, place = rows_by_pattern(np.isnan(rows))
@@ -211,7 +211,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         return found
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         mean, basis, _, residual = self._numbers()
         found = rows.copy()
         patterns, place = rows_by_pattern(np.isnan(rows))
@@ -307,12 +307,12 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         return self.n_features + len(self.variances)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return the least and greatest variance; see `ContinuousReference.variance_range`."""
+        """Return the extreme variances; see `ContinuousReference.variance_range`."""
         residual = float(self.residual)
         return residual, max(residual, float(self.variances.max()))
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"mean": "d", "basis": "dr", "variances": "r", "residual": ""}
         check_buffers(self, shapes)
 

@@ -128,7 +128,7 @@ class GaussianMixtureReference(ContinuousReference):
         mixture : GaussianMixture
             A fitted mixture of any ``covariance_type``.
         variance_floor : float, default=1e-6
-            Least eigenvalue of a covariance; lesser ones are raised to it.
+            Smallest eigenvalue of a covariance; smaller ones are raised to it.
 
         Returns
         -------
@@ -211,12 +211,12 @@ class GaussianMixtureReference(ContinuousReference):
         return mixture_given(self, known, others, numbers, log_weights)
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         log_weights = self.log_weights.detach().cpu().double().numpy()
         return log_sum(normal_parts(self).log_densities(rows) + log_weights[:, None])
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         parts = normal_parts(self)
         log_weights = self.log_weights.detach().cpu().double().numpy()
         chosen = chosen_by(uniform[:, 1], parts.log_densities(rows) + log_weights[:, None])
@@ -391,7 +391,7 @@ class GaussianMixtureReference(ContinuousReference):
         own = torch.einsum("kde,ke->kd", self.basis.square(), kept)
         weight = posterior[:, None, :]
         mean = torch.bmm(weight, predicted)[:, 0]
-        return mean, torch.bmm(weight, predicted.square() + own)[:, 0]
+        return mean, torch.bmm(weight, predicted.square())[:, 0] + posterior @ own
 
     def smoothed_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
         """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
@@ -406,7 +406,7 @@ class GaussianMixtureReference(ContinuousReference):
         return self.component_moments(noisy, variance, posterior)
 
     def modes(self, rows: Tensor, variance: float) -> NDArray[np.intp]:
-        """Return the mode of the likeliest component of each row; see `Reference.modes`.
+        """Return the mode of the most likely component of each row; see `Reference.modes`.
 
         Components are of one mode if the density between their means is nowhere lower than at the
         lower of the two by a factor of e.
@@ -494,7 +494,7 @@ class GaussianMixtureReference(ContinuousReference):
         return spread + torch.einsum("k,kd,ke->de", weights, offset, offset)
 
     def variance_range(self) -> tuple[float, float]:
-        """Return a component's least variance and the greatest one of the whole covariance.
+        """Return a component's smallest variance and the largest one of the whole covariance.
 
         See `ContinuousReference.variance_range`.
         """
@@ -512,14 +512,14 @@ class GaussianMixtureReference(ContinuousReference):
         return f"{sizes}, n_wide={self.n_wide}" if self.n_wide else sizes
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         shapes = {"log_weights": "k", "means": "kd", "variances": "kd", "basis": "kdd"}
         check_buffers(self, shapes)
         checked_number_of_wide(self.n_wide, self.n_components)
 
 
 def normal_parts(mixture: GaussianMixtureReference) -> NormalParts:
-    """Return what answers questions about parts of rows of the components."""
+    """Return the helper for marginals and conditionals of the components."""
     return NormalParts.of_tensors(mixture.means, mixture.variances, mixture.basis)
 
 

@@ -32,7 +32,7 @@ _PSEUDO_ROWS = 2.0
 #: Standard deviations of the wide components relative to those of all rows, and their proportions.
 _WIDTHS = np.array([2.0, 4.0, 8.0])
 _SHARES_OF_WIDTHS = np.array([4.0, 2.0, 1.0])
-#: Rows that lack entries, for each component, that are fitted whatever work it is.
+#: Rows with missing entries, for each component, that are fitted whatever work it is.
 _ROWS_FOR_A_COMPONENT = 50
 #: Change of their mean log-likelihood that ends expectation-maximisation.
 _TOLERANCE = 1e-4
@@ -42,7 +42,7 @@ class _WeightedMixture(GaussianMixture):
     """Mixture of weighted rows, which does not warn when it ends before convergence.
 
     With equal weights its numbers are those of scikit-learn's, but for the covariances of
-    components of few rows, which are drawn to the common one.
+    components of few rows, which are shrunk towards the common one.
 
     A mixture that has not converged is a good reference; only its likelihood counts.  A warnings
     filter would not do: filters belong to the process, and mixtures are fitted in threads.
@@ -114,10 +114,10 @@ def number_of_distinct_rows(X: NDArray[np.float64]) -> int:
 def shrunk_to_common(
     covariances: NDArray[np.float64], n_rows: NDArray[np.float64], floor: float
 ) -> NDArray[np.float64]:
-    """Return covariances drawn towards their common mean, the more so the fewer rows they have.
+    """Return covariances shrunk towards their common mean, the more so the fewer rows they have.
 
     A component of hardly more rows than columns is flat in some direction whatever the rows are
-    drawn from, and the density a little beside it would be next to nothing.  Logarithms of
+    drawn from, and the density a little beside it would be almost nothing.  Logarithms of
     matrices are averaged, so that structure is kept at any scale: a direction in which many rows
     hardly vary keeps its variance.
 
@@ -128,7 +128,7 @@ def shrunk_to_common(
     n_rows : ndarray of shape (n_components,)
         Rows of each component.
     floor : float
-        Least eigenvalue, positive.
+        Smallest eigenvalue, positive.
 
     Returns
     -------
@@ -184,13 +184,12 @@ def with_wide_components(
 ) -> GaussianMixtureReference:
     """Return the mixture with more components, wider than all rows.
 
-    They have the weight of one more row: as likely the next row is like none of those seen.  Rows
+    They have the weight of one more row: as likely the next row is unlike all training rows.  Rows
     beside all other components have a small density, but not one of minus thousands of nats, which
-    the integral would have to make good for.  Scales and weights are those of a heavy tail, but in
+    the integral would have to compensate for.  Scales and weights are those of a heavy tail, but in
     columns whose variances are limited, since their heavy tails are in their maps: there only the
-    dependence between columns is weaker.
-    That is right for a density, but a detector asks how unlike a row is from those seen, and uses
-    the mixture without them.
+    dependence between columns is weaker.  That is right for a density, but a detector asks how
+    unlike a row is from the training rows, and uses the mixture without them.
     """
     share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
     overall = GaussianReference.fit(X, weight) if overall is None else overall
@@ -217,25 +216,25 @@ def fit_gaussian_mixture(
 ) -> GaussianMixtureReference:
     """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's, with weights).
 
-    Covariances of components of few rows are drawn towards those of the others, and wide
-    components are added for rows that are like none of those seen.  Beside these it has no
+    Covariances of components of few rows are shrunk towards those of the others, and wide
+    components are added for rows unlike all training rows.  Beside these it has no
     more components than there are distinct rows, of which there are few where a few rows have
     nearly all the weight, or one value is a billion times as large as all others.
 
     No component has a variance in any column above ``largest_variances``, if they are given.
-    Behind a map that makes a heavy tail normal, a component with twice the standard deviation would
+    After a map that makes a heavy tail normal, a component with twice the standard deviation would
     have a tail of four times the index.
 
-    Rows may lack entries (NaN): the likelihood is then that of what is observed, and each step
-    takes expectations over what is missing, pattern by pattern, so that the mixture is consistent
-    if entries are missing at random.  Where there are so many patterns, of so many missing columns,
-    that this is too much work, a random sample of the rows is fitted.
+    Rows may have missing entries (NaN): the likelihood is then that of the observed entries, and
+    each step takes expectations over what is missing, pattern by pattern, so that the mixture is
+    consistent if entries are missing at random.  Where there are so many patterns, of so many
+    missing columns, that this is too expensive, a random sample of the rows is fitted.
     """
     largest = np.full(X.shape[1], np.inf) if largest_variances is None else largest_variances
     n_distinct = number_of_distinct_rows(X)
-    # What rounding leaves of a covariance along a direction without variance must stay below.
+    # The rounding error of a covariance along a direction without variance must stay below.
     regularization = max(regularization, MIN_RELATIVE_VARIANCE * float(np.nanmax(np.square(X))))
-    # Clusters of rows that k-means cannot tell apart would be fewer than asked for: it warns.
+    # Clusters of rows that k-means cannot distinguish would be fewer than asked for: it warns.
     is_plain = n_distinct > _PLENTY * n_components
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
     if np.isnan(X).any():
@@ -275,7 +274,7 @@ def _fit_incomplete_mixture(
     largest: NDArray[np.float64],
     is_plain: bool,
 ) -> GaussianMixtureReference:
-    """Return a mixture fitted to what is observed of rows.
+    """Return a mixture fitted to the observed entries of rows.
 
     It begins at clusters of rows that one normal distribution has completed by draws; conditional
     means would make clusters of their own.

@@ -1,4 +1,4 @@
-r"""Normal distributions of rows that lack some of their entries.
+r"""Normal distributions of rows with missing entries.
 
 With :math:`P` the inverse of a covariance, :math:`m` the missing columns of a row and :math:`r`
 its deviation from the mean, with zeros where entries are missing,
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ExpectedMoments:
-    """Sums over rows, with their memberships in components, given what is observed of them.
+    """Sums over rows, with their memberships in components, given their observed entries.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class NormalParts:
         return len(self.means)
 
     def log_densities(self, X: Array) -> Array:
-        """Return the log-densities of what is observed of rows, (n_components, n_rows).
+        """Return the log-densities of the observed entries of rows, (n_components, n_rows).
 
         Those of a row do not depend on the other rows to the last bit.
         """
@@ -171,7 +171,7 @@ class NormalParts:
         blocks: Sequence[Block],
         is_fourth: bool = False,
     ) -> ExpectedMoments:
-        """Return the moments of rows, given what is observed: a step of expectation-maximisation.
+        """Return the moments of rows given the observed entries: one step of the algorithm (EM).
 
         Parameters
         ----------
@@ -264,7 +264,7 @@ class NormalParts:
         Returns
         -------
         log_density : ndarray of shape (n_components, n_rows)
-            Log-densities of what is observed.
+            Log-densities of the observed entries.
         deviation : ndarray of shape (n_components, d, n_rows)
             Conditional means of the rows less the means.
         spread : ndarray of shape (n_components, n_patterns, m, m)

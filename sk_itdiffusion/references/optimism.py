@@ -1,7 +1,7 @@
-r"""By how much a choice among candidates flatters the rows that it was made by.
+r"""Optimism of a choice among candidates on the rows that it was made by.
 
-Each row is judged by what the rows of the other folds choose, as in cross-validation, but of the
-choice alone: all candidates stay as they are fitted, so it costs next to nothing [1]_.
+Each row is evaluated by what the rows of the other folds choose, as in cross-validation, but of the
+choice alone: all candidates stay as they are fitted, so it costs almost nothing [1]_.
 
 References
 ----------
@@ -80,7 +80,7 @@ def choice_optimism(
     judged: Array | None = None,
     in_counts: bool = False,
 ) -> Array:
-    """Return by how much a choice flatters each of the rows that it was made by.
+    """Return the optimism of a choice on each of the rows that it was made by.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def choice_optimism(
         Returns the number of the candidate chosen by scores (n_candidates, n_rows), shares of these
         rows, and keys of those that are not independent, or None.
     judged : ndarray of shape (n_candidates, n_samples) or None, default=None
-        Log-likelihoods that are flattered, if they are others than those that choose.
+        Log-likelihoods that are reported, if they differ from those that choose.
     in_counts : bool, default=False
         Whether weights of rows are numbers of observations; see `fold_weights`.
 

@@ -132,7 +132,7 @@ def affordable_rows(
     """Return numbers of rows whose patterns are few enough for expectation-maximisation.
 
     Rows without any entry are left out, since they tell nothing.  Of the others these are all,
-    unless matrices of the missing columns of all patterns and components are too much work; then
+    unless matrices of the missing columns of all patterns and components are too expensive; then
     they are a random sample, which keeps what is consistent under missing at random so.
 
     Parameters

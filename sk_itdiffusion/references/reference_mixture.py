@@ -80,8 +80,8 @@ class ReferenceMixture(Reference):
     def fit(cls, references: Sequence[Reference], rows: WeightedRows) -> ReferenceMixture:
         """Return the mixture of greatest mean log-likelihood of rows that did not fit its members.
 
-        The weights are found by expectation-maximisation.  Rows may lack entries (NaN) and count by
-        what is observed of them; those without any have no influence.
+        The weights are found by expectation-maximisation.  Rows may have missing entries (NaN) and
+        count by their observed entries; those without any have no influence.
 
         Parameters
         ----------
@@ -245,16 +245,16 @@ class ReferenceMixture(Reference):
         return np.asarray(self.log_weights.detach().cpu().double().numpy())
 
     def _log_joint_of_parts(self, rows: Array) -> Array:
-        """Return logarithms of weights times densities of what is observed, (K, n_rows)."""
+        """Return logarithms of weights times densities of the observed entries, (K, n_rows)."""
         scores = np.stack([log_likelihoods(reference, rows) for reference in self.references])
         return np.asarray(scores + self._log_weights()[:, None])
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
-        """Return the log-densities of what is observed of rows."""
+        """Return the log-densities of the observed entries of rows."""
         return log_sum(self._log_joint_of_parts(rows))
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
-        """Return rows with draws in the place of missing entries."""
+        """Return rows with draws instead of missing entries."""
         log_joint = self._log_joint_of_parts(rows)
         chosen, left = chosen_with_rest(uniform[:, 0], log_joint)
         numbers = np.column_stack([left, uniform[:, 1:]])
@@ -307,7 +307,7 @@ class ReferenceMixture(Reference):
         return "weights=[" + ", ".join(f"{weight:.3g}" for weight in self.weights) + "]"
 
     def _finish_loading(self) -> None:
-        """Raise an error if parts do not fit together, or numbers are out of range."""
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
         check_shapes(self, {"log_weights": "k"}, k=len(self.members))
         check_in_range(self.log_weights, -np.inf, 1e-6, "logarithms of weights")
         sizes = [(r.n_columns, r.n_features) for r in self.references]
@@ -315,7 +315,7 @@ class ReferenceMixture(Reference):
 
 
 def fitted_log_weights(scores: Array, share: Array) -> Array:
-    """Return logarithms of the weights of the greatest mean log-likelihood.
+    """Return logarithms of the weights of the largest mean log-likelihood.
 
     Parameters
     ----------
@@ -337,6 +337,6 @@ def fitted_log_weights(scores: Array, share: Array) -> Array:
         if now - before < _TOLERANCE:
             break
         before = now
-        # Each weight is multiplied by how much likelier than the mixture its member is.
+        # Each weight is multiplied by how much more likely than the mixture its member is.
         log_weights = log_weights + logsumexp(scores - log_row, axis=1, b=share)
     return np.asarray(log_weights)

@@ -1,4 +1,4 @@
-"""Families of references: when each can take part in a fit, and how it is fitted."""
+"""Families of references: when each can be used in a fit, and how it is fitted."""
 
 from sk_itdiffusion.references.families.base import (
     Demand,

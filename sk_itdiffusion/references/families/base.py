@@ -1,6 +1,6 @@
 """What a family of references is: one kind of analytic distribution, as an expert of a fit.
 
-A family says for which tables it is made, when it takes part without being asked for, how it is
+A family says for which tables it is made, when it is used without being asked for, how it is
 fitted, and what it costs.  It is one object with everything about its kind: a fit knows no names.
 """
 
@@ -39,7 +39,7 @@ class Demand:
         Name of the control variate that is asked for, ``"auto"`` if any will do; None if it is an
         object that is given.
     automatic : bool
-        Whether all experts that are experts by default may take part.
+        Whether all experts that are experts by default may be used.
     names : tuple of str
         Names of experts that are asked for.
     with_networks : bool
@@ -91,12 +91,12 @@ class FamilyContext:
 
 @dataclass(frozen=True)
 class JudgedReference:
-    """A reference, and by how much its choice flatters the rows that judged it.
+    """A reference, and the optimism of its choice on the validation rows.
 
     Attributes
     ----------
     reference : Reference or None
-        The reference; None if it is not worth having.
+        The reference; None if it is not useful.
     optimism : ndarray of shape (n_valid,) or float, default=0
         In nats, for each validation row; see `sk_itdiffusion.references.optimism`.
     """
@@ -108,9 +108,9 @@ class JudgedReference:
 class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     """One kind of analytic distribution, as an expert of density estimators.
 
-    Derive from this class to let a distribution of your own take part in fits: pass an object as
+    Derive from this class to let a custom distribution be used in fits: pass an object as
     ``experts=["auto", MyFamily()]``.  Its reference is then an expert like any other, and the
-    control variate where it is the likeliest of them.  A family takes its parameters like an
+    control variate where it is the most likely of them.  A family takes its parameters like an
     estimator of scikit-learn: ``__init__`` stores them as attributes of the same names.
 
     Attributes
@@ -120,15 +120,15 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     is_plain : bool, default=False
         Whether it is the family that each table has, of the fewest assumptions.
     is_judged : bool, default=True
-        Whether validation rows have to judge it; with fewer than 40 rows it then takes no part.  If
-        not, `by_default` still says whether it takes part.
+        Whether validation rows have to evaluate it; with fewer than 40 rows it then is not used.
+        If not, `by_default` still says whether it is used.
     needs : tuple of str, default=()
-        Names of families that are fitted before it whenever it takes part, asked for or not.  Their
+        Names of families that are fitted before it whenever it is used, asked for or not.  Their
         references may be missing from ``context.references`` all the same: if the family is not
-        made for the table, rows are too few to judge it, or its `fit` returns None.
+        made for the table, rows are too few to evaluate it, or its `fit` returns None.
     holds_rows : bool, default=False
-        Whether the reference is made of the training rows themselves.  It is then fitted anew at
-        warm starts, and takes no part by default where training rows are ranked.
+        Whether the reference is built from the training rows themselves.  It is then refitted at
+        warm starts, and is not used by default where training rows are ranked.
     shares_grid : bool, default=True
         Whether networks are trained over the range of the log-SNR in which the reference differs
         from a normal distribution; if not only the weights reach so far.
@@ -137,7 +137,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     has_to_be : str
         What its reference has to be on validation rows, or else `fit` returns None, for messages.
     least_gain : float, default=0.0
-        Gain of the validation bound, in nats per row, that is worth the time of its evaluation: if
+        Gain of the validation bound, in nats per row, that justifies the cost of its evaluation: if
         the stack gains less by it, or less than a standard error, it is left out again, unless it
         is asked for by its name.
 
@@ -150,7 +150,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     -----
     What the methods are given:
 
-    - ``split``, the rows behind the maps of the columns.  ``split.continuous_train`` and
+    - ``split``, the rows after the maps of the columns.  ``split.continuous_train`` and
       ``split.continuous_valid`` hold the continuous columns of training and validation rows, and
       ``split.train`` and ``split.valid`` all columns, where codes of discrete ones come last.  Each
       has the rows as ``X``, of shape (n_rows, n_columns), their positive weights as ``weight``, of
@@ -203,8 +203,8 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
     holds_rows: ClassVar[bool] = False
     shares_grid: ClassVar[bool] = True
     least_gain: ClassVar[float] = 0.0
-    made_for: ClassVar[str] = "tables whose columns that vary are continuous and no pixels"
-    has_to_be: ClassVar[str] = "worth having: its fit returned None"
+    made_for: ClassVar[str] = "tables whose varying columns are continuous and not pixels"
+    has_to_be: ClassVar[str] = "useful: its fit returned None"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether the family is made for a table.
@@ -217,12 +217,12 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         bool
-            Whether it is, by default if all columns that vary are continuous and are no pixels.
+            Whether it is, by default if all columns that vary are continuous and are not pixels.
         """
         return not schema.has_categories and not schema.has_images
 
     def by_default(self, demand: Demand) -> bool:
-        """Return whether the family takes part in a fit that does not ask for it.
+        """Return whether the family is used in a fit that does not ask for it.
 
         Parameters
         ----------
@@ -232,7 +232,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         bool
-            Whether it does.  By default it does, but for one that is made of the training rows
+            Whether it does.  By default it does, but for one that is built from the training rows
             only if networks are trained and no training rows are ranked.
         """
         if not self.holds_rows:
@@ -249,7 +249,7 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         demand : Demand
             What the fit asks for.
         judged : bool
-            Whether validation rows can judge it.
+            Whether validation rows can evaluate it.
 
         Returns
         -------
@@ -260,19 +260,16 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
             return f"it is made for {self.made_for}"
         if self.is_judged and not judged:
             return (
-                "there are fewer than 40 rows (distinct ones if columns are continuous), of which "
-                "none are held out to judge it"
+                "there are fewer than 40 rows (distinct ones if columns are continuous), none of "
+                "which are held out to evaluate it"
             )
         if self.is_plain or demand.asks_for(self.name) or self.by_default(demand):
             return f"it is, on the validation rows, not {self.has_to_be}"
         if self.holds_rows and demand.ranks_training_rows:
-            return "it is made of the training rows, which will be ranked among themselves"
+            return "it contains the training rows, which will be ranked among themselves"
         if self.holds_rows and not demand.with_networks:
-            return (
-                'it is made of the training rows, and beside "auto" only a fit with networks '
-                "takes the time for it"
-            )
-        return "it takes no part by default in such a fit (by_default)"
+            return 'it contains the training rows, which "auto" allows only in fits with networks'
+        return "it is not used by default in such a fit (by_default)"
 
     @abstractmethod
     def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
@@ -281,31 +278,31 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Parameters
         ----------
         split : MappedSplit
-            Training and validation rows, behind the maps of the columns.
+            Training and validation rows, after the maps of the columns.
         context : FamilyContext
             What else is known.
 
         Returns
         -------
         Reference or None
-            The reference, of rows behind the maps; None if the validation rows say that it is not
-            worth having.
+            The reference, of rows after the maps; None if the validation rows say that it is not
+            useful.
         """
 
     def fit_judged(self, split: MappedSplit, context: FamilyContext) -> JudgedReference:
-        """Return the reference, and by how much its choice flatters the validation rows.
+        """Return the reference, and the optimism of its choice on the validation rows.
 
         Parameters
         ----------
         split : MappedSplit
-            Training and validation rows, behind the maps of the columns.
+            Training and validation rows, after the maps of the columns.
         context : FamilyContext
             What else is known.
 
         Returns
         -------
         JudgedReference
-            What `fit` returns, which flatters no row unless a family knows better.
+            What `fit` returns, without optimism unless a family overrides it.
         """
         return JudgedReference(self.fit(split, context))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["KernelDensityFamily", "fit_kernel_density_by_validation"]
 
 _KERNELS_FOR_MAPS = 3_000
-#: Kernels in a density of kernels, and columns beyond which they are hopeless.
+#: Kernels in a density of kernels, and columns beyond which they are too many.
 _MAX_KERNELS = 10_000
 _MAX_COLUMNS_FOR_KERNELS = 50
 #: Variance of a kernel, in standardised units, that the highest log-SNR still resolves.
@@ -35,7 +35,7 @@ _MIN_KERNEL_VARIANCE = 1e-7
 
 
 def complete_rows(rows: WeightedRows) -> WeightedRows | None:
-    """Return the rows that lack no entry, around which alone kernels can be; None if too few."""
+    """Return the complete rows, around which alone kernels can be; None if too few."""
     is_complete = ~np.isnan(rows.X).any(axis=1)
     if is_complete.all():
         return rows
@@ -64,10 +64,10 @@ def fit_kernel_density_by_validation(
     """Return kernels around the training rows, or None if they are no better than none.
 
     The covariance that the kernels share and the weight of what lies between them are those of
-    greatest likelihood of training rows, each without the kernel around itself, by
+    maximum likelihood of training rows, each without the kernel around itself, by
     expectation-maximisation.  The density must beat the plain one on the validation rows by more
-    than one standard error.  Of rows that lack entries (NaN) there are no kernels, but they are
-    judged by what is observed of them; with fewer than 10 complete rows there is no density.
+    than one standard error.  Of rows with missing entries (NaN) there are no kernels, but they are
+    evaluated by their observed entries; with fewer than 10 complete rows there is no density.
 
     Parameters
     ----------
@@ -110,10 +110,10 @@ class KernelDensityFamily(ReferenceFamily):
     shares_grid: ClassVar[bool] = False
     least_gain: ClassVar[float] = 0.02
     made_for: ClassVar[str] = (
-        "tables of at most 50 columns that vary, all continuous and no pixels, and devices with "
+        "tables of at most 50 varying columns, all continuous and not pixels, and devices with "
         "double precision"
     )
-    has_to_be: ClassVar[str] = "better than the mixture, or the columns are more than 50"
+    has_to_be: ClassVar[str] = "better than the mixture, or there are more than 50 columns"
 
     def applies(self, schema: Schema) -> bool:
         """Return whether kernels can be evaluated; see `ReferenceFamily.applies`."""

@@ -1,4 +1,4 @@
-"""Latent class models as experts: as many classes as validation rows ask for."""
+"""Latent class models as experts, with the number of classes chosen by validation."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fit_latent_class_by_validation(
     model : LatentClassReference or None
         The model.
     optimism : ndarray of shape (n_valid,)
-        By how much the choice flatters each validation row; see `choice_optimism`.
+        Optimism of the choice for each validation row; see `choice_optimism`.
     """
     layout, valid = independent.layout, split.valid
     width = layout.n_category_points + layout.n_continuous * (layout.n_continuous + 1) // 2
@@ -152,7 +152,7 @@ class LatentClassFamily(ReferenceFamily):
         return self.fit_judged(split, context).reference
 
     def fit_judged(self, split: MappedSplit, context: FamilyContext) -> JudgedReference:
-        """Return the classes, and how their choice flatters; see `ReferenceFamily.fit_judged`."""
+        """Return the classes and the optimism of their choice; see `ReferenceFamily.fit_judged`."""
         independent = context.references["independent"]
         assert isinstance(independent, IndependentReference)
         regularization = mixture_regularization(context.schema.resolution)

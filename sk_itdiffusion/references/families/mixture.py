@@ -1,4 +1,4 @@
-"""Gaussian mixtures as experts: as many components as validation rows ask for."""
+"""Gaussian mixtures as experts, with the number of components chosen by validation."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def fit_mixture_by_validation(
     stop: threading.Event | None = None,
     largest_variances: Array | None = None,
 ) -> tuple[GaussianMixtureReference | None, Array]:
-    """Return the mixture whose number of components validates best, and how that flatters it.
+    """Return the mixture whose number of components validates best, and the optimism of the choice.
 
     Numbers are tried in increasing order, with few steps each and at most 10,000 rows, until two in
     a row are no better; then the best is tried once more from another start, since
@@ -98,7 +98,7 @@ def fit_mixture_by_validation(
     mixture : GaussianMixtureReference or None
         The mixture.
     optimism : ndarray of shape (n_valid,)
-        By how much the choice flatters each validation row; see `choice_optimism`.
+        Optimism of the choice for each validation row; see `choice_optimism`.
     """
     train = rows_to_fit(train, MAX_ROWS_FOR_MIXTURES, _COLUMNS_WITH_ALL_ROWS)
     few = rows_to_fit(train, _ROWS_FOR_SEARCH, _COLUMNS_WITH_ALL_ROWS)
@@ -161,11 +161,11 @@ class GaussianMixtureFamily(ReferenceFamily):
     """Mixtures of normal distributions, of continuous columns; discrete ones are independent."""
 
     name: ClassVar[str] = "gaussian_mixture"
-    made_for: ClassVar[str] = "tables with continuous columns that are no pixels"
+    made_for: ClassVar[str] = "tables with continuous columns that are not pixels"
     has_to_be: ClassVar[str] = "better than one normal distribution"
 
     def applies(self, schema: Schema) -> bool:
-        """Return whether there are continuous columns, no pixels; see `ReferenceFamily`."""
+        """Return whether there are continuous columns, not pixels; see `ReferenceFamily`."""
         return schema.n_continuous > 0 and not schema.has_images
 
     def by_default(self, demand: Demand) -> bool:
@@ -177,7 +177,7 @@ class GaussianMixtureFamily(ReferenceFamily):
         return self.fit_judged(split, context).reference
 
     def fit_judged(self, split: MappedSplit, context: FamilyContext) -> JudgedReference:
-        """Return the mixture, and how its choice flatters; see `ReferenceFamily.fit_judged`."""
+        """Return the mixture, and the optimism of its choice; see `ReferenceFamily.fit_judged`."""
         mixture, optimism = fit_mixture_by_validation(
             split.continuous_train,
             split.continuous_valid,
