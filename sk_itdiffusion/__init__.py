@@ -9,6 +9,7 @@ import logging
 # Public modules that nothing else here imports.
 from sk_itdiffusion import cubature as cubature
 from sk_itdiffusion import imputation as imputation
+from sk_itdiffusion import information as information
 from sk_itdiffusion import likelihood as likelihood
 from sk_itdiffusion import streams as streams
 from sk_itdiffusion._estimators.conditional import IMMSEConditionalDensity
@@ -16,6 +17,7 @@ from sk_itdiffusion._estimators.density import IMMSEDensity
 from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
 from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
 from sk_itdiffusion._estimators.imputer import IMMSEImputer
+from sk_itdiffusion._estimators.information import IMMSEMutualInformation
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
 from sk_itdiffusion._estimators.regressor import IMMSERegressor
@@ -32,6 +34,7 @@ __all__ = [
     "IMMSEEnsemble",
     "IMMSEImputer",
     "IMMSEMixedDensity",
+    "IMMSEMutualInformation",
     "IMMSEOutlierDetector",
     "IMMSERegressor",
     "MarginalDensity",

@@ -11,6 +11,7 @@ MODULES = [
     "sk_itdiffusion.datasets",
     "sk_itdiffusion.display",
     "sk_itdiffusion.imputation",
+    "sk_itdiffusion.information",
     "sk_itdiffusion.metrics",
     "sk_itdiffusion.pretrained",
     "sk_itdiffusion.references",

@@ -15,6 +15,7 @@ from sk_itdiffusion import (
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
     IMMSEMixedDensity,
+    IMMSEMutualInformation,
     IMMSEOutlierDetector,
     IMMSERegressor,
 )
@@ -57,6 +58,11 @@ CONDITIONAL = (
         [ExtraTreesRegressor(**TREES), ExtraTreesClassifier(**TREES)], cv=2, random_state=0
     ),
     IMMSERegressor(ExtraTreesRegressor(**TREES), cv=2, random_state=0),
+)
+INFORMATION = IMMSEMutualInformation(
+    IMMSEMixedDensity(max_epochs=0, marginals="standard", reference="independent"),
+    cv=2,
+    random_state=0,
 )
 
 
@@ -105,6 +111,7 @@ def test_estimators_are_shown_as_html(estimator):
         DETECTOR_WITH_NETWORKS,
         IMMSEConditionalDensity(),
         IMMSERegressor(),
+        INFORMATION,
     ]
 )
 def test_common_checks_with_defaults(estimator, check):

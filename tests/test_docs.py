@@ -31,6 +31,7 @@ PUBLIC_MODULES = (
     "datasets",
     "denoisers",
     "display",
+    "information",
     "metrics",
     "pretrained",
     "references",

@@ -18,15 +18,23 @@ from sk_itdiffusion.display.conditional import (
 from sk_itdiffusion.display.contours import DensityContourDisplay
 from sk_itdiffusion.display.curves import MSECurveDisplay
 from sk_itdiffusion.display.explanation import OutlierExplanationDisplay
+from sk_itdiffusion.display.information import (
+    DependenceDisplay,
+    InformationCurveDisplay,
+    PointwiseInformationDisplay,
+)
 from sk_itdiffusion.display.pairs import SamplePairDisplay
 from sk_itdiffusion.display.stacks import EnsembleWeightsDisplay
 
 __all__ = [
     "BoundHistoryDisplay",
     "DensityContourDisplay",
+    "DependenceDisplay",
     "EnsembleWeightsDisplay",
+    "InformationCurveDisplay",
     "MSECurveDisplay",
     "OutlierExplanationDisplay",
+    "PointwiseInformationDisplay",
     "PredictionIntervalDisplay",
     "PredictiveFanDisplay",
     "ProbabilityIntegralDisplay",

@@ -1,0 +1,62 @@
+"""Tests of independence: rows of one side of which are permuted."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._information.crossfit import InformationModel
+
+__all__ = ["permutation_p_value"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+#: Rows of a fold that are permuted, all pairs of which are evaluated.
+_ROWS_OF_FOLD = 100
+
+
+def permutation_p_value(
+    model: InformationModel,
+    values: Array,
+    fold: Index,
+    n_permutations: int,
+    random_state: np.random.RandomState,
+) -> float:
+    """Return the p-value of independence between two sides.
+
+    The statistic is the mean pointwise information of rows by the best expert that has not seen
+    them.  If the sides are independent, rows of each fold are as likely with one side permuted, so
+    that the p-value is right whatever the experts are worth.
+
+    Parameters
+    ----------
+    model : InformationModel
+        Model of the question.
+    values : ndarray of shape (n, n_columns)
+        Rows without missing entries in these columns.
+    fold : ndarray of shape (n,), int
+        Fold of each row.
+    n_permutations : int
+        How many permutations.
+    random_state : RandomState
+        Source of the permutations.
+
+    Returns
+    -------
+    float
+        The p-value, at least 1 / (n_permutations + 1).
+    """
+    total = np.zeros(n_permutations + 1)
+    for number, each in enumerate(model.folds):
+        rows = values[fold == number][:_ROWS_OF_FOLD]
+        n_rows = len(rows)
+        left, right = np.divmod(np.arange(n_rows**2), n_rows)
+        pairs = rows[left]
+        pairs[:, model.roles.y] = rows[right][:, model.roles.y]
+        conditional, marginal = each.log_densities(pairs, model.roles)
+        ratio = (conditional[model.best] - marginal[model.best]).reshape(n_rows, n_rows)
+        own = np.arange(n_rows)
+        total[0] += ratio[own, own].sum()
+        for k in range(1, n_permutations + 1):
+            total[k] += ratio[own, random_state.permutation(n_rows)].sum()
+    return float((total[1:] >= total[0]).sum() + 1) / (n_permutations + 1)
