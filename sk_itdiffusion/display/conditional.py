@@ -303,7 +303,7 @@ class ProbabilityIntegralDisplay:
     --------
     >>> from sk_itdiffusion.display import ProbabilityIntegralDisplay
     >>> display = ProbabilityIntegralDisplay(probability=[0.05, 0.3, 0.6, 0.9], n_bins=2).plot()
-    >>> [bar.get_height() for bar in display.bars_]
+    >>> [float(bar.get_height()) for bar in display.bars_]
     [1.0, 1.0]
     """
 
