@@ -447,7 +447,7 @@ def test_streamed_items_are_checked(monkeypatch):
     with pytest.raises(ValueError, match="not on the lattice"):
         IMMSEDensity(dequantize=True, **PLAIN).fit(Rows(X))
     X[stream.indices] = np.nan
-    with pytest.raises(ValueError, match="not 3 finite numbers"):
+    with pytest.raises(ValueError, match="not consist of 3 finite numbers"):
         IMMSEDensity(dequantize=True, **PLAIN).fit(Rows(X))
 
 

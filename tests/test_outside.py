@@ -99,7 +99,7 @@ def test_file_is_loaded_with_the_class(name, request, tmp_path):
     assert checksum_of(tmp_path / "again") == checksum_of(path)
     # Dask names results by the content, for which the order of a file's header does not matter.
     assert loaded.__dask_tokenize__() == estimator.__dask_tokenize__() == checksum_of(path)
-    with pytest.raises(ValueError, match=r"missing: .*classes=\[StudentTReference\]"):
+    with pytest.raises(ValueError, match=r"missing ones: .*classes=\[StudentTReference\]"):
         sk_itdiffusion.load(path)
 
 

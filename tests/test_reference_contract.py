@@ -685,7 +685,7 @@ def test_plain_references():
     found = {name: make() for name, make in REFERENCES.items()}
     plain = [n for n, r in found.items() if isinstance(r, PlainReference) and r.is_plain]
     assert sorted(plain) == sorted(PLAIN)
-    with pytest.raises(TypeError, match="not known of a GaussianMixtureReference"):
+    with pytest.raises(TypeError, match="not available for a GaussianMixtureReference"):
         found["independent beside a mixture"].independent()
 
 
@@ -777,7 +777,7 @@ class Unusual(GaussianReference):
 
 @pytest.mark.parametrize("value", [np.zeros(2), len, {"a": 1}, torch.zeros(2)])
 def test_what_no_file_can_hold_is_named(value):
-    with pytest.raises(TypeError, match=r"Unusual\.extra is no number or text"):
+    with pytest.raises(TypeError, match=r"Unusual\.extra is not a number or string"):
         Unusual(value).config()
     with pytest.raises(TypeError, match="Unusual has parameters"):
         Unusual(torch.nn.Parameter(torch.zeros(1))).config()

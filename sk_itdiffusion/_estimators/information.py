@@ -18,7 +18,7 @@ from sk_itdiffusion._conditional.splitting import folds_of_rows
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._immse.cubature import row_keys
 from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
-from sk_itdiffusion._information.curve import InformationCurve, noisy_information
+from sk_itdiffusion._information.curve import InformationCurve, curve_of_rows, noisy_information
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._table.encoding import TableEncoder
@@ -399,7 +399,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
             found.append(
                 noisy_information(density, each.scores.transform(held), model.roles, _LOGSNR)
             )
-        return InformationCurve.of_rows(_LOGSNR, np.concatenate(found, axis=1))
+        return curve_of_rows(_LOGSNR, np.concatenate(found, axis=1))
 
     def score_samples(
         self,

@@ -15,7 +15,7 @@ from sk_itdiffusion._immse.cubature import hash_uniform, row_keys, spawn_keys
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion.layout import Layout
 
-__all__ = ["InformationCurve", "noisy_information"]
+__all__ = ["InformationCurve", "curve_of_rows", "noisy_information"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -28,25 +28,37 @@ class InformationCurve:
     It never falls, as noise only takes away, and ends at what the joint densities of the fit say of
     the information without noise.
 
-    Attributes
+    Parameters
     ----------
     logsnr : ndarray of shape (n_nodes,)
         Log-SNRs, increasing.
     information : ndarray of shape (n_nodes,)
         Information in nats.
     standard_error : ndarray of shape (n_nodes,)
-        Standard errors over rows.
+        Standard errors over rows, in nats.
+
+    See Also
+    --------
+    sk_itdiffusion.IMMSEMutualInformation : Its ``information_curve_`` is one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_itdiffusion.information import InformationCurve
+    >>> curve = InformationCurve(np.array([-1.0, 1.0]), np.array([0.1, 0.4]), np.full(2, 0.01))
+    >>> float(curve.information[-1])
+    0.4
     """
 
     logsnr: Array
     information: Array
     standard_error: Array
 
-    @classmethod
-    def of_rows(cls, logsnr: Array, pointwise: Array) -> InformationCurve:
-        """Return the curve of the pointwise information of rows, (n_nodes, n)."""
-        error = pointwise.std(axis=1, ddof=1) / np.sqrt(pointwise.shape[1])
-        return cls(logsnr, pointwise.mean(axis=1), error)
+
+def curve_of_rows(logsnr: Array, pointwise: Array) -> InformationCurve:
+    """Return the curve of the pointwise information of rows, (n_nodes, n)."""
+    error = pointwise.std(axis=1, ddof=1) / np.sqrt(pointwise.shape[1])
+    return InformationCurve(logsnr, pointwise.mean(axis=1), error)
 
 
 def coordinates(layout: Layout) -> list[Index]:
