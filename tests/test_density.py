@@ -532,6 +532,7 @@ def test_pipeline_moves_the_density_by_its_jacobian(X, plain):
     assert np.std(moved - scores) < 2 * spread
 
 
+@pytest.mark.slow
 def test_cross_validation(X):
     scores = cross_val_score(IMMSEDensity(**ONE), X[:300], cv=2)
     baseline = cross_val_score(

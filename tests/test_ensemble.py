@@ -151,6 +151,7 @@ def test_a_copy_of_a_member_changes_nothing(X, T, members, weights):
     assert plain.member_weights_[name].any()
 
 
+@pytest.mark.slow
 def test_weight_is_repetition_and_order_is_nothing(X, T):
     rng = np.random.default_rng(0)
     few = X[:150]
@@ -562,6 +563,7 @@ def test_other_embeddings_of_the_same_levels_are_an_error(levels):
 # -- scikit-learn ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nested_parameters_can_be_searched_and_members_dropped(X):
     grid = {"a__max_epochs": [0, 1], "b": ["drop"], "weights": ["select"]}
     search = GridSearchCV(IMMSEEnsemble(pair(), random_state=0), grid, cv=2).fit(X[:120])

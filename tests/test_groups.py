@@ -342,7 +342,6 @@ def ensemble_of_dequantized(seed):
     ("make", "n_fits"),
     [
         (discrete, 6),
-        (ensemble_of_discrete, 3),
         pytest.param(ensemble_of_discrete, 14, marks=pytest.mark.slow),
         pytest.param(ensemble_of_dequantized, 6, marks=pytest.mark.slow),
     ],

@@ -272,6 +272,7 @@ def test_score_depends_on_the_row_alone(detector):
     assert np.array_equal(repeated, np.repeat(scores[:4], 3))
 
 
+@pytest.mark.slow
 def test_fits_and_pickles_are_reproducible():
     X = two_blobs(60)
     first, second = (

@@ -196,7 +196,6 @@ def errors_of_ensembles(n_fits, n_rows, spread=0.0, size=1):
 @pytest.mark.parametrize(
     ("n_fits", "table"),
     [
-        (4, {"n_rows": 100, "size": 2}),
         pytest.param(16, {"n_rows": 100}, marks=pytest.mark.slow),
         pytest.param(16, {"n_rows": 100, "size": 2}, marks=pytest.mark.slow),
         pytest.param(16, {"n_rows": 400, "spread": 1.7}, marks=pytest.mark.slow),
