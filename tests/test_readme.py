@@ -21,6 +21,7 @@ PLAUSIBLE = {
     "est.bits_per_dim(pixels[500:])": (1.5, math.log2(17)),
     "ensemble.score(pixels[500:])": (-8 * math.log(17), -8.0),
     'ensemble.member_weights_["small"]': (0.0, 1.0),
+    "information.mutual_information_": (0.5, 1.5),
     "detector.p_values(wine[150:])": (0.0, 1.0),
     "detector.explain(wine[150:151])": (-100.0, 20.0),
 }
