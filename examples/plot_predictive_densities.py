@@ -159,8 +159,8 @@ print(f"saved {path}")
 # Intervals and calibration
 # -------------------------
 #
-# The fan shows prediction intervals against frost, with typical rain and at a typical hour. The upper
-# end jumps where the detour becomes more probable than the part outside the interval. The
+# The fan shows prediction intervals against frost, with typical rain and at a typical hour. The
+# upper end jumps where the detour becomes more probable than the part outside the interval. The
 # histogram of the probability integral transform is flat, within the band, if the model is
 # calibrated; here the last bar is too high: the longest delays, in heavy rain, are somewhat
 # underestimated.
