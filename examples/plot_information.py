@@ -1,9 +1,9 @@
 """
-Which columns tell of a diagnosis
-=================================
+Mutual information with a diagnosis
+===================================
 
-Information between columns of a medical table, and of each with the diagnosis: a dependence of any
-shape counts, also one that correlation misses.
+The mutual information between the columns of a medical table, and between each column and the
+diagnosis. It measures dependence of any form, including dependence that correlation misses.
 
 Run ``python examples/plot_information.py``, which saves its pictures in a folder, or add
 ``--quick`` to see that it runs.
@@ -13,7 +13,7 @@ Run ``python examples/plot_information.py``, which saves its pictures in a folde
 # The table
 # ---------
 #
-# Five of the columns of the breast cancer data of scikit-learn, and whether a tumour is benign.
+# Five columns of scikit-learn's breast cancer data, and whether the tumour is benign.
 
 import argparse
 from pathlib import Path
@@ -59,15 +59,15 @@ table = X[columns].assign(benign=y.astype(bool))[:n_rows]
 # All pairs
 # ---------
 #
-# One joint fit answers for all pairs.  Numbers go from 0 to 1 as sizes of correlations do; those
-# that permutations of the rows explain as well are in brackets.
+# A single joint fit covers all pairs. Mutual information is shown on the scale of absolute
+# correlations, from 0 to 1; values that are not significant in a permutation test are in brackets.
 
 matrix = dependence_matrix(table, n_permutations=n_permutations, cv=3, random_state=0)
 save(DependenceDisplay.from_matrix(matrix).figure_, "dependence.png")
 
 # %%
-# Of all five columns together with the diagnosis: the entropy of the diagnosis, about 0.66 nats, is
-# the most that there can be.
+# The mutual information between all five columns together and the diagnosis is at most the entropy
+# of the diagnosis, about 0.66 nats.
 
 both = IMMSEMutualInformation(cv=3, random_state=0).fit(table[columns], table["benign"])
 print(f"{both.mutual_information_:.2f} +- {both.standard_error_:.2f} nats")
@@ -76,8 +76,9 @@ print(f"{both.mutual_information_:.2f} +- {both.standard_error_:.2f} nats")
 # What correlation misses
 # -----------------------
 #
-# On a parabola the correlation is zero.  Rows in the arms tell more than those in the middle, where
-# any x would have been as likely.
+# On a parabola the correlation is zero, but not the mutual information. Rows in the arms contribute
+# more than rows in the middle. The curve on the right shows the mutual information of the columns
+# with noise added, against the log-SNR.
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=n_rows or 800)

@@ -1,11 +1,11 @@
 """
-How long will the way to work take?
-===================================
+Predictive distributions of travel times
+========================================
 
-A mean is of little use to somebody who must not be late. Here travel times depend on the hour, on
-rain and on frost: rain makes the delay long-tailed, and in frost a bridge may be closed, so that
-there are two likely times and hardly any in between. The times are simulated, so that the truth is
-known.
+How long will the commute take? A mean is of little use to somebody who must not be late. Here
+travel times depend on the hour, on rain and on frost: rain makes the delay long-tailed, and in
+frost a bridge may be closed, so that there are two likely times and hardly any in between. The
+times are simulated, so the true distribution is known.
 
 Run ``python examples/plot_predictive_densities.py``, which saves ``predictive_densities.png``, or
 add ``--quick`` to see that it runs.
@@ -34,11 +34,11 @@ parser.add_argument("--quick", action="store_true", help="few rows")
 args = parser.parse_args()
 
 # %%
-# The days
-# --------
+# Simulated days
+# --------------
 #
-# Millimetres of rain, degrees of frost and the hour of departure. Every minute of the truth is in
-# these few lines.
+# Rain in millimetres, degrees of frost and the hour of departure, and the true distribution of the
+# travel time given these.
 
 
 def draw_days(n, seed):
@@ -78,12 +78,12 @@ days, new_days = draw_days(n_train, 0), draw_days(1000, 1)
 minutes, new_minutes = draw_minutes(days, 2), draw_minutes(new_days, 3)
 
 # %%
-# Three predictions
-# -----------------
+# Three models
+# ------------
 #
-# Gradient boosting with a normal residual has a width, the same for all days. One gradient boosting
-# for each of nineteen quantiles has a shape, in steps. The conditional density needs neither a
-# choice of quantiles nor of a distribution.
+# Gradient boosting with normally distributed residuals has the same spread on all days. Quantile
+# gradient boosting, with one model for each of nineteen quantiles, gives a density of steps. The
+# conditional density requires no choice of quantiles or of a distribution.
 
 density = IMMSEConditionalDensity(random_state=0).fit(days, minutes)
 
@@ -107,8 +107,8 @@ def boosted_quantiles(rows):
 
 
 # %%
-# The mean log-density of new days says how good a density is, and the pinball loss how good the
-# nineteen quantiles are. The truth cannot be beaten, but by chance.
+# Densities are compared by the mean log-density of new days, and the nineteen quantiles by the
+# pinball loss. No model is better than the truth, except by chance.
 
 truth = np.log(true_density(new_days, new_minutes)).mean()
 normal = stats.norm(mean.predict(new_days), width)
@@ -129,8 +129,8 @@ for name, quantiles in error.items():
     print(f"  {name:<22}  {loss:.3f}")
 
 # %%
-# Three days
-# ----------
+# Densities for three days
+# ------------------------
 
 three = pd.DataFrame({"hour": [8.0, 8.0, 6.5], "rain": [0.0, 12.0, 0.0], "frost": [0.5, 0.5, 9.5]})
 titles = ["a dry day, at eight", "rain, at eight", "frost, at half past six"]
@@ -156,13 +156,14 @@ figure.savefig(path, dpi=120)
 print(f"saved {path}")
 
 # %%
-# From frost to no frost
-# ----------------------
+# Intervals and calibration
+# -------------------------
 #
-# The fan is of a day with the usual rain at the usual hour. Its upper end jumps as soon as the
-# detour is likelier than what the interval leaves out. The histogram is flat, within the band, if
-# the probabilities are right; here the last bar is too high: the longest delays, of heavy rain, are
-# somewhat underestimated.
+# The fan shows prediction intervals against frost, with typical rain and at a typical hour. The
+# upper end jumps where the detour becomes more probable than the part outside the interval. The
+# histogram of the probability integral transform is flat, within the band, if the model is
+# calibrated; here the last bar is too high: the longest delays, in heavy rain, are somewhat
+# underestimated.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 PredictiveFanDisplay.from_estimator(
