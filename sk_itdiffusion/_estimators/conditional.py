@@ -530,11 +530,11 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         Share in (0, 1) of the rows that nothing else sees, by which `predict_interval` covers at
         its nominal rate; None for none.
     max_epochs : "auto" or int, default="auto"
-        Epochs of the network at most, at least 0, which means none.  There is one for a single
-        continuous target, and it has a say as far as validation rows are likelier with it by more
-        than a standard error.  ``"auto"`` is 40 if at least 100 rows of different features
-        validate, which is about 1000 rows in all, and none otherwise: of fewer rows its worth is
-        hardly known.  A number needs at least 40 such rows.
+        Maximum number of epochs of the network, at least 0; with 0 there is none.  It needs a
+        single continuous target, and gets weight only if validation rows are more likely with it
+        by more than a standard error.  ``"auto"`` is 40 if at least 100 validation rows have
+        different features, which is about 1000 rows in all, and 0 otherwise, since fewer rows
+        hardly show its worth.  A number needs at least 40 such rows.
     verbose : int, default=0
         At least 0, which is silent.  With 1 or more `fit` shows a progress bar.
     random_state : int, RandomState or None, default=None

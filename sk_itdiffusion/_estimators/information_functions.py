@@ -149,7 +149,7 @@ def total_correlation(
 ) -> tuple[float, float]:
     r"""Return the total correlation of the columns of a table, and its standard error.
 
-    It is what the columns tell of each other, by the chain rule
+    It measures all dependence among the columns, by the chain rule
     :math:`\sum_j I(X_j; X_1, \ldots, X_{j-1})`.
 
     Parameters
@@ -195,7 +195,7 @@ def total_correlation(
 
 @dataclass(frozen=True)
 class DependenceMatrix:
-    """How much the columns of a table tell of each other, pair by pair.
+    """Pairwise dependence of the columns of a table.
 
     It is what `dependence_matrix` returns, and has its parameters as attributes.
 
@@ -252,7 +252,7 @@ def dependence_matrix(
     cv: int = 5,
     random_state: int | np.random.RandomState | None = None,
 ) -> DependenceMatrix:
-    """Return how much the columns of a table tell of each other, pair by pair.
+    """Return the pairwise dependence of the columns of a table.
 
     All pairs are asked of one joint fit for each fold, never of a fit for each pair.
 
@@ -342,7 +342,7 @@ def mutual_info_immse(
     X : array-like or data frame of shape (n_samples, n_features)
         Features.
     y : array-like of shape (n_samples,)
-        Target, continuous or a class: floats are continuous, texts and truths are classes, and
+        Target, continuous or a class: floats are continuous, strings and booleans are classes, and
         integers of at most 256 values have an order.
     discrete_features : "auto", bool or array-like, default="auto"
         Features that are categories: all, none, a mask, or numbers of columns.  ``"auto"`` goes by

@@ -103,7 +103,7 @@ class IMMSEOutlierDetector(
     - the log-density of the likeliest reference, or of the stack if there is a network;
     - that of the plainest reference, a normal distribution or independent columns, which small
       clusters of outliers among the training rows do not deceive;
-    - what columns say of each other: the log-density less that of independent columns, in which
+    - the dependence of columns: the log-density less that of independent columns, in which
       entries that contradict each other are not hidden by the scatter of unrelated columns;
     - how far a row is from its nearest training rows, beside how far these are from each other:
       the mean over 10 neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.
@@ -178,8 +178,8 @@ class IMMSEOutlierDetector(
     noise_floor_ : ndarray of shape (n_floors,) or None
         Log-SNRs of the floors.
     members_ : list of str
-        Names of the members: references, or ``"model"`` for the stack, ``"dependence"`` for what
-        columns say of each other and ``"neighbors"`` for the distances.
+        Names of the members: references, or ``"model"`` for the stack, ``"dependence"`` for the
+        dependence of columns, and ``"neighbors"`` for the distances.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)

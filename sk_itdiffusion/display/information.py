@@ -135,7 +135,7 @@ class InformationCurveDisplay:
 
 
 class DependenceDisplay:
-    """How much the columns of a table tell of each other, as a matrix of colours.
+    """Pairwise dependence of the columns of a table, as a heat map.
 
     Parameters
     ----------
