@@ -300,6 +300,10 @@ def test_total_correlation_and_entropy_of_normal_columns():
     truth = 0.5 * np.linalg.slogdet(2.0 * np.pi * np.e * covariance)[1]
     found, error = entropy(X, estimator=QUICK, cv=3, random_state=0)
     assert -3.0 * error < found - truth < 3.0 * error + 0.05
+    # Incomplete rows are learned from, but are not in the mean.
+    X[np.random.default_rng(2).random(X.shape) < 0.2] = np.nan
+    found, error = entropy(X, estimator=QUICK, cv=3, random_state=0)
+    assert -3.0 * error < found - truth < 3.0 * error + 0.05
     found, error = entropy(np.arange(600) % 4, estimator=QUICK, cv=3, random_state=0)
     assert found == pytest.approx(np.log(4.0), abs=0.02)
 

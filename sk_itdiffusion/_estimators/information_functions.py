@@ -103,7 +103,8 @@ def entropy(
     Parameters
     ----------
     X : array-like or data frame of shape (n_samples, n_features) or (n_samples,)
-        Rows; columns of any kinds.
+        Rows; columns of any kinds.  The density learns from rows with missing entries too, but the
+        mean is over complete rows.
     estimator : density estimator or None, default=None
         Density of the table; None for the references of `sk_itdiffusion.IMMSEMixedDensity`, without
         networks.
@@ -132,12 +133,15 @@ def entropy(
     template = IMMSEMixedDensity(max_epochs=0) if estimator is None else clone(estimator)
     every = np.arange(values.shape[1])
     make, _ = density_of(template, side.kinds, side.n_categories, every, seed)
-    found = np.empty(len(values))
-    for number in range(cv):
-        here = fold == number
-        density = make(every).fit(values[~here])
-        found[here] = -np.asarray(density.score_samples(values[here]))
-    return float(found.mean()), float(found.std(ddof=1) / np.sqrt(len(found)))
+    complete = ~np.isnan(values).any(axis=1)
+    check_complete_rows(int(complete.sum()), cv, "entropy")
+    found = []
+    for number in np.unique(fold[complete]):
+        density = make(every).fit(values[fold != number])
+        scores = density.score_samples(values[complete & (fold == number)])
+        found.append(-np.asarray(scores))
+    losses = np.concatenate(found)
+    return float(losses.mean()), float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
 def total_correlation(
