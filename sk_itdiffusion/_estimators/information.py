@@ -298,6 +298,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
             Columns z whose values are known: the information is then I(X; y | z).
         groups : array-like of shape (n_samples,), default=None
             Labels of groups of rows that are not independent of each other; each is in one fold.
+            Standard errors still count rows as independent, and are too small then.
 
         Returns
         -------
