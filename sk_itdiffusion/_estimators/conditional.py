@@ -235,6 +235,14 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
     def _is_one_number(self) -> bool:
         return self._model.continuous == (0,) and not self._model.discrete
 
+    def _read_with_number(self, X: ArrayLike, y: ArrayLike, what: str) -> tuple[Features, Array]:
+        """Return what is read of features and of the one continuous target that is needed."""
+        features = self._read(X)
+        self._check_one_number(what)
+        return features, encoded_targets(
+            self._targets, target_table(y, type(self).__name__), len(features)
+        )
+
     def _check_one_number(self, what: str) -> None:
         """Raise a ValueError unless there is one continuous target."""
         if not self._is_one_number():
@@ -403,9 +411,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         ValueError
             If there is not one continuous target.
         """
-        features = self._read(X)
-        self._check_one_number("Cumulative probabilities")
-        values = encoded_targets(self._targets, target_table(y, type(self).__name__), len(features))
+        features, values = self._read_with_number(X, y, "Cumulative probabilities")
         return self._model.probabilities_below(features, values)[0]
 
     def mse_curve(self, X: ArrayLike, y: ArrayLike) -> MSECurve:
@@ -434,9 +440,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         ValueError
             If there is not one continuous target.
         """
-        features = self._read(X)
-        self._check_one_number("Error curves")
-        values = encoded_targets(self._targets, target_table(y, type(self).__name__), len(features))
+        features, values = self._read_with_number(X, y, "Error curves")
         return self._model.mse_curve(features, values)
 
     def sample(
