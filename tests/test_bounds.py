@@ -178,12 +178,53 @@ def test_rows_beyond_bounds_that_rows_showed_share_a_small_probability():
     X = stats.lognorm(0.6).rvs(size=(300, 1), random_state=0)
     density = IMMSEDensity(**NORMAL).fit(X)
     assert density.bounds_.tolist() == [[0.0, np.inf]]
-    # The rows' own mean and deviation make the normal distribution of what lies beyond.
-    below = -np.linspace(0.0, 10.0, 400)
-    normal = stats.norm(X.mean(), X.std())
-    np.testing.assert_allclose(
-        density.score_samples(below[:, None]), normal.logpdf(below) - np.log(302), rtol=1e-3
-    )
+    # The rows' own deviation is the mean of the exponential distribution of what lies beyond.
+    below = np.linspace(0.0, 10.0, 400)
+    beyond = density.score_samples(-below[:, None])
+    np.testing.assert_allclose(beyond, stats.expon(0.0, X.std()).logpdf(below) - np.log(302))
+    u = np.linspace(-8.0, 8.0, 4001)
+    inside = density.score_samples(np.exp(u)[:, None])
+    assert integrate.trapezoid(np.exp(inside + u), u) == pytest.approx(301 / 302, abs=1e-3)
+
+
+def test_beyond_bounds_parts_of_rows_are_coherent_too():
+    """The chain rule, and conditional densities that integrate to one, whatever is given."""
+    rng = np.random.default_rng(0)
+    a = rng.lognormal(size=300)
+    share = rng.beta(0.8, 0.9, 300)
+    X = np.column_stack([a, a**0.5 * rng.lognormal(size=300), share])
+    density = IMMSEDensity(**NORMAL).fit(X)
+    assert density.bounds_.tolist() == [[0.0, np.inf], [0.0, np.inf], [0.0, 1.0]]
+    values = [[-0.5, 1e-6, 1.0, 50.0], [-2.0, 1e-3, 3.0], [-0.1, 0.5, 1.0, 1.3]]
+    rows = np.array(np.meshgrid(*values)).reshape(3, -1).T
+    joint = density.score_samples(rows)
+    for given in [[0], [1, 2]]:
+        known = density.marginal(given).score_samples(rows[:, given])
+        np.testing.assert_allclose(density.score_samples(rows, given=given), joint - known)
+    u = np.linspace(-30.0, 30.0, 6001)
+    for first in values[0]:
+        for sign, share in [(1.0, 1.0 - 1.0 / 906), (-1.0, 1.0 / 906)]:
+            table = np.column_stack([np.full(len(u), first), sign * np.exp(u), u * np.nan])
+            log_density = density.score_samples(table, given=[0])
+            total = integrate.trapezoid(np.exp(log_density + u), u)
+            assert total == pytest.approx(share, rel=1e-3)
+
+
+def test_given_entries_beyond_bounds_say_nothing_in_scores_and_draws():
+    rng = np.random.default_rng(0)
+    x = rng.lognormal(size=300)
+    X = np.column_stack([x, x * rng.lognormal(0.0, 0.1, 300)])
+    density = IMMSEDensity(**NORMAL).fit(X)
+    y = np.geomspace(0.01, 100.0, 50)
+    beyond = density.score_samples(np.column_stack([np.full(50, -1.0), y]), given=[0])
+    np.testing.assert_allclose(beyond, density.marginal([1]).score_samples(y[:, None]))
+    drawn = density.conditional([0]).sample([[-1.0]], 2000, random_state=0).ravel()
+    quantiles = np.quantile(drawn, [0.1, 0.5, 0.9])
+    grid = np.linspace(-12.0, 12.0, 4001)
+    log_density = density.marginal([1]).score_samples(np.exp(grid)[:, None])
+    cdf = integrate.cumulative_trapezoid(np.exp(log_density + grid), grid, initial=0.0)
+    # Three standard errors of quantiles of 2000 draws, and the share that is beyond.
+    np.testing.assert_allclose(np.interp(np.log(quantiles), grid, cdf), [0.1, 0.5, 0.9], atol=0.035)
 
 
 @pytest.mark.parametrize("name", sorted(POSITIVE))

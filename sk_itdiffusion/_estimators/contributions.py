@@ -128,7 +128,7 @@ class Contributions:
         alone = np.zeros((len(values), space.n_columns))
         rest = np.zeros((len(self.floored.members), *alone.shape))
         alone[:, space.constant] = constant_parts(model, values)
-        alone[:, space.open] = space.unseen_log_odds(values) + space.log_seen[space.open]
+        alone[:, space.open] = space.unseen_log_odds(values) + space.log_known[space.open]
         if space.is_empty:
             return alone, rest
         columns = np.concatenate([space.continuous, space.discrete])

@@ -93,8 +93,9 @@ class IMMSEDensity(TableEstimator):
         ``dequantize``); elsewhere the density is 0.  With ``marginals="auto"``, ``"auto"`` chooses
         by validation between maps with and without the bounds that the data suggest: 0 for a column
         of one sign, 0 and 1 for a column between these, if values come close.  Rows beyond such
-        bounds are never sampled, and together have a probability of at most 1 / (n + 2), the weight
-        of a normal distribution over the whole space.
+        bounds are never sampled, and together have a probability of 1 / (n + 2), which falls
+        exponentially with the distance from the bound; the other entries of such rows are scored as
+        if those beyond were missing.
     schedule : str or Schedule, default="adaptive"
         Importance density of the log-SNR in training: ``"adaptive"``, ``"logistic"``,
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"``, or an object of

@@ -208,7 +208,7 @@ class FlooredModel:
         """
         model = self.model
         total: Array = constant_parts(model, values).sum(axis=1)
-        total += model.space.unseen_log_odds(values).sum(axis=1) + model.space.log_seen.sum()
+        total += model.space.unseen_log_odds(values).sum(axis=1) + model.space.log_known.sum()
         if model.space.is_empty:
             return total
         rows = MappedRows.of(model, values)

@@ -491,7 +491,6 @@ def fit_ensemble_model(
         device=first.device,
         dequantizer=first.dequantizer,
         has_images=any(member.has_images for member in members.values()),
-        beyond=next((m.beyond for m in members.values() if m.beyond is not None), None),
         members=dict(members),
         transports=dict(transports),
         reference_names=reference_names,

@@ -29,13 +29,10 @@ from sk_itdiffusion._immse.likelihood import (
 from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range
 from sk_itdiffusion.references import Reference
 
 __all__ = [
     "NETWORKS",
-    "BeyondBounds",
     "Experts",
     "Mixing",
     "covers",
@@ -57,28 +54,6 @@ WIDTH_OF_TABLES, WIDTH_OF_IMAGES = 9, 64
 #: Numbers of a layer on a CPU.  The memory of more is given back to the system after each use, and
 #: asked for again, which may take as long as the layer.
 NUMBERS_OF_A_LAYER = 2**18
-
-
-@stored()
-@dataclass(frozen=True)
-class BeyondBounds:
-    """The law of rows that are not between bounds which earlier rows showed.
-
-    Attributes
-    ----------
-    reference : Reference
-        Distribution of standardised rows, without bounds.
-    share : float
-        Probability that is kept for such rows.
-    """
-
-    reference: Reference
-    share: float
-
-    def _finish_loading(self) -> None:
-        """Raise an error if parts are inconsistent, or numbers are out of range."""
-        least, greatest = np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0)
-        check_in_range(self.share, least, greatest, "shares of rows beyond the bounds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +85,6 @@ class Experts:
         Noise that is added to the rows before all else.
     has_images : bool
         Whether the rows are images of continuous pixels.
-    beyond : BeyondBounds or None
-        The law of rows beyond the bounds of the space; None if they are impossible.
     """
 
     space: TableSpace
@@ -125,7 +98,6 @@ class Experts:
     n_fits: int = 1
     dequantizer: Dequantizer | None = None
     has_images: bool = False
-    beyond: BeyondBounds | None = None
 
     @property
     def precision(self) -> torch.dtype:
@@ -193,11 +165,9 @@ class Experts:
 
         It is that of the values that the columns without variation have.
         """
-        term = float(self.greatest_constant_log_densities.sum()) + float(self.space.log_seen.sum())
+        term = float(self.greatest_constant_log_densities.sum()) + float(self.space.log_known.sum())
         if self.dequantizer is not None:
             term += self.dequantizer.log_volume(self.space.continuous)
-        if self.beyond is not None:
-            term += math.log1p(-self.beyond.share)
         return term
 
     @property
@@ -213,9 +183,9 @@ class Experts:
     def terms_of_columns(self) -> Array:
         """What each column that is observed adds to the log-densities, (n_columns,), in nats.
 
-        Their sum is `constant_term` but for the share of rows beyond bounds.
+        Their sum is `constant_term`.
         """
-        terms = self.space.log_seen.copy()
+        terms = self.space.log_known
         terms[self.space.constant] += self.greatest_constant_log_densities
         if self.dequantizer is not None:
             on_lattice = self.space.continuous[self.dequantizer.step[self.space.continuous] > 0]
@@ -236,17 +206,6 @@ class Experts:
             The terms, in nats; 0 where no column is observed.
         """
         return np.asarray(np.where(seen > 0, seen * self.terms_of_columns, 0.0).sum(axis=1))
-
-    def log_share_inside(self, seen: NDArray[np.bool_]) -> Array:
-        """Return the log-probabilities of not being beyond bounds, (n,), in nats.
-
-        The argument says which columns are observed, (n, n_columns); where none of them has a bound
-        it is 0.
-        """
-        if self.beyond is None:
-            return np.zeros(len(seen))
-        is_bounded = seen[:, self.space.bounded].any(axis=1)
-        return np.where(is_bounded, math.log1p(-self.beyond.share), 0.0)
 
     @property
     def has_probabilities(self) -> bool:
@@ -271,7 +230,8 @@ class Experts:
     def log_density_of_constants(self, values: Array) -> Array:
         """Return the part of log-densities that no denoiser is asked for, in nats.
 
-        It is that of columns without variation and of values that no row of the fit has.
+        It is that of columns without variation, of values that no row of the fit has, and of values
+        beyond bounds.
         """
         total = self.constant_log_ratios(values).sum(axis=1) + self.constant_term
         total += self.space.unseen_log_odds(values).sum(axis=1)

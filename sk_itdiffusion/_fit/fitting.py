@@ -22,7 +22,7 @@ import numpy as np
 import skorch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import BeyondBounds, Experts, Mixing, kind_of_expert
+from sk_itdiffusion._fit.experts import Experts, Mixing, kind_of_expert
 from sk_itdiffusion._fit.map_choice import choose_map
 from sk_itdiffusion._fit.missing import model_of_parts
 from sk_itdiffusion._fit.model import TableModel
@@ -42,7 +42,6 @@ from sk_itdiffusion._fit.stacking import chosen_experts, stacked_model
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
-from sk_itdiffusion.references.plain import fit_plain_reference
 
 __all__ = ["fit_table_model"]
 
@@ -113,9 +112,6 @@ def fit_table_model(
         n_fits=1 if previous is None else previous.n_fits + 1,
         dequantizer=schema.dequantizer,
         has_images=schema.has_images,
-        beyond=law_beyond_bounds(split.space, rows, settings)
-        if previous is None
-        else previous.beyond,
     )
     if settings.model.has_missing:
         names = chosen_experts(experts, references.control, split, schema, settings)
@@ -190,15 +186,6 @@ def with_networks(
         return experts, []
     warn_if_still_improving(nets.values(), settings)
     return replace(experts, nets=nets), bound_history(next(iter(nets.values())))
-
-
-def law_beyond_bounds(
-    space: TableSpace, rows: WeightedRows, settings: FitSettings
-) -> BeyondBounds | None:
-    """Return the law of rows beyond bounds that none of the rows crosses; None if given ones."""
-    if space.bounds is None or settings.model.bounds is not None:
-        return None
-    return BeyondBounds(fit_plain_reference(rows, space.layout), 1.0 / (len(rows) + 2.0))
 
 
 def empty_model(schema: Schema, seeds: Seeds) -> TableModel:

@@ -81,4 +81,4 @@ def terms_of_rows(experts: Experts, rows: Array, seen_constants: Array) -> Array
     space = experts.space
     seen = np.tile(seen_constants, (len(rows), 1))
     seen[:, np.concatenate([space.continuous, space.discrete])] = ~np.isnan(rows)
-    return experts.terms_of_parts(seen) + experts.log_share_inside(seen > 0)
+    return experts.terms_of_parts(seen)

@@ -203,17 +203,16 @@ class TableModel(ModelOfParts):
         variance = np.zeros(len(values))
         if self.space.is_empty:
             return total, variance
+        values = np.where(self.space.entries_outside(values), np.nan, values)
         # Rows so far out that a square overflows have the log-density minus infinity.
         with np.errstate(over="ignore"):
             standardized = self.space.standardized(values)
             keys = row_keys(standardized, self.seeds.scoring)
             control = self.control_log_density(values, standardized, keys, tolerance)
-        outside = self.space.outside(values)
-        # Denoisers know no points of values that are not categories: such rows are the control's.
-        near = control.is_near & ~outside & self.space.is_complete(standardized)
-        beyond = self._log_density_beyond(standardized)
-        total += np.where(outside, beyond, control.log_density + control.log_slope)
-        variance[~outside] = control.variance[~outside]
+        # Denoisers know no points of unknown values: such rows are the control's.
+        near = control.is_near & self.space.is_complete(standardized)
+        total += control.log_density + control.log_slope
+        variance += control.variance
         if self.rule is not None and near.any():
             # Equal rows have equal noise and are done once.
             _, first, group = np.unique(keys[near], return_index=True, return_inverse=True)
@@ -267,14 +266,6 @@ class TableModel(ModelOfParts):
             variance[chosen] = rule.errors.estimated(log_density[chosen], spread, each.n_draws)
         return gap, variance
 
-    def _log_density_beyond(self, standardized: Array) -> Array:
-        """Return the log-density of rows beyond the bounds, in the units of the data."""
-        if self.beyond is None:
-            return np.full(len(standardized), -np.inf)
-        share = math.log(self.beyond.share) - math.log1p(-self.beyond.share)
-        slope = -float(np.log(self.space.standardizer.scale).sum())
-        return log_likelihoods(self.beyond.reference, standardized) + share + slope
-
     def control_log_density(
         self, values: Array, standardized: Array, keys: Keys, tolerance: Tolerance
     ) -> ControlLogDensity:
@@ -295,7 +286,8 @@ class TableModel(ModelOfParts):
 
     def _control_log_density(self, standardized: Array) -> ControlLogDensity:
         rows, log_slope = self.space.rows(standardized)
-        finite = np.isfinite(rows).all(axis=1) & np.isfinite(log_slope)
+        is_number = np.isfinite(rows) | np.isnan(standardized)
+        finite = is_number.all(axis=1) & np.isfinite(log_slope)
         log_density = np.full(len(rows), -np.inf)
         log_density[finite] = log_likelihoods(self.references[self.control], rows[finite])
         near = log_density > MIN_LOG_DENSITY
@@ -490,8 +482,6 @@ class TableModel(ModelOfParts):
             check_in_range(edges, -MAX_LOGSNR, MAX_LOGSNR, "edges of strata")
         if self.dequantizer is not None:
             check_shapes(self.dequantizer, {"step": "n"}, n=n_columns)
-        if self.beyond is not None:
-            check_reference(self.beyond.reference, layout)
         if self.parts is not None:
             for reference in self.parts.references:
                 check_reference(reference, layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,10 +101,10 @@ class ModelOfParts(Experts):
         if given is None:
             given = np.zeros(values.shape[1], dtype=bool)
         targets = ~np.isnan(values) & ~given
-        # Denoisers and references know nothing of values that are not categories.
-        known = self._without_unseen(values)
+        # Values that are no categories, or beyond bounds, say nothing of other entries.
+        known, ratios = self.space.known(values), self._log_ratios(values)
         total = self.terms_of_parts(targets.astype(np.float64))
-        total += np.where(targets, self._log_ratios(values), 0.0).sum(axis=1)
+        total += np.where(targets, ratios, 0.0).sum(axis=1)
         variance = np.zeros(len(values))
         if not self.space.is_empty:
             joint, variance = self._log_density_of_observed(known, targets, tolerance)
@@ -114,16 +113,10 @@ class ModelOfParts(Experts):
                 of_given = self._observed_log_density(np.where(given, known, np.nan))
                 with np.errstate(invalid="ignore"):
                     total = np.where(np.isneginf(joint), -np.inf, total - of_given)
+        total[np.isneginf(ratios).any(axis=1)] = -np.inf
         empty = ~targets.any(axis=1)
         total[empty], variance[empty] = 0.0, 0.0
         return total, variance
-
-    def _without_unseen(self, values: Array) -> Array:
-        """Return numbers and codes, NaN for values that are not categories."""
-        known = values.copy()
-        entries = known[:, self.space.open]
-        known[:, self.space.open] = np.where(entries < 0.0, np.nan, entries)
-        return known
 
     def _log_ratios(self, values: Array) -> Array:
         """Return by how much entries are less likely than usual, without any model, (n, n_columns).
@@ -166,14 +159,6 @@ class ModelOfParts(Experts):
         finite = is_number.all(axis=1) & np.isfinite(log_slope)
         log_density = np.full(len(rows), -np.inf)
         log_density[finite] = log_likelihoods(self.parts, rows[finite]) + log_slope[finite]
-        log_density += self.log_share_inside(~np.isnan(values))
-        outside = self.space.outside(values)
-        if outside.any():
-            log_density[outside] = -np.inf
-            if self.beyond is not None:
-                beyond = standardized[outside]
-                log_density[outside] = log_likelihoods(self.beyond.reference, beyond)
-                log_density[outside] += math.log(self.beyond.share) - self.space.log_scales(beyond)
         return log_density
 
     def complete(
@@ -201,7 +186,7 @@ class ModelOfParts(Experts):
             entries beyond the bounds of their columns, like unseen categories, say nothing about
             the other ones.
         """
-        known = np.where(self.space.entries_outside(values), np.nan, self._without_unseen(values))
+        known = self.space.known(values)
         missing = np.isnan(values)
         if self.space.is_empty:
             return np.tile(np.where(missing, self.space.constant_values, values), (n_draws, 1, 1))

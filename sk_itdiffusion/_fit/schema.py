@@ -314,6 +314,8 @@ def table_space(
         log_seen=np.array([kind.log_seen for kind in kinds], dtype=np.float64),
         bounds=bounds,
         anchored=anchored,
+        # No row is beyond bounds that are given, and a new one may be beyond those that rows show.
+        share_beyond=0.0 if settings.model.bounds is not None else 1.0 / (len(grouped) + 2.0),
     )
     return space, report
 

@@ -130,6 +130,9 @@ class TableSpace:
     anchored : sequence of int
         Numbers, among these columns, of those that are standardised around a bound, which maps may
         or may not respect.
+    share_beyond : float
+        Probability that is kept for values beyond the bounds, of all columns together; 0 if they
+        are impossible.
     """
 
     n_columns: int
@@ -144,6 +147,7 @@ class TableSpace:
     is_mapped: bool = False
     bounds: Array | None = None
     anchored: Sequence[int] = ()
+    share_beyond: float = 0.0
 
     @property
     def is_discrete(self) -> bool:
@@ -195,22 +199,61 @@ class TableSpace:
 
     @property
     def open(self) -> Index:
-        """Discrete columns that may have other values than their categories."""
-        return np.flatnonzero(self.log_seen)
+        """Columns that may have other values than their categories, or values beyond bounds."""
+        return np.union1d(np.flatnonzero(self.log_seen), self.bounded)
+
+    @property
+    def log_known(self) -> Array:
+        """Log-probabilities that values are categories, or between bounds, (n_columns,)."""
+        log_known = self.log_seen.copy()
+        log_known[self.bounded] = math.log1p(-self._share_beyond_a_column)
+        return log_known
+
+    @property
+    def _share_beyond_a_column(self) -> float:
+        """Probability of a value beyond the bounds of its column, the same for all that have any.
+
+        Whether an entry is beyond, and where, is independent of all others.
+        """
+        return self.share_beyond / max(1, len(self.bounded))
 
     def unseen_log_odds(self, values: Array) -> Array:
-        """Return by how much other values than categories change the log-probabilities of rows.
+        """Return by how much values that denoisers do not know change the log-densities of rows.
 
-        Of each such value it is the log-probability less that of all categories of the column; the
-        shape is (n, n_open).
+        These are other values than categories, and values beyond bounds.  Of each it is the
+        log-density less the log-probability of all that the column may have otherwise; the shape
+        is (n, n_open).  Beyond bounds it is that of an exponential distribution whose mean is the
+        standard deviation of the column.
         """
-        entries = np.ascontiguousarray(values[:, self.open])
-        return np.where(entries < 0.0, entries - self.log_seen[self.open], 0.0)
+        odds = np.where(values < 0.0, values - self.log_seen, 0.0)
+        odds[:, self.log_seen == 0.0] = 0.0
+        if self.bounds is not None:
+            odds[:, self.continuous] = self._log_odds_beyond(values[:, self.continuous])
+        return np.ascontiguousarray(odds[:, self.open])
+
+    def _log_odds_beyond(self, continuous: Array) -> Array:
+        """Return what `unseen_log_odds` does, of continuous columns."""
+        assert self.bounds is not None
+        low, high = self.bounds.T
+        scale, share = self.standardizer.scale, self._share_beyond_a_column
+        with np.errstate(over="ignore"):  # minus infinity so far out
+            distance = np.maximum(low - continuous, continuous - high).clip(0.0) / scale
+        n_sides = np.maximum(np.isfinite(self.bounds).sum(axis=1), 1)
+        log_share = math.log(share) - math.log1p(-share) if share > 0.0 else -math.inf
+        log_odds = log_share - np.log(n_sides) - np.log(scale) - distance
+        return np.where(outside(continuous, self.bounds), log_odds, 0.0)
+
+    def known(self, values: Array) -> Array:
+        """Return values, NaN in the place of those that denoisers do not know."""
+        unseen = (values < 0.0) & (self.log_seen < 0.0)
+        return np.where(unseen | self.entries_outside(values), np.nan, values)
 
     def is_complete(self, rows: Array) -> NDArray[np.bool_]:
-        """Return which rows, the model's or standardised ones, have categories in all columns."""
-        codes = np.ascontiguousarray(rows[:, len(self.continuous) :])
-        return np.asarray((codes >= 0.0).all(axis=1))
+        """Return which rows, the model's or standardised ones, have no unknown entries."""
+        n_continuous = len(self.continuous)
+        lacks_number = np.isnan(rows[:, :n_continuous]).any(axis=1)
+        codes = np.ascontiguousarray(rows[:, n_continuous:])
+        return np.asarray((codes >= 0.0).all(axis=1) & ~lacks_number)
 
     def _inside(self, continuous: Array) -> Array:
         """Return values that rounding has taken to a bound, just inside of it."""
@@ -227,10 +270,6 @@ class TableSpace:
         if self.bounds is None:
             return np.arange(0)
         return np.asarray(self.continuous[np.isfinite(self.bounds).any(axis=1)])
-
-    def outside(self, values: Array) -> NDArray[np.bool_]:
-        """Return which rows have a value that is not between the bounds of its column."""
-        return np.asarray(self.entries_outside(values).any(axis=1))
 
     def entries_outside(self, values: Array) -> NDArray[np.bool_]:
         """Return which values are not between the bounds of their columns, (n, n_columns)."""
@@ -309,6 +348,8 @@ class TableSpace:
         check_finite(self.constant_values, "values of columns without variation")
         check_in_range(self.log_seen, -np.finfo(np.float64).max, 0.0, "probabilities of categories")
         check_in_range(self.anchored, 0, n_continuous - 1, "numbers of columns")
+        greatest = np.nextafter(1.0, 0.0)
+        check_in_range(self.share_beyond, 0.0, greatest, "shares of values beyond bounds")
         if self.bounds is not None:
             check_shapes(self, {"bounds": "ce"}, c=n_continuous, e=2)
             check_in_range(self.bounds[:, 0], -np.inf, self.bounds[:, 1], "bounds of columns")
