@@ -7,7 +7,7 @@ IMMSEDensity (without networks unless told) is fitted to few rows of each densit
 sk_itdiffusion.datasets and scores 1000 fresh ones. Printed are, for each density,
 
 - the mean and the median over the fits of the score minus the mean true log p of the same rows:
-  below zero but for errors of integration and sampling, since the estimate is a bound;
+  below zero except for errors of integration and sampling, since the estimate is a bound;
 - in how many fits it exceeds zero by more than two standard errors, those of its paired
   differences over rows, which contain the errors of the integration;
 - in how many fits the standard error of the score that comes from the integration exceeds 0.02

@@ -156,7 +156,7 @@ def published_draws(
 ) -> Array:
     """Return the contribution of each shared log-SNR to -log P of each row, (n_draws, n_rows).
 
-    The estimate is their mean, but for the tails.
+    The estimate is their mean, except for the tails.
     """
     generator = torch.Generator().manual_seed(seed)
     denoisers = model.paired()

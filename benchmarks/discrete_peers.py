@@ -137,7 +137,7 @@ class IndependentPeer(DiscretePeer):
 
 
 class Indicators:
-    """The levels of all columns side by side, with 0/1 rows but for one level of each column.
+    """The levels of all columns side by side, with 0/1 rows except for one level of each column.
 
     The level left out, the column's most frequent one, makes the rows short; they are stored as a
     sparse matrix where fewer than a tenth of the entries are ones.

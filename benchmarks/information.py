@@ -1,4 +1,4 @@
-"""Mutual information on the 40 tasks of benchmark-mi, beside its own estimators.
+"""Mutual information on the 40 tasks of benchmark-mi, alongside its own estimators.
 
 The samples are files that ``benchmarks/information_samples.py`` has written, in an environment of
 its own:
@@ -6,7 +6,7 @@ its own:
     python benchmarks/information.py --samples-dir samples --samples 1000 --seeds 0 1
 
 Prints a table in Markdown of errors, estimate less truth in nats, one row for each task, and the
-means of their absolute values.  What has been estimated is kept beside the samples, in
+means of their absolute values.  What has been estimated is kept alongside the samples, in
 ``results.csv``.
 """
 

@@ -9,7 +9,7 @@ entry, of training, validation and test rows alike, it is decided by chance whet
 methods. A test row is scored by the log-density of the observed entries of it, in nats and standard
 units; rows of which nothing was observed count as 0.
 
-IMMSEDensity without networks (``max_epochs=0``) is fitted to the rows with their holes. Beside it
+IMMSEDensity without networks (``max_epochs=0``) is fitted to the rows with their holes. Besides it
 are a Gaussian mixture with the number of components that validates best (peers.py, with one start
 each), fitted to rows in which holes were replaced by the means of their columns, and to rows that
 scikit-learn's IterativeImputer has completed; and IMMSEDensity fitted to the latter. Mixtures are

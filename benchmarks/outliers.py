@@ -7,7 +7,7 @@
 
 DATA/adbench holds .npz files of ADBench (keys X, and y with 1 for anomalies), DATA/reference the
 published AUROC of the DTE paper (Livernoche et al. 2024), dte_auroc_semi.csv and
-dte_auroc_unsup.csv, whose columns are printed beside the measured ones if the files are there.
+dte_auroc_unsup.csv, whose columns are printed alongside the measured ones if the files are there.
 
 Protocols: "semi" trains on the first half of the normal rows in file order and tests on all other
 rows; "unsup" trains and tests on all rows. Columns are standardised by the training rows. All
@@ -316,7 +316,7 @@ def category_and_number(
 def two_categories(
     n_rows: int, is_odd: NDArray[np.bool_], rng: np.random.Generator, n_categories: int
 ) -> pd.DataFrame:
-    """Return equal categories, but for 5% of rows; odd rows have another one in any case."""
+    """Return equal categories, except for 5% of rows; odd rows have another one in any case."""
     first = rng.integers(n_categories, size=n_rows)
     is_noise = rng.random(n_rows) < 0.05
     second = np.where(is_noise, rng.integers(n_categories, size=n_rows), first)
@@ -375,7 +375,7 @@ def make_contradictions(
 
 
 def encoded(train: pd.DataFrame, test: pd.DataFrame) -> tuple[Array, Array]:
-    """Return indicators of the categories beside standardised numbers."""
+    """Return indicators of the categories alongside standardised numbers."""
     encoder = make_column_transformer(
         (StandardScaler(), make_column_selector(dtype_include="number")),
         (

@@ -72,7 +72,7 @@ class ArrayFolder:
     Parameters
     ----------
     results : str, Path or None
-        File of the records; the folder beside it is named after it, with ``_rows`` at the end.
+        File of the records; the folder alongside it is named after it, with ``_rows`` at the end.
         With None, arrays are kept in memory only.
     """
 

@@ -1,4 +1,4 @@
-"""Fidelity and privacy of synthetic rows, beside resampling and a Gaussian mixture.
+"""Fidelity and privacy of synthetic rows, alongside resampling and a Gaussian mixture.
 
     python benchmarks/synthetic.py --output results/synthetic.jsonl
 

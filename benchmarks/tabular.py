@@ -23,7 +23,7 @@ of all processors together, which tell more where other programs run), and the p
 process, which includes what it needs before the fit.
 
 Finished records in the output file are not measured again, except those of methods given to
---again. Log-likelihoods of the single rows are in a folder beside the file.
+--again. Log-likelihoods of the single rows are in a folder alongside the file.
 """
 
 from __future__ import annotations

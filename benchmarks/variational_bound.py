@@ -1,4 +1,4 @@
-r"""The variational bound of diffusion models, beside the I-MMSE estimate of the same denoiser.
+r"""The variational bound of diffusion models, alongside the I-MMSE estimate of the same denoiser.
 
     python benchmarks/variational_bound.py --data mnist.npz --denoiser ddpm tuned_ddpm
     python benchmarks/variational_bound.py --data mnist.npz --denoiser ddpm --steps 10 100 1000

@@ -103,6 +103,8 @@ PAGES_WITHOUT_SECTION = [
     "getting_started",
     "own_denoiser",
     "paper_experiments",
+    "reliability",
+    "scaling",
     "theory",
 ]
 html_sidebars = {page: [] for page in PAGES_WITHOUT_SECTION}

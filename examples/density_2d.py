@@ -2,7 +2,7 @@
 ====================================================
 
 For each of the demonstration sets of the paper the script draws log p after more and more epochs,
-and the error curve of the last fit beside that of the Gaussian: half the area between the two is
+and the error curve of the last fit alongside that of the Gaussian: half the area between the two is
 the information, in nats per row, that the Gaussian misses.
 
 .. image:: /images/two_circles.png
@@ -85,7 +85,7 @@ def figure_of_training(X, X_new, stages, n_grid, path):
         layout="constrained",
     )
     for ax, epochs in zip(axes[:-1], stages, strict=True):
-        # The network alone: with the analytic experts beside it even the first epoch looks good.
+        # The network alone: with the analytic experts alongside it even the first epoch looks good.
         est = IMMSEDensity(
             reference="gaussian",
             experts=["network"],

@@ -16,7 +16,7 @@ Run ``python examples/discrete_digits.py`` (some minutes), or add ``--quick`` to
 """
 
 # %%
-# It prints, for example, beside the seconds that each took:
+# It prints, for example, alongside the seconds that each took:
 #
 # .. code-block:: none
 #

@@ -107,7 +107,7 @@ cut = DensityContourDisplay.from_estimator(
 save(cut, "density_contour.png")
 
 # %%
-# Synthetic rows beside real ones
+# Synthetic rows alongside real ones
 # -------------------------------
 
 samples = SamplePairDisplay.from_estimator(est, X, columns=columns[:4], random_state=0)

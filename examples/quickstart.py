@@ -1,4 +1,4 @@
-"""Densities and synthetic rows of a real table, beside scikit-learn's estimators
+"""Densities and synthetic rows of a real table, alongside scikit-learn's estimators
 ==============================================================================
 
 The table is scikit-learn's ``load_breast_cancer``: 569 tumours, 30 measurements each. How likely
@@ -11,7 +11,7 @@ All estimators see the same raw rows. Those of scikit-learn are tried on standar
 columns made symmetric by the Yeo-Johnson map, and their settings are chosen by cross-validation;
 ``IMMSEDensity`` standardises and maps columns inside, with default parameters.
 
-The picture, ``quickstart.png``, shows the comparison, and synthetic tumours beside the real ones.
+The picture, ``quickstart.png``, shows the comparison, and synthetic tumours alongside the real ones.
 
 .. image:: /images/quickstart.png
    :alt: Held-out log-likelihoods of six estimators, and real and synthetic tumours

@@ -490,7 +490,7 @@ class PretrainedDenoiser(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the denoiser is beside its network, for comparisons."""
+        """What the denoiser is besides its network, for comparisons."""
         schedule = {
             key: np.asarray(value).tolist() for key, value in vars(self.noise_schedule).items()
         }

@@ -78,7 +78,7 @@ def test_covariances_of_few_rows_are_drawn_to_the_common_one():
 
 
 def test_narrow_structure_of_many_rows_is_kept():
-    """A component of variance 1e-6 in one direction, beside one that is wide there."""
+    """A component of variance 1e-6 in one direction, alongside one that is wide there."""
     covariances = np.stack([np.diag([1.0, 1e-6]), np.eye(2)])
     narrow = shrunk_to_common(covariances, np.array([1000.0, 1000.0]), 1e-9)[0]
     # Drawn by two rows of a thousand half of the way, in logarithms.
@@ -104,7 +104,7 @@ def log_prob(reference, rows):
 def imprecise():
     """A fit, and the fresh row of the greatest error with the least effort."""
     density = load_density("banana")
-    # Of a mixture beside the normal distribution there is something to integrate.
+    # Of a mixture alongside the normal distribution there is something to integrate.
     fitted = IMMSEDensity(
         max_epochs=0,
         score_tol=5.0,

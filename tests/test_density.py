@@ -169,7 +169,7 @@ def test_reference_object_is_in_the_units_of_the_data():
     est = IMMSEDensity(reference=truth, experts=["reference"], **TINY).fit(X)
     expected = truth.log_prob(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(est.score_samples(X), expected, rtol=1e-9)
-    # And with the network beside it, the validation bound hardly moves.
+    # And with the network alongside it, the validation bound hardly moves.
     both = IMMSEDensity(reference=truth, **TINY).fit(X)
     assert abs(both.score(X) - expected.mean()) < 0.15
 

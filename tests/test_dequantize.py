@@ -227,7 +227,7 @@ def test_standard_errors_fall_with_the_tolerance():
     """Sixteen draws of noise in the cell were taken whatever the effort was.
 
     The scores with the default tolerance differ from those with a sixth of it by as much as their
-    standard errors say, but for chance and the errors' own errors: with few draws and skewed
+    standard errors say, except for chance and the errors' own errors: with few draws and skewed
     log-densities a factor of two in the variance.
     """
     X = np.random.default_rng(0).poisson(3.0, (400, 2)).astype(float)

@@ -850,7 +850,7 @@ def test_few_integers_stand_beside_their_place_and_have_bins_of_their_own():
 
 
 def test_points_at_two_levels_fill_a_square():
-    """The positions beside two categories are independent, so that their correlation is small."""
+    """Positions next to two categories are independent, so that their correlation is small."""
     n = 400
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({name: rng.choice(["u", "v"], n) for name in "abc"})

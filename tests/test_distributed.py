@@ -85,7 +85,7 @@ def test_two_processes_fit_as_one(tmp_path):
     )
     alone, first, second = (read(tmp_path, *key) for key in ((1, 0), (2, 0), (2, 1)))
     assert (alone["size"], first["size"]) == (1, 2)
-    # The same batch: but for rounding in single precision the first loss is the same.
+    # The same batch: except for rounding in single precision the first loss is the same.
     assert first["first loss"]["train_bound"] == pytest.approx(
         alone["first loss"]["train_bound"], rel=1e-5
     )

@@ -253,7 +253,7 @@ def test_a_value_that_was_never_missing_is_unknown_when_missing():
     gap = pd.DataFrame({"x": ["a", None]})
     with pytest.raises(ValueError, match=r"'x' has values .* a missing value"):
         fit(X, handle_unknown="error").encode(gap)
-    # Both of two rows are new but for themselves: (2 + 1) / (2 + 2).
+    # Both of two rows are new except for themselves: (2 + 1) / (2 + 2).
     np.testing.assert_allclose(fit(X).encode(gap), [[0], [np.log(3 / 4)]])
 
 

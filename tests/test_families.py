@@ -106,7 +106,7 @@ def test_family_of_ones_own_takes_part(fitted):
 
 
 def test_density_of_the_family_alone_is_that_of_its_reference():
-    """And it is near the law, but for the tails beyond the nodes of the mixture."""
+    """And it is near the law, except for the tails beyond the nodes of the mixture."""
     alone = IMMSEDensity(experts=[StudentTFamily()], marginals="standard", max_epochs=0)
     alone.set_params(random_state=0).fit(rows(2000))
     assert list(alone.expert_weights_) == ["student_t"]
@@ -157,7 +157,7 @@ def test_family_in_an_ensemble_with_a_network():
     ]
     ensemble = IMMSEEnsemble(members, random_state=0).fit(rows(300))
     assert "student_t" in ensemble.member_weights_
-    # Few rows draw the weights back to the plainest expert, so that this holds but for chance.
+    # Few rows draw the weights back to the plainest expert, so that this holds except for chance.
     assert ensemble.entropy_ <= ensemble.member_entropies_["student"] + ensemble.entropy_std_
     assert np.isfinite(ensemble.score_samples(rows(20, seed=1))).all()
 

@@ -79,7 +79,7 @@ def test_frames_of_pandas_give_frames_of_pandas(name, tmp_path):
         assert list(drawn.columns) == list(X.columns)
         assert list(drawn.dtypes) == list(X.dtypes)
         assert list(drawn.index) == list(range(5))
-        # They can be scored, and their numbers are those of an array but for the rounding.
+        # They can be scored, and their numbers are those of an array except for the rounding.
         assert np.isfinite(each.score_samples(drawn)).all()
 
 

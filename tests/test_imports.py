@@ -17,7 +17,7 @@ PACKAGE = Path(sk_itdiffusion.__file__).parent
 NAME = PACKAGE.name
 CONTRIBUTING = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 
-#: What a room, a package or a module at the top, may import beside itself.  The same table is in
+#: What a room, a package or a module at the top, may import alongside itself.  The same table is in
 #: CONTRIBUTING.md, which says what each room is for.
 MAY_IMPORT = {
     "_version": "",

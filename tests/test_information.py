@@ -194,7 +194,7 @@ def test_given_columns_take_their_part():
     assert is_near(clone(ESTIMATOR).fit(x[:, None], y), -0.5 * np.log1p(-0.25))
     apart = clone(ESTIMATOR).fit(x[:, None], y, given=z)
     assert apart.mutual_information_ <= 2.0 * apart.standard_error_
-    # Of a sum and one term, the other term is known: infinite information but for the noise.
+    # Of a sum and one term, the other term is known: infinite information except for the noise.
     third = x + y + 0.5 * rng.normal(size=600)
     truth = 0.5 * np.log1p((x - 0.5 * y).var() / 0.25)
     assert is_near(clone(ESTIMATOR).fit(x[:, None], third, given=y), truth, bias=0.03)
@@ -256,7 +256,7 @@ def test_information_adds_up_over_independent_pairs_and_is_symmetric():
     both = clone(ESTIMATOR).fit(x, y)
     single = [clone(ESTIMATOR).fit(x[:, [j]], y[:, j]) for j in range(2)]
     total = sum(each.mutual_information_ for each in single)
-    # Paired over rows, the errors cancel but for those of the fits.
+    # Paired over rows, the errors cancel except for those of the fits.
     assert abs(both.mutual_information_ - total) < 0.02
     other = clone(ESTIMATOR).fit(y, x)
     assert abs(both.mutual_information_ - other.mutual_information_) < 0.005

@@ -336,7 +336,7 @@ def test_weights_of_any_ratio(largest):
     weight = np.ones(300)
     weight[7] = largest
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # columns seem constant but for one row
+        warnings.simplefilter("ignore")  # columns seem constant except for one row
         density = IMMSEDensity(**QUICK).fit(X, sample_weight=weight)
     assert np.isfinite(density.score_samples(X)).all()
 
@@ -412,7 +412,7 @@ def test_detector_with_kernels_scores_by_the_smoothed_density(experts):
         [reference.log_prob(points + eps, np.exp(-8.0)) for eps in torch.from_numpy(noise)]
     )
     gap = detector.score_samples(X[:60]) - smoothed.mean(0).numpy()
-    # Another scale of the scores is a constant; the stack is the kernels but for a little.
+    # Another scale of the scores is a constant; the stack is the kernels except for a little.
     error = 4 * smoothed.std(0).numpy().max() / np.sqrt(len(noise))
     np.testing.assert_allclose(gap, np.median(gap), atol=error + 0.3)
 

@@ -365,7 +365,7 @@ def test_latent_classes_do_not_depend_on_the_codes(references):
     ):
         plain = fit(rows).log_prob(torch.from_numpy(rows.X)).numpy()
         other = fit(permuted).log_prob(torch.from_numpy(permuted.X)).numpy()
-        # Equal but for the order of float32 sums.
+        # Equal except for the order of float32 sums.
         np.testing.assert_allclose(other, plain, rtol=0, atol=1e-4)
 
 

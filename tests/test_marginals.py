@@ -53,7 +53,7 @@ def test_quantile_map_makes_columns_normal(name):
     # Largest distance of the distribution functions: 1.63 / sqrt(n) is its 1% point, for each of
     # the two samples that meet here.
     assert stats.kstest(u, "norm").statistic < 2 * 1.63 / np.sqrt(5000)
-    # And the density that it implies is as likely as the true one but for a small loss.
+    # And the density that it implies is as likely as the true one except for a small loss.
     scale = stats.iqr(SAMPLES[name].rvs(size=5000, random_state=1))
     center = np.median(SAMPLES[name].rvs(size=5000, random_state=1))
     truth = SAMPLES[name].logpdf(fresh * scale + center) + np.log(scale)

@@ -287,7 +287,7 @@ def test_frequencies_are_those_of_what_is_observed():
 
 
 def test_steps_of_classes_raise_the_likelihood_of_what_is_observed():
-    """Up to the prior of one row for each class, which is nothing beside two thousand rows."""
+    """Up to the prior of one row for each class, which is nothing alongside two thousand rows."""
     layout, X, _ = two_classes(2000, 1, 0)
     rows = WeightedRows(completely_at_random(X, 0.3, 1), np.ones(2000))
     reached = [

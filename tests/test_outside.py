@@ -194,7 +194,7 @@ def test_objects_are_their_parameters_fields_or_config():
 def test_what_would_be_lost_is_refused():
     fitted = OwnParameters()
     fitted.width_ = 2.0
-    with pytest.raises(TypeError, match="OwnParameters that has width_ beside its parameters"):
+    with pytest.raises(TypeError, match="OwnParameters that has width_ besides its parameters"):
         Encoder().encode(fitted)
     same = type("OwnParameters", (BaseEstimator,), {})
     with pytest.raises(TypeError, match="another class OwnParameters than a second object"):

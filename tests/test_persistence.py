@@ -690,7 +690,7 @@ def test_objects_that_do_not_tell_what_they_are_made_from_are_not_saved(tmp_path
         own.save(tmp_path / "model")
     detector = IMMSEOutlierDetector(own, contamination=0.1, trim=0.0, random_state=0)
     detector.fit(clusters())
-    with pytest.raises(TypeError, match=r"OwnDensity that has .*_model.* beside its parameters"):
+    with pytest.raises(TypeError, match=r"OwnDensity that has .*_model.* besides its parameters"):
         detector.save(tmp_path / "model")
     assert not os.listdir(tmp_path)
 

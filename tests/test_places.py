@@ -126,7 +126,7 @@ def test_mixtures_denoise_alike_beside_any_number_of_log_snrs():
     z, levels = torch.from_numpy(rng.normal(size=(64, 2))), torch.from_numpy(rng.normal(size=64))
     for own in range(200):
         own_level = torch.full((2,), 0.05 * own - 5.0, dtype=torch.float64)
-        # Beside 62 other log-SNRs, and beside few.
+        # Besides 62 other log-SNRs, and alongside few.
         found = [
             mixture.denoise(z, torch.cat([own_level, others]))[:2]
             for others in (levels[2:], levels[2:4].repeat_interleave(31), levels[:1].repeat(62))

@@ -555,7 +555,7 @@ def test_outlier_detector(case):
         # The order of p-values is that of scores.
         assert (np.diff(p_values[np.argsort(scores)]) >= 0.0).all()
     else:
-        # Between the rows beside the percentile, as in scikit-learn.
+        # Between the rows alongside the percentile, as in scikit-learn.
         assert (decision < 0.0).sum() <= np.ceil(detector.contamination * (case.n_rows - 1))
     parts = detector.explain(case.rows(np.arange(min(case.n_rows, 3))))
     assert np.isfinite(parts.to_numpy()).all()

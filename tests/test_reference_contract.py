@@ -80,11 +80,11 @@ REFERENCES = {
         [0.2, -0.1], [[0.3, 0.1], [0.1, 0.2]], 5.0
     ),
     "independent": lambda: independent(None),
-    "independent beside a normal column": lambda: independent(GaussianReference([0.5], [[0.7]])),
-    "independent beside a column of low rank": lambda: independent(
+    "independent alongside a normal column": lambda: independent(GaussianReference([0.5], [[0.7]])),
+    "independent alongside a column of low rank": lambda: independent(
         LowRankGaussianReference([0.2], [[1.0]], [1.5], 0.4)
     ),
-    "independent beside a mixture": lambda: independent(mixture(1)),
+    "independent alongside a mixture": lambda: independent(mixture(1)),
     "classes": lambda: classes(0),
     "classes with a continuous column": lambda: classes(1),
     "mixture of references": lambda: ReferenceMixture(
@@ -260,8 +260,8 @@ def test_sizes_are_told(grid):
 
 CONTINUOUS = [name for name, make in REFERENCES.items() if isinstance(make(), ContinuousReference)]
 PLAIN = ["normal", "normal, one column", "low rank"]
-PLAIN += ["independent", "independent beside a normal column"]
-PLAIN += ["independent beside a column of low rank"]
+PLAIN += ["independent", "independent alongside a normal column"]
+PLAIN += ["independent alongside a column of low rank"]
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -346,7 +346,7 @@ class WrappedKernels(ReferenceFamily):
 MANY = {
     **REFERENCES,
     "narrow kernels": narrow_kernels,
-    "independent beside narrow kernels": lambda: independent(narrow_kernels()),
+    "independent alongside narrow kernels": lambda: independent(narrow_kernels()),
     "narrow kernels, of the user's own": lambda: Wrapped(narrow_kernels()),
 }
 
@@ -686,7 +686,7 @@ def test_plain_references():
     plain = [n for n, r in found.items() if isinstance(r, PlainReference) and r.is_plain]
     assert sorted(plain) == sorted(PLAIN)
     with pytest.raises(TypeError, match="not available for a GaussianMixtureReference"):
-        found["independent beside a mixture"].independent()
+        found["independent alongside a mixture"].independent()
 
 
 @pytest.mark.parametrize("level", [-1.0, 2.0, math.inf])

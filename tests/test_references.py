@@ -411,7 +411,7 @@ def test_multiples_of_a_unit_are_counts(weight, expected):
 
 
 def test_balanced_classes_are_no_counts():
-    """Weights of 137 and 863 units tell as much as others that are the same but for rounding."""
+    """Weights of 137 and 863 units tell as much as others that are the same except for rounding."""
     rng = np.random.default_rng(0)
     y = np.arange(1000) < 137
     X = np.column_stack([rng.integers(0, 3, 1000) + y, rng.integers(0, 3, 1000)]).astype(float)

@@ -286,7 +286,7 @@ def test_probabilities_of_mixed_tables_sum_to_one(reference):
     total = 0.0
     for x in grid:
         total += factor[likely] @ np.exp(density.score_samples(rows[likely].assign(x=x)))
-    # The trapezoidal rule is exact but for far less than this, for normal densities of this width.
+    # The trapezoidal rule is exact to far less than this for normal densities of this width.
     np.testing.assert_allclose(total * (grid[1] - grid[0]), 1.0, atol=2e-3)
 
 

@@ -1,4 +1,4 @@
-"""The backbone of a denoiser of one number that sees others beside it."""
+"""The backbone of a denoiser of one number that sees others alongside it."""
 
 from __future__ import annotations
 

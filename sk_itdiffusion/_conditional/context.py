@@ -1,4 +1,4 @@
-"""What a network sees of a row beside the noisy residual."""
+"""What a network sees of a row besides the noisy residual."""
 
 from __future__ import annotations
 

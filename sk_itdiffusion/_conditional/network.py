@@ -71,7 +71,7 @@ _NOISY_VALIDATION_ROWS = 8192
 
 @stored()
 class ContextDenoiser(PreconditionedDenoiser):
-    """Denoiser of one column that sees others, which are clean, beside it.
+    """Denoiser of one column that sees others, which are clean, alongside it.
 
     Points are the noisy column and what is given, shape (B, 1 + n_given); the noise is that of the
     first column, (B, 1).  See `PreconditionedDenoiser` for the parameters.

@@ -20,7 +20,7 @@ from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture, with_wid
 __all__ = ["NormalMixture", "entropy_of", "fit_residuals"]
 
 Array = NDArray[np.float64]
-#: Share of the training rows that, beside the validation rows, judges numbers of components.
+#: Share of the training rows that, alongside the validation rows, judges numbers of components.
 _JUDGING = 3
 #: Rows of which mixtures are tried; of fewer there is a single normal distribution.
 _MIN_ROWS = 30

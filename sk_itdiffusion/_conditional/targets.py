@@ -67,7 +67,7 @@ def target_table(y: Any, name: str) -> Table:
 
 
 def as_array(y: Any) -> NDArray[Any]:
-    """Return a list as an array, in which numbers beside texts stay numbers."""
+    """Return a list as an array, in which numbers alongside texts stay numbers."""
     found = np.asarray(y)
     return np.asarray(y, dtype=object) if found.dtype.kind in "US" else found
 

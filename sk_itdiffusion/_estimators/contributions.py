@@ -271,7 +271,7 @@ class Contributions:
         @torch.no_grad()
         def chunk(start: int) -> Array:
             part = chosen[start : start + n_rows]
-            # Padded to one shape, so that a row's value is the same in any company.
+            # Padded to one shape, so that a row's value is independent of the other rows.
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
             keys = spawn_keys(rows.keys[part], 1, FLOOR_STREAM).ravel()
             eps, coefficient = noise.draws(keys, 0, PATH_DRAWS)

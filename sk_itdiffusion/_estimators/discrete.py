@@ -80,7 +80,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         model whose number of classes is chosen by validation; ``"auto"`` selects the more likely.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers that are combined at each log-SNR: any of ``"network"``, ``"dense_network"`` (the
-        fully connected one beside a convolutional one), ``"independent"`` and ``"latent_class"``,
+        fully connected one alongside a convolutional one), ``"independent"`` and ``"latent_class"``,
         and custom families of references; see `IMMSEDensity`.  ``"auto"``, also as an entry of a
         list, stands for all that are available.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"

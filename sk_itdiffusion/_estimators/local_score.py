@@ -1,4 +1,4 @@
-r"""How near rows are to the training rows, beside how near these are to each other.
+r"""How near rows are to the training rows, compared with how near these are to each other.
 
 Where clusters of different scale meet, few rows are in each, and many columns are correlated, a
 mixture is too coarse to say how unlike a row is.  The *local* score compares its distances to the

@@ -105,7 +105,7 @@ class IMMSEOutlierDetector(
       clusters of outliers among the training rows do not deceive;
     - the dependence of columns: the log-density less that of independent columns, in which
       entries that contradict each other are not hidden by the scatter of unrelated columns;
-    - how far a row is from its nearest training rows, beside how far these are from each other:
+    - how far a row is from its nearest training rows, compared with how far these are from each other:
       the mean over 10 neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.
 
     Each is replaced by the share of the training rows left by ``trim`` that score as low under it,
@@ -115,7 +115,7 @@ class IMMSEOutlierDetector(
     depend on each other has no say where this is what matters.  The first and the third, two views
     of one model, have half of such a weight each.
 
-    The threshold comes from rows that steered nothing, so that new inliers are rejected at a rate
+    The threshold comes from held-out rows, so that new inliers are rejected at a rate
     that is known; with fewer than 1000 rows folds take turns in this, and the rate is known
     approximately.
 
@@ -340,7 +340,7 @@ class IMMSEOutlierDetector(
                 self.calibration_scores_, self.false_alarm_rate, self.calibration_weights_
             )
         else:
-            # As in scikit-learn: exactly the share of the training rows, but for equal scores.
+            # As in scikit-learn: exactly the share of the training rows, except for equal scores.
             self.offset_ = weighted_quantile(scores, weight, float(self.contamination))
         tasks.end()
         return self

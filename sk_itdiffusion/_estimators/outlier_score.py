@@ -22,7 +22,7 @@ cell's width is added: the score is on the scale of log-probabilities and does n
 
 Alone, the references are those of the model without the components that stand for rows unlike all
 those seen.  A density needs these, so that no row is impossible; but their tail is heavy, whereas
-the question here is how unlike a row is from those seen.  As members of a score beside others
+the question here is how unlike a row is from those seen.  As members of a score alongside others
 (`sk_itdiffusion._estimators.combined_score`) they keep them: how far a row is out is then measured
 by the rows that are about as far, and by its neighbours.
 
@@ -302,7 +302,7 @@ class FlooredModel:
         @torch.no_grad()
         def chunk(start: int) -> Array:
             part = chosen[start : start + n_rows]
-            # Padded to one shape, so that a row's value is the same in any company.
+            # Padded to one shape, so that a row's value is independent of the other rows.
             part = np.pad(part, (0, n_rows - len(part)), mode="edge")
             total = 0.0
             for number, floor in enumerate(self.floors):

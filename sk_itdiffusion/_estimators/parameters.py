@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: Names, beside those of families and networks, that stand for something else.
+#: Names, other than those of families and networks, that stand for something else.
 OTHER_RESERVED_NAMES = ("auto", "model", "reference")
 #: Orders of magnitude between weights, of which the square is a number.
 MAX_WEIGHT_EXPONENT = 100

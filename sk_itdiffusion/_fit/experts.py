@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: Kinds of networks: the only or convolutional one, and the fully connected one beside the latter.
+#: Kinds of networks: the only or convolutional one, and the fully connected one alongside the latter.
 NETWORKS = ("network", "dense_network")
 #: In standard deviations; what a network says of points farther away means nothing.
 MAX_NETWORK_INPUT = 1e6
@@ -161,7 +161,7 @@ class Experts:
 
     @property
     def constant_term(self) -> float:
-        """What all log-densities of categories and numbers have in common beside the maps' slopes.
+        """What all log-densities of categories and numbers have in common besides the maps' slopes.
 
         It is that of the values that the columns without variation have.
         """
@@ -193,7 +193,7 @@ class Experts:
         return terms
 
     def terms_of_parts(self, seen: Array) -> Array:
-        """Return what columns add to log-densities of parts of rows, beside maps and references.
+        """Return what columns add to log-densities of parts of rows, alongside maps and references.
 
         Parameters
         ----------

@@ -182,7 +182,7 @@ def _guide_score(
 ) -> tuple[Array, Array]:
     """Return the validation rows' log-likelihood under the best of a few quick references.
 
-    Beside it is that under the first of them, a single Gaussian.
+    Besides it is that under the first of them, a single Gaussian.
     """
     random_state = np.random.RandomState(seed)
     train = rows_to_fit(split.continuous_train, _MAX_ROWS_FOR_MAPS, _COLUMNS_WITH_ALL_ROWS)

@@ -74,7 +74,7 @@ def model_of_parts(
 
 
 def terms_of_rows(experts: Experts, rows: Array, seen_constants: Array) -> Array:
-    """Return what log-densities of rows have beside those of the references, (n,), in nats.
+    """Return what log-densities of rows have besides those of the references, (n,), in nats.
 
     Of columns without variation, which the model's rows lack, it is the mean over the fit.
     """

@@ -100,7 +100,7 @@ class ControlLogDensity:
 class TableModel(ModelOfParts):
     """A fitted density on rows of a table: experts and their weights.
 
-    Beside the attributes of `ModelOfParts` it has the following.
+    Besides the attributes of `ModelOfParts` it has the following.
 
     Attributes
     ----------

@@ -44,7 +44,7 @@ def n_dequantizations(tolerance: Tolerance) -> int:
 class ModelOfParts(Experts):
     """Experts, and a mixture of the references among them that answers for parts of rows.
 
-    Beside the attributes of `Experts` it has the following.
+    Besides the attributes of `Experts` it has the following.
 
     Attributes
     ----------

@@ -100,7 +100,7 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
 
 
 def planned_networks(settings: FitSettings) -> dict[str, PlannedNetwork]:
-    """Return the networks of a fit by name: those of a family, and others beside them."""
+    """Return the networks of a fit by name: those of a family, and others alongside them."""
     network = PlannedNetwork(
         settings.model.network, settings.model.hidden_size, settings.model.n_blocks
     )

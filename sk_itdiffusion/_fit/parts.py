@@ -41,7 +41,7 @@ def fit_parts(
     references : mapping of str to Reference
         References by name.
     names : sequence of str
-        Names of those that may be used, beside networks.
+        Names of those that may be used, besides networks.
     control : str
         Name of the control variate, which is used if no others do.
     split : MappedSplit

@@ -123,7 +123,7 @@ def fit_families(
 ) -> tuple[dict[str, Reference], dict[str, Array | float]]:
     """Return the references of families by name, and the optimism of their choice.
 
-    Each family has a seed of its own, so that another one beside it shifts no randomness.
+    Each family has a seed of its own, so that another one alongside it shifts no randomness.
     """
     references, optimism = dict(context.references), {}
     for family in families:
@@ -196,7 +196,7 @@ def fit_references(
     seed : int
         Seed of the families.
     earlier : EarlierReferences or None, default=None
-        References of an earlier fit, which are kept but for those that are built from its rows.
+        References of an earlier fit, which are kept except for those that are built from its rows.
 
     Returns
     -------

@@ -239,7 +239,7 @@ def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings
     rows = f"it needs {MIN_ROWS_TO_SPLIT} rows (distinct ones if columns are continuous)"
     reasons = {
         NETWORKS[0]: rows,
-        NETWORKS[1]: f"{rows} and a convolutional network beside it",
+        NETWORKS[1]: f"{rows} and a convolutional network alongside it",
         "reference": "it needs an object as the parameter reference",
     }
     if settings.model.has_missing:

@@ -83,7 +83,7 @@ def row_keys(X: Array, seed: int = 0) -> Keys:
     Returns
     -------
     ndarray of shape (n_samples,), uint64
-        Keys, equal for equal rows and, but for chance of about 2**-64, different otherwise.
+        Keys, equal for equal rows and, except for chance of about 2**-64, different otherwise.
 
     Examples
     --------
@@ -240,7 +240,7 @@ class NoiseRule:
         """Return the rule for discrete columns: one direction unless another number is given.
 
         The errors of categories are no polynomials of the noise: opposite noise brings nothing but
-        for continuous columns beside them and for fine lattices (then ``mirrored``), and more
+        for continuous columns alongside them and for fine lattices (then ``mirrored``), and more
         log-SNRs bring more than more directions.
 
         Parameters

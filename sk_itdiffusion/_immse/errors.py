@@ -103,7 +103,7 @@ class Tolerance:
 
     @classmethod
     def usual(cls, n_columns: int, has_images: bool) -> Tolerance:
-        """Return a tolerance that is small beside what rows differ by, for a bounded time."""
+        """Return a tolerance that is small compared with the differences between rows, for a bounded time."""
         max_draws = MAX_USUAL_DRAWS_OF_IMAGES if has_images else MAX_USUAL_DRAWS
         nats = max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns)
         return cls(nats, max_draws, RELATIVE_TOL, of_median=True)
@@ -239,7 +239,7 @@ def calibrate_errors(
         for kind in (0, 1)
     )
     factor = np.asarray(variance / spreads)
-    # More draws are never less exact, but for the noise of the calibration.
+    # More draws are never less exact, except for the noise of the calibration.
     variance = np.minimum.accumulate(variance)
     return ErrorCalibration(knots, height * variance[0], variance / variance[0], factor, typical)
 

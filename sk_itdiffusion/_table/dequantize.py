@@ -237,7 +237,7 @@ class Dequantizer:
         least : int
             Copies to make of few observations.
         most : int
-            Copies, beside one for each row, beyond which a copy is several observations.
+            Copies, besides one for each row, beyond which a copy is several observations.
         one : bool
             Whether all copies of a row are from one source, or those of an observation.
 

@@ -256,7 +256,7 @@ class TableEncoder:
         )
         dtypes = [_dtype_for(table.column(j).dtype, learned.get(j)) for j in range(table.n_columns)]
         names = table.frame.columns if table.dtype is None else None
-        # Booleans may be missing in other tables, but for those of numpy.
+        # Booleans may be missing in other tables, except for those of numpy.
         is_truth = np.array([storage == "boolean" for storage in table.storages])
         is_open = is_truth & np.array([dtype != np.dtype(bool) for dtype in table.frame.dtypes])
         holds_numbers = table.holds_numbers & ~(is_open & ~is_continuous(kinds))

@@ -35,7 +35,7 @@ MAX_EXACT_INTEGER = 2.0**53
 MIN_TRAINING_ROWS = 10
 MIN_VALIDATION_ROWS = 10
 #: Units below which the largest weight has to be if weights that are no integers are multiples.
-#: More would make thousands of observations of rows beside one of tiny weight.
+#: More would make thousands of observations of rows alongside one of tiny weight.
 _MAX_UNITS = 1_000
 #: Rows that make a table which weights, of several units each, may list the numbers of.
 _MAX_ROWS_OF_A_LIST = 40

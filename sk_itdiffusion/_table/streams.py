@@ -58,7 +58,7 @@ def row_of(item: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
     item : array-like, Tensor or tuple
         The item.
     shape : sequence of int or None, default=None
-        Shape that items of more than one axis must have, but for axes of length 1.
+        Shape that items of more than one axis must have, except for axes of length 1.
 
     Returns
     -------

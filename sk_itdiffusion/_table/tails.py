@@ -66,7 +66,7 @@ class Tail:
         return np.asarray(self.scale * np.expm1(self.shape * decay) / self.shape)
 
     def log_likelihood(self, y: Array, weight: Array) -> float:
-        """Return the log-likelihood of exceedances ``y``, but for a constant."""
+        """Return the log-likelihood of exceedances ``y``, except for a constant."""
         u, log_slope = self.forward(y)
         return float(weight @ (log_slope - 0.5 * u**2))
 

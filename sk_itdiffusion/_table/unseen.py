@@ -4,7 +4,7 @@ The largest count of a table is often in one row only, and so are rare categorie
 values that the rows of `fit` lack.  Such values have a probability too.
 
 **All of them together** have the Good-Turing mass [1]_: of n rows, those whose value would be new
-but for the row itself tell how often new values come.  With :math:`N_1` such rows the mass is
+except for the row itself tell how often new values come.  With :math:`N_1` such rows the mass is
 
 .. math:: m = \frac{N_1 + 1}{n + 2},
 
@@ -173,7 +173,7 @@ class UnseenValues:
         Parameters
         ----------
         n_new : float
-            Rows whose value would be new but for the row itself.
+            Rows whose value would be new except for the row itself.
         n_rows : float
             All rows.
 
@@ -200,7 +200,7 @@ class UnseenValues:
         count : ndarray of shape (n_values,)
             How often.
         n_new : ndarray of shape (n_values,)
-            How many of these rows would have a new value but for themselves.
+            How many of these rows would have a new value except for themselves.
         n_rows : float
             All rows.
 
@@ -255,7 +255,7 @@ class UnseenValues:
         return np.array([self._log_probability(value, known, between) for value in values])
 
     def _log_probability(self, value: Any, categories: Integers, between: Array) -> float:
-        """Return the log-probability of a value beside increasing categories.
+        """Return the log-probability of a value alongside increasing categories.
 
         That of a number between two categories is the entry of the lower one in the third argument.
         """

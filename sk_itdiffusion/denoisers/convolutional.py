@@ -26,7 +26,7 @@ __all__ = ["ConvolutionalFamily", "ConvolutionalNetwork"]
 
 #: Positions up to which each pixel is one; larger images are cut into patches of 2 x 2, 4 x 4, ...
 MAX_POSITIONS = 256
-#: The fully connected network that is trained beside one on images of discrete pixels.
+#: The fully connected network that is trained alongside one on images of discrete pixels.
 NETWORK_BESIDE = "dense_network"
 WIDTH_BESIDE, BLOCKS_BESIDE = 256, 2
 
@@ -168,7 +168,7 @@ def patch_size(height: int, width: int) -> int:
 class ConvolutionalFamily(NetworkFamily):
     """Small convolutional networks, for images.
 
-    Beside a network on discrete pixels a fully connected one of 2 blocks of 256 units is trained,
+    Besides a network on discrete pixels a fully connected one of 2 blocks of 256 units is trained,
     which is called ``"dense_network"``.
 
     See Also

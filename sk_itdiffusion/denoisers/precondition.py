@@ -160,7 +160,7 @@ PROBE_LOGSNRS = (-1.0, 2.0)
 
 
 class ReferencedDenoiser(ConfiguredModule):
-    """A denoiser that predicts the noise by itself, beside a reference that it is compared with.
+    """A denoiser that predicts the noise by itself, alongside a reference that it is compared with.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ class DensityContourDisplay:
 
     See Also
     --------
-    SamplePairDisplay : Samples of the density beside the rows, for more columns.
+    SamplePairDisplay : Samples of the density alongside the rows, for more columns.
     sklearn.inspection.DecisionBoundaryDisplay : Decision functions over two columns.
 
     Notes
@@ -405,7 +405,7 @@ def grid_axis(values: Array, n: int, margin: float) -> Array:
 
 
 def fixed_values(table: Table, pair: Sequence[int], given: Mapping[Any, Any]) -> dict[int, Any]:
-    """Return the values of the columns beside the pair: given ones, else typical ones."""
+    """Return the values of the columns besides the pair: given ones, else typical ones."""
     values = {column_number(table, column, "fixed"): value for column, value in given.items()}
     clash = [column_names(table)[j] for j in pair if j in values]
     if clash:

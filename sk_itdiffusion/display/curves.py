@@ -285,7 +285,7 @@ class MSECurveDisplay:
         left, top = self.logsnr[0], bottom + 1.15 * height
         ax.text(left, top, "expert of most weight:", va="bottom", fontsize="x-small")
         ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
-        ax.set_yticks(ticks)  # none beside the strip
+        ax.set_yticks(ticks)  # none alongside the strip
         ax.set_ylim(bottom - 0.3 * height, high)
 
     @staticmethod

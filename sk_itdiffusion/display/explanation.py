@@ -48,7 +48,7 @@ class OutlierExplanationDisplay:
     labels : sequence of str or None, default=None
         Names of the columns; None uses those of the data frame, or x0, x1, ...
     values : sequence or None, default=None
-        The row's entries, written beside the names.
+        The row's entries, written next to the names.
     typical : array-like of shape (n_features,) or None, default=None
         Contributions of a typical row, such as medians over rows.
     name : str or None, default=None
@@ -63,7 +63,7 @@ class OutlierExplanationDisplay:
     bars_ : matplotlib BarContainer
         The bars, from the lowest one at the top.
     texts_ : list of matplotlib Text
-        The numbers beside the bars.
+        The numbers next to the bars.
     order_ : ndarray of shape (n_shown,)
         Numbers of the columns of the bars; a last bar for all other columns is not among them.
 
@@ -174,7 +174,7 @@ class OutlierExplanationDisplay:
     def _draw(
         self, ax: Axes, names: Sequence[str], lengths: Array, kwargs: Mapping[str, Any]
     ) -> None:
-        """Draw the bars from above, with numbers beside them."""
+        """Draw the bars from above, with numbers next to them."""
         low = lengths < 0
         looks = {
             "color": np.where(low, VERMILION, BLUE),

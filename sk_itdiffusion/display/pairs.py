@@ -1,4 +1,4 @@
-"""Samples beside data, for each pair of columns."""
+"""Samples next to data, for each pair of columns."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Axis:
     Attributes
     ----------
     data, samples : ndarray
-        Positions of the entries, beside their values if these are categories or few integers.
+        Positions of the entries, next to their values if these are categories or few integers.
     edges : ndarray
         Edges of the histogram's bins.
     categories : list of str or None
@@ -84,7 +84,7 @@ class Axis:
 
 
 class SamplePairDisplay:
-    """Samples of a model beside data: a scatter plot for each pair of columns, and histograms.
+    """Samples of a model next to data: a scatter plot for each pair of columns, and histograms.
 
     Columns may be numbers or categories; missing numbers are not drawn.  At a category, or at one
     of few integers, points of the data are to the left and samples to the right, so that they do
@@ -300,7 +300,7 @@ class SamplePairDisplay:
         ax: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw samples of a fitted density estimator beside rows.
+        """Draw samples of a fitted density estimator alongside rows.
 
         Parameters
         ----------
@@ -436,7 +436,7 @@ def text_of(column: pd.Series[Any]) -> list[str]:
 
 
 def positions_beside(codes: Array | NDArray[np.intp], side: float, j: int) -> Array:
-    """Return positions beside the codes of column j, spread so that points do not cover each other.
+    """Return positions next to the codes of column j, spread so that points do not cover each other.
 
     Those of two columns are independent, so that the points at two categories fill a square.
     """

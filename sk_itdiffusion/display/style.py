@@ -41,7 +41,7 @@ BLACK, GREY = "#000000", "#777777"
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
 SKY, GREEN, PURPLE, YELLOW = "#56B4E9", "#009E73", "#CC79A7", "#F0E442"
 
-#: Where a legend is beside the axes.
+#: Where a legend is next to the axes.
 BESIDE_THE_AXES: dict[str, Any] = {
     "loc": "upper left",
     "bbox_to_anchor": (1.01, 1.0),

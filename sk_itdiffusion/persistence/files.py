@@ -53,7 +53,7 @@ class SaveMixin:
 
         `sk_itdiffusion.load` reads it again, also where there is no GPU, and then scores are the
         same to the last bit on the same kind of machine.  Unlike a pickle the file holds no code,
-        so that loading one from others is safe.  It is written beside the old file and then takes
+        so that loading one from others is safe.  It is written next to the old file and then takes
         its place, so that an error leaves the old file whole.
 
         ``callbacks``, a ``random_state`` that is a generator, and metadata requests are not saved:

@@ -1,4 +1,4 @@
-"""The kinds of values that files hold beside numbers: names, labels, dtypes, times, containers.
+"""The kinds of values that files hold besides numbers: names, labels, dtypes, times, containers.
 
 A kind takes a value apart into parts, which are values themselves, and makes it of them again.
 """

@@ -27,7 +27,7 @@ def encode_object(value: Any, declaration: Declaration, encoder: Encoder) -> Nod
     if declaration.is_own and hasattr(value, "get_params") and not hasattr(value, "config"):
         others = ", ".join(sorted(vars(value).keys() - config.keys()))
         if others:
-            why = f"is a {declaration.name} that has {others} beside its parameters"
+            why = f"is a {declaration.name} that has {others} besides its parameters"
             raise encoder.refusal(value, why)
     if declaration.is_placed and (device := config.pop("device", None)) is not None:
         encoder.device = str(device)
@@ -104,7 +104,7 @@ def decode_object(node: Node, declaration: Declaration, decoder: Decoder) -> Any
 def places_of_tensors(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
     """Return, for each tensor of a module or None instead of one, the dict that holds it.
 
-    Beside it is its name there.  Submodules that are stored by themselves are left out.
+    With it comes its name there.  Submodules that are stored by themselves are left out.
     """
     found: dict[str, tuple[dict[str, Any], str]] = {}
     for held in (module._parameters, module._buffers):

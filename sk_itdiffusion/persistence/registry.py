@@ -37,7 +37,7 @@ class Declaration:
     cls: type
     #: Its name in files, which a class keeps when it is renamed.
     name: str
-    #: Attributes to store beside the configuration, those of them that there are.
+    #: Attributes to store besides the configuration, those of them that there are.
     attributes: tuple[str, ...] = ()
     #: Attributes that are dicts of arguments, and are stored like these.
     arguments: tuple[str, ...] = ()

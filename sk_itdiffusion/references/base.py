@@ -121,7 +121,7 @@ class Reference(nn.Module, ABC):
 
     @property
     def looks_at_tiles(self) -> bool:
-        """Whether the noise predicted for a point may depend on the points beside it in a batch.
+        """Whether the noise predicted for a point may depend on the points alongside it in a batch.
 
         If so, all points of a tile, 32 of a batch, are of one row when rows are scored, so that no
         row's score depends on another.  False by default; a reference that evaluates others says

@@ -17,7 +17,7 @@ __all__ = ["ContinuousReference", "PlainReference"]
 class ContinuousReference(Reference):
     """A reference on continuous columns; custom ones derive from it.
 
-    Beside `log_prob`, `denoise`, `sample` and `smoothed_log_prob` it can be standardised, and its
+    Besides `log_prob`, `denoise`, `sample` and `smoothed_log_prob` it can be standardised, and its
     variances are known.
 
     See Also
@@ -83,7 +83,7 @@ class PlainReference(Reference):
     See Also
     --------
     GaussianReference : Normal distribution.
-    IndependentReference : Independent discrete columns, beside continuous ones.
+    IndependentReference : Independent discrete columns, alongside continuous ones.
 
     Examples
     --------

@@ -152,7 +152,7 @@ class KernelDensityReference(ContinuousReference):
 
     @property
     def n_fused(self) -> int:
-        """Numbers beside attention that holds none of all points; see `Reference.n_fused`."""
+        """Numbers besides attention that holds none of all points; see `Reference.n_fused`."""
         return max(2 * self.n_features, self.background.n_intermediate)
 
     @property

@@ -1,4 +1,4 @@
-r"""A Gaussian of many columns whose covariance is of low rank but for equal variances.
+r"""A Gaussian of many columns whose covariance is of low rank except for equal variances.
 
 With :math:`\Sigma = U\, \mathrm{diag}(\lambda - \lambda_0)\, U^T + \lambda_0 I` and orthonormal
 columns of U (probabilistic principal components, Tipping and Bishop 1999) the optimal denoiser
@@ -174,7 +174,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
     def _inner(self, columns: Sequence[int]) -> tuple[Array, float]:
         """Return what is left of the covariance along the basis, given columns.
 
-        Beside it is the logarithm of the determinant of these columns' covariance.
+        Also returned is the logarithm of the determinant of these columns' covariance.
         """
         _, basis, along, residual = self._numbers()
         known = basis[columns]

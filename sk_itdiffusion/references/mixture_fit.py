@@ -41,7 +41,7 @@ _TOLERANCE = 1e-4
 class _WeightedMixture(GaussianMixture):
     """Mixture of weighted rows, which does not warn when it ends before convergence.
 
-    With equal weights its numbers are those of scikit-learn's, but for the covariances of
+    With equal weights its numbers are those of scikit-learn's, except for the covariances of
     components of few rows, which are shrunk towards the common one.
 
     A mixture that has not converged is a good reference; only its likelihood counts.  A warnings
@@ -117,7 +117,7 @@ def shrunk_to_common(
     """Return covariances shrunk towards their common mean, the more so the fewer rows they have.
 
     A component of hardly more rows than columns is flat in some direction whatever the rows are
-    drawn from, and the density a little beside it would be almost nothing.  Logarithms of
+    drawn from, and the density a little away from it would be almost nothing.  Logarithms of
     matrices are averaged, so that structure is kept at any scale: a direction in which many rows
     hardly vary keeps its variance.
 
@@ -185,8 +185,8 @@ def with_wide_components(
     """Return the mixture with more components, wider than all rows.
 
     They have the weight of one more row: as likely the next row is unlike all training rows.  Rows
-    beside all other components have a small density, but not one of minus thousands of nats, which
-    the integral would have to compensate for.  Scales and weights are those of a heavy tail, but in
+    far from all other components have a small density, but not one of minus thousands of nats,
+    which the integral would have to compensate for.  Scales and weights are those of a heavy tail, but in
     columns whose variances are limited, since their heavy tails are in their maps: there only the
     dependence between columns is weaker.  That is right for a density, but a detector asks how
     unlike a row is from the training rows, and uses the mixture without them.
@@ -217,7 +217,7 @@ def fit_gaussian_mixture(
     """Return a mixture fitted to rows by expectation-maximisation (scikit-learn's, with weights).
 
     Covariances of components of few rows are shrunk towards those of the others, and wide
-    components are added for rows unlike all training rows.  Beside these it has no
+    components are added for rows unlike all training rows.  Besides these it has no
     more components than there are distinct rows, of which there are few where a few rows have
     nearly all the weight, or one value is a billion times as large as all others.
 

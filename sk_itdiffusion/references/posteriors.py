@@ -3,7 +3,7 @@ r"""Posteriors of the categories of a group of variables, given noisy points.
 A `DensePosterior` holds the log-probability of each level.  For long lattices, such as pixels of
 256 categories, that is a few hundred numbers for each number of a batch; a `StreamedPosterior`
 passes over the categories in slices and keeps sums only.  With the log-posterior a polynomial
-:math:`\sum_j c_j t^j` of the category :math:`t` beside fixed terms, the derivatives of the
+:math:`\sum_j c_j t^j` of the category :math:`t` alongside fixed terms, the derivatives of the
 logarithm of the normaliser and of the mean are moments,
 
 .. math:: \frac{\partial \log Z}{\partial c_j} = E[t^j], \qquad

@@ -232,8 +232,8 @@ class ReferenceFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         Returns
         -------
         bool
-            Whether it does.  By default it does, but for one that is built from the training rows
-            only if networks are trained and no training rows are ranked.
+            Whether it does.  By default it does, except for one that is built from the training
+            rows only if networks are trained and no training rows are ranked.
         """
         if not self.holds_rows:
             return True

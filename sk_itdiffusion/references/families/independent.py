@@ -16,7 +16,7 @@ __all__ = ["IndependentFamily"]
 
 
 class IndependentFamily(ReferenceFamily):
-    """Independent discrete columns, beside one normal distribution of the continuous ones.
+    """Independent discrete columns, alongside one normal distribution of the continuous ones.
 
     It is the plain family of tables with discrete columns.
     """
