@@ -4,8 +4,8 @@
     peers/bin/python benchmarks/conditional_peers.py --data-dir DATA --output results/peers.jsonl
 
 The environment needs neither this library nor torch. ``conditional.py --peers results/peers.jsonl``
-puts the records alongside those of this library: the sets, the splits and the measures are the same.
-All peers have their default parameters; quantile-forest has quantiles, and no density.
+puts the records alongside those of this library: the sets, the splits and the measures are the
+same. All peers have their default parameters; quantile-forest has quantiles, and no density.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ Printed are means of the true log p, in nats, with their standard errors over ro
 
 and the same three of the estimate log q.  So the difference between the last two columns is what
 sampling and scoring disagree about, and that between the first two is the error of the fit.  The
-energy distance is that between samples and fresh rows, alongside that between two sets of fresh rows,
-in the units of the columns (its root is a distance); the sets have as many rows as are sampled.
+energy distance is that between samples and fresh rows, alongside that between two sets of fresh
+rows, in the units of the columns (its root is a distance); the sets have as many rows as are
+sampled.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ One density fitted by several processes
 A wide network takes long to train on one device. Here several processes share one fit: each works
 on its part of every batch, and the result is that of one process, up to rounding. The script draws
 rows from five Gaussians in ten dimensions and fits them; the first process prints the mean
-log-likelihood of new rows alongside that of the true density, and saves ``density.safetensors`` and a
-picture of both log-densities::
+log-likelihood of new rows alongside that of the true density, and saves ``density.safetensors`` and
+a picture of both log-densities::
 
     torchrun --nproc-per-node 2 examples/distributed_fit.py
     accelerate launch --multi_gpu --num_processes 2 examples/distributed_fit.py

@@ -4,9 +4,9 @@ From denoising errors to a density, in pictures
 
 How well noise can be predicted, at every signal-to-noise ratio, determines a density. This page
 shows it for a single column whose density is known exactly, so that both sides of the relation can
-be drawn: the best predictions of the noise, their errors, the integral of these errors alongside the
-logarithm of the density, and finally the density that :class:`sk_itdiffusion.IMMSEDensity` learns
-from rows.
+be drawn: the best predictions of the noise, their errors, the integral of these errors alongside
+the logarithm of the density, and finally the density that :class:`sk_itdiffusion.IMMSEDensity`
+learns from rows.
 
 ``python examples/plot_relation.py`` saves the pictures in a folder; ``--quick`` shows that it runs.
 """

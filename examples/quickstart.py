@@ -11,7 +11,7 @@ All estimators see the same raw rows. Those of scikit-learn are tried on standar
 columns made symmetric by the Yeo-Johnson map, and their settings are chosen by cross-validation;
 ``IMMSEDensity`` standardises and maps columns inside, with default parameters.
 
-The picture, ``quickstart.png``, shows the comparison, and synthetic tumours alongside the real ones.
+The picture, ``quickstart.png``, shows the comparison, and synthetic tumours next to the real ones.
 
 .. image:: /images/quickstart.png
    :alt: Held-out log-likelihoods of six estimators, and real and synthetic tumours

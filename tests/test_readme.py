@@ -9,8 +9,8 @@ PATH = ROOT / "README.md"
 README = PATH.read_text(encoding="utf-8")
 
 
-#: What the blocks show, with values that make sense: bits of 17 categories, nats next to the entropy
-#: of a normal distribution with the covariance of the rows, probabilities, finite sums.
+#: What the blocks show, with values that make sense: bits of 17 categories, nats next to the
+#: entropy of a normal distribution with the covariance of the rows, probabilities, finite sums.
 PLAUSIBLE = {
     "est.score(X_test)": (-13.0, -7.0),
     "search.best_score_": (-14.0, -7.0),

@@ -140,7 +140,7 @@ class ConditionalModel:
         return len(self.discrete) + len(self.continuous)
 
     def given_categories(self, features: Features, codes: Array, n_known: int) -> Features:
-        """Return features with the codes, (n, n_discrete), of the first categories alongside them."""
+        """Return features and the codes, (n, n_discrete), of the first categories next to them."""
         for j in range(n_known):
             name = f"target_{self.discrete[j]}"
             features = features.with_column(codes[:, j], name, self.nominal[j])

@@ -10,8 +10,8 @@ the mean over what the missing entries may be.  It is taken over draws of these 
 of the fitted model, given the observed ones, which follow from the row's content.  The less is
 observed of a row, the nearer is its score to the mean one: what is not known makes no row odd.
 
-As in the score itself, references have no components for rows unlike all training rows: alongside an
-odd entry, these would draw others that are as odd.
+As in the score itself, references have no components for rows unlike all training rows: alongside
+an odd entry, these would draw others that are as odd.
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         model whose number of classes is chosen by validation; ``"auto"`` selects the more likely.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers that are combined at each log-SNR: any of ``"network"``, ``"dense_network"`` (the
-        fully connected one alongside a convolutional one), ``"independent"`` and ``"latent_class"``,
-        and custom families of references; see `IMMSEDensity`.  ``"auto"``, also as an entry of a
-        list, stands for all that are available.
+        fully connected one alongside a convolutional one), ``"independent"`` and
+        ``"latent_class"``, and custom families of references; see `IMMSEDensity`.  ``"auto"``, also
+        as an entry of a list, stands for all that are available.
     preconditioner : {"auto", "independent", "latent_class"}, default="auto"
         Reference whose posterior the network corrects.  ``"auto"`` is the independent one, which in
         experiments trained twice as fast and gave better results even where the other is more

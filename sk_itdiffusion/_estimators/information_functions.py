@@ -97,8 +97,8 @@ def entropy(
 ) -> tuple[float, float]:
     """Return the entropy of a table, and its standard error.
 
-    It is the mean negative log-density of rows that the density has not seen, so that, except for the
-    error over rows, it is an upper bound.
+    It is the mean negative log-density of rows that the density has not seen, so that, except for
+    the error over rows, it is an upper bound.
 
     Parameters
     ----------

@@ -105,8 +105,8 @@ class IMMSEOutlierDetector(
       clusters of outliers among the training rows do not deceive;
     - the dependence of columns: the log-density less that of independent columns, in which
       entries that contradict each other are not hidden by the scatter of unrelated columns;
-    - how far a row is from its nearest training rows, compared with how far these are from each other:
-      the mean over 10 neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.
+    - how far a row is from its nearest training rows, compared with how far these are from each
+      other: the mean over 10 neighbours of :math:`-\log r_i^2 + \frac12 \log h_i^2`.
 
     Each is replaced by the share of the training rows left by ``trim`` that score as low under it,
     with a smooth tail, and these are combined by their weighted harmonic mean as p-values are [3]_,

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: Kinds of networks: the only or convolutional one, and the fully connected one alongside the latter.
+#: Kinds of networks: the only or convolutional one, and the fully connected one next to the latter.
 NETWORKS = ("network", "dense_network")
 #: In standard deviations; what a network says of points farther away means nothing.
 MAX_NETWORK_INPUT = 1e6

@@ -103,7 +103,7 @@ class Tolerance:
 
     @classmethod
     def usual(cls, n_columns: int, has_images: bool) -> Tolerance:
-        """Return a tolerance that is small compared with the differences between rows, for a bounded time."""
+        """Return a tolerance that is small next to differences between rows, in bounded time."""
         max_draws = MAX_USUAL_DRAWS_OF_IMAGES if has_images else MAX_USUAL_DRAWS
         nats = max(USUAL_TOL, USUAL_TOL_PER_COLUMN * n_columns)
         return cls(nats, max_draws, RELATIVE_TOL, of_median=True)

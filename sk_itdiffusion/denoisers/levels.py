@@ -256,7 +256,7 @@ def rare_categories(
 
 
 def changed_posterior(reference: Tensor, change: Tensor, rare: Tensor | None) -> Tensor:
-    """Return the log-posterior (B, m, K) changed by a network, except for rare categories (m, K)."""
+    """Return the log-posterior (B, m, K) changed by a network, save for rare categories (m, K)."""
     if rare is None:
         return (reference + change).log_softmax(2)
     # Where all categories are rare nothing is changed; treating none as rare there avoids NaN.

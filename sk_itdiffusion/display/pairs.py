@@ -436,7 +436,7 @@ def text_of(column: pd.Series[Any]) -> list[str]:
 
 
 def positions_beside(codes: Array | NDArray[np.intp], side: float, j: int) -> Array:
-    """Return positions next to the codes of column j, spread so that points do not cover each other.
+    """Return positions next to the codes of column j, spread so that points do not overlap.
 
     Those of two columns are independent, so that the points at two categories fill a square.
     """

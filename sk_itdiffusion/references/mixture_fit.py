@@ -186,10 +186,10 @@ def with_wide_components(
 
     They have the weight of one more row: as likely the next row is unlike all training rows.  Rows
     far from all other components have a small density, but not one of minus thousands of nats,
-    which the integral would have to compensate for.  Scales and weights are those of a heavy tail, but in
-    columns whose variances are limited, since their heavy tails are in their maps: there only the
-    dependence between columns is weaker.  That is right for a density, but a detector asks how
-    unlike a row is from the training rows, and uses the mixture without them.
+    which the integral would have to compensate for.  Scales and weights are those of a heavy tail,
+    but in columns whose variances are limited, since their heavy tails are in their maps: there
+    only the dependence between columns is weaker.  That is right for a density, but a detector asks
+    how unlike a row is from the training rows, and uses the mixture without them.
     """
     share = _SHARES_OF_WIDTHS / _SHARES_OF_WIDTHS.sum() / (effective_number(weight) + 1.0)
     overall = GaussianReference.fit(X, weight) if overall is None else overall
