@@ -373,7 +373,7 @@ def equal_references(first: Reference, second: Reference) -> bool:
 
 
 def sizes_of(reference: Reference) -> object:
-    """Return what a reference is made from besides tensors and parts; unlike all else if unknown."""
+    """Return what a reference is made from, tensors and parts aside; unlike all else if unknown."""
     try:
         config = reference.config()
     except TypeError:  # of a class defined by the user that no file can hold
