@@ -26,6 +26,7 @@ from sk_itdiffusion import IMMSEConditionalDensity, IMMSERegressor, load
 from sk_itdiffusion._conditional import base_model, sklearn_state
 from sk_itdiffusion._conditional.model import ConformalScores
 from sk_itdiffusion._conditional.residual import NormalMixture
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.metrics import (
     crps_of_normal_mixture,
     log_density_scorer,
@@ -352,6 +353,28 @@ def test_weights_of_base_models_have_the_least_squared_error():
     np.testing.assert_array_equal(
         base_model.stacking_shares(table[:, :1], 5.0 * table[:, 0], weight), [1.0]
     )
+
+
+def test_a_single_base_model_is_enough_unless_a_mean_is_better_for_densities():
+    """Squared errors of a few rows, in which the first model is far off, do not decide."""
+    rng = np.random.default_rng(0)
+    n = 400
+    target, first, second = rng.normal(size=(3, n)) * [[1.0], [0.1], [0.1]]
+    rows = WeightedRows(np.empty((n, 0)), np.ones(n))
+    even = np.full(n, 0.0)
+
+    def chosen(errors):
+        table = target[:, None] + np.stack(errors, axis=1)
+        share = base_model.stacking_shares(table, target, rows.weight)
+        assert (share > 0.1).all()
+        return share, base_model.single_if_as_good(share, table, target, rows, even)
+
+    # The mean of two models with independent errors has a width of 0.71 of theirs.
+    share, kept = chosen([first, second])
+    np.testing.assert_array_equal(kept, share)
+    odd = np.where(np.arange(n) < n // 10, 10.0, 0.1)
+    share, kept = chosen([first * odd, 3.0 * second])
+    np.testing.assert_array_equal(kept, [1.0, 0.0])
 
 
 # -- which rows see what -----------------------------------------------------------------------

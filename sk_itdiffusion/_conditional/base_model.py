@@ -2,7 +2,8 @@ r"""Location and scale of a target by scikit-learn's models, and probabilities o
 
 The target is standardised conditionally, :math:`u = (y - f(x)) / s(x)`.  The location f is a mean
 of regressors with the non-negative weights that have the least squared error out of fold (stacking,
-Breiman 1996); the scale s comes from another one, which is fitted to
+Breiman 1996), or the best regressor if the mean is no better by a standard error of the
+log-likelihood; the scale s comes from another one, which is fitted to
 :math:`\log(r^2 + 0.01\,\overline{r^2})` of the *out-of-fold* residuals r: residuals of rows that a
 model was fitted to are several times too small.  Without the floor, copies of rows, whose residuals
 are nothing, would decide.
@@ -449,8 +450,9 @@ def stacked(
         left = [each for each, own in zip(candidates, share, strict=True) if own > 0.0]
         table = np.column_stack(predict(left, folds[1:]))
         table[first] = begun[first][:, share > 0.0]
-    precision = rows.weight * expected_precision(table, features, target, rows, folds, seed)
-    share = stacking_shares(table, target, precision)
+    precision = expected_precision(table, features, target, rows, folds, seed)
+    share = stacking_shares(table, target, rows.weight * precision)
+    share = single_if_as_good(share, table, target, rows, -0.5 * np.log(precision))
     chosen = [each for each, own in zip(left, share, strict=True) if own > 0.0]
     return chosen, share[share > 0.0], table @ share
 
@@ -495,6 +497,23 @@ def stacking_shares(table: Array, target: Array, weight: Array) -> Array:
         share /= share.sum()
         is_in = share >= min(_LEAST_WEIGHT, float(share.max()))
     return share
+
+
+def single_if_as_good(
+    share: Array, table: Array, target: Array, rows: WeightedRows, log_scale: Array
+) -> Array:
+    """Return all weight on the best single model, unless the mean is better by a standard error.
+
+    A squared error counts rows with large residuals most, and a density those with small ones, for
+    which a mean of a good model and others is worse than the good one.
+    """
+    table = np.column_stack([table, table @ share])
+    tried = np.stack(
+        [log_likelihoods_of_scale(log_scale, target - each, rows.share) for each in table.T]
+    )
+    best = int(np.argmax(tried[:-1] @ rows.share))
+    mean, error = mean_and_error(tried[-1] - tried[best], rows.share, source=rows.unit)
+    return share if mean > error else np.eye(len(share))[best]
 
 
 def likeliest_strength(log_scale: Array, residual: Array, rows: WeightedRows) -> float:
