@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 
-from sk_itdiffusion import IMMSEDensity, IMMSEImputer, IMMSEMixedDensity
+from sk_itdiffusion import IMMSEDensity, IMMSEImputer, IMMSEMixedDensity, load
 from sk_itdiffusion.imputation import PooledEstimate
 
 RHO = 0.8
@@ -240,3 +240,20 @@ def test_missing_categories_that_stay_are_told_of():
     imputer = IMMSEImputer(IMMSEMixedDensity(max_epochs=0), n_draws=2, random_state=0).fit(table)
     with pytest.warns(UserWarning, match="column.s. 'b' are a category of the density"):
         assert imputer.transform(table)["b"].isna().any()
+
+
+def test_files_keep_imputers(tmp_path):
+    _, holes = table_of_kinds(120)
+    imputer = IMMSEImputer(n_draws=3, random_state=0).set_output(transform="pandas").fit(holes)
+    path = tmp_path / "imputer.safetensors"
+    imputer.save(path)
+    loaded = load(path)
+    pd.testing.assert_frame_equal(loaded.transform(holes), imputer.transform(holes))
+    for ours, theirs in zip(
+        imputer.multiple_imputations(holes, 2), loaded.multiple_imputations(holes, 2), strict=True
+    ):
+        pd.testing.assert_frame_equal(ours, theirs)
+    imputer._seed = -1
+    imputer.save(path)
+    with pytest.raises(ValueError, match="seed of the draws are out of range"):
+        load(path)

@@ -1,6 +1,7 @@
 """Information: closed forms, enumeration, laws of information, and what tables may hold."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,13 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
 from sk_itdiffusion import IMMSEMixedDensity, IMMSEMutualInformation
+from sk_itdiffusion._estimators.information import units_of_table
 from sk_itdiffusion._information.blend import Blend
 from sk_itdiffusion._information.copula import EllipticalCopula, log_slopes, t_scores
 from sk_itdiffusion._information.counts import CountTables
 from sk_itdiffusion._information.normal_scores import NormalScores
 from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion._information.units import mean_over_rows
 from sk_itdiffusion.display import (
     DependenceDisplay,
     InformationCurveDisplay,
@@ -336,10 +339,11 @@ def test_dependence_matrix_finds_what_correlation_misses():
 
 
 @pytest.mark.slow
-def test_p_values_are_uniform_where_sides_are_independent():
+@pytest.mark.parametrize("n_copies", [1, 3])
+def test_p_values_are_uniform_where_sides_are_independent(n_copies):
     found = [
         dependence_matrix(
-            np.random.default_rng(seed).normal(size=(100, 2)),
+            np.repeat(np.random.default_rng(seed).normal(size=(100, 2)), n_copies, axis=0),
             n_permutations=19,
             cv=2,
             estimator=QUICK,
@@ -356,7 +360,8 @@ def test_features_are_selected_in_a_pipeline():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 3))
     y = X[:, 2] ** 2 + 0.3 * rng.normal(size=300)
-    pipeline = make_pipeline(SelectKBest(mutual_info_immse, k=1), LinearRegression()).fit(X, y)
+    score = partial(mutual_info_immse, random_state=0)
+    pipeline = make_pipeline(SelectKBest(score, k=1), LinearRegression()).fit(X, y)
     assert pipeline[0].get_support().tolist() == [False, False, True]
 
 
@@ -366,6 +371,20 @@ def test_features_may_be_codes():
     codes = np.column_stack([rng.integers(0, 3, 200), rng.integers(0, 3, 200)]).astype(float)
     found = mutual_info_immse(codes, codes[:, 0] == 1.0, discrete_features=[0, 1], random_state=0)
     np.testing.assert_allclose(found, [0.64, 0.0], atol=0.05)
+    # Integers that are not named are numbers, as with scikit-learn.
+    ranks = rng.permutation(200)
+    X, y = np.column_stack([codes[:, 0], ranks]).astype(int), codes[:, 0] == 1.0
+    mixed = mutual_info_immse(X, y, discrete_features=np.array([True, False]), random_state=0)
+    numbers = mutual_info_immse(ranks[:, None].astype(float), y, random_state=0)
+    np.testing.assert_array_equal(mixed, [found[0], numbers[0]])
+
+
+def test_features_that_are_no_numbers_have_to_be_named():
+    X = pd.DataFrame({"letter": list("abcabcabcabc")})
+    with pytest.raises(ValueError, match="Column 'letter' of X has values that are no numbers"):
+        mutual_info_immse(X, np.arange(12.0), discrete_features=False, random_state=0)
+    with pytest.raises(ValueError, match='must be "auto", a bool, a mask'):
+        mutual_info_immse(X, np.arange(12.0), discrete_features="none", random_state=0)
 
 
 # -- tables ----------------------------------------------------------------------------------
@@ -467,6 +486,74 @@ def test_groups_are_in_one_fold():
     np.testing.assert_array_equal(by_groups.pointwise_information_, by_folds.pointwise_information_)
     with pytest.raises(ValueError, match="predict each row once"):
         clone(ESTIMATOR).set_params(cv=folds[:1]).fit(x, y)
+
+
+def test_groups_of_single_rows_change_nothing():
+    x, y, _ = normal_pairs(60, 0.8)
+    folds = list(GroupKFold(2).split(x, groups=np.arange(60)))
+    alone, grouped = (
+        clone(ESTIMATOR).set_params(cv=folds).fit(x, y, groups=groups)
+        for groups in (None, np.arange(60))
+    )
+    assert grouped.standard_error_ == pytest.approx(alone.standard_error_, rel=1e-9)
+    np.testing.assert_array_equal(grouped.pointwise_information_, alone.pointwise_information_)
+
+
+def test_error_of_equal_values_of_groups_is_that_of_the_groups():
+    values = np.random.default_rng(0).normal(size=20)
+    mean, error = mean_over_rows(np.repeat(values, 5), np.repeat(np.arange(20), 5))
+    assert mean == pytest.approx(values.mean())
+    assert error == pytest.approx(values.std(ddof=1) / np.sqrt(20))
+    assert np.isnan(mean_over_rows(values, np.zeros(20, dtype=int))[1])
+
+
+@pytest.mark.parametrize("kind", ["numbers", pytest.param("mixed", marks=pytest.mark.slow)])
+def test_copies_of_rows_are_no_observations(kind):
+    x, y, _ = normal_pairs(80, 0.8)
+    if kind == "mixed":
+        y = np.where(y[:, 0] > 0.0, "a", "b")
+    once, often = (
+        clone(ESTIMATOR).fit(x[rows], y[rows])
+        for rows in (np.arange(80), np.repeat(np.arange(80), 4))
+    )
+    assert often.mutual_information_ == pytest.approx(once.mutual_information_, rel=1e-6)
+    assert often.standard_error_ == pytest.approx(once.standard_error_, rel=1e-6)
+    assert often.information_curve_.standard_error == pytest.approx(
+        once.information_curve_.standard_error, rel=1e-6
+    )
+
+
+def test_equal_rows_of_frequent_values_are_observations():
+    rng = np.random.default_rng(0)
+    numbers, codes = rng.normal(size=400), rng.integers(0, 3, size=400)
+    every = np.array([True, True])
+    rounded = np.column_stack([np.round(numbers), codes]).astype(float)
+    assert units_of_table(rounded, every, None) is None
+    assert units_of_table(rounded, ~every, None) is None
+    # Half of the rows are zero in both columns; of the others each is there twice.
+    halves = np.repeat(np.column_stack([numbers[:100], numbers[100:200]]), 2, axis=0)
+    unit = units_of_table(np.concatenate([halves, np.zeros((200, 2))]), every, None)
+    sizes = np.bincount(unit)
+    assert (np.bincount(sizes)[1:] == [200, 100]).all()
+    assert unit[0] == unit[1] != unit[2]
+
+
+@pytest.mark.slow
+def test_errors_of_groups_are_the_spread_over_tables():
+    """Thirty groups of ten rows; the spread over 24 tables has an error of a seventh."""
+    information, error, nothing = [], [], []
+    group = np.repeat(np.arange(30), 10)
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        x, y, other = rng.normal(size=(3, 30))[:, group] + 0.3 * rng.normal(size=(3, 300))
+        y = 0.8 * x + 0.6 * y
+        for side, kept in ((y, information), (other, nothing)):
+            found = clone(ESTIMATOR).fit(x[:, None], side, groups=group)
+            kept.append(found.mutual_information_)
+            if side is y:
+                error.append(found.standard_error_)
+    assert 0.6 < np.mean(error) / np.std(information, ddof=1) < 1.5
+    assert np.mean(np.array(nothing) > 0.0) < 0.35
 
 
 # -- pictures --------------------------------------------------------------------------------

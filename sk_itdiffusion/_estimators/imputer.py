@@ -17,12 +17,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from sk_itdiffusion._estimators.base import check_columns
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table, without_tensors
 from sk_itdiffusion._table.rows import column_labels
+from sk_itdiffusion.persistence import SaveMixin, stored
+from sk_itdiffusion.persistence.checks import check_in_range
 
 __all__ = ["IMMSEImputer", "PooledEstimate"]
 
@@ -115,7 +118,19 @@ class PooledEstimate:
         return cls(each.mean(axis=0), np.sqrt(total), freedom, share)
 
 
-class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+@stored(
+    attributes=(
+        "n_features_in_",
+        "feature_names_in_",
+        "density_",
+        "_seed",
+        "_sklearn_output_config",
+    ),
+    arguments=("_sklearn_output_config",),
+)
+class IMMSEImputer(
+    DocumentationLinkMixin, SaveMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator
+):
     """Impute missing entries from their conditional distribution given the observed ones.
 
     A density is fitted to the table with its missing entries, and missing entries of each row are
@@ -246,6 +261,17 @@ class IMMSEImputer(DocumentationLinkMixin, OneToOneFeatureMixin, TransformerMixi
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         return self
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts do not fit together, or are out of range."""
+        self._validate_params()
+        if not isinstance(self.density_, DensityOfParts):
+            raise ValueError("an imputer has no density")
+        check_is_fitted(self.density_)
+        check_columns(self, self.density_._model.space)
+        check_in_range(self._seed, 0, 2**31, "seed of the draws")
+        for container in getattr(self, "_sklearn_output_config", {}).values():
+            self.set_output(transform=container)
 
     def _density(self, seed: int) -> Any:
         """Return the density to be fitted."""

@@ -14,12 +14,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_itdiffusion._conditional.splitting import folds_of_rows
+from sk_itdiffusion._conditional.splitting import folds_of_rows, joined
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._immse.cubature import row_keys
 from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
 from sk_itdiffusion._information.curve import InformationCurve, curve_of_rows, noisy_information
 from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion._information.units import units_of
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import checked_groups
@@ -31,7 +32,8 @@ __all__ = [
     "Side",
     "check_complete_rows",
     "density_of",
-    "folds_by_content",
+    "folds_of_table",
+    "units_of_table",
     "varying_columns",
 ]
 
@@ -43,6 +45,9 @@ _MIN_ROWS_IN_FOLD = 2
 _ROWS_OF_CURVE, _LOGSNR = 400, np.linspace(-8.0, 12.0, 41)
 #: Rows whose y stand for all, in what an x is expected to tell.
 _ROWS_OF_GAIN = 200
+#: Share of the distinct rows that a column of numbers tells apart if equal rows are copies, and
+#: share of all rows above which equal ones are no copies, but observations of a frequent value.
+_SHARE_APART, _FREQUENT = 0.9, 0.05
 
 
 class Side:
@@ -154,20 +159,64 @@ def density_of(
     return make, seen
 
 
-def folds_by_content(sides: Sequence[Array], is_discrete: bool, n_folds: int, seed: int) -> Index:
-    """Return folds of about equal size that follow from the rows' content, not from their order.
+def units_of_table(
+    values: Array, is_continuous: NDArray[np.bool_], groups: Index | None
+) -> Index | None:
+    """Return the units of rows that are not independent of each other: groups, and copies of rows.
 
-    They are the same if sides change places.  Equal rows of numbers are one observation and in one
-    fold; those of categories are several.
+    Equal rows are copies if a column of numbers tells nearly all distinct rows apart, so that they
+    are not equal by chance; a row that makes up a large share of the table is a frequent value.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n, n_columns)
+        Numbers and codes; NaN where entries are missing.
+    is_continuous : ndarray of shape (n_columns,), bool
+        Columns of numbers.
+    groups : ndarray of shape (n,), int, or None
+        Groups.
+
+    Returns
+    -------
+    ndarray of shape (n,), int, or None
+        Numbers of the units; None if all rows are independent.
     """
-    keys = np.zeros(len(sides[0]), dtype=np.uint64)
-    for part in sides:
-        keys += row_keys(np.where(np.isnan(part), np.inf, part), seed)
-    if is_discrete:
-        fold = np.empty(len(keys), dtype=np.intp)
-        fold[np.argsort(keys, kind="stable")] = np.arange(len(keys)) % n_folds
-        return fold
-    return np.asarray(np.unique(keys, return_inverse=True)[1].ravel() % n_folds, dtype=np.intp)
+    keys = row_keys(np.where(np.isnan(values), np.inf, values))
+    first, number, counts = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )[1:]
+    n_distinct = len(first)
+    apart = [len(np.unique(column)) for column in values[first][:, is_continuous].T]
+    if n_distinct == len(values) or max(apart, default=0) < _SHARE_APART * n_distinct:
+        return groups
+    is_copy = (counts <= _FREQUENT * len(values))[number.ravel()]
+    unit = np.where(is_copy, number.ravel(), n_distinct + np.arange(len(values)))
+    unit = np.unique(unit, return_inverse=True)[1].ravel()
+    return unit if groups is None else joined(unit, groups)
+
+
+def folds_of_table(
+    cv: Any, sides: Sequence[Array], unit: Index | None, groups: Index | None, seed: int
+) -> Index:
+    """Return the folds of rows, of about equal size; units are in one fold if cv is a number.
+
+    Without groups the folds follow from the rows' content, not from their order, and are the same
+    if sides change places.
+    """
+    values = np.concatenate(sides, axis=1)
+    if groups is None and isinstance(cv, Integral):
+        keys = np.zeros(len(values), dtype=np.uint64)
+        for part in sides:
+            keys += row_keys(np.where(np.isnan(part), np.inf, part), seed)
+        number = np.arange(len(keys)) if unit is None else unit
+        first = np.unique(number, return_index=True)[1]
+        of_unit = np.empty(len(first), dtype=np.intp)
+        of_unit[np.argsort(keys[first], kind="stable")] = np.arange(len(first)) % int(cv)
+        return of_unit[number]
+    splitter = GroupKFold(int(cv)) if isinstance(cv, Integral) else cv
+    fold = folds_of_rows(splitter, values, None, None if groups is None else unit)
+    assert fold is not None
+    return fold
 
 
 def varying_columns(values: Array) -> Index:
@@ -212,7 +261,8 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         Mean pointwise information in nats, at least 0.  It is 0 where the gain over independence is
         less than a standard error.
     standard_error_ : float
-        Its standard error, from the spread over rows.
+        Its standard error, from the spread over rows, or over groups of rows; copies of a row are
+        one observation.
     fold_spread_ : float
         Standard deviation of the means of the folds, which differ in rows and in fits.
     pointwise_information_ : ndarray of shape (n_samples,)
@@ -297,8 +347,9 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         given : array-like or data frame of shape (n_samples,) or (n_samples, n_given), default=None
             Columns z whose values are known: the information is then I(X; y | z).
         groups : array-like of shape (n_samples,), default=None
-            Labels of groups of rows that are not independent of each other; each is in one fold.
-            Standard errors still count rows as independent, and are too small then.
+            Labels of groups of rows that are not independent of each other.  Each group is in one
+            fold, and standard errors are robust to the dependence within groups.  Copies of a row
+            are a group too.
 
         Returns
         -------
@@ -319,6 +370,8 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         kinds = [kind for side in self._sides for kind in side.kinds]
         n_categories = [n for side in self._sides for n in side.n_categories]
         self._columns, roles = self._varying(values)
+        numbers = None if groups is None else checked_groups(groups, values)
+        unit = units_of_table(values, np.array(kinds) == "continuous", numbers)
         # In the order of a hash, so that they are as good as random.
         own = self._parts(values)[1]
         self._sample = own[np.argsort(row_keys(np.where(np.isnan(own), np.inf, own), seed))]
@@ -327,20 +380,20 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         self.information_curve_: InformationCurve | None = None
         self.pointwise_information_ = np.where(np.isnan(values).any(axis=1), np.nan, 0.0)
         self.mutual_information_ = self.standard_error_ = self.fold_spread_ = 0.0
-        fold = self._folds(values, [kind != "continuous" for kind in kinds], groups, seed)
+        fold = self._folds(values, unit, numbers, seed)
         if not (len(roles.x) and len(roles.y)):
             return self
         make, columns = density_of(self.estimator, kinds, n_categories, self._columns, seed)
         varying = values[:, self._columns]
         parts = [roles.without("y"), roles.without("x"), roles.given]
-        folds = fit_folds(make, varying, columns, parts, fold)
-        self._model, found = crossfit(folds, varying, roles, fold)
+        folds = fit_folds(make, varying, columns, parts, fold, numbers)
+        self._model, found = crossfit(folds, varying, roles, fold, unit)
         self.pointwise_information_[:] = np.nan
         self.pointwise_information_[found.used] = found.information
         self.mutual_information_ = found.mean
         self.standard_error_ = found.standard_error
         self.fold_spread_ = found.fold_spread
-        self.information_curve_ = self._curve(self._model, varying, fold)
+        self.information_curve_ = self._curve(self._model, varying, fold, unit)
         return self
 
     def _read(self, X: Any, y: Any, given: Any) -> Array:
@@ -369,38 +422,27 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
             x, y = y, x
         return columns, Roles(x, y, given)
 
-    def _folds(
-        self, values: Array, is_discrete: list[bool], groups: ArrayLike | None, seed: int
-    ) -> Index:
+    def _folds(self, values: Array, unit: Index | None, groups: Index | None, seed: int) -> Index:
         """Return the folds of rows."""
         n_folds = int(self.cv) if isinstance(self.cv, Integral) else 2
         n_complete = int((~np.isnan(values).any(axis=1)).sum())
         check_complete_rows(n_complete, n_folds, type(self).__name__)
-        numbers = None if groups is None else checked_groups(groups, values)
-        cv = self.cv
-        if isinstance(cv, Integral):
-            if numbers is None:
-                return folds_by_content(self._parts(values), any(is_discrete), n_folds, seed)
-            cv = GroupKFold(n_folds)
-        fold = folds_of_rows(cv, values, None, numbers)
-        assert fold is not None
-        return fold
+        return folds_of_table(self.cv, self._parts(values), unit, groups, seed)
 
     def _curve(
-        self, model: InformationModel, values: Array, fold: Index
+        self, model: InformationModel, values: Array, fold: Index, unit: Index | None
     ) -> InformationCurve | None:
         """Return the information of noisy rows."""
         if model.folds[0].joint.has_networks:
             return None
-        found = []
+        is_complete = ~np.isnan(values).any(axis=1)
+        found, rows = [], []
         for number, each in enumerate(model.folds):
-            held = values[fold == number]
-            held = held[~np.isnan(held).any(axis=1)][:_ROWS_OF_CURVE]
-            density = each.joint.densities[0]
-            found.append(
-                noisy_information(density, each.scores.transform(held), model.roles, _LOGSNR)
-            )
-        return curve_of_rows(_LOGSNR, np.concatenate(found, axis=1))
+            rows.append(np.flatnonzero((fold == number) & is_complete)[:_ROWS_OF_CURVE])
+            held = each.scores.transform(values[rows[-1]])
+            found.append(noisy_information(each.joint.densities[0], held, model.roles, _LOGSNR))
+        unit = units_of(unit, np.concatenate(rows))
+        return curve_of_rows(_LOGSNR, np.concatenate(found, axis=1), unit)
 
     def score_samples(
         self,

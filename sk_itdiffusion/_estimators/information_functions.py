@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,16 @@ from sk_itdiffusion._estimators.information import (
     Side,
     check_complete_rows,
     density_of,
-    folds_by_content,
+    folds_of_table,
+    units_of_table,
     varying_columns,
 )
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._information.crossfit import FoldModel, crossfit, fit_folds
 from sk_itdiffusion._information.permutation import permutation_p_value
 from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion._information.units import first_of_units, mean_over_rows, units_of
+from sk_itdiffusion._table.groups import checked_groups
 from sk_itdiffusion._table.reading import read_table
 
 __all__ = [
@@ -46,6 +49,7 @@ def mutual_information(
     estimator: Any = None,
     cv: Any = 5,
     random_state: int | np.random.RandomState | None = None,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """Return the mutual information between two groups of columns, and its standard error.
 
@@ -63,13 +67,15 @@ def mutual_information(
         Folds, at least 2.
     random_state : int, RandomState or None, default=None
         Seed.
+    groups : array-like of shape (n_samples,), default=None
+        Labels of groups of rows that are not independent of each other; each is in one fold.
 
     Returns
     -------
     information : float
         Nats.
     standard_error : float
-        Standard error over rows.
+        Standard error over rows, or over groups; copies of a row are one observation.
 
     See Also
     --------
@@ -84,7 +90,9 @@ def mutual_information(
     >>> bool(abs(information - np.log(2.0)) < 0.02)
     True
     """
-    found = IMMSEMutualInformation(estimator, cv=cv, random_state=random_state).fit(X, y, given)
+    found = IMMSEMutualInformation(estimator, cv=cv, random_state=random_state).fit(
+        X, y, given, groups
+    )
     return found.mutual_information_, found.standard_error_
 
 
@@ -94,6 +102,7 @@ def entropy(
     estimator: Any = None,
     cv: int = 5,
     random_state: int | np.random.RandomState | None = None,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """Return the entropy of a table, and its standard error.
 
@@ -112,13 +121,15 @@ def entropy(
         Folds, at least 2.
     random_state : int, RandomState or None, default=None
         Seed.
+    groups : array-like of shape (n_samples,), default=None
+        Labels of groups of rows that are not independent of each other; each is in one fold.
 
     Returns
     -------
     entropy : float
         Nats, with respect to the units of continuous columns, so that it may be negative.
     standard_error : float
-        Standard error over rows.
+        Standard error over rows, or over groups; copies of a row are one observation.
 
     Examples
     --------
@@ -129,19 +140,19 @@ def entropy(
     >>> bool(abs(found - 0.5 * np.log(2.0 * np.pi * np.e)) < 3.0 * error)
     True
     """
-    side, values, fold, seed = read_whole(X, cv, random_state)
+    side, rows, seed = read_whole(X, cv, random_state, groups)
     template = IMMSEMixedDensity(max_epochs=0) if estimator is None else clone(estimator)
+    values, fold = rows.values, rows.fold
     every = np.arange(values.shape[1])
     make, _ = density_of(template, side.kinds, side.n_categories, every, seed)
     complete = ~np.isnan(values).any(axis=1)
     check_complete_rows(int(complete.sum()), cv, "entropy")
-    found = []
+    losses = np.empty(len(values))
     for number in np.unique(fold[complete]):
-        density = make(every).fit(values[fold != number])
-        scores = density.score_samples(values[complete & (fold == number)])
-        found.append(-np.asarray(scores))
-    losses = np.concatenate(found)
-    return float(losses.mean()), float(losses.std(ddof=1) / np.sqrt(len(losses)))
+        others, held = fold != number, complete & (fold == number)
+        density = make(every).fit(values[others], groups=units_of(rows.groups, others))
+        losses[held] = -np.asarray(density.score_samples(values[held]))
+    return mean_over_rows(losses[complete], units_of(rows.unit, complete))
 
 
 def total_correlation(
@@ -150,6 +161,7 @@ def total_correlation(
     estimator: Any = None,
     cv: int = 5,
     random_state: int | np.random.RandomState | None = None,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
     r"""Return the total correlation of the columns of a table, and its standard error.
 
@@ -166,13 +178,15 @@ def total_correlation(
         Folds, at least 2.
     random_state : int, RandomState or None, default=None
         Seed.
+    groups : array-like of shape (n_samples,), default=None
+        Labels of groups of rows that are not independent of each other; each is in one fold.
 
     Returns
     -------
     total_correlation : float
         Nats.
     standard_error : float
-        Standard error over rows.
+        Standard error over rows, or over groups; copies of a row are one observation.
 
     Examples
     --------
@@ -183,18 +197,18 @@ def total_correlation(
     >>> bool(found <= 2.0 * error)
     True
     """
-    table = FittedTable(X, estimator, cv, random_state)
-    complete = ~np.isnan(table.values).any(axis=1)
+    table = FittedTable(X, estimator, cv, random_state, groups)
+    complete = ~np.isnan(table.rows.values).any(axis=1)
     # Of columns that lack entries the same rows are asked about at each step.
-    values, fold = table.values[complete], table.fold[complete]
-    check_complete_rows(len(values), cv, "total_correlation")
-    total, dependent = np.zeros(len(values)), np.zeros(len(values))
-    for j in range(1, values.shape[1]):
+    rows = table.rows.take(complete)
+    check_complete_rows(len(rows.values), cv, "total_correlation")
+    total, dependent = np.zeros(len(rows.values)), np.zeros(len(rows.values))
+    for j in range(1, rows.values.shape[1]):
         roles = Roles(np.arange(j), np.array([j]), np.arange(0))
-        _, found = crossfit(table.folds, values, roles, fold)
+        _, found = crossfit(table.folds, rows.values, roles, rows.fold, rows.unit)
         total += found.information
         dependent += found.dependent
-    return float(total.mean()), float(dependent.std(ddof=1) / np.sqrt(len(total)))
+    return float(total.mean()), mean_over_rows(dependent, rows.unit)[1]
 
 
 @dataclass(frozen=True)
@@ -211,7 +225,7 @@ class DependenceMatrix:
         Mutual information of pairs in nats; infinite on the diagonal, and NaN there if a column is
         constant.
     standard_error : ndarray of shape (n_columns, n_columns)
-        Standard errors over rows; 0 on the diagonal.
+        Standard errors over rows, or over groups of rows; 0 on the diagonal.
     coefficient : ndarray of shape (n_columns, n_columns)
         ``sqrt(1 - exp(-2 * information))``, from 0 to 1: for normal columns the size of their
         correlation.
@@ -255,6 +269,7 @@ def dependence_matrix(
     estimator: Any = None,
     cv: int = 5,
     random_state: int | np.random.RandomState | None = None,
+    groups: ArrayLike | None = None,
 ) -> DependenceMatrix:
     """Return the pairwise dependence of the columns of a table.
 
@@ -273,6 +288,9 @@ def dependence_matrix(
         Folds, at least 2.
     random_state : int, RandomState or None, default=None
         Seed.
+    groups : array-like of shape (n_samples,), default=None
+        Labels of groups of rows that are not independent of each other; each is in one fold, and
+        the p-values see one row of it.
 
     Returns
     -------
@@ -297,7 +315,7 @@ def dependence_matrix(
     """
     if n_permutations < 1:
         raise ValueError(f"n_permutations must be at least 1, got {n_permutations!r}.")
-    table = FittedTable(X, estimator, cv, random_state)
+    table = FittedTable(X, estimator, cv, random_state, groups)
     if table.folds and table.folds[0].joint.has_networks:
         raise ValueError(
             "dependence_matrix asks one fit about all pairs of columns, which networks do not "
@@ -310,11 +328,12 @@ def dependence_matrix(
         for a in range(b):
             place = table.columns[a], table.columns[b]
             roles = Roles(np.array([a]), np.array([b]), np.arange(0))
-            seen = ~np.isnan(table.values[:, [a, b]]).any(axis=1)
-            check_complete_rows(int(seen.sum()), cv, "dependence_matrix")
-            model, found = crossfit(table.folds, table.values, roles, table.fold)
-            rows, fold = table.values[seen], table.fold[seen]
-            tested = permutation_p_value(model, rows, fold, n_permutations, chance)
+            rows = table.rows.take(~np.isnan(table.rows.values[:, [a, b]]).any(axis=1))
+            check_complete_rows(len(rows.values), cv, "dependence_matrix")
+            model, found = crossfit(table.folds, rows.values, roles, rows.fold, rows.unit)
+            # Rows of a unit cannot be exchanged for those of others one by one.
+            single = rows.take(first_of_units(rows.unit, len(rows.values)))
+            tested = permutation_p_value(model, single.values, single.fold, n_permutations, chance)
             for matrix, value in (
                 (information, found.mean),
                 (error, found.standard_error),
@@ -349,8 +368,8 @@ def mutual_info_immse(
         Target, continuous or a class: floats are continuous, strings and booleans are classes, and
         integers of at most 256 values have an order.
     discrete_features : "auto", bool or array-like, default="auto"
-        Features that are categories: all, none, a mask, or numbers of columns.  ``"auto"`` goes by
-        their dtypes.
+        Features that are categories: all, none, a mask, or numbers of columns; the others are
+        continuous.  ``"auto"`` goes by their dtypes.
     copy : bool, default=True
         Not used; X is never changed.
     random_state : int, RandomState or None, default=None
@@ -375,15 +394,60 @@ def mutual_info_immse(
     """
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     frame = read_table(X).frame
-    chosen = np.zeros(frame.shape[1], dtype=bool)
-    if not (isinstance(discrete_features, str) and discrete_features == "auto"):
-        chosen[np.asarray(discrete_features)] = True
+    dtypes = feature_dtypes(discrete_features, frame.shape[1])
     found = np.empty(frame.shape[1])
-    for j in range(frame.shape[1]):
+    for j, dtype in enumerate(dtypes):
         column = frame.iloc[:, [j]]
-        column = column.astype("category") if chosen[j] else column
+        try:
+            column = column if dtype is None else column.astype(dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Column {frame.columns[j]!r} of X has values that are no numbers. Name it in "
+                'discrete_features, or pass discrete_features="auto".'
+            ) from error
         found[j] = IMMSEMutualInformation(random_state=seed).fit(column, y).mutual_information_
     return found
+
+
+def feature_dtypes(discrete_features: Any, n_features: int) -> list[Any]:
+    """Return the dtype that each feature is converted to; None if its own tells what it is."""
+    if isinstance(discrete_features, str):
+        if discrete_features != "auto":
+            raise ValueError(
+                'discrete_features must be "auto", a bool, a mask or numbers of columns, got '
+                f"{discrete_features!r}."
+            )
+        return [None] * n_features
+    is_discrete = np.zeros(n_features, dtype=bool)
+    is_discrete[np.asarray(discrete_features)] = True
+    return ["category" if each else "float64" for each in is_discrete]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, and what is known of each.
+
+    Attributes
+    ----------
+    values : ndarray of shape (n, n_columns)
+        Numbers and codes; NaN where entries are missing.
+    fold : ndarray of shape (n,), int
+        Folds.
+    groups : ndarray of shape (n,), int, or None
+        Groups that the user knows.
+    unit : ndarray of shape (n,), int, or None
+        Units of rows that are not independent of each other: groups, and copies of rows.
+    """
+
+    values: Array
+    fold: Index
+    groups: Index | None
+    unit: Index | None
+
+    def take(self, rows: Any) -> Rows:
+        """Return some of the rows, by their numbers or a mask."""
+        groups, unit = units_of(self.groups, rows), units_of(self.unit, rows)
+        return Rows(self.values[rows], self.fold[rows], groups, unit)
 
 
 class FittedTable:
@@ -391,36 +455,48 @@ class FittedTable:
 
     Parameters
     ----------
-    X, estimator, cv, random_state
+    X, estimator, cv, random_state, groups
         What the functions are passed.
     """
 
     folds: list[FoldModel]
 
     def __init__(
-        self, X: Any, estimator: Any, cv: int, random_state: int | np.random.RandomState | None
+        self,
+        X: Any,
+        estimator: Any,
+        cv: int,
+        random_state: int | np.random.RandomState | None,
+        groups: ArrayLike | None,
     ) -> None:
-        side, values, self.fold, self.seed = read_whole(X, cv, random_state)
+        side, rows, self.seed = read_whole(X, cv, random_state, groups)
         self.names = list(read_table(X).frame.columns)
-        self.columns = varying_columns(values)
-        self.values = values[:, self.columns]
+        self.columns = varying_columns(rows.values)
+        self.rows = replace(rows, values=rows.values[:, self.columns])
         self.folds = []
         if len(self.columns) < 2:
             return
         make, seen = density_of(estimator, side.kinds, side.n_categories, self.columns, self.seed)
         every = [np.arange(j) for j in range(1, len(self.columns))]
         single = [np.array([j]) for j in range(1, len(self.columns))]
-        self.folds = fit_folds(make, self.values, seen, [*every, *single], self.fold)
+        self.folds = fit_folds(
+            make, self.rows.values, seen, [*every, *single], self.rows.fold, self.rows.groups
+        )
 
 
 def read_whole(
-    X: Any, cv: int, random_state: int | np.random.RandomState | None
-) -> tuple[Side, Array, Index, int]:
-    """Return the reader of a table, its numbers and codes, the rows' folds, and a seed."""
+    X: Any,
+    cv: int,
+    random_state: int | np.random.RandomState | None,
+    groups: ArrayLike | None,
+) -> tuple[Side, Rows, int]:
+    """Return the reader of a table, its rows, and a seed."""
     table = X if np.ndim(X) != 1 else np.asarray(X)[:, None]
     side = Side(table, "X")
     values = side.read(table)
     check_complete_rows(int((~np.isnan(values).all(axis=1)).sum()), cv, "it")
     seed = int(check_random_state(random_state).randint(2**31 - 1))
-    has_categories = any(kind != "continuous" for kind in side.kinds)
-    return side, values, folds_by_content([values], has_categories, cv, seed), seed
+    numbers = None if groups is None else checked_groups(groups, values)
+    unit = units_of_table(values, np.array(side.kinds) == "continuous", numbers)
+    fold = folds_of_table(cv, [values], unit, numbers, seed)
+    return side, Rows(values, fold, numbers, unit), seed

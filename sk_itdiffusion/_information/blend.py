@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from sk_itdiffusion._information.units import mean_over_rows
 from sk_itdiffusion.references.parts import log_sum
 from sk_itdiffusion.references.reference_mixture import fitted_log_weights
 
 __all__ = ["Blend"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 #: Gain in nats that may be an error of rounding.
 _ROUNDING = 1e-12
 
@@ -45,13 +47,15 @@ class Blend:
     is_independent: bool = False
 
     @classmethod
-    def fit(cls, conditional: Array, marginal: Array) -> Blend:
+    def fit(cls, conditional: Array, marginal: Array, unit: Index | None = None) -> Blend:
         """Return the weights of greatest likelihood.
 
         Parameters
         ----------
         conditional, marginal : ndarray of shape (n_experts, n)
             Log-densities of rows that the experts have not seen, with and without x.
+        unit : ndarray of shape (n,), int, or None, default=None
+            Units of rows that are not independent of each other; see `mean_over_rows`.
 
         Returns
         -------
@@ -62,9 +66,8 @@ class Blend:
         n_rows = scores.shape[1]
         log_weights = fitted_log_weights(scores, np.full(n_rows, 1.0 / n_rows))
         blend = cls(log_weights.reshape(2, -1))
-        gain = blend.information(conditional, marginal)
-        error = gain.std() / np.sqrt(n_rows) + _ROUNDING
-        return cls(blend.log_weights, bool(gain.mean() <= error))
+        gain, error = mean_over_rows(blend.information(conditional, marginal), unit)
+        return cls(blend.log_weights, gain <= error + _ROUNDING)
 
     def information(self, conditional: Array, marginal: Array) -> Array:
         """Return the pointwise information of rows, (n,), in nats.

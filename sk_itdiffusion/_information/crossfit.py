@@ -17,6 +17,7 @@ from sk_itdiffusion._information.counts import CountTables
 from sk_itdiffusion._information.joint import JointDensity
 from sk_itdiffusion._information.normal_scores import NormalScores
 from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion._information.units import mean_over_rows, units_of
 
 __all__ = ["Columns", "CrossFit", "FoldModel", "InformationModel", "crossfit", "fit_folds"]
 
@@ -76,6 +77,7 @@ class FoldModel:
         values: Array,
         columns: Columns,
         parts: Sequence[Index],
+        groups: Index | None = None,
     ) -> FoldModel:
         """Return the model of rows; see `fit_folds`."""
         scores = NormalScores.fit(values, columns.continuous)
@@ -87,7 +89,7 @@ class FoldModel:
         return cls(
             columns,
             scores,
-            JointDensity.fit(make, z, parts),
+            JointDensity.fit(make, z, parts, groups),
             EllipticalCopula.fit(numbers) if has_copula else None,
             CountTables(np.where(columns.continuous, np.nan, z), columns.n_categories),
         )
@@ -141,6 +143,7 @@ def fit_folds(
     columns: Columns,
     parts: Sequence[Index],
     fold: Index,
+    groups: Index | None = None,
 ) -> list[FoldModel]:
     """Return a model for each fold, fitted to the rows of the others.
 
@@ -156,6 +159,8 @@ def fit_folds(
         Columns that will be asked for together.
     fold : ndarray of shape (n,), int
         Fold of each row, from 0 on.
+    groups : ndarray of shape (n,), int, or None, default=None
+        Groups of rows that are not independent of each other.
 
     Returns
     -------
@@ -163,8 +168,8 @@ def fit_folds(
         The models; all have copulas or none has.
     """
     folds = [
-        FoldModel.fit(make, values[fold != number], columns, parts)
-        for number in range(int(fold.max()) + 1)
+        FoldModel.fit(make, values[others], columns, parts, units_of(groups, others))
+        for others in (fold != number for number in range(int(fold.max()) + 1))
     ]
     if all(each.copula is not None for each in folds):
         return folds
@@ -224,12 +229,15 @@ class CrossFit:
         Folds of the rows.
     used : ndarray of shape (n_used,), int
         Numbers of the rows.
+    unit : ndarray of shape (n_used,), int, or None
+        Units of rows that are not independent of each other; None if all are.
     """
 
     information: Array
     dependent: Array
     fold: Index
     used: Index
+    unit: Index | None
 
     @property
     def mean(self) -> float:
@@ -239,7 +247,7 @@ class CrossFit:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over rows."""
-        return float(self.dependent.std(ddof=1) / np.sqrt(len(self.dependent)))
+        return mean_over_rows(self.dependent, self.unit)[1]
 
     @property
     def fold_spread(self) -> float:
@@ -249,7 +257,11 @@ class CrossFit:
 
 
 def crossfit(
-    folds: list[FoldModel], values: Array, roles: Roles, fold: Index
+    folds: list[FoldModel],
+    values: Array,
+    roles: Roles,
+    fold: Index,
+    unit: Index | None = None,
 ) -> tuple[InformationModel, CrossFit]:
     """Return the model of one question, and the pointwise information of the rows of the fit.
 
@@ -263,6 +275,8 @@ def crossfit(
         Which columns are on which side.
     fold : ndarray of shape (n,), int
         Fold of each row.
+    unit : ndarray of shape (n,), int, or None, default=None
+        Units of rows that are not independent of each other; None if all are.
 
     Returns
     -------
@@ -276,8 +290,8 @@ def crossfit(
     scored = [
         each.log_densities(values[here], roles) for each, here in zip(folds, numbers, strict=True)
     ]
-    used = np.concatenate(numbers)
-    order = np.argsort(used)
+    order = np.argsort(np.concatenate(numbers))
+    used = np.concatenate(numbers)[order]
     conditional, marginal = (
         np.concatenate(part, axis=1)[:, order] for part in zip(*scored, strict=True)
     )
@@ -285,11 +299,11 @@ def crossfit(
     chosen = chosen_experts(conditional, ratio)
     conditional, marginal, ratio = conditional[chosen], marginal[chosen], ratio[chosen]
     best = int(np.argmax(np.where(tells_something(ratio), conditional.mean(axis=1), -np.inf)))
-    blend = Blend.fit(conditional, marginal)
+    blend = Blend.fit(conditional, marginal, units_of(unit, used))
     information = dependent = blend.information(conditional, marginal)
     if blend.is_independent:
         dependent = ratio[best]
-    found = CrossFit(information, dependent, fold[used[order]], used[order])
+    found = CrossFit(information, dependent, fold[used], used, units_of(unit, used))
     return InformationModel(roles, folds, chosen, blend, int(chosen[best])), found
 
 

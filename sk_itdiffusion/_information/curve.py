@@ -13,6 +13,7 @@ from scipy.special import ndtri
 
 from sk_itdiffusion._immse.cubature import hash_uniform, row_keys, spawn_keys
 from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion._information.units import mean_over_rows
 from sk_itdiffusion.layout import Layout
 
 __all__ = ["InformationCurve", "curve_of_rows", "noisy_information"]
@@ -55,10 +56,10 @@ class InformationCurve:
     standard_error: Array
 
 
-def curve_of_rows(logsnr: Array, pointwise: Array) -> InformationCurve:
-    """Return the curve of the pointwise information of rows, (n_nodes, n)."""
-    error = pointwise.std(axis=1, ddof=1) / np.sqrt(pointwise.shape[1])
-    return InformationCurve(logsnr, pointwise.mean(axis=1), error)
+def curve_of_rows(logsnr: Array, pointwise: Array, unit: Index | None) -> InformationCurve:
+    """Return the curve of the pointwise information of rows, (n_nodes, n), of some units."""
+    mean, error = np.transpose([mean_over_rows(each, unit) for each in pointwise])
+    return InformationCurve(logsnr, mean, error)
 
 
 def coordinates(layout: Layout) -> list[Index]:

@@ -32,7 +32,13 @@ class JointDensity:
     columns: list[Index]
 
     @classmethod
-    def fit(cls, make: Callable[[Index], Any], rows: Array, parts: Sequence[Index]) -> JointDensity:
+    def fit(
+        cls,
+        make: Callable[[Index], Any],
+        rows: Array,
+        parts: Sequence[Index],
+        groups: Index | None = None,
+    ) -> JointDensity:
         """Return densities fitted to rows.
 
         Parameters
@@ -43,6 +49,8 @@ class JointDensity:
             Rows; NaN where entries are missing.
         parts : sequence of ndarray of int
             Increasing numbers of columns that networks, if there are any, have to know.
+        groups : ndarray of shape (n,), int, or None, default=None
+            Groups of rows that are not independent of each other.
 
         Returns
         -------
@@ -50,11 +58,11 @@ class JointDensity:
             The densities.
         """
         every = np.arange(rows.shape[1])
-        found = cls([make(every).fit(rows)], [every])
+        found = cls([make(every).fit(rows, groups=groups)], [every])
         if found.has_networks:
             for part in parts:
                 if 0 < len(part) < len(every):
-                    found.densities.append(make(part).fit(rows[:, part]))
+                    found.densities.append(make(part).fit(rows[:, part], groups=groups))
                     found.columns.append(part)
         return found
 
