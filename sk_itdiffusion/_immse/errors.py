@@ -41,8 +41,8 @@ Array = NDArray[np.float64]
 #: Returns the integral, and the spread between the draws, of rows with keys and a number of draws.
 Integrator = Callable[[Keys, int], tuple[Array, Array]]
 
-#: Numbers of draws for a row.
-LADDER = tuple(2**power for power in range(3, 13))
+#: Numbers of draws for a row: powers of two, and halfway between them.
+LADDER = (8, *(n for power in range(3, 12) for n in (3 * 2 ** (power - 1), 2 ** (power + 1))))
 #: Those at which standard errors are measured.
 CALIBRATED = (8, 32, 128)
 #: Stream of the rows' keys from which the noise of the calibration comes.
