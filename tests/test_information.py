@@ -484,6 +484,8 @@ def test_groups_are_in_one_fold():
     folds = list(GroupKFold(2).split(x, groups=groups))
     by_folds = clone(ESTIMATOR).set_params(cv=folds).fit(x, y)
     np.testing.assert_array_equal(by_groups.pointwise_information_, by_folds.pointwise_information_)
+    with pytest.raises(ValueError, match="groups has 2 different labels"):
+        clone(ESTIMATOR).fit(x, y, groups=np.arange(60) // 30)
     with pytest.raises(ValueError, match="predict each row once"):
         clone(ESTIMATOR).set_params(cv=folds[:1]).fit(x, y)
 

@@ -216,6 +216,12 @@ def folds_of_table(
     splitter = GroupKFold(int(cv)) if isinstance(cv, Integral) else cv
     fold = folds_of_rows(splitter, values, None, None if groups is None else unit)
     assert fold is not None
+    if groups is not None and min(len(np.unique(groups[fold != k])) for k in np.unique(fold)) < 2:
+        raise ValueError(
+            f"groups has {len(np.unique(groups))} different labels, and the rows outside a fold "
+            "have one only, while 2 or more are required to learn from; pass finer groups, or "
+            "raise cv."
+        )
     return fold
 
 
@@ -359,8 +365,8 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are too few rows, complete or not, the tables have different numbers of them,
-            values are infinite, or a parameter is out of its range.
+            If there are too few rows, complete or not, or too few groups, the tables have different
+            numbers of rows, values are infinite, or a parameter is out of its range.
         """
         validate_data(self, without_tensors(X), skip_check_array=True)
         self._sides = [Side(X, "X"), Side(y, "y")]
