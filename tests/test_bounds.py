@@ -11,6 +11,8 @@ from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity
 from sk_itdiffusion._table.bounds import resolve_bounds, rounded_inside, shown_bounds
 from sk_itdiffusion._table.marginals import BoundMap
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {"max_epochs": 0, "random_state": 0}
 #: One normal distribution behind the maps, whose density is known in closed form.
 NORMAL = QUICK | {"reference": "gaussian", "experts": ["gaussian"]}

@@ -33,6 +33,8 @@ from sk_itdiffusion.metrics import (
     neg_crps_scorer,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 LINEAR = IMMSEConditionalDensity(LinearRegression(), max_epochs=0, random_state=0)
 TREES = IMMSEConditionalDensity(
     [
@@ -43,13 +45,6 @@ TREES = IMMSEConditionalDensity(
     max_epochs=0,
     random_state=0,
 )
-
-
-@pytest.fixture(autouse=True)
-def few_trees(request, monkeypatch):
-    """Let scales come from fewer trees, but where the size of a divergence is what is tested."""
-    if "slow" not in request.keywords:
-        monkeypatch.setattr(base_model, "_N_TREES", 12)
 
 
 def heteroscedastic(n, seed=0):

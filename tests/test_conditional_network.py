@@ -19,6 +19,8 @@ from sk_itdiffusion._conditional.residual import NormalMixture
 from sk_itdiffusion.references.gaussian import GaussianReference
 from sk_itdiffusion.references.mixture import as_mixture
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 LINEAR = IMMSEConditionalDensity(LinearRegression(), max_epochs=0, random_state=0)
 
 

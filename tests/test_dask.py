@@ -15,6 +15,8 @@ da = pytest.importorskip("dask.array", reason="needs the extra [dask]")
 dd = pytest.importorskip("dask.dataframe", reason="needs the extra [dask]")
 distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 TINY = {
     "hidden_size": 16,
     "n_blocks": 1,

@@ -17,6 +17,8 @@ from sk_itdiffusion import (
 from sk_itdiffusion._table.dequantize import Dequantizer, copy_numbers
 from sk_itdiffusion._table.rows import WeightedRows
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 #: Without training: maps, references and their weights only.
 PLAIN = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 

@@ -18,6 +18,8 @@ from sk_itdiffusion._estimators.outlier_score import FlooredModel
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion.layout import Layout, Variable
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 TOLERANCE = Tolerance(0.02)
 
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 from dataclasses import replace
 
+import brief
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,8 @@ from skorch.callbacks import Callback
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
 from sk_itdiffusion.schedules import LogisticSchedule
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 SMALL = {
     "hidden_size": 48,
     "max_epochs": 6,
@@ -26,6 +29,7 @@ SMALL = {
     "random_state": 0,
 }
 TINY = SMALL | {"hidden_size": 16, "n_blocks": 1, "max_epochs": 1, "steps_per_epoch": 5}
+TINY |= {"score_tol": 0.5}
 SIZES = (2, 3, 4)
 
 
@@ -52,7 +56,8 @@ def rows_of_truth(truth):
 @pytest.fixture(scope="module")
 def fitted(X):
     levels = [np.arange(k) for k in SIZES]
-    return IMMSEDiscreteDensity(categories=levels, **SMALL).fit(X)
+    with brief.usual_choices():
+        return IMMSEDiscreteDensity(categories=levels, **SMALL).fit(X)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,9 @@ def corrected_sum(log_p, std):
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("auto", "cross_entropy"), ("nominal", "mse")])
-def test_probabilities_of_all_states_sum_to_nearly_one(X, states, truth, fitted, kind, loss):
+def test_probabilities_of_all_states_sum_to_nearly_one(
+    X, states, truth, fitted, kind, loss, usual_fits
+):
     est = copy.deepcopy(fitted)
     if (kind, loss) != ("auto", "cross_entropy"):
         est.set_params(kind=kind, loss=loss).fit(X)
@@ -151,7 +158,7 @@ def test_independent_columns_are_found_to_be_independent():
 def test_mixed_estimator_on_continuous_columns_is_the_continuous_one(frame):
     X = np.random.default_rng(0).normal(size=(200, 3)) * [1.0, 2.0, 3.0]
     X = pd.DataFrame(X, columns=["a", "b", "c"]) if frame else X
-    settings = TINY | {"score_tol": 0.5, "hidden_size": 32, "steps_per_epoch": 20}
+    settings = TINY | {"hidden_size": 32, "steps_per_epoch": 20}
     plain = IMMSEDensity(n_networks=1, **settings).fit(X)
     mixed = IMMSEMixedDensity(**settings).fit(X)
     np.testing.assert_allclose(
@@ -162,7 +169,7 @@ def test_mixed_estimator_on_continuous_columns_is_the_continuous_one(frame):
 
 
 def test_mixed_estimator_on_discrete_columns_is_the_discrete_one(X):
-    settings = TINY | {"score_tol": 0.5, "n_blocks": 2, "steps_per_epoch": 20}
+    settings = TINY | {"n_blocks": 2, "steps_per_epoch": 20}
     plain = IMMSEDiscreteDensity(**settings).fit(X[:500])
     mixed = IMMSEMixedDensity(**settings).fit(X[:500])
     np.testing.assert_allclose(

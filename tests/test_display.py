@@ -38,6 +38,8 @@ from sk_itdiffusion.display.style import expert_styles
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 SMALL = {
     "max_epochs": 2,
     "steps_per_epoch": 5,

@@ -35,6 +35,8 @@ from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.datasets import load_density
 from sk_itdiffusion.references import GaussianReference
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 TINY = {
     "hidden_size": 16,
     "n_blocks": 1,
@@ -477,7 +479,7 @@ KINDS = ["discrete", "dequantized"]
 
 
 @pytest.mark.parametrize("case", others_slow(itertools.product([False, True], KINDS, WEIGHTS)))
-def test_weights_are_worth_their_effective_number_of_rows(case, recwarn):
+def test_weights_are_worth_their_effective_number_of_rows(case, recwarn, usual_fits):
     """The expected divergence of frequencies from the truth is (states - 1) / (2 n) = 0.006.
 
     With few rows for validation, the mass of states that were not seen, and errors of integration

@@ -29,6 +29,8 @@ from sk_itdiffusion.references import (
 )
 from sk_itdiffusion.references.mixture import as_mixture
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 TRAINED = {"max_epochs": 1, "steps_per_epoch": 5, "hidden_size": 16, "score_tol": 0.5}
 LEAST = 5e-324  # the least positive number
@@ -172,7 +174,7 @@ def test_a_million_copies_of_few_levels():
 
 
 @pytest.mark.parametrize("marginals", others_slow(["auto", "standard", "quantile"]))
-def test_heavy_tails_respect_the_bound(marginals):
+def test_heavy_tails_respect_the_bound(marginals, usual_fits):
     """Columns without a mean, let alone a variance."""
     rng = np.random.default_rng(0)
     X, new = rng.standard_cauchy((2, 2000, 2))
@@ -197,7 +199,7 @@ def excess_of_cauchy(n, seeds):
     return np.array(found)
 
 
-def test_cauchy_columns_are_learned():
+def test_cauchy_columns_are_learned(usual_fits):
     """Of 40 fits to 1000 rows the largest divergence was 0.05, and 0.1 was exceeded by 26 before.
 
     Their mean is 0.022; the fresh rows have an error of about 0.01.
@@ -227,7 +229,7 @@ def masses_beyond(far, model):
     return found
 
 
-def test_mixtures_behind_pareto_tails_keep_their_index():
+def test_mixtures_behind_pareto_tails_keep_their_index(usual_fits):
     """Beyond 1e6 are 1e-18 of the law; of 24 fits the most had 1e-8, and 18 had 1e-4 before.
 
     A shape that is 1/2 too large, as a hundred rows may suggest, makes that 1e-8.
@@ -238,7 +240,7 @@ def test_mixtures_behind_pareto_tails_keep_their_index():
         assert max(masses_beyond(1e6, model)) < 1e-6
 
 
-def test_mixtures_behind_logarithms_are_not_exponentially_wide():
+def test_mixtures_behind_logarithms_are_not_exponentially_wide(usual_fits):
     """Beyond 1e6 are 1e-43 of the law, two lognormal columns; wide components had 7e-6 there."""
     rng = np.random.default_rng(0)
     first, noise = rng.normal(size=(2, 1000))

@@ -33,6 +33,8 @@ from sk_itdiffusion.references.families import (
     LatentClassFamily,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 LAW = stats.multivariate_t([5.0, -3.0], [[2.0, 0.8], [0.8, 1.0]], df=2.5)
 QUICK = {"hidden_size": 8, "max_epochs": 1, "steps_per_epoch": 5, "batch_size": 64}
 
@@ -467,7 +469,7 @@ def discrete(*experts, **parameters):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_family_that_gains_too_little_may_have_been_the_control_variate(seed):
+def test_family_that_gains_too_little_may_have_been_the_control_variate(seed, usual_fits):
     """It leaves the density that there is without it: on some of the seeds it is the likeliest."""
     X = levels(seed=seed)
     without = discrete().fit(X)

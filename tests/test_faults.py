@@ -36,6 +36,8 @@ from sk_itdiffusion._fit import training
 from sk_itdiffusion._immse import likelihood, sampling
 from sk_itdiffusion._runtime import files, memory
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 
 @pytest.fixture(autouse=True)
 def heard_interrupts():

@@ -16,6 +16,8 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 N_ROWS = 120
 rng = np.random.default_rng(0)

@@ -26,6 +26,8 @@ from sk_itdiffusion._table.groups import (
 from sk_itdiffusion._table.rows import WeightedRows, group_rows
 from sk_itdiffusion.references.optimism import fold_weights
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {"max_epochs": 0, "random_state": 0}
 WARNING = "Some rows are closer to each other than independent rows would be"
 

@@ -19,6 +19,8 @@ from sk_itdiffusion._table.streams import ImageFolder, RowStream
 from sk_itdiffusion.denoisers import UNetBackbone
 from sk_itdiffusion.references import GaussianReference, LowRankGaussianReference
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {
     "hidden_size": 16,
     "n_blocks": 1,

@@ -17,6 +17,8 @@ from sk_itdiffusion._fit.incremental import Reservoir, RunningMoments
 from sk_itdiffusion._immse.cubature import hash_uniform, row_keys
 from sk_itdiffusion.datasets import load_density
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 TINY = {
     "hidden_size": 16,
     "n_blocks": 1,

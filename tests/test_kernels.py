@@ -21,6 +21,8 @@ from sk_itdiffusion.references import (
 from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
 from sk_itdiffusion.references.kernel_fit import fit_kernel_density
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 NOISE = 2e-3
 N_ATOMS = 150
 QUICK = {"max_epochs": 1, "steps_per_epoch": 5, "hidden_size": 16, "random_state": 0}
@@ -144,7 +146,7 @@ def left_out_log_likelihood(X, weight, covariance, background, background_weight
     return np.average(values, weights=weight)
 
 
-def test_fit_is_an_optimum_of_the_left_out_likelihood():
+def test_fit_is_an_optimum_of_the_left_out_likelihood(usual_fits):
     X, valid = recurring(400, 0), recurring(100, 1)
     weight = np.random.default_rng(2).uniform(0.5, 2.0, size=400)
     plain = GaussianReference.fit(X)
@@ -246,7 +248,7 @@ def test_kernels_alone_are_a_kernel_density():
 
 
 def test_without_networks_kernels_are_fitted_only_if_asked_for():
-    X = recurring(500, 0)
+    X = recurring(300, 0)
     density = IMMSEDensity(max_epochs=0, random_state=0).fit(X)
     assert "kernel_density" not in density.references_
     density.set_params(experts=["gaussian", "kernel_density"]).fit(X)
@@ -254,7 +256,7 @@ def test_without_networks_kernels_are_fitted_only_if_asked_for():
 
 
 def test_kernels_asked_for_in_vain_are_warned_about():
-    X = np.random.default_rng(0).normal(size=(200, 51))
+    X = np.random.default_rng(0).normal(size=(60, 51))
     density = IMMSEDensity(max_epochs=0, experts=["gaussian", "kernel_density"], random_state=0)
     with pytest.warns(UserWarning, match=r"names \['kernel_density'\], which are not possible"):
         density.fit(X)

@@ -22,6 +22,8 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 ANALYTIC = {"max_epochs": 0, "random_state": 0}
 #: Without a choice of maps, which takes most of the time.
 STANDARD = ANALYTIC | {"marginals": "standard"}

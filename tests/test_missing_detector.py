@@ -24,13 +24,15 @@ from sk_itdiffusion._estimators.completions import N_COMPLETIONS, completed_unit
 from sk_itdiffusion._estimators.distinct_rows import DistinctRows
 from sk_itdiffusion._estimators.trimming import separate_values, varying_again
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 COVARIANCE = np.array([[1.0, 0.8, 0.3], [0.8, 2.0, -0.4], [0.3, -0.4, 1.5]])
 NAN = np.nan
 
 
 def quick_density(**settings):
     """Return a density estimator that is fitted at once: a normal distribution."""
-    settings = {"max_epochs": 0, "score_tol": 0.5, "marginals": "standard"} | settings
+    settings = {"max_epochs": 0, "score_tol": 5.0, "marginals": "standard"} | settings
     return IMMSEDensity(reference="gaussian", experts=["gaussian"], **settings)
 
 

@@ -32,6 +32,8 @@ from sk_itdiffusion.references import (
     LatentClassReference,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 LOW, HIGH = -4.0, 8.0
 VARIABLES = [Variable(2, lattice_values(2, 0.5, 0.5)), Variable(3), Variable(9, np.arange(9) / 3.0)]
 PIXELS = [Variable(5, lattice_values(5, 2.0, 1.5))] * 12

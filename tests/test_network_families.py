@@ -25,6 +25,8 @@ from sk_itdiffusion.denoisers import (
 )
 from sk_itdiffusion.denoisers.built_in import NETWORK_FAMILIES, resolve_family
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {
     "hidden_size": 8,
     "n_blocks": 1,

@@ -42,6 +42,8 @@ from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule, import_d
 from sk_itdiffusion.references import GaussianMixtureReference
 from sk_itdiffusion.schedules import LogisticSchedule
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {
     "hidden_size": 16,
     "n_blocks": 1,

@@ -23,6 +23,8 @@ from sk_itdiffusion.references import (
 )
 from sk_itdiffusion.references.judging import log_likelihoods
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 
 def narrow_network(*widths):
     """Return layers of the widths, in single precision."""

@@ -39,6 +39,8 @@ from sk_itdiffusion._runtime.progress import (
     stretch_of_progress,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {
     "hidden_size": 8,
     "n_blocks": 1,

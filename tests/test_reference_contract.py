@@ -40,6 +40,8 @@ from sk_itdiffusion.references import (
 )
 from sk_itdiffusion.references.judging import log_likelihoods
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 MIXTURE = ([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 1.0]]])
 VARIABLES = [Variable(2, lattice_values(2, 0.5, 0.5)), Variable(3), Variable(4, np.arange(4) - 1.0)]
 PROBABILITIES = [[0.4, 0.6], [0.2, 0.5, 0.3], [0.1, 0.2, 0.3, 0.4]]

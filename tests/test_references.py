@@ -38,6 +38,8 @@ from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validati
 from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
 from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture, widened
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 
 def make_mixture():
     rng = np.random.default_rng(0)
@@ -475,7 +477,7 @@ def test_multiples_that_are_rounded_are_integers_again():
 @pytest.mark.parametrize(
     "kind", others_slow(["mapped", "mixed", "groups", "ensemble", "dequantized"], 3)
 )
-def test_last_bits_of_weights_decide_nothing(kind):
+def test_last_bits_of_weights_decide_nothing(kind, usual_fits):
     """Noise of validation rows must not follow from maps, which depend on all bits of weights.
 
     The least weight, changed by a share of 3e-7, changes log-densities by less; other noise would

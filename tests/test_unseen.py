@@ -19,6 +19,8 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion._table.encoding import TableEncoder
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 RNG = np.random.default_rng(0)
 COLUMNS = {
     "counts": RNG.poisson(2.0, size=300),

@@ -22,6 +22,8 @@ from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.references import IndependentReference
 from sk_itdiffusion.references.optimism import choice_optimism, fold_weights
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 
 def rows_of_weight(weight, group=None):
     X = np.arange(len(weight), dtype=float)[:, None]

@@ -23,6 +23,8 @@ from sk_itdiffusion._runtime.parallel import map_in_workers, run_all_interruptib
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 rng = np.random.default_rng(0)
 QUICK = IMMSEDensity(max_epochs=0, score_tol=0.5, random_state=0)
 NORMAL = rng.normal(size=(120, 2))

@@ -45,7 +45,7 @@ from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
-from sk_itdiffusion._immse.places import DOUBLE_APART, Places
+from sk_itdiffusion._immse.places import DOUBLE_APART, MAX_ROWS_TO_PAD, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.rows import WeightedRows
@@ -265,8 +265,8 @@ class Contributions:
         plain = self.floored.plain.independent()
         share = share_above(np.append(-np.inf, nodes[:-1]), self.floored.floors)
         widest = max(reference.n_intermediate for reference in (plain, *references))
-        # Not too large, since few rows are padded to as many.
-        n_rows = max(1, 2**17 // (max(widest, 1) * PATH_DRAWS * noise.n_evaluations))
+        n_rows = 2**17 // (max(widest, 1) * PATH_DRAWS * noise.n_evaluations)
+        n_rows = int(np.clip(n_rows, 1, MAX_ROWS_TO_PAD))
 
         @torch.no_grad()
         def chunk(start: int) -> Array:

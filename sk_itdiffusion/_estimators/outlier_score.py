@@ -53,7 +53,7 @@ from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import LADDER, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule
-from sk_itdiffusion._immse.places import DOUBLE_APART, Places
+from sk_itdiffusion._immse.places import DOUBLE_APART, MAX_ROWS_TO_PAD, Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion.persistence import stored
@@ -297,7 +297,8 @@ class FlooredModel:
     ) -> Array:
         """Return means over floors and noise of what is evaluated, (len(chosen), n_values)."""
         noise, n_draws = self.noise, n_floor_draws(tolerance)
-        n_rows = max(1, 2**18 // (max(width, 1) * n_draws * noise.n_evaluations))
+        n_rows = 2**18 // (max(width, 1) * n_draws * noise.n_evaluations)
+        n_rows = int(np.clip(n_rows, 1, MAX_ROWS_TO_PAD))
 
         @torch.no_grad()
         def chunk(start: int) -> Array:

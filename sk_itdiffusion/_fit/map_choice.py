@@ -39,7 +39,7 @@ _COMPONENTS_FOR_MAPS = (6, 20)
 _EM_STEPS_FOR_MAPS = 60
 _MAX_ROWS_FOR_MAPS = 5_000
 #: Columns up to which rows with missing entries are no fewer.
-_COLUMNS_WITH_ALL_ROWS = 3
+_COLUMNS_WITH_ALL_ROWS_FOR_MAPS = 3
 _MAX_ROWS_TO_FIT_MAPS = 50_000
 
 
@@ -185,7 +185,7 @@ def _guide_score(
     Besides it is that under the first of them, a single Gaussian.
     """
     random_state = np.random.RandomState(seed)
-    train = rows_to_fit(split.continuous_train, _MAX_ROWS_FOR_MAPS, _COLUMNS_WITH_ALL_ROWS)
+    train = rows_to_fit(split.continuous_train, _MAX_ROWS_FOR_MAPS, _COLUMNS_WITH_ALL_ROWS_FOR_MAPS)
     guides: list[Reference] = [GaussianReference.fit(train.X, train.weight)]
     guides += [
         fit_gaussian_mixture(

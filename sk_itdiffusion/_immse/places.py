@@ -17,13 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["DOUBLE_APART", "EVALUATIONS_IN_A_TILE", "SINGLE_APART", "Places"]
+__all__ = [
+    "DOUBLE_APART",
+    "EVALUATIONS_IN_A_TILE",
+    "MAX_ROWS_TO_PAD",
+    "SINGLE_APART",
+    "Places",
+]
 
 #: Evaluations in a batch are a multiple of this.
 EVALUATIONS_IN_A_TILE = 32
 #: Places whose distance is a multiple of 16 bytes, whatever the number of columns.
 SINGLE_APART = 4
 DOUBLE_APART = 2
+#: Rows, at most, to which a batch of one row is padded where an evaluation takes next to no time.
+MAX_ROWS_TO_PAD = 256
 
 
 @dataclass(frozen=True)
