@@ -135,9 +135,23 @@ def test_score_is_the_harmonic_mean_of_shares(detector):
     found = detector._score
     shares = np.exp(-found._surprise(found.of_members(values, density._tolerance())))
     mean = 1.0 / (found.weight / shares).sum(axis=1)
-    unit = found.scale[1] / np.log(0.5 / 0.2)
+    unit = found.width[1] / np.log(0.5 / 0.2)
     expected = found.center[1] + unit * np.log(2.0 * mean)
     np.testing.assert_allclose(found.scores(density, values), expected, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_p_values_hold_where_fits_differ_in_what_they_resolve():
+    """The values of a count are peaks of the density of all rows, and not of all folds."""
+
+    def rows(n, seed):
+        rng = np.random.default_rng(seed)
+        return pd.DataFrame({"x": rng.normal(size=n), "k": rng.poisson(2, n)})
+
+    detector = IMMSEOutlierDetector(random_state=0).fit(rows(400, 103))
+    p_values = detector.p_values(rows(1000, 0))
+    # Five standard errors of 400 calibrating rows and 1000 new ones, and as much for the fits.
+    np.testing.assert_allclose((p_values <= 0.5).mean(), 0.5, atol=0.3)
 
 
 def test_exchanged_rows_are_told_apart_as_somers_says():

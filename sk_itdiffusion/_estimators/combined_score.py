@@ -115,7 +115,7 @@ class CombinedScore(RowScore):
         Whether what columns say of each other is a member.
     local : LocalScore or None
         The local score, the last member.
-    center, scale : ndarray of shape (n_members,)
+    center, width : ndarray of shape (n_members,)
         Median score of training rows under each member, and by how much their lowest fifth is
         below it.
     tail : ndarray of shape (n_members,)
@@ -128,7 +128,7 @@ class CombinedScore(RowScore):
     has_dependence: bool
     local: LocalScore | None
     center: Array
-    scale: Array
+    width: Array
     tail: Array
     weight: Array
 
@@ -184,17 +184,17 @@ class CombinedScore(RowScore):
             exchanged = with_exchanged_entries(values[repeated], share, generator)
             mixed = empty.of_members(exchanged, tolerance)
         center, low = (quantiles(own, weight, q) for q in (0.5, SHARE_OF_TAIL))
-        scale = np.maximum(center - low, MIN_SCALE)
+        width = np.maximum(center - low, MIN_SCALE)
         # Twice the standard error: less is chance, and no more is known of any member.
         least = 4.0 / math.sqrt(6.0 * min(n_rows, ROWS_TO_JUDGE))
         say = np.maximum(told_apart(own[repeated], mixed, share), least)
         if has_dependence:
             # Two views of one model share its weight.
             say[len(floored.members) - 1 : len(floored.members) + 1] /= 2.0
-        excess = np.log1p(np.maximum(center - scale - own, 0.0) / scale)
+        excess = np.log1p(np.maximum(center - width - own, 0.0) / width)
         counts = (weight / weight.min())[:, None] * (excess > 0.0)
         tail = ((counts * excess).sum(axis=0) + EXPECTED_TAIL) / (counts.sum(axis=0) + 1.0)
-        return replace(empty, center=center, scale=scale, tail=tail, weight=say / say.sum())
+        return replace(empty, center=center, width=width, tail=tail, weight=say / say.sum())
 
     @property
     def model(self) -> TableModel:
@@ -240,7 +240,7 @@ class CombinedScore(RowScore):
 
     def _surprise(self, scores: Array) -> Array:
         """Return minus the logarithms of the shares of training rows that score as low."""
-        below = (self.center - self.scale - scores) / self.scale
+        below = (self.center - self.width - scores) / self.width
         far = np.log1p(np.maximum(below, 0.0)) / self.tail
         return np.asarray(far + np.minimum(below, 0.0) * SLOPE - math.log(SHARE_OF_TAIL))
 
@@ -250,15 +250,17 @@ class CombinedScore(RowScore):
         return len(self.floored.members) - 1
 
     @property
-    def _unit(self) -> float:
-        return float(self.scale[self._main]) / SLOPE
+    def scale(self) -> tuple[float, float]:
+        """Score of a usual row, and the unit of differences; see `RowScore.scale`."""
+        return float(self.center[self._main]), float(self.width[self._main]) / SLOPE
 
     def _combined(self, surprise: Array) -> Array:
         largest = surprise.max(axis=1, keepdims=True)
         # Sums of a row are taken in one order, however many rows there are.
         total = np.ascontiguousarray(np.exp(surprise - largest) * self.weight).sum(axis=1)
         rise = largest[:, 0] + np.log(total) - math.log(2.0)
-        return np.asarray(self.center[self._main] - self._unit * rise)
+        usual, unit = self.scale
+        return np.asarray(usual - unit * rise)
 
     # -- contributions -----------------------------------------------------------------------
 
@@ -280,11 +282,11 @@ class CombinedScore(RowScore):
         parts = np.tile(typical[self._main], (len(values), 1))
         for number, (usual, found) in enumerate(zip(typical, own, strict=True)):
             slope = self._slopes(number, found.sum(axis=1), float(usual.sum()))
-            parts += self._unit * (say[:, number] * slope)[:, None] * (found - usual)
+            parts += self.scale[1] * (say[:, number] * slope)[:, None] * (found - usual)
         if self.local is not None:
             found = self._local_parts(values)
             slope = self._slopes(-1, self.center[-1] + found.sum(axis=1), float(self.center[-1]))
-            parts += self._unit * (say[:, -1] * slope)[:, None] * found
+            parts += self.scale[1] * (say[:, -1] * slope)[:, None] * found
         total = self._combined(surprise)
         parts += (total - parts.sum(axis=1))[:, None] / parts.shape[1]
         return reconciled(parts, total)
@@ -303,7 +305,7 @@ class CombinedScore(RowScore):
         ends[:, number] = np.append(score, usual)
         surprise = self._surprise(ends)[:, number]
         difference = score - usual
-        slope = np.full_like(score, SLOPE / self.scale[number])
+        slope = np.full_like(score, SLOPE / self.width[number])
         fall = surprise[-1] - surprise[:-1]
         return np.asarray(np.divide(fall, difference, out=slope, where=difference != 0.0))
 
@@ -324,10 +326,10 @@ class CombinedScore(RowScore):
 
     def _finish_loading(self) -> None:
         """Raise an error if parts are inconsistent, or numbers are out of range."""
-        shapes = {"center": "m", "scale": "m", "tail": "m", "weight": "m"}
+        shapes = {"center": "m", "width": "m", "tail": "m", "weight": "m"}
         check_shapes(self, shapes, m=len(self.members))
         check_in_range(self.center, 2.0 * MIN_SCORE, -2.0 * MIN_SCORE, "medians of scores")
-        check_positive(self.scale, "scales of scores")
+        check_positive(self.width, "scales of scores")
         check_positive(self.tail, "tails of scores")
         check_positive(self.weight, "weights of members")
 

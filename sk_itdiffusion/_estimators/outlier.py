@@ -378,7 +378,8 @@ class IMMSEOutlierDetector(
                 parts = self._fold_scores(template, given, folds, seed, tasks, trims, may_hold_out)
         with stretch_of_progress(N_FOLDS / (N_FOLDS + 1), 1.0, "all rows"):
             self._fit_density(template, given, seed, tasks, trims, may_hold_out)
-        scores = np.concatenate([scores for scores, *_ in parts])
+        usual, unit = self._score.scale
+        scores = usual + unit * np.concatenate([scores for scores, *_ in parts])
         return scores, np.concatenate([weight for _, weight, _ in parts])
 
     def _fold_scores(
@@ -393,7 +394,8 @@ class IMMSEOutlierDetector(
     ) -> list[tuple[Array, Array, bool]]:
         """Return for each fold the scores under a density fitted without it, and the weights.
 
-        The last says whether rows were held out of that fit to validate.
+        Scores are standardised, since densities of different fits may be of different sizes: one
+        may resolve the values of a lattice that another one does not.  The last says whether rows were held out of that fit to validate.
         """
         parts = []
         for number, fold in enumerate(folds):
@@ -408,6 +410,8 @@ class IMMSEOutlierDetector(
                     found = self._fit_and_score(
                         template, others, held_out, seed, tasks, trims, may_hold_out
                     )
+            usual, unit = self._score.scale
+            found = (found - usual) / unit
             weight = held_out.repeated(held_out.unit_weight)
             parts.append((held_out.repeated(found), weight, is_judged(self.estimator_)))
         return parts

@@ -32,6 +32,14 @@ class RowScore(ABC):
     def members(self) -> tuple[str, ...]:
         """Names of what the score is made of."""
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Score of a usual row, and the unit of differences from it, in nats.
+
+        Both may differ between fits to parts of the rows, and are the same for all of them then.
+        """
+        return 0.0, 1.0
+
     @abstractmethod
     def scores(self, density: DensityEstimator, values: Array) -> Array:
         """Return the scores of rows.
