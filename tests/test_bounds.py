@@ -7,7 +7,7 @@ from marks import others_slow
 from scipy import integrate, stats
 
 import sk_itdiffusion
-from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity
+from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
 from sk_itdiffusion._table.bounds import resolve_bounds, rounded_inside, shown_bounds
 from sk_itdiffusion._table.marginals import BoundMap
 
@@ -235,6 +235,28 @@ def test_samples_of_positive_columns_are_positive(name):
     X = law.rvs(size=(250, 1), random_state=0)
     density = IMMSEDensity(**NORMAL).fit(X)
     assert density.sample(5000, random_state=0).min() > 0.0
+
+
+def test_rows_beyond_bounds_are_not_in_the_curve_of_errors():
+    X = np.random.default_rng(0).lognormal(size=(300, 2))
+    density = IMMSEDensity(**NORMAL).fit(X)
+    rows = np.vstack([X[:50], [[-1.0, 1.0]]])
+    with pytest.warns(
+        UserWarning, match=r"beyond the bounds of column\(s\) 0 are not in the curve"
+    ):
+        found = density.mse_curve(rows)
+    np.testing.assert_array_equal(found.model, density.mse_curve(rows[:50]).model)
+
+
+def test_detectors_rank_rows_by_how_far_they_are_beyond_the_others():
+    X = np.random.default_rng(0).lognormal(size=(100, 2))
+    settings = {"average": False, "trim": 0.0, "noise_floor": None, "random_state": 0}
+    detector = IMMSEOutlierDetector(IMMSEDensity(**NORMAL), **settings).fit(X)
+    assert np.isinf(detector.estimator_.bounds_).all()
+    rows = np.array([[1.0, 1.0], [-1.0, 1.0], [-2.0, 1.0]])
+    scores = detector.score_samples(rows)
+    assert (np.diff(scores) < 0.0).all()
+    np.testing.assert_allclose(detector.explain(rows).sum(axis=1), scores)
 
 
 def test_a_row_beyond_the_others_does_not_spoil_a_mean():

@@ -322,7 +322,7 @@ class DensityEstimator(
         ----------
         X : array-like or data frame of shape (n_samples, n_features), default=None
             Rows.  None stands for the validation rows of `fit`.  Rows with unseen values of
-            discrete columns are omitted, with a warning.
+            discrete columns, or beyond bounds of continuous ones, are omitted, with a warning.
 
         Returns
         -------
@@ -346,12 +346,14 @@ class DensityEstimator(
         with long_call(self, "mse_curve"):
             for part in parts_of(X):
                 values = self._read_categories(part, "in the curve")
+                values = values[is_between_bounds(self, values, "in the curve")]
                 if len(values):
                     curves.append(self._model.mse_curve(values))
                     counts.append(len(values))
         if not curves:
             raise ValueError(
-                "There is no error curve: all rows have values that did not occur in fit."
+                "There is no error curve: all rows have values that did not occur in fit, or are "
+                "beyond bounds."
             )
         return curves[0] if len(curves) == 1 else MSECurve.pooled(curves, counts)
 
@@ -372,6 +374,18 @@ def error_in_a_mean(values: Array, usual: float) -> float:
     root = len(values) / float(np.linalg.norm(count))
     enough = max(usual, min(ERROR_OF_MEAN * root, MAX_ERROR_OF_A_ROW))
     return min(enough, MAX_ERROR_OF_MEAN * root)
+
+
+def is_between_bounds(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:
+    """Return which rows are between the bounds of all columns, and warn about the others."""
+    beyond = estimator._model.space.entries_outside(values)
+    if beyond.any():
+        names = getattr(estimator, "feature_names_in_", None)
+        warn(
+            f"Rows beyond the bounds of column(s) {column_labels(beyond.any(axis=0), names)} are "
+            f"not {what}. Set wider bounds, or none, in the parameter bounds."
+        )
+    return np.asarray(~beyond.any(axis=1))
 
 
 def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -> NDArray[np.bool_]:

@@ -395,7 +395,8 @@ class IMMSEOutlierDetector(
         """Return for each fold the scores under a density fitted without it, and the weights.
 
         Scores are standardised, since densities of different fits may be of different sizes: one
-        may resolve the values of a lattice that another one does not.  The last says whether rows were held out of that fit to validate.
+        may resolve the values of a lattice that another one does not.  The last says whether rows
+        were held out of that fit to validate.
         """
         parts = []
         for number, fold in enumerate(folds):

@@ -240,13 +240,14 @@ def candidate_bounds(
     """Return the bounds of continuous columns that are given, or shown by the rows, if any are.
 
     Only a choice of maps on validation rows evaluates bounds that are shown, and only if all rows
-    are known.
+    are known.  Where rows are ranked, those beyond bounds are to be ranked like others.
     """
     if settings.model.bounds is not None:
         bounds = bounds_of_cells(settings.model.bounds, dequantizer)[continuous]
         return bounds if np.isfinite(bounds).any() else None
     judged = settings.model.marginals == "auto" and holds_out(len(varying), settings)
     judged = judged and not isinstance(settings.model.reference, ContinuousReference)
+    judged = judged and not settings.model.ranks_training_rows
     if not settings.model.finds_bounds or not judged or settings.runtime.stream is not None:
         return None
     least, greatest = extent(varying.X)
