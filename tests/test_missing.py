@@ -299,6 +299,39 @@ def test_entries_beyond_bounds_say_nothing_of_the_others():
     assert known[1] > 2.0 * unknown[1]
 
 
+def test_far_given_values_have_errors_of_rounding():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=300)
+    X = np.column_stack([x, 0.8 * x + 0.6 * rng.normal(size=300)])
+    density = IMMSEDensity(**ANALYTIC | {"reference": "gaussian", "experts": ["gaussian"]}).fit(X)
+    for given, is_exact in [(1e3, True), (1e9, False)]:
+        drawn = density.conditional([0]).sample([[given]], 200, random_state=0)
+        rows = np.column_stack([np.full(200, given), np.ravel(drawn)])
+        found, std = density.score_samples(rows, given=[0], return_std=True)
+        usual = density.score_samples(rows - rows.mean(axis=0), given=[0]).mean()
+        assert (std == 0.0).all() if is_exact else (std > 1.0).all()
+        # The mean is the same, whatever is given.
+        error = 4.0 * np.hypot(found.std() / np.sqrt(200), np.sqrt((std**2).mean()))
+        assert abs(found.mean() - usual) < error + 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_entries_whose_squares_overflow_are_impossible_and_say_nothing():
+    rng = np.random.default_rng(0)
+    X = hidden(rng.normal(size=(300, 3)), 0.2)
+    density = IMMSEDensity(**ANALYTIC).fit(X)
+    found = density.score_samples(
+        [[1e155, np.nan, 0.0], [1e200, np.nan, np.nan], [1e160, 0.0, 0.0]]
+    )
+    assert np.isneginf(found).all()
+    assert np.isneginf(density.marginal([0]).score_samples([[1e160]])).all()
+    far, unknown = (
+        density.conditional([0]).sample([[x, 0.0, 0.0]], 5, random_state=0) for x in (1e160, np.nan)
+    )
+    assert np.isfinite(far).all()
+    assert np.shape(far) == np.shape(unknown)
+
+
 def test_offsets_of_lattices_are_those_of_targets():
     rng = np.random.default_rng(0)
     x = rng.normal(size=600)

@@ -30,6 +30,10 @@ NUMBERS_IN_A_PASS = 2**22
 #: Draws of a dequantised row's noise that the reference's log-density is averaged over with the
 #: usual tolerance or a larger one, and the most.
 DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
+#: Size of mapped values from which squared distances may overflow.
+FARTHEST = 1e100
+#: Errors of rounding, in nats, that are reported.
+MIN_ROUNDING = 1e-6
 
 
 def n_dequantizations(tolerance: Tolerance) -> int:
@@ -38,6 +42,15 @@ def n_dequantizations(tolerance: Tolerance) -> int:
     The variance falls with the square of the tolerance, as that of the integral does.
     """
     return tolerance.draws_for(DEQUANTIZATIONS, DEQUANTIZATIONS, MAX_DEQUANTIZATIONS)
+
+
+def variance_of_rounding(log_density: Array) -> Array:
+    """Return variances of differences from large log-densities, whose last digits are rounded.
+
+    They are 0 where the rounding does not matter.
+    """
+    error = np.finfo(np.float64).eps * np.abs(np.where(np.isfinite(log_density), log_density, 0.0))
+    return np.where(error > MIN_ROUNDING, error**2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +126,7 @@ class ModelOfParts(Experts):
                 of_given = self._observed_log_density(np.where(given, known, np.nan))
                 with np.errstate(invalid="ignore"):
                     total = np.where(np.isneginf(joint), -np.inf, total - of_given)
+                variance += variance_of_rounding(of_given)
         total[np.isneginf(ratios).any(axis=1)] = -np.inf
         empty = ~targets.any(axis=1)
         total[empty], variance[empty] = 0.0, 0.0
@@ -158,7 +172,9 @@ class ModelOfParts(Experts):
         is_number = np.isfinite(rows) | np.isnan(standardized)
         finite = is_number.all(axis=1) & np.isfinite(log_slope)
         log_density = np.full(len(rows), -np.inf)
-        log_density[finite] = log_likelihoods(self.parts, rows[finite]) + log_slope[finite]
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = log_likelihoods(self.parts, rows[finite]) + log_slope[finite]
+        log_density[finite] = np.where(np.isnan(found), -np.inf, found)
         return log_density
 
     def complete(
@@ -183,8 +199,8 @@ class ModelOfParts(Experts):
         ndarray of shape (n_draws, n, n_columns)
             The rows, with the observed entries as they are.  Values of continuous columns are
             between their bounds, and those of dequantised ones on their lattices.  Observed
-            entries beyond the bounds of their columns, like unseen categories, say nothing about
-            the other ones.
+            entries beyond the bounds of their columns, or so far out that their squares overflow,
+            like unseen categories, say nothing about the other ones.
         """
         known = self.space.known(values)
         missing = np.isnan(values)
@@ -194,7 +210,7 @@ class ModelOfParts(Experts):
         with np.errstate(over="ignore", invalid="ignore"):
             standardized = self.space.standardized(known)
             rows, _ = self.space.rows(standardized)
-        rows[~np.isfinite(rows)] = np.nan
+        rows[~(np.abs(rows) < FARTHEST)] = np.nan
         keys = row_keys(standardized, seed)
         if equal_rows_differ:
             keys = keys_of_copies(keys, copy_numbers(keys))
