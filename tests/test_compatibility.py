@@ -22,6 +22,8 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
 rng = np.random.default_rng(0)
 NUMBERS = pd.DataFrame(rng.normal(size=(80, 2)), columns=["first", "second"])

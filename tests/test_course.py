@@ -11,6 +11,8 @@ from sk_itdiffusion._fit import course
 from sk_itdiffusion._fit.course import Course, Limits, gain_of_a_doubling
 from sk_itdiffusion._fit.training_control import UntilItsEnd
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 
 class Clock:
     """A clock that goes on by as much as it is told."""

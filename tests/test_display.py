@@ -67,19 +67,19 @@ def table(n=240):
 
 @pytest.fixture(scope="module")
 def density():
-    return IMMSEDensity(**SMALL).fit(rows(200))
+    return IMMSEDensity(**SMALL, n_networks=1).fit(rows(200))
 
 
 @pytest.fixture(scope="module")
 def plane():
-    return IMMSEDensity(**SMALL).fit(rows(200)[:, :2])
+    return IMMSEDensity(**SMALL, n_networks=1).fit(rows(200)[:, :2])
 
 
 @pytest.fixture(scope="module")
 def ensemble():
     members = [
-        ("a", IMMSEDensity(**SMALL)),
-        ("b", IMMSEDensity(**(SMALL | {"reference": "gaussian", "random_state": 1}))),
+        ("a", IMMSEDensity(**SMALL, n_networks=1)),
+        ("b", IMMSEDensity(**(SMALL | {"reference": "gaussian", "random_state": 1}), n_networks=1)),
     ]
     return IMMSEEnsemble(members, random_state=0).fit(rows(200))
 

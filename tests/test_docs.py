@@ -7,6 +7,7 @@ import re
 import warnings
 from dataclasses import is_dataclass, replace
 
+import brief
 import pytest
 import torch
 from documents import IMAGE, LINK, ROOT, code_blocks, local_targets, run_python_blocks
@@ -14,9 +15,7 @@ from documents import IMAGE, LINK, ROOT, code_blocks, local_targets, run_python_
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEOutlierDetector
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.table import TableEstimator
-from sk_itdiffusion._fit import map_choice, selection
 from sk_itdiffusion._runtime import documentation
-from sk_itdiffusion.references.families import latent_class, mixture
 from sk_itdiffusion.schedules import LogisticSchedule
 
 DOCS = ROOT / "docs"
@@ -59,10 +58,8 @@ def short_work(monkeypatch):
 
     monkeypatch.setattr(TableEstimator, "_settings", few_steps)
     monkeypatch.setattr(DensityEstimator, "_tolerance", few_evaluations)
-    monkeypatch.setattr(mixture, "_COMPONENTS", (2,))
-    monkeypatch.setattr(map_choice, "_COMPONENTS_FOR_MAPS", (2,))
-    monkeypatch.setattr(latent_class, "_CLASSES", (2,))
-    monkeypatch.setattr(selection, "N_NODES", 9)
+    with brief.choices():
+        yield
 
 
 @pytest.mark.slow  # real, if short, fits; .ci/run runs it in a step of its own

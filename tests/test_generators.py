@@ -14,6 +14,8 @@ from sk_itdiffusion.denoisers.mlp import LocalDropout
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from processes import allocated_bytes
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}
 
 

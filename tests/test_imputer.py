@@ -14,6 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sk_itdiffusion import IMMSEDensity, IMMSEImputer, IMMSEMixedDensity, load
 from sk_itdiffusion.imputation import PooledEstimate
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 RHO = 0.8
 
 
@@ -97,7 +99,7 @@ def table_of_kinds(n_rows=600, seed=0):
 
 
 @pytest.mark.parametrize("strategy", others_slow(["median", "sample", "mean", "mode"], 2))
-def test_categories_stay_categories(strategy):
+def test_categories_stay_categories(strategy, usual_fits):
     table, holes = table_of_kinds()
     imputer = IMMSEImputer(strategy=strategy, n_draws=20, random_state=0)
     filled = imputer.fit_transform(holes)

@@ -36,6 +36,8 @@ from sk_itdiffusion.information import (
     total_correlation,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 #: One normal distribution behind the normal scores, which is quick; the copula decides.
 QUICK = IMMSEMixedDensity(
     max_epochs=0, marginals="standard", bounds=None, reference="independent", random_state=0

@@ -12,6 +12,8 @@ from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity
 from sk_itdiffusion._fit.experts import kind_of_expert, names_of_networks, number_of_network
 from sk_itdiffusion._fit.networks import epoch_length
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 QUICK = {
     "hidden_size": 8,
     "n_blocks": 1,

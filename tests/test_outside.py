@@ -20,6 +20,8 @@ from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.schedules import LogisticSchedule
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 SHAPE = np.array([[2.0, 0.8], [0.8, 1.0]])
 MEAN = np.array([5.0, -3.0])
 

@@ -16,6 +16,8 @@ from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity
 from sk_itdiffusion._runtime import parallel
 from sk_itdiffusion._table.partitions import LocalPartitions, partitions_of, parts_of, sample
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 TINY = {
     "hidden_size": 16,
     "n_blocks": 1,

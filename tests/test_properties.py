@@ -24,6 +24,8 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.schedules import LogisticSchedule, TruncatedNormalSchedule, UniformSchedule
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 COMMON = {
     "deadline": None,
     "database": None,

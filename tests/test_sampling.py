@@ -18,6 +18,8 @@ from sk_itdiffusion.references import GaussianMixtureReference, GaussianReferenc
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from sampling_steps import heun
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 LOW, HIGH = -4.0, 12.0
 
 

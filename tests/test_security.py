@@ -20,6 +20,8 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 PACKAGE = Path(sk_itdiffusion.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

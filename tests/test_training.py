@@ -12,6 +12,8 @@ from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import GaussianMixtureReference
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 N_ROWS, BATCH_SIZE, N_BATCHES = 40, 16, 5
 DENSITY = PiecewiseDensity(np.array([-2.0, 0.0, 1.0, 5.0]), np.array([0.2, 0.7, 0.1]))
 
