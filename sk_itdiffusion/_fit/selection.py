@@ -225,7 +225,7 @@ def fit_references(
     split = replace(split, optimism=replace(split.optimism, families=optimism))
     beyond = settings.model.beyond_the_grid
     coarse = {name: r for name, r in references.items() if name not in beyond}
-    if settings.model.has_missing:  # nothing is integrated
+    if settings.model.has_missing and not settings.model.has_roles:  # nothing is integrated
         grid = np.empty(0)
         preconditioner = plain_reference(references, settings.model.families)
     elif earlier is None:

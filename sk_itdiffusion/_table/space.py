@@ -146,6 +146,11 @@ class TableSpace:
     anchored: Sequence[int] = ()
 
     @property
+    def in_rows(self) -> Index:
+        """Columns of the table that are in the model's rows, in the order that they have there."""
+        return np.concatenate([self.continuous, self.discrete])
+
+    @property
     def is_discrete(self) -> bool:
         """Whether no continuous column varies, so that equal rows are no sign of anything."""
         return len(self.continuous) == 0 and len(self.discrete) > 0
