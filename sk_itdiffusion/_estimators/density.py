@@ -241,7 +241,9 @@ class IMMSEDensity(TableEstimator):
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch of ``net_``.
         These are bounds for this network alone; ``entropy_`` is that of the whole model, in which
-        networks and references are combined at each log-SNR.
+        networks and references are combined at each log-SNR.  If networks are trained on parts of
+        rows (``patterns``), they are the bound of the normal reference for whole rows less the mean
+        gain of the network over random parts.
     entropy_ : float
         The validation bound of the whole model, in nats: an estimate of its mean negative
         log-density on new rows.  Weights, maps and mixtures are cross-fitted for it: each
@@ -498,7 +500,7 @@ class IMMSEDensity(TableEstimator):
             )
         return GivenFamily(given)
 
-    def _obstacle_to_roles(self, kinds: Sequence[ColumnKind]) -> str | None:
+    def _obstacle_to_roles(self) -> str | None:
         """Return why networks cannot be trained on parts of rows; None if they can."""
         if self._images() is not None:
             return "images"

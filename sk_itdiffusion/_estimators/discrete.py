@@ -81,7 +81,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
         about twice the time, and answer all questions; the density of complete rows may be slightly
         worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
-        otherwise.  Discrete columns require ``"auto"`` or ``"joint"``, which are the same for them.
+        otherwise.  Images require ``"auto"`` or ``"joint"``, which are the same for them.
     reference : {"auto", "independent", "latent_class"}, default="auto"
         Reference q, the control variate of the integral: independent columns, or a latent class
         model whose number of classes is chosen by validation; ``"auto"`` selects the more likely.
@@ -120,8 +120,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
         fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
         to its reference), and fits take seconds.  ``experts=["independent"], max_epochs=0`` fits
-        only the independent reference.  If rows of `fit` have missing entries, no network is
-        trained either.
+        only the independent reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps per epoch, at least 1; ``"auto"`` is 100, fewer for less than 5000 rows.
     batch_size : int or "auto", default="auto"

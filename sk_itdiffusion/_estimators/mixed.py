@@ -84,7 +84,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
         about twice the time, and answer all questions; the density of complete rows may be slightly
         worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
-        otherwise.  Discrete columns require ``"auto"`` or ``"joint"``, which are the same for them.
+        otherwise.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         Training loss for discrete columns; see `IMMSEDiscreteDensity`.  For continuous ones it is
         the squared error.
@@ -106,8 +106,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
     max_epochs : int, default=200
         Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
         fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
-        to its reference), and fits take seconds.  If rows of `fit` have missing entries, no network
-        is trained either.
+        to its reference), and fits take seconds.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps per epoch, at least 1; ``"auto"`` is 100, fewer for less than 5000 rows.
     batch_size : int, default=512

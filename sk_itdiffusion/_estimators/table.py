@@ -283,7 +283,7 @@ class TableEstimator(DensityOfParts):
         references to the observed entries of all rows (kernels to the complete rows).  This is
         valid if entries are missing at random, that is, if whether an entry is missing depends on
         observed entries only.  Networks are trained on the observed entries (see ``patterns``; not
-        with discrete columns or ``dequantize``), and are used where they are better than a mixture
+        with ``dequantize``), and are used where they are better than a mixture
         of the references on validation rows.  If the values of some columns tell which entries are
         missing, what a network learns is only valid given those columns: it is used where they are
         given, as in imputation, and otherwise the references are.  Rows without any observed entry
@@ -379,7 +379,7 @@ class TableEstimator(DensityOfParts):
             codes = None if codes is None else codes[kept]
         lacks_entries = lacks_entries or (previous is not None and previous.has_missing)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
-        if self._has_roles(kinds, lacks_entries, ranks_training_rows):
+        if self._has_roles(lacks_entries, ranks_training_rows):
             settings = settings.changed(has_missing=lacks_entries, has_roles=True)
         elif lacks_entries:
             settings = settings.changed(has_missing=True, max_epochs=0)
@@ -415,9 +415,7 @@ class TableEstimator(DensityOfParts):
         if previous is not None and previous.nets and not previous.networks_have_roles:
             check_complete(values, names, "warm starts of networks; set warm_start=False")
 
-    def _has_roles(
-        self, kinds: Sequence[ColumnKind], lacks_entries: bool, ranks_training_rows: bool
-    ) -> bool:
+    def _has_roles(self, lacks_entries: bool, ranks_training_rows: bool) -> bool:
         """Return whether networks are trained on parts of rows, or raise an error if they cannot.
 
         Detectors of outliers, which rank the rows of the fit, use the references only.
@@ -425,7 +423,7 @@ class TableEstimator(DensityOfParts):
         is_asked = self.patterns == "any" or (self.patterns == "auto" and lacks_entries)
         if not is_asked or ranks_training_rows or self.max_epochs == 0:
             return False
-        obstacle = self._obstacle_to_roles(kinds)
+        obstacle = self._obstacle_to_roles()
         if obstacle is not None and self.patterns == "any":
             raise ValueError(
                 f"patterns='any' is not supported for {obstacle}. Set patterns to 'auto' or "
@@ -433,11 +431,9 @@ class TableEstimator(DensityOfParts):
             )
         return obstacle is None
 
-    def _obstacle_to_roles(self, kinds: Sequence[ColumnKind]) -> str | None:
+    def _obstacle_to_roles(self) -> str | None:
         """Return why networks cannot be trained on parts of rows; None if they can."""
-        if any(kind.n_categories > 1 for kind in kinds):
-            return "tables with discrete columns"
-        return None
+        return None if getattr(self, "image_shape", None) is None else "images"
 
     def _checked_groups(self, X: Any, groups: ArrayLike) -> NDArray[np.intp]:
         """Return the numbers of the rows' groups."""

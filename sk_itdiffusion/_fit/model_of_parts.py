@@ -10,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.experts import Experts
-from sk_itdiffusion._fit.patterns import PatternStack, Question, conditional_log_density
+from sk_itdiffusion._fit.patterns import (
+    PatternStack,
+    Question,
+    conditional_log_density,
+    questions_of,
+)
 from sk_itdiffusion._immse.cubature import (
     Keys,
     hash_uniform,
@@ -22,6 +27,7 @@ from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import log_likelihoods
@@ -71,7 +77,8 @@ class ModelOfParts(Experts):
     @property
     def networks_have_roles(self) -> bool:
         """Whether all networks, if there are any, were trained to answer for parts of rows."""
-        return all(isinstance(net.module_.averaged, RoleDenoiser) for net in self.nets.values())
+        networks = [net.module_.averaged for net in self.nets.values()]
+        return all(isinstance(each, RoleDenoiser | RoleLevelDenoiser) for each in networks)
 
     def answers_by_parts(self, values: Array) -> NDArray[np.bool_]:
         """Return which rows are scored by the mixture of references, since entries are missing."""
@@ -292,17 +299,19 @@ class ModelOfParts(Experts):
         assert patterns is not None
         known = ~np.isnan(rows)
         target = missing[:, columns]
-        values = np.where(known, rows, 0.0)
+        chosen = np.flatnonzero(patterns.has_say(target, known))
 
-        def draw(row: int) -> None:
-            question = Question(target[row], known[row], values[row])
-            drawn = np.tile(values[row], (len(keys), 1))
-            drawn[:, target[row]] = patterns.draws(self, question, keys[:, row])
-            table = self.on_lattice(self.space.values(drawn))
+        def draw(part: tuple[Question, NDArray[np.intp]]) -> None:
+            question, numbers = part
+            row = chosen[numbers]
+            own, place = np.unique(keys[:, row], return_inverse=True)
+            drawn = np.tile(question.values, (len(own), 1))
+            drawn[:, question.target] = patterns.draws(self, question, own)
+            table = self.on_lattice(self.space.values(drawn))[place.reshape(len(keys), len(row))]
             completed[:, row] = np.where(missing[row], table, completed[:, row])
 
-        chosen = np.flatnonzero(patterns.has_say(target, known))
-        map_in_workers(draw, chosen.tolist(), self.device, current_progress())
+        questions = questions_of(rows[chosen], target[chosen], known[chosen])
+        map_in_workers(draw, questions, self.device, current_progress())
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:

@@ -63,7 +63,8 @@ from sk_itdiffusion.denoisers import (
 )
 from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
-from sk_itdiffusion.denoisers.roles import INPUTS_OF_A_COLUMN, RoleDenoiser
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
+from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.distributed import Processes
 from sk_itdiffusion.pretrained import PretrainedDenoiser
 from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
@@ -228,7 +229,7 @@ def build_network(
     low, high = map(float, experts.grid[[0, -1]])
     has_roles = settings.model.has_roles
     plan = BackbonePlan(
-        n_inputs=layout.n_points * (INPUTS_OF_A_COLUMN if has_roles else 1),
+        n_inputs=n_role_inputs(layout) if has_roles else layout.n_points,
         n_outputs=layout.n_continuous + n_category_outputs(layout),
         n_periodic=n_periodic_inputs(layout),
         embedding=LogSNREmbedding(low, high),
@@ -244,7 +245,10 @@ def build_network(
     reference = copy.deepcopy(experts.references[experts.preconditioner]).float()
     backbone = build_backbone(planned.family, plan)
     if has_roles:
-        return RoleDenoiser(backbone, reference, plan.embedding)
+        if not isinstance(reference, IndependentReference):
+            return RoleDenoiser(backbone, reference, plan.embedding)
+        counts = category_counts(rows, layout)
+        return RoleLevelDenoiser(backbone, reference, plan.embedding, counts)
     if planned.family.is_complete:
         return ReferencedDenoiser(backbone, reference)
     if not isinstance(reference, DiscreteReference):
@@ -361,9 +365,11 @@ def train_network(
     )
     layout = copy.deepcopy(split.space.layout).float()
     offset = cross_entropy_in_data_units(experts, split)
-    if isinstance(denoiser, RoleDenoiser):
+    if isinstance(denoiser, RoleDenoiser | RoleLevelDenoiser):
         source = CopyableGenerator().manual_seed(generator.initial_seed())
-        objective: DenoisingObjective = RoleObjective(denoiser, layout, source, offset)
+        objective: DenoisingObjective = RoleObjective(
+            denoiser, layout, source, offset, settings.training.loss
+        )
         # Parts of rows evaluate an epoch, of which references of whole ones do not tell.
         partners = []
     else:
@@ -455,12 +461,12 @@ def training_rows(
 def spectrum_of(split: MappedSplit, experts: Experts) -> Array:
     """Return the eigenvalues of the covariance of the training points, at least 1e-6.
 
-    With missing entries they are those of the plain reference.
+    With missing entries in continuous columns they are those of the plain reference.
     """
     plain = experts.references[experts.plain]
     if split.has_missing and isinstance(plain, GaussianReference):
         return np.asarray(np.maximum(plain.variances.cpu().double().numpy(), 1e-6))
-    sample = split.train
+    sample = split.rows_to_embed
     if split.space.layout.variables:
         sample = sample.take(np.arange(min(len(sample), MAX_ROWS_FOR_SPECTRUM)))
     points = split.space.layout.embed_array(sample.X)

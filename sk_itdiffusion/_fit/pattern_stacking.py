@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from sk_itdiffusion._fit.experts import Experts, profile_noise
+from sk_itdiffusion._fit.experts import Experts, noise_for_layout
 from sk_itdiffusion._fit.patterns import (
     N_CLASSES,
     PatternStack,
@@ -20,7 +20,7 @@ from sk_itdiffusion._fit.patterns import (
 )
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.validation import crossfitted_errors
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, spawn_keys
+from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, spawn_keys
 from sk_itdiffusion._immse.error_profiles import (
     ErrorProfile,
     products_of_residuals,
@@ -30,6 +30,7 @@ from sk_itdiffusion._immse.errors import LADDER, ErrorCalibration, calibrate_err
 from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
 from sk_itdiffusion.references.optimism import fold_weights
@@ -44,6 +45,8 @@ ROWS_OF_A_CLASS, MIN_ROWS_OF_A_CLASS = 160, 20
 ROWS_TO_CALIBRATE = 32
 #: Rows that tell whether missingness depends on values, at least of each kind.
 MIN_ROWS_TO_COMPARE = 10
+#: Categories that are compared one by one; the codes of more are numbers.
+MAX_CATEGORIES_TO_COMPARE = 20
 #: Probability of taking a column for one on which missingness depends, if there is none.
 LEVEL_OF_TEST = 0.01
 
@@ -128,6 +131,10 @@ def rows_of_class(split: MappedSplit, number: int, drivers: Mask, seed: int) -> 
     if drivers.any() and not has_given:
         return None
     X = split.valid.X
+    # Few states, each of many rows, are seen in several patterns.
+    times = -(-ROWS_OF_A_CLASS // len(X)) if split.space.is_discrete else 1
+    row = np.tile(np.arange(len(X)), times)
+    X = X[row]
     n_rows, n_columns = X.shape
     observed = ~np.isnan(X)
     least, most = (n_columns // 2 + 1, n_columns) if has_many else (1, n_columns // 2)
@@ -149,7 +156,7 @@ def rows_of_class(split: MappedSplit, number: int, drivers: Mask, seed: int) -> 
     chosen = np.flatnonzero(fits & (given | ~drivers).all(axis=1))[:ROWS_OF_A_CLASS]
     if len(chosen) < MIN_ROWS_OF_A_CLASS:
         return None
-    return PatternRows(split.valid.take(chosen), target[chosen], given[chosen])
+    return PatternRows(split.valid.take(row[chosen]), target[chosen], given[chosen])
 
 
 def with_class(
@@ -172,8 +179,10 @@ def with_class(
     known = rows.X, chosen.target, chosen.given
     log_density = conditional_log_density(experts.references[stack.control], *known)
     gain = log_density + profile.integral(of_control - errors)
+    # Patterns of one row are not independent of each other.
+    source = rows.keys(0) if experts.space.is_discrete else rows.unit
     mean, error = mean_and_error(
-        gain - conditional_log_density(parts, *known), share, source=rows.unit
+        gain - conditional_log_density(parts, *known), share, source=source
     )
     differs = np.flatnonzero(weights[:, stack.expert_names.index(stack.control)] < 1.0)
     if not mean > error or not len(differs):
@@ -182,10 +191,8 @@ def with_class(
     difference = of_control - profile.row_errors(weights)
     height = np.sqrt(np.square(difference) @ share)[nodes]
     placement = PiecewiseDensity.from_profile(stack.logsnr[nodes], 0.5 * (height[1:] + height[:-1]))
-    n_columns = rows.X.shape[1]
-    rule = IntegrationRule(
-        placement, NoiseRule.for_scoring(n_columns, experts.seeds.scoring), LADDER[0]
-    )
+    noise = noise_for_layout(experts.space.layout, experts.seeds.scoring)
+    rule = IntegrationRule(placement, noise, LADDER[0])
     all_weights, rules = stack.weights.copy(), list(stack.rules)
     all_weights[number], rules[number] = weights, rule
     stack = replace(stack, weights=all_weights, rules=tuple(rules))
@@ -205,10 +212,12 @@ def profile_of_parts(stack: PatternStack, experts: Experts, chosen: PatternRows)
     def grams(part: tuple[Question, NDArray[np.intp]]) -> Array:
         question, numbers = part
         denoisers = question.denoisers(experts, stack.expert_names)
-        noise = profile_noise(int(question.target.sum()), has_images=False)
+        layout = question.layout(experts.space.layout)
+        noise = experts.profile_noise(layout.n_points)
         found = []
-        for number in numbers:
-            point = rows.X[number, question.target]
+        for number, point in zip(
+            numbers, layout.embed_array(rows.X[numbers][:, question.target]), strict=True
+        ):
             drawn = noise.draw(spawn_keys(keys[number : number + 1], len(logsnr)).ravel())
             points = np.tile(point, (len(logsnr), 1))
             found.append(
@@ -255,37 +264,51 @@ def calibrated(
 def drivers_of_missingness(split: MappedSplit) -> Mask:
     """Return the columns, (n_columns,), on whose values it depends which others are missing.
 
-    Of each column the means and the mean squares are compared between rows in which another one is
-    missing and rows in which it is not.  If entries are missing completely at random, which is if
-    there are none such, a network that is trained on observed entries learns the distribution of
-    all; otherwise it does so given the columns found here.
+    Of each column the mean and the mean square, or the frequencies of the categories, are compared
+    between rows in which another one is missing and rows in which it is not.  If entries are
+    missing completely at random, which is if there are none such, a network that is trained on
+    observed entries learns the distribution of all; otherwise it does so given the columns found
+    here.
     """
     X = np.concatenate([split.train.X, split.valid.X])
     weight = np.concatenate([split.train.weight, split.valid.weight])
     found = np.zeros(X.shape[1], dtype=bool)
     missing = np.isnan(X)
     holed = np.flatnonzero(missing.any(axis=0))
-    if not len(holed):
-        return found
-    least = norm.isf(0.5 * LEVEL_OF_TEST / (2 * len(holed) * X.shape[1]))
+    numbers = [numbers_of_column(X[:, i], i, split.space.layout) for i in range(X.shape[1])]
+    n_tests = len(holed) * sum(len(each) for each in numbers)
+    least = norm.isf(0.5 * LEVEL_OF_TEST / max(n_tests, 1))
     for i in range(X.shape[1]):
         seen = ~missing[:, i]
         for j in holed[holed != i]:
             sides = [seen & missing[:, j], seen & ~missing[:, j]]
             if min(side.sum() for side in sides) < MIN_ROWS_TO_COMPARE:
                 continue
-            values = [np.stack([X[side, i], X[side, i] ** 2]) for side in sides]
-            means, variances = zip(
-                *(moments(v, weight[side]) for v, side in zip(values, sides, strict=True)),
-                strict=True,
+            (mean, variance), (other_mean, other_variance) = (
+                moments(numbers[i][:, side], weight[side], split.space.is_discrete)
+                for side in sides
             )
-            scale = np.sqrt(np.maximum(variances[0] + variances[1], np.finfo(np.float64).tiny))
-            found[i] |= bool((np.abs(means[0] - means[1]) > least * scale).any())
+            error = np.sqrt(np.maximum(variance + other_variance, np.finfo(np.float64).tiny))
+            found[i] |= bool((np.abs(mean - other_mean) > least * error).any())
     return found
 
 
-def moments(values: Array, weight: Array) -> tuple[Array, Array]:
-    """Return weighted means of values (k, n), and the variances of these means, both (k,)."""
+def numbers_of_column(values: Array, number: int, layout: Layout) -> Array:
+    """Return what is compared of a column, (k, n): value and square, or which category it is."""
+    n_continuous = layout.n_continuous
+    if number >= n_continuous:
+        n_categories = layout.variables[number - n_continuous].n_categories
+        if n_categories <= MAX_CATEGORIES_TO_COMPARE:
+            return np.asarray(values == np.arange(n_categories)[:, None], dtype=np.float64)
+    return np.stack([values, values**2])
+
+
+def moments(values: Array, weight: Array, in_counts: bool) -> tuple[Array, Array]:
+    """Return weighted means of values (k, n), and the variances of these means, both (k,).
+
+    Weights may be numbers of observations.
+    """
     share = weight / weight.sum()
     mean = values @ share
-    return mean, np.square(values - mean[:, None]) @ share**2
+    factor = share / weight.sum() if in_counts else share**2
+    return mean, np.square(values - mean[:, None]) @ factor

@@ -24,15 +24,23 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from sk_itdiffusion._fit.experts import MAX_NETWORK_INPUT, Experts, Mixing, on_device
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, hash_uniform, row_keys, spawn_keys
+from sk_itdiffusion._fit.experts import (
+    MAX_NETWORK_INPUT,
+    Experts,
+    Mixing,
+    noise_for_layout,
+    on_device,
+)
+from sk_itdiffusion._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import Denoiser, IntegrationRule, gap_of_chunk
 from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
 from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser, with_roles
+from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_increasing, check_not_negative, check_same
 from sk_itdiffusion.references import Reference
@@ -53,6 +61,8 @@ Mask = NDArray[np.bool_]
 N_CLASSES = 4
 #: Rows, of one question or of several, that a worker takes at a time.
 ROWS_OF_A_JOB = 16
+#: Draws that are moved along the flow together.
+DRAWS_IN_A_PASS = 512
 #: Stream of a row's keys from which the noise at the start of a flow comes.
 STREAM_OF_FLOW = 13
 
@@ -86,13 +96,20 @@ class Question:
         of_asked = reference.marginal(asked.tolist())
         return of_asked.given(known.tolist(), self.values[self.given])
 
-    def of_network(self, network: RoleDenoiser, baseline: Denoiser) -> Denoiser:
+    def layout(self, layout: Layout) -> Layout:
+        """Return the layout of the targets, from that of all columns."""
+        return layout.part(np.flatnonzero(self.target).tolist())
+
+    def of_network(
+        self, network: RoleDenoiser | RoleLevelDenoiser, layout: Layout, baseline: Denoiser
+    ) -> Denoiser:
         """Return a network as denoiser of the targets, from that of the reference it corrects."""
+        columns = layout.columns_of_points()
         target, given = (torch.from_numpy(part)[None] for part in (self.target, self.given))
         device = next(network.parameters()).device
-        values = torch.from_numpy(self.values).float()[None]
-        fixed = with_roles(values, target, given).to(device)
-        place = torch.from_numpy(np.flatnonzero(self.target)).to(device)
+        points = torch.from_numpy(layout.embed_array(self.values[None])).float()
+        fixed = with_roles(points, target, given, columns).to(device)
+        place = torch.from_numpy(np.flatnonzero(self.target[columns])).to(device)
 
         def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
             wide = fixed.repeat(len(z), 1)
@@ -113,7 +130,8 @@ class Question:
         for name in names:
             if name in experts.nets:
                 network = experts.nets[name].module_.averaged
-                found[name] = self.of_network(network, known[experts.preconditioner])
+                baseline = known[experts.preconditioner]
+                found[name] = self.of_network(network, experts.space.layout, baseline)
             else:
                 found[name] = known[name]
         return found
@@ -298,10 +316,12 @@ class PatternStack:
         mixing = self.mixing(number)
         names = tuple(dict.fromkeys([self.control, *used_experts(mixing)]))
         paired = used_mixing(mixing, names).paired(question.denoisers(experts, names))
-        rule = replace(self._rule(number), noise=noise_of_part(experts, int(question.target.sum())))
+        layout = question.layout(experts.space.layout)
+        noise = noise_for_layout(layout, experts.seeds.scoring)
+        rule = replace(self._rule(number), noise=noise)
         apart = experts.evaluations_apart
         gap, spread = np.empty((2, len(rows)))
-        for i, point in enumerate(rows[:, question.target]):
+        for i, point in enumerate(layout.embed_array(rows[:, question.target])):
             own = replace(rule, n_draws=int(n_draws[i]))
             budget = min(experts.budget, own.n_evaluations)
             at_once = own.chunk_shape(budget, apart)[1]
@@ -343,18 +363,21 @@ class PatternStack:
         mixing = self.mixing(number)
         names = used_experts(mixing)
         stack = used_mixing(mixing, names).stack(question.denoisers(experts, names))
-        n_targets = int(question.target.sum())
-        uniform = hash_uniform(spawn_keys(keys, 2 * n_targets + 2), STREAM_OF_FLOW)
+        layout = question.layout(experts.space.layout)
+        n_points, n_targets = layout.n_points, layout.n_columns
+        uniform = hash_uniform(spawn_keys(keys, n_points + n_targets + 2), STREAM_OF_FLOW)
         empty = torch.full((len(keys), n_targets), torch.nan, dtype=torch.float64)
         reference = question.of(experts.references[self.control])
-        clean = reference.complete(empty, torch.from_numpy(uniform[:, n_targets:].copy()))
-        noise = torch.from_numpy(ndtri(uniform[:, :n_targets]))
+        clean = reference.complete(empty, torch.from_numpy(uniform[:, n_points:].copy()))
+        clean = layout.embed(clean)
+        noise = torch.from_numpy(ndtri(uniform[:, :n_points]))
         first = self._rule(number).placement.edges[0]
         path = torch.from_numpy(np.linspace(first, self.logsnr[-1], N_STEPS + 1))
         start = add_noise(clean, noise, path[:1].expand(len(keys)))
         start = start.to(experts.device, experts.precision)
-        found = probability_flow(stack, start, path.to(start))
-        return np.asarray(found.double().cpu().numpy())
+        parts = start.split(DRAWS_IN_A_PASS)
+        found = torch.cat([probability_flow(stack, part, path.to(start)) for part in parts])
+        return np.asarray(layout.nearest_rows(found.double().cpu()).numpy())
 
     def _finish_loading(self) -> None:
         """Raise an error if parts are inconsistent, or numbers are out of range."""
@@ -363,6 +386,8 @@ class PatternStack:
         check_same(self.weights.shape, shape, "there are other weights of parts of rows")
         check_same(len(self.rules), N_CLASSES, "there are other rules for parts of rows")
         check_not_negative(self.weights, "weights of experts")
+        if self.drivers.dtype != bool:
+            raise ValueError("it is not known on which columns missingness depends")
         if any(rule is not None and rule.errors is None for rule in self.rules):
             raise ValueError("the rule of integration has no calibration")
 
@@ -380,8 +405,3 @@ def used_mixing(mixing: Mixing, names: Sequence[str]) -> Mixing:
     return replace(
         mixing, expert_names=kept, weights=mixing.weights[:, [known.index(name) for name in kept]]
     )
-
-
-def noise_of_part(experts: Experts, n_targets: int) -> NoiseRule:
-    """Return the rule for the noise of so many targets."""
-    return NoiseRule.for_scoring(n_targets, experts.seeds.scoring)

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from sk_itdiffusion._fit.batches import NoisyRows
 from sk_itdiffusion._fit.training import DenoisingObjective
 from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser, with_roles
 from sk_itdiffusion.layout import Layout
 
@@ -57,7 +58,7 @@ class RoleObjective(DenoisingObjective):
 
     Parameters
     ----------
-    denoiser : RoleDenoiser
+    denoiser : RoleDenoiser or RoleLevelDenoiser
         The network.
     layout : Layout
         Where the columns of the rows are in the points.
@@ -65,34 +66,54 @@ class RoleObjective(DenoisingObjective):
         Source of the roles.
     offset : float, default=0.0
         Mean negative log-likelihood of the reference, in nats.
+    loss : {"mse", "cross_entropy"}, default="mse"
+        See `DenoisingObjective`.
     """
 
     prepares_rows = True
 
     def __init__(
         self,
-        denoiser: RoleDenoiser,
+        denoiser: RoleDenoiser | RoleLevelDenoiser,
         layout: Layout,
         generator: Generator,
         offset: float = 0.0,
+        loss: str = "mse",
     ) -> None:
-        super().__init__(denoiser, layout, offset=offset)
+        super().__init__(denoiser, layout, offset=offset, loss=loss)
         self.generator = generator
+        self.columns = layout.columns_of_points()
 
     @torch.no_grad()
     def with_constants(self, batch: NoisyRows) -> NoisyRows:
         """Return noisy rows with roles, and with all computed that does not depend on weights."""
-        assert isinstance(self.denoiser, RoleDenoiser)
-        points, logsnr = batch["x"], batch["logsnr"]
-        observed = ~points.isnan()
-        n_patterns = -(-len(points) // ROWS_OF_A_PATTERN)
+        rows, logsnr = batch["x"], batch["logsnr"]
+        observed = ~rows.isnan()
+        n_patterns = -(-len(rows) // ROWS_OF_A_PATTERN)
         target, given = (
-            role.repeat_interleave(ROWS_OF_A_PATTERN, dim=0)[: len(points)].to(points.device)
-            & observed
-            for role in draw_roles(n_patterns, points.shape[1], self.generator)
+            role.repeat_interleave(ROWS_OF_A_PATTERN, dim=0)[: len(rows)].to(rows.device) & observed
+            for role in draw_roles(n_patterns, rows.shape[1], self.generator)
         )
-        noisy = torch.where(target, add_noise(points, batch["eps"], logsnr), points)
-        z = with_roles(noisy, target, given)
+        filled = rows.nan_to_num()
+        points = self.layout.embed(filled)
+        is_noisy = target[:, torch.from_numpy(self.columns).to(rows.device)]
+        noisy = torch.where(is_noisy, add_noise(points, batch["eps"], logsnr), points)
+        z = with_roles(noisy, target, given, self.columns)
         known = {"z": z, "logsnr": logsnr, "importance": batch["importance"]}
+        if isinstance(self.denoiser, RoleLevelDenoiser):
+            return known | {"x": filled, "eps": batch["eps"]}
+        assert isinstance(self.denoiser, RoleDenoiser)
         constants = self.denoiser.constants(z, logsnr)
         return known | {"missed": batch["eps"] - constants.pop("baseline")} | constants
+
+    def forward(self, logsnr: Tensor, importance: Tensor, **rows: Tensor) -> Tensor:
+        """Return the bound in nats, shape (B,); see `DenoisingObjective.forward`."""
+        network = self.denoiser if self.training else self.averaged
+        if not isinstance(network, RoleLevelDenoiser):
+            return super().forward(logsnr, importance, **rows)
+        x, z, eps = rows["x"], rows["z"], rows["eps"]
+        if self.training and self.loss == "cross_entropy":
+            return self.offset - importance * network.information_gain(x, z, eps, logsnr)
+        baseline, correction = network.parts(z, logsnr)
+        gain = (correction * (2.0 * (eps - baseline) - correction)).sum(1)
+        return self.offset - 0.5 * importance * gain

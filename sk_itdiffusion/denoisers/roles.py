@@ -15,7 +15,9 @@ for complete rows.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -33,22 +35,29 @@ __all__ = ["RoleDenoiser", "with_roles"]
 INPUTS_OF_A_COLUMN = 3
 
 
-def with_roles(values: Tensor, target: Tensor, given: Tensor) -> Tensor:
+def with_roles(
+    values: Tensor, target: Tensor, given: Tensor, columns: NDArray[np.intp] | None = None
+) -> Tensor:
     """Return what a network with roles sees of rows.
 
     Parameters
     ----------
     values : Tensor of shape (B, d)
         Noisy values of targets, clean ones of given columns, anything elsewhere.
-    target, given : Tensor of shape (B, d), bool
+    target, given : Tensor of shape (B, n_columns), bool
         Which columns are targets, and which are given.
+    columns : ndarray of shape (d,), int, or None, default=None
+        The column that each value is of; None if each is a column.
 
     Returns
     -------
-    Tensor of shape (B, 3 * d)
+    Tensor of shape (B, d + 2 * n_columns)
         Values, 0 for columns that are neither, then the two flags.
     """
-    seen = torch.where(target | given, values, torch.zeros_like(values))
+    is_seen = target | given
+    if columns is not None:
+        is_seen = is_seen[:, torch.from_numpy(columns).to(is_seen.device)]
+    seen = torch.where(is_seen, values, torch.zeros_like(values))
     return torch.cat([seen, target.to(values), given.to(values)], dim=1)
 
 
