@@ -406,6 +406,7 @@ ERRORS = {
         np.rint(X)
     ),
     "images": lambda X: IMMSEDensity(patterns="any", image_shape=(1, 3)).fit(X),
+    "more than 64": lambda X: IMMSEDensity(patterns="any").fit(np.tile(X, (1, 22))),
     "dequantize": lambda X: IMMSEDensity(patterns="any", dequantize=0.5).fit(np.rint(2 * X) / 2),
     "got 'any'": lambda X: IMMSEDensity(patterns="any").partial_fit(X),
 }
@@ -511,6 +512,9 @@ def test_holes_are_learned_around():
     observed = np.where(np.random.default_rng(2).random(new.shape) < 0.3, NAN, new)
     gained = density.score(observed) - references.score(observed)
     assert gained > 0.1
+    # Samples are those of the networks.
+    drawn = density.sample(500, random_state=0)
+    assert np.corrcoef(drawn[:, 0] ** 2, drawn[:, 1])[0, 1] > 0.6
     # The validation bound is that of observed parts.
     again = np.where(np.random.default_rng(3).random(new.shape) < 0.2, NAN, new)
     error = np.hypot(density.entropy_std_, density.score_samples(again).std() / np.sqrt(300))

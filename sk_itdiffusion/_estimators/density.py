@@ -130,8 +130,8 @@ class IMMSEDensity(TableEstimator):
         references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
         about twice the time, and answer all questions; the density of complete rows may be slightly
         worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
-        otherwise.  Images, a ``denoiser`` and ``dequantize`` require ``"auto"`` or ``"joint"``,
-        which are the same for them.
+        otherwise.  Images, a ``denoiser``, ``dequantize`` and more than 64 columns (30 if entries
+        are missing) require ``"auto"`` or ``"joint"``, which are the same for them.
     n_networks : int or "auto", default="auto"
         Number of networks to train and combine, at least 1; every second one has half the dropout
         and weight decay of ``"auto"``.  ``"auto"`` is 2, and 1 for images, a given denoiser, data

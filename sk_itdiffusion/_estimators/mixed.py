@@ -84,7 +84,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
         references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
         about twice the time, and answer all questions; the density of complete rows may be slightly
         worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
-        otherwise.
+        otherwise.  More than 64 continuous columns (30 if entries are missing) require ``"auto"``
+        or ``"joint"``, which are the same for them.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         Training loss for discrete columns; see `IMMSEDiscreteDensity`.  For continuous ones it is
         the squared error.

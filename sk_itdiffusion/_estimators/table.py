@@ -56,6 +56,9 @@ from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 __all__ = ["TableEstimator", "stored_table"]
 
 Array = NDArray[np.float64]
+#: Continuous columns of which each pattern of roles needs a decomposition of the covariance in
+#: training: at most, and where nearly each row has a pattern of its own.
+MAX_COLUMNS_WITH_ROLES, MAX_COLUMNS_WITH_HOLES = 64, 30
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
 #: The same, and the number of observations that a weight of 1 stands for, None if the weights imply
@@ -379,7 +382,7 @@ class TableEstimator(DensityOfParts):
             codes = None if codes is None else codes[kept]
         lacks_entries = lacks_entries or (previous is not None and previous.has_missing)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
-        if self._has_roles(lacks_entries, ranks_training_rows):
+        if self._has_roles(kinds, lacks_entries, ranks_training_rows):
             settings = settings.changed(has_missing=lacks_entries, has_roles=True)
         elif lacks_entries:
             settings = settings.changed(has_missing=True, max_epochs=0)
@@ -415,7 +418,9 @@ class TableEstimator(DensityOfParts):
         if previous is not None and previous.nets and not previous.networks_have_roles:
             check_complete(values, names, "warm starts of networks; set warm_start=False")
 
-    def _has_roles(self, lacks_entries: bool, ranks_training_rows: bool) -> bool:
+    def _has_roles(
+        self, kinds: Sequence[ColumnKind], lacks_entries: bool, ranks_training_rows: bool
+    ) -> bool:
         """Return whether networks are trained on parts of rows, or raise an error if they cannot.
 
         Detectors of outliers, which rank the rows of the fit, use the references only.
@@ -424,6 +429,10 @@ class TableEstimator(DensityOfParts):
         if not is_asked or ranks_training_rows or self.max_epochs == 0:
             return False
         obstacle = self._obstacle_to_roles()
+        most = MAX_COLUMNS_WITH_HOLES if lacks_entries else MAX_COLUMNS_WITH_ROLES
+        if obstacle is None and sum(kind.n_categories == 0 for kind in kinds) > most:
+            holes = " with missing entries" if lacks_entries else ""
+            obstacle = f"more than {most} continuous columns{holes}"
         if obstacle is not None and self.patterns == "any":
             raise ValueError(
                 f"patterns='any' is not supported for {obstacle}. Set patterns to 'auto' or "

@@ -404,6 +404,9 @@ class TableModel(ModelOfParts):
         """
         if self.space.is_empty:
             return self.space.values(np.empty((n_samples, 0)))
+        if self.patterns is not None and self.has_missing:
+            nothing = np.full((n_samples, self.space.n_columns), np.nan)
+            return self.complete(nothing, 1, int(random_state.randint(2**31 - 1)))[0]
         if self.has_missing:
             assert self.parts is not None
             drawn = self.parts.sample(n_samples, random_state)
