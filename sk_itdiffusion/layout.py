@@ -316,6 +316,18 @@ class Layout(ConfiguredModule):
             owner[group.coordinates] = np.repeat(group.columns, sizes)
         return owner
 
+    def columns_of_points(self) -> NDArray[np.intp]:
+        """Return the numbers of the columns of rows that the coordinates belong to, (n_points,)."""
+        owner = self.owners()
+        continuous = np.arange(self.n_points)
+        return np.where(owner < 0, continuous, self.n_continuous + owner)
+
+    def part(self, columns: Sequence[int]) -> Layout:
+        """Return the layout of rows of some of the columns, given by increasing numbers."""
+        m = self.n_continuous
+        n_continuous = sum(j < m for j in columns)
+        return Layout(n_continuous, [self.variables[j - m] for j in columns if j >= m])
+
     def embed(self, rows: Tensor) -> Tensor:
         """Return the points of rows."""
         if not self.variables:

@@ -465,15 +465,15 @@ def test_dask_collections_refuse_missing_entries():
         quick_gaussian().fit(X)
 
 
-def test_networks_take_no_part_in_fits_with_missing_entries():
+def test_networks_of_complete_rows_take_no_part_in_fits_with_missing_entries():
     X = hidden(normal_rows(60), 0.1)
-    density = IMMSEDensity(marginals="standard", random_state=0).fit(X)
+    density = IMMSEDensity(marginals="standard", patterns="joint", random_state=0).fit(X)
     assert density.net_ is None
     assert density.n_iter_ == 0
     same = IMMSEDensity(marginals="standard", **ANALYTIC).fit(X)
     np.testing.assert_array_equal(density.score_samples(X), same.score_samples(X))
     with pytest.warns(UserWarning, match="rows without missing entries"):
-        IMMSEDensity(experts=["network", "gaussian"], marginals="standard", random_state=0).fit(X)
+        density.set_params(experts=["network", "gaussian"]).fit(X)
     with pytest.raises(ValueError, match="no error curve"):
         density.mse_curve()
 

@@ -381,8 +381,9 @@ def is_between_bounds(estimator: DensityEstimator, values: Array, what: str) -> 
     beyond = estimator._model.space.entries_outside(values)
     if beyond.any():
         names = getattr(estimator, "feature_names_in_", None)
+        columns = np.asarray(beyond.any(axis=0))
         warn(
-            f"Rows beyond the bounds of column(s) {column_labels(beyond.any(axis=0), names)} are "
+            f"Rows beyond the bounds of column(s) {column_labels(columns, names)} are "
             f"not {what}. Set wider bounds, or none, in the parameter bounds."
         )
     return np.asarray(~beyond.any(axis=1))

@@ -41,7 +41,8 @@ from sk_itdiffusion._estimators.outlier_score import (
     share_above,
 )
 from sk_itdiffusion._fit.grids import model_range
-from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.model_of_parts import MIN_LOG_DENSITY
 from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws

@@ -125,6 +125,14 @@ class IMMSEDensity(TableEstimator):
         and in validation, unless a column has no noise, or columns are pixels.  For a constant
         column all other values together have the probability 1 / (n_samples + 2), which decreases
         geometrically with the distance.
+    patterns : {"auto", "joint", "any"}, default="auto"
+        Which questions networks answer.  ``"joint"``: they are trained on complete rows, and parts
+        of rows (marginal and conditional densities, rows with missing entries) are scored by the
+        references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
+        about twice the time, and answer all questions; the density of complete rows may be slightly
+        worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
+        otherwise.  Images, a ``denoiser``, ``dequantize`` and more than 64 columns (30 if entries
+        are missing) require ``"auto"`` or ``"joint"``, which are the same for them.
     n_networks : int or "auto", default="auto"
         Number of networks to train and combine, at least 1; every second one has half the dropout
         and weight decay of ``"auto"``.  ``"auto"`` is 2, and 1 for images, a given denoiser, data
@@ -145,8 +153,7 @@ class IMMSEDensity(TableEstimator):
     max_epochs : int, default=200
         Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
         fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
-        to the normal reference), and fits take seconds.  If rows of `fit` have missing entries, no
-        network is trained either.
+        to the normal reference), and fits take seconds.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps per epoch, at least 1; a pass through the rows may span epochs.
         ``"auto"`` is a 120th of the number of rows, between 37 (for fewer than 1500 rows a fortieth
@@ -235,7 +242,9 @@ class IMMSEDensity(TableEstimator):
     history_ : list of dict
         ``epoch``, ``train_bound`` and ``valid_bound`` (nats per row) of each epoch of ``net_``.
         These are bounds for this network alone; ``entropy_`` is that of the whole model, in which
-        networks and references are combined at each log-SNR.
+        networks and references are combined at each log-SNR.  If networks are trained on parts of
+        rows (``patterns``), they are the bound of the normal reference for whole rows less the mean
+        gain of the network over random parts.
     entropy_ : float
         The validation bound of the whole model, in nats: an estimate of its mean negative
         log-density on new rows.  Weights, maps and mixtures are cross-fitted for it: each
@@ -286,6 +295,7 @@ class IMMSEDensity(TableEstimator):
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
         "experts",
+        "patterns",
         "marginals",
         "bounds",
         "dequantize",
@@ -327,6 +337,7 @@ class IMMSEDensity(TableEstimator):
         network: str | NetworkFamily = "auto",
         denoiser: torch.nn.Module | None = None,
         dequantize: bool | float | ArrayLike = False,
+        patterns: str = "auto",
         n_networks: int | str = "auto",
         hidden_size: int | str = "auto",
         n_blocks: int | str = "auto",
@@ -360,6 +371,7 @@ class IMMSEDensity(TableEstimator):
         self.network = network
         self.denoiser = denoiser
         self.dequantize = dequantize
+        self.patterns = patterns
         self.n_networks = n_networks
         self.hidden_size = hidden_size
         self.n_blocks = n_blocks
@@ -488,6 +500,14 @@ class IMMSEDensity(TableEstimator):
                 f"network must be 'auto' if a denoiser is passed, got {self.network!r}."
             )
         return GivenFamily(given)
+
+    def _obstacle_to_roles(self) -> str | None:
+        """Return why networks cannot be trained on parts of rows; None if they can."""
+        if self._images() is not None:
+            return "images"
+        if self.denoiser is not None:
+            return "a denoiser of your own"
+        return None if self._dequantization() is False else "columns with dequantize"
 
     def _specific_settings(self) -> dict[str, Any]:
         """Return the settings of continuous columns."""

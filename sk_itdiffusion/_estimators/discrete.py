@@ -75,6 +75,13 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Networks to train: fully connected, convolutional (for images, together with
         ``"dense_network"``), or a custom family, see `sk_itdiffusion.denoisers.NetworkFamily`.
         ``"auto"`` is convolutional for images, and fully connected otherwise.
+    patterns : {"auto", "joint", "any"}, default="auto"
+        Which questions networks answer.  ``"joint"``: they are trained on complete rows, and parts
+        of rows (marginal and conditional densities, rows with missing entries) are scored by the
+        references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
+        about twice the time, and answer all questions; the density of complete rows may be slightly
+        worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
+        otherwise.  Images require ``"auto"`` or ``"joint"``, which are the same for them.
     reference : {"auto", "independent", "latent_class"}, default="auto"
         Reference q, the control variate of the integral: independent columns, or a latent class
         model whose number of classes is chosen by validation; ``"auto"`` selects the more likely.
@@ -113,8 +120,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
         fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
         to its reference), and fits take seconds.  ``experts=["independent"], max_epochs=0`` fits
-        only the independent reference.  If rows of `fit` have missing entries, no network is
-        trained either.
+        only the independent reference.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps per epoch, at least 1; ``"auto"`` is 100, fewer for less than 5000 rows.
     batch_size : int or "auto", default="auto"
@@ -247,6 +253,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
         "experts",
+        "patterns",
         "preconditioner",
         "kind",
         "categories",
@@ -276,6 +283,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         handle_missing: str = "category",
         image_shape: tuple[int, ...] | None = None,
         network: str | NetworkFamily = "auto",
+        patterns: str = "auto",
         reference: str = "auto",
         experts: str | Sequence[str | ReferenceFamily] = "auto",
         preconditioner: str = "auto",
@@ -309,6 +317,7 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         self.handle_missing = handle_missing
         self.image_shape = image_shape
         self.network = network
+        self.patterns = patterns
         self.reference = reference
         self.experts = experts
         self.preconditioner = preconditioner

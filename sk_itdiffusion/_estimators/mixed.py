@@ -78,6 +78,14 @@ class IMMSEMixedDensity(CategoricalEstimator):
     network : {"auto", "mlp"} or NetworkFamily, default="auto"
         Networks to train: fully connected (``"auto"`` is the same), or a custom family, see
         `sk_itdiffusion.denoisers.NetworkFamily`.
+    patterns : {"auto", "joint", "any"}, default="auto"
+        Which questions networks answer.  ``"joint"``: they are trained on complete rows, and parts
+        of rows (marginal and conditional densities, rows with missing entries) are scored by the
+        references alone.  ``"any"``: they are trained on random parts of rows given other parts, in
+        about twice the time, and answer all questions; the density of complete rows may be slightly
+        worse.  ``"auto"`` is ``"any"`` if rows of `fit` have missing entries, and ``"joint"``
+        otherwise.  More than 64 continuous columns (30 if entries are missing) require ``"auto"``
+        or ``"joint"``, which are the same for them.
     loss : {"mse", "cross_entropy"}, default="cross_entropy"
         Training loss for discrete columns; see `IMMSEDiscreteDensity`.  For continuous ones it is
         the squared error.
@@ -99,8 +107,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
     max_epochs : int, default=200
         Maximum number of epochs, at least 0; training usually ends earlier, see ``tol``.  0 is the
         fast setting: no network is trained (one that ``experts`` names stays as initialised, equal
-        to its reference), and fits take seconds.  If rows of `fit` have missing entries, no network
-        is trained either.
+        to its reference), and fits take seconds.
     steps_per_epoch : int or "auto", default="auto"
         Optimisation steps per epoch, at least 1; ``"auto"`` is 100, fewer for less than 5000 rows.
     batch_size : int, default=512
@@ -238,6 +245,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
         "experts",
+        "patterns",
         "preconditioner",
         "marginals",
         "bounds",
@@ -275,6 +283,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         marginals: str = "auto",
         bounds: str | dict[Any, Any] | Sequence[Any] | None = "auto",
         network: str | NetworkFamily = "auto",
+        patterns: str = "auto",
         loss: str = "cross_entropy",
         schedule: str | Schedule = "adaptive",
         hidden_size: int | str = "auto",
@@ -309,6 +318,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         self.marginals = marginals
         self.bounds = bounds
         self.network = network
+        self.patterns = patterns
         self.loss = loss
         self.schedule = schedule
         self.hidden_size = hidden_size

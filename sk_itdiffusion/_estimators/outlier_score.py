@@ -49,7 +49,8 @@ from torch import Tensor
 
 from sk_itdiffusion._estimators.parameters import numbers_in
 from sk_itdiffusion._fit.experts import scoring_noise
-from sk_itdiffusion._fit.model import MIN_LOG_DENSITY, TableModel
+from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.model_of_parts import MIN_LOG_DENSITY
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import LADDER, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule

@@ -81,9 +81,9 @@ class DensityOfParts(DensityEstimator):
             infinity for rows so far from all others that the squared distance overflows.
         std : ndarray of shape (n_samples,)
             Standard errors of the numerical integration, in nats (NaN where there is a single noise
-            path).  Marginal and conditional densities need no integration; their standard errors
-            are 0, and with ``dequantize`` those of the mean over its noise.  Only if
-            ``return_std``.
+            path).  Marginal and conditional densities of the references need no integration; their
+            standard errors are 0, and with ``dequantize`` those of the mean over its noise.  Only
+            if ``return_std``.
 
         Raises
         ------

@@ -56,6 +56,9 @@ from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 __all__ = ["TableEstimator", "stored_table"]
 
 Array = NDArray[np.float64]
+#: Continuous columns of which each pattern of roles needs a decomposition of the covariance in
+#: training: at most, and where nearly each row has a pattern of its own.
+MAX_COLUMNS_WITH_ROLES, MAX_COLUMNS_WITH_HOLES = 64, 30
 #: Numbers and codes of rows to fit to, their weights, and the numbers of their groups.
 ChosenRows = tuple[Array, Array, NDArray[np.intp] | None]
 #: The same, and the number of observations that a weight of 1 stands for, None if the weights imply
@@ -95,6 +98,7 @@ class TableEstimator(DensityOfParts):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **DensityEstimator._parameter_constraints,
         "experts": [StrOptions({"auto"}), list, tuple],
+        "patterns": [StrOptions({"auto", "joint", "any"})],
         "schedule": [StrOptions(set(SCHEDULES)), Schedule],
         "hidden_size": [Interval(Integral, 1, None, closed="left")],
         "n_blocks": [Interval(Integral, 1, None, closed="left")],
@@ -117,6 +121,7 @@ class TableEstimator(DensityOfParts):
     # Declared for the type checker; subclasses set them.
     reference: str | ContinuousReference
     experts: str | Sequence[str | ReferenceFamily]
+    patterns: str
     network: str | NetworkFamily
     schedule: str | Schedule
     hidden_size: int | str
@@ -280,8 +285,12 @@ class TableEstimator(DensityOfParts):
         If rows have **missing entries**, maps are fitted to the observed values of each column, and
         references to the observed entries of all rows (kernels to the complete rows).  This is
         valid if entries are missing at random, that is, if whether an entry is missing depends on
-        observed entries only.  No networks are trained then, and scores are those of a mixture of
-        the references, without numerical integration.  Rows without any observed entry are ignored.
+        observed entries only.  Networks are trained on the observed entries (see ``patterns``; not
+        with ``dequantize``), and are used where they are better than a mixture
+        of the references on validation rows.  If the values of some columns tell which entries are
+        missing, what a network learns is only valid given those columns: it is used where they are
+        given, as in imputation, and otherwise the references are.  Rows without any observed entry
+        are ignored.
         Dask collections, and rows for custom denoisers, must be complete.  Integers with missing
         values are categories only in a nullable dtype such as pandas' Int64, or if they are listed
         in ``ordinal_features``.
@@ -373,7 +382,9 @@ class TableEstimator(DensityOfParts):
             codes = None if codes is None else codes[kept]
         lacks_entries = lacks_entries or (previous is not None and previous.has_missing)
         settings = shared_settings(self._settings().changed(stream=stream), current_processes())
-        if lacks_entries:
+        if self._has_roles(kinds, lacks_entries, ranks_training_rows):
+            settings = settings.changed(has_missing=lacks_entries, has_roles=True)
+        elif lacks_entries:
             settings = settings.changed(has_missing=True, max_epochs=0)
         self._check_warm_start(previous)
         self._kinds = kinds
@@ -404,8 +415,34 @@ class TableEstimator(DensityOfParts):
         check_observed(np.asarray(np.isnan(values).all(axis=0)), names)
         if getattr(self, "denoiser", None) is not None:
             check_complete(values, names, "a denoiser of your own")
-        if previous is not None and previous.nets:
+        if previous is not None and previous.nets and not previous.networks_have_roles:
             check_complete(values, names, "warm starts of networks; set warm_start=False")
+
+    def _has_roles(
+        self, kinds: Sequence[ColumnKind], lacks_entries: bool, ranks_training_rows: bool
+    ) -> bool:
+        """Return whether networks are trained on parts of rows, or raise an error if they cannot.
+
+        Detectors of outliers, which rank the rows of the fit, use the references only.
+        """
+        is_asked = self.patterns == "any" or (self.patterns == "auto" and lacks_entries)
+        if not is_asked or ranks_training_rows or self.max_epochs == 0:
+            return False
+        obstacle = self._obstacle_to_roles()
+        most = MAX_COLUMNS_WITH_HOLES if lacks_entries else MAX_COLUMNS_WITH_ROLES
+        if obstacle is None and sum(kind.n_categories == 0 for kind in kinds) > most:
+            holes = " with missing entries" if lacks_entries else ""
+            obstacle = f"more than {most} continuous columns{holes}"
+        if obstacle is not None and self.patterns == "any":
+            raise ValueError(
+                f"patterns='any' is not supported for {obstacle}. Set patterns to 'auto' or "
+                "'joint': the references then answer for parts of rows."
+            )
+        return obstacle is None
+
+    def _obstacle_to_roles(self) -> str | None:
+        """Return why networks cannot be trained on parts of rows; None if they can."""
+        return None if getattr(self, "image_shape", None) is None else "images"
 
     def _checked_groups(self, X: Any, groups: ArrayLike) -> NDArray[np.intp]:
         """Return the numbers of the rows' groups."""
@@ -468,6 +505,8 @@ class TableEstimator(DensityOfParts):
 
     def _learn(self, X: Any) -> None:
         """Fit to the rows of a chunk too."""
+        if self.patterns == "any":
+            raise ValueError("partial_fit needs patterns='auto' or 'joint', got 'any'.")
         if hasattr(self, "_increments"):
             values = self._read_categories(X)
             if not len(values):

@@ -36,11 +36,12 @@ ColumnNames = str | int | Sequence[str] | Sequence[int] | NDArray[Any]
 
 def warn_of_networks(density: TableEstimator) -> None:
     """Warn that the networks of a fit are not used for marginal and conditional densities."""
-    if density._model.nets:
+    if not density._model.networks_have_roles:
         warn(
             "Marginal and conditional densities use the references only, since the networks of "
             "this fit were trained on complete rows. They are not those of the density of "
-            "complete rows, which is better. With max_epochs=0 the same references are used for "
+            "complete rows, which is better. Networks that are trained with patterns='any' answer "
+            "for parts of rows too. With max_epochs=0 the same references are used for "
             "both, though with other weights for complete rows."
         )
 

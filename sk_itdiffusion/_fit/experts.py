@@ -29,6 +29,7 @@ from sk_itdiffusion._immse.likelihood import (
 from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
 from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "kind_of_expert",
     "names_of_networks",
     "network_denoiser",
+    "noise_for_layout",
     "number_of_network",
     "profile_noise",
     "scoring_noise",
@@ -284,6 +286,12 @@ class Experts:
             apart=self.evaluations_apart,
         )
 
+    def profile_noise(self, n_points: int) -> NoiseRule:
+        """Return the noise rule of error profiles for so many coordinates."""
+        if self.space.is_discrete:
+            return NoiseRule.for_categories(n_points, seed=1)
+        return profile_noise(n_points, self.has_images)
+
     def profile(
         self, rows: Array, weight: Array, keys: Keys, logsnr: Array, source: Keys | None = None
     ) -> ErrorProfile:
@@ -292,11 +300,7 @@ class Experts:
         Rows of one source are copies of one observation, with different noise.
         """
         points = self.space.layout.embed_array(rows)
-        n_points = points.shape[1]
-        if self.space.is_discrete:
-            noise = NoiseRule.for_categories(n_points, seed=1)
-        else:
-            noise = profile_noise(n_points, self.has_images)
+        noise = self.profile_noise(points.shape[1])
         profile = error_profile(
             points,
             weight,
@@ -425,10 +429,15 @@ def kind_of_expert(name: str) -> str:
 
 def scoring_noise(space: TableSpace, seed: int, has_images: bool = False) -> NoiseRule:
     """Return the noise rule that suits the kinds of the columns."""
-    n_points = space.layout.n_points
-    if not space.layout.variables:
-        return NoiseRule.for_scoring(n_points, seed, 1 if has_images else None)
-    return NoiseRule.for_categories(n_points, seed, mirrored=space.layout.is_nearly_continuous)
+    return noise_for_layout(space.layout, seed, has_images)
+
+
+def noise_for_layout(layout: Layout, seed: int, has_images: bool = False) -> NoiseRule:
+    """Return the noise rule for scoring points of a layout."""
+    if not layout.variables:
+        return NoiseRule.for_scoring(layout.n_points, seed, 1 if has_images else None)
+    mirrored = layout.is_nearly_continuous
+    return NoiseRule.for_categories(layout.n_points, seed, mirrored=mirrored)
 
 
 def profile_noise(n_points: int, has_images: bool) -> NoiseRule:

@@ -14,7 +14,7 @@ Each stage returns a frozen object, and the model is built once, from all of the
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,9 +33,10 @@ from sk_itdiffusion._fit.networks import (
     train_networks,
     warn_if_still_improving,
 )
+from sk_itdiffusion._fit.pattern_stacking import fit_pattern_stack
 from sk_itdiffusion._fit.schema import KnownColumns, Schema, n_observations, read_schema
 from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.selection import EarlierReferences, FittedReferences, fit_references
+from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit, split_rows
 from sk_itdiffusion._fit.stacking import chosen_experts, stacked_model
@@ -113,16 +114,23 @@ def fit_table_model(
         dequantizer=schema.dequantizer,
         has_images=schema.has_images,
     )
-    if settings.model.has_missing:
-        names = chosen_experts(experts, references.control, split, schema, settings)
+
+    def finished(
+        so_far: Experts, now: FitSettings, history: Sequence[dict[str, float]]
+    ) -> TableModel:
+        """Return the model of experts, with the fifth stage."""
+        if not now.model.has_missing:
+            model = stacked_model(so_far, references, split, schema, now, history)
+            return with_patterns(model, split, now)
+        names = chosen_experts(so_far, references.control, split, schema, now)
         seen = observed.rows.share @ ~np.isnan(observed.rows.X)
-        model, extent = model_of_parts(experts, references, names, split, seen), "none"
-    else:
-        experts, history = with_networks(
-            experts, references, split, schema, settings, rows, previous
-        )
-        with stretch_of_progress(SHARE_OF_TRAINING if experts.nets else 0.0, 1.0):
-            model = stacked_model(experts, references, split, schema, settings, history)
+        return model_of_parts(so_far, references, names, split, seen, now, history)
+
+    experts, history = with_networks(experts, split, settings, rows, previous, finished)
+    with stretch_of_progress(SHARE_OF_TRAINING if experts.nets else 0.0, 1.0):
+        model = finished(experts, settings, history)
+    extent = "none"
+    if len(model.logsnr):
         extent = "from {:.2f} to {:.2f}".format(*model.logsnr[[0, -1]])
     logger.info(
         "fitted to %d rows: control variate %r of %s, %r maps, log-SNRs %s, "
@@ -157,12 +165,11 @@ def earlier_references(previous: TableModel | None) -> EarlierReferences | None:
 
 def with_networks(
     experts: Experts,
-    references: FittedReferences,
     split: MappedSplit,
-    schema: Schema,
     settings: FitSettings,
     rows: WeightedRows,
     previous: TableModel | None,
+    finished: Callable[[Experts, FitSettings, Sequence[dict[str, float]]], TableModel],
 ) -> tuple[Experts, list[dict[str, float]]]:
     """Return the experts with the trained networks, and the bounds of each epoch."""
 
@@ -175,9 +182,8 @@ def with_networks(
             there = set(map(kind_of_expert, so_far.experts()))
             asked = [expert for expert in asked if expert in there]
         history = bound_history(next(iter(nets.values())))
-        now = settings.changed(experts=asked)
         return settings.runtime.attributes_of(
-            stacked_model(so_far, references, split, schema, now, history)
+            finished(so_far, settings.changed(experts=asked), history)
         )
 
     names = networks_to_train(settings, n_observations(rows, split.space))
@@ -186,6 +192,16 @@ def with_networks(
         return experts, []
     warn_if_still_improving(nets.values(), settings)
     return replace(experts, nets=nets), bound_history(next(iter(nets.values())))
+
+
+def with_patterns(model: TableModel, split: MappedSplit, settings: FitSettings) -> TableModel:
+    """Return the model with networks that answer for parts of rows, if they have roles."""
+    if not settings.model.has_roles or model.parts is None:
+        return model
+    patterns = fit_pattern_stack(
+        model, model.parts, model.expert_names, split, settings.model.beyond_the_grid
+    )
+    return replace(model, patterns=patterns)
 
 
 def empty_model(schema: Schema, seeds: Seeds) -> TableModel:

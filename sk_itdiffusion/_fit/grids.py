@@ -12,7 +12,14 @@ from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import Reference
 
-__all__ = ["N_NODES", "category_logsnr_range", "logsnr_range", "model_range", "with_more_nodes"]
+__all__ = [
+    "N_NODES",
+    "category_logsnr_range",
+    "logsnr_range",
+    "lowest_with_given",
+    "model_range",
+    "with_more_nodes",
+]
 
 Array = NDArray[np.float64]
 #: Rows from which covariances of categories are taken.
@@ -128,6 +135,15 @@ def category_logsnr_range(layout: Layout, rows: WeightedRows) -> tuple[float, fl
     low = 0.5 * math.log(4.0 * _MIN_INFORMATION / max(squared, 1e-3))
     high = math.log(60.0) - 2.0 * math.log(min(v.spacing for v in layout.variables))
     return low, max(high, low + 4.0)
+
+
+def lowest_with_given(low: float) -> float:
+    """Return the log-SNR that has the place of a least one where columns are given without noise.
+
+    A noisy column tells ``exp(a) c**2 / 2`` nats of one of covariance c that is given, instead of
+    ``exp(2 a) c**2 / 4`` of one that is as noisy.
+    """
+    return 2.0 * low - math.log(2.0)
 
 
 def squared_norm(deviation: Array) -> float:

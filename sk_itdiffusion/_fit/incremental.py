@@ -497,7 +497,7 @@ def new_network(
     net.initialize()
     net.module_.eval()
     low, high = float(experts.grid[0]), float(experts.grid[-1])
-    base = settings.training.schedule.density(low, high, spectrum_of(split))
+    base = settings.training.schedule.density(low, high, spectrum_of(split, experts))
     return StreamedNetwork(net, base, base, generator, rates_of(net))
 
 

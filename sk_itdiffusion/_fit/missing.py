@@ -11,14 +11,23 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.experts import Experts, Mixing
 from sk_itdiffusion._fit.model import TableModel
 from sk_itdiffusion._fit.parts import crossfitted_log_density, fit_parts
+from sk_itdiffusion._fit.pattern_stacking import fit_pattern_stack
+from sk_itdiffusion._fit.patterns import PatternStack, conditional_log_density
 from sk_itdiffusion._fit.selection import FittedReferences
+from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.stacking import variance_of_reference
 from sk_itdiffusion._fit.validation import mean_and_std
+from sk_itdiffusion._immse.errors import Tolerance
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.references import ReferenceMixture
+from sk_itdiffusion.references.judging import mean_and_error
 
 __all__ = ["model_of_parts"]
 
 Array = NDArray[np.float64]
+#: Validation rows that tell by how much networks are better than references.
+MAX_ROWS_OF_GAIN = 200
 
 
 def model_of_parts(
@@ -27,13 +36,15 @@ def model_of_parts(
     names: Sequence[str],
     split: MappedSplit,
     seen_constants: Array,
+    settings: FitSettings,
+    history: Sequence[dict[str, float]] = (),
 ) -> TableModel:
-    """Return the model of rows with missing entries, which is a mixture of references.
+    """Return the model of rows with missing entries: a mixture of references, or networks too.
 
     Parameters
     ----------
     experts : Experts
-        The references, without networks.
+        The references, and networks with roles if there are any.
     references : FittedReferences
         What follows from them.
     names : sequence of str
@@ -42,6 +53,10 @@ def model_of_parts(
         Training and validation rows.
     seen_constants : ndarray of shape (n_columns,)
         Shares of the rows of the fit in which the columns are observed.
+    settings : FitSettings
+        Parameters.
+    history : sequence of dict, default=()
+        Bounds of each epoch of the training.
 
     Returns
     -------
@@ -61,16 +76,48 @@ def model_of_parts(
         mean, entropy_std = mean_and_std(log_density, valid, n, variance)
         entropy = -mean
     used = [name for name in names if name in experts.references] or [references.control]
-    mixing = Mixing(references.control, references.logsnr, used, np.empty((0, len(used))))
+    mixing = Mixing(references.control, np.empty(0), used, np.empty((0, len(used))))
+    patterns = None
+    if experts.nets:
+        without = settings.model.beyond_the_grid
+        patterns = fit_pattern_stack(experts, parts, names, split, without)
+    if patterns is not None:
+        gain, gain_std = gain_on_observed(patterns, experts, parts, split.valid)
+        entropy, entropy_std = entropy - gain, math.hypot(entropy_std, gain_std)
     return TableModel.of(
         experts,
         mixing,
         rule=None,
         entropy=entropy,
         entropy_std=entropy_std,
+        history=list(history),
         parts=parts,
         has_missing=True,
+        patterns=patterns,
     )
+
+
+def gain_on_observed(
+    patterns: PatternStack, experts: Experts, parts: ReferenceMixture, valid: WeightedRows
+) -> tuple[float, float]:
+    """Return by how much networks raise the mean log-density of what is observed of rows.
+
+    Returns
+    -------
+    mean, std : float
+        The difference of the means, in nats, and its standard error.
+    """
+    rows = valid.take(np.arange(min(len(valid), MAX_ROWS_OF_GAIN)))
+    seen = ~np.isnan(rows.X)
+    target, given = patterns.with_drivers_given(seen, np.zeros_like(seen))
+    has_say = patterns.has_say(target, given)
+    gain = np.zeros(len(rows))
+    if has_say.any():
+        asked = rows.X[has_say], target[has_say], given[has_say]
+        tolerance = Tolerance.usual(rows.X.shape[1], False)
+        found, _ = patterns.log_densities(experts, *asked, tolerance)
+        gain[has_say] = found - conditional_log_density(parts, *asked)
+    return mean_and_error(gain, rows.share, source=rows.unit)
 
 
 def terms_of_rows(experts: Experts, rows: Array, seen_constants: Array) -> Array:

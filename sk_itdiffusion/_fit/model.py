@@ -15,10 +15,12 @@ from torch import Tensor
 from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
 from sk_itdiffusion._fit.model_of_parts import (
     DEQUANTIZATIONS,
+    MIN_LOG_DENSITY,
     NUMBERS_IN_A_PASS,
     ModelOfParts,
     n_dequantizations,
 )
+from sk_itdiffusion._fit.patterns import PatternStack
 from sk_itdiffusion._immse.cubature import (
     Keys,
     NoiseRule,
@@ -59,8 +61,6 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-#: Log-density of the reference below which the network adds nothing that float64 resolves.
-MIN_LOG_DENSITY = -1e12
 #: Numbers in the rows whose errors are held in memory at a time.
 NUMBERS_IN_A_PROFILE = 2**22
 MAX_ROWS_IN_A_PROFILE = 5_000
@@ -396,6 +396,10 @@ class TableModel(ModelOfParts):
         """
         if self.space.is_empty:
             return self.space.values(np.empty((n_samples, 0)))
+        if self.patterns is not None and self.has_missing:
+            nothing = np.full((n_samples, self.space.n_columns), np.nan)
+            drawn = self.complete(nothing, 1, int(random_state.randint(2**31 - 1)))[0]
+            return np.asarray(drawn)
         if self.has_missing:
             assert self.parts is not None
             drawn = self.parts.sample(n_samples, random_state)
@@ -487,6 +491,20 @@ class TableModel(ModelOfParts):
                 check_reference(reference, layout)
         elif self.has_missing and not self.space.is_empty:
             raise ValueError("there is nothing that answers for missing entries")
+        if self.patterns is not None:
+            self._check_patterns(self.patterns)
+
+    def _check_patterns(self, patterns: PatternStack) -> None:
+        """Raise an error if what answers for parts of rows is of other columns or experts."""
+        if not self.networks_have_roles:
+            raise ValueError("a network that answers for parts of rows has no roles")
+        layout, names = self.space.layout, {*self.references, *self.nets}
+        if self.parts is None or not {patterns.control, *patterns.expert_names} <= names:
+            raise ValueError("an expert for parts of rows is none of the model's")
+        if not {patterns.control, self.preconditioner} <= {*self.references}:
+            raise ValueError("there is no control variate for parts of rows")
+        check_same(len(patterns.drivers), layout.n_columns, "there are other columns")
+        check_in_range(patterns.logsnr, -MAX_LOGSNR, MAX_LOGSNR, "log-SNRs")
 
 
 def summarize_profile(

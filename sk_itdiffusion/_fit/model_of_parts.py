@@ -9,6 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.experts import Experts
+from sk_itdiffusion._fit.patterns import (
+    PatternStack,
+    Question,
+    conditional_log_density,
+    questions_of,
+)
 from sk_itdiffusion._immse.cubature import (
     Keys,
     hash_uniform,
@@ -17,14 +23,20 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._runtime.progress import stretch_of_progress
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
+from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import log_likelihoods
 
-__all__ = ["ModelOfParts", "n_dequantizations"]
+__all__ = ["MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+#: Log-density of the reference below which a network adds nothing that float64 resolves.
+MIN_LOG_DENSITY = -1e12
 #: Numbers in the rows that are scored at a time; the rest waits in the form that the user gave.
 NUMBERS_IN_A_PASS = 2**22
 #: Draws of a dequantised row's noise that the reference's log-density is averaged over with the
@@ -65,11 +77,20 @@ class ModelOfParts(Experts):
         Mixture of the references that is used for marginal and conditional densities; None if no
         column varies, or there are no such answers.
     has_missing : bool
-        Whether rows of the fit lacked entries, so that the mixture answers all questions.
+        Whether rows of the fit lacked entries, so that there is no stack for complete rows alone.
+    patterns : PatternStack or None
+        How networks with roles answer for parts of rows; None if only the mixture does.
     """
 
     parts: ReferenceMixture | None = None
     has_missing: bool = False
+    patterns: PatternStack | None = None
+
+    @property
+    def networks_have_roles(self) -> bool:
+        """Whether all networks, if there are any, were trained to answer for parts of rows."""
+        networks = [net.module_.averaged for net in self.nets.values()]
+        return all(isinstance(each, RoleDenoiser | RoleLevelDenoiser) for each in networks)
 
     def answers_by_parts(self, values: Array) -> NDArray[np.bool_]:
         """Return which rows are scored by the mixture of references, since entries are missing."""
@@ -127,10 +148,44 @@ class ModelOfParts(Experts):
                 with np.errstate(invalid="ignore"):
                     total = np.where(np.isneginf(joint), -np.inf, total - of_given)
                 variance += variance_of_rounding(of_given)
+            gain, of_networks = self._gain_of_networks(known, targets, given, tolerance)
+            total, variance = total + gain, variance + of_networks
         total[np.isneginf(ratios).any(axis=1)] = -np.inf
         empty = ~targets.any(axis=1)
         total[empty], variance[empty] = 0.0, 0.0
         return total, variance
+
+    def _gain_of_networks(
+        self, values: Array, targets: Mask, given: Mask, tolerance: Tolerance
+    ) -> tuple[Array, Array]:
+        """Return what networks with roles add to log-densities of parts, and their variances.
+
+        It is 0 where they have no say, and of rows that the references rule out.
+        """
+        gain, variance = np.zeros(len(values)), np.zeros(len(values))
+        if self.patterns is None:
+            return gain, variance
+        assert self.parts is not None
+        columns = self.space.in_rows
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows, _ = self.space.rows(self.space.standardized(values))
+        is_seen = np.isfinite(rows)
+        target, known = self.patterns.with_drivers_given(
+            targets[:, columns] & is_seen, given[columns] & is_seen
+        )
+        is_lost = (~is_seen & ~np.isnan(values[:, columns])).any(axis=1)
+        has_say = self.patterns.has_say(target, known) & ~is_lost
+        usual = np.full(len(values), -np.inf)
+        if has_say.any():
+            asked = rows[has_say], target[has_say], known[has_say]
+            usual[has_say] = conditional_log_density(self.parts, *asked)
+        near = usual > MIN_LOG_DENSITY
+        if near.any():
+            found, variance[near] = self.patterns.log_densities(
+                self, rows[near], target[near], known[near], tolerance
+            )
+            gain[near] = found - usual[near]
+        return gain, variance
 
     def _log_ratios(self, values: Array) -> Array:
         """Return by how much entries are less likely than usual, without any model, (n, n_columns).
@@ -222,7 +277,42 @@ class ModelOfParts(Experts):
             row = np.arange(len(keys))[part] % len(values)
             drawn = self._completed(rows[row], keys[part])
             completed[part] = np.where(missing[row], drawn, values[row])
-        return completed.reshape(n_draws, *values.shape)
+        completed = completed.reshape(n_draws, *values.shape)
+        if self.patterns is not None:
+            self._draw_by_networks(completed, rows, missing, keys.reshape(n_draws, -1))
+        return completed
+
+    def _draw_by_networks(self, completed: Array, rows: Array, missing: Mask, keys: Keys) -> None:
+        """Replace draws of entries, in place, where networks with roles have a say.
+
+        Parameters
+        ----------
+        completed : ndarray of shape (n_draws, n, n_columns)
+            Rows that were completed by draws from the mixture of references.
+        rows : ndarray of shape (n, n_columns_of_rows)
+            The rows, in the space of the references; NaN where entries are not known.
+        missing : ndarray of shape (n, n_columns), bool
+            Entries to draw.
+        keys : ndarray of shape (n_draws, n), uint64
+            Keys of the draws.
+        """
+        patterns, columns = self.patterns, self.space.in_rows
+        assert patterns is not None
+        known = ~np.isnan(rows)
+        target = missing[:, columns]
+        chosen = np.flatnonzero(patterns.has_say(target, known))
+
+        def draw(part: tuple[Question, NDArray[np.intp]]) -> None:
+            question, numbers = part
+            row = chosen[numbers]
+            own, place = np.unique(keys[:, row], return_inverse=True)
+            drawn = np.tile(question.values, (len(own), 1))
+            drawn[:, question.target] = patterns.draws(self, question, own)
+            table = self.on_lattice(self.space.values(drawn))[place.reshape(len(keys), len(row))]
+            completed[:, row] = np.where(missing[row], table, completed[:, row])
+
+        questions = questions_of(rows[chosen], target[chosen], known[chosen])
+        map_in_workers(draw, questions, self.device, current_progress())
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:

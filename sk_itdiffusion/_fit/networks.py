@@ -28,6 +28,7 @@ from sk_itdiffusion._fit.experts import (
 )
 from sk_itdiffusion._fit.grids import MAX_ROWS_FOR_SPECTRUM
 from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.roles import RoleObjective
 from sk_itdiffusion._fit.schema import check_bounds, holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.splitting import MappedSplit
@@ -62,9 +63,11 @@ from sk_itdiffusion.denoisers import (
 )
 from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.mlp import replace_dropout
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
+from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.distributed import Processes
 from sk_itdiffusion.pretrained import PretrainedDenoiser
-from sk_itdiffusion.references import IndependentReference, Reference
+from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
 from sk_itdiffusion.references.discrete import DiscreteReference
 from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.latent_class import category_counts
@@ -77,10 +80,14 @@ MIN_VALIDATION_ROWS = 2_000
 NOISY_VALIDATION_ROWS = 4_096
 #: Rows from which the importance density is refitted; images are expensive.
 ROWS_TO_ADAPT, IMAGES_TO_ADAPT = 256, 64
+#: Complete ones of them, at least, where others have missing entries.
+MIN_ROWS_TO_ADAPT = 20
 #: Dropout that is worth the time of its random numbers.
 MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
+#: Steps for each one of a network of complete rows.
+STEPS_WITH_ROLES = 2
 #: Steps at most in which the learning rate rises.
 MAX_WARMUP = 50
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -91,7 +98,8 @@ def networks_to_train(settings: FitSettings, n_rows: int) -> list[str]:
     """Return the names of the networks; an untrained one adds nothing to its reference."""
     trained = settings.training.max_epochs > 0 or settings.model.network.is_complete
     by_default = settings.model.experts == "auto" and trained
-    if not holds_out(n_rows, settings) or settings.model.has_missing:
+    is_possible = settings.model.has_roles or not settings.model.has_missing
+    if not holds_out(n_rows, settings) or not is_possible:
         return []
     possible = planned_networks(settings)
     return [
@@ -219,8 +227,9 @@ def build_network(
     planned = planned_networks(settings)[name]
     layout = experts.space.layout
     low, high = map(float, experts.grid[[0, -1]])
+    has_roles = settings.model.has_roles
     plan = BackbonePlan(
-        n_inputs=layout.n_points,
+        n_inputs=n_role_inputs(layout) if has_roles else layout.n_points,
         n_outputs=layout.n_continuous + n_category_outputs(layout),
         n_periodic=n_periodic_inputs(layout),
         embedding=LogSNREmbedding(low, high),
@@ -235,6 +244,11 @@ def build_network(
     )
     reference = copy.deepcopy(experts.references[experts.preconditioner]).float()
     backbone = build_backbone(planned.family, plan)
+    if has_roles:
+        if not isinstance(reference, IndependentReference):
+            return RoleDenoiser(backbone, reference, plan.embedding)
+        counts = category_counts(rows, layout)
+        return RoleLevelDenoiser(backbone, reference, plan.embedding, counts)
     if planned.family.is_complete:
         return ReferencedDenoiser(backbone, reference)
     if not isinstance(reference, DiscreteReference):
@@ -338,7 +352,7 @@ def train_network(
     if previous is not None and name in previous.nets:
         _copy_weights(previous.nets[name].module_.averaged, denoiser)
     plan = TrainingPlan(
-        density=settings.training.schedule.density(low, high, spectrum_of(split)),
+        density=settings.training.schedule.density(low, high, spectrum_of(split, experts)),
         adaptive=settings.training.schedule.adaptive,
         batch_size=settings.training.batch_size,
         limits=limits_of(n_rows, split.space, settings, n_left),
@@ -349,19 +363,29 @@ def train_network(
         micro_batch_size=settings.training.micro_batch_size,
         processes=settings.runtime.processes,
     )
+    layout = copy.deepcopy(split.space.layout).float()
+    offset = cross_entropy_in_data_units(experts, split)
+    if isinstance(denoiser, RoleDenoiser | RoleLevelDenoiser):
+        source = CopyableGenerator().manual_seed(generator.initial_seed())
+        objective: DenoisingObjective = RoleObjective(
+            denoiser, layout, source, offset, settings.training.loss
+        )
+        # Parts of rows evaluate an epoch, of which references of whole ones do not tell.
+        partners = []
+    else:
+        objective = DenoisingObjective(denoiser, layout, offset=offset, loss=settings.training.loss)
+        partners = partners_of_networks(experts, settings)
+    whole, adapt = split.complete, None
+    if len(whole.valid) >= MIN_ROWS_TO_ADAPT or not split.has_missing:
+        adapt = density_adapter(experts, whole, plan.density, settings.runtime.processes)
     net = train(
-        DenoisingObjective(
-            denoiser,
-            copy.deepcopy(split.space.layout).float(),
-            offset=cross_entropy_in_data_units(experts, split),
-            loss=settings.training.loss,
-        ),
+        objective,
         training_rows(experts, split, settings),
         RowDataset(split.valid.X, split.valid.weight, settings.runtime.device),
         plan,
         generator,
-        references=partners_of_networks(experts, settings),
-        adapt=density_adapter(experts, split, plan.density, settings.runtime.processes),
+        references=partners,
+        adapt=adapt,
         callbacks=list(settings.training.callbacks),
         device=settings.runtime.device,
         interrupted=stop,
@@ -376,6 +400,8 @@ def limits_of(n_rows: int, space: TableSpace, settings: FitSettings, n_left: int
     training = settings.training
     has_categories = bool(space.layout.variables)
     n_steps = training.steps_per_epoch or epoch_length(n_rows, has_categories, settings)
+    if settings.model.has_roles and training.steps_per_epoch is None:
+        n_steps *= STEPS_WITH_ROLES
     seconds = settings.runtime.seconds_to_train()
     return Limits(
         n_epochs=training.max_epochs,
@@ -432,9 +458,15 @@ def training_rows(
     )
 
 
-def spectrum_of(split: MappedSplit) -> Array:
-    """Return the eigenvalues of the covariance of the training points, at least 1e-6."""
-    sample = split.train
+def spectrum_of(split: MappedSplit, experts: Experts) -> Array:
+    """Return the eigenvalues of the covariance of the training points, at least 1e-6.
+
+    With missing entries in continuous columns they are those of the plain reference.
+    """
+    plain = experts.references[experts.plain]
+    if split.has_missing and isinstance(plain, GaussianReference):
+        return np.asarray(np.maximum(plain.variances.cpu().double().numpy(), 1e-6))
+    sample = split.rows_to_embed
     if split.space.layout.variables:
         sample = sample.take(np.arange(min(len(sample), MAX_ROWS_FOR_SPECTRUM)))
     points = split.space.layout.embed_array(sample.X)

@@ -11,7 +11,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.grids import N_NODES, model_range, with_more_nodes
+from sk_itdiffusion._fit.grids import (
+    N_NODES,
+    category_logsnr_range,
+    lowest_with_given,
+    model_range,
+    with_more_nodes,
+)
 from sk_itdiffusion._fit.reference_check import check_reference
 from sk_itdiffusion._fit.schema import Schema
 from sk_itdiffusion._fit.settings import FitSettings
@@ -225,13 +231,19 @@ def fit_references(
     split = replace(split, optimism=replace(split.optimism, families=optimism))
     beyond = settings.model.beyond_the_grid
     coarse = {name: r for name, r in references.items() if name not in beyond}
-    if settings.model.has_missing:  # nothing is integrated
+    if settings.model.has_missing and not settings.model.has_roles:  # nothing is integrated
         grid = np.empty(0)
         preconditioner = plain_reference(references, settings.model.families)
     elif earlier is None:
         layout = split.space.layout
-        ends = model_range(coarse.values(), layout, split.train, schema.resolution)
-        grid, preconditioner = np.linspace(*ends, N_NODES), choose_preconditioner(coarse, settings)
+        rows = split.rows_to_embed
+        low, high = model_range(coarse.values(), layout, rows, schema.resolution)
+        preconditioner = choose_preconditioner(coarse, settings)
+        if settings.model.has_roles:
+            preconditioner = plain_reference(references, settings.model.families)
+            if layout.variables:
+                low = min(low, lowest_with_given(category_logsnr_range(layout, rows)[0]))
+        grid = np.linspace(low, high, N_NODES)
     else:
         grid, preconditioner = earlier.grid, earlier.preconditioner
     if earlier is not None and earlier.control in references and references.keys() == kept.keys():

@@ -75,8 +75,10 @@ class ModelSettings:
     may_hold_out: bool = True
     #: Observations that a weight of 1 stands for; None if they follow from the weights.
     observations_per_weight: float | None = None
-    #: Whether rows have missing entries, so that networks are not used and no integral is needed.
+    #: Whether rows have missing entries, so that no network of complete rows can be trained.
     has_missing: bool = False
+    #: Whether networks are trained on random parts of rows, and answer for parts.
+    has_roles: bool = False
     #: Whether rows nearer to each other than independent ones are kept on one side of the split.
     near_copies: bool = True
 

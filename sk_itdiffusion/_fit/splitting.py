@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 MAX_VALIDATION_ROWS = 10_000
 #: Share of the rows that near-duplicates of each other may be without making a split impossible.
 MAX_SHARE_OF_COPIES = 0.5
+#: Complete rows that stand for all where points of rows are needed.
+MIN_ROWS_TO_EMBED = 100
 
 
 def split_rows(
@@ -151,6 +153,18 @@ class MappedSplit:
     def has_missing(self) -> bool:
         """Whether entries of the rows are missing."""
         return self.train.has_missing or self.valid.has_missing
+
+    @property
+    def rows_to_embed(self) -> WeightedRows:
+        """Training rows without missing entries; all, with means instead, if few are complete."""
+        if not self.train.has_missing:
+            return self.train
+        kept = np.flatnonzero(~np.isnan(self.train.X).any(axis=1))
+        if len(kept) >= MIN_ROWS_TO_EMBED:
+            return self.train.take(kept)
+        mean = np.nanmean(self.train.X, axis=0)
+        mean[self.n_continuous :] = np.rint(mean[self.n_continuous :])
+        return replace(self.train, X=np.where(np.isnan(self.train.X), mean, self.train.X))
 
     @property
     def complete(self) -> MappedSplit:

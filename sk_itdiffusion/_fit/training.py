@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import skorch
@@ -91,6 +91,9 @@ class DenoisingObjective(nn.Module):
         What is minimised for discrete columns: the bound, or the cross-entropy of the categories'
         posterior, which has the same optimum.  Evaluation is always the bound.
     """
+
+    #: Whether training needs what `with_constants` returns, and not only if it saves time.
+    prepares_rows: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -406,13 +409,15 @@ def train(
         share_dropout(objective, (share, plan.batch_size))
     sizes = (plan.batch_size, plan.limits.steps_per_epoch, plan.density, generator, n_points, share)
     n_at_once = max(1, NUMBERS_MADE_AT_ONCE // (plan.batch_size * n_points))
+    is_stream = isinstance(train_rows, StreamedRows)
+    prepare = None
+    if objective.prepares_rows or (n_at_once > 1 and not is_stream):
+        prepare = objective.with_constants
+        fixed = [(prepare(batch), target) for batch, target in fixed]
     if isinstance(train_rows, StreamedRows):
-        iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes)
-    elif n_at_once == 1:
-        iterator = NoisyRowIterator(train_rows, *sizes)
+        iterator: NoisyRowIterator = StreamedRowIterator(train_rows, *sizes, 1, prepare)
     else:
-        iterator = NoisyRowIterator(train_rows, *sizes, n_at_once, objective.with_constants)
-        fixed = [(objective.with_constants(batch), target) for batch, target in fixed]
+        iterator = NoisyRowIterator(train_rows, *sizes, n_at_once, prepare)
 
     def on_epoch(net: skorch.NeuralNet, epoch: int) -> None:
         if adapt is not None and plan.adaptive and is_adapted_after(epoch):

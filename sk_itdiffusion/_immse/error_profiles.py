@@ -18,7 +18,7 @@ from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
 from sk_itdiffusion.channel import add_noise
 
-__all__ = ["ErrorProfile", "error_profile", "stacking_weights"]
+__all__ = ["ErrorProfile", "error_profile", "products_of_residuals", "stacking_weights"]
 
 Array = NDArray[np.float64]
 _ROWS_FOR_FREE_STACKING = 50
@@ -125,27 +125,60 @@ def error_profile(
     ErrorProfile
         The products.
     """
-    n_samples, n_features = X.shape
-    n_experts = len(experts)
+    n_samples, n_experts = len(X), len(experts)
     n_rows = max(1, budget // noise.n_evaluations)
 
     def gram_at(node: int) -> Array:
         gram = np.empty((n_samples, n_experts, n_experts))
         for start in range(0, n_samples, n_rows):
             rows = slice(start, min(start + n_rows, n_samples))
-            eps, coefficient = noise.draw(spawn_keys(keys[rows], 1, first=node).ravel())
-            x = np.broadcast_to(X[rows, None, :], eps.shape)
-            noisy = _tensor(eps.reshape(-1, n_features), device, dtype)
-            level = torch.full((len(noisy),), float(logsnr[node]), device=device, dtype=dtype)
-            z = add_noise(_tensor(x.reshape(-1, n_features), device, dtype), noisy, level)
-            residuals = stacked_residuals(noisy, z, level, experts).reshape(n_experts, *eps.shape)
-            factor = _tensor(coefficient, device, dtype)
-            products = torch.einsum("enmd,fnmd,nm->nef", residuals, residuals, factor)
-            gram[rows] = products.cpu().numpy()
+            drawn = noise.draw(spawn_keys(keys[rows], 1, first=node).ravel())
+            level = np.full(len(drawn[0]), logsnr[node])
+            gram[rows] = products_of_residuals(X[rows], level, drawn, experts, device, dtype)
         return gram
 
     grams = map_in_workers(gram_at, range(len(logsnr)), device, current_progress())
     return ErrorProfile(tuple(experts), logsnr, np.stack(grams), row_weight / row_weight.sum())
+
+
+def products_of_residuals(
+    X: Array,
+    logsnr: Array,
+    drawn: tuple[Array, Array],
+    experts: Mapping[str, Denoiser],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Array:
+    """Return the products of the experts' residuals, averaged over the noise.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Points.
+    logsnr : ndarray of shape (n,)
+        Log-SNR of each.
+    drawn : tuple of ndarray of shape (n, m, d) and (n, m)
+        Noise and its coefficients.
+    experts : mapping of str to callable
+        Denoisers.
+    device, dtype
+        See `information_gap`.
+
+    Returns
+    -------
+    ndarray of shape (n, n_experts, n_experts)
+        The products.
+    """
+    eps, coefficient = drawn
+    shape = eps.shape
+    x = np.broadcast_to(X[:, None, :], shape)
+    noisy = _tensor(eps.reshape(-1, shape[-1]), device, dtype)
+    level = _tensor(np.repeat(logsnr, shape[1]), device, dtype)
+    z = add_noise(_tensor(x.reshape(-1, shape[-1]), device, dtype), noisy, level)
+    residuals = stacked_residuals(noisy, z, level, experts).reshape(len(experts), *shape)
+    factor = _tensor(coefficient, device, dtype)
+    products = torch.einsum("enmd,fnmd,nm->nef", residuals, residuals, factor)
+    return np.asarray(products.cpu().numpy())
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ __all__ = [
     "MSECurve",
     "StackedDenoiser",
     "fit_placement",
+    "gap_of_chunk",
     "information_gap",
     "paired_draws",
 ]
@@ -203,15 +204,8 @@ def information_gap(
         padding = n_rows - (stop - start)
         rows = np.pad(X[start:stop], ((0, padding), (0, 0)))
         row_keys = np.pad(keys[start:stop], (0, padding))
-        parts = [
-            _contributions(
-                rows, row_keys, denoisers, rule, first, n_draws, device, dtype, points, apart
-            )
-            for first in range(0, rule.n_draws, n_draws)
-        ]
-        drawn = np.concatenate(parts, axis=1)[: stop - start]
-        gap[start:stop] = drawn.sum(axis=1)
-        spread[start:stop] = ((drawn[:, ::2] - drawn[:, 1::2]) ** 2).sum(axis=1)
+        found = gap_of_chunk(rows, row_keys, denoisers, rule, n_draws, device, dtype, points, apart)
+        gap[start:stop], spread[start:stop] = (part[: stop - start] for part in found)
 
     def score_chunks(first: int) -> None:
         for start in range(first, min(first + _CHUNKS_IN_A_JOB * n_rows, len(X)), n_rows):
@@ -220,6 +214,29 @@ def information_gap(
     jobs = range(0, len(X), _CHUNKS_IN_A_JOB * n_rows)
     map_in_workers(score_chunks, jobs, device, current_progress())
     return gap, spread
+
+
+def gap_of_chunk(
+    rows: Array,
+    keys: Keys,
+    denoisers: PairedDenoiser,
+    rule: IntegrationRule,
+    n_draws: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    points: PointsOfDraws | None = None,
+    apart: int = EVALUATIONS_IN_A_TILE,
+) -> tuple[Array, Array]:
+    """Return what `information_gap` does, of rows that are evaluated together.
+
+    ``n_draws`` is the number of draws in a forward pass; see `IntegrationRule.chunk_shape`.
+    """
+    parts = [
+        _contributions(rows, keys, denoisers, rule, first, n_draws, device, dtype, points, apart)
+        for first in range(0, rule.n_draws, n_draws)
+    ]
+    drawn = np.concatenate(parts, axis=1)
+    return drawn.sum(axis=1), ((drawn[:, ::2] - drawn[:, 1::2]) ** 2).sum(axis=1)
 
 
 def _contributions(

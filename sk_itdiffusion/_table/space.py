@@ -150,6 +150,11 @@ class TableSpace:
     share_beyond: float = 0.0
 
     @property
+    def in_rows(self) -> Index:
+        """Columns of the table that are in the model's rows, in the order that they have there."""
+        return np.concatenate([self.continuous, self.discrete])
+
+    @property
     def is_discrete(self) -> bool:
         """Whether no continuous column varies, so that equal rows are no sign of anything."""
         return len(self.continuous) == 0 and len(self.discrete) > 0

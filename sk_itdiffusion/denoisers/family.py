@@ -80,7 +80,9 @@ class BackbonePlan:
     ----------
     n_inputs : int
         Inputs: noisy continuous columns, then for discrete ones the means of their points given
-        the noisy row, under independent columns.
+        the noisy row, under independent columns.  Networks that are trained on parts of rows
+        (``patterns="any"``) have two more for each column, whether it is noisy and whether it is
+        given; values of given columns are without noise, those of missing ones 0.
     n_outputs : int
         Outputs: corrections of the noise of the continuous columns, then numbers from which those
         of the discrete columns' log-odds follow.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +57,17 @@ __all__ = ["LevelDenoiser", "LevelPrediction", "n_category_outputs"]
 
 #: Training rows below which an unordered category keeps the posterior of the reference.
 MIN_ROWS_FOR_A_CATEGORY = 5
+
+
+class HasMean(Protocol):
+    """Has a mean point for the variables of a group."""
+
+    @property
+    def group(self) -> LatticeGroup | OneHotGroup:
+        """The variables."""
+
+    def mean(self) -> Tensor:
+        """Return the mean point, (B, n_points)."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,7 @@ class LevelDenoiser(ConfiguredModule):
             # Not in the state: a warm start may have other rare categories.
             self.register_buffer(f"rare_{number}", rare, persistent=False)
 
-    def inputs(self, z: Tensor, posteriors: Sequence[LevelPosterior]) -> Tensor:
+    def inputs(self, z: Tensor, posteriors: Sequence[HasMean]) -> Tensor:
         """Return the network's inputs, periodic ones first."""
         periodic, plain = [z[:, : self.layout.n_continuous]], list[Tensor]()
         for posterior in posteriors:
@@ -179,8 +190,23 @@ class LevelDenoiser(ConfiguredModule):
         """Return what reference and model say of points z (B, d)."""
         continuous, reference = self.reference.posteriors(z, logsnr)
         means = reference if self.independent is None else self.independent.posteriors(z, logsnr)[1]
+        return self.corrected(z, logsnr, self.inputs(z, means), continuous, reference)
+
+    def corrected(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        inputs: Tensor,
+        continuous: Tensor,
+        reference: list[LevelPosterior],
+    ) -> LevelPrediction:
+        """Return what reference and model say of points, from the network's inputs.
+
+        ``continuous`` is the noise of the continuous columns, and ``reference`` the posteriors of
+        the categories, that the reference predicts.
+        """
         features = self.embedding(logsnr)
-        outputs = self.backbone(self.inputs(z, means), logsnr)
+        outputs = self.backbone(inputs, logsnr)
         n_continuous = self.layout.n_continuous
         spread = (torch.sigmoid(logsnr) * torch.sigmoid(-logsnr)).sqrt()
         scale = spread * torch.exp(features @ self.gain)
@@ -212,8 +238,12 @@ class LevelDenoiser(ConfiguredModule):
         for model, reference in zip(prediction.model, prediction.reference, strict=True):
             codes = model.group.codes(rows, n_continuous)
             surplus = model.log_probability(codes) - reference.log_probability(codes)
-            gain = gain + weight * surplus.sum(1)
+            gain = gain + weight * self.total(surplus, model.group, z)
         return gain
+
+    def total(self, surplus: Tensor, group: LatticeGroup | OneHotGroup, z: Tensor) -> Tensor:
+        """Return the sums, (B,), of a number (B, m) of the variables of a group."""
+        return surplus.sum(1)
 
     def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the predicted noise, shape (B, d)."""
@@ -232,7 +262,11 @@ class LevelDenoiser(ConfiguredModule):
         if self.independent is not None:
             check_same_layout(self.independent.layout, layout)
         check_precision(self)
-        for number, group in enumerate(layout.groups):
+        self._check_rare_categories()
+
+    def _check_rare_categories(self) -> None:
+        """Raise an error if it is not known of each category whether it is rare."""
+        for number, group in enumerate(self.layout.groups):
             rare = getattr(self, f"rare_{number}")
             if rare is not None and rare.dtype != torch.bool:
                 raise ValueError("it is not known which categories are rare")

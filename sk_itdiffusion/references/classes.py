@@ -169,7 +169,7 @@ class LatentClassReference(DiscreteReference):
         continuous: GaussianMixtureReference | None,
     ) -> Reference:
         """Return the classes of some columns with other weights, whose sum may not be 1."""
-        layout, (_, variables) = self._sublayout(columns), self._split(columns)
+        layout, (_, variables) = self.layout.part(columns), self._split(columns)
         normalised = log_weights.detach().cpu().double().log_softmax(0)
         if continuous is not None and not variables:
             found = copy.deepcopy(continuous)

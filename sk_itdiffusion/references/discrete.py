@@ -67,11 +67,6 @@ class DiscreteReference(Reference):
         m = self.n_continuous
         return [j for j in columns if j < m], [j - m for j in columns if j >= m]
 
-    def _sublayout(self, columns: Sequence[int]) -> Layout:
-        """Return the layout of rows of some of the columns."""
-        continuous, variables = self._split(columns)
-        return Layout(len(continuous), [self.layout.variables[j] for j in variables])
-
     def _checked_given(
         self, columns: Sequence[int], values: ArrayLike
     ) -> tuple[list[int], list[int], Array]:
@@ -324,7 +319,7 @@ class IndependentReference(DiscreteReference, PlainReference):
 
     def _with_continuous(self, columns: Sequence[int], continuous: Reference | None) -> Reference:
         """Return the product of a continuous reference and the discrete ones among columns."""
-        layout, (_, variables) = self._sublayout(columns), self._split(columns)
+        layout, (_, variables) = self.layout.part(columns), self._split(columns)
         if continuous is not None and not variables:
             return continuous
         marginals = self.marginals()

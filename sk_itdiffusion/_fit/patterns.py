@@ -1,0 +1,407 @@
+r"""What networks with roles say of parts of rows.
+
+For targets T of a row given columns G the log-density is that of a reference q, the control
+variate, plus the integral of what the stacked denoisers gain on it,
+
+.. math:: \log p(x_T \mid x_G) = \log q(x_T \mid x_G) + \tfrac12 \int \mathrm{d}a\; E_\epsilon\left[
+    \|\epsilon_T - \hat\epsilon_q(z_T, a; x_G)\|^2 - \|\epsilon_T - \hat\epsilon(z_T, a; x_G)\|^2
+    \right].
+
+The references' denoisers of a pattern are those of their conditional distributions, which
+`Reference.marginal` and `Reference.given` return for the values of a row.  So each row is evaluated
+by itself, with one forward pass of each denoiser.  Weights of the experts depend on the log-SNR and
+on the class of the pattern: whether columns are given, and whether more than half are targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from torch import Tensor
+
+from sk_itdiffusion._fit.experts import (
+    MAX_NETWORK_INPUT,
+    Experts,
+    Mixing,
+    noise_for_layout,
+    on_device,
+)
+from sk_itdiffusion._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
+from sk_itdiffusion._immse.errors import Tolerance
+from sk_itdiffusion._immse.likelihood import Denoiser, IntegrationRule, gap_of_chunk
+from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
+from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._runtime.progress import current_progress
+from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
+from sk_itdiffusion.denoisers.roles import RoleDenoiser, with_roles
+from sk_itdiffusion.layout import Layout
+from sk_itdiffusion.persistence import stored
+from sk_itdiffusion.persistence.checks import check_increasing, check_not_negative, check_same
+from sk_itdiffusion.references import Reference
+from sk_itdiffusion.references.judging import log_likelihoods
+
+__all__ = [
+    "N_CLASSES",
+    "PatternStack",
+    "Question",
+    "class_of_pattern",
+    "conditional_log_density",
+    "questions_of",
+]
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+#: Classes of patterns: without and with given columns, of few and of many targets.
+N_CLASSES = 4
+#: Rows, of one question or of several, that a worker takes at a time.
+ROWS_OF_A_JOB = 16
+#: Draws that are moved along the flow together.
+DRAWS_IN_A_PASS = 512
+#: Stream of a row's keys from which the noise at the start of a flow comes.
+STREAM_OF_FLOW = 13
+
+
+def class_of_pattern(target: Mask, given: Mask) -> NDArray[np.intp]:
+    """Return the classes of patterns, (n,), of targets and given columns, both (n, n_columns)."""
+    has_many = 2 * target.sum(axis=1) > target.shape[1]
+    return np.asarray(2 * given.any(axis=1) + has_many, dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A part of rows, given another part of them.
+
+    Attributes
+    ----------
+    target, given : ndarray of shape (n_columns,), bool
+        Columns, in the order of a model's rows.
+    values : ndarray of shape (n_columns,)
+        Values of the given columns, 0 elsewhere.
+    """
+
+    target: Mask
+    given: Mask
+    values: Array
+
+    def of(self, reference: Reference) -> Reference:
+        """Return a reference's distribution of the targets, given the values of others."""
+        asked = np.flatnonzero(self.target | self.given)
+        known = np.flatnonzero(self.given[asked])
+        of_asked = reference.marginal(asked.tolist())
+        return of_asked.given(known.tolist(), self.values[self.given])
+
+    def layout(self, layout: Layout) -> Layout:
+        """Return the layout of the targets, from that of all columns."""
+        return layout.part(np.flatnonzero(self.target).tolist())
+
+    def of_network(
+        self, network: RoleDenoiser | RoleLevelDenoiser, layout: Layout, baseline: Denoiser
+    ) -> Denoiser:
+        """Return a network as denoiser of the targets, from that of the reference it corrects."""
+        columns = layout.columns_of_points()
+        target, given = (torch.from_numpy(part)[None] for part in (self.target, self.given))
+        device = next(network.parameters()).device
+        points = torch.from_numpy(layout.embed_array(self.values[None])).float()
+        fixed = with_roles(points, target, given, columns).to(device)
+        place = torch.from_numpy(np.flatnonzero(self.target[columns])).to(device)
+
+        def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
+            wide = fixed.repeat(len(z), 1)
+            wide[:, place] = z.clamp(-MAX_NETWORK_INPUT, MAX_NETWORK_INPUT).float()
+            correction = network.correction_to(wide, logsnr.float())
+            return baseline(z, logsnr) + correction[:, place].to(z.dtype)
+
+        return denoise
+
+    def denoisers(self, experts: Experts, names: Sequence[str]) -> dict[str, Denoiser]:
+        """Return the denoisers of experts, by name."""
+        known: dict[str, Denoiser] = {}
+        for name in dict.fromkeys([*names, experts.preconditioner]):
+            if name not in experts.nets:
+                of_part = self.of(experts.references[name])
+                known[name] = on_device(of_part, experts.device, experts.precision)
+        found: dict[str, Denoiser] = {}
+        for name in names:
+            if name in experts.nets:
+                network = experts.nets[name].module_.averaged
+                baseline = known[experts.preconditioner]
+                found[name] = self.of_network(network, experts.space.layout, baseline)
+            else:
+                found[name] = known[name]
+        return found
+
+
+def questions_of(rows: Array, target: Mask, given: Mask) -> list[tuple[Question, NDArray[np.intp]]]:
+    """Return the distinct questions about rows, and which rows they are about.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_columns)
+        A model's rows; NaN where entries are missing.
+    target, given : ndarray of shape (n, n_columns), bool
+        Observed columns that are asked for, and that are given.
+
+    Returns
+    -------
+    list of (Question, ndarray of int)
+        Questions with numbers of rows.
+    """
+    values = np.where(given, rows, 0.0)
+    _, first, place = np.unique(
+        row_keys(np.hstack([values, target, given])), return_index=True, return_inverse=True
+    )
+    order = np.argsort(place, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
+    return [
+        (Question(target[i], given[i], values[i]), part)
+        for i, part in zip(first, parts, strict=True)
+    ]
+
+
+def conditional_log_density(reference: Reference, rows: Array, target: Mask, given: Mask) -> Array:
+    """Return a reference's log-densities of parts of rows given other parts, (n,), in nats."""
+    joint = log_likelihoods(reference, np.where(target | given, rows, np.nan))
+    if not given.any():
+        return joint
+    return joint - log_likelihoods(reference, np.where(given, rows, np.nan))
+
+
+@stored()
+@dataclass(frozen=True)
+class PatternStack:
+    """The experts' weights for parts of rows, and how their integrals are evaluated.
+
+    Attributes
+    ----------
+    control : str
+        Name of the reference that is the control variate.
+    logsnr : ndarray of shape (n_nodes,)
+        Nodes of the log-SNR.
+    expert_names : sequence of str
+        The experts.
+    weights : ndarray of shape (n_classes, n_nodes, n_experts)
+        Their weights at the nodes, for each class of patterns.
+    rules : sequence of IntegrationRule or None
+        How patterns of each class are integrated; None where the mixture of references is better.
+    drivers : ndarray of shape (n_columns,), bool
+        Columns, in the order of a model's rows, on which it depends what of the rows of the fit was
+        observed.  The networks are only used where these are given.
+    """
+
+    control: str
+    logsnr: Array
+    expert_names: Sequence[str]
+    weights: Array
+    rules: Sequence[IntegrationRule | None]
+    drivers: Mask
+
+    def mixing(self, number: int) -> Mixing:
+        """Return the weights of a class of patterns."""
+        return Mixing(self.control, self.logsnr, self.expert_names, self.weights[number])
+
+    def has_say(self, target: Mask, given: Mask) -> Mask:
+        """Return for which patterns, (n,), networks are used."""
+        has_rule = np.array([rule is not None for rule in self.rules])
+        is_known = (given | ~self.drivers).all(axis=1)
+        return target.any(axis=1) & is_known & has_rule[class_of_pattern(target, given)]
+
+    def with_drivers_given(self, target: Mask, given: Mask) -> tuple[Mask, Mask]:
+        """Return targets and given columns, with targets on which missingness depends given.
+
+        Networks tell of the other targets given these, of which the references tell.
+        """
+        return target & ~self.drivers, given | (target & self.drivers)
+
+    def log_densities(
+        self, experts: Experts, rows: Array, target: Mask, given: Mask, tolerance: Tolerance
+    ) -> tuple[Array, Array]:
+        """Return log-densities of parts of rows, in the space of the rows, and their variances.
+
+        Parameters
+        ----------
+        experts : Experts
+            The denoisers.
+        rows : ndarray of shape (n, n_columns)
+            A model's rows; NaN where entries are missing.
+        target, given : ndarray of shape (n, n_columns), bool
+            Observed columns that are asked for, and that are given, in patterns in which networks
+            are used.
+        tolerance : Tolerance
+            Standard error that each row should have.
+
+        Returns
+        -------
+        log_density, variance : ndarray of shape (n,)
+            Log-densities, in nats, and the variances of their errors.
+        """
+        log_density = conditional_log_density(experts.references[self.control], rows, target, given)
+        points = np.where(target, rows, 0.0)
+        keys = row_keys(np.hstack([points, np.where(given, rows, 0.0), target, given]))
+        n_draws = self._numbers_of_draws(log_density, target, given, tolerance)
+
+        def integrate(part: tuple[Question, NDArray[np.intp]]) -> tuple[Array, Array]:
+            question, numbers = part
+            return self.gaps(experts, question, points[numbers], keys[numbers], n_draws[numbers])
+
+        jobs = [
+            (question, numbers[start : start + ROWS_OF_A_JOB])
+            for question, numbers in questions_of(rows, target, given)
+            for start in range(0, len(numbers), ROWS_OF_A_JOB)
+        ]
+        found = map_in_workers(integrate, jobs, experts.device, current_progress())
+        variance = np.zeros(len(rows))
+        classes = class_of_pattern(target, given)
+        for (_, numbers), (gap, spread) in zip(jobs, found, strict=True):
+            for row, own_gap, own_spread in zip(numbers, gap, spread, strict=True):
+                errors = self._rule(classes[row]).errors
+                assert errors is not None
+                at = log_density[row : row + 1]
+                estimate = errors.estimated(at, np.array([own_spread]), int(n_draws[row]))
+                variance[row] = estimate[0]
+                log_density[row] += own_gap
+        return log_density, variance
+
+    def _rule(self, number: int) -> IntegrationRule:
+        rule = self.rules[number]
+        assert rule is not None
+        return rule
+
+    def _numbers_of_draws(
+        self, log_density: Array, target: Mask, given: Mask, tolerance: Tolerance
+    ) -> NDArray[np.intp]:
+        """Return with how many draws rows are integrated, (n,)."""
+        classes = class_of_pattern(target, given)
+        n_draws = np.empty(len(classes), dtype=np.intp)
+        for number in np.unique(classes):
+            here = np.flatnonzero(classes == number)
+            for rule, chosen in self._rule(number).rungs(log_density[here], tolerance):
+                n_draws[here[chosen]] = rule.n_draws
+        return n_draws
+
+    def gaps(
+        self,
+        experts: Experts,
+        question: Question,
+        rows: Array,
+        keys: Keys,
+        n_draws: NDArray[np.intp],
+    ) -> tuple[Array, Array]:
+        """Return the integrals of rows about which a question is asked, one after the other.
+
+        Parameters
+        ----------
+        experts : Experts
+            The denoisers.
+        question : Question
+            The question.
+        rows : ndarray of shape (n, n_columns)
+            Rows, of which the targets are looked at.
+        keys : ndarray of shape (n,), uint64
+            Keys of their noise.
+        n_draws : ndarray of shape (n,), int
+            How many draws they take.
+
+        Returns
+        -------
+        gap, spread : ndarray of shape (n,)
+            See `information_gap`.
+        """
+        number = int(class_of_pattern(question.target[None], question.given[None])[0])
+        mixing = self.mixing(number)
+        names = tuple(dict.fromkeys([self.control, *used_experts(mixing)]))
+        paired = used_mixing(mixing, names).paired(question.denoisers(experts, names))
+        layout = question.layout(experts.space.layout)
+        noise = noise_for_layout(layout, experts.seeds.scoring)
+        rule = replace(self._rule(number), noise=noise)
+        apart = experts.evaluations_apart
+        gap, spread = np.empty((2, len(rows)))
+        for i, point in enumerate(layout.embed_array(rows[:, question.target])):
+            own = replace(rule, n_draws=int(n_draws[i]))
+            budget = min(experts.budget, own.n_evaluations)
+            at_once = own.chunk_shape(budget, apart)[1]
+            found = gap_of_chunk(
+                point[None],
+                keys[i : i + 1],
+                paired,
+                own,
+                at_once,
+                experts.device,
+                experts.precision,
+                apart=apart,
+            )
+            gap[i], spread[i] = (float(part[0]) for part in found)
+        return gap, spread
+
+    @torch.no_grad()
+    def draws(self, experts: Experts, question: Question, keys: Keys) -> Array:
+        """Return draws of the targets by the probability flow with the given columns fixed.
+
+        It begins at noised draws from the control variate, where the stack begins to differ from
+        it.
+
+        Parameters
+        ----------
+        experts : Experts
+            The denoisers.
+        question : Question
+            The question, in a pattern in which networks are used.
+        keys : ndarray of shape (n_draws,), uint64
+            Keys of the draws.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n_targets)
+            The draws.
+        """
+        number = int(class_of_pattern(question.target[None], question.given[None])[0])
+        mixing = self.mixing(number)
+        names = used_experts(mixing)
+        stack = used_mixing(mixing, names).stack(question.denoisers(experts, names))
+        layout = question.layout(experts.space.layout)
+        n_points, n_targets = layout.n_points, layout.n_columns
+        uniform = hash_uniform(spawn_keys(keys, n_points + n_targets + 2), STREAM_OF_FLOW)
+        empty = torch.full((len(keys), n_targets), torch.nan, dtype=torch.float64)
+        reference = question.of(experts.references[self.control])
+        clean = reference.complete(empty, torch.from_numpy(uniform[:, n_points:].copy()))
+        clean = layout.embed(clean)
+        noise = torch.from_numpy(ndtri(uniform[:, :n_points]))
+        first = self._rule(number).placement.edges[0]
+        path = torch.from_numpy(np.linspace(first, self.logsnr[-1], N_STEPS + 1))
+        start = add_noise(clean, noise, path[:1].expand(len(keys)))
+        start = start.to(experts.device, experts.precision)
+        parts = start.split(DRAWS_IN_A_PASS)
+        found = torch.cat([probability_flow(stack, part, path.to(start)) for part in parts])
+        return np.asarray(layout.nearest_rows(found.double().cpu()).numpy())
+
+    def _finish_loading(self) -> None:
+        """Raise an error if parts are inconsistent, or numbers are out of range."""
+        check_increasing(self.logsnr, "log-SNRs")
+        shape = (N_CLASSES, len(self.logsnr), len(self.expert_names))
+        check_same(self.weights.shape, shape, "there are other weights of parts of rows")
+        check_same(len(self.rules), N_CLASSES, "there are other rules for parts of rows")
+        check_not_negative(self.weights, "weights of experts")
+        if self.drivers.dtype != bool:
+            raise ValueError("it is not known on which columns missingness depends")
+        if any(rule is not None and rule.errors is None for rule in self.rules):
+            raise ValueError("the rule of integration has no calibration")
+
+
+def used_experts(mixing: Mixing) -> tuple[str, ...]:
+    """Return the names of the experts that have a weight somewhere."""
+    columns = zip(mixing.expert_names, mixing.weights.T, strict=True)
+    return tuple(name for name, weights in columns if weights.any())
+
+
+def used_mixing(mixing: Mixing, names: Sequence[str]) -> Mixing:
+    """Return the weights of some of the experts."""
+    known = list(mixing.expert_names)
+    kept = [name for name in known if name in names]
+    return replace(
+        mixing, expert_names=kept, weights=mixing.weights[:, [known.index(name) for name in kept]]
+    )
