@@ -255,17 +255,21 @@ def test_categories_are_normalised_and_scored_by_their_probability():
     probability = fitted.predict_proba(X)
     np.testing.assert_allclose(probability.sum(axis=1), 1.0, rtol=1e-12)
     number = np.searchsorted(fitted.classes_, y)
-    scores = fitted.score_samples(X, y)
+    # No row has a category of its own, and any other one has the rest of the total of 1.
+    log_seen = np.log1p(-1.0 / (len(y) + 2))
+    scores = fitted.score_samples(X, y) - log_seen
     np.testing.assert_allclose(np.exp(scores), probability[np.arange(len(y)), number], rtol=1e-12)
     assert (fitted.predict(X) == fitted.classes_[probability.argmax(axis=1)]).all()
     entropy = -np.sum(probability * np.log(probability), axis=1)
-    np.testing.assert_allclose(fitted.score_samples(X), -entropy, rtol=1e-9)
+    np.testing.assert_allclose(fitted.score_samples(X), log_seen - entropy, rtol=1e-9)
     shares = (fitted.sample(X[:20], 400, random_state=0)[:, :, None] == fitted.classes_).mean(
         axis=1
     )
     assert np.abs(shares - probability[:20]).max() < 5.0 * 0.5 / np.sqrt(400)
+    strict = clone(TREES).set_params(handle_unknown="error").fit(X, y)
+    np.testing.assert_allclose(strict.score_samples(X, y), scores, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="has categories that fit has not seen: 'd'"):
-        fitted.score_samples(X[:1], ["d"])
+        strict.score_samples(X[:1], ["d"])
 
 
 def test_a_class_that_a_fold_lacks_has_a_probability():
@@ -296,7 +300,7 @@ def test_density_of_mixed_targets_sums_to_one():
     for colour in ("red", "blue"):
         rows = pd.DataFrame({"size": grid, "colour": colour})
         total += trapezoid(np.exp(fitted.score_samples(np.tile(X[0], (2001, 1)), rows)), grid)
-    assert total == pytest.approx(1.0, abs=2e-3)
+    assert total == pytest.approx(1.0 - 1.0 / 302, abs=2e-3)
     # The number depends on the category, and not only on the features.
     rows = pd.DataFrame({"size": [3.0, 3.0], "colour": ["red", "blue"]})
     assert np.ptp(fitted.score_samples(np.zeros((2, 2)), rows)) > 1.0

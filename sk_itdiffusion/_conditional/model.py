@@ -147,13 +147,23 @@ class ConditionalModel:
         return features
 
     def log_density(self, features: Features, targets: Array) -> Array:
-        """Return log-densities of encoded targets, shape (n,), in nats."""
+        """Return log-densities of encoded targets, shape (n,), in nats.
+
+        Unseen categories, whose codes are negative, are left out: the density is that of the other
+        targets, which is a mean over the known categories where these depend on them.
+        """
+        to_sum = self.unseen_before_others(targets)
+        if to_sum.any():
+            j = int(np.argmax(to_sum.any(axis=0)))
+            return self.log_mean_density(features, targets, j, to_sum[:, j])
         codes = targets[:, list(self.discrete)]
+        is_seen = codes >= 0.0
+        codes = np.where(is_seen, codes, 0.0)
         total = np.zeros(len(features))
         rows = np.arange(len(features))
         for j, model in enumerate(self.categories):
             logs = model.log_probabilities(self.given_categories(features, codes, j))
-            total += logs[rows, codes[:, j].astype(np.intp)]
+            total += np.where(is_seen[:, j], logs[rows, codes[:, j].astype(np.intp)], 0.0)
         if self.residual is not None:
             given = self.given_categories(features, codes, len(self.discrete))
             location, log_scale = located(self.numbers, given)
@@ -164,6 +174,31 @@ class ConditionalModel:
             else:
                 total += self.curves(self.seen(given, location, log_scale)).log_density(u[:, 0])
         return total
+
+    def unseen_before_others(self, targets: Array) -> NDArray[np.bool_]:
+        """Return which categories, (n, n_discrete), are unseen and before targets that are not."""
+        unseen = targets[:, list(self.discrete)] < 0.0
+        is_last = np.full(len(targets), self.residual is None)
+        for j in reversed(range(unseen.shape[1])):
+            is_last &= unseen[:, j]
+            unseen[:, j] &= ~is_last
+        return unseen
+
+    def log_mean_density(
+        self, features: Features, targets: Array, j: int, is_unseen: NDArray[np.bool_]
+    ) -> Array:
+        """Return log-densities without a discrete target in the rows in which it is unseen."""
+        size = np.where(is_unseen, len(self.categories[j].marginal), 1)
+        first = np.cumsum(size) - size
+        row = np.repeat(np.arange(len(targets)), size)
+        filled = targets[row]
+        code = np.where(
+            is_unseen[row], np.arange(len(row)) - first[row], filled[:, self.discrete[j]]
+        )
+        filled[:, self.discrete[j]] = code
+        return np.asarray(
+            np.logaddexp.reduceat(self.log_density(features.take(row), filled), first)
+        )
 
     def seen(self, given: Features, location: Array, log_scale: Array) -> Array:
         """Return what the network sees of rows."""
