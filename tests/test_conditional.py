@@ -26,6 +26,7 @@ from sk_itdiffusion import IMMSEConditionalDensity, IMMSERegressor, load
 from sk_itdiffusion._conditional import base_model, sklearn_state
 from sk_itdiffusion._conditional.model import ConformalScores
 from sk_itdiffusion._conditional.residual import NormalMixture
+from sk_itdiffusion._conditional.splitting import distinct_rows
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.metrics import (
     crps_of_normal_mixture,
@@ -498,6 +499,48 @@ def test_conformal_rank_is_exact():
         pytest.approx(x) for x in (0.1, 0.5, 0.8, 0.9)
     ]
     assert scores.central_probability(0.95) == 1.0
+
+
+def test_groups_are_exchangeable_where_their_rows_are_not():
+    """Scores of groups with a strong effect; each draw has a row of a new group."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(12), 10)
+    rows = distinct_rows(np.arange(120.0)[:, None], np.zeros((120, 1)), np.ones(120), group, 0)
+    number, shares = group[rows.index], rows.group_share
+    np.testing.assert_allclose(np.bincount(number, shares), 1.0)
+    covered = np.empty((2, 1500))
+    for i in range(covered.shape[1]):
+        effect, noise = rng.normal(size=13), 0.3 * rng.normal(size=121)
+        distance = 2.0 * stats.norm.cdf(np.abs(effect[number] + noise[:120])) - 1.0
+        new = 2.0 * stats.norm.cdf(abs(effect[12] + noise[120])) - 1.0
+        order = np.argsort(distance)
+        by_group = ConformalScores(distance[order], shares[order])
+        by_row = ConformalScores(distance[order], np.ones(120))
+        covered[:, i] = [new <= each.central_probability(0.85) for each in (by_group, by_row)]
+    error = np.sqrt(0.85 * 0.15 / covered.shape[1])
+    assert covered[0].mean() > 0.85 - 3.0 * error
+    assert covered[1].mean() < 0.85 - 3.0 * error  # why groups count
+    assert by_group.central_probability(0.93) == 1.0  # 12 groups are less than 0.93 of 13
+
+
+def test_intervals_of_groups_are_calibrated_by_groups():
+    X, y = small(120)
+    estimator = clone(LINEAR).set_params(conformal_fraction=0.5)
+    plain = clone(estimator).fit(X, y).predict_interval(X)
+    alone = clone(estimator).fit(X, y, groups=np.arange(120)).predict_interval(X)
+    np.testing.assert_array_equal(plain, alone)
+    # 10 of 20 groups cover 10/11 at most.
+    fitted = clone(estimator).fit(X, y, groups=np.arange(120) % 20)
+    assert np.isfinite(fitted.predict_interval(X, coverage=0.9)).all()
+    assert np.isinf(fitted.predict_interval(X, coverage=0.92)).all()
+
+
+def test_shares_of_a_row_in_several_groups_add_up():
+    """A weight is a repetition, and equal rows of two groups count in both."""
+    X, Y = np.array([[0.0], [0.0], [1.0], [2.0]]), np.zeros((4, 1))
+    rows = distinct_rows(X, Y, np.array([1.0, 1.0, 3.0, 5.0]), np.array([0, 1, 1, 2]), 0)
+    found = dict(zip(X[rows.index, 0], rows.group_share, strict=True))
+    assert found == {0.0: 1.0 + 0.25, 1.0: 0.75, 2.0: 1.0}
 
 
 # -- scikit-learn ------------------------------------------------------------------------------

@@ -374,9 +374,9 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         X : array-like or data frame of shape (n_samples, n_features)
             Features.
         coverage : float, default=0.9
-            Probability in (0, 1) that the interval has.  With ``conformal_fraction`` it is at
-            least so large for new rows that are exchangeable with those of `fit`, whatever the
-            distribution; intervals are infinite if there are too few rows for that.
+            Probability in (0, 1) that the interval has, with ``conformal_fraction`` at least, for
+            new rows, or those of new groups, that are exchangeable with those of `fit`.  Intervals
+            are infinite if fewer than coverage / (1 - coverage) rows, or groups, calibrate them.
 
         Returns
         -------
