@@ -604,6 +604,8 @@ def test_tables_of_any_container_are_the_same():
     np.testing.assert_array_equal(fitted.score_samples(other, y.tolist()), scores)
     unseen = frame.assign(b="never")
     assert np.isfinite(fitted.score_samples(unseen, y)).all()
+    with pytest.raises(ValueError, match="'b' holds numbers, but its categories are texts"):
+        fitted.score_samples(frame.assign(b=3), y)
     with pytest.raises(ValueError, match="feature names"):
         fitted.score_samples(frame.rename(columns={"a": "z"}), y)
     with pytest.raises(ValueError, match=r"infinity.* column\(s\) 'a'"):
