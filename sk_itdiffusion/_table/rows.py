@@ -476,7 +476,7 @@ def copied_columns(X: Array) -> list[tuple[int, int]]:
     found = []
     for j in np.flatnonzero(alike.any(axis=0)):
         first = int(np.argmax(alike[:, j]))
-        pair = in_own_units(X[:, [first, j]])
+        pair = in_own_units(X[:, np.array([first, j])])
         if abs(pair[:, 0] @ pair[:, 1]) > 1.0 - _ROUNDING_OF_COPIES:
             found.append((first, int(j)))
     return found
