@@ -26,6 +26,7 @@ from sk_itdiffusion import IMMSEConditionalDensity, IMMSERegressor, load
 from sk_itdiffusion._conditional import base_model, sklearn_state
 from sk_itdiffusion._conditional.model import ConformalScores
 from sk_itdiffusion._conditional.residual import NormalMixture
+from sk_itdiffusion._conditional.splitting import distinct_rows
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.metrics import (
     crps_of_normal_mixture,
@@ -255,17 +256,21 @@ def test_categories_are_normalised_and_scored_by_their_probability():
     probability = fitted.predict_proba(X)
     np.testing.assert_allclose(probability.sum(axis=1), 1.0, rtol=1e-12)
     number = np.searchsorted(fitted.classes_, y)
-    scores = fitted.score_samples(X, y)
+    # No row has a category of its own, and any other one has the rest of the total of 1.
+    log_seen = np.log1p(-1.0 / (len(y) + 2))
+    scores = fitted.score_samples(X, y) - log_seen
     np.testing.assert_allclose(np.exp(scores), probability[np.arange(len(y)), number], rtol=1e-12)
     assert (fitted.predict(X) == fitted.classes_[probability.argmax(axis=1)]).all()
     entropy = -np.sum(probability * np.log(probability), axis=1)
-    np.testing.assert_allclose(fitted.score_samples(X), -entropy, rtol=1e-9)
+    np.testing.assert_allclose(fitted.score_samples(X), log_seen - entropy, rtol=1e-9)
     shares = (fitted.sample(X[:20], 400, random_state=0)[:, :, None] == fitted.classes_).mean(
         axis=1
     )
     assert np.abs(shares - probability[:20]).max() < 5.0 * 0.5 / np.sqrt(400)
+    strict = clone(TREES).set_params(handle_unknown="error").fit(X, y)
+    np.testing.assert_allclose(strict.score_samples(X, y), scores, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="has categories that fit has not seen: 'd'"):
-        fitted.score_samples(X[:1], ["d"])
+        strict.score_samples(X[:1], ["d"])
 
 
 def test_a_class_that_a_fold_lacks_has_a_probability():
@@ -296,7 +301,7 @@ def test_density_of_mixed_targets_sums_to_one():
     for colour in ("red", "blue"):
         rows = pd.DataFrame({"size": grid, "colour": colour})
         total += trapezoid(np.exp(fitted.score_samples(np.tile(X[0], (2001, 1)), rows)), grid)
-    assert total == pytest.approx(1.0, abs=2e-3)
+    assert total == pytest.approx(1.0 - 1.0 / 302, abs=2e-3)
     # The number depends on the category, and not only on the features.
     rows = pd.DataFrame({"size": [3.0, 3.0], "colour": ["red", "blue"]})
     assert np.ptp(fitted.score_samples(np.zeros((2, 2)), rows)) > 1.0
@@ -496,6 +501,48 @@ def test_conformal_rank_is_exact():
     assert scores.central_probability(0.95) == 1.0
 
 
+def test_groups_are_exchangeable_where_their_rows_are_not():
+    """Scores of groups with a strong effect; each draw has a row of a new group."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(12), 10)
+    rows = distinct_rows(np.arange(120.0)[:, None], np.zeros((120, 1)), np.ones(120), group, 0)
+    number, shares = group[rows.index], rows.group_share
+    np.testing.assert_allclose(np.bincount(number, shares), 1.0)
+    covered = np.empty((2, 1500))
+    for i in range(covered.shape[1]):
+        effect, noise = rng.normal(size=13), 0.3 * rng.normal(size=121)
+        distance = 2.0 * stats.norm.cdf(np.abs(effect[number] + noise[:120])) - 1.0
+        new = 2.0 * stats.norm.cdf(abs(effect[12] + noise[120])) - 1.0
+        order = np.argsort(distance)
+        by_group = ConformalScores(distance[order], shares[order])
+        by_row = ConformalScores(distance[order], np.ones(120))
+        covered[:, i] = [new <= each.central_probability(0.85) for each in (by_group, by_row)]
+    error = np.sqrt(0.85 * 0.15 / covered.shape[1])
+    assert covered[0].mean() > 0.85 - 3.0 * error
+    assert covered[1].mean() < 0.85 - 3.0 * error  # why groups count
+    assert by_group.central_probability(0.93) == 1.0  # 12 groups are less than 0.93 of 13
+
+
+def test_intervals_of_groups_are_calibrated_by_groups():
+    X, y = small(120)
+    estimator = clone(LINEAR).set_params(conformal_fraction=0.5)
+    plain = clone(estimator).fit(X, y).predict_interval(X)
+    alone = clone(estimator).fit(X, y, groups=np.arange(120)).predict_interval(X)
+    np.testing.assert_array_equal(plain, alone)
+    # 10 of 20 groups cover 10/11 at most.
+    fitted = clone(estimator).fit(X, y, groups=np.arange(120) % 20)
+    assert np.isfinite(fitted.predict_interval(X, coverage=0.9)).all()
+    assert np.isinf(fitted.predict_interval(X, coverage=0.92)).all()
+
+
+def test_shares_of_a_row_in_several_groups_add_up():
+    """A weight is a repetition, and equal rows of two groups count in both."""
+    X, Y = np.array([[0.0], [0.0], [1.0], [2.0]]), np.zeros((4, 1))
+    rows = distinct_rows(X, Y, np.array([1.0, 1.0, 3.0, 5.0]), np.array([0, 1, 1, 2]), 0)
+    found = dict(zip(X[rows.index, 0], rows.group_share, strict=True))
+    assert found == {0.0: 1.0 + 0.25, 1.0: 0.75, 2.0: 1.0}
+
+
 # -- scikit-learn ------------------------------------------------------------------------------
 
 
@@ -557,6 +604,8 @@ def test_tables_of_any_container_are_the_same():
     np.testing.assert_array_equal(fitted.score_samples(other, y.tolist()), scores)
     unseen = frame.assign(b="never")
     assert np.isfinite(fitted.score_samples(unseen, y)).all()
+    with pytest.raises(ValueError, match="'b' holds numbers, but its categories are texts"):
+        fitted.score_samples(frame.assign(b=3), y)
     with pytest.raises(ValueError, match="feature names"):
         fitted.score_samples(frame.rename(columns={"a": "z"}), y)
     with pytest.raises(ValueError, match=r"infinity.* column\(s\) 'a'"):

@@ -28,6 +28,7 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion._table.marginals import Standardizer
+from sk_itdiffusion._table.rows import copied_columns
 from sk_itdiffusion.datasets import load_density
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
 from sk_itdiffusion.schedules import LogisticSchedule, UniformSchedule
@@ -451,7 +452,8 @@ def test_all_rows_equal():
         lambda rng: rng.normal(size=(10, 40)),
         pytest.param(lambda rng: rng.normal(size=(50, 60)), marks=pytest.mark.slow),
         pytest.param(
-            lambda rng: np.repeat(rng.normal(size=(200, 1)), 3, axis=1), marks=pytest.mark.slow
+            lambda rng: np.repeat(rng.normal(size=(200, 1)), 3, axis=1),
+            marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*are copies of column")],
         ),
         lambda rng: rng.normal(size=(100, 2)) @ rng.normal(size=(2, 5)),
     ],
@@ -468,6 +470,25 @@ def test_degenerate_tables_give_finite_and_sensible_densities(make):
     far = est.score_samples((data + 100 * (1 + np.abs(data)))[:3])
     assert np.isfinite(far).all()
     assert far.max() < log_density.min()
+
+
+def test_copies_of_columns_are_named():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 100))
+    frame = pd.DataFrame({"kelvin": 293.0 + x, "y": y, "near": x + 1e-4 * y})
+    frame["fahrenheit"] = 1.8 * (frame["kelvin"] - 273.15) + 32.0
+    model = IMMSEDensity(**PLAIN)
+    with pytest.warns(UserWarning, match=r"\) 'fahrenheit' are copies of column\(s\) 'kelvin'"):
+        model.fit(frame)
+    # No warning without the copy, nor of two rows, which are on a line in any case.
+    model.fit(frame.drop(columns="fahrenheit"))
+    # Correlations of 1 in the rows that are compared are no copies if another row differs.
+    many = rng.normal(size=5000)
+    other = -many
+    other[np.argmax(many)] += 1.0
+    assert copied_columns(np.column_stack([many, -3e300 * many, other])) == [(0, 1)]
+    holes = np.where(rng.random(5000) < 0.2, np.nan, many)
+    assert copied_columns(np.column_stack([many, holes, 1.0 - holes])) == [(1, 2)]
 
 
 def test_ties_warn_only_where_they_matter(X):

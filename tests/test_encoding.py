@@ -306,6 +306,25 @@ def test_errors_of_missing_codes_tell_how_to_make_them_a_level(kind, dtype):
     np.testing.assert_array_equal(encoder.encode(X)[:, 0], [0, 2, 1, 0])
 
 
+@pytest.mark.parametrize("kind", ["ordinal", "nominal"])
+def test_numbers_as_texts_and_texts_as_numbers_are_errors(kind):
+    numbers = pd.DataFrame({"n": [1, 2, 2, 5]})
+    texts = numbers.astype(str).astype(object)
+    fitted = fit(numbers, [kind])
+    with pytest.raises(ValueError, match="'n' holds texts, but its categories are numbers: '1'"):
+        fitted.encode(texts)
+    with pytest.raises(ValueError, match="'n' holds numbers, but its categories are texts: 1"):
+        fit(texts, ["nominal"]).encode(numbers)
+    with pytest.raises(ValueError, match="'n' holds texts"):
+        fitted.encode(pd.DataFrame({"n": [None, "7"]}, dtype=object), allow_missing=True)
+    # Not of missing values, of new numbers, nor of columns that hold or held both.
+    for other in ([np.nan, np.nan], [7, 9], [2, "2"]):
+        code = fitted.encode(pd.DataFrame({"n": other}), allow_missing=True)[:, 0]
+        assert np.isnan(code).all() == (other[0] is np.nan)
+    mixed = fit(pd.DataFrame({"n": [1, "2", "2"]}, dtype=object), ["nominal"])
+    assert (mixed.encode(pd.DataFrame({"n": [2, 3]})) < 0.0).all()
+
+
 def test_unknown_levels_are_errors_that_name_them():
     encoder = fit(pd.DataFrame({"x": ["a", "b"]}), handle_unknown="error")
     X = pd.DataFrame({"x": list("acdefghc")})
@@ -340,7 +359,7 @@ def test_other_values_than_levels_become_log_probabilities():
     np.testing.assert_allclose(values[1:, 0], np.log(2 / 5))  # one of three rows is new
     with pytest.raises(ValueError, match="codes from 0 to 1 for column 'x'"):
         encoder.decode(values)
-    assert (encoder.encode([["z", "z", 1.0]])[0, :2] < 0.0).all()
+    assert (encoder.encode([["z", 7, 1.0]])[0, :2] < 0.0).all()
 
 
 def test_unused_categories_of_other_data_are_no_unknown_levels():

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sk_itdiffusion._table.categories import check_type_of_values
 from sk_itdiffusion._table.reading import Labels, Table, as_floats, factorize
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion.persistence import stored
@@ -127,7 +128,8 @@ class FeatureEncoder:
         Raises
         ------
         ValueError
-            If numbers are infinite, or a column of numbers holds something else.
+            If numbers are infinite, a column of numbers holds something else, or one whose
+            categories are numbers holds texts only, or vice versa.
         """
         columns = []
         for j, (label, known) in enumerate(zip(self.labels, self.categories, strict=True)):
@@ -178,4 +180,6 @@ def codes_of_column(column: pd.Series[Any], label: str, known: Labels) -> Array:
     index = pd.Index(known, dtype=object, tupleize_cols=False)
     found = pd.Index(labels, dtype=object, tupleize_cols=False)
     code = np.append(index.get_indexer(found).astype(np.float64), -1.0)[numbers]
+    if (code < 0.0).all():
+        check_type_of_values(labels[np.unique(numbers[numbers >= 0])], known, label)
     return np.where(code < 0.0, np.nan, code)

@@ -59,16 +59,23 @@ MIN_UNITS_FOR_AUTO, EPOCHS = 100, 40
 class ConformalScores:
     """How far from the median the conformal rows are, on the scale of probabilities.
 
+    Rows of one group are not exchangeable with a row of a new group, but groups are.  Therefore
+    each of K groups has the mass 1 / (K + 1), which its rows share, and as much belongs to the new
+    row (hierarchical conformal prediction; Lee, Barber and Willett, arXiv:2306.06342).
+
     Attributes
     ----------
     distance : ndarray of shape (n,)
         Twice the distance of each row's probability integral transform from a half, increasing.
     weight : ndarray of shape (n,)
-        Weights of the rows.
+        Weights of the rows; if they are in groups, shares of these.
+    of_new : float, default=1.0
+        Weight of the new row.
     """
 
     distance: Array
     weight: Array
+    of_new: float = 1.0
 
     def central_probability(self, coverage: float) -> float:
         """Return the central probability whose intervals cover new rows at a rate.
@@ -81,18 +88,20 @@ class ConformalScores:
         Returns
         -------
         float
-            At most 1, which stands for unbounded intervals: there are too few rows for the rate.
+            At most 1, which stands for unbounded intervals: there are too few rows, or groups, for
+            the rate.
         """
         below = np.cumsum(self.weight)
-        # The new row counts as one more.
-        needed = coverage * (below[-1] + self.weight.mean())
+        needed = coverage * (below[-1] + self.of_new)
         place = int(np.searchsorted(below, needed * (1.0 - 1e-12)))
         return 1.0 if place == len(below) else float(self.distance[place])
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or numbers are out of range."""
         check_same(len(self.distance), len(self.weight), "there are other weights")
-        if not (np.diff(self.distance) >= 0.0).all() or not (self.weight > 0.0).all():
+        if not (np.diff(self.distance) >= 0.0).all() or not (
+            (self.weight > 0.0).all() and self.of_new > 0.0
+        ):
             raise ValueError("the conformal rows are not in order, or have no weights")
 
 
@@ -147,13 +156,23 @@ class ConditionalModel:
         return features
 
     def log_density(self, features: Features, targets: Array) -> Array:
-        """Return log-densities of encoded targets, shape (n,), in nats."""
+        """Return log-densities of encoded targets, shape (n,), in nats.
+
+        Unseen categories, whose codes are negative, are left out: the density is that of the other
+        targets, which is a mean over the known categories where these depend on them.
+        """
+        to_sum = self.unseen_before_others(targets)
+        if to_sum.any():
+            j = int(np.argmax(to_sum.any(axis=0)))
+            return self.log_mean_density(features, targets, j, to_sum[:, j])
         codes = targets[:, list(self.discrete)]
+        is_seen = codes >= 0.0
+        codes = np.where(is_seen, codes, 0.0)
         total = np.zeros(len(features))
         rows = np.arange(len(features))
         for j, model in enumerate(self.categories):
             logs = model.log_probabilities(self.given_categories(features, codes, j))
-            total += logs[rows, codes[:, j].astype(np.intp)]
+            total += np.where(is_seen[:, j], logs[rows, codes[:, j].astype(np.intp)], 0.0)
         if self.residual is not None:
             given = self.given_categories(features, codes, len(self.discrete))
             location, log_scale = located(self.numbers, given)
@@ -164,6 +183,31 @@ class ConditionalModel:
             else:
                 total += self.curves(self.seen(given, location, log_scale)).log_density(u[:, 0])
         return total
+
+    def unseen_before_others(self, targets: Array) -> NDArray[np.bool_]:
+        """Return which categories, (n, n_discrete), are unseen and before targets that are not."""
+        unseen = targets[:, list(self.discrete)] < 0.0
+        is_last = np.full(len(targets), self.residual is None)
+        for j in reversed(range(unseen.shape[1])):
+            is_last &= unseen[:, j]
+            unseen[:, j] &= ~is_last
+        return unseen
+
+    def log_mean_density(
+        self, features: Features, targets: Array, j: int, is_unseen: NDArray[np.bool_]
+    ) -> Array:
+        """Return log-densities without a discrete target in the rows in which it is unseen."""
+        size = np.where(is_unseen, len(self.categories[j].marginal), 1)
+        first = np.cumsum(size) - size
+        row = np.repeat(np.arange(len(targets)), size)
+        filled = targets[row]
+        code = np.where(
+            is_unseen[row], np.arange(len(row)) - first[row], filled[:, self.discrete[j]]
+        )
+        filled[:, self.discrete[j]] = code
+        return np.asarray(
+            np.logaddexp.reduceat(self.log_density(features.take(row), filled), first)
+        )
 
     def seen(self, given: Features, location: Array, log_scale: Array) -> Array:
         """Return what the network sees of rows."""
@@ -409,7 +453,10 @@ def fit_conditional_model(
     rest = roles.conformal
     if not len(rest):
         return model
-    return with_conformal(model, features.take(rest), targets[rest], rows.weight[rest])
+    if rows.group_share is None:
+        weight = rows.weight[rest]
+        return with_conformal(model, features.take(rest), targets[rest], weight, weight.mean())
+    return with_conformal(model, features.take(rest), targets[rest], rows.group_share[rest], 1.0)
 
 
 @dataclass(frozen=True)
@@ -564,10 +611,10 @@ def standardized(targets: Array, location: Array, log_scale: Array) -> Array:
 
 
 def with_conformal(
-    model: ConditionalModel, features: Features, targets: Array, weight: Array
+    model: ConditionalModel, features: Features, targets: Array, weight: Array, of_new: float
 ) -> ConditionalModel:
     """Return the model with intervals that are calibrated by rows of their own."""
     below, above = model.probabilities_below(features, targets)
     distance = 1.0 - 2.0 * np.minimum(below, above)
     order = np.argsort(distance, kind="stable")
-    return replace(model, conformal=ConformalScores(distance[order], weight[order]))
+    return replace(model, conformal=ConformalScores(distance[order], weight[order], float(of_new)))

@@ -48,11 +48,15 @@ class DistinctRows:
         Sums of the weights of equal rows.
     unit : ndarray of shape (n,), int
         Number of the unit that each row belongs to, from 0 on, in the order of the units' keys.
+    group_share : ndarray of shape (n,) or None, default=None
+        Share that each row has of the weight of its group; of rows that are in several groups the
+        sum of their shares.  None if there are no groups.
     """
 
     index: Index
     weight: Array
     unit: Index
+    group_share: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,12 @@ def distinct_rows(
     _, first, number = np.unique(keys[kept], return_index=True, return_inverse=True)
     total = np.bincount(number.ravel(), weights=weight[kept]).astype(np.float64)
     of_features = np.unique(features[kept], return_inverse=True)[1].ravel()
-    unit = of_features
+    unit, share = of_features, None
     if groups is not None:
         group = np.unique(groups[kept], return_inverse=True)[1].ravel()
         unit = joined(of_features, group)
+        of_group = weight[kept] / np.bincount(group, weights=weight[kept])[group]
+        share = np.bincount(number.ravel(), weights=of_group).astype(np.float64)
     # Units in the order of the least key among their rows.
     least = np.full(int(unit.max()) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, unit, spawn_keys(features[kept], 1)[:, 0])
@@ -105,7 +111,9 @@ def distinct_rows(
     # Not in the order of keys that see the targets: their units would change what is drawn.
     of_row, own = rank[unit][first], kept[first]
     order = np.lexsort((*Y[own].T[::-1], features[own], of_row))
-    return DistinctRows(own[order], total[order], of_row[order])
+    return DistinctRows(
+        own[order], total[order], of_row[order], None if share is None else share[order]
+    )
 
 
 def joined(first: Index, second: Index) -> Index:

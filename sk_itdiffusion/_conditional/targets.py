@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.kinds import Kind
@@ -23,7 +23,13 @@ from sk_itdiffusion._table.reading import (
     without_tensors,
 )
 
-__all__ = ["encoded_targets", "fit_targets", "kinds_of_targets", "target_table"]
+__all__ = [
+    "encoded_targets",
+    "fit_targets",
+    "kinds_of_targets",
+    "log_shares_of_seen",
+    "target_table",
+]
 
 Array = NDArray[np.float64]
 KINDS = ("continuous", "ordinal", "nominal")
@@ -137,12 +143,33 @@ def kind_of_dtype(table: Table, j: int) -> Kind:
     return "nominal" if storage in ("boolean", "unordered", "text") else "continuous"
 
 
-def fit_targets(table: Table, kinds: list[Kind]) -> TableEncoder:
+def fit_targets(
+    table: Table, kinds: list[Kind], handle_unknown: str, sample_weight: Array
+) -> TableEncoder:
     """Return the encoder of targets, with the categories of those that are discrete.
 
     Nominal ones are sorted, as scikit-learn has classes.
+
+    Parameters
+    ----------
+    table : Table
+        Targets.
+    kinds : list of {"continuous", "ordinal", "nominal"}
+        Their kinds.
+    handle_unknown : {"good_turing", "error"}
+        Whether other categories have the mass of Good and Turing, or are an error.
+    sample_weight : ndarray of shape (n_samples,)
+        Weights; categories are those of rows of positive weight.
+
+    Returns
+    -------
+    TableEncoder
+        The encoder.
     """
-    encoder = TableEncoder.fit(table, kinds=kinds, handle_unknown="error")
+    check_consistent_length(sample_weight, table.frame)
+    encoder = TableEncoder.fit(
+        table, kinds=kinds, handle_unknown=handle_unknown, sample_weight=sample_weight
+    )
     columns = []
     for column in encoder.columns:
         if column.kind == "nominal" and column.categories is not None:
@@ -167,10 +194,13 @@ def in_order(labels: list[Any]) -> Labels:
 def encoded_targets(encoder: TableEncoder, table: Table, n_rows: int) -> Array:
     """Return numbers and codes of targets like the fitted ones.
 
+    Categories that were not seen become their log-probabilities, which are negative.
+
     Raises
     ------
     ValueError
-        If there are others, another number of rows, or values that are no categories.
+        If there are others, another number of rows, or values that are no categories and have no
+        probability.
     """
     if table.n_columns != len(encoder.columns):
         raise ValueError(
@@ -185,6 +215,7 @@ def encoded_targets(encoder: TableEncoder, table: Table, n_rows: int) -> Array:
     for j, column in enumerate(encoder.columns):
         if column.categories is None:
             as_floats(table.column(j), column.label)
+        if column.categories is None or column.unseen is not None:
             continue
         known = pd.Index(column.categories, dtype=object, tupleize_cols=False)
         numbers, labels = factorize(table.column(j), column.label)
@@ -193,6 +224,20 @@ def encoded_targets(encoder: TableEncoder, table: Table, n_rows: int) -> Array:
         if others:
             raise ValueError(
                 f"The target {column.label!r} has categories that fit has not seen: "
-                f"{first_few(others)}. Fit to a categorical dtype that has all of them."
+                f"{first_few(others)}. Fit to a categorical dtype that has all of them, or with "
+                "handle_unknown='good_turing', so that other categories have a probability."
             )
     return encoder.encode(table)
+
+
+def log_shares_of_seen(encoder: TableEncoder, targets: Array) -> Array:
+    """Return what it adds to log-densities that categories may be unseen, shape (n,), in nats.
+
+    A known category has the log-probability that the category is one of the known ones, and an
+    unseen one its own log-probability, which is its code.
+    """
+    total = np.zeros(len(targets))
+    for j, column in enumerate(encoder.columns):
+        if column.categories is not None:
+            total += np.where(targets[:, j] < 0.0, targets[:, j], column.log_seen)
+    return total

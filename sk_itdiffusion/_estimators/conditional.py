@@ -22,6 +22,7 @@ from sk_itdiffusion._conditional.targets import (
     encoded_targets,
     fit_targets,
     kinds_of_targets,
+    log_shares_of_seen,
     target_table,
 )
 from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
@@ -73,6 +74,10 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
     @abstractmethod
     def _asked_kinds(self) -> Any:
         """Return what is asked of the kinds of targets."""
+
+    def _asked_unknown(self) -> str:
+        """Return what is asked of unseen categories of targets."""
+        return "error"
 
     def __sklearn_tags__(self) -> Any:
         """Return the tags: any table is accepted, with missing values, and a target is needed."""
@@ -160,9 +165,10 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         group = None if groups is None else checked_groups(groups, table.frame)
         answers = target_table(y, type(self).__name__)
         kinds = kinds_of_targets(answers, self._asked_kinds())
-        # Categories are those of all rows: none is lost by its weight.
-        targets = fit_targets(answers, kinds)
+        targets = fit_targets(answers, kinds, self._asked_unknown(), weight)
         codes = encoded_targets(targets, answers, len(table.frame))
+        # Only rows without weight have unseen categories, and nothing sees these rows.
+        codes = np.where(targets.unseen(codes), 0.0, codes)
         encoder = FeatureEncoder.fit(table)
         features = encoder.encode(table)
         if self.conformal_fraction is not None and kinds != ["continuous"]:
@@ -263,6 +269,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets), default=None
             Targets.  None gives the mean log-density of random targets of each row, minus the
             entropy of its distribution: what ``score`` would be if the model were the truth.
+            Random targets are those of `sample`, which have no unseen category.
         return_std : bool, default=False
             Whether to return standard errors too.
 
@@ -270,7 +277,9 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         -------
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats, in the units of continuous targets; log-probabilities of
-            categories.  A row's value does not depend on the other rows.
+            categories.  An unseen category has its own probability, whatever X is, times the
+            density of the other targets given X alone.  The total over seen and unseen ones is 1.
+            A row's value does not depend on the other rows.
         std : ndarray of shape (n_samples,)
             Standard errors of the numerical integration, in nats; 0 where the density is a closed
             form.  Only if ``return_std``.
@@ -281,15 +290,17 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
             If the estimator is not fitted.
         ValueError
             If X or y have other columns than those of `fit`, a target is missing or infinite, or
-            has a category that `fit` has not seen.
+            has a category that `fit` has not seen and that has no probability.
         """
         features = self._read(X)
         if y is None:
             log_density = self._model.expected_log_density(features)
+            log_density += sum(column.log_seen for column in self._targets.columns)
         else:
             table = target_table(y, type(self).__name__)
             values = encoded_targets(self._targets, table, len(features))
             log_density = self._model.log_density(features, values)
+            log_density += log_shares_of_seen(self._targets, values)
         return (log_density, np.zeros(len(features))) if return_std else log_density
 
     def predict(
@@ -363,9 +374,9 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         X : array-like or data frame of shape (n_samples, n_features)
             Features.
         coverage : float, default=0.9
-            Probability in (0, 1) that the interval has.  With ``conformal_fraction`` it is at
-            least so large for new rows that are exchangeable with those of `fit`, whatever the
-            distribution; intervals are infinite if there are too few rows for that.
+            Probability in (0, 1) that the interval has, with ``conformal_fraction`` at least, for
+            new rows, or those of new groups, that are exchangeable with those of `fit`.  Intervals
+            are infinite if fewer than coverage / (1 - coverage) rows, or groups, calibrate them.
 
         Returns
         -------
@@ -527,6 +538,10 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         or ``"nominal"``.  ``"from_dtype"`` takes booleans, texts and unordered categoricals as
         nominal, ordered categoricals and integers of at most 256 distinct values as ordinal, and
         other numbers as continuous.
+    handle_unknown : {"good_turing", "error"}, default="good_turing"
+        What categories of targets that `fit` has not seen are: with ``"good_turing"`` they have
+        the share (N + 1) / (n + 2) of the probability, whatever X is, where N of the n rows have a
+        category of their own, and ordered integers a geometric tail; or an error, as for booleans.
     validation_fraction : float, default=0.1
         Share in (0, 1) of the rows, at least 10, that base models never see: they judge the
         distribution of the residuals, and calibrate it.  Of fewer than 40 rows none is spared.
@@ -606,6 +621,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
             dict,
             np.ndarray,
         ],
+        "handle_unknown": [StrOptions({"good_turing", "error"})],
     }
 
     def __init__(
@@ -614,6 +630,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         *,
         cv: Any = 5,
         target_kinds: str | Sequence[str] | dict[Any, str] = "from_dtype",
+        handle_unknown: str = "good_turing",
         validation_fraction: float = 0.1,
         conformal_fraction: float | None = None,
         max_epochs: int | str = "auto",
@@ -623,6 +640,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         self.base = base
         self.cv = cv
         self.target_kinds = target_kinds
+        self.handle_unknown = handle_unknown
         self.validation_fraction = validation_fraction
         self.conformal_fraction = conformal_fraction
         self.max_epochs = max_epochs
@@ -631,6 +649,9 @@ class IMMSEConditionalDensity(ConditionalEstimator):
 
     def _asked_kinds(self) -> Any:
         return self.target_kinds
+
+    def _asked_unknown(self) -> str:
+        return self.handle_unknown
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the mean log-density of targets.
@@ -655,7 +676,9 @@ class IMMSEConditionalDensity(ConditionalEstimator):
 
     @available_if(has_one_discrete_target)
     def predict_proba(self, X: ArrayLike) -> Array:
-        """Return the probabilities of the categories of one target.
+        """Return the probabilities of the categories of one target, given that it is one of these.
+
+        They sum to 1; `score_samples` also has a share for categories that `fit` has not seen.
 
         Parameters
         ----------

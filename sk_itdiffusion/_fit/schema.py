@@ -30,6 +30,7 @@ from sk_itdiffusion._table.rows import (
     WeightedRows,
     are_counts,
     column_labels,
+    copied_columns,
     effective_number,
     extent,
     first_observed,
@@ -177,6 +178,8 @@ def read_schema(
         space = known.space
     check_varying_columns(space, settings, known)
     warn_about_columns(report, space, dequantizer, settings.runtime.feature_names)
+    if not settings.model.has_images:
+        warn_about_copies(grouped.X[:, space.continuous], space, settings.runtime.feature_names)
     if space.is_discrete:
         grouped = counted
     belonging = None
@@ -529,6 +532,21 @@ def warn_about_columns(
             "resolved. Model them as discrete (an integer dtype or ordinal_features in "
             f"IMMSEMixedDensity), or {advice}.",
         )
+
+
+def warn_about_copies(X: Array, space: TableSpace, names: Sequence[str] | None) -> None:
+    """Warn about continuous columns that are copies of others, with which no density exists."""
+    pairs = copied_columns(X)
+    if not pairs:
+        return
+    first, copies = (np.zeros(space.n_columns, dtype=bool) for _ in range(2))
+    first[space.continuous[[i for i, _ in pairs]]] = True
+    copies[space.continuous[[j for _, j in pairs]]] = True
+    warn(
+        f"Column(s) {column_labels(copies, names)} are copies of column(s) "
+        f"{column_labels(first, names)}, in the same or other units, and no density exists of both "
+        "together; log-densities depend on the least variance that models have. Remove the copies.",
+    )
 
 
 def warn_of_few_rows(n_rows: int, space: TableSpace, settings: FitSettings) -> None:

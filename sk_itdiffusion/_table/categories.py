@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Number, Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sk_itdiffusion._table.unseen import UnseenValues, is_whole_number, whole_nu
 
 __all__ = [
     "check_order",
+    "check_type_of_values",
     "codes_of",
     "columns_of_learned_categories",
     "given_categories",
@@ -38,6 +39,41 @@ def codes_of(labels: Labels, categories: Labels) -> NDArray[np.intp]:
     known = index.get_indexer(pd.Index(labels, dtype=object, tupleize_cols=False))
     missing = np.flatnonzero([category is None for category in categories])
     return np.append(known, missing if len(missing) else -1)
+
+
+def check_type_of_values(values: Labels, categories: Labels, label: str) -> None:
+    """Raise an error if values of a column are numbers and its categories texts, or vice versa.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_values,), dtype object
+        Values of which none is a category; missing ones do not count.
+    categories : ndarray of shape (n_categories,), dtype object
+        The categories.
+    label : str
+        Name of the column.
+
+    Raises
+    ------
+    ValueError
+        If all values are of the other type than all categories.
+    """
+    found, known = _type_of_values(values), _type_of_values(categories)
+    if {found, known} == {"numbers", "texts"}:
+        raise ValueError(
+            f"Column {label!r} holds {found}, but its categories are {known}: "
+            f"{first_few(list(values))} and {first_few(list(categories))}. Convert the column to "
+            "the type of its categories, which is that of fit."
+        )
+
+
+def _type_of_values(values: Labels) -> str:
+    """Return "numbers" or "texts" if the values that are not missing are all so, else ""."""
+    present = [value for value in values if value is not None]
+    for name, type_ in (("numbers", Number), ("texts", str)):
+        if present and all(isinstance(value, type_) for value in present):
+            return name
+    return ""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.bounds import rounded_inside, unbounded
 from sk_itdiffusion._table.categories import (
     check_order,
+    check_type_of_values,
     codes_of,
     given_categories,
     learn_categories,
@@ -285,7 +286,8 @@ class TableEncoder:
         ------
         ValueError
             If the number of columns differs, numbers are missing, infinite or something
-            else, or values are not categories and have no probability.
+            else, values are not categories and have no probability, or a column whose categories
+            are numbers holds texts only, or vice versa.
         TypeError
             If entries are neither strings nor numbers, such as dicts.
         """
@@ -438,7 +440,8 @@ def _encode_discrete(
 ) -> Array:
     """Return the codes of the entries of a column, of other values the log-probabilities.
 
-    Missing values that are no category are NaN if entries may lack, else other values too.
+    Missing values that are no category are NaN if entries may lack, else other values too.  That
+    all entries are numbers, and the categories texts, or vice versa, is an error.
     """
     numbers, labels = factorize(column, label)
     code_of_label = codes_of(labels, categories)
@@ -448,6 +451,8 @@ def _encode_discrete(
     is_other = codes < 0.0
     if not is_other.any():
         return codes
+    if is_other[numbers >= 0].all():
+        check_type_of_values(labels[np.unique(numbers[numbers >= 0])], categories, label)
     others = pd.unique(numbers[is_other])
     found = np.append(labels, np.array([None], dtype=object))[others]
     if unseen is None:

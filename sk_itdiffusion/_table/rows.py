@@ -16,6 +16,7 @@ from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
 __all__ = [
     "ColumnReport",
     "WeightedRows",
+    "copied_columns",
     "extent",
     "group_rows",
     "has_missing",
@@ -30,6 +31,10 @@ _ROWS_IN_A_PART = 2**16
 _TIED_SHARE = 0.05
 _COARSE_STEP = 0.02
 _MIN_ROWS_FOR_TIES = 20
+#: Columns of fewer rows may be copies by chance; more rows and columns are not compared at first.
+_MIN_ROWS_FOR_COPIES, _ROWS_TO_COMPARE, _COLUMNS_TO_COMPARE = 20, 1000, 500
+#: What a correlation of copies in other units may be less than 1.
+_ROUNDING_OF_COPIES = 1e-12
 #: Integers up to which floats tell all of them apart.
 MAX_EXACT_INTEGER = 2.0**53
 MIN_TRAINING_ROWS = 10
@@ -446,6 +451,45 @@ def inspect_columns(rows: WeightedRows, scale: Array, n_weighted: float) -> Colu
         step[j] = lattice_step(np.ldexp(values, exponent)) / np.ldexp(scale[j], exponent)
         tied[j] = share > _TIED_SHARE or step[j] > _COARSE_STEP
     return ColumnReport(varies, tied, step)
+
+
+def copied_columns(X: Array) -> list[tuple[int, int]]:
+    """Return pairs of columns of which the second is a copy of the first, in any units.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_rows, n_features)
+        Distinct rows; NaN where an entry is missing.
+
+    Returns
+    -------
+    list of (int, int)
+        Each copy with the first column that it is a copy of, whose correlation with it is 1 or -1
+        to 1e-12 where both are observed, which is in the same rows.  Of wide tables the first 500
+        columns are compared, and of few rows none.
+    """
+    if len(X) < _MIN_ROWS_FOR_COPIES:
+        return []
+    some = np.linspace(0, len(X) - 1, min(len(X), _ROWS_TO_COMPARE)).astype(np.intp)
+    Z = in_own_units(X[some, :_COLUMNS_TO_COMPARE])
+    alike = np.triu(np.abs(Z.T @ Z) > 1.0 - _ROUNDING_OF_COPIES, 1)
+    found = []
+    for j in np.flatnonzero(alike.any(axis=0)):
+        first = int(np.argmax(alike[:, j]))
+        pair = in_own_units(X[:, np.array([first, j])])
+        if abs(pair[:, 0] @ pair[:, 1]) > 1.0 - _ROUNDING_OF_COPIES:
+            found.append((first, int(j)))
+    return found
+
+
+def in_own_units(X: Array) -> Array:
+    """Return columns of mean 0 and norm 1, with 0 where an entry is missing."""
+    seen = ~np.isnan(X)
+    Z = np.where(seen, X, 0.0)
+    Z = Z / np.maximum(np.abs(Z).max(axis=0), np.finfo(np.float64).tiny)
+    Z = np.where(seen, Z - Z.sum(axis=0) / np.maximum(seen.sum(axis=0), 1), 0.0)
+    norm = np.sqrt(np.square(Z).sum(axis=0))
+    return np.asarray(Z / np.where(norm > 0.0, norm, 1.0))
 
 
 def lattice_step(values: Array) -> float:
