@@ -43,8 +43,10 @@ Mask = NDArray[np.bool_]
 ROWS_OF_A_CLASS, MIN_ROWS_OF_A_CLASS = 160, 20
 #: Of them, those that calibrate the errors of the integral.
 ROWS_TO_CALIBRATE = 32
-#: Rows that tell whether missingness depends on values, at least of each kind.
-MIN_ROWS_TO_COMPARE = 10
+#: Rows that tell whether missingness depends on values: at most, at least of each kind, and those
+#: of a category among them that are expected.
+MAX_ROWS_TO_COMPARE = 20_000
+MIN_ROWS_TO_COMPARE, MIN_EXPECTED = 20, 5
 #: Categories that are compared one by one; the codes of more are numbers.
 MAX_CATEGORIES_TO_COMPARE = 20
 #: Probability of taking a column for one on which missingness depends, if there is none.
@@ -270,8 +272,9 @@ def drivers_of_missingness(split: MappedSplit) -> Mask:
     observed entries learns the distribution of all; otherwise it does so given the columns found
     here.
     """
-    X = np.concatenate([split.train.X, split.valid.X])
-    weight = np.concatenate([split.train.weight, split.valid.weight])
+    # The order of the rows is random in all but name.
+    X = np.concatenate([split.valid.X, split.train.X])[:MAX_ROWS_TO_COMPARE]
+    weight = np.concatenate([split.valid.weight, split.train.weight])[:MAX_ROWS_TO_COMPARE]
     found = np.zeros(X.shape[1], dtype=bool)
     missing = np.isnan(X)
     holed = np.flatnonzero(missing.any(axis=0))
@@ -279,17 +282,13 @@ def drivers_of_missingness(split: MappedSplit) -> Mask:
     n_tests = len(holed) * sum(len(each) for each in numbers)
     least = norm.isf(0.5 * LEVEL_OF_TEST / max(n_tests, 1))
     for i in range(X.shape[1]):
-        seen = ~missing[:, i]
+        seen = np.flatnonzero(~missing[:, i])
+        own, share = numbers[i][:, seen], weight[seen]
         for j in holed[holed != i]:
-            sides = [seen & missing[:, j], seen & ~missing[:, j]]
-            if min(side.sum() for side in sides) < MIN_ROWS_TO_COMPARE:
-                continue
-            (mean, variance), (other_mean, other_variance) = (
-                moments(numbers[i][:, side], weight[side], split.space.is_discrete)
-                for side in sides
+            difference = standardized_difference(
+                own, share, missing[seen, j], split.space.is_discrete
             )
-            error = np.sqrt(np.maximum(variance + other_variance, np.finfo(np.float64).tiny))
-            found[i] |= bool((np.abs(mean - other_mean) > least * error).any())
+            found[i] |= bool((np.abs(difference) > least).any())
     return found
 
 
@@ -303,12 +302,38 @@ def numbers_of_column(values: Array, number: int, layout: Layout) -> Array:
     return np.stack([values, values**2])
 
 
-def moments(values: Array, weight: Array, in_counts: bool) -> tuple[Array, Array]:
-    """Return weighted means of values (k, n), and the variances of these means, both (k,).
+def standardized_difference(values: Array, weight: Array, first: Mask, in_counts: bool) -> Array:
+    """Return the differences of means between two parts of rows, in their standard errors.
 
-    Weights may be numbers of observations.
+    Parameters
+    ----------
+    values : ndarray of shape (k, n)
+        Numbers, or 0 and 1.
+    weight : ndarray of shape (n,)
+        Weights of the rows.
+    first : ndarray of shape (n,), bool
+        Which rows are in the first part.
+    in_counts : bool
+        Whether weights are numbers of observations.
+
+    Returns
+    -------
+    ndarray of shape (k,)
+        The differences; 0 where there are too few rows to tell.
     """
-    share = weight / weight.sum()
-    mean = values @ share
-    factor = share / weight.sum() if in_counts else share**2
-    return mean, np.square(values - mean[:, None]) @ factor
+    shares, numbers = [], []
+    for part in (first, ~first):
+        own = np.where(part, weight, 0.0)
+        total = own.sum()
+        numbers.append(total if in_counts else total**2 / max(np.square(own).sum(), 1e-300))
+        shares.append(own / max(total, 1e-300))
+    if min(numbers) < MIN_ROWS_TO_COMPARE:
+        return np.zeros(len(values))
+    mean = values @ (weight / weight.sum())
+    variance = np.square(values - mean[:, None]) @ (weight / weight.sum())
+    error = np.sqrt(np.maximum(variance * (1 / numbers[0] + 1 / numbers[1]), 1e-300))
+    difference = (values @ (shares[0] - shares[1])) / error
+    # A normal approximation needs some rows of a category, and some of all others.
+    is_flag = np.isin(values, (0.0, 1.0)).all(axis=1)
+    n_expected = np.minimum(mean, 1.0 - mean) * min(numbers)
+    return np.where(is_flag & (n_expected < MIN_EXPECTED), 0.0, difference)
