@@ -118,7 +118,7 @@ def test_arrays_give_arrays(dtype):
 
 def test_numbers_that_are_read_from_texts_or_categories_are_sampled_as_numbers():
     X = pd.DataFrame({"text": NUMBERS["width"].astype(str), "x": NUMBERS["age"]})
-    X["category"] = pd.Categorical(NUMBERS["width"])
+    X["category"] = pd.Categorical(NUMBERS["width"].to_numpy()[::-1])
     drawn = IMMSEDensity(**QUICK).fit(X).sample(5, random_state=0)
     assert list(drawn.dtypes) == [np.float64, np.float32, np.float64]
 
