@@ -242,7 +242,7 @@ def reasons_of_absence(split: MappedSplit, schema: Schema, settings: FitSettings
         NETWORKS[1]: f"{rows} and a convolutional network alongside it",
         "reference": "it needs an object as the parameter reference",
     }
-    if settings.model.has_missing:
+    if settings.model.has_missing and not settings.model.has_roles:
         reasons |= dict.fromkeys(NETWORKS, "it needs rows without missing entries")
     demand = demand_of(settings)
     families = {family.name: family for family in settings.model.families}
