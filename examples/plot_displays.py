@@ -107,8 +107,8 @@ cut = DensityContourDisplay.from_estimator(
 save(cut, "density_contour.png")
 
 # %%
-# Synthetic rows alongside real ones
-# -------------------------------
+# Synthetic rows next to real ones
+# --------------------------------
 
 samples = SamplePairDisplay.from_estimator(est, X, columns=columns[:4], random_state=0)
 save(samples, "sample_pairs.png")

@@ -1,5 +1,5 @@
 """Densities and synthetic rows of a real table, alongside scikit-learn's estimators
-==============================================================================
+==================================================================================
 
 The table is scikit-learn's ``load_breast_cancer``: 569 tumours, 30 measurements each. How likely
 are tumours that no estimator has seen? The script holds out a quarter of the rows and prints their
