@@ -12,13 +12,15 @@ from sklearn.base import is_classifier, is_regressor
 
 from sk_itdiffusion._conditional.base_model import (
     Candidate,
-    CategoryModel,
     LocationScale,
     classifiers,
-    fit_calibration,
-    fit_categories,
     fit_location_scale,
     regressors,
+)
+from sk_itdiffusion._conditional.category_model import (
+    CategoryModel,
+    fit_calibration,
+    fit_categories,
 )
 from sk_itdiffusion._conditional.context import ContextEncoder
 from sk_itdiffusion._conditional.curves import ResidualCurves, RowResiduals

@@ -61,8 +61,7 @@ __all__ = ["IMMSEOutlierDetector"]
 
 Array = NDArray[np.float64]
 #: Rows from which calibration rows are spared; with fewer, folds take turns.
-MIN_ROWS_TO_SPARE = 1_000
-MAX_CALIBRATION_ROWS = 5_000
+MIN_ROWS_TO_SPARE, MAX_CALIBRATION_ROWS = 1_000, 5_000
 N_FOLDS = 5
 #: Rows, at least, to leave some out: a fit to fewer chooses nothing by validation.
 MIN_ROWS_TO_TRIM = 50
@@ -207,16 +206,14 @@ class IMMSEOutlierDetector(
     what is expected of the complete row given what was observed, :math:`E[S(x_o, X_m) \mid x_o]`, a
     mean over 12 draws of what is missing, from the references, which follow from the row's content.
     So rows with different missing entries can be compared, and p-values hold as without.  The less
-    is observed of a row, the nearer is its score to the mean one; a row without any entry has about
-    the mean score of rows drawn from the density.  If training rows lack entries, the references
-    are fitted to the observed parts, without networks, as `IMMSEDensity.fit` says; to be
-    neighbours, and to judge the members, each training row is completed by one draw.  In columns of
-    texts, truths and categories a missing entry is a category of its own, unless the estimator has
+    is observed of a row, the nearer is its score to the mean.  If training rows lack entries, the
+    references are fitted to the observed parts, without networks; to be neighbours, and to judge
+    the members, each training row is completed by one draw.  In columns of strings, booleans and
+    categories a missing entry is a category of its own, unless the estimator has
     ``handle_missing="missing"``.  Ensembles take no rows with missing entries.
 
-    Rows that were trained on score a little higher than new ones, so that fewer of them are
-    rejected.  Which rows are held out follows from the content of the rows and the seed: their
-    order does not matter.  Equal rows are different observations and may be on both sides.
+    Rows that were trained on score a little higher than new ones.  Which rows are held out follows
+    from their content and the seed.  Equal rows are different observations, maybe on both sides.
 
     References
     ----------
@@ -392,11 +389,9 @@ class IMMSEOutlierDetector(
         trims: bool,
         may_hold_out: bool,
     ) -> list[tuple[Array, Array, bool]]:
-        """Return for each fold the scores under a density fitted without it, and the weights.
+        """Return scores of each fold by a fit without it, weights, and whether that is judged.
 
-        Scores are standardised, since densities of different fits may be of different sizes: one
-        may resolve the values of a lattice that another one does not.  The last says whether rows
-        were held out of that fit to validate.
+        Scores are standardised, as not all fits resolve the values of a lattice.
         """
         parts = []
         for number, fold in enumerate(folds):
