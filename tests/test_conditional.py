@@ -26,7 +26,7 @@ from sk_itdiffusion import IMMSEConditionalDensity, IMMSERegressor, load
 from sk_itdiffusion._conditional import base_model, sklearn_state
 from sk_itdiffusion._conditional.model import ConformalScores
 from sk_itdiffusion._conditional.residual import NormalMixture
-from sk_itdiffusion._conditional.splitting import distinct_rows
+from sk_itdiffusion._conditional.splitting import distinct_rows, divide_rows
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.metrics import (
     crps_of_normal_mixture,
@@ -723,6 +723,20 @@ def test_models_of_the_users_own_are_pickled_not_saved(tmp_path):
     fitted = clone(LINEAR).set_params(base=KNeighborsRegressor()).fit(X, y)
     with pytest.raises(TypeError, match="which cannot be saved"):
         fitted.save(tmp_path / "file")
+
+
+def test_units_are_divided_whatever_their_sizes():
+    """The share of large groups is the same on all sides, within three standard deviations."""
+    rng = np.random.default_rng(0)
+    sizes = np.tile([1, 1, 1, 12], 50)
+    group = np.repeat(np.arange(200), sizes)
+    X, y = rng.normal(size=(2, len(group), 1))
+    rows = distinct_rows(X, y, np.ones(len(group)), group, 0)
+    roles = divide_rows(rows, 0.1, 0.2)
+    for side in (roles.conformal, roles.valid, roles.train):
+        units = np.unique(group[rows.index[side]])
+        spread = np.sqrt(0.25 * 0.75 / len(units))
+        assert abs((sizes[units] == 12).mean() - 0.25) < 3.0 * spread
 
 
 def test_nodes_that_are_no_tree_are_refused():

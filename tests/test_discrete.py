@@ -287,7 +287,7 @@ def test_missing_categories_are_a_level(mixed_table):
     assert None in est.categories_[0].tolist()
     assert np.isfinite(est.score_samples(frame[:10])).all()
     frame.loc[3, "size"] = np.nan
-    est = IMMSEMixedDensity(**TINY).fit(frame)
+    est = IMMSEMixedDensity(**TINY, patterns="joint").fit(frame)
     assert est.net_ is None
     assert None in est.categories_[0].tolist()
     assert np.isfinite(est.score_samples(frame[:10])).all()

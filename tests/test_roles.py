@@ -360,6 +360,21 @@ def test_draws_of_entries_follow_the_curve(curved):
 SHORT = QUICK | {"max_epochs": 1, "steps_per_epoch": 5, "patterns": "auto"}
 
 
+def test_references_draw_where_networks_have_no_say(curved):
+    model, values = curved._model, np.full((3, 3), NAN)
+    silent = replace(model, patterns=replace(model.patterns, rules=(None,) * N_CLASSES))
+    references = replace(model, patterns=None)
+    np.testing.assert_array_equal(silent.complete(values, 5, 0), references.complete(values, 5, 0))
+
+
+@pytest.mark.parametrize("far", [-3.4e38, 1e40, 1e99])
+def test_given_values_beyond_single_precision_give_numbers(curved, far):
+    drawn = np.asarray(curved.conditional([0]).sample([[far, NAN, NAN]], 5, random_state=0))
+    assert np.isfinite(drawn).all()
+    rows = np.array([[far, 0.0, 0.0], [far, 1.0, 1.0]])
+    assert not np.isnan(curved.score_samples(rows, given=[0])).any()
+
+
 def test_networks_have_roles_if_entries_are_missing():
     X = curved_rows(60)
     X[::5, 1] = NAN

@@ -103,11 +103,12 @@ def distinct_rows(
         unit = joined(of_features, group)
         of_group = weight[kept] / np.bincount(group, weights=weight[kept])[group]
         share = np.bincount(number.ravel(), weights=of_group).astype(np.float64)
-    # Units in the order of the least key among their rows.
-    least = np.full(int(unit.max()) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(least, unit, spawn_keys(features[kept], 1)[:, 0])
-    rank = np.empty(len(least), dtype=np.intp)
-    rank[np.argsort(least, kind="stable")] = np.arange(len(least))
+    # In the order of sums of keys, modulo 2**64, which is random whatever the sizes of units are.
+    _, once = np.unique(features[kept], return_index=True)
+    key = np.zeros(int(unit.max()) + 1, dtype=np.uint64)
+    np.add.at(key, unit[once], spawn_keys(features[kept][once], 1)[:, 0])
+    rank = np.empty(len(key), dtype=np.intp)
+    rank[np.argsort(key, kind="stable")] = np.arange(len(key))
     # Not in the order of keys that see the targets: their units would change what is drawn.
     of_row, own = rank[unit][first], kept[first]
     order = np.lexsort((*Y[own].T[::-1], features[own], of_row))

@@ -62,7 +62,8 @@ def variance_of_rounding(log_density: Array) -> Array:
     They are 0 where the rounding does not matter.
     """
     error = np.finfo(np.float64).eps * np.abs(np.where(np.isfinite(log_density), log_density, 0.0))
-    return np.where(error > MIN_ROUNDING, error**2, 0.0)
+    with np.errstate(over="ignore"):  # nothing is known then
+        return np.where(error > MIN_ROUNDING, error**2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +302,8 @@ class ModelOfParts(Experts):
         known = ~np.isnan(rows)
         target = missing[:, columns]
         chosen = np.flatnonzero(patterns.has_say(target, known))
+        if not len(chosen):
+            return
 
         def draw(part: tuple[Question, NDArray[np.intp]]) -> None:
             question, numbers = part

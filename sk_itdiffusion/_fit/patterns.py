@@ -107,7 +107,8 @@ class Question:
         columns = layout.columns_of_points()
         target, given = (torch.from_numpy(part)[None] for part in (self.target, self.given))
         device = next(network.parameters()).device
-        points = torch.from_numpy(layout.embed_array(self.values[None])).float()
+        points = torch.from_numpy(layout.embed_array(self.values[None]))
+        points = points.clamp(-MAX_NETWORK_INPUT, MAX_NETWORK_INPUT).float()
         fixed = with_roles(points, target, given, columns).to(device)
         place = torch.from_numpy(np.flatnonzero(self.target[columns])).to(device)
 
