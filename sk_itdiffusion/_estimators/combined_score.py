@@ -321,7 +321,7 @@ class CombinedScore(RowScore):
         space = self.model.space
         parts = np.zeros_like(values)
         found = self.local.contributions(MappedRows.of(self.model, values).mapped)
-        parts[:, np.concatenate([space.continuous, space.discrete])] = found
+        parts[:, space.in_rows] = found
         return parts
 
     def _finish_loading(self) -> None:

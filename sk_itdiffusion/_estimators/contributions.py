@@ -132,7 +132,7 @@ class Contributions:
         alone[:, space.open] = space.unseen_log_odds(values) + space.log_known[space.open]
         if space.is_empty:
             return alone, rest
-        columns = np.concatenate([space.continuous, space.discrete])
+        columns = space.in_rows
         # All that is known of a row are its values: equal ones are done once.
         _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
         distinct = values[first]

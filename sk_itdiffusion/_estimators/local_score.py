@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KDTree
 
 from sk_itdiffusion._estimators.contributions import columns_of_coordinates
+from sk_itdiffusion._fit.model_of_parts import FARTHEST
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import (
@@ -53,8 +54,6 @@ MAX_ROWS = 5_000
 SHARE_OF_SPREAD = 0.5
 #: Training rows from which a typical squared distance in each column is taken.
 ROWS_FOR_TYPICAL = 200
-#: Squares of numbers farther out overflow.
-FARTHEST = 1e100
 #: Differences of rows and neighbours that are held at a time.
 NUMBERS_IN_A_PASS = 10**7
 

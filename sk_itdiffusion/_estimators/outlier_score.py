@@ -50,7 +50,7 @@ from torch import Tensor
 from sk_itdiffusion._estimators.parameters import numbers_in
 from sk_itdiffusion._fit.experts import scoring_noise
 from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.model_of_parts import MIN_LOG_DENSITY
+from sk_itdiffusion._fit.model_of_parts import FARTHEST, MIN_LOG_DENSITY
 from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import LADDER, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule
@@ -71,8 +71,6 @@ MAX_FLOOR = 100.0
 
 Array = NDArray[np.float64]
 
-#: In mapped units; squares of numbers farther out overflow.
-FARTHEST = 1e100
 #: Share of a progress bar that is for the references' part of a score, if a network has another.
 SHARE_OF_REFERENCES = 0.1
 #: Least score, so that differences of scores are finite.

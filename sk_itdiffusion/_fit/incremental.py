@@ -350,7 +350,7 @@ class IncrementalFit:
     def _positions(self, model: TableModel, values: Array) -> Array:
         """Return the hashes of rows, in (0, 1)."""
         space = model.space
-        content = values[:, np.concatenate([space.continuous, space.discrete])]
+        content = values[:, space.in_rows]
         if model.has_probabilities:
             number = self.n_rows + np.arange(len(values), dtype=np.float64)
             content = np.column_stack([content, number])

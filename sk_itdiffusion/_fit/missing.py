@@ -127,5 +127,5 @@ def terms_of_rows(experts: Experts, rows: Array, seen_constants: Array) -> Array
     """
     space = experts.space
     seen = np.tile(seen_constants, (len(rows), 1))
-    seen[:, np.concatenate([space.continuous, space.discrete])] = ~np.isnan(rows)
+    seen[:, space.in_rows] = ~np.isnan(rows)
     return experts.terms_of_parts(seen)

@@ -31,7 +31,7 @@ from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import log_likelihoods
 
-__all__ = ["MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
+__all__ = ["FARTHEST", "MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
