@@ -90,7 +90,7 @@ def test_learns_more_than_its_gaussian_reference(banana, X):
 
 
 def test_bound_is_not_beaten(banana, X, fitted):
-    test = banana.sample(1000, random_state=1)
+    test = banana.sample(500, random_state=1)
     log_density, std = fitted.score_samples(test, return_std=True)
     excess = log_density - banana.log_prob(test)
     error = np.sqrt(excess.var() / len(test) + (std**2).mean() / len(test))
@@ -789,7 +789,7 @@ def test_buffers_survive_a_stream(X, fitted):
 
 def test_score_of_many_rows_is_the_mean_within_the_errors(usual_fits):
     """Rows are then integrated less exactly: each may have 0.005 times the root of their number."""
-    X = np.random.default_rng(0).standard_normal((700, 4))
+    X = np.random.default_rng(0).standard_normal((400, 4))
     X[:, 1:] += np.sin(2.0 * X[:, :1])
     density = IMMSEDensity(
         max_epochs=0, reference="gaussian", experts=["gaussian_mixture", "gaussian"], random_state=0

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from sk_itdiffusion._table.rows import WeightedRows
@@ -330,6 +329,7 @@ def fitted_log_weights(scores: Array, share: Array) -> Array:
         Logarithms.
     """
     log_weights = np.full(len(scores), -math.log(len(scores)))
+    log_share = np.log(share)
     before = -math.inf
     for _ in range(_MAX_STEPS):
         log_row = log_sum(scores + log_weights[:, None])
@@ -338,5 +338,7 @@ def fitted_log_weights(scores: Array, share: Array) -> Array:
             break
         before = now
         # Each weight is multiplied by how much more likely than the mixture its member is.
-        log_weights = log_weights + logsumexp(scores - log_row, axis=1, b=share)
+        terms = scores - log_row + log_share
+        top = terms.max(axis=1)
+        log_weights = log_weights + top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
     return np.asarray(log_weights)
