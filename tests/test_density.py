@@ -488,7 +488,17 @@ def test_copies_of_columns_are_named():
     other[np.argmax(many)] += 1.0
     assert copied_columns(np.column_stack([many, -3e300 * many, other])) == [(0, 1)]
     holes = np.where(rng.random(5000) < 0.2, np.nan, many)
-    assert copied_columns(np.column_stack([many, holes, 1.0 - holes])) == [(1, 2)]
+    # Where both are observed, which need not be the same rows.
+    others = np.where(rng.random(5000) < 0.5, np.nan, 1e6 - 3.0 * many)
+    assert copied_columns(np.column_stack([many, holes, others])) == [(0, 1), (0, 2)]
+    assert copied_columns(np.column_stack([holes, other + 1e-3 * holes, others])) == [(0, 2)]
+    apart = np.where(np.isnan(holes), many, np.nan)
+    apart[:10] = many[:10]
+    assert copied_columns(np.column_stack([holes, apart])) == []
+    frame.loc[::3, "kelvin"] = np.nan
+    frame.loc[::4, "fahrenheit"] = np.nan
+    with pytest.warns(UserWarning, match=r"\) 'fahrenheit' are copies of column\(s\) 'kelvin'"):
+        model.fit(frame)
 
 
 def test_ties_warn_only_where_they_matter(X):

@@ -44,7 +44,7 @@ from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_increasing, check_not_negative, check_same
 from sk_itdiffusion.references import Reference
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion.references.judging import conditional_log_likelihoods
 
 __all__ = [
     "N_CLASSES",
@@ -167,10 +167,8 @@ def questions_of(rows: Array, target: Mask, given: Mask) -> list[tuple[Question,
 
 def conditional_log_density(reference: Reference, rows: Array, target: Mask, given: Mask) -> Array:
     """Return a reference's log-densities of parts of rows given other parts, (n,), in nats."""
-    joint = log_likelihoods(reference, np.where(target | given, rows, np.nan))
-    if not given.any():
-        return joint
-    return joint - log_likelihoods(reference, np.where(given, rows, np.nan))
+    known = np.where(target | given, rows, np.nan)
+    return conditional_log_likelihoods(reference, known, given)
 
 
 @stored()

@@ -251,6 +251,37 @@ class Reference(nn.Module, ABC):
             found[is_part] = torch.from_numpy(self._log_prob_of_parts(parts)).to(found)
         return found
 
+    def conditional_log_prob(self, rows: Tensor, given: Tensor) -> Tensor:
+        """Return the log-density of the observed entries of rows that are not given, given others.
+
+        It is that of `given`, and no difference of log-densities, which would lose digits where
+        what is given is far out.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; NaN for what is missing.
+        given : Tensor of shape (B, n_columns), bool
+            Observed entries that are given.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats, 0 where nothing is observed but what is given.  That of a row
+            does not depend on the other rows to the last bit.
+
+        Raises
+        ------
+        ValueError
+            If an entry that is given is missing.
+        TypeError
+            If the class does not define `marginal` and `given`.
+        """
+        if bool((given & rows.isnan()).any()):
+            raise ValueError("rows must have numbers where entries are given.")
+        parts, known = rows.detach().cpu().numpy().astype(np.float64), given.cpu().numpy()
+        return torch.from_numpy(self._log_prob_given(parts, known)[1]).to(rows)
+
     def complete(self, rows: Tensor, uniform: Tensor) -> Tensor:
         """Return rows whose missing entries are drawn, given the observed entries of each.
 
@@ -302,6 +333,23 @@ class Reference(nn.Module, ABC):
             marginal = self.marginal(np.flatnonzero(~pattern).tolist())
             found[here] = evaluated_at_places(marginal.log_prob, rows[here][:, ~pattern])
         return found
+
+    def _log_prob_given(
+        self, rows: NDArray[np.float64], given: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log-densities of given entries of rows, and of the others given these.
+
+        By default rows are conditioned one after the other.
+        """
+        of_given, of_others = np.zeros((2, len(rows)))
+        for number, (row, mask) in enumerate(zip(rows, given, strict=True)):
+            known = torch.from_numpy(np.where(mask, row, np.nan))[None]
+            of_given[number] = float(self.observed_log_prob(known))
+            if not np.isnan(row[~mask]).all():
+                conditional = self.given(np.flatnonzero(mask).tolist(), row[mask])
+                others = torch.from_numpy(row[~mask])[None]
+                of_others[number] = float(conditional.observed_log_prob(others))
+        return of_given, of_others
 
     def _completed(
         self, rows: NDArray[np.float64], uniform: NDArray[np.float64]

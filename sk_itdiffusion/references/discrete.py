@@ -327,10 +327,25 @@ class IndependentReference(DiscreteReference, PlainReference):
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
-        total = np.zeros(len(rows))
+        total = self._log_prob_of_categories(rows)
         if self.continuous is not None:
             part = np.ascontiguousarray(rows[:, : self.n_continuous])
-            total += log_likelihoods(self.continuous, part)
+            total = log_likelihoods(self.continuous, part) + total
+        return total
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_given = self._log_prob_of_categories(np.where(given, rows, np.nan))
+        of_others = self._log_prob_of_categories(np.where(given, np.nan, rows))
+        if self.continuous is not None:
+            here = slice(self.n_continuous)
+            of_numbers = self.continuous._log_prob_given(rows[:, here], given[:, here])
+            of_given, of_others = of_given + of_numbers[0], of_others + of_numbers[1]
+        return of_given, of_others
+
+    def _log_prob_of_categories(self, rows: Array) -> Array:
+        """Return the log-probabilities of the categories of rows."""
+        total = np.zeros(len(rows))
         for j, probabilities in enumerate(self.marginals()):
             codes = rows[:, self.n_continuous + j]
             # NaN is not a category, nor are negative numbers.

@@ -165,6 +165,13 @@ class GaussianReference(ContinuousReference, PlainReference):
         """Return the log-densities of the observed entries of rows."""
         return np.asarray(self._parts().log_densities(rows)[0])
 
+    def _log_prob_given(
+        self, rows: NDArray[np.float64], given: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_given, of_others = self._parts().log_densities_given(rows, given)
+        return of_given[0], of_others[0]
+
     def _completed(
         self, rows: NDArray[np.float64], uniform: NDArray[np.float64]
     ) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ from sk_itdiffusion.references.gaussian import (
     floor_eigenvalues,
 )
 from sk_itdiffusion.references.normal_parts import NormalParts
-from sk_itdiffusion.references.parts import chosen_by, log_sum
+from sk_itdiffusion.references.parts import chosen_by, log_sum, log_sum_given
 
 __all__ = ["GaussianMixtureReference"]
 
@@ -214,6 +214,12 @@ class GaussianMixtureReference(ContinuousReference):
         """Return the log-densities of the observed entries of rows."""
         log_weights = self.log_weights.detach().cpu().double().numpy()
         return log_sum(normal_parts(self).log_densities(rows) + log_weights[:, None])
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        log_weights = self.log_weights.detach().cpu().double().numpy()
+        of_given, of_others = normal_parts(self).log_densities_given(rows, given)
+        return log_sum_given(of_given + log_weights[:, None], of_others)
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""

@@ -24,7 +24,7 @@ from sk_itdiffusion.persistence.checks import check_in_range, check_same, check_
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.buffers import as_float_tensor
 from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.parts import chosen_with_rest, log_sum
+from sk_itdiffusion.references.parts import chosen_with_rest, log_sum, log_sum_given
 
 __all__ = ["ReferenceMixture"]
 
@@ -251,6 +251,12 @@ class ReferenceMixture(Reference):
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
         return log_sum(self._log_joint_of_parts(rows))
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_members = [reference._log_prob_given(rows, given) for reference in self.references]
+        of_given, of_others = (np.stack(parts) for parts in zip(*of_members, strict=True))
+        return log_sum_given(of_given + self._log_weights()[:, None], of_others)
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""
