@@ -278,3 +278,37 @@ def test_files_keep_imputers(tmp_path):
     imputer.save(path)
     with pytest.raises(ValueError, match="seed of the draws are out of range"):
         load(path)
+
+
+def test_number_of_a_draw_alone_decides_on_it(normal, monkeypatch):
+    """Neither how many imputations there are nor how many fit into memory changes them."""
+    holes, _, imputer = normal
+    first, second, third = imputer.multiple_imputations(holes[:50], 3)
+    monkeypatch.setattr("sk_itdiffusion._estimators.imputer.NUMBERS_IN_A_PASS", 1)
+    for ours, again in zip(
+        (first, second), imputer.multiple_imputations(holes[:50], 2), strict=True
+    ):
+        np.testing.assert_array_equal(ours, again)
+    assert (second != third).any()
+    complete = np.zeros((2, 2))
+    assert len(list(imputer.multiple_imputations(complete, 3))) == 3
+
+
+def test_long_calls_of_verbose_densities_show_a_bar(normal, monkeypatch, capsys):
+    holes, _, imputer = normal
+    monkeypatch.setattr("sk_itdiffusion._estimators.base.SECONDS_UNTIL_A_BAR", 0.0)
+    imputer.density_.set_params(verbose=1)
+    imputer.transform(holes[:20])
+    list(imputer.multiple_imputations(holes[:20], 2))
+    imputer.density_.conditional([0]).sample(holes[:5], random_state=0)
+    imputer.density_.marginal([0]).score_samples(holes[:5, :1])
+    imputer.density_.set_params(verbose=0)
+    imputer.transform(holes[:20])
+    shown = capsys.readouterr().err
+    for name in (
+        "transform",
+        "multiple_imputations",
+        "ConditionalDensity.sample",
+        "MarginalDensity",
+    ):
+        assert name in shown

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -17,10 +18,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.base import check_columns
+from sk_itdiffusion._estimators.base import check_columns, long_call
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._runtime.progress import Progress, stretch_of_progress
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table, without_tensors
 from sk_itdiffusion._table.rows import column_labels
@@ -306,8 +308,10 @@ class IMMSEImputer(
         """
         check_is_fitted(self)
         self._validate_params()
-        imputed = self._one_draw if self.strategy == "sample" else self._summary
-        return self._filled(X, imputed)
+        if self.strategy == "sample":
+            return next(self._filled(X, lambda values: self._draws(values, 1, "transform")))
+        with self._long_call("transform"):
+            return next(self._filled(X, lambda values: [self._summary(values)]))
 
     def multiple_imputations(self, X: ArrayLike, n_imputations: int = 20) -> Iterator[Any]:
         """Yield tables whose missing entries are imputed by independent draws.
@@ -341,9 +345,8 @@ class IMMSEImputer(
             raise ValueError(
                 f"n_imputations must be an integer of at least 1, got {n_imputations!r}."
             )
-        return (
-            self._filled(X, lambda values, number=number: self._one_draw(values, number))
-            for number in range(int(n_imputations))
+        return self._filled(
+            X, lambda values: self._draws(values, int(n_imputations), "multiple_imputations")
         )
 
     def pooled_estimate(
@@ -421,10 +424,22 @@ class IMMSEImputer(
 
     # -- imputed numbers and codes ---------------------------------------------------------------
 
-    def _one_draw(self, values: Array, number: int = 0) -> Array:
-        """Return rows completed by a draw of the given number."""
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        return np.asarray(self.density_._model.complete(values, 1, seed)[0])
+    def _draws(self, values: Array, n_draws: int, name: str) -> Iterator[Array]:
+        """Yield completions of rows by draws, as many as fit into memory at a time.
+
+        The draws of a row follow from their numbers and the row, and from the number of earlier
+        rows that are equal.
+        """
+        seed = int(np.random.SeedSequence([self._seed, 0]).generate_state(1)[0])
+        at_once = max(1, NUMBERS_IN_A_PASS // max(1, values.size))
+        for first in range(0, n_draws, at_once):
+            n_now = min(at_once, n_draws - first)
+            if not len(values):
+                yield from (values for _ in range(n_now))
+                continue
+            with self._long_call(name):
+                drawn = self.density_._model.complete(values, n_now, seed, first=first)
+            yield from drawn
 
     def _summary(self, values: Array) -> Array:
         """Return rows completed by the mean, the median or the mode of draws."""
@@ -432,9 +447,10 @@ class IMMSEImputer(
         n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_draws * values.shape[1]))
         for start in range(0, len(values), n_rows):
             part = values[start : start + n_rows]
-            draws = self.density_._model.complete(
-                part, self.n_draws, self._seed, equal_rows_differ=False
-            )
+            with stretch_of_progress(start / len(values), (start + len(part)) / len(values)):
+                draws = self.density_._model.complete(
+                    part, self.n_draws, self._seed, equal_rows_differ=False
+                )
             for j, kind in enumerate(self._kinds_of_columns()):
                 here = np.isnan(part[:, j])
                 if here.any():
@@ -451,8 +467,21 @@ class IMMSEImputer(
 
     # -- tables ----------------------------------------------------------------------------------
 
-    def _filled(self, X: Any, imputed: Callable[[Array], Array]) -> Any:
-        """Return a table with missing entries replaced by imputed numbers and codes."""
+    def _filled(self, X: Any, imputed: Callable[[Array], Iterable[Array]]) -> Iterator[Any]:
+        """Yield tables whose missing entries are replaced by imputed numbers and codes.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        imputed : callable
+            Returns completions of the rows with missing entries.
+
+        Yields
+        ------
+        ndarray or DataFrame of shape (n_samples, n_features)
+            The tables.
+        """
         values = self.density_._read_to_score(X)
         missing = np.isnan(values)
         table = read_table(X)
@@ -468,10 +497,14 @@ class IMMSEImputer(
         numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
         continuous = [kind == "continuous" for kind in self._kinds_of_columns()]
         numbers[:, continuous] = values[:, continuous]
-        if len(incomplete):
-            completed = imputed(values[incomplete])
-            numbers[incomplete] = np.where(missing[incomplete], completed, numbers[incomplete])
-        return with_entries(X, missing, self.density_._write(numbers))
+        for completed in imputed(values[incomplete]):
+            filled = numbers.copy()
+            filled[incomplete] = np.where(missing[incomplete], completed, numbers[incomplete])
+            yield with_entries(X, missing, self.density_._write(filled))
+
+    def _long_call(self, name: str) -> AbstractContextManager[Progress]:
+        """Show a progress bar if the density is verbose and it takes long."""
+        return long_call(self, name, self.density_.verbose)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -241,7 +241,12 @@ class ModelOfParts(Experts):
         return rows, log_slope
 
     def complete(
-        self, values: Array, n_draws: int, seed: int, equal_rows_differ: bool = True
+        self,
+        values: Array,
+        n_draws: int,
+        seed: int,
+        equal_rows_differ: bool = True,
+        first: int = 0,
     ) -> Array:
         """Return rows whose missing entries are drawn, given the observed ones.
 
@@ -256,6 +261,8 @@ class ModelOfParts(Experts):
         equal_rows_differ : bool, default=True
             Whether rows that are equal have different draws.  If not a row's draws do not depend on
             the other rows.
+        first : int, default=0
+            Number of the first draw: draws of the same number, whichever the first, are the same.
 
         Returns
         -------
@@ -276,7 +283,7 @@ class ModelOfParts(Experts):
             keys = row_keys(self.space.standardized(known), seed)
         if equal_rows_differ:
             keys = keys_of_copies(keys, copy_numbers(keys))
-        keys = spawn_keys(keys, n_draws).T.ravel()
+        keys = spawn_keys(keys, n_draws, first).T.ravel()
         completed = np.empty((len(keys), values.shape[1]))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
         for start in range(0, len(keys), n_rows):
