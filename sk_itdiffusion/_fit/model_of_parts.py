@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.experts import Experts
 from sk_itdiffusion._fit.patterns import (
+    DRAWS_IN_A_PASS,
     PatternStack,
     Question,
     conditional_log_density,
-    questions_of,
 )
 from sk_itdiffusion._immse.cubature import (
     Keys,
@@ -23,6 +23,7 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import Tolerance
+from sk_itdiffusion._immse.places import Places
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
@@ -30,6 +31,7 @@ from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import conditional_log_likelihoods
+from sk_itdiffusion.references.parts import rows_by_pattern
 
 __all__ = ["FARTHEST", "MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
 
@@ -292,6 +294,9 @@ class ModelOfParts(Experts):
     def _draw_by_networks(self, completed: Array, rows: Array, missing: Mask, keys: Keys) -> None:
         """Replace draws of entries, in place, where networks with roles have a say.
 
+        Columns on which missingness depends, where they are missing, keep their draws, and are
+        given: networks tell of the others.
+
         Parameters
         ----------
         completed : ndarray of shape (n_draws, n, n_columns)
@@ -305,23 +310,50 @@ class ModelOfParts(Experts):
         """
         patterns, columns = self.patterns, self.space.in_rows
         assert patterns is not None
-        known = ~np.isnan(rows)
-        target = missing[:, columns]
-        chosen = np.flatnonzero(patterns.has_say(target, known))
+        target, given = patterns.with_drivers_given(missing[:, columns], ~np.isnan(rows))
+        chosen = np.flatnonzero(patterns.has_say(target, given))
         if not len(chosen):
             return
+        target, given = target[chosen], given[chosen]
+        values = np.tile(np.where(given, rows[chosen], 0.0), (len(keys), 1, 1))
+        drawn = given & np.isnan(rows[chosen])
+        lacking = np.flatnonzero(drawn.any(axis=1))
+        for own, table in zip(values, completed, strict=True):
+            known, _ = self._rows(table[chosen[lacking]], np.ones(table.shape[1], dtype=bool))
+            own[lacking] = np.where(drawn[lacking], known, own[lacking])
 
-        def draw(part: tuple[Question, NDArray[np.intp]]) -> None:
-            question, numbers = part
-            row = chosen[numbers]
-            own, place = np.unique(keys[:, row], return_inverse=True)
-            drawn = np.tile(question.values, (len(own), 1))
-            drawn[:, question.target] = patterns.draws(self, question, own)
-            table = self.on_lattice(self.space.values(drawn))[place.reshape(len(keys), len(row))]
-            completed[:, row] = np.where(missing[row], table, completed[:, row])
+        def draw(job: tuple[Question, NDArray[np.intp], slice]) -> None:
+            """Draw the targets of rows, which begin at places that are alike."""
+            question, row, part = job
+            own = values[part, row].swapaxes(0, 1)
+            places = Places(len(row), own.shape[1], self.evaluations_apart)
+            question = replace(question, values=places.spread(own.reshape(-1, own.shape[2])))
+            found = patterns.draws(self, question, places.spread(keys[part, chosen[row]].T.ravel()))
+            own[:, :, question.target] = places.gathered(torch.from_numpy(found)).reshape(
+                *own.shape[:2], -1
+            )
+            table = self.on_lattice(self.space.values(own.reshape(-1, own.shape[2])))
+            table = table.reshape(*own.shape[:2], -1).swapaxes(0, 1)
+            entries = np.zeros(missing.shape[1], dtype=bool)
+            entries[columns[question.target]] = True
+            kept = completed[part, chosen[row]]
+            completed[part, chosen[row]] = np.where(entries, table, kept)
 
-        questions = questions_of(rows[chosen], target[chosen], known[chosen])
-        map_in_workers(draw, questions, self.device, current_progress())
+        jobs = []
+        patterns_of_rows, place = rows_by_pattern(np.hstack([target, given]))
+        for number, pattern in enumerate(patterns_of_rows):
+            of_target, of_given = np.split(pattern, 2)
+            question = Question(of_target, of_given, values[0, :1])
+            here = np.flatnonzero(place == number)
+            for first in range(0, len(keys), DRAWS_IN_A_PASS):
+                part = slice(first, min(first + DRAWS_IN_A_PASS, len(keys)))
+                at_once = Places.within(
+                    DRAWS_IN_A_PASS, part.stop - first, self.evaluations_apart
+                ).n_rows
+                jobs += [
+                    (question, here[i : i + at_once], part) for i in range(0, len(here), at_once)
+                ]
+        map_in_workers(draw, jobs, self.device, current_progress())
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:
