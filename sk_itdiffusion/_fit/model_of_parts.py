@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.experts import Experts
 from sk_itdiffusion._fit.patterns import (
-    DRAWS_IN_A_PASS,
     PatternStack,
-    Question,
     conditional_log_density,
 )
 from sk_itdiffusion._immse.cubature import (
@@ -23,15 +21,12 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.places import Places
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import conditional_log_likelihoods
-from sk_itdiffusion.references.parts import rows_by_pattern
 
 __all__ = ["FARTHEST", "MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
 
@@ -316,44 +311,17 @@ class ModelOfParts(Experts):
             return
         target, given = target[chosen], given[chosen]
         values = np.tile(np.where(given, rows[chosen], 0.0), (len(keys), 1, 1))
-        drawn = given & np.isnan(rows[chosen])
-        lacking = np.flatnonzero(drawn.any(axis=1))
+        was_drawn = given & np.isnan(rows[chosen])
+        lacking = np.flatnonzero(was_drawn.any(axis=1))
         for own, table in zip(values, completed, strict=True):
             known, _ = self._rows(table[chosen[lacking]], np.ones(table.shape[1], dtype=bool))
-            own[lacking] = np.where(drawn[lacking], known, own[lacking])
-
-        def draw(job: tuple[Question, NDArray[np.intp], slice]) -> None:
-            """Draw the targets of rows, which begin at places that are alike."""
-            question, row, part = job
-            own = values[part, row].swapaxes(0, 1)
-            places = Places(len(row), own.shape[1], self.evaluations_apart)
-            question = replace(question, values=places.spread(own.reshape(-1, own.shape[2])))
-            found = patterns.draws(self, question, places.spread(keys[part, chosen[row]].T.ravel()))
-            own[:, :, question.target] = places.gathered(torch.from_numpy(found)).reshape(
-                *own.shape[:2], -1
-            )
-            table = self.on_lattice(self.space.values(own.reshape(-1, own.shape[2])))
-            table = table.reshape(*own.shape[:2], -1).swapaxes(0, 1)
-            entries = np.zeros(missing.shape[1], dtype=bool)
-            entries[columns[question.target]] = True
-            kept = completed[part, chosen[row]]
-            completed[part, chosen[row]] = np.where(entries, table, kept)
-
-        jobs = []
-        patterns_of_rows, place = rows_by_pattern(np.hstack([target, given]))
-        for number, pattern in enumerate(patterns_of_rows):
-            of_target, of_given = np.split(pattern, 2)
-            question = Question(of_target, of_given, values[0, :1])
-            here = np.flatnonzero(place == number)
-            for first in range(0, len(keys), DRAWS_IN_A_PASS):
-                part = slice(first, min(first + DRAWS_IN_A_PASS, len(keys)))
-                at_once = Places.within(
-                    DRAWS_IN_A_PASS, part.stop - first, self.evaluations_apart
-                ).n_rows
-                jobs += [
-                    (question, here[i : i + at_once], part) for i in range(0, len(here), at_once)
-                ]
-        map_in_workers(draw, jobs, self.device, current_progress())
+            own[lacking] = np.where(was_drawn[lacking], known, own[lacking])
+        found = patterns.drawn(self, values, target, given, keys[:, chosen])
+        table = self.on_lattice(self.space.values(found.reshape(-1, found.shape[2])))
+        entries = np.zeros((len(chosen), missing.shape[1]), dtype=bool)
+        entries[:, columns] = target
+        kept = completed[:, chosen]
+        completed[:, chosen] = np.where(entries, table.reshape(kept.shape), kept)
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:

@@ -34,6 +34,7 @@ from sk_itdiffusion._fit.experts import (
 from sk_itdiffusion._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import Denoiser, IntegrationRule, gap_of_chunk
+from sk_itdiffusion._immse.places import Places
 from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
@@ -45,9 +46,9 @@ from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_increasing, check_not_negative, check_same
 from sk_itdiffusion.references import Reference
 from sk_itdiffusion.references.judging import conditional_log_likelihoods
+from sk_itdiffusion.references.parts import rows_by_pattern
 
 __all__ = [
-    "DRAWS_IN_A_PASS",
     "N_CLASSES",
     "PatternStack",
     "Question",
@@ -347,6 +348,53 @@ class PatternStack:
             )
             gap[i], spread[i] = (float(part[0]) for part in found)
         return gap, spread
+
+    def drawn(self, experts: Experts, rows: Array, target: Mask, given: Mask, keys: Keys) -> Array:
+        """Return rows whose targets are drawn; see `draws`.
+
+        Those of a row do not depend on the other rows.
+
+        Parameters
+        ----------
+        experts : Experts
+            The denoisers.
+        rows : ndarray of shape (n_draws, n, n_columns)
+            A model's rows: values of given columns, which may differ between the draws of a row,
+            and numbers in the others.
+        target, given : ndarray of shape (n, n_columns), bool
+            Columns to draw and those that are given, in patterns in which networks are used.
+        keys : ndarray of shape (n_draws, n), uint64
+            Keys of the draws.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n, n_columns)
+            The rows.
+        """
+        found, apart = rows.copy(), experts.evaluations_apart
+
+        def draw(job: tuple[NDArray[np.intp], slice]) -> None:
+            """Draw the targets of rows of one pattern, which begin at places that are alike."""
+            here, part = job
+            of_target = target[here[0]]
+            own = rows[part, here].swapaxes(0, 1)
+            places = Places(len(here), own.shape[1], apart)
+            values = places.spread(own.reshape(-1, own.shape[2]))
+            question = Question(of_target, given[here[0]], values)
+            drawn = self.draws(experts, question, places.spread(keys[part, here].T.ravel()))
+            targets = places.gathered(torch.from_numpy(drawn)).numpy()
+            own[:, :, of_target] = targets.reshape(*own.shape[:2], -1)
+            found[part, here] = own.swapaxes(0, 1)
+
+        jobs = []
+        _, place = rows_by_pattern(np.hstack([target, given]))
+        for here in (np.flatnonzero(place == number) for number in np.unique(place)):
+            for first in range(0, len(keys), DRAWS_IN_A_PASS):
+                part = slice(first, min(first + DRAWS_IN_A_PASS, len(keys)))
+                size = Places.within(DRAWS_IN_A_PASS, part.stop - first, apart).n_rows
+                jobs += [(here[i : i + size], part) for i in range(0, len(here), size)]
+        map_in_workers(draw, jobs, experts.device, current_progress())
+        return found
 
     @torch.no_grad()
     def draws(self, experts: Experts, question: Question, keys: Keys) -> Array:
