@@ -591,6 +591,26 @@ def test_density_given_what_is_far_out_is_one_in_total(grid, far):
     assert total == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("level", [-3.0, 3.0])
+def test_points_with_conditionals_of_their_own_are_denoised_one_by_one(grid, level):
+    reference = knows_parts(grid)
+    rows, _, _, logsnr = noisy_points(grid, level, n=3)
+    layout = getattr(reference, "layout", None) or Layout(reference.n_features)
+    rng = np.random.default_rng(3)
+    for columns, others in [([], list(range(reference.n_columns))), *proper_parts(rows.shape[1])]:
+        points = layout.part(others).embed(rows[:, others])
+        z = add_noise(points, torch.from_numpy(rng.normal(size=points.shape)), logsnr)
+        values = rows[:, columns].numpy()
+        found = reference.given_each(columns, values)(z, logsnr)
+        each = [reference.given(columns, value) for value in values]
+        expected = torch.cat([one(z[[i]], logsnr[[i]]) for i, one in enumerate(each)])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        single = copy.deepcopy(reference.given_each(columns, values)).float()
+        torch.testing.assert_close(
+            single(z.float(), logsnr.float()).double(), expected, rtol=1e-3, atol=1e-3
+        )
+
+
 def test_rows_with_holes_do_not_depend_on_each_other_to_the_last_bit(grid):
     """Nor do complete rows among them, which have the log-density that they always have."""
     reference = knows_parts(grid)

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.experts import Experts
 from sk_itdiffusion._fit.patterns import (
     PatternStack,
-    Question,
     conditional_log_density,
-    questions_of,
 )
 from sk_itdiffusion._immse.cubature import (
     Keys,
@@ -23,8 +21,7 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser
@@ -299,6 +296,9 @@ class ModelOfParts(Experts):
     def _draw_by_networks(self, completed: Array, rows: Array, missing: Mask, keys: Keys) -> None:
         """Replace draws of entries, in place, where networks with roles have a say.
 
+        Columns on which missingness depends, where they are missing, keep their draws, and are
+        given: networks tell of the others.
+
         Parameters
         ----------
         completed : ndarray of shape (n_draws, n, n_columns)
@@ -312,23 +312,23 @@ class ModelOfParts(Experts):
         """
         patterns, columns = self.patterns, self.space.in_rows
         assert patterns is not None
-        known = ~np.isnan(rows)
-        target = missing[:, columns]
-        chosen = np.flatnonzero(patterns.has_say(target, known))
+        target, given = patterns.with_drivers_given(missing[:, columns], ~np.isnan(rows))
+        chosen = np.flatnonzero(patterns.has_say(target, given))
         if not len(chosen):
             return
-
-        def draw(part: tuple[Question, NDArray[np.intp]]) -> None:
-            question, numbers = part
-            row = chosen[numbers]
-            own, place = np.unique(keys[:, row], return_inverse=True)
-            drawn = np.tile(question.values, (len(own), 1))
-            drawn[:, question.target] = patterns.draws(self, question, own)
-            table = self.on_lattice(self.space.values(drawn))[place.reshape(len(keys), len(row))]
-            completed[:, row] = np.where(missing[row], table, completed[:, row])
-
-        questions = questions_of(rows[chosen], target[chosen], known[chosen])
-        map_in_workers(draw, questions, self.device, current_progress())
+        target, given = target[chosen], given[chosen]
+        values = np.tile(np.where(given, rows[chosen], 0.0), (len(keys), 1, 1))
+        was_drawn = given & np.isnan(rows[chosen])
+        lacking = np.flatnonzero(was_drawn.any(axis=1))
+        for own, table in zip(values, completed, strict=True):
+            known, _ = self._rows(table[chosen[lacking]], np.ones(table.shape[1], dtype=bool))
+            own[lacking] = np.where(was_drawn[lacking], known, own[lacking])
+        found = patterns.drawn(self, values, target, given, keys[:, chosen])
+        table = self.on_lattice(self.space.values(found.reshape(-1, found.shape[2])))
+        entries = np.zeros((len(chosen), missing.shape[1]), dtype=bool)
+        entries[:, columns] = target
+        kept = completed[:, chosen]
+        completed[:, chosen] = np.where(entries, table.reshape(kept.shape), kept)
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:

@@ -216,6 +216,34 @@ class Reference(nn.Module, ABC):
             return self
         raise self._undefined("given", "the distribution of columns, given others")
 
+    def given_each(self, columns: Sequence[int], values: NDArray[np.float64]) -> nn.Module:
+        """Return the optimal denoiser of the other columns, given values of some for each point.
+
+        By default it asks the distributions that `given` returns, one after the other.
+
+        Parameters
+        ----------
+        columns : sequence of int
+            Increasing numbers of columns, not all of them.
+        values : ndarray of shape (B, n_given)
+            Values of these columns that belong to each of the points.
+
+        Returns
+        -------
+        Module
+            Maps noisy observations of the other columns of B points, and their log-SNRs, to the
+            predicted noise, as `denoise` does.
+
+        Raises
+        ------
+        ValueError
+            If these are no increasing numbers of columns, or no other column is left.
+        TypeError
+            If the class does not define `given`, and a column is given.
+        """
+        distinct, place = np.unique(values, axis=0, return_inverse=True)
+        return OneByOne([self.given(columns, each) for each in distinct], place.ravel())
+
     def observed_log_prob(self, rows: Tensor) -> Tensor:
         """Return the log-density of the observed entries of rows.
 
@@ -612,6 +640,35 @@ class Reference(nn.Module, ABC):
         Tensor of shape (B, d)
             What `denoise` returns.
         """
+        return self.denoise(z, logsnr)
+
+
+class OneByOne(nn.Module):
+    """Denoiser of points that have references of their own.
+
+    Parameters
+    ----------
+    references : sequence of Reference
+        The references.
+    place : ndarray of shape (B,), int
+        Numbers of those that the points have.
+    """
+
+    def __init__(self, references: Sequence[Reference], place: NDArray[np.intp]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(references)
+        self.place = place
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
+        noise = torch.empty_like(z)
+        for number, reference in enumerate(self.members):
+            here = torch.from_numpy(np.flatnonzero(self.place == number)).to(z.device)
+            noise[here] = reference(z[here], logsnr[here])
+        return noise
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
         return self.denoise(z, logsnr)
 
 

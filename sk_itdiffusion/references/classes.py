@@ -23,10 +23,17 @@ from sk_itdiffusion.references.discrete import (
 from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import (
     GaussianMixtureReference,
+    MixtureOfEachPoint,
     mixture_given,
     normal_parts,
 )
-from sk_itdiffusion.references.parts import chosen_by, log_sum, log_sum_given
+from sk_itdiffusion.references.parts import (
+    checked_columns,
+    chosen_by,
+    log_sum,
+    log_sum_given,
+    other_columns,
+)
 from sk_itdiffusion.references.posteriors import (
     DensePosterior,
     LevelPosterior,
@@ -161,6 +168,27 @@ class LatentClassReference(DiscreteReference):
             values = numbers[: len(continuous)]
             part = mixture_given(part, continuous, unknown, values, log_weights)
         return self._with_weights(others, log_weights, part)
+
+    def given_each(self, columns: Sequence[int], values: Array) -> nn.Module:
+        """Return the classes of the other columns, for each point; see `Reference.given_each`."""
+        known = checked_columns(columns, self.n_columns)
+        if not known:
+            return self
+        others = other_columns(known, self.n_columns)
+        unknown, variables = self._split(others)
+        rows = np.full((len(values), self.n_columns), np.nan)
+        rows[:, known] = values
+        log_weights = torch.from_numpy(self._class_log_joint_of_parts(rows)).T
+        part = None
+        if self.continuous is not None and unknown:
+            # Classes have one weight, be it of all their columns or of their continuous ones.
+            own = torch.zeros_like(log_weights) if variables else log_weights
+            part = MixtureOfEachPoint.of_rows(self.continuous, rows[:, : self.n_continuous], own)
+            if not variables:
+                return part
+        found = self._with_weights(others, self.log_weights, part)
+        found.log_weights = log_weights.log_softmax(1)
+        return found
 
     def _with_weights(
         self,

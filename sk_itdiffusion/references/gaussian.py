@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -24,7 +25,7 @@ from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
 from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
 from sk_itdiffusion.references.normal_parts import ExpectedMoments, NormalParts, blocks_of_rows
-from sk_itdiffusion.references.parts import affordable_rows
+from sk_itdiffusion.references.parts import affordable_rows, other_columns
 
 __all__ = ["GaussianReference"]
 
@@ -156,6 +157,17 @@ class GaussianReference(ContinuousReference, PlainReference):
         means, covariances = self._parts().given(known, others, numbers)
         floor = float(self.variances.min())
         return GaussianReference(means[0], floor_eigenvalues(covariances[0], floor))
+
+    def given_each(self, columns: Sequence[int], values: NDArray[np.float64]) -> nn.Module:
+        """Return the normal distributions of the other columns; see `Reference.given_each`."""
+        conditional = self.given(columns, values[0])
+        if conditional is self:
+            return self
+        rows = np.full((len(values), self.n_features), np.nan)
+        rows[:, columns] = values
+        others = other_columns(columns, self.n_features)
+        conditional.mean = torch.from_numpy(self._parts().conditional_means(rows)[0][:, others])
+        return conditional
 
     def _parts(self) -> NormalParts:
         """Return the helper for marginals and conditionals."""

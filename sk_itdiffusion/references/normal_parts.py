@@ -139,6 +139,14 @@ class NormalParts:
                 of_others[:, block.rows[part.rows]] = found
         return of_given, of_others
 
+    def conditional_means(self, X: Array) -> Array:
+        """Return rows whose missing entries have their conditional means, (n_components, n, d)."""
+        found = np.empty((self.n_components, *X.shape))
+        for block in blocks_of_rows(X, self.n_components):
+            deviation, _, _ = self._expected(self._deviations(X, block), block, one_by_one)
+            found[:, block.rows] = np.swapaxes(deviation + self.means[:, :, None], 1, 2)
+        return found
+
     def given(
         self, columns: Sequence[int], others: Sequence[int], values: Array
     ) -> tuple[Array, Array]:
