@@ -15,7 +15,8 @@ entries that were missing, in standard deviations of the columns and averaged ov
 - coverage: the share of true entries between the 5% and the 95% quantile of the draws;
 - accuracy: the share of categories that are right, of the most frequent ones of the draws.
 
-Methods: IMMSEImputer without networks (its default) and with networks, of 100 imputations each.
+Methods: IMMSEImputer with its defaults (three fits without networks), with one fit, and with one
+fit with networks, of 100 imputations each.
 MissForest is the algorithm of Stekhoven and Bühlmann (2012) with scikit-learn's random forests and
 the parameters of the R package (100 trees, at most 10 rounds). IterativeImputer regresses by
 BayesianRidge and draws from its posterior; it sees categories as their codes, since columns of 0
@@ -61,21 +62,18 @@ MEASURES = {
 # --- The library ------------------------------------------------------------------------------
 
 
-def immse(density: dict[str, Any]) -> Method:
-    """Return imputation by IMMSEImputer with parameters of its density."""
+def immse(n_fits: int, **density: Any) -> Method:
+    """Return imputation by IMMSEImputer with a number of fits and parameters of its density."""
 
     def impute(table: Table, missing: Mask, seed: int, quick: bool) -> Imputed:
-        short = {"max_epochs": 1, "n_networks": 1} if quick and density != ANALYTIC else {}
+        short = {"max_epochs": 1} if quick and "max_epochs" not in density else {}
         estimator = IMMSEMixedDensity(handle_missing="missing", **(density | short))
         frame = table.frame(missing)
-        imputer = IMMSEImputer(estimator, random_state=seed).fit(frame)
+        imputer = IMMSEImputer(estimator, n_fits=n_fits, random_state=seed).fit(frame)
         tables = imputer.multiple_imputations(frame, 20 if quick else N_DRAWS)
         return Imputed(np.stack([table.numbers(each) for each in tables]))
 
     return impute
-
-
-ANALYTIC = {"max_epochs": 0}
 
 
 # --- Peers ------------------------------------------------------------------------------------
@@ -201,8 +199,9 @@ METHODS: dict[str, Method] = {
     "nearest neighbours": single(KNNImputer),
     "IterativeImputer": regression,
     "MissForest": miss_forest,
-    "IMMSEImputer": immse(ANALYTIC),
-    "IMMSEImputer, networks": immse({}),
+    "IMMSEImputer": immse(3, max_epochs=0),
+    "IMMSEImputer, one fit": immse(1, max_epochs=0),
+    "IMMSEImputer, one fit, networks": immse(1),
 }
 
 

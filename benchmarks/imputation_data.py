@@ -41,7 +41,7 @@ Mask = NDArray[np.bool_]
 SHARE, SLOPE = 0.2, 2.0
 MECHANISMS = ("mcar", "mar")
 #: Rows at most of a table, with --quick too.
-ROWS, QUICK_ROWS = 1_000, 60
+ROWS, QUICK_ROWS = 300, 60
 #: Draws that are compared with the table, and draws from which intervals are taken at least.
 DRAWS_TO_COMPARE, DRAWS_OF_INTERVALS = 5, 20
 SKLEARN = {
@@ -79,17 +79,16 @@ class Table:
     is_category: Mask
 
     def frame(self, missing: Mask) -> pd.DataFrame:
-        """Return the table without its missing entries: whole numbers are of type Int64."""
-        columns = {}
+        """Return the table without its missing entries, as pandas reads it from a file."""
+        columns = []
         for j, (values, is_category) in enumerate(
             zip(self.values.T, self.is_category, strict=True)
         ):
-            column = pd.Series(np.where(missing[:, j], np.nan, values))
+            column = pd.Series(np.where(missing[:, j], np.nan, values), name=f"x{j}")
             if is_category:
-                columns[f"x{j}"] = column.astype("Int64").astype("string").astype("category")
-            else:
-                columns[f"x{j}"] = column.convert_dtypes(convert_floating=False)
-        return pd.DataFrame(columns)
+                column = column.astype("Int64").astype("string").astype("category")
+            columns.append(column)
+        return pd.concat(columns, axis=1)
 
     def numbers(self, frame: pd.DataFrame) -> Array:
         """Return a frame's numbers and codes."""

@@ -21,9 +21,6 @@ N_TABLES, N_ITERATIONS = 5, 5
 def mice(table: Table, missing: Mask, seed: int, quick: bool) -> Imputed:
     """Impute by chained gradient boosting with predictive mean matching."""
     frame = table.frame(missing)
-    for name, is_category in zip(frame.columns, table.is_category, strict=True):
-        if not is_category:
-            frame[name] = frame[name].astype(np.float64)
     kernel = miceforest.ImputationKernel(frame, num_datasets=N_TABLES, random_state=seed)
     kernel.mice(1 if quick else N_ITERATIONS, num_threads=1)
     tables = [table.numbers(kernel.complete_data(i)) for i in range(N_TABLES)]
