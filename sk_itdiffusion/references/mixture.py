@@ -288,7 +288,8 @@ class GaussianMixtureReference(ContinuousReference):
         # Powers of two are faster than exponentials.
         weight = ((log_joint - top) / math.log(2.0)).exp2()
         mass = weight.sum(1, keepdim=True)
-        noise = self._average_noise(weight, whitened, noise_scale(logsnr)[:, None] / mass, back)
+        weighted = product(whitened, weight[:, None, :])
+        noise = self._sum_of_noise(weighted, noise_scale(logsnr)[:, None] / mass, back)
         return (top + mass.log())[:, 0], noise
 
     def noisy_components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,8 +323,9 @@ class GaussianMixtureReference(ContinuousReference):
         spread = variances + noise.square()[:, None, None]
         constant = self.log_weights - 0.5 * self._log_volume(spread)
         projected = self._project(z, signal[of_level], axes)
-        whitened = projected * spread.reciprocal().index_select(0, of_level)
-        log_joint = constant.index_select(0, of_level) - 0.5 * (projected * whitened).sum(1)
+        whitened = product(spread.reciprocal().index_select(0, of_level), projected)
+        squares = product(projected, whitened).sum(1)
+        log_joint = constant.index_select(0, of_level) - 0.5 * squares
         return log_joint, whitened
 
     def average_noise(self, posterior: Tensor, whitened: Tensor, logsnr: Tensor) -> Tensor:
@@ -343,17 +345,17 @@ class GaussianMixtureReference(ContinuousReference):
         Tensor of shape (B, d)
             The predicted noise.
         """
-        return self._average_noise(posterior, whitened, noise_scale(logsnr)[:, None], self._back())
+        weighted = posterior[:, None, :] * whitened
+        return self._sum_of_noise(weighted, noise_scale(logsnr)[:, None], self._back())
 
     def _back(self) -> Tensor:
         """Return the matrix that maps numbers in the eigenbases to points, (d, d * K)."""
         return self.basis.permute(1, 2, 0).reshape(self.n_features, -1)
 
     @staticmethod
-    def _average_noise(weight: Tensor, whitened: Tensor, factor: Tensor, back: Tensor) -> Tensor:
-        weighted = (weight[:, None, :] * whitened).flatten(1)
+    def _sum_of_noise(weighted: Tensor, factor: Tensor, back: Tensor) -> Tensor:
         # In the other order the last bits would depend on the place in the batch.
-        return factor * (weighted @ back.T)
+        return factor * (weighted.flatten(1) @ back.T)
 
     def component_log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the components' log-densities of points.
@@ -599,6 +601,14 @@ class MixtureOfEachPoint(GaussianMixtureReference):
     def density_and_noise(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-densities of noisy points and the predicted noise."""
         return self._density_and_noise(z, logsnr, self._axes(), self._back())
+
+
+def product(first: Tensor, second: Tensor) -> Tensor:
+    """Return a product, in the memory of the first factor unless gradients are asked for.
+
+    To ask for memory takes longer than to multiply.
+    """
+    return first * second if first.requires_grad or second.requires_grad else first.mul_(second)
 
 
 def normal_parts(mixture: GaussianMixtureReference) -> NormalParts:
