@@ -141,7 +141,7 @@ def as_text(estimate, variance):
     return f"{estimate:.2f} ± {np.sqrt(variance):.2f}"
 
 
-pooled = imputer.pooled_estimate(holes, difference, n_imputations=2 if args.quick else 10)
+pooled = imputer.pooled_estimate(holes, difference, n_imputations=2 if args.quick else 5)
 with_means = holes.assign(radius=means[:, radius])
 print("difference of mean radii:")
 print(f"  no measurement lost  {as_text(*difference(table))}")

@@ -292,7 +292,7 @@ def test_entries_beyond_bounds_say_nothing_of_the_others():
     rng = np.random.default_rng(0)
     x = rng.gamma(1.0, size=300)
     X = hidden(np.column_stack([x, x * rng.lognormal(0.0, 0.05, 300)]), 0.2)
-    imputer = IMMSEImputer(IMMSEDensity(**ANALYTIC), random_state=0).fit(X)
+    imputer = IMMSEImputer(IMMSEDensity(**ANALYTIC), n_fits=1, random_state=0).fit(X)
     assert imputer.density_.bounds_[0, 0] == 0.0
     beyond, unknown, known = imputer.transform([[-1.0, np.nan], [np.nan, np.nan], [5.0, np.nan]])
     assert beyond.tolist() == [-1.0, unknown[1]]

@@ -296,7 +296,8 @@ class IMMSEImputer(
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or are out of range."""
         self._validate_params()
-        if not all(isinstance(density, DensityOfParts) for density in self.densities_ or [None]):
+        known = [isinstance(density, DensityOfParts) for density in self.densities_]
+        if not known or not all(known):
             raise ValueError("an imputer has no density")
         for density in self.densities_:
             check_is_fitted(density)
