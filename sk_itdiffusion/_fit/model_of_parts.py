@@ -132,7 +132,6 @@ class ModelOfParts(Experts):
             total += usual
             gain, of_networks = self._gain_of_networks(known, targets, given, tolerance)
             total, variance = total + gain, variance + of_networks
-        total[np.isneginf(ratios).any(axis=1)] = -np.inf
         empty = ~targets.any(axis=1)
         total[empty], variance[empty] = 0.0, 0.0
         return total, variance
