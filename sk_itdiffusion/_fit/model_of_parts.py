@@ -187,7 +187,8 @@ class ModelOfParts(Experts):
         """
         if self.dequantizer is None:
             return self._usual_log_density(values, targets), np.zeros(len(values))
-        keys = row_keys(self.space.standardized(values), self.seeds.scoring)
+        with np.errstate(over="ignore"):
+            keys = row_keys(self.space.standardized(values), self.seeds.scoring)
         draws = [
             self._usual_log_density(values + np.where(targets, offsets, 0.0), targets)
             for offsets in self.reference_offsets(keys, tolerance)
