@@ -24,6 +24,7 @@ from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
+NAN = np.nan
 ANALYTIC = {"max_epochs": 0, "random_state": 0}
 #: Without a choice of maps, which takes most of the time.
 STANDARD = ANALYTIC | {"marginals": "standard"}
@@ -345,6 +346,22 @@ def test_entries_whose_squares_overflow_are_impossible():
     assert np.isneginf(found).all()
     assert np.isneginf(density.marginal([0]).score_samples([[1e160]])).all()
     assert np.isneginf(density.score_samples([[0.0, 1e160, 0.0], [1e3, 1e160, 0.0]], given=0)).all()
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*are constant")
+def test_impossible_given_values_say_nothing_in_scores_and_draws():
+    """Beyond bounds that the user has set, or far from the only value of a column."""
+    rng = np.random.default_rng(0)
+    x = rng.gamma(2.0, size=300)
+    X = np.column_stack([x, np.full(300, 3.0), x + rng.normal(size=300)])
+    bounds = [(0.0, None), None, None]
+    density = IMMSEDensity(**STANDARD | {"bounds": bounds}).fit(X)
+    rows = np.array([[-1.0, 3.0, 2.0], [NAN, 3.0, 2.0], [1.0, 1e160, 2.0], [1.0, 3.0, 2.0]])
+    found = density.score_samples(rows, given=[0, 1])
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[::2], found[1::2])
+    # As targets they stay impossible.
+    assert np.isneginf(density.score_samples(rows[[0, 2]], given=[2])).all()
 
 
 def test_offsets_of_lattices_are_those_of_targets():

@@ -132,7 +132,6 @@ class ModelOfParts(Experts):
             total += usual
             gain, of_networks = self._gain_of_networks(known, targets, given, tolerance)
             total, variance = total + gain, variance + of_networks
-        total[np.isneginf(ratios).any(axis=1)] = -np.inf
         empty = ~targets.any(axis=1)
         total[empty], variance[empty] = 0.0, 0.0
         return total, variance
@@ -188,7 +187,8 @@ class ModelOfParts(Experts):
         """
         if self.dequantizer is None:
             return self._usual_log_density(values, targets), np.zeros(len(values))
-        keys = row_keys(self.space.standardized(values), self.seeds.scoring)
+        with np.errstate(over="ignore"):
+            keys = row_keys(self.space.standardized(values), self.seeds.scoring)
         draws = [
             self._usual_log_density(values + np.where(targets, offsets, 0.0), targets)
             for offsets in self.reference_offsets(keys, tolerance)

@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.experts import profile_noise
-from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._immse.cubature import NoiseRule, row_keys, spawn_keys
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.references import Reference
@@ -66,7 +65,8 @@ def squared_differences(density: Any, values: Array, roles: Roles, logsnr: Array
     if not target:
         return np.zeros(len(values))
     clean = model.space.layout.part(target).embed_array(rows[:, target])
-    noise = profile_noise(clean.shape[1], False)
+    n_points = clean.shape[1]
+    noise = NoiseRule(n_points, min(n_points, 2), central=False, seed=1)
     keys = spawn_keys(row_keys(standardized, model.seeds.scoring), len(logsnr))
     level = torch.from_numpy(np.repeat(logsnr, _N_DRAWS * noise.n_evaluations))
     with_x, alone = (
@@ -75,7 +75,7 @@ def squared_differences(density: Any, values: Array, roles: Roles, logsnr: Array
     found = np.empty(len(values))
     for i, row in enumerate(rows):
         drawn, coefficient = noise.draws(keys[i], 0, _N_DRAWS)
-        eps = torch.from_numpy(drawn.reshape(-1, clean.shape[1]))
+        eps = torch.from_numpy(drawn.reshape(-1, n_points))
         z = add_noise(torch.from_numpy(clean[i]).expand_as(eps), eps, level)
         difference = alone.noise(row, z, level) - with_x.noise(row, z, level)
         squares = difference.square().sum(1).numpy().reshape(coefficient.shape)
