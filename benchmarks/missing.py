@@ -28,14 +28,15 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
+from command_line import Finished, parser_of
 from numpy.typing import NDArray
 from peers import GaussianMixturePeer
 from processes import use_threads
-from results import ArrayFolder, Record, ResultsFile, describe_runs, format_markdown
+from results import ArrayFolder, Record, describe_runs, format_markdown
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.exceptions import ConvergenceWarning
@@ -148,7 +149,7 @@ def measure(method: str, split: Split, seed: int, quick: bool) -> tuple[Record, 
 
 def compare(arguments: argparse.Namespace) -> tuple[list[Record], ArrayFolder]:
     """Measure every combination that the results file lacks; return the records of all."""
-    results, folder = ResultsFile(arguments.output), ArrayFolder(arguments.output)
+    finished = Finished(arguments.output, arguments.again)
     records = []
     for dataset in arguments.datasets:
         X = load_table(dataset, arguments.data_dir)
@@ -160,14 +161,12 @@ def compare(arguments: argparse.Namespace) -> tuple[list[Record], ArrayFolder]:
                 for method in arguments.methods:
                     setting = f"{share:g} missing{', quick' if arguments.quick else ''}"
                     key = {"dataset": dataset, "seed": seed, "method": method, "setting": setting}
-                    record = results.find(**key)
-                    if record is None or folder.find(**key) is None or method in arguments.again:
-                        measured, rows = measure(method, split, seed, arguments.quick)
-                        folder.add(rows, **key)
-                        record = results.add({**key, "share": share, **measured})
+                    work = partial(measure, method, split, seed, arguments.quick)
+                    record, is_new = finished.record(key | {"share": share}, work)
+                    if is_new:
                         print_progress(record)
                     records.append(record)
-    return records, folder
+    return records, finished.folder
 
 
 def print_progress(record: Record) -> None:
@@ -227,20 +226,8 @@ def format_comparison(records: list[Record], folder: ArrayFolder) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    methods = tuple(METHODS)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the tables")
-    parser.add_argument("--datasets", nargs="+", choices=tuple(TABLES), default=list(TABLES))
-    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
+    parser = parser_of(__doc__, TABLES, METHODS)
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", help="file of finished records, one JSON object per line")
-    parser.add_argument(
-        "--again", nargs="+", choices=methods, default=[], help="methods to measure once more"
-    )
-    parser.add_argument("--threads", type=int, help="threads of torch and of linear algebra")
     parser.add_argument("--quick", action="store_true", help="few rows, as a test")
     return parser.parse_args()
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+from command_line import Finished, parser_of
 from numpy.typing import NDArray
 from processes import use_threads
-from results import ArrayFolder, Record, ResultsFile, describe_runs, format_markdown
+from results import ArrayFolder, Record, describe_runs, format_markdown
 from tabular import standard_error, with_error
 from tabular_data import TABLES, Split, load_table, random_split
 
@@ -69,7 +70,7 @@ def measure(mode: str, split: Split, seed: int, n_networks: int | str) -> tuple[
 
 def compare(arguments: argparse.Namespace) -> tuple[list[Record], ArrayFolder]:
     """Measure every combination that the results file lacks; return the records of all."""
-    results, folder = ResultsFile(arguments.output), ArrayFolder(arguments.output)
+    finished = Finished(arguments.output)
     records = []
     for dataset in arguments.datasets:
         X = load_table(dataset, arguments.data_dir)
@@ -79,14 +80,11 @@ def compare(arguments: argparse.Namespace) -> tuple[list[Record], ArrayFolder]:
             for mode in MODES:
                 setting = f"{len(rows)} rows, {arguments.networks} network(s)"
                 key = {"dataset": dataset, "seed": seed, "method": mode, "setting": setting}
-                record = results.find(**key)
-                if record is None or folder.find(**key) is None:
-                    measured, found = measure(mode, split, seed, arguments.networks)
-                    folder.add(found, **key)
-                    record = results.add({**key, **measured})
+                work = partial(measure, mode, split, seed, arguments.networks)
+                record, _ = finished.record(key, work)
                 records.append(record)
                 print(record["dataset"], mode, f"fit {record['fit_seconds']:.0f} s", flush=True)
-    return records, folder
+    return records, finished.folder
 
 
 def format_comparison(records: list[Record], folder: ArrayFolder) -> str:
@@ -112,16 +110,9 @@ def number_or_auto(text: str) -> int | str:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the tables")
-    parser.add_argument("--datasets", nargs="+", choices=tuple(TABLES), default=list(TABLES))
+    parser = parser_of(__doc__, TABLES)
     parser.add_argument("--rows", type=int, default=10_000, help="rows at most of a table")
     parser.add_argument("--networks", type=number_or_auto, default="auto", help="see n_networks")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", help="file of finished records, one JSON object per line")
-    parser.add_argument("--threads", type=int, help="threads of torch and of linear algebra")
     return parser.parse_args()
 
 

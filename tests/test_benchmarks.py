@@ -14,6 +14,8 @@ from scipy.stats import multivariate_normal, norm
 from torch.nn.utils import skip_init
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from imputation import mean_ranks
+from imputation_data import Imputed, Table, holes, measures
 from peers import make_peer
 from processes import MeasurementError, call_in_fresh_process, peak_megabytes
 from results import ArrayFolder
@@ -205,6 +207,51 @@ def test_products_are_those_of_the_linear_layers():
     assert sum(map(math.prod, trained)) == 3 * sum(map(math.prod, products))
 
 
+# --- Imputed entries --------------------------------------------------------------------------
+
+
+def table_with_categories(n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(n, 3)) * [1.0, 10.0, 0.1]
+    return Table(np.column_stack([numbers, rng.integers(3, size=n)]), np.arange(4) == 3)
+
+
+@pytest.mark.parametrize("mechanism", ["mcar", "mar"])
+def test_share_of_missing_entries_and_complete_columns(mechanism):
+    missing = holes(table_with_categories(2000), mechanism, seed=0)
+    assert missing.mean() == pytest.approx(0.2, abs=5 * np.sqrt(0.25 / missing.size))
+    assert (missing.sum(axis=0) == 0).sum() == (2 if mechanism == "mar" else 0)
+
+
+def test_measures_of_imputed_entries():
+    table = table_with_categories()
+    missing = holes(table, "mcar", seed=0)
+    perfect, _ = measures(table, missing, Imputed(table.values[None]))
+    assert perfect == {"mae": 0.0, "rmse": 0.0, "wasserstein": 0.0, "row_distance": 0.0} | {
+        "accuracy": 1.0
+    }
+    shifted = table.values + table.values.std(axis=0) * [1.0, 1.0, 1.0, 0.0]
+    completed = np.where(missing, shifted, table.values)
+    record, of_columns = measures(table, missing, Imputed(np.tile(completed, (20, 1, 1))))
+    for name in ("mae", "rmse", "wasserstein"):
+        assert record[name] == pytest.approx(1.0)
+    assert record["coverage"] == 0.0
+    assert np.isnan(of_columns[:4, 3]).all()
+    # A table whose rows are in another order is the same distribution.
+    order = np.random.default_rng(0).permutation(len(missing))
+    record, _ = measures(table, missing, Imputed(table.values[order][None]))
+    assert record["row_distance"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_ranks_are_better_where_errors_are_smaller_and_accuracies_larger():
+    blocks = [
+        {"a": {"mae": 1.0, "accuracy": 0.5}, "b": {"mae": 2.0, "accuracy": 0.9}},
+        {"a": {"mae": 3.0}, "b": {"mae": 3.0}},
+    ]
+    np.testing.assert_array_equal(mean_ranks(blocks, ["a", "b"], "mae"), [1.25, 1.75])
+    np.testing.assert_array_equal(mean_ranks(blocks, ["a", "b"], "accuracy"), [2.0, 1.0])
+
+
 # --- Scripts --------------------------------------------------------------------------------
 
 
@@ -314,6 +361,18 @@ def test_conditional_script_measures_once(tmp_path):
     finished = output.read_text()
     assert len(finished.splitlines()) == 4
     run_script("conditional.py", *arguments)
+    assert output.read_text() == finished
+
+
+@pytest.mark.slow
+def test_imputation_script_measures_once(tmp_path):
+    output = tmp_path / "results.jsonl"
+    arguments = ["--data-dir", str(tmp_path), "--datasets", "iris", "--output", str(output)]
+    printed = run_script("imputation.py", *arguments)
+    assert "Mean ranks, of 2 tables and ways of missing" in printed
+    finished = output.read_text()
+    assert len(finished.splitlines()) == 14
+    run_script("imputation.py", *arguments)
     assert output.read_text() == finished
 
 

@@ -34,7 +34,7 @@ def normal():
     """Return rows with holes, the complete rows, and a fitted imputer."""
     holes, complete = correlated(1000)
     density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
-    return holes, complete, IMMSEImputer(density, random_state=0).fit(holes)
+    return holes, complete, IMMSEImputer(density, n_fits=1, random_state=0).fit(holes)
 
 
 @pytest.mark.parametrize("strategy", others_slow(["median", "mean", "mode"]))
@@ -101,7 +101,7 @@ def table_of_kinds(n_rows=600, seed=0):
 @pytest.mark.parametrize("strategy", others_slow(["median", "sample", "mean", "mode"], 2))
 def test_categories_stay_categories(strategy, usual_fits):
     table, holes = table_of_kinds()
-    imputer = IMMSEImputer(strategy=strategy, n_draws=20, random_state=0)
+    imputer = IMMSEImputer(strategy=strategy, n_draws=20, n_fits=1, random_state=0)
     filled = imputer.fit_transform(holes)
     assert isinstance(filled, pd.DataFrame)
     assert filled.index.equals(table.index)
@@ -125,15 +125,15 @@ def test_tables_of_other_kinds():
             "number": [None if pd.isna(x) else x for x in holes["number"]],
         }
     )
-    filled = IMMSEImputer(n_draws=5, random_state=0).fit_transform(frame)
+    filled = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).fit_transform(frame)
     assert isinstance(filled, polars.DataFrame)
     assert filled.schema == frame.schema
     assert filled.null_count().sum_horizontal().item() == 0
     array = holes[["text", "number"]].to_numpy(dtype=object)
-    from_array = IMMSEImputer(n_draws=5, random_state=0).fit_transform(array)
+    from_array = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).fit_transform(array)
     assert from_array.dtype == object
     assert not pd.isna(from_array).any()
-    imputer = IMMSEImputer(n_draws=5, random_state=0).set_output(transform="pandas")
+    imputer = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).set_output(transform="pandas")
     named = imputer.fit_transform(holes[["number"]].assign(other=np.arange(200.0)))
     assert list(named.columns) == ["number", "other"]
 
@@ -202,7 +202,7 @@ def test_pooled_estimates_are_those_of_the_regression():
         holes, complete = correlated(150, 0.0, seed)
         holes[(complete[:, 0] > 0) & (rng.random(150) < 0.8), 1] = np.nan
         density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
-        imputer = IMMSEImputer(density, random_state=seed).fit(holes)
+        imputer = IMMSEImputer(density, n_fits=1, random_state=seed).fit(holes)
         pooled = imputer.pooled_estimate(
             holes, lambda table: (table[:, 1].mean(), table[:, 1].var(ddof=1) / len(table)), 5
         )
@@ -227,7 +227,7 @@ def test_standard_errors_include_the_uncertainty_of_the_density():
     X[:400, 1] = np.nan
     settings = {"max_epochs": 0, "reference": "gaussian", "experts": ["gaussian"]}
     density = IMMSEDensity(marginals="standard", **settings)
-    imputer = IMMSEImputer(density, random_state=0).fit(X)
+    imputer = IMMSEImputer(density, n_fits=1, random_state=0).fit(X)
     pooled = imputer.pooled_estimate(X, lambda table: (table[:, 1].mean(), 1.0 / len(table)))
     expected = X[400:, 1].std() / np.sqrt(100)
     assert 0.7 * expected < pooled.standard_error < 1.6 * expected
@@ -241,7 +241,7 @@ def test_frames_need_not_have_all_that_fit_had():
     number = rng.normal(size=200)
     letter = np.where(number > 1, "r", np.where(number > 0, "q", "p"))
     table = pd.DataFrame({"number": number, "letter": pd.Categorical(letter)})
-    imputer = IMMSEImputer(n_draws=5, random_state=0).fit(table)
+    imputer = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).fit(table)
     new = pd.DataFrame({"number": [2.0, -1.0], "letter": pd.Categorical(["p", None])})
     filled = imputer.transform(new)
     assert filled["letter"].iloc[0] == "p"
@@ -258,14 +258,17 @@ def test_frames_need_not_have_all_that_fit_had():
 def test_missing_categories_that_stay_are_told_of():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"a": rng.normal(size=100), "b": rng.choice(["x", "y", None], size=100)})
-    imputer = IMMSEImputer(IMMSEMixedDensity(max_epochs=0), n_draws=2, random_state=0).fit(table)
+    density = IMMSEMixedDensity(max_epochs=0)
+    imputer = IMMSEImputer(density, n_draws=2, n_fits=1, random_state=0).fit(table)
     with pytest.warns(UserWarning, match="column.s. 'b' are a category of the density"):
         assert imputer.transform(table)["b"].isna().any()
 
 
 def test_files_keep_imputers(tmp_path):
     _, holes = table_of_kinds(120)
-    imputer = IMMSEImputer(n_draws=3, random_state=0).set_output(transform="pandas").fit(holes)
+    imputer = (
+        IMMSEImputer(n_draws=3, n_fits=2, random_state=0).set_output(transform="pandas").fit(holes)
+    )
     path = tmp_path / "imputer.safetensors"
     imputer.save(path)
     loaded = load(path)
@@ -278,3 +281,76 @@ def test_files_keep_imputers(tmp_path):
     imputer.save(path)
     with pytest.raises(ValueError, match="seed of the draws are out of range"):
         load(path)
+
+
+def test_number_of_a_draw_alone_decides_on_it(normal, monkeypatch):
+    """Neither how many imputations there are nor how many fit into memory changes them."""
+    holes, _, imputer = normal
+    first, second, third = imputer.multiple_imputations(holes[:50], 3)
+    monkeypatch.setattr("sk_itdiffusion._estimators.imputer.NUMBERS_IN_A_PASS", 1)
+    for ours, again in zip(
+        (first, second), imputer.multiple_imputations(holes[:50], 2), strict=True
+    ):
+        np.testing.assert_array_equal(ours, again)
+    assert (second != third).any()
+    complete = np.zeros((2, 2))
+    assert len(list(imputer.multiple_imputations(complete, 3))) == 3
+
+
+def test_long_calls_of_verbose_densities_show_a_bar(normal, monkeypatch, capsys):
+    holes, _, imputer = normal
+    monkeypatch.setattr("sk_itdiffusion._estimators.base.SECONDS_UNTIL_A_BAR", 0.0)
+    imputer.density_.set_params(verbose=1)
+    imputer.transform(holes[:20])
+    list(imputer.multiple_imputations(holes[:20], 2))
+    imputer.density_.conditional([0]).sample(holes[:5], random_state=0)
+    imputer.density_.marginal([0]).score_samples(holes[:5, :1])
+    imputer.density_.set_params(verbose=0)
+    imputer.transform(holes[:20])
+    shown = capsys.readouterr().err
+    for name in (
+        "transform",
+        "multiple_imputations",
+        "ConditionalDensity.sample",
+        "MarginalDensity",
+    ):
+        assert name in shown
+
+
+def test_draws_of_several_fits_come_from_all_of_them_in_turn():
+    holes, _ = correlated(150)
+    density = IMMSEDensity(
+        max_epochs=0, marginals="standard", reference="gaussian", experts=["gaussian"]
+    )
+    imputer = IMMSEImputer(density, n_fits=3, n_draws=30, random_state=0).fit(holes)
+    asked = np.array([[1.0, np.nan], [-2.0, np.nan]])
+    tables = np.stack(list(imputer.multiple_imputations(asked, 9)))
+    alone = clone(imputer).set_params(n_fits=1).fit(holes)
+    alone.densities_, alone._seed = imputer.densities_[:1], imputer._seed
+    np.testing.assert_array_equal(list(alone.multiple_imputations(asked, 3)), tables[::3])
+    assert len({density.entropy_ for density in imputer.densities_}) == 3
+    assert len(np.unique(tables[:, 0, 1])) == 9
+    np.testing.assert_array_equal(imputer.transform(asked)[:1], imputer.transform(asked[:1]))
+    again = clone(imputer).fit(holes)
+    np.testing.assert_array_equal(again.transform(asked), imputer.transform(asked))
+    with pytest.raises(ValueError, match="n_fits"):
+        clone(imputer).set_params(n_fits=0).fit(holes)
+
+
+def test_several_fits_spread_by_what_the_rows_leave_open():
+    """Draws of different fits differ by the standard error of the regression line too."""
+    n, n_fits = 60, 12
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=n)
+    X = np.column_stack([x, x + rng.normal(size=n)])
+    asked = np.array([[6.0, np.nan]])  # where the line is least known
+    density = IMMSEDensity(
+        max_epochs=0, marginals="standard", reference="gaussian", experts=["gaussian"]
+    )
+    imputer = IMMSEImputer(density, n_fits=n_fits, random_state=0).fit(X)
+    centers = [
+        fitted._model.complete(asked, 400, 0)[:, 0, 1].mean() for fitted in imputer.densities_
+    ]
+    error = np.sqrt((1.0 + (6.0 - x.mean()) ** 2 / x.var()) / n)
+    # A standard deviation of twelve numbers has a relative error of a fifth.
+    assert 0.4 < np.std(centers, ddof=1) / error < 1.8

@@ -422,7 +422,13 @@ def integration_error(log_density: Array, std: Array) -> float:
     return float(np.linalg.norm(count * std[first])) / len(log_density)
 
 
-def long_call(estimator: Any, name: str) -> AbstractContextManager[Progress]:
-    """Show a progress bar during a method of a verbose estimator, if it takes long."""
+def long_call(
+    estimator: Any, name: str, verbose: int | None = None
+) -> AbstractContextManager[Progress]:
+    """Show a progress bar during a method of a verbose estimator, if it takes long.
+
+    None stands for the verbosity of the estimator.
+    """
     title = f"{type(estimator).__name__}.{name}"
-    return progress_bar(title, estimator.verbose, delay=SECONDS_UNTIL_A_BAR)
+    shown = estimator.verbose if verbose is None else verbose
+    return progress_bar(title, shown, delay=SECONDS_UNTIL_A_BAR)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -15,12 +16,13 @@ from scipy.stats import gaussian_kde
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from sk_itdiffusion._estimators.base import check_columns
+from sk_itdiffusion._estimators.base import check_columns, long_call
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._runtime.progress import Progress, stretch_of_progress
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table, without_tensors
 from sk_itdiffusion._table.rows import column_labels
@@ -122,7 +124,7 @@ class PooledEstimate:
     attributes=(
         "n_features_in_",
         "feature_names_in_",
-        "density_",
+        "densities_",
         "_seed",
         "_sklearn_output_config",
     ),
@@ -133,7 +135,7 @@ class IMMSEImputer(
 ):
     """Impute missing entries from their conditional distribution given the observed ones.
 
-    A density is fitted to the table with its missing entries, and missing entries of each row are
+    Densities are fitted to the table with its missing entries, and missing entries of each row are
     drawn from their conditional distribution given the observed ones.  An imputed value is a single
     draw, or the mean, the median or the mode of many.
 
@@ -151,13 +153,21 @@ class IMMSEImputer(
         ordered ones the median category.
     n_draws : int, default=100
         Number of draws per row from which mean, median and mode are computed, at least 1.
+    n_fits : int, default=3
+        Number of densities that are fitted, at least 1; with more than one each has the weights of
+        a Bayesian bootstrap.  The draws of a row come from all of them alike, as predictions of a
+        random forest do from its trees: what a single fit to few rows is wrong about averages out,
+        and the spread of the draws includes it.  The time to fit is proportional to it.
     random_state : int, RandomState or None, default=None
-        Seed of the draws; the density has its own ``random_state``, or this one if that is None.
+        Seed of the draws, and of the densities.  The first one has its own ``random_state`` if that
+        is not None.
 
     Attributes
     ----------
+    densities_ : list of estimators
+        The fitted densities.
     density_ : estimator
-        The fitted density.
+        The first of them.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -200,12 +210,13 @@ class IMMSEImputer(
     True
     """
 
-    density_: DensityOfParts
+    densities_: list[DensityOfParts]
     n_features_in_: int
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "estimator": [DensityOfParts, None],
         "strategy": [StrOptions({"mean", "median", "mode", "sample"})],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "n_fits": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
     }
 
@@ -215,11 +226,13 @@ class IMMSEImputer(
         *,
         strategy: str = "median",
         n_draws: int = 100,
+        n_fits: int = 3,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
         self.strategy = strategy
         self.n_draws = n_draws
+        self.n_fits = n_fits
         self.random_state = random_state
 
     def fit(
@@ -229,7 +242,7 @@ class IMMSEImputer(
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """Fit the density to a table with missing entries.
+        """Fit the densities to a table with missing entries.
 
         Parameters
         ----------
@@ -257,8 +270,12 @@ class IMMSEImputer(
         random_state = check_random_state(self.random_state)
         density = self._density(random_state.randint(2**31 - 1))
         self._seed = int(random_state.randint(2**31 - 1))
-        density.fit(X, sample_weight=sample_weight, groups=groups)
-        self.density_ = density
+        densities = [density]
+        for seed in random_state.randint(2**31 - 1, size=self.n_fits - 1):
+            densities.append(clone(density).set_params(random_state=int(seed)))
+        for each, weight in zip(densities, self._weights(X, sample_weight, groups), strict=True):
+            each.fit(X, sample_weight=weight, groups=groups)
+        self.densities_ = densities
         self.n_features_in_ = density.n_features_in_
         if hasattr(density, "feature_names_in_"):
             self.feature_names_in_ = density.feature_names_in_
@@ -266,19 +283,38 @@ class IMMSEImputer(
             del self.feature_names_in_
         return self
 
+    def _weights(self, X: Any, sample_weight: Any, groups: Any) -> Iterator[Any]:
+        """Yield the weights of the rows in each fit."""
+        if self.n_fits == 1:
+            yield sample_weight
+            return
+        seeds = np.random.SeedSequence([self._seed, 2**33]).generate_state(self.n_fits)
+        for seed in seeds.tolist():
+            weight = bootstrap_weights(X, groups, seed)
+            yield weight if sample_weight is None else weight * np.asarray(sample_weight)
+
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or are out of range."""
         self._validate_params()
-        if not isinstance(self.density_, DensityOfParts):
+        known = [isinstance(density, DensityOfParts) for density in self.densities_]
+        if not known or not all(known):
             raise ValueError("an imputer has no density")
-        check_is_fitted(self.density_)
-        check_columns(self, self.density_._model.space)
+        for density in self.densities_:
+            check_is_fitted(density)
+            check_columns(self, density._model.space)
         check_in_range(self._seed, 0, 2**31, "seed of the draws")
         for container in getattr(self, "_sklearn_output_config", {}).values():
             self.set_output(transform=container)
 
+    @property
+    def density_(self) -> DensityOfParts:
+        """The first of the fitted densities."""
+        if not hasattr(self, "densities_"):
+            raise AttributeError("The imputer is not fitted.")
+        return self.densities_[0]
+
     def _density(self, seed: int) -> Any:
-        """Return the density to be fitted."""
+        """Return the first density to be fitted."""
         if self.estimator is None:
             return IMMSEMixedDensity(max_epochs=0, handle_missing="missing", random_state=seed)
         density = clone(self.estimator)
@@ -306,8 +342,10 @@ class IMMSEImputer(
         """
         check_is_fitted(self)
         self._validate_params()
-        imputed = self._one_draw if self.strategy == "sample" else self._summary
-        return self._filled(X, imputed)
+        if self.strategy == "sample":
+            return next(self._filled(X, lambda values: self._draws(values, 1, "transform")))
+        with self._long_call("transform"):
+            return next(self._filled(X, lambda values: [self._summary(values)]))
 
     def multiple_imputations(self, X: ArrayLike, n_imputations: int = 20) -> Iterator[Any]:
         """Yield tables whose missing entries are imputed by independent draws.
@@ -331,19 +369,20 @@ class IMMSEImputer(
 
         Notes
         -----
-        All draws are from the same fitted density, whose own uncertainty they do not reflect.  This
-        matters however many rows there are: if a fraction f of the entries is missing and the
-        observed entries are uninformative, standard errors by Rubin's rules are too small by the
-        factor ``sqrt(1 - f**2)``. `pooled_estimate` refits the density for each imputation.
+        The tables are drawn from the fitted densities in turn, of which there are few, so the draws
+        reflect only a part of what a sample of rows leaves open, and nothing of it with
+        ``n_fits=1``.  This matters however many rows there are: if a fraction f of the entries is
+        missing and the observed entries are uninformative, standard errors by Rubin's rules are
+        then too small by the factor ``sqrt(1 - f**2)``. `pooled_estimate` fits a density for each
+        imputation.
         """
         check_is_fitted(self)
         if not isinstance(n_imputations, Integral) or n_imputations < 1:
             raise ValueError(
                 f"n_imputations must be an integer of at least 1, got {n_imputations!r}."
             )
-        return (
-            self._filled(X, lambda values, number=number: self._one_draw(values, number))
-            for number in range(int(n_imputations))
+        return self._filled(
+            X, lambda values: self._draws(values, int(n_imputations), "multiple_imputations")
         )
 
     def pooled_estimate(
@@ -408,7 +447,7 @@ class IMMSEImputer(
         estimates, variances = [], []
         for sample_seed, seed in seeds.reshape(-1, 2).tolist():
             weight = bootstrap_weights(X, groups, sample_seed)
-            imputer = clone(self).set_params(strategy="sample", random_state=seed)
+            imputer = clone(self).set_params(strategy="sample", n_fits=1, random_state=seed)
             found = analyze(imputer.fit(X, sample_weight=weight, groups=groups).transform(X))
             if not isinstance(found, Sequence) or len(found) != 2:
                 raise ValueError(
@@ -421,10 +460,45 @@ class IMMSEImputer(
 
     # -- imputed numbers and codes ---------------------------------------------------------------
 
-    def _one_draw(self, values: Array, number: int = 0) -> Array:
-        """Return rows completed by a draw of the given number."""
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        return np.asarray(self.density_._model.complete(values, 1, seed)[0])
+    def _completed(
+        self, values: Array, first: int, stop: int, equal_rows_differ: bool = True
+    ) -> Array:
+        """Return draws of completed rows by their numbers, which the densities make in turn.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n, n_columns)
+            Rows.
+        first, stop : int
+            Number of the first draw, and of the one after the last.
+        equal_rows_differ : bool, default=True
+            Whether rows that are equal have different draws.
+
+        Returns
+        -------
+        ndarray of shape (stop - first, n, n_columns)
+            The draws.
+        """
+        numbers, n_fits = np.arange(first, stop), len(self.densities_)
+        drawn = np.empty((len(numbers), *values.shape))
+        for member, density in enumerate(self.densities_):
+            own = np.flatnonzero(numbers % n_fits == member)
+            if not (len(own) and len(values)):
+                continue
+            seed = int(np.random.SeedSequence([self._seed, member]).generate_state(1)[0])
+            with stretch_of_progress(member / n_fits, (member + 1) / n_fits):
+                drawn[own] = density._model.complete(
+                    values, len(own), seed, equal_rows_differ, numbers[own[0]] // n_fits
+                )
+        return drawn
+
+    def _draws(self, values: Array, n_draws: int, name: str) -> Iterator[Array]:
+        """Yield completions of rows by draws, as many as fit into memory at a time."""
+        at_once = max(1, NUMBERS_IN_A_PASS // max(1, values.size))
+        for first in range(0, n_draws, at_once):
+            with self._long_call(name):
+                drawn = self._completed(values, first, min(first + at_once, n_draws))
+            yield from drawn
 
     def _summary(self, values: Array) -> Array:
         """Return rows completed by the mean, the median or the mode of draws."""
@@ -432,9 +506,8 @@ class IMMSEImputer(
         n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_draws * values.shape[1]))
         for start in range(0, len(values), n_rows):
             part = values[start : start + n_rows]
-            draws = self.density_._model.complete(
-                part, self.n_draws, self._seed, equal_rows_differ=False
-            )
+            with stretch_of_progress(start / len(values), (start + len(part)) / len(values)):
+                draws = self._completed(part, 0, self.n_draws, equal_rows_differ=False)
             for j, kind in enumerate(self._kinds_of_columns()):
                 here = np.isnan(part[:, j])
                 if here.any():
@@ -451,8 +524,21 @@ class IMMSEImputer(
 
     # -- tables ----------------------------------------------------------------------------------
 
-    def _filled(self, X: Any, imputed: Callable[[Array], Array]) -> Any:
-        """Return a table with missing entries replaced by imputed numbers and codes."""
+    def _filled(self, X: Any, imputed: Callable[[Array], Iterable[Array]]) -> Iterator[Any]:
+        """Yield tables whose missing entries are replaced by imputed numbers and codes.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            Rows.
+        imputed : callable
+            Returns completions of the rows with missing entries.
+
+        Yields
+        ------
+        ndarray or DataFrame of shape (n_samples, n_features)
+            The tables.
+        """
         values = self.density_._read_to_score(X)
         missing = np.isnan(values)
         table = read_table(X)
@@ -468,10 +554,14 @@ class IMMSEImputer(
         numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
         continuous = [kind == "continuous" for kind in self._kinds_of_columns()]
         numbers[:, continuous] = values[:, continuous]
-        if len(incomplete):
-            completed = imputed(values[incomplete])
-            numbers[incomplete] = np.where(missing[incomplete], completed, numbers[incomplete])
-        return with_entries(X, missing, self.density_._write(numbers))
+        for completed in imputed(values[incomplete]):
+            filled = numbers.copy()
+            filled[incomplete] = np.where(missing[incomplete], completed, numbers[incomplete])
+            yield with_entries(X, missing, self.density_._write(filled))
+
+    def _long_call(self, name: str) -> AbstractContextManager[Progress]:
+        """Show a progress bar if the density is verbose and it takes long."""
+        return long_call(self, name, self.density_.verbose)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -486,7 +576,7 @@ def bootstrap_weights(X: Any, groups: ArrayLike | None, seed: int) -> Array:
 
     Unlike counts of a sample they make no value of a continuous column look repeated.
     """
-    units = np.arange(len(X)) if groups is None else pd.factorize(np.asarray(groups))[0]
+    units = np.arange(_num_samples(X)) if groups is None else pd.factorize(np.asarray(groups))[0]
     weights = np.random.default_rng(seed).exponential(size=int(units.max()) + 1)
     return np.asarray(weights[units])
 

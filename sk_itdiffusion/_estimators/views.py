@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from sk_itdiffusion._estimators.base import long_call
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.encoding import TableEncoder
@@ -296,9 +297,8 @@ class MarginalDensity(DensityView):
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats.
         std : ndarray of shape (n_samples,)
-            Standard errors in nats: those of the integral if networks with roles answer, of the
-            noise of dequantisation, and of rounding with extreme given values; else 0.  Only if
-            ``return_std``.
+            Standard errors in nats: those of the integral if networks with roles answer, and of
+            the noise of dequantisation; else 0.  Only if ``return_std``.
 
         Raises
         ------
@@ -310,7 +310,9 @@ class MarginalDensity(DensityView):
         warn_of_networks(self.density)
         nothing = np.zeros(values.shape[1], dtype=bool)
         tolerance = self.density._tolerance(score_tol)
-        log_density, variance = self.density._model.log_density_of_parts(values, tolerance, nothing)
+        model = self.density._model
+        with long_call(self, "score_samples", self.density.verbose):
+            log_density, variance = model.log_density_of_parts(values, tolerance, nothing)
         return (log_density, np.sqrt(variance)) if return_std else log_density
 
     def score(self, X: ArrayLike, y: object = None) -> float:
@@ -356,7 +358,8 @@ class MarginalDensity(DensityView):
         check_number_of_samples(n_samples)
         warn_of_networks(self.density)
         unknown = np.full((int(n_samples), self.density.n_features_in_), np.nan)
-        values = self.density._model.complete(unknown, 1, self._seed(random_state))[0]
+        with long_call(self, "sample", self.density.verbose):
+            values = self.density._model.complete(unknown, 1, self._seed(random_state))[0]
         return columns_of(self.density._write(values), self._positions)
 
 
@@ -436,9 +439,8 @@ class ConditionalDensity(DensityView):
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats.
         std : ndarray of shape (n_samples,)
-            Standard errors in nats: those of the integral if networks with roles answer, of the
-            noise of dequantisation, and of rounding with extreme given values; else 0.  Only if
-            ``return_std``.
+            Standard errors in nats: those of the integral if networks with roles answer, and of
+            the noise of dequantisation; else 0.  Only if ``return_std``.
         """
         return self.density.score_samples(X, return_std, score_tol, given=self.given)
 
@@ -501,7 +503,8 @@ class ConditionalDensity(DensityView):
         values = self._read_columns(X, self._positions, only=False)
         warn_of_networks(self.density)
         model = self.density._model
-        draws = model.complete(values, int(n_samples), self._seed(random_state)).swapaxes(0, 1)
+        with long_call(self, "sample", self.density.verbose):
+            draws = model.complete(values, int(n_samples), self._seed(random_state)).swapaxes(0, 1)
         rows = draws.reshape(-1, draws.shape[2])
         # Unknown values cannot be written; those of the given columns are not needed.
         rows[:, self._positions] = model.space.constant_values[self._positions]

@@ -138,7 +138,8 @@ class ResidualBlock(nn.Module):
             change: Tensor = self.contract(self.dropout(nn.functional.silu(update)))
             return h + change
         # The same in place: to ask for memory takes about as long as to calculate what is in it.
-        update = self.expand(self.norm(h).mul_(scale.add_(1.0)).add_(shift))
+        # Not in that of the points, of which there may be fewer than of conditions.
+        update = self.expand((self.norm(h) * scale.add_(1.0)).add_(shift))
         change = self.contract(self.dropout(nn.functional.silu(update, inplace=True)))
         return change.add_(h)
 

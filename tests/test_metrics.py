@@ -1,0 +1,61 @@
+"""Distances to the closest record."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sk_itdiffusion.metrics import distance_to_closest_record
+
+
+def table(n, seed):
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "size": 100.0 * rng.normal(size=n),
+            "colour": pd.Categorical(rng.choice(["red", "blue"], n)),
+            "known": rng.random(n) < 0.5,
+            "count": rng.integers(5, size=n),
+        }
+    )
+
+
+def test_distances_are_those_of_all_pairs():
+    rows, records, others = table(20, 0), table(30, 1), table(40, 2)
+    found = distance_to_closest_record(rows, records, scale_by=others)
+    scale = others[["size", "count"]].to_numpy(float).std(axis=0)
+    for distance, (_, row) in zip(found, rows.iterrows(), strict=True):
+        numbers = (records[["size", "count"]] - row[["size", "count"]]).to_numpy(float) / scale
+        differ = (records[["colour", "known"]].astype(object) != row[["colour", "known"]]).sum(
+            axis=1
+        )
+        assert distance == pytest.approx(np.sqrt((numbers**2).sum(axis=1) + differ).min(), abs=1e-6)
+
+
+def test_copies_are_at_distance_zero_in_any_units():
+    records = table(30, 0)
+    np.testing.assert_allclose(distance_to_closest_record(records[5:9], records), 0.0, atol=1e-6)
+    numbers = records[["size", "count"]].to_numpy(float)
+    rows = numbers + np.array([3.0, 0.1])
+    found = distance_to_closest_record(rows, numbers)
+    in_other_units = [0.01, 7.0] * np.stack([rows, numbers])
+    np.testing.assert_allclose(distance_to_closest_record(*in_other_units), found, rtol=1e-9)
+
+
+def test_frames_of_polars_are_read():
+    polars = pytest.importorskip("polars")
+    rows, records = table(10, 0), table(20, 1)
+    found = [
+        polars.DataFrame({name: column.to_list() for name, column in each.items()})
+        for each in (rows, records)
+    ]
+    np.testing.assert_array_equal(
+        distance_to_closest_record(*found), distance_to_closest_record(rows, records)
+    )
+
+
+def test_tables_that_cannot_be_compared_are_errors():
+    records = table(10, 0)
+    with pytest.raises(ValueError, match="must have the same columns"):
+        distance_to_closest_record(records[["count", "size"]], records[["size", "count"]])
+    with pytest.raises(ValueError, match="must not have missing entries"):
+        distance_to_closest_record(records.mask(records["known"]), records)
