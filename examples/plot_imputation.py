@@ -85,7 +85,8 @@ print(f"  column means      {np.mean(error_of_means / scale):.3f}")
 # The area of a tumour grows with the square of its radius. Tumours of which one of the two was lost
 # lie on the same curve as the others if a draw takes its place, and on a cross if the mean does. On
 # the right, draws for a lost concavity: the other measurements and the diagnosis tell much about
-# it, but not the same for all tumours.
+# it, but not the same for all tumours. Some draws are negative, since the fit does not know that no
+# concavity is; the parameter ``bounds`` of a density would tell it.
 
 radius, area = names.index("radius"), names.index("area")
 either = lost[:, radius] | lost[:, area]
@@ -96,7 +97,7 @@ for ax, values, title in (
     (axes[1], draws[0], "Draws"),
 ):
     ax.scatter(*truth[~either][:, [radius, area]].T, s=8, color=GREY, label="observed")
-    ax.scatter(*values[either][:, [radius, area]].T, s=10, color=VERMILION, label="one imputed")
+    ax.scatter(*values[either][:, [radius, area]].T, s=10, color=VERMILION, label="imputed")
     ax.set(title=title, xlabel="radius", ylabel="area")
 axes[1].sharex(axes[0])
 axes[1].sharey(axes[0])
