@@ -549,7 +549,7 @@ def given_entries(rows, seed=11):
 
 def test_density_of_a_part_given_another_is_that_of_the_conditional(grid):
     reference = knows_parts(grid)
-    rows = with_holes(noisy_points(grid, 1.0, n=48)[0], 0.25)
+    rows = with_holes(noisy_points(grid, 1.0, n=24)[0], 0.25)
     given = given_entries(rows)
     found = reference.conditional_log_prob(rows, given)
     by_default, _ = Reference._log_prob_given(reference, rows.numpy(), given.numpy())[::-1]
@@ -591,13 +591,13 @@ def test_density_given_what_is_far_out_is_one_in_total(grid, far):
     assert total == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("level", [-3.0, 3.0])
-def test_points_with_conditionals_of_their_own_are_denoised_one_by_one(grid, level):
+def test_points_with_conditionals_of_their_own_are_denoised_one_by_one(grid):
     reference = knows_parts(grid)
-    rows, _, _, logsnr = noisy_points(grid, level, n=3)
+    rows, _, _, logsnr = noisy_points(grid, 1.0, n=2)
     layout = getattr(reference, "layout", None) or Layout(reference.n_features)
     rng = np.random.default_rng(3)
-    for columns, others in [([], list(range(reference.n_columns))), *proper_parts(rows.shape[1])]:
+    parts = [([], list(range(reference.n_columns))), *proper_parts(reference.n_columns)]
+    for columns, others in parts[::3] + parts[1:2]:
         points = layout.part(others).embed(rows[:, others])
         z = add_noise(points, torch.from_numpy(rng.normal(size=points.shape)), logsnr)
         values = rows[:, columns].numpy()

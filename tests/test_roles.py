@@ -505,7 +505,7 @@ def test_draws_are_of_the_law_that_is_scored_where_what_tells_of_missingness_is_
     wrong = GaussianMixtureReference(truth.log_weights.exp(), means, np.eye(3)[None].repeat(2, 0))
     stack = replace(stack, drivers=np.array([True, False, False]))
     model = replace(experts, parts=ReferenceMixture([1.0], [wrong]), patterns=stack)
-    drawn = model.complete(np.full((1, 3), NAN), 1_500, 0)[:, 0]
+    drawn = model.complete(np.full((1, 3), NAN), 800, 0)[:, 0]
     rows = model.space.rows(model.space.standardized(drawn))[0]
     exact = truth.sample(20_000, np.random.RandomState(0))
     sides = [rows, exact]
