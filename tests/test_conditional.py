@@ -201,6 +201,16 @@ def test_weights_are_repetitions_and_the_order_of_rows_is_irrelevant():
     np.testing.assert_array_equal(by_weight.score_samples(X, y), by_rows.score_samples(X, y))
 
 
+def test_weights_are_left_as_they_are():
+    X, y = small(80)
+    weight = 0.37 * np.random.default_rng(0).integers(1, 4, len(y))
+    before = weight.copy()
+    scores = clone(LINEAR).fit(X, y, sample_weight=weight).score_samples(X, y)
+    np.testing.assert_array_equal(weight, before)
+    series = clone(LINEAR).fit(X, y, sample_weight=pd.Series(before))  # read-only
+    np.testing.assert_array_equal(series.score_samples(X, y), scores)
+
+
 def test_a_row_does_not_depend_on_the_others():
     X, y = small(40)
     fitted = clone(TREES).fit(X, y)
