@@ -1,6 +1,6 @@
 """Measure peers of conditional densities, in an environment of their own.
 
-    python -m venv peers && peers/bin/pip install ngboost quantile-forest
+    python -m venv peers && peers/bin/pip install ngboost quantile-forest statsmodels
     peers/bin/python benchmarks/conditional_peers.py --data-dir DATA --output results/peers.jsonl
 
 The environment does not need this library. ``conditional.py --peers results/peers.jsonl`` puts the
@@ -21,7 +21,7 @@ from conditional_data import compare, parser_of
 from numpy.typing import NDArray
 from results import ResultsFile
 from scipy.stats import norm
-from sklearn.preprocessing import LabelEncoder
+from sklearn.preprocessing import LabelEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
@@ -136,12 +136,36 @@ class NGBoostClasses:
         return np.asarray(self.estimator.predict_proba(X))
 
 
+class OrdinalLogistic:
+    """Ordinal logistic regression (proportional odds) on standardised features."""
+
+    def __init__(self, seed: int) -> None:
+        self.scaler = StandardScaler()
+
+    def fit(self, X: Array, y: NDArray[np.int_]) -> OrdinalLogistic:
+        """Fit to the training rows."""
+        from statsmodels.miscmodels.ordinal_model import OrderedModel
+
+        self.classes_ = np.unique(y)
+        codes = np.searchsorted(self.classes_, y)
+        model = OrderedModel(codes, self.scaler.fit_transform(X), distr="logit")
+        self.found = model.fit(method="bfgs", maxiter=1000, disp=False)
+        return self
+
+    def predict_proba(self, X: Array) -> Array:
+        """Return the probabilities of the classes."""
+        return np.asarray(self.found.predict(self.scaler.transform(X)))
+
+
 NUMBERS: dict[str, Callable[[int], Any]] = {
     "ngboost": NGBoost,
     "quantile_forest": QuantileForest,
     "lightgbmlss": LightGBMLSS,
 }
-CLASSES: dict[str, Callable[[int], Any]] = {"ngboost": NGBoostClasses}
+CLASSES: dict[str, Callable[[int], Any]] = {
+    "ngboost": NGBoostClasses,
+    "statsmodels": OrdinalLogistic,
+}
 
 
 def methods_of(name: str) -> dict[str, Callable[[int], Any]]:
@@ -153,7 +177,7 @@ def methods_of(name: str) -> dict[str, Callable[[int], Any]]:
 def main() -> None:
     """Measure what is asked for."""
     parser = parser_of("Measure peers of conditional densities.")
-    parser.add_argument("--methods", nargs="+", choices=sorted(NUMBERS))
+    parser.add_argument("--methods", nargs="+", choices=sorted(NUMBERS | CLASSES))
     arguments = parser.parse_args()
     with threadpool_limits(arguments.threads):
         compare(arguments, ResultsFile(arguments.output), methods_of)
