@@ -231,7 +231,8 @@ def distance_to_closest_record(
         texts = both.loc[:, np.logical_not(is_number)].astype(str)
         flags = OneHotEncoder(sparse_output=False).fit_transform(texts)
         points = np.hstack([points, np.sqrt(0.5) * flags])
-    nearest = NearestNeighbors(n_neighbors=1).fit(points[: len(known)])
+    # A tree takes differences of points, while brute force loses digits in those of their squares.
+    nearest = NearestNeighbors(n_neighbors=1, algorithm="kd_tree").fit(points[: len(known)])
     return np.asarray(nearest.kneighbors(points[len(known) :])[0][:, 0])
 
 

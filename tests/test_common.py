@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import clone, config_context
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_itdiffusion import (
@@ -59,7 +60,7 @@ CONDITIONAL = (
     IMMSEConditionalDensity(
         [ExtraTreesRegressor(**TREES), ExtraTreesClassifier(**TREES)], cv=2, random_state=0
     ),
-    IMMSERegressor(ExtraTreesRegressor(**TREES), cv=2, random_state=0),
+    IMMSERegressor(DecisionTreeRegressor(random_state=0), cv=2, random_state=0),
 )
 INFORMATION = IMMSEMutualInformation(
     IMMSEMixedDensity(max_epochs=0, marginals="standard", reference="independent"),

@@ -46,7 +46,7 @@ def with_network():
 
 def test_networks_follow_what_depends_on_the_features(with_network):
     """Without it the divergence is 0.3 nats; the mixture has to have been improved upon."""
-    X, y, log_density = two_modes(300, 1000)
+    X, y, log_density = two_modes(150, 1000)
     plain = clone(LINEAR).set_params(cv=2).fit(*two_modes(600)[:2])
     gain = with_network.score_samples(X, y) - plain.score_samples(X, y)
     assert gain.mean() > 3.0 * gain.std() / np.sqrt(len(gain))

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "_conditional": (
         "_runtime persistence channel layout _immse schedules _table references denoisers _fit"
     ),
-    "_information": "layout _immse references",
+    "_information": "channel layout _immse references",
     "_estimators": (
         "_runtime persistence channel distributed layout pretrained _immse schedules _table "
         "references denoisers _fit _conditional _information"

@@ -293,6 +293,31 @@ def test_curve_rises_to_the_information():
     assert abs(curve.information[-1] - found.mutual_information_) < 0.02
 
 
+def test_squared_differences_of_denoisers_are_the_information():
+    x, y, _ = normal_pairs(600, 0.7)
+    found = clone(ESTIMATOR).fit(x, y)
+    x, y = x[:40], y[:40]
+    squares = found.squared_differences(x, y)
+    assert (squares >= 0.0).all()
+    error = squares.std() / np.sqrt(40)
+    # Less than that of the pointwise information, which has either sign.
+    assert error < 0.7 * found.score_samples(x, y).std() / np.sqrt(40)
+    assert abs(squares.mean() + 0.5 * np.log1p(-(0.7**2))) < 3.0 * error + 0.03
+    np.testing.assert_array_equal(found.squared_differences(x[3:4], y[3:4]), squares[3:4])
+
+
+def test_squared_differences_of_categories():
+    """A bit that is wrong in one of ten rows."""
+    rng = np.random.default_rng(0)
+    bit = rng.integers(0, 2, size=600)
+    wrong = np.where(rng.random(600) < 0.1, 1 - bit, bit).astype(str)
+    frame = pd.DataFrame({"bit": pd.Categorical(bit)})
+    found = IMMSEMutualInformation(cv=2, random_state=0).fit(frame, wrong)
+    squares = found.squared_differences(frame[:40], wrong[:40])
+    truth = np.log(2.0) + 0.1 * np.log(0.1) + 0.9 * np.log(0.9)
+    assert abs(squares.mean() - truth) < 3.0 * squares.std() / np.sqrt(40) + 0.05
+
+
 @pytest.mark.slow
 def test_total_correlation_and_entropy_of_normal_columns():
     root = np.random.default_rng(1).normal(size=(3, 3))

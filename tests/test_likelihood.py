@@ -77,14 +77,14 @@ def test_errors_are_calibrated_and_as_small_as_asked(n_features):
         return information_gap(few, keys, denoisers, replace(rule, n_draws=n_draws))
 
     errors = calibrate_errors(integrate, row_keys(few, 6), control(few), np.ones(100))
-    X = mixture.sample(1000, np.random.RandomState(5))
+    X = mixture.sample(600, np.random.RandomState(5))
     truth = mixture.log_prob(torch.from_numpy(X)).numpy() - control(X)
     order = np.argsort(control(X))
-    for n_draws in (8, 16, 64, 256):
+    for n_draws in (8, 32, 256):
         gap, spread = information_gap(X, row_keys(X, 7), denoisers, replace(rule, n_draws=n_draws))
         z = (gap - truth) / np.sqrt(errors.estimated(control(X), spread, n_draws))
         assert 0.7 < z.std() < 1.3
-        assert 0.6 < z[order[:50]].std() < 1.6
+        assert 0.6 < z[order[:30]].std() < 1.6
     for score_tol in (0.2, 0.05):
         found = np.empty(len(X))
         for n_draws, chosen in errors.rungs(control(X), Tolerance(score_tol)):
@@ -178,7 +178,7 @@ def test_cutting_the_range_never_flatters():
     """Outside the range the reference is used, so the mean can only fall (equation 2)."""
     mixture = random_mixture(2)
     reference = gaussian_of(mixture)
-    X = mixture.sample(1500, np.random.RandomState(5))
+    X = mixture.sample(800, np.random.RandomState(5))
     keys = row_keys(X, 7)
     x = torch.from_numpy(X)
     truth = float((mixture.log_prob(x) - reference.log_prob(x)).mean())

@@ -33,7 +33,7 @@ def test_distances_are_those_of_all_pairs():
 
 def test_copies_are_at_distance_zero_in_any_units():
     records = table(30, 0)
-    np.testing.assert_allclose(distance_to_closest_record(records[5:9], records), 0.0, atol=1e-6)
+    np.testing.assert_array_equal(distance_to_closest_record(records[5:9], records), 0.0)
     numbers = records[["size", "count"]].to_numpy(float)
     rows = numbers + np.array([3.0, 0.1])
     found = distance_to_closest_record(rows, numbers)
@@ -59,3 +59,12 @@ def test_tables_that_cannot_be_compared_are_errors():
         distance_to_closest_record(records[["count", "size"]], records[["size", "count"]])
     with pytest.raises(ValueError, match="must not have missing entries"):
         distance_to_closest_record(records.mask(records["known"]), records)
+
+
+@pytest.mark.parametrize("n_columns", [3, 20])
+def test_small_distances_of_numbers_far_from_zero(n_columns):
+    records = 1e6 + np.random.default_rng(0).normal(size=(300, n_columns))
+    np.testing.assert_array_equal(distance_to_closest_record(records, records), 0.0)
+    near = distance_to_closest_record(records + 0.001, records, scale_by=records)
+    exact = 0.001 * np.sqrt((1.0 / records.var(axis=0)).sum())
+    np.testing.assert_allclose(near, exact, rtol=1e-4)

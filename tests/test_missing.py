@@ -24,6 +24,7 @@ from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
+NAN = np.nan
 ANALYTIC = {"max_epochs": 0, "random_state": 0}
 #: Without a choice of maps, which takes most of the time.
 STANDARD = ANALYTIC | {"marginals": "standard"}
@@ -277,9 +278,9 @@ def test_given_values_that_were_not_seen_count_as_missing(named):
 
 def test_bounds_hold_for_draws_and_density():
     rng = np.random.default_rng(0)
-    X = hidden(rng.gamma(1.0, size=(500, 2)), 0.3)
+    X = hidden(rng.gamma(1.0, size=(300, 2)), 0.3)
     density = IMMSEDensity(bounds={0: (0, None), 1: (0, None)}, **ANALYTIC).fit(X)
-    assert (density.conditional(0).sample(np.ones((300, 2)), 3, random_state=0) > 0.0).all()
+    assert (density.conditional(0).sample(np.ones((100, 2)), 3, random_state=0) > 0.0).all()
     assert np.isneginf(density.score_samples([[-1.0, np.nan]])).all()
     found = IMMSEDensity(**ANALYTIC).fit(X)
     np.testing.assert_array_equal(found.bounds_[:, 0], 0.0)
@@ -299,24 +300,43 @@ def test_entries_beyond_bounds_say_nothing_of_the_others():
     assert known[1] > 2.0 * unknown[1]
 
 
-def test_far_given_values_have_errors_of_rounding():
+def test_density_given_far_values_has_the_mean_that_it_has_given_others():
     rng = np.random.default_rng(1)
     x = rng.normal(size=300)
     X = np.column_stack([x, 0.8 * x + 0.6 * rng.normal(size=300)])
     density = IMMSEDensity(**ANALYTIC | {"reference": "gaussian", "experts": ["gaussian"]}).fit(X)
-    for given, is_exact in [(1e3, True), (1e9, False)]:
+    for given in (1e3, 1e9):
         drawn = density.conditional([0]).sample([[given]], 200, random_state=0)
         rows = np.column_stack([np.full(200, given), np.ravel(drawn)])
         found, std = density.score_samples(rows, given=[0], return_std=True)
         usual = density.score_samples(rows - rows.mean(axis=0), given=[0]).mean()
-        assert (std == 0.0).all() if is_exact else (std > 1.0).all()
-        # The mean is the same, whatever is given.
-        error = 4.0 * np.hypot(found.std() / np.sqrt(200), np.sqrt((std**2).mean()))
-        assert abs(found.mean() - usual) < error + 0.1
+        assert not std.any()
+        assert abs(found.mean() - usual) < 4.0 * found.std() / np.sqrt(200) + 0.1
 
 
 @pytest.mark.filterwarnings("error")
-def test_entries_whose_squares_overflow_are_impossible_and_say_nothing():
+def test_categories_given_far_values_have_one_law_in_scores_and_draws():
+    """Also given values whose squares overflow, of which the limit is known."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 3, 400)
+    x = rng.normal(size=400) * np.array([1.0, 2.0, 0.5])[kind] + kind
+    table = pd.DataFrame({"x": x, "y": x + rng.normal(size=400), "kind": np.array([*"uvw"])[kind]})
+    density = mixed_density(handle_unknown="error").fit(table)
+    found = {}
+    for far in (1e4, -1e9, 1e99, 1e101, 1e160, 1e300):
+        rows = pd.DataFrame({"x": far, "y": np.nan, "kind": [*"uvw"]})
+        found[far] = np.exp(density.score_samples(rows, given=["x"]))
+        assert found[far].sum() == pytest.approx(1.0, abs=1e-9)
+        drawn = density.conditional(["x"]).sample(rows[:1], 2_000, random_state=0)
+        counts = [(drawn["kind"] == name).sum() for name in "uvw"]
+        assert stats.chisquare(counts, 2_000.0 * found[far]).pvalue > 1e-3
+        assert np.isfinite(drawn["y"]).all()
+    np.testing.assert_allclose(found[1e160], found[1e99], atol=1e-9)
+    np.testing.assert_allclose(found[1e300], found[1e99], atol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_entries_whose_squares_overflow_are_impossible():
     rng = np.random.default_rng(0)
     X = hidden(rng.normal(size=(300, 3)), 0.2)
     density = IMMSEDensity(**ANALYTIC).fit(X)
@@ -325,11 +345,23 @@ def test_entries_whose_squares_overflow_are_impossible_and_say_nothing():
     )
     assert np.isneginf(found).all()
     assert np.isneginf(density.marginal([0]).score_samples([[1e160]])).all()
-    far, unknown = (
-        density.conditional([0]).sample([[x, 0.0, 0.0]], 5, random_state=0) for x in (1e160, np.nan)
-    )
-    assert np.isfinite(far).all()
-    assert np.shape(far) == np.shape(unknown)
+    assert np.isneginf(density.score_samples([[0.0, 1e160, 0.0], [1e3, 1e160, 0.0]], given=0)).all()
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*are constant")
+def test_impossible_given_values_say_nothing_in_scores_and_draws():
+    """Beyond bounds that the user has set, or far from the only value of a column."""
+    rng = np.random.default_rng(0)
+    x = rng.gamma(2.0, size=300)
+    X = np.column_stack([x, np.full(300, 3.0), x + rng.normal(size=300)])
+    bounds = [(0.0, None), None, None]
+    density = IMMSEDensity(**STANDARD | {"bounds": bounds}).fit(X)
+    rows = np.array([[-1.0, 3.0, 2.0], [NAN, 3.0, 2.0], [1.0, 1e160, 2.0], [1.0, 3.0, 2.0]])
+    found = density.score_samples(rows, given=[0, 1])
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[::2], found[1::2])
+    # As targets they stay impossible.
+    assert np.isneginf(density.score_samples(rows[[0, 2]], given=[2])).all()
 
 
 def test_offsets_of_lattices_are_those_of_targets():

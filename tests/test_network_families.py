@@ -350,3 +350,14 @@ def test_wrong_networks_are_errors_that_say_so(X, returned, error, message):
 def test_families_have_to_build():
     with pytest.raises(TypeError, match="abstract"):
         NetworkFamily()
+
+
+def test_networks_of_few_rows_are_narrow_and_stay_so_in_warm_starts(X, tmp_path):
+    few = {name: PLAIN[name] for name in PLAIN if name != "hidden_size"} | {"max_epochs": 1}
+    rows = np.concatenate([X] * 8) + 1e-3 * np.arange(1600)[:, None]
+    first = IMMSEDensity(**few, warm_start=True).fit(rows[:200])
+    assert backbone_of(first).width == 64
+    first.save(tmp_path / "narrow.immse")
+    for narrow in (first, sk_itdiffusion.load(tmp_path / "narrow.immse")):
+        assert backbone_of(narrow.fit(rows)).width == 64
+    assert backbone_of(IMMSEDensity(**few).fit(rows)).width == 128

@@ -38,7 +38,7 @@ from sk_itdiffusion.references import (
     ReferenceFamily,
     ReferenceMixture,
 )
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion.references.judging import conditional_log_likelihoods, log_likelihoods
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -541,6 +541,76 @@ def test_density_of_the_observed_part_is_that_of_the_marginal(grid):
         assert kept or value == 0.0
 
 
+def given_entries(rows, seed=11):
+    """Return some of the observed entries of rows."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.uniform(size=rows.shape) < 0.5) & ~rows.isnan()
+
+
+def test_density_of_a_part_given_another_is_that_of_the_conditional(grid):
+    reference = knows_parts(grid)
+    rows = with_holes(noisy_points(grid, 1.0, n=24)[0], 0.25)
+    given = given_entries(rows)
+    found = reference.conditional_log_prob(rows, given)
+    by_default, _ = Reference._log_prob_given(reference, rows.numpy(), given.numpy())[::-1]
+    np.testing.assert_allclose(found.numpy(), by_default, rtol=0, atol=1e-9)
+    nothing = torch.full_like(rows, torch.nan)
+    marginal = reference.observed_log_prob(torch.where(given, rows, nothing))
+    torch.testing.assert_close(marginal + found, reference.observed_log_prob(rows))
+    torch.testing.assert_close(
+        reference.conditional_log_prob(rows, torch.zeros_like(given)),
+        reference.observed_log_prob(rows),
+    )
+    assert not reference.conditional_log_prob(rows, ~rows.isnan()).any()
+    order = np.random.default_rng(10).permutation(len(rows))
+    X, mask = rows.numpy(), given.numpy()
+    alone = [conditional_log_likelihoods(reference, X[[i]], mask[[i]]) for i in order]
+    together = conditional_log_likelihoods(reference, X[order], mask[order])
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    with pytest.raises(ValueError, match="must have numbers where entries are given"):
+        reference.conditional_log_prob(nothing[:1], ~given[:1] | given[:1])
+
+
+@pytest.mark.parametrize("far", [1e4, -1e9, 1e100])
+def test_density_given_what_is_far_out_is_one_in_total(grid, far):
+    """Over all states of the other columns, or a fine grid around draws of the other one."""
+    reference = knows_parts(grid)
+    if grid.n_continuous == 0 or reference.n_columns == 1:
+        pytest.skip("no column is continuous, or there is no other one")
+    rows, step = grid.rows[grid.rows[:, 0] == grid.rows[0, 0]], 1.0
+    if grid.n_continuous == 2:
+        middle = np.median(reference.given([0], [far]).sample(101, np.random.RandomState(0)))
+        if abs(middle) > 1e10:
+            pytest.skip("numbers are farther apart than the density is wide")
+        rows, step = rows.repeat(20, 1), 24.0 / (20 * len(rows) - 1)
+        rows[:, 1] = torch.linspace(-12.0, 12.0, len(rows), dtype=torch.float64) + middle
+    rows = torch.cat([torch.full_like(rows[:, :1], far), rows[:, 1:]], dim=1)
+    given = torch.zeros_like(rows, dtype=torch.bool)
+    given[:, 0] = True
+    total = step * reference.conditional_log_prob(rows, given).exp().sum().item()
+    assert total == pytest.approx(1.0, abs=1e-4)
+
+
+def test_points_with_conditionals_of_their_own_are_denoised_one_by_one(grid):
+    reference = knows_parts(grid)
+    rows, _, _, logsnr = noisy_points(grid, 1.0, n=2)
+    layout = getattr(reference, "layout", None) or Layout(reference.n_features)
+    rng = np.random.default_rng(3)
+    parts = [([], list(range(reference.n_columns))), *proper_parts(reference.n_columns)]
+    for columns, others in parts[::3] + parts[1:2]:
+        points = layout.part(others).embed(rows[:, others])
+        z = add_noise(points, torch.from_numpy(rng.normal(size=points.shape)), logsnr)
+        values = rows[:, columns].numpy()
+        found = reference.given_each(columns, values)(z, logsnr)
+        each = [reference.given(columns, value) for value in values]
+        expected = torch.cat([one(z[[i]], logsnr[[i]]) for i, one in enumerate(each)])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        single = copy.deepcopy(reference.given_each(columns, values)).float()
+        torch.testing.assert_close(
+            single(z.float(), logsnr.float()).double(), expected, rtol=1e-3, atol=1e-3
+        )
+
+
 def test_rows_with_holes_do_not_depend_on_each_other_to_the_last_bit(grid):
     """Nor do complete rows among them, which have the log-density that they always have."""
     reference = knows_parts(grid)
@@ -667,6 +737,9 @@ def test_marginal_and_given_are_all_that_parts_of_the_users_own_need(name):
     grid = Grid.of(inner)
     rows = with_holes(torch.from_numpy(inner.sample(250, np.random.RandomState(1))))
     torch.testing.assert_close(own.observed_log_prob(rows), inner.observed_log_prob(rows))
+    given = given_entries(rows[:50])
+    found = own.conditional_log_prob(rows[:50], given)
+    torch.testing.assert_close(found, inner.conditional_log_prob(rows[:50], given))
     check_frequencies(grid, own.complete(rows, uniform_numbers(inner, len(rows))).numpy())
 
 
@@ -678,6 +751,10 @@ def test_single_precision_knows_parts(grid):
     assert found.dtype == torch.float32
     expected = reference.observed_log_prob(rows)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+    given = given_entries(rows)
+    found = single.conditional_log_prob(rows.float(), given)
+    expected = reference.conditional_log_prob(rows, given)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 # -- columns by themselves -------------------------------------------------------------------

@@ -38,6 +38,7 @@ from sk_itdiffusion.references import (
     GaussianReference,
     IndependentReference,
     LatentClassReference,
+    ReferenceMixture,
 )
 
 NAN = np.nan
@@ -148,7 +149,7 @@ def test_normal_distribution_of_targets_is_that_given_the_other_columns():
             torch.from_numpy(knowns)[None],
         )
         found = conditional_noise(reference, wide, level).numpy()[0]
-        question = Question(targets, knowns, np.where(knowns, values[0], 0.0))
+        question = Question(targets, knowns, np.where(knowns, values, 0.0))
         z = torch.from_numpy(values[:, targets])
         expected = question.of(reference).denoise(z, level).numpy()[0]
         np.testing.assert_allclose(found[targets], expected, atol=1e-10)
@@ -232,7 +233,7 @@ def test_integral_of_the_exact_denoiser_is_the_conditional_log_density(pattern):
 def test_flow_of_the_exact_denoiser_draws_from_the_conditional_distribution(pattern):
     experts, stack = exact_stack()
     (target,), (given,) = masks(pattern)
-    question = Question(target, given, np.where(given, [0.3, 0.0, 0.8], 0.0))
+    question = Question(target, given, np.where(given, [[0.3, 0.0, 0.8]], 0.0))
     keys = row_keys(np.arange(1_000.0)[:, None], seed=1)
     drawn = stack.draws(experts, question, keys)
     exact = question.of(mixture()).sample(20_000, np.random.RandomState(0))
@@ -493,6 +494,30 @@ def test_networks_have_a_say_only_where_what_tells_of_missingness_is_given():
     # Of targets among which it is, the references tell of it, and networks of the others given it.
     reduced = stack.with_drivers_given(*masks("marginal of two"))
     assert [part[0].tolist() for part in reduced] == [[False, False, True], [True, False, False]]
+
+
+def test_draws_are_of_the_law_that_is_scored_where_what_tells_of_missingness_is_missing():
+    """It is drawn from the references, and the other columns are by the denoisers, given it."""
+    experts, stack = exact_stack()
+    truth = mixture()
+    # Of the references only the first column is right.
+    means = np.column_stack([truth.means[:, 0], np.full((2, 2), 30.0)])
+    wrong = GaussianMixtureReference(truth.log_weights.exp(), means, np.eye(3)[None].repeat(2, 0))
+    stack = replace(stack, drivers=np.array([True, False, False]))
+    model = replace(experts, parts=ReferenceMixture([1.0], [wrong]), patterns=stack)
+    drawn = model.complete(np.full((1, 3), NAN), 800, 0)[:, 0]
+    rows = model.space.rows(model.space.standardized(drawn))[0]
+    exact = truth.sample(20_000, np.random.RandomState(0))
+    sides = [rows, exact]
+    for projection in (*np.eye(3), [1.0, -1.0, 0.5], [1.0, 1.0, 1.0]):
+        assert stats.ks_2samp(*(side @ projection for side in sides)).pvalue > 0.01
+    # The draws of a row, here with the third column given, do not depend on the other rows.
+    holes = np.full((40, 3), NAN)
+    holes[:, 2] = np.linspace(-1.0, 1.0, 40)
+    holes[::3, 0] = 0.5
+    together = model.complete(holes, 3, 0)
+    alone = model.complete(holes[[17]], 3, 0)
+    np.testing.assert_array_equal(alone[:, 0], together[:, 17])
 
 
 @pytest.mark.slow

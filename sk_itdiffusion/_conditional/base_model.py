@@ -69,10 +69,20 @@ _FEW_COLUMNS = {"max_iter": 500, "max_leaf_nodes": 15}
 _ROWS_FOR_LINEAR = 6
 #: Landmarks of the kernel, and rows from which there is one.
 _N_LANDMARKS, _ROWS_FOR_KERNEL = 400, 60
-#: The small neural network, and rows from which there is one.
-_NEURAL = {"hidden_layer_sizes": (64, 64), "alpha": 1e-3, "early_stopping": True, "max_iter": 1000}
+#: Small neural networks, for targets with kinks and for smooth ones, and rows from which there are
+#: some.
+_NEURAL = {
+    "hidden_layer_sizes": (64, 64),
+    "alpha": 1e-3,
+    "learning_rate_init": 3e-3,
+    "early_stopping": True,
+    "n_iter_no_change": 20,
+    "max_iter": 1000,
+}
+_ACTIVATIONS = ("relu", "tanh")
 _ROWS_FOR_NEURAL = 500
-#: Rows of a fold from which models without a weight in it are not fitted again, and that weight.
+#: Rows of a fold from which models that are not chosen in it, or have less than a weight, are not
+#: fitted again.
 _ROWS_TO_LEAVE_OUT, _LEAST_WEIGHT = 500, 0.05
 #: Factor of the equation by which weights sum to 1.
 _FIRM = 1e3
@@ -207,7 +217,10 @@ def regressors(nominal: NDArray[np.bool_], seed: int, n_rows: int) -> list[Candi
         kernel = Nystroem(gamma=0.3 / len(nominal), n_components=n_landmarks, random_state=seed)
         found.append(make_pipeline(numbers, kernel, RidgeCV(np.logspace(-6.0, 2.0, 9))))
     if n_rows >= _ROWS_FOR_NEURAL:
-        found.append(make_pipeline(numbers, MLPRegressor(**_NEURAL, random_state=seed)))
+        found += [
+            make_pipeline(numbers, MLPRegressor(**_NEURAL, activation=each, random_state=seed))
+            for each in _ACTIVATIONS
+        ]
     return [Candidate(each) for each in found]
 
 
@@ -408,13 +421,11 @@ def fit_location_scale(
     seen = with_location(features, predicted)
     choices = scale_models(seed, len(z))
     if choices:
-        tried = predicted_out_of_fold(choices, seen, log_square, weight, folds, BaseModel.predict)
-        gains = [share @ log_likelihoods_of_scale(0.5 * g, residual, share) for g in tried]
-        best = int(np.argmax(gains))
-        strength = likeliest_strength(0.5 * tried[best], residual, rows)
+        choice, log_square_found = likeliest_scale(choices, seen, log_square, residual, rows, folds)
+        strength = likeliest_strength(0.5 * log_square_found, residual, rows)
         if strength > 0.0:
-            half_log = 0.5 * strength * tried[best]
-            scale = choices[best].fit(seen, log_square, weight)
+            half_log = 0.5 * strength * log_square_found
+            scale = choice.fit(seen, log_square, weight)
     level = 0.5 * float(np.log(share @ (residual**2 / np.exp(2.0 * half_log)) + floor * 1e-6))
     model = LocationScale(locations, weights, scale, 0.5 * strength, level, center, width)
     found = OutOfFold(center + width * predicted, np.log(width) + half_log + level)
@@ -425,6 +436,42 @@ def log_squares(residual: Array, share: Array) -> tuple[float, Array]:
     """Return what is added to squared residuals, and the logarithms of the sums."""
     floor = max(FLOOR * float(share @ residual**2), np.finfo(np.float64).eps)
     return floor, np.log(residual**2 + floor)
+
+
+def likeliest_scale(
+    choices: Sequence[Candidate],
+    seen: Features,
+    log_square: Array,
+    residual: Array,
+    rows: WeightedRows,
+    folds: Folds,
+) -> tuple[Candidate, Array]:
+    """Return the model of scales by which residuals are likeliest, and its predictions out of fold.
+
+    A first fold of many rows is enough to choose it.
+    """
+
+    def predict(chosen: Sequence[Candidate], parts: Folds) -> list[Array]:
+        return predicted_out_of_fold(
+            chosen, seen, log_square, rows.weight, parts, BaseModel.predict
+        )
+
+    first = folds[0][1]
+    has_many = len(first) >= _ROWS_TO_LEAVE_OUT
+    judges = first if has_many else np.arange(len(residual))
+    share = rows.weight[judges] / rows.weight[judges].sum()
+    tried = predict(choices, folds[:1] if has_many else folds)
+    gains = [
+        share @ log_likelihoods_of_scale(0.5 * each[judges], residual[judges], share)
+        for each in tried
+    ]
+    best = int(np.argmax(gains))
+    found = tried[best]
+    if has_many:
+        (rest,) = predict([choices[best]], folds[1:])
+        rest[first] = found[first]
+        found = rest
+    return choices[best], found
 
 
 def stacked(

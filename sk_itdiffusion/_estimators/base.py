@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 MAX_INTEGRATION_ERROR = 0.05
 #: Standard errors, in nats, of a mean over rows: one that is small enough, and the largest one; and
 #: the largest of a row in such a mean.
-ERROR_OF_MEAN, MAX_ERROR_OF_MEAN, MAX_ERROR_OF_A_ROW = 0.005, 0.02, 0.3
+ERROR_OF_MEAN, MAX_ERROR_OF_MEAN, MAX_ERROR_OF_A_ROW = 0.005, 0.02, 0.5
 _PRIVATE_STATE = ("_model", "_kinds", "_encoder", "_frame_format", "_increments")
 
 
@@ -204,7 +204,7 @@ class DensityEstimator(
 
         With ``score_tol="auto"`` rows are integrated less accurately than by `score_samples` if
         there are many, since their errors average out: the target standard error is 0.005 nats
-        times the square root of the number of distinct rows, if that is more, but at most 0.3 nats.
+        times the square root of the number of distinct rows, if that is more, but at most 0.5 nats.
         If there are few distinct rows, they are integrated more accurately.  The result agrees with
         the mean of `score_samples` within the standard errors of both.
 

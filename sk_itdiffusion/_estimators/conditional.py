@@ -527,7 +527,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
         non-negative weights, of sum 1, that have the least out-of-fold error, and of several
         classifiers the best one is taken.  ``"auto"`` has histogram-based gradient boosting,
         extremely randomised trees, a linear model and, from 60 and 500 training rows on, a kernel
-        ridge regression and a small neural network.  A given model sees X as it is, with targets
+        ridge regression and two small neural networks.  A given model sees X as it is, with targets
         that are conditioned on as further columns.
     cv : int, cross-validation generator or iterable, default=5
         Folds, at least 2, from which out-of-fold predictions of the training rows come.  What

@@ -139,8 +139,9 @@ class IMMSEDensity(TableEstimator):
         larger than memory, several processes, `partial_fit`, and with ``callbacks``.  Two networks
         are trained in parallel if there are two cores, unless there are ``callbacks``.
     hidden_size : int or "auto", default="auto"
-        Width of the hidden layers, at least 1; ``"auto"`` is 128, for U-Nets 32 channels (a
-        multiple of 8) at full resolution, and 64 for convolutional networks.
+        Width of the hidden layers, at least 1; ``"auto"`` is 128, or 64 if there are at most 1500
+        rows, for U-Nets 32 channels (a multiple of 8) at full resolution, and 64 for convolutional
+        networks.
     n_blocks : int or "auto", default="auto"
         Residual blocks (of U-Nets: at each resolution), at least 1; ``"auto"`` is 2, 1 for U-Nets
         and 3 for convolutional networks.

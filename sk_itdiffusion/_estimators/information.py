@@ -19,6 +19,7 @@ from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._immse.cubature import row_keys
 from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
 from sk_itdiffusion._information.curve import InformationCurve, curve_of_rows, noisy_information
+from sk_itdiffusion._information.orthogonal import squared_differences
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion._information.units import units_of
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
@@ -512,6 +513,67 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         weight = np.exp(ratio - ratio.max(axis=1, keepdims=True))
         weight /= weight.sum(axis=1, keepdims=True)
         return np.asarray((weight * np.log(np.maximum(n_y * weight, 1e-300))).sum(axis=1))
+
+    def squared_differences(
+        self, X: ArrayLike, y: ArrayLike, given: ArrayLike | None = None
+    ) -> Array:
+        r"""Return the orthogonal form of the information of rows: squared differences of denoisers.
+
+        It is :math:`\tfrac12 \int \mathrm{d}a\, E_\epsilon \|\hat\epsilon(z_y, a) -
+        \hat\epsilon(z_y, a; x)\|^2`, under the joint densities of the fit.  Its mean over rows is
+        the information if the densities are right, and has less variance than that of
+        `score_samples`.  It is never negative, and so too large where there is little information,
+        and too small where densities miss a part of much.  Use it to check the estimate: if both
+        differ by more than their errors, the densities are not right.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_samples, n_features)
+            One side; some hundred rows are enough.
+        y : array-like or data frame of shape (n_samples,) or (n_samples, n_targets)
+            The other side.
+        given : array-like or data frame of shape (n_samples,) or (n_samples, n_given), default=None
+            Columns whose values are known, if `fit` had such.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Nats, at least 0, means over the models of the folds; NaN for rows with missing entries.
+            A row's value does not depend on the other rows.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If the tables are not like those of `fit`, or the densities have networks.
+        """
+        check_is_fitted(self)
+        validate_data(self, without_tensors(X), skip_check_array=True, reset=False)
+        values = self._read(X, y, given)[:, self._columns]
+        is_complete = ~np.isnan(values).any(axis=1)
+        found = np.where(is_complete, 0.0, np.nan)
+        if self._model is None:
+            return found
+        if self._model.folds[0].joint.has_networks:
+            raise ValueError(
+                "squared_differences is for densities without networks; set max_epochs=0 in "
+                "estimator."
+            )
+        roles = self._model.roles
+        found[is_complete] = np.mean(
+            [
+                squared_differences(
+                    each.joint.densities[0],
+                    each.scores.transform(values[is_complete]),
+                    roles,
+                    _LOGSNR,
+                )
+                for each in self._model.folds
+            ],
+            axis=0,
+        )
+        return found
 
     def score(self, X: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> float:
         """Return the mean pointwise information of new rows, an estimate of the information.

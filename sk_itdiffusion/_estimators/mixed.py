@@ -94,7 +94,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
         ``"truncated_normal"``, ``"uniform"``, ``"ddpm_linear"``, ``"cosine"`` or an object; see
         `IMMSEDensity`.
     hidden_size : int or "auto", default="auto"
-        Width of the hidden layers, at least 1; ``"auto"`` is 256, and 128 without discrete columns.
+        Width of the hidden layers, at least 1; ``"auto"`` is 256, and without discrete columns 128,
+        or 64 if there are at most 1500 rows.
     n_blocks : int, default=2
         Residual blocks, at least 1.
     n_frequencies : int, default=4

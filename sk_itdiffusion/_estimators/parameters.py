@@ -253,13 +253,14 @@ def shared_settings(settings: FitSettings, processes: Processes) -> FitSettings:
 
 
 def checked_weight(sample_weight: ArrayLike | None, rows: Array) -> Array:
-    """Return non-negative weights, of which at least one is positive."""
+    """Return non-negative weights, of which at least one is positive, as an array of their own."""
     weight = _check_sample_weight(
         without_tensors(sample_weight),
         rows,
         dtype=np.float64,
         ensure_non_negative=True,
         ensure_same_device=False,
+        copy=True,
     )
     positive = weight[weight > 0]
     if not len(positive):

@@ -130,7 +130,7 @@ class DensityOfParts(DensityEstimator):
 
         With ``score_tol="auto"`` rows are integrated less accurately than by `score_samples` if
         there are many, since their errors average out: the target standard error is 0.005 nats
-        times the square root of the number of distinct rows, if that is more, but at most 0.3 nats.
+        times the square root of the number of distinct rows, if that is more, but at most 0.5 nats.
         If there are few distinct rows, they are integrated more accurately.  The result agrees with
         the mean of `score_samples` within the standard errors of both.
 

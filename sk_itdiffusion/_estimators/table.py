@@ -6,6 +6,7 @@ import copy
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -381,12 +382,16 @@ class TableEstimator(DensityOfParts):
             values, weight, stream = values[kept], weight[kept], None
             codes = None if codes is None else codes[kept]
         lacks_entries = lacks_entries or (previous is not None and previous.has_missing)
-        settings = shared_settings(self._settings().changed(stream=stream), current_processes())
+        # Networks of a warm start are as large as before.
+        n_rows = int(np.count_nonzero(weight)) if stream is None else None
+        n_rows = n_rows if previous is None else self._kept.get("n_rows")
+        settings = self._settings(n_rows).changed(stream=stream)
+        settings = shared_settings(settings, current_processes())
         if self._has_roles(kinds, lacks_entries, ranks_training_rows):
             settings = settings.changed(has_missing=lacks_entries, has_roles=True)
         elif lacks_entries:
             settings = settings.changed(has_missing=True, max_epochs=0)
-        self._check_warm_start(previous)
+        self._check_warm_start(previous, n_rows)
         self._kinds = kinds
         self.schedule_ = settings.training.schedule
         n_networks = len(networks_to_train(settings, MIN_ROWS_TO_SPLIT))
@@ -545,8 +550,11 @@ class TableEstimator(DensityOfParts):
         check_number_of_rows(values.shape, type(self).__name__)
         return values, checked_weight(sample_weight, values), self._kinds
 
-    def _check_warm_start(self, previous: TableModel | None) -> None:
-        """Raise an error if a warm start would ignore a changed parameter."""
+    def _check_warm_start(self, previous: TableModel | None, n_rows: int | None = None) -> None:
+        """Raise an error if a warm start would ignore a changed parameter.
+
+        What has to stay the same is kept, and how many rows networks were planned for.
+        """
         kept = {name: copy.deepcopy(getattr(self, name)) for name in self._fixed_at_warm_start}
         if previous is not None:
             changed = [
@@ -560,11 +568,11 @@ class TableEstimator(DensityOfParts):
                     f"warm_start keeps the maps and references of the earlier fit, but "
                     f"{', '.join(changed)} changed. Set warm_start=False to refit from scratch."
                 )
-        self._kept = kept
+        self._kept = kept | {"n_rows": n_rows}
 
-    def _settings(self) -> FitSettings:
-        """Return the parameters in the form that the model takes."""
-        task = self._network_task()
+    def _settings(self, n_rows: int | None = None) -> FitSettings:
+        """Return the parameters in the form that the model takes, for so many rows if known."""
+        task = replace(self._network_task(), n_rows=n_rows)
         network = self._network_family(task)
         usual = network.usual(task)
         hidden_size = value_or_usual(self.hidden_size, usual.hidden_size)

@@ -297,9 +297,8 @@ class MarginalDensity(DensityView):
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats.
         std : ndarray of shape (n_samples,)
-            Standard errors in nats: those of the integral if networks with roles answer, of the
-            noise of dequantisation, and of rounding with extreme given values; else 0.  Only if
-            ``return_std``.
+            Standard errors in nats: those of the integral if networks with roles answer, and of
+            the noise of dequantisation; else 0.  Only if ``return_std``.
 
         Raises
         ------
@@ -440,9 +439,8 @@ class ConditionalDensity(DensityView):
         log_density : ndarray of shape (n_samples,)
             Log-densities in nats.
         std : ndarray of shape (n_samples,)
-            Standard errors in nats: those of the integral if networks with roles answer, of the
-            noise of dequantisation, and of rounding with extreme given values; else 0.  Only if
-            ``return_std``.
+            Standard errors in nats: those of the integral if networks with roles answer, and of
+            the noise of dequantisation; else 0.  Only if ``return_std``.
         """
         return self.density.score_samples(X, return_std, score_tol, given=self.given)
 

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import skorch
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Module = TypeVar("Module", bound=torch.nn.Module)
 #: Kinds of networks: the only or convolutional one, and the fully connected one next to the latter.
 NETWORKS = ("network", "dense_network")
 #: In standard deviations; what a network says of points farther away means nothing.
@@ -445,7 +446,7 @@ def profile_noise(n_points: int, has_images: bool) -> NoiseRule:
     return NoiseRule(n_points, 1 if has_images else min(n_points, 2), central=False, seed=1)
 
 
-def on_device(reference: Reference, device: torch.device, dtype: torch.dtype) -> Reference:
+def on_device(reference: Module, device: torch.device, dtype: torch.dtype) -> Module:
     """Return the reference, or a copy of it where it has to move."""
     if device.type == "cpu" and dtype == torch.float64:
         return reference

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.experts import Experts
 from sk_itdiffusion._fit.patterns import (
     PatternStack,
-    Question,
     conditional_log_density,
-    questions_of,
 )
 from sk_itdiffusion._immse.cubature import (
     Keys,
@@ -23,13 +21,12 @@ from sk_itdiffusion._immse.cubature import (
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion.references.judging import conditional_log_likelihoods
 
 __all__ = ["FARTHEST", "MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
 
@@ -44,8 +41,6 @@ NUMBERS_IN_A_PASS = 2**22
 DEQUANTIZATIONS, MAX_DEQUANTIZATIONS = 16, 4096
 #: Size of mapped values from which squared distances may overflow.
 FARTHEST = 1e100
-#: Errors of rounding, in nats, that are reported.
-MIN_ROUNDING = 1e-6
 
 
 def n_dequantizations(tolerance: Tolerance) -> int:
@@ -54,16 +49,6 @@ def n_dequantizations(tolerance: Tolerance) -> int:
     The variance falls with the square of the tolerance, as that of the integral does.
     """
     return tolerance.draws_for(DEQUANTIZATIONS, DEQUANTIZATIONS, MAX_DEQUANTIZATIONS)
-
-
-def variance_of_rounding(log_density: Array) -> Array:
-    """Return variances of differences from large log-densities, whose last digits are rounded.
-
-    They are 0 where the rounding does not matter.
-    """
-    error = np.finfo(np.float64).eps * np.abs(np.where(np.isfinite(log_density), log_density, 0.0))
-    with np.errstate(over="ignore"):  # nothing is known then
-        return np.where(error > MIN_ROUNDING, error**2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +102,8 @@ class ModelOfParts(Experts):
         -------
         log_density, variance : ndarray of shape (n,)
             Log-densities in nats, in the units of the data, and the variances of their errors.
-            They are 0 where nothing is observed but what is given.
+            They are 0 where nothing is observed but what is given.  Of given entries so far out
+            that their squares overflow it is the limit.
         """
         total, variance = np.empty(len(values)), np.empty(len(values))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))
@@ -142,16 +128,10 @@ class ModelOfParts(Experts):
         total += np.where(targets, ratios, 0.0).sum(axis=1)
         variance = np.zeros(len(values))
         if not self.space.is_empty:
-            joint, variance = self._log_density_of_observed(known, targets, tolerance)
-            total += joint
-            if given.any():
-                of_given = self._observed_log_density(np.where(given, known, np.nan))
-                with np.errstate(invalid="ignore"):
-                    total = np.where(np.isneginf(joint), -np.inf, total - of_given)
-                variance += variance_of_rounding(of_given)
+            usual, variance = self._log_density_of_targets(known, targets, tolerance)
+            total += usual
             gain, of_networks = self._gain_of_networks(known, targets, given, tolerance)
             total, variance = total + gain, variance + of_networks
-        total[np.isneginf(ratios).any(axis=1)] = -np.inf
         empty = ~targets.any(axis=1)
         total[empty], variance[empty] = 0.0, 0.0
         return total, variance
@@ -168,8 +148,7 @@ class ModelOfParts(Experts):
             return gain, variance
         assert self.parts is not None
         columns = self.space.in_rows
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows, _ = self.space.rows(self.space.standardized(values))
+        rows, _ = self._rows(values, given)
         is_seen = np.isfinite(rows)
         target, known = self.patterns.with_drivers_given(
             targets[:, columns] & is_seen, given[columns] & is_seen
@@ -179,7 +158,8 @@ class ModelOfParts(Experts):
         usual = np.full(len(values), -np.inf)
         if has_say.any():
             asked = rows[has_say], target[has_say], known[has_say]
-            usual[has_say] = conditional_log_density(self.parts, *asked)
+            with np.errstate(over="ignore", invalid="ignore"):
+                usual[has_say] = conditional_log_density(self.parts, *asked)
         near = usual > MIN_LOG_DENSITY
         if near.any():
             found, variance[near] = self.patterns.log_densities(
@@ -198,15 +178,19 @@ class ModelOfParts(Experts):
         ratios[:, self.space.open] += self.space.unseen_log_odds(values)
         return ratios
 
-    def _log_density_of_observed(
-        self, values: Array, targets: NDArray[np.bool_], tolerance: Tolerance
+    def _log_density_of_targets(
+        self, values: Array, targets: Mask, tolerance: Tolerance
     ) -> tuple[Array, Array]:
-        """Return log-densities of observed entries, means over the noise of lattice targets."""
+        """Return the references' log-densities of targets given all else that is observed.
+
+        They are means over the noise of lattice targets, with their variances.
+        """
         if self.dequantizer is None:
-            return self._observed_log_density(values), np.zeros(len(values))
-        keys = row_keys(self.space.standardized(values), self.seeds.scoring)
+            return self._usual_log_density(values, targets), np.zeros(len(values))
+        with np.errstate(over="ignore"):
+            keys = row_keys(self.space.standardized(values), self.seeds.scoring)
         draws = [
-            self._observed_log_density(values + np.where(targets, offsets, 0.0))
+            self._usual_log_density(values + np.where(targets, offsets, 0.0), targets)
             for offsets in self.reference_offsets(keys, tolerance)
         ]
         logs = np.column_stack(draws)
@@ -215,23 +199,43 @@ class ModelOfParts(Experts):
         variance[finite] = logs[finite].var(axis=1, ddof=1) / len(draws)
         return logs.mean(axis=1), variance
 
-    def _observed_log_density(self, values: Array) -> Array:
-        """Return the log-densities of observed entries of the columns that vary, in their units.
+    def _usual_log_density(self, values: Array, targets: Mask) -> Array:
+        """Return the references' log-densities of targets given all else that is observed.
 
-        Those of lattices are densities of noisy values.
+        They are of columns that vary, in their units; those of lattices are densities of noisy
+        values.
         """
         assert self.parts is not None
-        # Rows so far out that a square overflows have the log-density minus infinity.
-        with np.errstate(over="ignore", invalid="ignore"):
-            standardized = self.space.standardized(values)
-            rows, log_slope = self.space.rows(standardized)
-        is_number = np.isfinite(rows) | np.isnan(standardized)
+        columns = self.space.in_rows
+        given = ~targets[:, columns] & ~np.isnan(values[:, columns])
+        rows, log_slope = self._rows(values, ~targets)
+        # Targets so far out that a square overflows have the log-density minus infinity.
+        is_number = np.isfinite(rows) | np.isnan(values[:, columns])
         finite = is_number.all(axis=1) & np.isfinite(log_slope)
         log_density = np.full(len(rows), -np.inf)
         with np.errstate(over="ignore", invalid="ignore"):
-            found = log_likelihoods(self.parts, rows[finite]) + log_slope[finite]
+            found = conditional_log_likelihoods(self.parts, rows[finite], given[finite])
+            found += log_slope[finite]
         log_density[finite] = np.where(np.isnan(found), -np.inf, found)
         return log_density
+
+    def _rows(self, values: Array, given: Mask) -> tuple[Array, Array]:
+        """Return a model's rows, and log-derivatives of the maps of what is not given.
+
+        Given entries so far out that squares overflow are moved to where they do not: what they
+        tell of the others is the limit.
+        """
+        columns = self.space.in_rows
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardized = self.space.standardized(values)
+            is_given = np.broadcast_to(given, values.shape)[:, columns] & ~np.isnan(standardized)
+            rows, log_slope = self.space.rows(np.where(is_given, np.nan, standardized))
+            if is_given.any():
+                known, _ = self.space.rows(np.where(is_given, standardized, np.nan))
+                # Maps increase, and what they make of an infinite number may be none.
+                known = np.where(np.isnan(known), standardized, known)
+                rows = np.where(is_given, known.clip(-FARTHEST, FARTHEST), rows)
+        return rows, log_slope
 
     def complete(
         self,
@@ -262,19 +266,18 @@ class ModelOfParts(Experts):
         ndarray of shape (n_draws, n, n_columns)
             The rows, with the observed entries as they are.  Values of continuous columns are
             between their bounds, and those of dequantised ones on their lattices.  Observed
-            entries beyond the bounds of their columns, or so far out that their squares overflow,
-            like unseen categories, say nothing about the other ones.
+            entries beyond the bounds of their columns, like unseen categories, say nothing about
+            the other ones; those so far out that their squares overflow say what they say in the
+            limit.
         """
         known = self.space.known(values)
         missing = np.isnan(values)
         if self.space.is_empty:
             return np.tile(np.where(missing, self.space.constant_values, values), (n_draws, 1, 1))
         assert self.parts is not None
-        with np.errstate(over="ignore", invalid="ignore"):
-            standardized = self.space.standardized(known)
-            rows, _ = self.space.rows(standardized)
-        rows[~(np.abs(rows) < FARTHEST)] = np.nan
-        keys = row_keys(standardized, seed)
+        rows, _ = self._rows(known, ~missing)
+        with np.errstate(over="ignore"):
+            keys = row_keys(self.space.standardized(known), seed)
         if equal_rows_differ:
             keys = keys_of_copies(keys, copy_numbers(keys))
         keys = spawn_keys(keys, n_draws, first).T.ravel()
@@ -293,6 +296,9 @@ class ModelOfParts(Experts):
     def _draw_by_networks(self, completed: Array, rows: Array, missing: Mask, keys: Keys) -> None:
         """Replace draws of entries, in place, where networks with roles have a say.
 
+        Columns on which missingness depends, where they are missing, keep their draws, and are
+        given: networks tell of the others.
+
         Parameters
         ----------
         completed : ndarray of shape (n_draws, n, n_columns)
@@ -306,23 +312,23 @@ class ModelOfParts(Experts):
         """
         patterns, columns = self.patterns, self.space.in_rows
         assert patterns is not None
-        known = ~np.isnan(rows)
-        target = missing[:, columns]
-        chosen = np.flatnonzero(patterns.has_say(target, known))
+        target, given = patterns.with_drivers_given(missing[:, columns], ~np.isnan(rows))
+        chosen = np.flatnonzero(patterns.has_say(target, given))
         if not len(chosen):
             return
-
-        def draw(part: tuple[Question, NDArray[np.intp]]) -> None:
-            question, numbers = part
-            row = chosen[numbers]
-            own, place = np.unique(keys[:, row], return_inverse=True)
-            drawn = np.tile(question.values, (len(own), 1))
-            drawn[:, question.target] = patterns.draws(self, question, own)
-            table = self.on_lattice(self.space.values(drawn))[place.reshape(len(keys), len(row))]
-            completed[:, row] = np.where(missing[row], table, completed[:, row])
-
-        questions = questions_of(rows[chosen], target[chosen], known[chosen])
-        map_in_workers(draw, questions, self.device, current_progress())
+        target, given = target[chosen], given[chosen]
+        values = np.tile(np.where(given, rows[chosen], 0.0), (len(keys), 1, 1))
+        was_drawn = given & np.isnan(rows[chosen])
+        lacking = np.flatnonzero(was_drawn.any(axis=1))
+        for own, table in zip(values, completed, strict=True):
+            known, _ = self._rows(table[chosen[lacking]], np.ones(table.shape[1], dtype=bool))
+            own[lacking] = np.where(was_drawn[lacking], known, own[lacking])
+        found = patterns.drawn(self, values, target, given, keys[:, chosen])
+        table = self.on_lattice(self.space.values(found.reshape(-1, found.shape[2])))
+        entries = np.zeros((len(chosen), missing.shape[1]), dtype=bool)
+        entries[:, columns] = target
+        kept = completed[:, chosen]
+        completed[:, chosen] = np.where(entries, table.reshape(kept.shape), kept)
 
     @torch.no_grad()
     def _completed(self, rows: Array, keys: Keys) -> Array:

@@ -42,7 +42,7 @@ Mask = NDArray[np.bool_]
 #: Validation rows of each class of patterns, at most and at least.
 ROWS_OF_A_CLASS, MIN_ROWS_OF_A_CLASS = 160, 20
 #: Of them, those that calibrate the errors of the integral.
-ROWS_TO_CALIBRATE = 32
+ROWS_TO_CALIBRATE = 100
 #: Rows that tell whether missingness depends on values: at most, at least of each kind, and those
 #: of a category among them that are expected.
 MAX_ROWS_TO_COMPARE = 20_000

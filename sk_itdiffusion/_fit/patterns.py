@@ -34,6 +34,7 @@ from sk_itdiffusion._fit.experts import (
 from sk_itdiffusion._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._immse.likelihood import Denoiser, IntegrationRule, gap_of_chunk
+from sk_itdiffusion._immse.places import Places
 from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
 from sk_itdiffusion._runtime.parallel import map_in_workers
 from sk_itdiffusion._runtime.progress import current_progress
@@ -44,7 +45,8 @@ from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_increasing, check_not_negative, check_same
 from sk_itdiffusion.references import Reference
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion.references.judging import conditional_log_likelihoods
+from sk_itdiffusion.references.parts import rows_by_pattern
 
 __all__ = [
     "N_CLASSES",
@@ -81,20 +83,27 @@ class Question:
     ----------
     target, given : ndarray of shape (n_columns,), bool
         Columns, in the order of a model's rows.
-    values : ndarray of shape (n_columns,)
-        Values of the given columns, 0 elsewhere.
+    values : ndarray of shape (1, n_columns) or (n_points, n_columns)
+        Values of the given columns, 0 elsewhere: of all points, or of each.
     """
 
     target: Mask
     given: Mask
     values: Array
 
-    def of(self, reference: Reference) -> Reference:
-        """Return a reference's distribution of the targets, given the values of others."""
-        asked = np.flatnonzero(self.target | self.given)
-        known = np.flatnonzero(self.given[asked])
-        of_asked = reference.marginal(asked.tolist())
-        return of_asked.given(known.tolist(), self.values[self.given])
+    @property
+    def asked(self) -> NDArray[np.intp]:
+        """Columns that are targets or given."""
+        return np.flatnonzero(self.target | self.given)
+
+    def of(self, reference: Reference) -> torch.nn.Module:
+        """Return a reference's optimal denoiser of the targets, given the values of others."""
+        known = np.flatnonzero(self.given[self.asked]).tolist()
+        of_asked = reference.marginal(self.asked.tolist())
+        values = self.values[:, self.given]
+        if len(values) == 1:
+            return of_asked.given(known, values[0])
+        return of_asked.given_each(known, values)
 
     def layout(self, layout: Layout) -> Layout:
         """Return the layout of the targets, from that of all columns."""
@@ -105,15 +114,18 @@ class Question:
     ) -> Denoiser:
         """Return a network as denoiser of the targets, from that of the reference it corrects."""
         columns = layout.columns_of_points()
-        target, given = (torch.from_numpy(part)[None] for part in (self.target, self.given))
+        target, given = (
+            torch.from_numpy(part).expand(len(self.values), -1)
+            for part in (self.target, self.given)
+        )
         device = next(network.parameters()).device
-        points = torch.from_numpy(layout.embed_array(self.values[None]))
+        points = torch.from_numpy(layout.embed_array(self.values))
         points = points.clamp(-MAX_NETWORK_INPUT, MAX_NETWORK_INPUT).float()
         fixed = with_roles(points, target, given, columns).to(device)
         place = torch.from_numpy(np.flatnonzero(self.target[columns])).to(device)
 
         def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
-            wide = fixed.repeat(len(z), 1)
+            wide = fixed.expand(len(z), -1).clone()
             wide[:, place] = z.clamp(-MAX_NETWORK_INPUT, MAX_NETWORK_INPUT).float()
             correction = network.correction_to(wide, logsnr.float())
             return baseline(z, logsnr) + correction[:, place].to(z.dtype)
@@ -160,17 +172,15 @@ def questions_of(rows: Array, target: Mask, given: Mask) -> list[tuple[Question,
     order = np.argsort(place, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
     return [
-        (Question(target[i], given[i], values[i]), part)
+        (Question(target[i], given[i], values[i : i + 1]), part)
         for i, part in zip(first, parts, strict=True)
     ]
 
 
 def conditional_log_density(reference: Reference, rows: Array, target: Mask, given: Mask) -> Array:
     """Return a reference's log-densities of parts of rows given other parts, (n,), in nats."""
-    joint = log_likelihoods(reference, np.where(target | given, rows, np.nan))
-    if not given.any():
-        return joint
-    return joint - log_likelihoods(reference, np.where(given, rows, np.nan))
+    known = np.where(target | given, rows, np.nan)
+    return conditional_log_likelihoods(reference, known, given)
 
 
 @stored()
@@ -339,6 +349,53 @@ class PatternStack:
             gap[i], spread[i] = (float(part[0]) for part in found)
         return gap, spread
 
+    def drawn(self, experts: Experts, rows: Array, target: Mask, given: Mask, keys: Keys) -> Array:
+        """Return rows whose targets are drawn; see `draws`.
+
+        Those of a row do not depend on the other rows.
+
+        Parameters
+        ----------
+        experts : Experts
+            The denoisers.
+        rows : ndarray of shape (n_draws, n, n_columns)
+            A model's rows: values of given columns, which may differ between the draws of a row,
+            and numbers in the others.
+        target, given : ndarray of shape (n, n_columns), bool
+            Columns to draw and those that are given, in patterns in which networks are used.
+        keys : ndarray of shape (n_draws, n), uint64
+            Keys of the draws.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n, n_columns)
+            The rows.
+        """
+        found, apart = rows.copy(), experts.evaluations_apart
+
+        def draw(job: tuple[NDArray[np.intp], slice]) -> None:
+            """Draw the targets of rows of one pattern, which begin at places that are alike."""
+            here, part = job
+            of_target = target[here[0]]
+            own = rows[part, here].swapaxes(0, 1)
+            places = Places(len(here), own.shape[1], apart)
+            values = places.spread(own.reshape(-1, own.shape[2]))
+            question = Question(of_target, given[here[0]], values)
+            drawn = self.draws(experts, question, places.spread(keys[part, here].T.ravel()))
+            targets = places.gathered(torch.from_numpy(drawn)).numpy()
+            own[:, :, of_target] = targets.reshape(*own.shape[:2], -1)
+            found[part, here] = own.swapaxes(0, 1)
+
+        jobs = []
+        _, place = rows_by_pattern(np.hstack([target, given]))
+        for here in (np.flatnonzero(place == number) for number in np.unique(place)):
+            for first in range(0, len(keys), DRAWS_IN_A_PASS):
+                part = slice(first, min(first + DRAWS_IN_A_PASS, len(keys)))
+                size = Places.within(DRAWS_IN_A_PASS, part.stop - first, apart).n_rows
+                jobs += [(here[i : i + size], part) for i in range(0, len(here), size)]
+        map_in_workers(draw, jobs, experts.device, current_progress())
+        return found
+
     @torch.no_grad()
     def draws(self, experts: Experts, question: Question, keys: Keys) -> Array:
         """Return draws of the targets by the probability flow with the given columns fixed.
@@ -353,7 +410,7 @@ class PatternStack:
         question : Question
             The question, in a pattern in which networks are used.
         keys : ndarray of shape (n_draws,), uint64
-            Keys of the draws.
+            Keys of the draws, as many as the question is of points if it is of several.
 
         Returns
         -------
@@ -365,19 +422,21 @@ class PatternStack:
         names = used_experts(mixing)
         stack = used_mixing(mixing, names).stack(question.denoisers(experts, names))
         layout = question.layout(experts.space.layout)
-        n_points, n_targets = layout.n_points, layout.n_columns
-        uniform = hash_uniform(spawn_keys(keys, n_points + n_targets + 2), STREAM_OF_FLOW)
-        empty = torch.full((len(keys), n_targets), torch.nan, dtype=torch.float64)
-        reference = question.of(experts.references[self.control])
-        clean = reference.complete(empty, torch.from_numpy(uniform[:, n_points:].copy()))
-        clean = layout.embed(clean)
+        n_points, asked = layout.n_points, question.asked
+        uniform = hash_uniform(spawn_keys(keys, n_points + len(asked) + 2), STREAM_OF_FLOW)
+        rows = np.where(question.given, question.values, np.nan)[:, asked]
+        rows = np.tile(rows, (len(keys) // len(rows), 1))
+        reference = experts.references[self.control].marginal(asked.tolist())
+        drawn = reference.complete(
+            torch.from_numpy(rows), torch.from_numpy(uniform[:, n_points:].copy())
+        )
+        clean = layout.embed(drawn[:, torch.from_numpy(question.target[asked])])
         noise = torch.from_numpy(ndtri(uniform[:, :n_points]))
         first = self._rule(number).placement.edges[0]
         path = torch.from_numpy(np.linspace(first, self.logsnr[-1], N_STEPS + 1))
         start = add_noise(clean, noise, path[:1].expand(len(keys)))
         start = start.to(experts.device, experts.precision)
-        parts = start.split(DRAWS_IN_A_PASS)
-        found = torch.cat([probability_flow(stack, part, path.to(start)) for part in parts])
+        found = probability_flow(stack, start, path.to(start))
         return np.asarray(layout.nearest_rows(found.double().cpu()).numpy())
 
     def _finish_loading(self) -> None:

@@ -207,7 +207,7 @@ def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
     ndarray of shape (n_nodes, n_experts)
         Non-negative weights; rows sum to 1.
     """
-    weights = np.stack([_least_error_on_simplex(gram) for gram in profile.mean_gram])
+    weights = _least_errors_on_simplex(profile.mean_gram)
     n_rows = profile.n_observations or profile.gram.shape[1]
     if n_rows > _ROWS_FOR_FREE_STACKING:
         return weights
@@ -225,17 +225,33 @@ def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
     return drawn_back
 
 
-def _least_error_on_simplex(gram: Array) -> Array:
-    """Minimise w' G w over the simplex, by non-negative least squares with a heavy last row."""
-    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
-    heavy = 1e3 * max(float(np.sqrt(values[-1])), 1e-12)
-    design = np.vstack([root, np.full(len(gram), heavy)])
-    target = np.append(np.zeros(len(gram)), heavy)
-    weights = nnls(design, target)[0]
-    weights /= weights.sum()
+def _least_errors_on_simplex(grams: Array) -> Array:
+    """Minimise each w' G w over the simplex, by non-negative least squares with a heavy last row.
+
+    Parameters
+    ----------
+    grams : ndarray of shape (n, n_experts, n_experts)
+        Products of residuals.
+
+    Returns
+    -------
+    ndarray of shape (n, n_experts)
+        The weights.
+    """
+    n_experts = grams.shape[1]
+    values, vectors = np.linalg.eigh((grams + np.swapaxes(grams, 1, 2)) / 2)
+    roots = np.swapaxes(vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :], 1, 2)
+    heavy = 1e3 * np.maximum(np.sqrt(np.maximum(values[:, -1], 0.0)), 1e-12)
+    last_rows = np.broadcast_to(heavy[:, None, None], (len(grams), 1, n_experts))
+    designs = np.concatenate([roots, last_rows], axis=1)
+    target = np.zeros(n_experts + 1)
+    weights = np.empty((len(grams), n_experts))
+    for found, design, end in zip(weights, designs, heavy, strict=True):
+        target[-1] = end
+        found[:] = nnls(design, target)[0]
+    weights /= weights.sum(axis=1, keepdims=True)
     # Never worse than the best single expert, whatever the rounding of the solver.
-    single = int(np.argmin(np.diag(gram)))
-    if weights @ gram @ weights > gram[single, single]:
-        weights = np.eye(len(gram))[single]
-    return np.asarray(weights)
+    of_singles = np.diagonal(grams, axis1=1, axis2=2)
+    is_worse = np.einsum("ne,nef,nf->n", weights, grams, weights) > of_singles.min(axis=1)
+    weights[is_worse] = np.eye(n_experts)[of_singles.argmin(axis=1)[is_worse]]
+    return weights

@@ -65,14 +65,18 @@ class Places:
         return self.n_evaluations + -self.n_evaluations % self.apart
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return values (n_rows * n_evaluations, ...) at their places, with zeros between them."""
+        """Return values (n_rows * n_evaluations, ...) at their places.
+
+        Between them are copies of the last values of each row: what is in a tile is near together,
+        as far as it is in the values.
+        """
+        own = values.reshape(self.n_rows, self.n_evaluations, *values.shape[1:])
         gap = self.from_row_to_row - self.n_evaluations
         if gap:
-            own = values.reshape(self.n_rows, self.n_evaluations, *values.shape[1:])
-            padded = np.pad(own, ((0, 0), (0, gap), *((0, 0),) * (values.ndim - 1)))
-            values = padded.reshape(-1, *values.shape[1:])
-        missing = -len(values) % EVALUATIONS_IN_A_TILE
-        return np.pad(values, ((0, missing), *((0, 0),) * (values.ndim - 1))) if missing else values
+            own = np.concatenate([own, np.repeat(own[:, -1:], gap, axis=1)], axis=1)
+        placed = own.reshape(-1, *values.shape[1:])
+        missing = -len(placed) % EVALUATIONS_IN_A_TILE
+        return np.concatenate([placed, np.repeat(placed[-1:], missing, axis=0)])
 
     def gathered(self, found: Tensor) -> Tensor:
         """Return what was found at the places, (n_rows * n_evaluations, ...)."""

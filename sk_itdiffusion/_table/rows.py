@@ -33,8 +33,8 @@ _COARSE_STEP = 0.02
 _MIN_ROWS_FOR_TIES = 20
 #: Columns of fewer rows may be copies by chance; more rows and columns are not compared at first.
 _MIN_ROWS_FOR_COPIES, _ROWS_TO_COMPARE, _COLUMNS_TO_COMPARE = 20, 1000, 500
-#: What a correlation of copies in other units may be less than 1.
-_ROUNDING_OF_COPIES = 1e-12
+#: What a correlation of copies in other units may be less than 1, and in a first look.
+_ROUNDING_OF_COPIES, _ROUNDING_OF_LINES = 1e-12, 1e-8
 #: Integers up to which floats tell all of them apart.
 MAX_EXACT_INTEGER = 2.0**53
 MIN_TRAINING_ROWS = 10
@@ -464,22 +464,38 @@ def copied_columns(X: Array) -> list[tuple[int, int]]:
     Returns
     -------
     list of (int, int)
-        Each copy with the first column that it is a copy of, whose correlation with it is 1 or -1
-        to 1e-12 where both are observed, which is in the same rows.  Of wide tables the first 500
-        columns are compared, and of few rows none.
+        Each copy with the first column that it is a copy of: in the rows where both are observed
+        the correlation is 1 or -1 to 1e-12.  Of wide tables the first 500 columns are compared, and
+        columns that are observed together in fewer than 20 rows are not.
     """
     if len(X) < _MIN_ROWS_FOR_COPIES:
         return []
     some = np.linspace(0, len(X) - 1, min(len(X), _ROWS_TO_COMPARE)).astype(np.intp)
-    Z = in_own_units(X[some, :_COLUMNS_TO_COMPARE])
-    alike = np.triu(np.abs(Z.T @ Z) > 1.0 - _ROUNDING_OF_COPIES, 1)
+    alike = np.triu(are_on_lines(X[some, :_COLUMNS_TO_COMPARE]), 1)
     found = []
     for j in np.flatnonzero(alike.any(axis=0)):
-        first = int(np.argmax(alike[:, j]))
-        pair = in_own_units(X[:, np.array([first, j])])
-        if abs(pair[:, 0] @ pair[:, 1]) > 1.0 - _ROUNDING_OF_COPIES:
-            found.append((first, int(j)))
+        first = next((i for i in np.flatnonzero(alike[:, j]) if is_copy(X[:, [i, j]])), None)
+        if first is not None:
+            found.append((int(first), int(j)))
     return found
+
+
+def are_on_lines(X: Array) -> NDArray[np.bool_]:
+    """Return which pairs of columns, (d, d), may be copies, where both are observed."""
+    Z, seen = in_own_units(X), (~np.isnan(X)).astype(np.float64)
+    number, total = seen.T @ seen, Z.T @ seen
+    covariance = Z.T @ Z - total * total.T / np.maximum(number, 1.0)
+    variance = np.square(Z).T @ seen - np.square(total) / np.maximum(number, 1.0)
+    # Two rows are always on a line.
+    least = (1.0 - _ROUNDING_OF_LINES) * np.sqrt(np.maximum(variance * variance.T, 0.0))
+    return np.asarray((number > 2.0) & (np.abs(covariance) >= least) & (least > 0.0))
+
+
+def is_copy(pair: Array) -> bool:
+    """Return whether the second of two columns is a copy of the first one, in any units."""
+    rows = pair[~np.isnan(pair).any(axis=1)]
+    first, second = in_own_units(rows).T
+    return len(rows) >= _MIN_ROWS_FOR_COPIES and abs(first @ second) > 1.0 - _ROUNDING_OF_COPIES
 
 
 def in_own_units(X: Array) -> Array:

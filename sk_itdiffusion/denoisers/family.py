@@ -20,6 +20,8 @@ __all__ = ["BackbonePlan", "NetworkFamily", "NetworkTask", "PlannedNetwork", "Us
 #: Hidden units up to which one thread trains as fast as several.
 MAX_FOR_ONE_THREAD = 256
 MAX_PIXELS_FOR_ONE_THREAD = 256
+#: Rows up to which networks of continuous columns are half as wide.
+MAX_ROWS_FOR_NARROW_NETWORKS = 1_500
 #: Networks, of different regularisation, that a table of continuous columns gets.
 NETWORKS_OF_A_TABLE = 2
 
@@ -36,11 +38,14 @@ class NetworkTask:
         Whether there are continuous columns.
     image_shape : tuple of int or None
         Height and width, or channels, height and width, if columns are pixels.
+    n_rows : int or None
+        Number of rows of the first fit; None if it is not known, as of a stream.
     """
 
     has_categories: bool = False
     has_continuous: bool = True
     image_shape: tuple[int, ...] | None = None
+    n_rows: int | None = None
 
     @property
     def has_continuous_images(self) -> bool:
@@ -238,7 +243,8 @@ class NetworkFamily(DocumentationLinkMixin, BaseEstimator, ABC):
         UsualParameters
             The usual parameters.
         """
-        width = 256 if task.has_categories else 128
+        is_small = task.n_rows is not None and task.n_rows <= MAX_ROWS_FOR_NARROW_NETWORKS
+        width = 256 if task.has_categories else 64 if is_small else 128
         return UsualParameters(width, n_blocks=2, batch_size=512, learning_rate=0.03)
 
     def is_costly(self, task: NetworkTask) -> bool:

@@ -133,9 +133,15 @@ class ResidualBlock(nn.Module):
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         """Return ``h`` plus the block's update."""
         scale, shift = self.condition(condition).chunk(2, dim=-1)
-        update = self.expand(self.norm(h) * (1.0 + scale) + shift)
-        change: Tensor = self.contract(self.dropout(nn.functional.silu(update)))
-        return h + change
+        if torch.is_grad_enabled():
+            update = self.expand(self.norm(h) * (1.0 + scale) + shift)
+            change: Tensor = self.contract(self.dropout(nn.functional.silu(update)))
+            return h + change
+        # The same in place: to ask for memory takes about as long as to calculate what is in it.
+        # Not in that of the points, of which there may be fewer than of conditions.
+        update = self.expand((self.norm(h) * scale.add_(1.0)).add_(shift))
+        change = self.contract(self.dropout(nn.functional.silu(update, inplace=True)))
+        return change.add_(h)
 
 
 @stored()
@@ -217,7 +223,9 @@ class ResidualMLP(ConfiguredModule):
         if condition is None:
             condition = self.embedding(logsnr)
         features = self.features(z[:, : self.n_periodic])
-        h = self.inlet(torch.cat([features, z[:, self.n_periodic :]], dim=1))
+        if self.n_periodic < self.n_features:
+            features = torch.cat([features, z[:, self.n_periodic :]], dim=1)
+        h = self.inlet(features)
         for block in self.blocks:
             h = block(h, condition)
         outputs: Tensor = self.outlet(self.norm(h))

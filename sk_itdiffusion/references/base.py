@@ -216,6 +216,34 @@ class Reference(nn.Module, ABC):
             return self
         raise self._undefined("given", "the distribution of columns, given others")
 
+    def given_each(self, columns: Sequence[int], values: NDArray[np.float64]) -> nn.Module:
+        """Return the optimal denoiser of the other columns, given values of some for each point.
+
+        By default it asks the distributions that `given` returns, one after the other.
+
+        Parameters
+        ----------
+        columns : sequence of int
+            Increasing numbers of columns, not all of them.
+        values : ndarray of shape (B, n_given)
+            Values of these columns that belong to each of the points.
+
+        Returns
+        -------
+        Module
+            Maps noisy observations of the other columns of B points, and their log-SNRs, to the
+            predicted noise, as `denoise` does.
+
+        Raises
+        ------
+        ValueError
+            If these are no increasing numbers of columns, or no other column is left.
+        TypeError
+            If the class does not define `given`, and a column is given.
+        """
+        distinct, place = np.unique(values, axis=0, return_inverse=True)
+        return OneByOne([self.given(columns, each) for each in distinct], place.ravel())
+
     def observed_log_prob(self, rows: Tensor) -> Tensor:
         """Return the log-density of the observed entries of rows.
 
@@ -250,6 +278,37 @@ class Reference(nn.Module, ABC):
             parts = rows[is_part].detach().cpu().numpy().astype(np.float64)
             found[is_part] = torch.from_numpy(self._log_prob_of_parts(parts)).to(found)
         return found
+
+    def conditional_log_prob(self, rows: Tensor, given: Tensor) -> Tensor:
+        """Return the log-density of the observed entries of rows that are not given, given others.
+
+        It is that of `given`, and no difference of log-densities, which would lose digits where
+        what is given is far out.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (B, n_columns)
+            Rows; NaN for what is missing.
+        given : Tensor of shape (B, n_columns), bool
+            Observed entries that are given.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+            Log-densities in nats, 0 where nothing is observed but what is given.  That of a row
+            does not depend on the other rows to the last bit.
+
+        Raises
+        ------
+        ValueError
+            If an entry that is given is missing.
+        TypeError
+            If the class does not define `marginal` and `given`.
+        """
+        if bool((given & rows.isnan()).any()):
+            raise ValueError("rows must have numbers where entries are given.")
+        parts, known = rows.detach().cpu().numpy().astype(np.float64), given.cpu().numpy()
+        return torch.from_numpy(self._log_prob_given(parts, known)[1]).to(rows)
 
     def complete(self, rows: Tensor, uniform: Tensor) -> Tensor:
         """Return rows whose missing entries are drawn, given the observed entries of each.
@@ -302,6 +361,23 @@ class Reference(nn.Module, ABC):
             marginal = self.marginal(np.flatnonzero(~pattern).tolist())
             found[here] = evaluated_at_places(marginal.log_prob, rows[here][:, ~pattern])
         return found
+
+    def _log_prob_given(
+        self, rows: NDArray[np.float64], given: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log-densities of given entries of rows, and of the others given these.
+
+        By default rows are conditioned one after the other.
+        """
+        of_given, of_others = np.zeros((2, len(rows)))
+        for number, (row, mask) in enumerate(zip(rows, given, strict=True)):
+            known = torch.from_numpy(np.where(mask, row, np.nan))[None]
+            of_given[number] = float(self.observed_log_prob(known))
+            if not np.isnan(row[~mask]).all():
+                conditional = self.given(np.flatnonzero(mask).tolist(), row[mask])
+                others = torch.from_numpy(row[~mask])[None]
+                of_others[number] = float(conditional.observed_log_prob(others))
+        return of_given, of_others
 
     def _completed(
         self, rows: NDArray[np.float64], uniform: NDArray[np.float64]
@@ -564,6 +640,35 @@ class Reference(nn.Module, ABC):
         Tensor of shape (B, d)
             What `denoise` returns.
         """
+        return self.denoise(z, logsnr)
+
+
+class OneByOne(nn.Module):
+    """Denoiser of points that have references of their own.
+
+    Parameters
+    ----------
+    references : sequence of Reference
+        The references.
+    place : ndarray of shape (B,), int
+        Numbers of those that the points have.
+    """
+
+    def __init__(self, references: Sequence[Reference], place: NDArray[np.intp]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(references)
+        self.place = place
+
+    def denoise(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
+        noise = torch.empty_like(z)
+        for number, reference in enumerate(self.members):
+            here = torch.from_numpy(np.flatnonzero(self.place == number)).to(z.device)
+            noise[here] = reference(z[here], logsnr[here])
+        return noise
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Return the predicted noise; see `Reference.denoise`."""
         return self.denoise(z, logsnr)
 
 

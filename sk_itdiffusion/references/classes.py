@@ -23,10 +23,17 @@ from sk_itdiffusion.references.discrete import (
 from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import (
     GaussianMixtureReference,
+    MixtureOfEachPoint,
     mixture_given,
     normal_parts,
 )
-from sk_itdiffusion.references.parts import chosen_by, log_sum
+from sk_itdiffusion.references.parts import (
+    checked_columns,
+    chosen_by,
+    log_sum,
+    log_sum_given,
+    other_columns,
+)
 from sk_itdiffusion.references.posteriors import (
     DensePosterior,
     LevelPosterior,
@@ -162,6 +169,27 @@ class LatentClassReference(DiscreteReference):
             part = mixture_given(part, continuous, unknown, values, log_weights)
         return self._with_weights(others, log_weights, part)
 
+    def given_each(self, columns: Sequence[int], values: Array) -> nn.Module:
+        """Return the classes of the other columns, for each point; see `Reference.given_each`."""
+        known = checked_columns(columns, self.n_columns)
+        if not known:
+            return self
+        others = other_columns(known, self.n_columns)
+        unknown, variables = self._split(others)
+        rows = np.full((len(values), self.n_columns), np.nan)
+        rows[:, known] = values
+        log_weights = torch.from_numpy(self._class_log_joint_of_parts(rows)).T
+        part = None
+        if self.continuous is not None and unknown:
+            # Classes have one weight, be it of all their columns or of their continuous ones.
+            own = torch.zeros_like(log_weights) if variables else log_weights
+            part = MixtureOfEachPoint.of_rows(self.continuous, rows[:, : self.n_continuous], own)
+            if not variables:
+                return part
+        found = self._with_weights(others, self.log_weights, part)
+        found.log_weights = log_weights.log_softmax(1)
+        return found
+
     def _with_weights(
         self,
         columns: Sequence[int],
@@ -191,19 +219,39 @@ class LatentClassReference(DiscreteReference):
 
     def _class_log_joint_of_parts(self, rows: Array) -> Array:
         """Return log of weight times density of observed entries, (n_classes, n_rows)."""
-        joint = np.tile(self.log_weights.cpu().double().numpy()[:, None], len(rows))
+        joint = self._log_weights() + self._log_prob_of_categories(rows)
         if self.continuous is not None:
             joint += normal_parts(self.continuous).log_densities(rows[:, : self.n_continuous])
+        return np.asarray(joint)
+
+    def _log_weights(self) -> Array:
+        """Return the logarithms of the weights, (n_classes, 1)."""
+        return np.asarray(self.log_weights.detach().cpu().double().numpy()[:, None])
+
+    def _log_prob_of_categories(self, rows: Array) -> Array:
+        """Return the classes' log-probabilities of the categories of rows, (n_classes, n_rows)."""
+        total = np.zeros((self.n_classes, len(rows)))
         for j, table in enumerate(self._tables_of_variables()):
             codes = rows[:, self.n_continuous + j]
             # NaN is not a category, nor are negative numbers.
             is_known = codes >= 0.0
-            joint[:, is_known] += np.log(table)[:, codes[is_known].astype(np.intp)]
-        return np.asarray(joint)
+            total[:, is_known] += np.log(table)[:, codes[is_known].astype(np.intp)]
+        return total
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
         return log_sum(self._class_log_joint_of_parts(rows))
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_given = self._log_weights() + self._log_prob_of_categories(np.where(given, rows, np.nan))
+        of_others = self._log_prob_of_categories(np.where(given, np.nan, rows))
+        if self.continuous is not None:
+            here = slice(self.n_continuous)
+            parts = normal_parts(self.continuous)
+            more_given, more_others = parts.log_densities_given(rows[:, here], given[:, here])
+            of_given, of_others = of_given + more_given, of_others + more_others
+        return log_sum_given(of_given, of_others)
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""

@@ -15,11 +15,12 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
 from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeGroup, Layout, OneHotGroup
@@ -28,7 +29,7 @@ from sk_itdiffusion.persistence.checks import check_finite, check_in_range, chec
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.continuous import PlainReference
 from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.parts import chosen_by
+from sk_itdiffusion.references.parts import checked_columns, chosen_by, other_columns
 from sk_itdiffusion.references.posteriors import (
     DensePosterior,
     LevelPosterior,
@@ -317,6 +318,17 @@ class IndependentReference(DiscreteReference, PlainReference):
             part = self.continuous.given(continuous, numbers[: len(continuous)])
         return self._with_continuous(others, part)
 
+    def given_each(self, columns: Sequence[int], values: Array) -> nn.Module:
+        """Return the product of the other columns, for each point; see `Reference.given_each`."""
+        known = checked_columns(columns, self.n_columns)
+        continuous, _ = self._split(known)
+        part = self.continuous
+        if part is not None and continuous:
+            is_left = len(continuous) < self.n_continuous
+            of_each = part.given_each(continuous, values[:, : len(continuous)]) if is_left else None
+            part = cast(Reference | None, of_each)
+        return self._with_continuous(other_columns(known, self.n_columns), part)
+
     def _with_continuous(self, columns: Sequence[int], continuous: Reference | None) -> Reference:
         """Return the product of a continuous reference and the discrete ones among columns."""
         layout, (_, variables) = self.layout.part(columns), self._split(columns)
@@ -327,10 +339,25 @@ class IndependentReference(DiscreteReference, PlainReference):
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
-        total = np.zeros(len(rows))
+        total = self._log_prob_of_categories(rows)
         if self.continuous is not None:
             part = np.ascontiguousarray(rows[:, : self.n_continuous])
-            total += log_likelihoods(self.continuous, part)
+            total = log_likelihoods(self.continuous, part) + total
+        return total
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_given = self._log_prob_of_categories(np.where(given, rows, np.nan))
+        of_others = self._log_prob_of_categories(np.where(given, np.nan, rows))
+        if self.continuous is not None:
+            here = slice(self.n_continuous)
+            of_numbers = self.continuous._log_prob_given(rows[:, here], given[:, here])
+            of_given, of_others = of_given + of_numbers[0], of_others + of_numbers[1]
+        return of_given, of_others
+
+    def _log_prob_of_categories(self, rows: Array) -> Array:
+        """Return the log-probabilities of the categories of rows."""
+        total = np.zeros(len(rows))
         for j, probabilities in enumerate(self.marginals()):
             codes = rows[:, self.n_continuous + j]
             # NaN is not a category, nor are negative numbers.

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sk_itdiffusion._table.rows import effective_number
 from sk_itdiffusion.channel import noise_scale, signal_scale
@@ -24,7 +25,7 @@ from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
 from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
 from sk_itdiffusion.references.normal_parts import ExpectedMoments, NormalParts, blocks_of_rows
-from sk_itdiffusion.references.parts import affordable_rows
+from sk_itdiffusion.references.parts import affordable_rows, other_columns
 
 __all__ = ["GaussianReference"]
 
@@ -157,6 +158,17 @@ class GaussianReference(ContinuousReference, PlainReference):
         floor = float(self.variances.min())
         return GaussianReference(means[0], floor_eigenvalues(covariances[0], floor))
 
+    def given_each(self, columns: Sequence[int], values: NDArray[np.float64]) -> nn.Module:
+        """Return the normal distributions of the other columns; see `Reference.given_each`."""
+        conditional = self.given(columns, values[0])
+        if conditional is self:
+            return self
+        rows = np.full((len(values), self.n_features), np.nan)
+        rows[:, columns] = values
+        others = other_columns(columns, self.n_features)
+        conditional.mean = torch.from_numpy(self._parts().conditional_means(rows)[0][:, others])
+        return conditional
+
     def _parts(self) -> NormalParts:
         """Return the helper for marginals and conditionals."""
         return NormalParts.of_tensors(self.mean[None], self.variances[None], self.basis[None])
@@ -164,6 +176,13 @@ class GaussianReference(ContinuousReference, PlainReference):
     def _log_prob_of_parts(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the log-densities of the observed entries of rows."""
         return np.asarray(self._parts().log_densities(rows)[0])
+
+    def _log_prob_given(
+        self, rows: NDArray[np.float64], given: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_given, of_others = self._parts().log_densities_given(rows, given)
+        return of_given[0], of_others[0]
 
     def _completed(
         self, rows: NDArray[np.float64], uniform: NDArray[np.float64]

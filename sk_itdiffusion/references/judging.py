@@ -18,6 +18,7 @@ from sk_itdiffusion.references.parts import evaluated_at_places
 
 __all__ = [
     "best_beyond_an_error",
+    "conditional_log_likelihoods",
     "first_rows",
     "log_likelihoods",
     "mean_and_error",
@@ -50,6 +51,36 @@ def log_likelihoods(reference: Reference, X: Array) -> Array:
     with torch.no_grad():
         parts = reference.observed_log_prob(torch.from_numpy(X[~is_complete]))
     found[~is_complete] = parts.numpy()
+    return found
+
+
+def conditional_log_likelihoods(reference: Reference, X: Array, given: NDArray[np.bool_]) -> Array:
+    """Return a reference's log-density of the observed entries that are not given, given others.
+
+    Where nothing is given it is that of `log_likelihoods`, also to the last bit.
+
+    Parameters
+    ----------
+    reference : Reference
+        The reference.
+    X : ndarray of shape (n, n_columns)
+        Rows; NaN for what is missing.
+    given : ndarray of shape (n, n_columns), bool
+        Observed entries that are given.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Log-densities in nats.
+    """
+    has_given = given.any(axis=1)
+    found = np.empty(len(X))
+    if not has_given.all():
+        found[~has_given] = log_likelihoods(reference, X[~has_given])
+    if has_given.any():
+        rows, known = torch.from_numpy(X[has_given]), torch.from_numpy(given[has_given])
+        with torch.no_grad():
+            found[has_given] = reference.conditional_log_prob(rows, known).numpy()
     return found
 
 

@@ -39,6 +39,7 @@ from sk_itdiffusion.references.parts import (
     chosen_by,
     chosen_with_rest,
     log_sum,
+    log_sum_given,
     rows_by_pattern,
 )
 from sk_itdiffusion.references.reference_mixture import ReferenceMixture
@@ -274,25 +275,44 @@ class KernelDensityReference(ContinuousReference):
         )
         return np.asarray((basis * variances) @ basis.T)
 
-    def _log_joint_of_parts(self, rows: Array) -> Iterator[tuple[NDArray[np.intp], Array]]:
-        """Return numbers of rows, and log of weight times density of kernels, (n, n_points)."""
-        points, log_weights = (
-            part.detach().cpu().double().numpy() for part in (self.points, self.log_weights)
-        )
-        covariance = self._double_covariance()
-        patterns, place = rows_by_pattern(np.isnan(rows))
-        size = max(1, _NUMBERS_OF_PAIRS // len(points))
+    def _log_joint_of_parts(
+        self, rows: Array, given: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[np.intp], Array, Array]]:
+        """Return numbers of rows, and what the kernels tell of them, twice (n, n_points).
+
+        It is the logarithm of weight times density of what is given, and the log-density of the
+        other observed entries given this.
+        """
+        log_weights = self.log_weights.detach().cpu().double().numpy()
+        patterns, place = rows_by_pattern(np.hstack([np.isnan(rows), given]))
+        size = max(1, _NUMBERS_OF_PAIRS // self.n_points)
         for number, pattern in enumerate(patterns):
-            kept = np.flatnonzero(~pattern)
-            root = np.linalg.cholesky(covariance[np.ix_(kept, kept)])
-            axes = np.linalg.inv(root)
-            constant = 2.0 * np.log(np.diag(root)).sum() + len(kept) * math.log(2.0 * math.pi)
-            white = points[:, kept] @ axes.T
+            missing, mask = np.split(pattern, 2)
+            known, others = np.flatnonzero(mask), np.flatnonzero(~missing & ~mask)
             here = np.flatnonzero(place == number)
             for part in (here[i : i + size] for i in range(0, len(here), size)):
-                own = one_by_one(axes[None], rows[np.ix_(part, kept)].T[None])[0].T
-                squares = cdist(own, white, "sqeuclidean") if len(kept) else np.zeros((1, 1))
-                yield part, log_weights - 0.5 * (squares + constant) + np.zeros((len(part), 1))
+                of_given = self._log_densities_of_kernels(rows[part], known, known[:0])
+                of_others = self._log_densities_of_kernels(rows[part], others, known)
+                yield part, log_weights + of_given, of_others
+
+    def _log_densities_of_kernels(
+        self, rows: Array, columns: NDArray[np.intp], known: NDArray[np.intp]
+    ) -> Array:
+        """Return log-densities of columns under the kernels, given other columns, (n, n_points)."""
+        if not len(columns):
+            return np.zeros((len(rows), self.n_points))
+        points = self.points.detach().cpu().double().numpy()
+        covariance = self._double_covariance()
+        across = covariance[np.ix_(columns, known)]
+        slope = np.linalg.solve(covariance[np.ix_(known, known)], across.T).T
+        root = np.linalg.cholesky(covariance[np.ix_(columns, columns)] - slope @ across.T)
+        axes = np.linalg.inv(root)
+        axes = np.hstack([axes, -axes @ slope])
+        both = np.concatenate([columns, known])
+        own = one_by_one(axes[None], rows[:, both].T[None])[0].T
+        squares = cdist(own, points[:, both] @ axes.T, "sqeuclidean")
+        constant = 2.0 * np.log(np.diag(root)).sum() + len(columns) * math.log(2.0 * math.pi)
+        return np.asarray(-0.5 * (squares + constant))
 
     def _log_odds_of_parts(self, rows: Array, log_kernels: Array) -> Array:
         """Return logarithms of shares of kernels and background times their densities, (2, n)."""
@@ -303,10 +323,23 @@ class KernelDensityReference(ContinuousReference):
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
         log_kernels = np.empty(len(rows))
-        for part, log_joint in self._log_joint_of_parts(rows):
-            top = log_joint.max(axis=1)
-            log_kernels[part] = top + np.log(np.exp(log_joint - top[:, None]).sum(axis=1))
+        for part, log_joint, _ in self._log_joint_of_parts(rows, ~np.isnan(rows)):
+            log_kernels[part] = log_sum_of_rows(log_joint)
         return log_sum(self._log_odds_of_parts(rows, log_kernels))
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_given, of_others = (np.empty((2, len(rows))) for _ in range(2))
+        of_given[1], of_others[1] = self.background._log_prob_given(rows, given)
+        for part, log_joint, log_others in self._log_joint_of_parts(rows, given):
+            # As in `log_sum_given`.
+            log_share = log_joint - log_joint.max(axis=1, keepdims=True)
+            log_sum_of_shares = log_sum_of_rows(log_share)
+            of_given[0, part] = log_sum_of_rows(log_joint)
+            of_others[0, part] = log_sum_of_rows(log_share + log_others) - log_sum_of_shares
+        share = float(self.background_weight)
+        log_shares = np.array([[math.log1p(-share)], [math.log(share)]])
+        return log_sum_given(of_given + log_shares, of_others)
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""
@@ -314,7 +347,7 @@ class KernelDensityReference(ContinuousReference):
         points = self.points.detach().cpu().double().numpy()
         zero = torch.zeros(1, self.n_features)
         kernel = NormalParts.of_tensors(zero, self.variances[None], self.basis[None])
-        for part, log_joint in self._log_joint_of_parts(rows):
+        for part, log_joint, _ in self._log_joint_of_parts(rows, ~np.isnan(rows)):
             own, numbers = rows[part], uniform[part].copy()
             log_kernels = log_sum(log_joint.T)
             odds = self._log_odds_of_parts(own, log_kernels)
@@ -613,6 +646,12 @@ class KernelDensityReference(ContinuousReference):
         check_same(self.background.n_features, self.n_features, "the features differ")
         if not self.background_weight < 1.0:
             raise ValueError("the weight of the background is 1 or more")
+
+
+def log_sum_of_rows(log_terms: Array) -> Array:
+    """Return the logarithms of the sums of exponentials over the second axis."""
+    top = log_terms.max(axis=1)
+    return np.asarray(top + np.log(np.exp(log_terms - top[:, None]).sum(axis=1)))
 
 
 def _quadratic_table(offsets: Tensor, log_weights: Tensor) -> Tensor:

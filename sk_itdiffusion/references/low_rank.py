@@ -159,7 +159,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         if not known:
             return self
         mean, basis, _, residual = self._numbers()
-        inner, _ = self._inner(known)
+        inner, _ = self._inner(known, self._prior())
         pull = inner @ (basis[known].T @ (numbers - mean[known])) / residual
         return self._of_factor(mean[others] + basis[others] @ pull, basis[others], inner)
 
@@ -171,15 +171,19 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         residual = float(self.residual)
         return mean, basis, variances - residual, residual
 
-    def _inner(self, columns: Sequence[int]) -> tuple[Array, float]:
-        """Return what is left of the covariance along the basis, given columns.
+    def _prior(self) -> Array:
+        """Return the covariance along the basis, less the residual one."""
+        return np.diag(self._numbers()[2])
+
+    def _inner(self, columns: Sequence[int], prior: Array) -> tuple[Array, float]:
+        """Return what is left of a covariance along the basis, given columns.
 
         Also returned is the logarithm of the determinant of these columns' covariance.
         """
-        _, basis, along, residual = self._numbers()
+        _, basis, _, residual = self._numbers()
         known = basis[columns]
-        ratio = np.eye(len(along)) + known.T @ known * (along / residual)
-        inner = along[:, None] * np.linalg.inv(ratio)
+        ratio = np.eye(len(prior)) + known.T @ known @ prior / residual
+        inner = prior @ np.linalg.inv(ratio)
         volume = float(np.linalg.slogdet(ratio)[1]) + len(columns) * math.log(residual)
         return np.asarray(0.5 * (inner + inner.T)), volume
 
@@ -194,21 +198,64 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
-        mean, basis, _, residual = self._numbers()
+        mean, _, _, _ = self._numbers()
         found = np.empty(len(rows))
         patterns, place = rows_by_pattern(np.isnan(rows))
         for number, pattern in enumerate(patterns):
-            kept = np.flatnonzero(~pattern)
-            inner, volume = self._inner(kept.tolist())
-            known = np.ascontiguousarray(basis[kept].T)
-            constant = volume + len(kept) * math.log(2.0 * math.pi)
-            for row in np.flatnonzero(place == number):
-                deviation = rows[row, kept] - mean[kept]
-                projected = known @ deviation
-                explained = projected @ (inner @ projected) / residual
-                squared = (deviation @ deviation - explained) / residual
-                found[row] = -0.5 * (squared + constant)
+            kept, here = np.flatnonzero(~pattern), np.flatnonzero(place == number)
+            deviations = rows[np.ix_(here, kept)] - mean[kept]
+            found[here] = self._log_densities(kept, deviations, self._prior())[0]
         return found
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        mean, basis, _, _ = self._numbers()
+        of_given, of_others = np.empty((2, len(rows)))
+        patterns, place = rows_by_pattern(np.hstack([np.isnan(rows), given]))
+        for number, pattern in enumerate(patterns):
+            missing, mask = np.split(pattern, 2)
+            known, others = np.flatnonzero(mask), np.flatnonzero(~missing & ~mask)
+            here = np.flatnonzero(place == number)
+            inner, _ = self._inner(known.tolist(), self._prior())
+            deviations = rows[np.ix_(here, known)] - mean[known]
+            of_given[here], means = self._log_densities(known, deviations, self._prior())
+            far = basis[others] @ means[:, :, None]
+            deviations = rows[np.ix_(here, others)] - mean[others] - far[:, :, 0]
+            of_others[here] = self._log_densities(others, deviations, inner)[0]
+        return of_given, of_others
+
+    def _log_densities(
+        self, columns: NDArray[np.intp], deviations: Array, prior: Array
+    ) -> tuple[Array, Array]:
+        """Return log-densities of deviations of columns, and what they tell along the basis.
+
+        Parameters
+        ----------
+        columns : ndarray of shape (n_kept,), int
+            Numbers of the columns.
+        deviations : ndarray of shape (n_rows, n_kept)
+            Their values less their means.
+        prior : ndarray of shape (rank, rank)
+            Covariance along the basis, less the residual one.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_rows,)
+            Log-densities.
+        means : ndarray of shape (n_rows, rank)
+            Conditional means along the basis.
+        """
+        _, basis, _, residual = self._numbers()
+        inner, volume = self._inner(columns.tolist(), prior)
+        known = np.ascontiguousarray(basis[columns].T)
+        constant = volume + len(columns) * math.log(2.0 * math.pi)
+        log_density, means = np.empty(len(deviations)), np.empty((len(deviations), len(prior)))
+        for row, deviation in enumerate(deviations):
+            projected = known @ deviation
+            means[row] = inner @ projected / residual
+            squared = (deviation @ deviation - projected @ means[row]) / residual
+            log_density[row] = -0.5 * (squared + constant)
+        return log_density, means
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""
@@ -217,7 +264,7 @@ class LowRankGaussianReference(ContinuousReference, PlainReference):
         patterns, place = rows_by_pattern(np.isnan(rows))
         for number, pattern in enumerate(patterns):
             kept, others = np.flatnonzero(~pattern), np.flatnonzero(pattern)
-            inner, _ = self._inner(kept.tolist())
+            inner, _ = self._inner(kept.tolist(), self._prior())
             axes, variances = factorised(basis[others], inner)
             longer = np.sqrt(np.maximum(variances + residual, 0.0)) - math.sqrt(residual)
             for row in np.flatnonzero(place == number):

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.mixture import GaussianMixture
-from torch import Tensor
+from torch import Tensor, nn
 
 from sk_itdiffusion.channel import noise_scale, signal_scale
 from sk_itdiffusion.persistence import stored
@@ -35,7 +35,12 @@ from sk_itdiffusion.references.gaussian import (
     floor_eigenvalues,
 )
 from sk_itdiffusion.references.normal_parts import NormalParts
-from sk_itdiffusion.references.parts import chosen_by, log_sum
+from sk_itdiffusion.references.parts import (
+    checked_columns,
+    chosen_by,
+    log_sum,
+    log_sum_given,
+)
 
 __all__ = ["GaussianMixtureReference"]
 
@@ -210,10 +215,30 @@ class GaussianMixtureReference(ContinuousReference):
         log_weights = self.log_weights.detach().cpu().double() + log_density
         return mixture_given(self, known, others, numbers, log_weights)
 
+    def given_each(self, columns: Sequence[int], values: Array) -> nn.Module:
+        """Return the mixture of the components' conditionals of each point.
+
+        See `Reference.given_each`.
+        """
+        known = checked_columns(columns, self.n_features)
+        if not known:
+            return self
+        rows = np.full((len(values), self.n_features), np.nan)
+        rows[:, known] = values
+        log_densities = torch.from_numpy(normal_parts(self).log_densities(rows))
+        log_weights = self.log_weights.detach().cpu().double() + log_densities.T
+        return MixtureOfEachPoint.of_rows(self, rows, log_weights)
+
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
         log_weights = self.log_weights.detach().cpu().double().numpy()
         return log_sum(normal_parts(self).log_densities(rows) + log_weights[:, None])
+
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        log_weights = self.log_weights.detach().cpu().double().numpy()
+        of_given, of_others = normal_parts(self).log_densities_given(rows, given)
+        return log_sum_given(of_given + log_weights[:, None], of_others)
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""
@@ -263,7 +288,8 @@ class GaussianMixtureReference(ContinuousReference):
         # Powers of two are faster than exponentials.
         weight = ((log_joint - top) / math.log(2.0)).exp2()
         mass = weight.sum(1, keepdim=True)
-        noise = self._average_noise(weight, whitened, noise_scale(logsnr)[:, None] / mass, back)
+        weighted = product(whitened, weight[:, None, :])
+        noise = self._sum_of_noise(weighted, noise_scale(logsnr)[:, None] / mass, back)
         return (top + mass.log())[:, 0], noise
 
     def noisy_components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,8 +323,9 @@ class GaussianMixtureReference(ContinuousReference):
         spread = variances + noise.square()[:, None, None]
         constant = self.log_weights - 0.5 * self._log_volume(spread)
         projected = self._project(z, signal[of_level], axes)
-        whitened = projected * spread.reciprocal().index_select(0, of_level)
-        log_joint = constant.index_select(0, of_level) - 0.5 * (projected * whitened).sum(1)
+        whitened = product(spread.reciprocal().index_select(0, of_level), projected)
+        squares = product(projected, whitened).sum(1)
+        log_joint = constant.index_select(0, of_level) - 0.5 * squares
         return log_joint, whitened
 
     def average_noise(self, posterior: Tensor, whitened: Tensor, logsnr: Tensor) -> Tensor:
@@ -318,17 +345,17 @@ class GaussianMixtureReference(ContinuousReference):
         Tensor of shape (B, d)
             The predicted noise.
         """
-        return self._average_noise(posterior, whitened, noise_scale(logsnr)[:, None], self._back())
+        weighted = posterior[:, None, :] * whitened
+        return self._sum_of_noise(weighted, noise_scale(logsnr)[:, None], self._back())
 
     def _back(self) -> Tensor:
         """Return the matrix that maps numbers in the eigenbases to points, (d, d * K)."""
         return self.basis.permute(1, 2, 0).reshape(self.n_features, -1)
 
     @staticmethod
-    def _average_noise(weight: Tensor, whitened: Tensor, factor: Tensor, back: Tensor) -> Tensor:
-        weighted = (weight[:, None, :] * whitened).flatten(1)
+    def _sum_of_noise(weighted: Tensor, factor: Tensor, back: Tensor) -> Tensor:
         # In the other order the last bits would depend on the place in the batch.
-        return factor * (weighted @ back.T)
+        return factor * (weighted.flatten(1) @ back.T)
 
     def component_log_prob(self, x: Tensor, added_variance: float = 0.0) -> Tensor:
         """Return the components' log-densities of points.
@@ -516,6 +543,72 @@ class GaussianMixtureReference(ContinuousReference):
         shapes = {"log_weights": "k", "means": "kd", "variances": "kd", "basis": "kdd"}
         check_buffers(self, shapes)
         checked_number_of_wide(self.n_wide, self.n_components)
+
+
+class MixtureOfEachPoint(GaussianMixtureReference):
+    """Denoiser of points with mixtures of their own, which have the covariances in common.
+
+    Of what a reference has, only the denoiser and what it is made of are those of the points.
+    """
+
+    centers: Tensor
+    log_weights_of_points: Tensor
+
+    @classmethod
+    def of_rows(
+        cls, mixture: GaussianMixtureReference, rows: Array, log_weights: Tensor
+    ) -> MixtureOfEachPoint:
+        """Return the denoiser of columns of a mixture, given others.
+
+        Parameters
+        ----------
+        mixture : GaussianMixtureReference
+            The mixture.
+        rows : ndarray of shape (n_points, n_columns)
+            Values of the same given columns for each point, NaN in the others.
+        log_weights : Tensor of shape (n_points, n_components)
+            Logarithms of the components' weights, up to a number for each point.
+
+        Returns
+        -------
+        MixtureOfEachPoint
+            The denoiser.
+        """
+        others = np.flatnonzero(np.isnan(rows[0])).tolist()
+        known = np.flatnonzero(~np.isnan(rows[0])).tolist()
+        parts = normal_parts(mixture)
+        means = torch.from_numpy(parts.conditional_means(rows)[:, :, others])
+        covariances = parts.given(known, others, rows[0, known])[1]
+        equal = torch.zeros(len(means), dtype=torch.float64)
+        centered = mixture_of_parts(mixture, equal, np.zeros_like(means[:, 0]), covariances)
+        made = cls.from_config(**centered.config())
+        for name, buffer in centered.named_buffers():
+            setattr(made, name, buffer)
+        made.register_buffer("centers", (means @ centered.basis).permute(1, 2, 0))
+        made.register_buffer("log_weights_of_points", log_weights.log_softmax(1))
+        return made
+
+    def _project(
+        self, points: Tensor, signal: Tensor | None = None, axes: Tensor | None = None
+    ) -> Tensor:
+        factor = 1.0 if signal is None else signal[:, None, None]
+        return super()._project(points, signal, axes) - factor * self.centers
+
+    def _noisy_components(self, z: Tensor, logsnr: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+        log_joint, whitened = super()._noisy_components(z, logsnr, axes)
+        return log_joint + self.log_weights_of_points, whitened
+
+    def density_and_noise(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-densities of noisy points and the predicted noise."""
+        return self._density_and_noise(z, logsnr, self._axes(), self._back())
+
+
+def product(first: Tensor, second: Tensor) -> Tensor:
+    """Return a product, in the memory of the first factor unless gradients are asked for.
+
+    To ask for memory takes longer than to multiply.
+    """
+    return first * second if first.requires_grad or second.requires_grad else first.mul_(second)
 
 
 def normal_parts(mixture: GaussianMixtureReference) -> NormalParts:

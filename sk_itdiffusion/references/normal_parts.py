@@ -8,7 +8,8 @@ its deviation from the mean, with zeros where entries are missing,
 
 and the quadratic form of the observed part is that of the row whose missing entries have their
 conditional means.  So the work for a pattern of missing entries is that of a matrix of as many
-columns as are missing, and there may be thousands of patterns.
+columns as are missing, and there may be thousands of patterns.  The density of some entries given
+others is that of their deviation from the conditional mean, with zeros where entries are given.
 """
 
 from __future__ import annotations
@@ -104,7 +105,46 @@ class NormalParts:
         """
         found = np.empty((self.n_components, len(X)))
         for block in blocks_of_rows(X, self.n_components):
-            found[:, block.rows] = self._expected(X, block, one_by_one)[0]
+            deviation, _, volume = self._expected(self._deviations(X, block), block, one_by_one)
+            found[:, block.rows] = self._log_densities(deviation, volume, one_by_one)
+        return found
+
+    def log_densities_given(self, X: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return the log-densities of given entries of rows, and of the others given these.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_rows, d)
+            Rows; NaN for what is missing.
+        given : ndarray of shape (n_rows, d), bool
+            Observed entries that are given.
+
+        Returns
+        -------
+        of_given, of_others : ndarray of shape (n_components, n_rows)
+            Log-densities, of which those of a row do not depend on the other rows to the last bit.
+            What is given, however far out, does not make the second ones less exact, since these
+            are no differences of log-densities.
+        """
+        of_given, of_others = np.empty((2, self.n_components, len(X)))
+        known = np.where(given, X, np.nan)
+        for block in blocks_of_rows(known, self.n_components):
+            rows = X[block.rows]
+            deviation, _, volume = self._expected(self._deviations(known, block), block, one_by_one)
+            of_given[:, block.rows] = self._log_densities(deviation, volume, one_by_one)
+            residual = np.nan_to_num(rows.T - self.means[:, :, None] - deviation)
+            for part in blocks_of_rows(rows, self.n_components):
+                both, _, of_both = self._expected(residual[:, :, part.rows], part, one_by_one)
+                found = self._log_densities(both, of_both - volume[:, part.rows], one_by_one)
+                of_others[:, block.rows[part.rows]] = found
+        return of_given, of_others
+
+    def conditional_means(self, X: Array) -> Array:
+        """Return rows whose missing entries have their conditional means, (n_components, n, d)."""
+        found = np.empty((self.n_components, *X.shape))
+        for block in blocks_of_rows(X, self.n_components):
+            deviation, _, _ = self._expected(self._deviations(X, block), block, one_by_one)
+            found[:, block.rows] = np.swapaxes(deviation + self.means[:, :, None], 1, 2)
         return found
 
     def given(
@@ -200,7 +240,8 @@ class NormalParts:
         total = 0.0
         log_terms = np.broadcast_to(log_terms, (n_components, len(X)))
         for block in blocks:
-            log_density, deviation, spread = self._expected(X, block, np.matmul)
+            deviation, spread, volume = self._expected(self._deviations(X, block), block, np.matmul)
+            log_density = self._log_densities(deviation, volume, np.matmul)
             log_joint = log_density + log_terms[:, block.rows]
             top = log_joint.max(axis=0)
             log_row = top + np.log(np.exp(log_joint - top).sum(axis=0))
@@ -256,42 +297,60 @@ class NormalParts:
         along = np.einsum("kmr,krmn,knr->kr", pull, spread[:, block.pattern], pull, optimize=True)
         return np.asarray(np.square(squares + trace) + 2.0 * of_products + 4.0 * along)
 
+    def _deviations(self, X: Array, block: Block) -> Array:
+        """Return a block's rows less the means, 0 where entries are missing, (K, d, n_rows)."""
+        return np.asarray(np.nan_to_num(X[block.rows].T - self.means[:, :, None]), np.float64)
+
     def _expected(
-        self, X: Array, block: Block, product: Callable[[Array, Array], Array]
+        self, deviation: Array, block: Block, product: Callable[[Array, Array], Array]
     ) -> tuple[Array, Array, Array]:
         """Return what is known of a block's rows under each component.
 
+        Parameters
+        ----------
+        deviation : ndarray of shape (n_components, d, n_rows)
+            The rows less the means, 0 where entries are missing; it is overwritten.
+        block : Block
+            The rows.
+        product : callable
+            Product of matrices and vectors.
+
         Returns
         -------
-        log_density : ndarray of shape (n_components, n_rows)
-            Log-densities of the observed entries.
         deviation : ndarray of shape (n_components, d, n_rows)
             Conditional means of the rows less the means.
         spread : ndarray of shape (n_components, n_patterns, m, m)
             Conditional covariances of what is missing.
+        volume : ndarray of shape (n_components, n_rows)
+            Logarithms of the determinants of 2 pi times the covariances of what is observed.
         """
-        deviation = np.nan_to_num(X[block.rows].T - self.means[:, :, None])
         columns, place = block.holes
         holes = block.columns
         inner = self.precisions[:, holes[:, :, None], holes[:, None, :]]
         spread: Array = inner
-        log_volume: Array = np.zeros((1, 1))
+        n_observed = deviation.shape[1] - holes.shape[1]
+        volume = self.log_determinants[:, None] + n_observed * math.log(2.0 * math.pi)
+        volume = volume + np.zeros((1, deviation.shape[2]))
         if holes.shape[1]:
             spread = np.asarray(np.linalg.inv(inner), np.float64)
-            log_volume = np.asarray(np.linalg.slogdet(inner)[1], np.float64)[:, block.pattern]
+            volume += np.asarray(np.linalg.slogdet(inner)[1], np.float64)[:, block.pattern]
             pull = product(self.precisions, deviation)[:, columns, place]
             towards = np.zeros_like(pull)
             for j in range(holes.shape[1]):
                 of_row = np.swapaxes(spread[:, :, :, j][:, block.pattern], 1, 2)
                 towards += of_row * pull[:, j, None]
             deviation[:, columns, place] = -towards
+        return deviation, spread, volume
+
+    def _log_densities(
+        self, deviation: Array, volume: Array, product: Callable[[Array, Array], Array]
+    ) -> Array:
+        """Return log-densities of rows less the means, of logarithms of volumes, (K, n_rows)."""
         squares = np.square(product(np.swapaxes(self.whitening, 1, 2), deviation))
         total = np.zeros_like(squares[:, 0])
         for j in range(squares.shape[1]):
             total += squares[:, j]
-        n_observed = X.shape[1] - holes.shape[1]
-        total += self.log_determinants[:, None] + log_volume + n_observed * math.log(2.0 * math.pi)
-        return -0.5 * total, deviation, spread
+        return np.asarray(-0.5 * (total + volume))
 
 
 def blocks_of_rows(X: Array, n_components: int) -> list[Block]:
@@ -308,5 +367,6 @@ def one_by_one(matrices: Array, vectors: Array) -> Array:
     """Return matrices (K, e, d) times vectors (K, d, n), each of which is multiplied by itself."""
     found = np.zeros((len(matrices), matrices.shape[1], vectors.shape[2]))
     for j in range(vectors.shape[1]):
-        found += matrices[:, :, j, None] * vectors[:, None, j]
+        if vectors[:, j].any():
+            found += matrices[:, :, j, None] * vectors[:, None, j]
     return found

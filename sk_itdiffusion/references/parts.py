@@ -29,6 +29,7 @@ __all__ = [
     "chosen_with_rest",
     "evaluated_at_places",
     "log_sum",
+    "log_sum_given",
     "other_columns",
     "rows_by_pattern",
 ]
@@ -193,6 +194,27 @@ def log_sum(log_terms: Array) -> Array:
     for term in log_terms:
         total += np.exp(term - top)
     return np.asarray(top + np.log(total))
+
+
+def log_sum_given(log_joint: Array, log_conditional: Array) -> tuple[Array, Array]:
+    """Return a mixture's log-density of what is given, and of other entries given this.
+
+    Parameters
+    ----------
+    log_joint : ndarray of shape (n_components, n_rows)
+        Logarithms of weights times densities of what is given.
+    log_conditional : ndarray of shape (n_components, n_rows)
+        Log-densities of the other entries given this.
+
+    Returns
+    -------
+    of_given, of_others : ndarray of shape (n_rows,)
+        Log-densities.  The second ones are means over probabilities of the components that sum to
+        1, however small the first ones are.
+    """
+    log_share = log_joint - log_joint.max(axis=0)
+    of_others = log_sum(log_share + log_conditional) - log_sum(log_share)
+    return log_sum(log_joint), of_others
 
 
 def chosen_by(uniform: Array, log_terms: Array) -> Index:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from sk_itdiffusion._table.rows import WeightedRows
@@ -25,7 +24,7 @@ from sk_itdiffusion.persistence.checks import check_in_range, check_same, check_
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.buffers import as_float_tensor
 from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.parts import chosen_with_rest, log_sum
+from sk_itdiffusion.references.parts import chosen_with_rest, log_sum, log_sum_given
 
 __all__ = ["ReferenceMixture"]
 
@@ -253,6 +252,12 @@ class ReferenceMixture(Reference):
         """Return the log-densities of the observed entries of rows."""
         return log_sum(self._log_joint_of_parts(rows))
 
+    def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return log-densities of given entries of rows, and of the others given these."""
+        of_members = [reference._log_prob_given(rows, given) for reference in self.references]
+        of_given, of_others = (np.stack(parts) for parts in zip(*of_members, strict=True))
+        return log_sum_given(of_given + self._log_weights()[:, None], of_others)
+
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""
         log_joint = self._log_joint_of_parts(rows)
@@ -330,6 +335,7 @@ def fitted_log_weights(scores: Array, share: Array) -> Array:
         Logarithms.
     """
     log_weights = np.full(len(scores), -math.log(len(scores)))
+    log_share = np.log(share)
     before = -math.inf
     for _ in range(_MAX_STEPS):
         log_row = log_sum(scores + log_weights[:, None])
@@ -338,5 +344,7 @@ def fitted_log_weights(scores: Array, share: Array) -> Array:
             break
         before = now
         # Each weight is multiplied by how much more likely than the mixture its member is.
-        log_weights = log_weights + logsumexp(scores - log_row, axis=1, b=share)
+        terms = scores - log_row + log_share
+        top = terms.max(axis=1)
+        log_weights = log_weights + top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
     return np.asarray(log_weights)
