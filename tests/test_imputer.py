@@ -1,6 +1,7 @@
 """Imputation: values from the conditional distribution, tables as they were, Rubin's rules."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 
 from sk_itdiffusion import IMMSEDensity, IMMSEImputer, IMMSEMixedDensity, load
+from sk_itdiffusion._estimators.entries import recoded
 from sk_itdiffusion.imputation import PooledEstimate
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
@@ -101,7 +103,7 @@ def table_of_kinds(n_rows=600, seed=0):
 @pytest.mark.parametrize("strategy", others_slow(["median", "sample", "mean", "mode"], 2))
 def test_categories_stay_categories(strategy, usual_fits):
     table, holes = table_of_kinds()
-    imputer = IMMSEImputer(strategy=strategy, n_draws=20, n_fits=1, random_state=0)
+    imputer = IMMSEImputer(strategy=strategy, n_draws=20, n_fits=2, random_state=0)
     filled = imputer.fit_transform(holes)
     assert isinstance(filled, pd.DataFrame)
     assert filled.index.equals(table.index)
@@ -354,3 +356,20 @@ def test_several_fits_spread_by_what_the_rows_leave_open():
     error = np.sqrt((1.0 + (6.0 - x.mean()) ** 2 / x.var()) / n)
     # A standard deviation of twelve numbers has a relative error of a fifth.
     assert 0.4 < np.std(centers, ddof=1) / error < 1.8
+
+
+def test_fits_number_categories_in_their_own_order():
+    """Codes of one fit are translated into those of another one, and back."""
+    first, second = (
+        SimpleNamespace(
+            _encoder=SimpleNamespace(
+                columns=[SimpleNamespace(categories=None), SimpleNamespace(categories=labels)]
+            )
+        )
+        for labels in (["a", "b", "c"], ["c", "a", "b"])
+    )
+    values = np.array([[0.5, 0.0], [1.5, 2.0], [np.nan, np.nan], [2.0, -1.0]])
+    found = recoded(values, first, second)
+    np.testing.assert_array_equal(found[:, 1], [1.0, 0.0, np.nan, -1.0])
+    np.testing.assert_array_equal(found[:, 0], values[:, 0])
+    np.testing.assert_array_equal(recoded(np.stack([found] * 2), second, first)[1], values)

@@ -19,12 +19,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from sk_itdiffusion._estimators.base import check_columns, long_call
+from sk_itdiffusion._estimators.entries import recoded, with_entries
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._runtime.progress import Progress, stretch_of_progress
 from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.reading import read_table, without_tensors
+from sk_itdiffusion._table.reading import read_table
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion.persistence import SaveMixin, stored
 from sk_itdiffusion.persistence.checks import check_in_range
@@ -487,9 +488,14 @@ class IMMSEImputer(
                 continue
             seed = int(np.random.SeedSequence([self._seed, member]).generate_state(1)[0])
             with stretch_of_progress(member / n_fits, (member + 1) / n_fits):
-                drawn[own] = density._model.complete(
-                    values, len(own), seed, equal_rows_differ, numbers[own[0]] // n_fits
+                found = density._model.complete(
+                    recoded(values, self.density_, density),
+                    len(own),
+                    seed,
+                    equal_rows_differ,
+                    int(numbers[own[0]]) // n_fits,
                 )
+            drawn[own] = recoded(found, density, self.density_)
         return drawn
 
     def _draws(self, values: Array, n_draws: int, name: str) -> Iterator[Array]:
@@ -614,87 +620,3 @@ def densest(values: Array) -> float:
     if len(values) < 3 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return float(np.median(values))
     return float(values[gaussian_kde(values)(values).argmax()])
-
-
-def with_entries(X: Any, missing: Mask, entries: Any) -> Any:
-    """Return a table with its missing entries taken from another table.
-
-    Parameters
-    ----------
-    X : array-like or data frame of shape (n_samples, n_features)
-        Table.
-    missing : ndarray of shape (n_samples, n_features), bool
-        Which entries to take.
-    entries : ndarray or data frame of shape (n_samples, n_features)
-        The other table.
-
-    Returns
-    -------
-    ndarray or data frame of shape (n_samples, n_features)
-        The table.
-    """
-    if isinstance(X, pd.DataFrame):
-        return _in_pandas(X, missing, entries)
-    if hasattr(X, "columns"):
-        return _in_polars(X, missing, entries)
-    array = np.asarray(without_tensors(X))
-    if array.dtype.kind not in "fO":
-        array = read_table(X).frame.to_numpy()
-    found = np.asarray(entries.to_numpy() if hasattr(entries, "to_numpy") else entries)
-    if array.dtype.kind == "f":
-        return np.where(missing, found, array).astype(array.dtype)
-    if not missing.any():
-        return array
-    return np.where(missing, found.astype(object), array)
-
-
-def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
-    columns = []
-    for j in range(X.shape[1]):
-        column = X.iloc[:, j]
-        if missing[:, j].any():
-            found = _pandas_column(entries, j)
-            if isinstance(column.dtype, pd.CategoricalDtype):
-                column = column.cat.add_categories(
-                    [each for each in found.unique() if each not in column.cat.categories]
-                )
-                found = found.astype(column.dtype)
-            elif column.isna().all() and column.dtype != found.dtype:
-                column = column.astype(object)
-            if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
-                found = found.astype(column.dtype)
-            column = column.where(~missing[:, j], found.set_axis(X.index))
-        columns.append(column)
-    frame = pd.concat(columns, axis=1)
-    frame.columns = X.columns
-    return frame
-
-
-def _pandas_column(entries: Any, j: int) -> pd.Series:
-    """Return a column of a table that a density has returned."""
-    if isinstance(entries, pd.DataFrame):
-        return entries.iloc[:, j]
-    values = entries[:, j]
-    return pd.Series(values.to_list() if hasattr(values, "to_list") else values)
-
-
-def _in_polars(X: Any, missing: Mask, entries: Any) -> Any:
-    import polars
-
-    columns = []
-    for j, name in enumerate(X.columns):
-        column = X[name]
-        if missing[:, j].any():
-            mask = polars.Series(missing[:, j])
-            found = entries[:, j] if hasattr(entries, "schema") else None
-            if found is None:
-                found = polars.Series(name, _pandas_column(entries, j).tolist())
-            if column.dtype == polars.Null:
-                column = column.cast(found.dtype)
-            elif isinstance(column.dtype, polars.Enum):
-                known = column.dtype.categories.to_list()
-                new = [each for each in found.unique().to_list() if each not in known]
-                column = column.cast(polars.Enum([*known, *new]))
-            column = found.cast(column.dtype).zip_with(mask, column).alias(name)
-        columns.append(column)
-    return polars.DataFrame(columns)
