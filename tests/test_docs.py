@@ -47,8 +47,8 @@ def short_work(monkeypatch):
     """Make networks small, and trainings, searches and integrals short; all else is as it is."""
     settings, tolerance = TableEstimator._settings, DensityEstimator._tolerance
 
-    def few_steps(estimator):
-        asked = settings(estimator)
+    def few_steps(estimator, *arguments):
+        asked = settings(estimator, *arguments)
         epochs = min(asked.training.max_epochs, 1)
         return asked.changed(max_epochs=epochs, steps_per_epoch=2, hidden_size=8, n_blocks=1)
 
