@@ -138,6 +138,20 @@ def test_categories_of_a_right_model_are_near_the_truth():
     assert divergence(estimator, classes, 1000, 0)[0] < 0.03
 
 
+def test_locations_are_judged_by_the_density_of_their_residuals():
+    """Errors that are small for the squares of residuals are large in narrow modes."""
+    rng = np.random.default_rng(0)
+    exact = rng.uniform(-1.0, 1.0, 2000)
+    target = exact + np.where(rng.random(2000) < 0.4, -1.0, 1.0) + 0.1 * rng.normal(size=2000)
+    table = np.column_stack([exact + 0.1 * rng.normal(size=2000), exact])
+    rows = WeightedRows(target[:, None], np.ones(2000), group=np.arange(2000))
+    half = np.array([0.5, 0.5])
+    # Of a model of scales that says nothing, nothing follows.
+    log_scale = 0.5 * rng.normal(size=2000)
+    share = base_model.single_if_as_good(half, table, target, rows, log_scale)
+    np.testing.assert_array_equal(share, [0.0, 1.0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "draw", [heteroscedastic, heavy_tailed, bimodal, classes], ids=lambda f: f.__name__

@@ -42,7 +42,8 @@ from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_sta
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.judging import mean_and_error
+from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
+from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
 
 __all__ = [
     "BaseModel",
@@ -84,6 +85,9 @@ _ROWS_FOR_NEURAL = 500
 #: Rows of a fold from which models that are not chosen in it, or have less than a weight, are not
 #: fitted again.
 _ROWS_TO_LEAVE_OUT, _LEAST_WEIGHT = 500, 0.05
+#: Components of the mixture by which residuals of several models are compared, at most, and rows
+#: for each.
+_COMPONENTS_TO_JUDGE, _ROWS_OF_A_COMPONENT = 4, 25
 #: Factor of the equation by which weights sum to 1.
 _FIRM = 1e3
 #: Rows in the leaves of the trees that predict scales: single squares say next to nothing.
@@ -484,7 +488,8 @@ def stacked(
 ) -> tuple[list[Candidate], Array, Array]:
     """Return the regressors that have a weight, their weights, and the mean out of fold.
 
-    Those that have none in a first fold of many rows are not fitted to the others.
+    Those that have none in a first fold of many rows, nor the likeliest residuals in it, are not
+    fitted to the others.
     """
 
     def predict(chosen: Sequence[Candidate], parts: Folds) -> list[Array]:
@@ -499,9 +504,12 @@ def stacked(
     else:
         begun = np.column_stack(predict(candidates, folds[:1]))
         share = stacking_shares(begun[first], target[first], rows.weight[first])
-        left = [each for each, own in zip(candidates, share, strict=True) if own > 0.0]
+        own = rows.weight[first] / rows.weight[first].sum()
+        tried = log_likelihoods_of_residuals(0.0, target[first, None] - begun[first], own)
+        is_left = (share > 0.0) | (np.arange(len(share)) == np.argmax(tried @ own))
+        left = [each for each, stays in zip(candidates, is_left, strict=True) if stays]
         table = np.column_stack(predict(left, folds[1:]))
-        table[first] = begun[first][:, share > 0.0]
+        table[first] = begun[first][:, is_left]
     precision = expected_precision(table, features, target, rows, folds, seed)
     share = stacking_shares(table, target, rows.weight * precision)
     share = single_if_as_good(share, table, target, rows, -0.5 * np.log(precision))
@@ -556,13 +564,16 @@ def single_if_as_good(
 ) -> Array:
     """Return all weight on the best single model, unless the mean is better by a standard error.
 
-    A squared error counts rows with large residuals most, and a density those with small ones, for
-    which a mean of a good model and others is worse than the good one.
+    A squared error counts rows with large residuals most, and a density those with small ones, or
+    in narrow modes, for which a mean of a good model and others is worse than the good one.
     """
-    table = np.column_stack([table, table @ share])
-    tried = np.stack(
-        [log_likelihoods_of_scale(log_scale, target - each, rows.share) for each in table.T]
+    residuals = target[:, None] - np.column_stack([table, table @ share])
+    with_scale, without = (
+        log_likelihoods_of_residuals(each, residuals, rows.share) for each in (log_scale, 0.0)
     )
+    # Scales that say nothing are not used later either.
+    is_better = with_scale @ rows.share > without @ rows.share
+    tried = np.where(is_better[:, None], with_scale, without)
     best = int(np.argmax(tried[:-1] @ rows.share))
     mean, error = mean_and_error(tried[-1] - tried[best], rows.share, source=rows.unit)
     return share if mean > error else np.eye(len(share))[best]
@@ -596,6 +607,36 @@ def likeliest_strength(log_scale: Array, residual: Array, rows: WeightedRows) ->
         if mean <= error:
             return float(strength)
     return float(STRENGTHS[best])
+
+
+def log_likelihoods_of_residuals(log_scale: Array | float, residuals: Array, share: Array) -> Array:
+    """Return log-likelihoods of residuals under mixtures of normal distributions.
+
+    Parameters
+    ----------
+    log_scale : ndarray of shape (n,) or float
+        Logarithms of the scales of the rows.
+    residuals : ndarray of shape (n, n_models)
+        Residuals of each model.
+    share : ndarray of shape (n,)
+        Weights of the rows, which sum to 1.
+
+    Returns
+    -------
+    ndarray of shape (n_models, n)
+        Log-likelihoods, in nats, each under a mixture of its own residuals.
+    """
+    n_components = min(_COMPONENTS_TO_JUDGE, max(1, len(share) // _ROWS_OF_A_COMPONENT))
+    found = np.empty((residuals.shape[1], len(share)))
+    for of_model, residual in zip(found, residuals.T, strict=True):
+        ratio = residual * np.exp(-np.asarray(log_scale))
+        width = max(float(np.sqrt(share @ ratio**2)), float(np.finfo(np.float64).tiny))
+        rows = ratio[:, None] / width
+        mixture = fit_gaussian_mixture(
+            rows, n_components, np.random.RandomState(0), sample_weight=share * len(share)
+        )
+        of_model[:] = log_likelihoods(mixture, rows) - math.log(width) - log_scale
+    return found
 
 
 def log_likelihoods_of_scale(log_scale: Array, residual: Array, share: Array) -> Array:
