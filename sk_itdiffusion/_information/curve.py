@@ -92,7 +92,7 @@ def noisy_information(density: Any, values: Array, roles: Roles, logsnr: Array) 
     model = density._model
     standardized = model.space.standardized(values)
     rows = torch.from_numpy(model.space.rows(standardized)[0])
-    place = {int(j): n for n, j in enumerate([*model.space.continuous, *model.space.discrete])}
+    place = {int(j): n for n, j in enumerate(model.space.in_rows)}
     own = coordinates(model.space.layout)
     keys = spawn_keys(row_keys(standardized, model.seeds.scoring), model.space.layout.n_points)
     eps = torch.from_numpy(ndtri(hash_uniform(keys, 12)))

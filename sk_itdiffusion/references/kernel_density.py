@@ -40,6 +40,7 @@ from sk_itdiffusion.references.parts import (
     chosen_with_rest,
     log_sum,
     log_sum_given,
+    log_sum_of_rows,
     rows_by_pattern,
 )
 from sk_itdiffusion.references.reference_mixture import ReferenceMixture
@@ -646,12 +647,6 @@ class KernelDensityReference(ContinuousReference):
         check_same(self.background.n_features, self.n_features, "the features differ")
         if not self.background_weight < 1.0:
             raise ValueError("the weight of the background is 1 or more")
-
-
-def log_sum_of_rows(log_terms: Array) -> Array:
-    """Return the logarithms of the sums of exponentials over the second axis."""
-    top = log_terms.max(axis=1)
-    return np.asarray(top + np.log(np.exp(log_terms - top[:, None]).sum(axis=1)))
 
 
 def _quadratic_table(offsets: Tensor, log_weights: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ __all__ = [
     "evaluated_at_places",
     "log_sum",
     "log_sum_given",
+    "log_sum_of_rows",
     "other_columns",
     "rows_by_pattern",
 ]
@@ -194,6 +195,12 @@ def log_sum(log_terms: Array) -> Array:
     for term in log_terms:
         total += np.exp(term - top)
     return np.asarray(top + np.log(total))
+
+
+def log_sum_of_rows(log_terms: Array) -> Array:
+    """Return the logarithms of the sums of exponentials over the second axis."""
+    top = log_terms.max(axis=1)
+    return np.asarray(top + np.log(np.exp(log_terms - top[:, None]).sum(axis=1)))
 
 
 def log_sum_given(log_joint: Array, log_conditional: Array) -> tuple[Array, Array]:

@@ -24,7 +24,12 @@ from sk_itdiffusion.persistence.checks import check_in_range, check_same, check_
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.buffers import as_float_tensor
 from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.parts import chosen_with_rest, log_sum, log_sum_given
+from sk_itdiffusion.references.parts import (
+    chosen_with_rest,
+    log_sum,
+    log_sum_given,
+    log_sum_of_rows,
+)
 
 __all__ = ["ReferenceMixture"]
 
@@ -344,7 +349,5 @@ def fitted_log_weights(scores: Array, share: Array) -> Array:
             break
         before = now
         # Each weight is multiplied by how much more likely than the mixture its member is.
-        terms = scores - log_row + log_share
-        top = terms.max(axis=1)
-        log_weights = log_weights + top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
+        log_weights = log_weights + log_sum_of_rows(scores - log_row + log_share)
     return np.asarray(log_weights)
