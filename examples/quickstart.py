@@ -29,13 +29,13 @@ runs.
 #     Mean log-likelihood of 143 other tumours, nats per row:
 #
 #       KernelDensity                  11.75 +- 2.35     0.4 s
-#       KernelDensity, Yeo-Johnson     18.10 +- 1.15     0.7 s
-#       GaussianMixture                31.27 +- 3.89     4.1 s
-#       GaussianMixture, Yeo-Johnson   41.45 +- 1.75     4.6 s
-#       IMMSEDensity(max_epochs=0)     43.84 +- 1.34     4.0 s
-#       IMMSEDensity                   44.64 +- 1.41    29.5 s
+#       KernelDensity, Yeo-Johnson     18.10 +- 1.15     0.6 s
+#       GaussianMixture                31.27 +- 3.89     3.5 s
+#       GaussianMixture, Yeo-Johnson   41.45 +- 1.75     3.9 s
+#       IMMSEDensity(max_epochs=0)     44.04 +- 1.28     3.9 s
+#       IMMSEDensity                   44.80 +- 1.36    22.7 s
 #
-#     IMMSEDensity is ahead of the best of scikit-learn's by 3.18 +- 0.76 nats per row.
+#     IMMSEDensity is ahead of the best of scikit-learn's by 3.35 +- 0.72 nats per row.
 
 import argparse
 import time
