@@ -628,6 +628,40 @@ def test_draws_of_arrays_have_the_conditional_law():
     assert not np.isin(other, draws).any()
 
 
+@pytest.mark.parametrize(("column", "given"), [("colour", "size"), ("count", "colour")])
+def test_probabilities_are_those_of_the_joint_density(named, column, given):
+    # Bayes' theorem, with the probabilities of parts of rows.
+    density, X = named, mixed_table(6, 1)
+    known = density.categories_[list(X.columns).index(column)]
+    parts = density.marginal([column, given])
+    logs = [parts.score_samples(X[[column, given]].assign(**{column: each})) for each in known]
+    expected = np.exp(logs).T / np.exp(logs).sum(axis=0)[:, None]
+    found = density.conditional(given).predict_proba(X, column)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert np.ptp(found, axis=0).max() > 0.01
+    one = density.conditional(given).predict_proba(X[[given]].iloc[[2]], column)
+    np.testing.assert_allclose(one[0], found[2], rtol=1e-12)
+
+
+def test_probabilities_are_of_one_target_with_categories(named):
+    X, density = mixed_table(2), named
+    view = density.conditional(["size", "weight"])
+    np.testing.assert_array_equal(
+        density.conditional(["size", "weight", "count"]).predict_proba(X),
+        density.conditional(["size", "weight", "count"]).predict_proba(X, "colour"),
+    )
+    for given, column, message in [
+        (view, None, "must name one of the 2 targets 'colour', 'count'"),
+        (view, "size", "'size' is given"),
+        (view, "age", "does not have: 'age'"),
+        (view, ["colour"], "name or the number of one"),
+        (density.conditional("colour"), "size", "'size' has no categories"),
+        (quick_gaussian().fit(normal_rows(60)).conditional([0, 1]), 2, "has no categories"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            given.predict_proba(X if given.n_features_in_ == 4 else normal_rows(2), column)
+
+
 @pytest.mark.parametrize("view", ["marginal", "conditional"])
 def test_views_clone_and_pickle(named, view):
     density = named

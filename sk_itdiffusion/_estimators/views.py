@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._estimators.base import long_call
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._runtime.progress import stretch_of_progress
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.reading import first_few, read_table
@@ -231,7 +233,8 @@ class MarginalDensity(DensityView):
     """Marginal density of some columns of a table.
 
     A view of a fitted density, returned by its method ``marginal``.  It uses the mixture of the
-    density's references, whose marginals are known in closed form.
+    density's references, whose marginals are known in closed form, and networks that were
+    trained on parts of rows (``patterns="any"``) where they are better.
 
     Parameters
     ----------
@@ -367,7 +370,8 @@ class ConditionalDensity(DensityView):
     """Conditional density of columns of a table given the others.
 
     A view of a fitted density, returned by its method ``conditional``.  It uses the mixture of the
-    density's references, whose conditionals are known in closed form.
+    density's references, whose conditionals are known in closed form, and networks that were
+    trained on parts of rows (``patterns="any"``) where they are better.
 
     Parameters
     ----------
@@ -513,6 +517,83 @@ class ConditionalDensity(DensityView):
             array = table if isinstance(table, np.ndarray) else table.to_numpy()
             return array.reshape(*draws.shape[:2], -1)
         return self._as_frame(table, X, int(n_samples))
+
+    def predict_proba(self, X: ArrayLike, column: str | int | None = None) -> Array:
+        """Return the probabilities of the categories of a target, given the given columns.
+
+        Other targets count as missing.  The probabilities are those that `score_samples` has the
+        logarithms of, divided by their sum over the categories of the fit.
+
+        Parameters
+        ----------
+        X : array-like or data frame of shape (n_rows, n_columns)
+            A table that has at least the given columns; see `sample`.
+        column : str, int or None, default=None
+            Name or number of the target; None if there is one only.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_categories)
+            Probabilities of the categories, in the order of ``density.categories_``.
+
+        Raises
+        ------
+        ValueError
+            If the column is no target, has no categories, or is not named though there are several
+            targets, or if X lacks given columns or has values that the density does not accept.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from sk_itdiffusion import IMMSEMixedDensity
+        >>> rng = np.random.default_rng(0)
+        >>> kind = rng.choice(["a", "b"], size=600)
+        >>> table = pd.DataFrame({"kind": kind, "size": rng.normal(size=600) + 2 * (kind == "b")})
+        >>> density = IMMSEMixedDensity(max_epochs=0, random_state=0).fit(table)
+        >>> new = pd.DataFrame({"size": [-1.0, 3.0]})
+        >>> probability = density.conditional("size").predict_proba(new)
+        >>> density.categories_[0][probability.argmax(axis=1)].tolist()
+        ['a', 'b']
+        """
+        check_is_fitted(self)
+        target, n_categories = self._target_with_categories(column)
+        values = self._read_columns(X, self._positions, only=False)
+        warn_of_networks(self.density)
+        given = mask_of_columns(self.density, self.given, "given", may_be_all=False)
+        tolerance = self.density._tolerance(None)
+        logs = np.empty((len(values), n_categories))
+        with long_call(self, "predict_proba", self.density.verbose):
+            for code in range(n_categories):
+                values[:, target] = code
+                with stretch_of_progress(code / n_categories, (code + 1) / n_categories):
+                    found = self.density._model.log_density_of_parts(values, tolerance, given)
+                logs[:, code] = found[0]
+        return np.asarray(softmax(logs, axis=1))
+
+    def _target_with_categories(self, column: str | int | None) -> tuple[int, int]:
+        """Return the number of a target, and how many categories it has."""
+        targets = self._targets
+        if column is None and len(targets) > 1:
+            names = first_few(self._names(targets))
+            raise ValueError(f"column must name one of the {len(targets)} targets {names}.")
+        if column is None:
+            target = int(targets[0])
+        elif isinstance(column, str | Integral):
+            target = int(positions_of_columns(self.density, column, "column")[0])
+        else:
+            raise ValueError(f"column must be the name or the number of one, got {column!r}.")
+        (name,) = self._names(np.array([target]))
+        if target not in targets:
+            raise ValueError(f"column {name!r} is given, so it is no target.")
+        categories = getattr(self.density, "categories_", None)
+        known = None if categories is None else categories[target]
+        if known is None:
+            raise ValueError(
+                f"column {name!r} has no categories, so its values have densities: use "
+                "score_samples, or sample."
+            )
+        return target, len(known)
 
     def _as_frame(self, table: Any, X: Any, n_samples: int) -> Any:
         """Return draws, one below the other, as a data frame that says of which row they are."""
