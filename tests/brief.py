@@ -21,6 +21,7 @@ BRIEF = {
     "_immse.errors.CALIBRATED": (8, 16, 32),
     "references.families.mixture._COMPONENTS": (2,),
     "references.families.kernel_density._KERNELS_FOR_MAPS": 50,
+    "references.families.crossed._CLASSES": (2,),
     "references.families.latent_class._CLASSES": (2,),
     "references.kernel_fit._FINENESS_OF_STARTS": (0.3, 0.01),
     "references.kernel_fit._MAX_STEPS": 3,

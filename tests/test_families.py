@@ -205,7 +205,15 @@ def named(name, base=StudentTFamily, **attributes):
     return type("Named", (base,), {"name": name, **attributes})()
 
 
-RESERVED = ["gaussian", "independent", "latent_class", "network", "network_2", "networks"]
+RESERVED = [
+    "gaussian",
+    "independent",
+    "crossed_mixture",
+    "latent_class",
+    "network",
+    "network_2",
+    "networks",
+]
 RESERVED += ["dense_network", "model", "reference", "auto", "two__parts"]
 
 
@@ -513,7 +521,8 @@ def test_families_that_take_part_follow_from_the_table_and_the_demand():
     assert names(continuous, ranks_training_rows=True) == everything[:2]
     assert names(continuous, reference="gaussian") == ["gaussian"]
     assert names(continuous, reference="kernel_density") == everything
-    assert names(mixed) == ["independent", "gaussian_mixture", "latent_class"]
+    all_mixed = ["independent", "gaussian_mixture", "latent_class", "crossed_mixture"]
+    assert names(mixed) == all_mixed
     assert names(mixed, reference=None) == ["independent"]
     asked = {"reference": None, "automatic": False, "names": ("latent_class",)}
     assert names(mixed, **asked) == ["independent", "latent_class"]

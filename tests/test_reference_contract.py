@@ -27,6 +27,7 @@ from sk_itdiffusion.layout import Layout, Variable, lattice_values
 from sk_itdiffusion.persistence.encoded import Decoder, Encoder
 from sk_itdiffusion.references import (
     ContinuousReference,
+    CrossedMixtureReference,
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
@@ -66,6 +67,18 @@ def classes(n_continuous):
     return LatentClassReference(Layout(n_continuous, VARIABLES), [0.3, 0.7], tables, continuous)
 
 
+def crossed(d):
+    """Return two classes crossed with the two components of d columns, and a wide one."""
+    weights, means, covariances = (np.array(part) for part in MIXTURE)
+    continuous = GaussianMixtureReference(
+        [*(0.9 * weights), 0.1],
+        np.vstack([means[:, :d], np.zeros((1, d))]),
+        np.concatenate([covariances[:, :d, :d], 1.5 * np.eye(d)[None]]),
+        n_wide=1,
+    )
+    return CrossedMixtureReference(classes(0), continuous, [[1.8, 0.3, 1.0], [0.2, 2.5, 0.7]])
+
+
 def independent(continuous):
     n_continuous = 0 if continuous is None else continuous.n_features
     return IndependentReference(Layout(n_continuous, VARIABLES), PROBABILITIES, continuous)
@@ -89,6 +102,7 @@ REFERENCES = {
     "independent alongside a mixture": lambda: independent(mixture(1)),
     "classes": lambda: classes(0),
     "classes with a continuous column": lambda: classes(1),
+    "classes crossed with components": lambda: crossed(1),
     "mixture of references": lambda: ReferenceMixture(
         [0.2, 0.5, 0.3], [REFERENCES["normal"](), mixture(2), kernels(2)]
     ),

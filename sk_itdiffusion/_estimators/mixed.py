@@ -62,8 +62,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
         distributions times independent discrete columns), ``"latent_class"`` (a mixture over all
-        columns), or for tables of continuous columns ``"gaussian"``.  ``"auto"`` selects the
-        most likely on validation rows.
+        columns), ``"crossed_mixture"`` (latent classes of the discrete columns, each with its own
+        weights of the components of the continuous ones), or for tables of continuous columns
+        ``"gaussian"``.  ``"auto"`` selects the most likely on validation rows.
     experts : "auto" or list of str and ReferenceFamily, default="auto"
         Denoisers that are combined at each log-SNR: ``"network"``, any of the
         references, and custom families of references; see `IMMSEDensity`.
@@ -242,6 +243,7 @@ class IMMSEMixedDensity(CategoricalEstimator):
         "gaussian",
         "gaussian_mixture",
         "latent_class",
+        "crossed_mixture",
     )
     _fixed_at_warm_start: ClassVar[tuple[str, ...]] = (
         "reference",
@@ -262,7 +264,16 @@ class IMMSEMixedDensity(CategoricalEstimator):
         "categorical_features": [StrOptions({"from_dtype"}), "array-like", None],
         "ordinal_features": [StrOptions({"from_dtype"}), "array-like", None],
         "reference": [
-            StrOptions({"auto", "independent", "gaussian", "gaussian_mixture", "latent_class"})
+            StrOptions(
+                {
+                    "auto",
+                    "independent",
+                    "gaussian",
+                    "gaussian_mixture",
+                    "latent_class",
+                    "crossed_mixture",
+                }
+            )
         ],
         "marginals": [StrOptions({"auto", *MARGINAL_KINDS})],
         "bounds": [StrOptions({"auto"}), dict, "array-like", None],

@@ -76,6 +76,7 @@ MODEL = Style(BLUE, "-", "", "")
 _SECOND_NETWORK = Style(SKY, (0, (3, 1, 1, 1)), "v", "\\\\")
 _KNOWN = {
     "network": Style(VERMILION, (0, (1, 1)), "o", ""),
+    "crossed_mixture": Style(PURPLE, "-.", "D", "oo"),
     "gaussian": Style(GREY, "--", "", "//"),
     "gaussian_mixture": Style(ORANGE, "-.", "s", ".."),
     "independent": Style(GREY, "--", "", "//"),
@@ -95,6 +96,7 @@ _OTHERS = (
     Style(GREY, "--", "X", "//"),
 )
 _TITLES = {
+    "crossed_mixture": "classes and components",
     "gaussian": "Gaussian",
     "gaussian_mixture": "Gaussian mixture",
     "independent": "independent columns",

@@ -8,6 +8,7 @@ A family of references says when a kind of distribution is used in a fit, and ho
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.classes import LatentClassReference
 from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
+from sk_itdiffusion.references.crossed import CrossedMixtureReference
 from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.families import ReferenceFamily
 from sk_itdiffusion.references.gaussian import GaussianReference
@@ -18,6 +19,7 @@ from sk_itdiffusion.references.reference_mixture import ReferenceMixture
 
 __all__ = [
     "ContinuousReference",
+    "CrossedMixtureReference",
     "GaussianMixtureReference",
     "GaussianReference",
     "IndependentReference",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "best_beyond_an_error",
     "conditional_log_likelihoods",
     "first_rows",
+    "joined_rows",
     "log_likelihoods",
     "mean_and_error",
     "rows_to_fit",
@@ -111,6 +112,16 @@ def rows_to_fit(rows: WeightedRows, most: int, columns_of_one: int) -> WeightedR
 def first_rows(rows: WeightedRows, most: int) -> WeightedRows:
     """Return the first rows, which are a fair sample: canonical order is random in all but name."""
     return rows.take(np.arange(min(len(rows), most)))
+
+
+def joined_rows(parts: Sequence[WeightedRows]) -> WeightedRows:
+    """Return the rows of several parts of a table, one part after the other."""
+
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    return WeightedRows(joined("X"), joined("weight"), joined("source"), joined("group"))
 
 
 def best_beyond_an_error(scores: Array, share: Array, source: Keys | None) -> int:

@@ -21,7 +21,13 @@ from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows
 from sk_itdiffusion.references.parts import Block, affordable_rows
 
-__all__ = ["category_counts", "fit_latent_class", "smoothed_frequencies", "smoothed_marginals"]
+__all__ = [
+    "Indicators",
+    "category_counts",
+    "fit_latent_class",
+    "smoothed_frequencies",
+    "smoothed_marginals",
+]
 
 Array = NDArray[np.float64]
 
@@ -63,6 +69,54 @@ def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
 def smoothed_frequencies(counts: Array) -> Array:
     """Return the relative frequencies of categories, with half an observation added to each."""
     return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))
+
+
+@dataclass(frozen=True)
+class Indicators:
+    """Which categories rows have, of which some may be missing.
+
+    Attributes
+    ----------
+    matrix : csr_array of shape (n, L)
+        1 for each category that a row has, of those of all variables one after the other.
+    first, sizes : ndarray of shape (m,)
+        Where the variables begin, and their numbers of categories.
+    """
+
+    matrix: sparse.csr_array
+    first: NDArray[np.intp]
+    sizes: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, codes: Array, layout: Layout) -> Indicators:
+        """Return those of codes, (n, m); NaN where they are missing."""
+        sizes = np.array([variable.n_categories for variable in layout.variables])
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        row, variable = np.nonzero(~np.isnan(codes))
+        hits = codes[row, variable].astype(np.intp) + first[variable]
+        entries = (np.ones(len(hits)), (row, hits))
+        matrix = sparse.csr_array(entries, shape=(len(codes), int(sizes.sum())))
+        return cls(matrix, first, sizes)
+
+    def log_terms(self, log_category: Array) -> Array:
+        """Return the log-probabilities of rows in classes, (n, n_classes), from (n_classes, L)."""
+        return np.asarray(self.matrix @ log_category.T)
+
+    def smoothed(self, member: Array, marginal: Array, prior: float = PRIOR_ROWS) -> Array:
+        """Return the log-probabilities of categories in classes, (n_classes, L), smoothed.
+
+        Parameters
+        ----------
+        member : ndarray of shape (n, n_classes)
+            Weights of the rows in the classes.
+        marginal : ndarray of shape (L,)
+            Probabilities of the categories in all rows.
+        prior : float, default=1.0
+            Rows with these probabilities that each class is given in advance.
+        """
+        counts = (self.matrix.T @ member).T
+        of_variable = np.add.reduceat(counts, self.first, axis=1).repeat(self.sizes, axis=1)
+        return np.asarray(np.log((counts + prior * marginal) / (of_variable + prior)))
 
 
 @dataclass
@@ -255,11 +309,9 @@ def _normal_parameters(evidence: _Evidence, weighted: Array, size: Array) -> tup
 
 @dataclass(frozen=True)
 class _IncompleteEvidence:
-    """Rows with missing entries: indicators of categories, and where the variables begin."""
+    """Rows with missing entries."""
 
-    indicators: sparse.csr_array
-    first: NDArray[np.intp]
-    sizes: NDArray[np.intp]
+    indicators: Indicators
     continuous: Array
     blocks: list[Block]
     weight: Array
@@ -272,23 +324,13 @@ class _IncompleteEvidence:
         cls, rows: WeightedRows, layout: Layout, n_classes: int, regularization: float
     ) -> _IncompleteEvidence:
         """Return the rows in the form that the steps need; a missing category is no indicator."""
-        sizes = np.array([variable.n_categories for variable in layout.variables])
-        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        entries = rows.X[:, layout.n_continuous :]
-        row, variable = np.nonzero(~np.isnan(entries))
-        hits = entries[row, variable].astype(np.intp) + first[variable]
-        indicators = sparse.csr_array(
-            (np.ones(len(hits)), (row, hits)), shape=(len(entries), int(sizes.sum()))
-        )
         continuous = np.ascontiguousarray(rows.X[:, : layout.n_continuous])
         pooled, blocks = np.zeros((0, 0)), []
         if layout.n_continuous:
             pooled = GaussianReference.fit(continuous, rows.weight).covariance.numpy()
             blocks = blocks_of_rows(continuous, n_classes)
         return cls(
-            indicators,
-            first,
-            sizes,
+            Indicators.of(rows.X[:, layout.n_continuous :], layout),
             continuous,
             blocks,
             rows.weight,
@@ -330,8 +372,9 @@ def _starting_incomplete(
     """Return classes around random rows; what these lack is that of all rows."""
     share = evidence.weight / evidence.weight.sum()
     chosen = random_state.choice(len(share), size=n_classes, replace=False, p=share)
-    own = evidence.indicators[chosen].toarray()
-    is_known = np.add.reduceat(own, evidence.first, axis=1).repeat(evidence.sizes, axis=1) > 0.0
+    known = evidence.indicators
+    own = known.matrix[chosen].toarray()
+    is_known = np.add.reduceat(own, known.first, axis=1).repeat(known.sizes, axis=1) > 0.0
     own = np.where(is_known, own, evidence.marginal)
     mean = evidence.continuous[chosen]
     if len(evidence.pooled):
@@ -348,7 +391,7 @@ def _starting_incomplete(
 
 def _incomplete_step(evidence: _IncompleteEvidence, classes: _Classes) -> tuple[float, _Classes]:
     """Return the log-likelihood of the observed entries, and classes of a higher one, smoothed."""
-    log_terms = (evidence.indicators @ classes.log_category.T + classes.log_weight).T
+    log_terms = (evidence.indicators.log_terms(classes.log_category) + classes.log_weight).T
     mean, covariance = classes.mean, classes.covariance
     if len(evidence.pooled):
         parts = NormalParts.of_covariances(mean, covariance)
@@ -366,11 +409,9 @@ def _incomplete_step(evidence: _IncompleteEvidence, classes: _Classes) -> tuple[
         log_likelihood = float(evidence.weight @ log_row)
         membership = evidence.weight * np.exp(log_terms - log_row)
         size = membership.sum(axis=1)
-    counts = (evidence.indicators.T @ membership.T).T
-    of_variable = np.add.reduceat(counts, evidence.first, axis=1).repeat(evidence.sizes, axis=1)
-    category = (counts + PRIOR_ROWS * evidence.marginal) / (of_variable + PRIOR_ROWS)
+    log_category = evidence.indicators.smoothed(membership.T, evidence.marginal)
     log_weight = np.log(size + 1e-3) - math.log(size.sum() + 1e-3 * len(size))
-    return log_likelihood, _Classes(log_weight, np.log(category), mean, covariance)
+    return log_likelihood, _Classes(log_weight, log_category, mean, covariance)
 
 
 def _reference(layout: Layout, classes: _Classes) -> LatentClassReference:

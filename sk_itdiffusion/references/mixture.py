@@ -501,6 +501,24 @@ class GaussianMixtureReference(ContinuousReference):
             setattr(kept, name, getattr(self, name)[:n_kept].clone())
         return kept
 
+    def with_weights(self, weights: ArrayLike) -> GaussianMixtureReference:
+        """Return the components with other weights.
+
+        Parameters
+        ----------
+        weights : array-like of shape (n_components,)
+            Positive numbers.
+
+        Returns
+        -------
+        GaussianMixtureReference
+            The other mixture, with the same components to the last bit.
+        """
+        proportions = as_float_tensor(weights, 1, "weights")
+        found = copy.deepcopy(self)
+        found.log_weights = (proportions / proportions.sum()).log()
+        return found
+
     @property
     def share_of_wide(self) -> float:
         """Probability of the wide components."""

@@ -6,6 +6,7 @@ from sk_itdiffusion.references.families.base import (
     JudgedReference,
     ReferenceFamily,
 )
+from sk_itdiffusion.references.families.crossed import CrossedMixtureFamily
 from sk_itdiffusion.references.families.gaussian import GaussianFamily, GivenReferenceFamily
 from sk_itdiffusion.references.families.independent import IndependentFamily
 from sk_itdiffusion.references.families.kernel_density import KernelDensityFamily
@@ -14,6 +15,7 @@ from sk_itdiffusion.references.families.mixture import GaussianMixtureFamily
 
 __all__ = [
     "BUILT_IN_FAMILIES",
+    "CrossedMixtureFamily",
     "Demand",
     "FamilyContext",
     "GaussianFamily",
@@ -32,5 +34,6 @@ BUILT_IN_FAMILIES: tuple[ReferenceFamily, ...] = (
     IndependentFamily(),
     GaussianMixtureFamily(),
     LatentClassFamily(),
+    CrossedMixtureFamily(),
     KernelDensityFamily(),
 )

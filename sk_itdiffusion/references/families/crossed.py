@@ -1,0 +1,177 @@
+"""Latent classes crossed with normal components as experts."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
+from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion.references.crossed import CrossedMixtureReference
+from sk_itdiffusion.references.crossed_fit import fit_crossed_mixture
+from sk_itdiffusion.references.discrete import IndependentReference
+from sk_itdiffusion.references.families.base import (
+    Demand,
+    FamilyContext,
+    JudgedReference,
+    ReferenceFamily,
+)
+from sk_itdiffusion.references.families.mixture import (
+    _EM_STEPS_FOR_SEARCH,
+    _MAX_EM_STEPS,
+    MAX_ROWS_FOR_MIXTURES,
+)
+from sk_itdiffusion.references.judging import (
+    best_beyond_an_error,
+    first_rows,
+    joined_rows,
+    log_likelihoods,
+    search_numbers,
+)
+from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion.references.optimism import choice_optimism
+
+if TYPE_CHECKING:
+    from sk_itdiffusion._fit.schema import Schema
+    from sk_itdiffusion._fit.splitting import MappedSplit
+
+__all__ = ["CrossedMixtureFamily", "fit_crossed_mixture_by_validation"]
+
+Array = NDArray[np.float64]
+_CLASSES = (2, 4, 8, 16, 32, 64)
+#: Rows that the classes see at most.
+_MAX_ROWS = 50_000
+#: Rows that judge, if there are so many: those that validate, and folds of those that train.
+_ROWS_TO_JUDGE, _MAX_FOLDS = 200, 8
+
+
+def fit_crossed_mixture_by_validation(
+    split: MappedSplit,
+    independent: IndependentReference,
+    random_state: np.random.RandomState,
+    stop: threading.Event | None = None,
+) -> tuple[CrossedMixtureReference | None, Array]:
+    """Return the crossed mixture whose number of classes is best on held-out rows, or None.
+
+    It must be better than independent categories by more than one standard error.  Where few rows
+    validate, folds of the training rows are held out too, each from a fit of its own: the fits are
+    quick, and a few dozen rows would choose by chance.
+
+    Parameters
+    ----------
+    split : MappedSplit
+        Training and validation rows.
+    independent : IndependentReference
+        Independent discrete columns alongside the mixture whose components are crossed.
+    random_state : RandomState
+        Source of the starts.
+    stop : threading.Event or None, default=None
+        Ends the search by a KeyboardInterrupt once it is set.
+
+    Returns
+    -------
+    model : CrossedMixtureReference or None
+        The model.
+    optimism : ndarray of shape (n_valid,)
+        Optimism of the choice for each validation row; see `choice_optimism`.
+    """
+    mixture, valid = independent.continuous, split.valid
+    assert isinstance(mixture, GaussianMixtureReference)
+    rows = first_rows(split.train, _MAX_ROWS)
+    few = first_rows(rows, MAX_ROWS_FOR_MIXTURES)
+    folds = held_out_folds(few, len(valid))
+    judges = joined_rows([valid, *(few.take(np.flatnonzero(fold)) for fold in folds)])
+    baseline = log_likelihoods(independent, judges.X)
+    tried = [baseline]
+
+    def fit(
+        job: tuple[int, int], rows: WeightedRows = few, n_steps: int = _EM_STEPS_FOR_SEARCH
+    ) -> CrossedMixtureReference:
+        return fit_crossed_mixture(
+            rows,
+            independent.layout,
+            mixture,
+            job[0],
+            np.random.RandomState(job[1]),
+            max_iter=n_steps,
+            stopped=lambda: stop is not None and stop.is_set(),
+        )
+
+    def judged(job: tuple[int, int]) -> tuple[Array, CrossedMixtureReference]:
+        found = fit(job)
+        scores = [log_likelihoods(found, valid.X)]
+        for fold in folds:
+            without = fit(job, few.take(np.flatnonzero(~fold)))
+            scores.append(log_likelihoods(without, few.X[fold]))
+        return np.concatenate(scores), found
+
+    def fit_all(numbers: Sequence[int]) -> list[tuple[float, CrossedMixtureReference]]:
+        seeds = random_state.randint(2**31 - 1, size=len(numbers))
+        with single_blas_thread():
+            fitted = map_in_workers(judged, zip(numbers, seeds, strict=True), "cpu")
+        tried.extend(scores for scores, _ in fitted)
+        return [(float(judges.share @ scores), found) for scores, found in fitted]
+
+    possible = [c for c in _CLASSES if c < len(rows)]
+    best = search_numbers(possible, fit_all, float(judges.share @ baseline))
+    scores = np.stack(tried)
+    optimism = choice_optimism(scores, judges, best_beyond_an_error)[: len(valid)]
+    if best is None or best_beyond_an_error(scores, judges.share, judges.unit) == 0:
+        return None, optimism
+    # The search is brief; its winner is fitted once more, to all rows and to the end.
+    with single_blas_thread():
+        last = fit((best[2], int(random_state.randint(2**31 - 1))), rows, _MAX_EM_STEPS)
+    candidates = [best[1], last]
+    return max(candidates, key=lambda c: float(valid.share @ log_likelihoods(c, valid.X))), optimism
+
+
+def held_out_folds(rows: WeightedRows, n_valid: int) -> list[NDArray[np.bool_]]:
+    """Return which training rows judge in each of the fits that do without them."""
+    n_folds = min(_MAX_FOLDS, math.ceil(_ROWS_TO_JUDGE / n_valid) - 1)
+    if n_folds < 1:
+        return []
+    unit = (
+        np.arange(len(rows)) if rows.unit is None else np.unique(rows.unit, return_inverse=True)[1]
+    )
+    # Rows are in random order, and those that are not independent stay together.
+    fold = unit % (n_folds + 1)
+    return [fold == number for number in range(n_folds)]
+
+
+class CrossedMixtureFamily(ReferenceFamily):
+    """Latent classes of discrete columns, crossed with components of continuous ones."""
+
+    name: ClassVar[str] = "crossed_mixture"
+    needs: ClassVar[tuple[str, ...]] = ("gaussian_mixture",)  # whose components it takes
+    made_for: ClassVar[str] = "tables with discrete columns and continuous ones that are not pixels"
+    has_to_be: ClassVar[str] = (
+        "better than independent discrete columns alongside a mixture of normal distributions"
+    )
+
+    def applies(self, schema: Schema) -> bool:
+        """Return whether there are columns of both kinds; see `ReferenceFamily.applies`."""
+        return schema.has_categories and schema.n_continuous > 0 and not schema.has_images
+
+    def by_default(self, demand: Demand) -> bool:
+        """Return whether any control variate will do; see `ReferenceFamily.by_default`."""
+        return demand.is_open
+
+    def fit(self, split: MappedSplit, context: FamilyContext) -> Reference | None:
+        """Return the pairs if they are better than none; see `ReferenceFamily.fit`."""
+        return self.fit_judged(split, context).reference
+
+    def fit_judged(self, split: MappedSplit, context: FamilyContext) -> JudgedReference:
+        """Return the pairs and the optimism of their choice; see `ReferenceFamily.fit_judged`."""
+        independent = context.references.get("gaussian_mixture")
+        if not isinstance(independent, IndependentReference):
+            return JudgedReference(None)
+        found = fit_crossed_mixture_by_validation(
+            split, independent, context.random_state, context.stop
+        )
+        return JudgedReference(*found)
