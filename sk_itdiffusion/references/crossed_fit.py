@@ -83,8 +83,8 @@ def fit_crossed_mixture(
     The components stay as they are.  Classes begin as those of the discrete columns alone,
     independent of the components; then both the probabilities of categories and the weights of
     pairs are fitted.  A class counts five rows more than it has, spread over the categories and
-    over the components as in all rows, so that no pair is impossible.  Wide components are independent
-    of the classes.
+    over the components as in all rows, so that no pair is impossible.  Wide components are
+    independent of the classes.
 
     Parameters
     ----------
@@ -145,11 +145,11 @@ def _step(evidence: _Evidence, pairs: _Pairs, n_narrow: int) -> tuple[float, _Pa
     log_row = np.log(likelihood) + highest + evidence.log_highest
     share = (evidence.weight / likelihood)[:, None]
     member = share * by_class * (evidence.density @ pairs.weight.T)
-    size = member.sum(axis=0)
     of_pairs = pairs.weight * (by_class.T @ (share * evidence.density))
     base = evidence.share_of_components
     weight = of_pairs + _PRIOR_ROWS * base
-    weight[:, n_narrow:] = (size + _PRIOR_ROWS)[:, None] * base[n_narrow:]
+    odds = base[n_narrow:] / base[:n_narrow].sum()
+    weight[:, n_narrow:] = weight[:, :n_narrow].sum(axis=1, keepdims=True) * odds
     log_category = evidence.indicators.smoothed(member, evidence.marginal, _PRIOR_ROWS)
     mean = float(evidence.weight @ log_row / evidence.weight.sum())
     return mean, _Pairs(log_category, weight / weight.sum())
