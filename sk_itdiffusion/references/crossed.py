@@ -77,7 +77,7 @@ class CrossedMixtureReference(DiscreteReference):
     >>> reference = CrossedMixtureReference(classes, mixture, [[1.8, 0.2], [0.2, 1.8]])
     >>> row = torch.tensor([[-1.0, 0.0]], dtype=torch.float64)
     >>> round(reference.log_prob(row).exp().item(), 3)
-    0.174
+    0.173
     """
 
     ratios: Tensor
