@@ -67,7 +67,7 @@ def test_steps_of_crossed_classes_raise_the_likelihood_of_what_is_observed():
     )
     evidence = _Evidence.of(rows, truth.layout, truth.continuous)
     pairs = _Pairs(
-        np.log(np.concatenate(start.tables_of_variables(), axis=1)),
+        np.log(np.concatenate(start._tables_of_variables(), axis=1)),
         start.log_weights.exp().numpy()[:, None] * evidence.share_of_components,
     )
     reached = []

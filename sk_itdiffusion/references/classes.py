@@ -124,9 +124,9 @@ class LatentClassReference(DiscreteReference):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log-probability (times density) of rows, (B,); see `Reference.log_prob`."""
-        return self.class_log_prob(x).logsumexp(1)
+        return self._class_log_prob(x).logsumexp(1)
 
-    def class_log_prob(self, x: Tensor) -> Tensor:
+    def _class_log_prob(self, x: Tensor) -> Tensor:
         """Return logs of the classes' weights times their probabilities of rows, (B, n_classes)."""
         joint = self.log_weights.to(x.dtype).expand(len(x), -1)
         if self.continuous is not None:
@@ -164,7 +164,7 @@ class LatentClassReference(DiscreteReference):
             return self
         row = np.full((1, self.n_columns), np.nan)
         row[0, known] = numbers
-        log_weights = torch.from_numpy(self.class_log_joint_of_parts(row)[:, 0])
+        log_weights = torch.from_numpy(self._class_log_joint_of_parts(row)[:, 0])
         continuous, _ = self._split(known)
         unknown, _ = self._split(others)
         part = self.continuous if unknown else None
@@ -182,7 +182,7 @@ class LatentClassReference(DiscreteReference):
         unknown, variables = self._split(others)
         rows = np.full((len(values), self.n_columns), np.nan)
         rows[:, known] = values
-        log_weights = torch.from_numpy(self.class_log_joint_of_parts(rows)).T
+        log_weights = torch.from_numpy(self._class_log_joint_of_parts(rows)).T
         part = None
         if self.continuous is not None and unknown:
             # Classes have one weight, be it of all their columns or of their continuous ones.
@@ -207,13 +207,13 @@ class LatentClassReference(DiscreteReference):
             found = copy.deepcopy(continuous)
             found.log_weights = normalised
             return found
-        tables = self.tables_of_variables()
+        tables = self._tables_of_variables()
         equal = np.ones(self.n_classes)
         classes = LatentClassReference(layout, equal, [tables[j] for j in variables], continuous)
         classes.log_weights = normalised
         return classes
 
-    def tables_of_variables(self) -> list[Array]:
+    def _tables_of_variables(self) -> list[Array]:
         """Return the probabilities (n_classes, n_categories) of each variable."""
         found: dict[int, Array] = {}
         for group, table in zip(self.layout.groups, self.tables, strict=True):
@@ -221,7 +221,7 @@ class LatentClassReference(DiscreteReference):
                 found[j] = part[: self.layout.variables[j].n_categories].T
         return [found[j] for j in range(len(found))]
 
-    def class_log_joint_of_parts(self, rows: Array) -> Array:
+    def _class_log_joint_of_parts(self, rows: Array) -> Array:
         """Return log of weight times density of observed entries, (n_classes, n_rows)."""
         joint = self._log_weights() + self._log_prob_of_categories(rows)
         if self.continuous is not None:
@@ -235,7 +235,7 @@ class LatentClassReference(DiscreteReference):
     def _log_prob_of_categories(self, rows: Array) -> Array:
         """Return the classes' log-probabilities of the categories of rows, (n_classes, n_rows)."""
         total = np.zeros((self.n_classes, len(rows)))
-        for j, table in enumerate(self.tables_of_variables()):
+        for j, table in enumerate(self._tables_of_variables()):
             codes = rows[:, self.n_continuous + j]
             # NaN is not a category, nor are negative numbers.
             is_known = codes >= 0.0
@@ -244,13 +244,13 @@ class LatentClassReference(DiscreteReference):
 
     def _log_prob_of_parts(self, rows: Array) -> Array:
         """Return the log-densities of the observed entries of rows."""
-        return log_sum(self.class_log_joint_of_parts(rows))
+        return log_sum(self._class_log_joint_of_parts(rows))
 
     def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
         """Return log-densities of given entries of rows, and of the others given these."""
-        return log_sum_given(*self.class_log_prob_given(rows, given))
+        return log_sum_given(*self._class_log_prob_given(rows, given))
 
-    def class_log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def _class_log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
         """Return logs of weights times densities of given entries, and densities of the others.
 
         Both have shape (n_classes, n_rows); the latter are given the former.
@@ -267,17 +267,17 @@ class LatentClassReference(DiscreteReference):
     def _completed(self, rows: Array, uniform: Array) -> Array:
         """Return rows with draws instead of missing entries."""
         found, m = rows.copy(), self.n_continuous
-        chosen = chosen_by(uniform[:, 1], self.class_log_joint_of_parts(rows))
+        chosen = chosen_by(uniform[:, 1], self._class_log_joint_of_parts(rows))
         if self.continuous is not None:
             parts = normal_parts(self.continuous)
             found[:, :m] = parts.drawn(rows[:, :m], chosen, uniform[:, 2 : m + 2])
-        found[:, m:] = self.drawn_categories(rows[:, m:], chosen, uniform[:, 2 + m :])
+        found[:, m:] = self._drawn_categories(rows[:, m:], chosen, uniform[:, 2 + m :])
         return found
 
-    def drawn_categories(self, codes: Array, chosen: NDArray[np.intp], uniform: Array) -> Array:
+    def _drawn_categories(self, codes: Array, chosen: NDArray[np.intp], uniform: Array) -> Array:
         """Return codes, missing ones drawn from the chosen classes by numbers in (0, 1)."""
         found = codes.copy()
-        for j, table in enumerate(self.tables_of_variables()):
+        for j, table in enumerate(self._tables_of_variables()):
             missing = np.isnan(codes[:, j])
             log_table = np.log(table)[chosen[missing]].T
             found[missing, j] = chosen_by(uniform[missing, j], log_table)
@@ -287,10 +287,10 @@ class LatentClassReference(DiscreteReference):
         """Return the log-density of noisy rows; see `Reference.smoothed_log_prob`."""
         if math.isinf(logsnr):
             return self.log_prob(rows)
-        return self.smoothed_class_log_prob(rows, eps, logsnr).logsumexp(1)
+        return self._smoothed_class_log_prob(rows, eps, logsnr).logsumexp(1)
 
-    def smoothed_class_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
-        """Return what `class_log_prob` does of noisy rows, at a finite log-SNR."""
+    def _smoothed_class_log_prob(self, rows: Tensor, eps: Tensor, logsnr: float) -> Tensor:
+        """Return what `_class_log_prob` does of noisy rows, at a finite log-SNR."""
         joint = self.log_weights.to(rows.dtype).expand(len(rows), -1)
         if self.continuous is not None:
             density = self.continuous.component_log_prob(*self._noisy(rows, eps, logsnr))
@@ -334,9 +334,9 @@ class LatentClassReference(DiscreteReference):
         Tensor of shape (B, n_classes)
             Logarithms, up to a constant of each row.
         """
-        return self.evidence(z, logsnr)[0]
+        return self._evidence(z, logsnr)[0]
 
-    def evidence(
+    def _evidence(
         self, z: Tensor, logsnr: Tensor
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
         """Return the joint of the classes, whitened residuals, and what each group tells.
@@ -361,15 +361,15 @@ class LatentClassReference(DiscreteReference):
 
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
         """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
-        joint, whitened, evidence = self.evidence(z, logsnr)
+        joint, whitened, evidence = self._evidence(z, logsnr)
         posterior = joint.softmax(1)
-        categories = self.posteriors_of_classes(posterior, evidence, self.layout)
+        categories = self._posteriors_of_classes(posterior, evidence, self.layout)
         if self.continuous is None or whitened is None:
             return z[:, :0], categories
         posterior = without_denormals(posterior)
         return self.continuous.average_noise(posterior, whitened, logsnr), categories
 
-    def posteriors_of_classes(
+    def _posteriors_of_classes(
         self, posterior: Tensor, evidence: Sequence[tuple[Tensor, Tensor]], layout: Layout
     ) -> list[LevelPosterior]:
         """Return what is known of the categories.
@@ -379,7 +379,7 @@ class LatentClassReference(DiscreteReference):
         posterior : Tensor of shape (B, n_classes)
             Probabilities of the classes.
         evidence : sequence of (Tensor, Tensor)
-            What `evidence` says of the groups.
+            What `_evidence` says of the groups.
         layout : Layout
             Where these variables are; other columns may be before them.
 
@@ -407,9 +407,9 @@ class LatentClassReference(DiscreteReference):
         """Return random rows, shape (n_samples, n_columns); see `Reference.sample`."""
         weights = self.log_weights.exp().cpu().numpy()
         chosen = random_state.choice(len(weights), size=n_samples, p=weights / weights.sum())
-        return self.sample_classes(chosen, random_state)
+        return self._sample_classes(chosen, random_state)
 
-    def sample_classes(
+    def _sample_classes(
         self, chosen: NDArray[np.intp], random_state: np.random.RandomState
     ) -> Array:
         """Return one random row of each of the chosen classes, (n_samples, n_columns)."""

@@ -128,7 +128,7 @@ class CrossedMixtureReference(DiscreteReference):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log-probability times density of rows, (B,); see `Reference.log_prob`."""
-        of_classes = self.classes.class_log_prob(x[:, self.n_continuous :])
+        of_classes = self.classes._class_log_prob(x[:, self.n_continuous :])
         of_components = self.continuous.component_log_prob(x[:, : self.n_continuous])
         return self._log_sum_of_pairs(of_classes, of_components) - self.log_normalizer.to(x.dtype)
 
@@ -236,7 +236,7 @@ class CrossedMixtureReference(DiscreteReference):
         """
         m = self.n_continuous
         return (
-            self.classes.class_log_joint_of_parts(rows[:, m:]),
+            self.classes._class_log_joint_of_parts(rows[:, m:]),
             self._log_weights_of_components()
             + normal_parts(self.continuous).log_densities(np.ascontiguousarray(rows[:, :m])),
         )
@@ -258,7 +258,7 @@ class CrossedMixtureReference(DiscreteReference):
     def _log_prob_given(self, rows: Array, given: NDArray[np.bool_]) -> tuple[Array, Array]:
         """Return log-densities of given entries of rows, and of the others given these."""
         m = self.n_continuous
-        first, of_others = self.classes.class_log_prob_given(rows[:, m:], given[:, m:])
+        first, of_others = self.classes._class_log_prob_given(rows[:, m:], given[:, m:])
         numbers = normal_parts(self.continuous).log_densities_given(rows[:, :m], given[:, :m])
         second = self._log_weights_of_components() + numbers[0]
         of_given = self._log_sum_of_terms(first, second)
@@ -280,7 +280,7 @@ class CrossedMixtureReference(DiscreteReference):
         found = rows.copy()
         parts = normal_parts(self.continuous)
         found[:, :m] = parts.drawn(rows[:, :m], component, uniform[:, 2 : m + 2])
-        found[:, m:] = self.classes.drawn_categories(rows[:, m:], chosen, uniform[:, 2 + m :])
+        found[:, m:] = self.classes._drawn_categories(rows[:, m:], chosen, uniform[:, 2 + m :])
         return found
 
     def sample(self, n_samples: int, random_state: np.random.RandomState) -> Array:
@@ -289,7 +289,7 @@ class CrossedMixtureReference(DiscreteReference):
         share = (terms.cpu().double() + self.ratios.cpu().double().log()).flatten().softmax(0)
         pair = random_state.choice(len(share), size=n_samples, p=share.numpy())
         chosen, component = np.divmod(pair, self.continuous.n_components)
-        categories = self.classes.sample_classes(chosen, random_state)
+        categories = self.classes._sample_classes(chosen, random_state)
         numbers = self.continuous.sample_components(component, random_state)
         return np.hstack([numbers, categories])
 
@@ -300,7 +300,7 @@ class CrossedMixtureReference(DiscreteReference):
         if math.isinf(logsnr):
             return self.log_prob(rows)
         m = self.n_continuous
-        of_classes = self.classes.smoothed_class_log_prob(rows[:, m:], eps[:, m:], logsnr)
+        of_classes = self.classes._smoothed_class_log_prob(rows[:, m:], eps[:, m:], logsnr)
         of_components = self.continuous.component_log_prob(*self._noisy(rows, eps, logsnr))
         total = self._log_sum_of_pairs(of_classes, of_components)
         return total - self.log_normalizer.to(rows.dtype)
@@ -332,14 +332,14 @@ class CrossedMixtureReference(DiscreteReference):
     def posteriors(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, list[LevelPosterior]]:
         """Return the predicted noise and posteriors; see `DiscreteReference.posteriors`."""
         m = self.n_continuous
-        of_classes, _, evidence = self.classes.evidence(z[:, m:], logsnr)
+        of_classes, _, evidence = self.classes._evidence(z[:, m:], logsnr)
         of_components, whitened = self.continuous.noisy_components(z[:, :m], logsnr)
         first, second = self._shares(of_classes, of_components)
         noise = self.continuous.average_noise(second, whitened, logsnr)
-        return noise, self.classes.posteriors_of_classes(first, evidence, self.layout)
+        return noise, self.classes._posteriors_of_classes(first, evidence, self.layout)
 
     def without_wide_components(self) -> Reference:
-        """Return the same without them in the mixture; see `Reference`."""
+        """Return the same without them in the mixture; see `Reference.without_wide_components`."""
         narrow = self.continuous.without_wide_components()
         if narrow is self.continuous:
             return self

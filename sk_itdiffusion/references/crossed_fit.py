@@ -119,7 +119,7 @@ def fit_crossed_mixture(
         stopped=stopped,
     )
     pairs = _Pairs(
-        np.log(np.concatenate(start.tables_of_variables(), axis=1)),
+        np.log(np.concatenate(start._tables_of_variables(), axis=1)),
         start.log_weights.exp().numpy()[:, None] * evidence.share_of_components,
     )
     n_narrow = mixture.n_components - mixture.n_wide
