@@ -117,6 +117,27 @@ def test_which_tails_are_heavy(n):
         assert found(light) <= 2
 
 
+def test_rounded_columns_have_no_heavy_tails():
+    """Equal values are no evidence; without care 80% of the normal columns were heavy."""
+    for light in (stats.norm, stats.expon, stats.laplace):
+        columns = light.rvs(size=(20, 300), random_state=0).round(1)
+        columns = np.where(columns > 0.0, columns, 0.0)  # some of them are exactly zero
+        assert sum(has_heavy_tail(x, np.ones(300)) for x in columns) <= 2
+    rounded = stats.cauchy.rvs(size=(20, 300), random_state=0).round()
+    assert sum(has_heavy_tail(x, np.ones(300)) for x in rounded) >= 17
+
+
+@pytest.mark.parametrize("decimals", [0, 1])
+def test_tails_of_few_weighted_rows_have_the_scale_of_the_column(decimals):
+    """A value of great weight, or equal ones, next to where a tail begins say nothing of it."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        column = np.where(rng.random(240) < 0.4, 0.0, rng.gamma(2.0, 4.0, size=240).round(decimals))
+        fitted = QuantileMap.fit(column, rng.exponential(size=240), heavy=True)
+        # The least probable row of 30,000 is at 59 in truth.
+        assert fitted.inverse(np.array([4.0]))[0] < 100.0 * column.max()
+
+
 def test_weight_is_repetition():
     x = sample("lognormal", 300)
     weight = np.random.default_rng(0).integers(1, 4, size=300).astype(float)

@@ -141,10 +141,29 @@ def has_heavy_tail(u: Array, weight: Array) -> bool:
 
 
 def _law_beyond(values: Array, counts: Array, k: int) -> tuple[ParetoLaw, float] | None:
-    """Return what `ParetoLaw.fit` does, of the first ``k`` of decreasing values."""
-    if not _MIN_EXCEEDANCES <= k < len(values) or values[k] == values[0]:
+    """Return what `ParetoLaw.fit` does, of the first ``k`` of decreasing values.
+
+    Of these, only those beyond the threshold count: equal values may be on both sides of it.
+    """
+    if k < len(values):
+        k = int(np.searchsorted(-values, -values[k]))
+    if not _MIN_EXCEEDANCES <= k < len(values):
         return None
-    return ParetoLaw.fit(values[:k] - values[k], counts[:k])
+    return ParetoLaw.fit(*_centers_of_cells(values[:k] - values[k], counts[:k]))
+
+
+def _centers_of_cells(y: Array, weight: Array) -> tuple[Array, Array]:
+    """Return the centres of the intervals that distinct exceedances stand for, and weights.
+
+    The intervals meet halfway between the values, and the first one begins at the threshold.  Equal
+    values, or a single one of great weight, may be next to it: without any width they would be the
+    more likely the heavier the tail is.
+    """
+    distinct, which = np.unique(y, return_inverse=True)
+    between = 0.5 * (distinct[1:] + distinct[:-1])
+    last = 2.0 * distinct[-1] - (between[-1] if len(between) else 0.0)
+    edges = np.concatenate([[0.0], between, [last]])
+    return 0.5 * (edges[1:] + edges[:-1]), np.bincount(which, weight)
 
 
 def positive_slopes(knots: Array, values: Array) -> Array:
@@ -165,9 +184,11 @@ def fit_tail(plain: Tail, y: Array, weight: Array, secant: float, heavy: bool) -
     """
     if not len(y):
         return plain
+    n_effective = float(weight.sum() ** 2 / (weight**2).sum())
+    y, weight = _centers_of_cells(y, weight)
     law, _ = ParetoLaw.fit(y, weight)
     # Within these bounds the cubic that ends here is monotone.
-    tail = plain.pareto(law.shrunk(float(weight.sum())), (0.01 * secant, 3.0 * secant))
+    tail = plain.pareto(law.shrunk(n_effective), (0.01 * secant, 3.0 * secant))
     gain = tail.log_likelihood(y, weight) - plain.log_likelihood(y, weight)
     least = 0.0 if law.shape > _HEAVY_SHAPE else _TAIL_EVIDENCE
     return tail if gain > (-_TAIL_EVIDENCE if heavy else least) else plain
