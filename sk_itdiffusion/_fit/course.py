@@ -156,8 +156,8 @@ class Course:
         self.processes = processes
         self.step = 0
         self.decay: Decay | None = None
-        #: Of each epoch the bounds of the kinds of rows.
-        self.bounds: list[Sequence[float]] = []
+        #: Of each kind of rows the bounds of the epochs.
+        self.bounds: list[list[float]] = []
         self.started = time.monotonic()
 
     @property
@@ -213,15 +213,16 @@ class Course:
         """
         if self.decay is not None:
             return False
-        self.bounds.append(bounds)
-        n, limits = len(self.bounds), self.limits
+        self.bounds = self.bounds or [[] for _ in bounds]
+        for kind, bound in zip(self.bounds, bounds, strict=True):
+            kind.append(bound)
+        n, limits = len(self.bounds[0]), self.limits
         if limits.patience is not None and n_worse >= max(limits.patience, SHARE_OF_PATIENCE * n):
             self._fall("validation")
             return True
         if limits.tol is None or n < MIN_EPOCHS_TO_COMPARE:
             return False
-        kinds = zip(*self.bounds, strict=True)
-        if max(map(gain_of_a_doubling, kinds)) < limits.tol:
+        if max(map(gain_of_a_doubling, self.bounds)) < limits.tol:
             self._fall("validation")
         return False
 
