@@ -123,6 +123,7 @@ class RoleObjective(DenoisingObjective):
             rows["kind"] = kind_of(rows)
             if "unexplained" in rows:
                 self._explain_parts(rows)
+        self.partner = None  # nor do nets that are kept need it
         return batches
 
     def _explain_parts(self, rows: NoisyRows) -> None:
