@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from imputation import mean_ranks
 from imputation_data import Imputed, Table, holes, measures
+from patterns import HalfGivenHalf, halves_of
 from peers import make_peer
 from processes import MeasurementError, call_in_fresh_process, peak_megabytes
 from results import ArrayFolder
@@ -389,6 +390,22 @@ def test_sampling_steps_script_compares_both_methods_and_their_times():
     assert printed.count("from fine steps") == 4
     assert printed.count("| banana |") == 1
     assert "50 samples of 10 columns" in run_script("sampling_steps.py", "--timing")
+
+
+@pytest.mark.slow
+def test_flow_of_halves_learns_the_conditionals_of_a_normal_distribution():
+    pytest.importorskip("zuko")
+    covariance = 0.7 ** np.abs(np.subtract.outer(range(4), range(4)))
+    X = np.random.default_rng(0).multivariate_normal(np.zeros(4), covariance, size=6000)
+    train, valid, test = X[:4000], X[4000:5000], X[5000:]
+    flow = HalfGivenHalf(seed=0, max_steps=1500).fit(train, valid)
+    gaps = []
+    for rows, given in halves_of(test, seed=0):
+        part = covariance[np.ix_(given, given)]
+        of_given = multivariate_normal(np.zeros(2), part).logpdf(test[rows][:, given])
+        of_all = multivariate_normal(np.zeros(4), covariance).logpdf(test[rows])
+        gaps.append(of_all - of_given - flow.score_samples(test[rows], given))
+    assert -0.02 < np.concatenate(gaps).mean() < 0.1
 
 
 def test_energy_distance_is_that_of_two_normal_distributions():

@@ -38,7 +38,7 @@ def run(limits, bound=None, clock=None, seconds=0.0):
         if bound is not None:
             if bound(epoch) < best:
                 best, best_epoch = bound(epoch), epoch
-            followed.judge(bound(epoch), epoch - best_epoch)
+            followed.judge([bound(epoch)], epoch - best_epoch)
     raise AssertionError
 
 
@@ -87,6 +87,28 @@ def test_training_goes_on_as_long_as_twice_the_steps_gain(power, tol):
     if n > 80:  # of fewer epochs a doubling is known too roughly
         assert bound(n) - bound(2 * n) < 2 ** (power / 3) * tol
     assert run(Limits(400, 3), bound)[0].decay.end == "epochs"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_training_goes_on_as_long_as_one_kind_of_rows_gains(place):
+    def bound(epoch):
+        return 3.0 * epoch**-0.7
+
+    def ended(*kinds):
+        followed = Course(Limits(2_000, 1, tol=0.05))
+        for epoch in itertools.count(1):
+            followed.advance()
+            followed.judge([kind(epoch) for kind in kinds], 0)
+            if followed.decay is not None:
+                return epoch
+
+    alone = ended(bound)
+    assert alone > course.MIN_EPOCHS_TO_COMPARE
+    kinds = [lambda _: 1.0] * 3
+    kinds[place] = bound
+    assert ended(*kinds) == alone
+    # The mean over the kinds gains a third of it.
+    assert ended(lambda epoch: sum(kind(epoch) for kind in kinds) / 3) < alone
 
 
 def test_training_ends_when_the_bound_has_long_been_no_better():

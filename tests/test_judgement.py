@@ -31,7 +31,8 @@ def judged(parts=1):
     for part in zip(*(each.chunk(parts) for each in columns), strict=True):
         judgement.add(*part)
     assert judgement.n_rows == N_ROWS
-    bound = judgement.take()
+    ((bound, n_rows),) = judgement.take()
+    assert n_rows == N_ROWS
     assert judgement.n_rows == 0
     return bound
 
@@ -67,7 +68,21 @@ def test_network_that_knows_less_than_the_reference_has_no_weight():
     worse = reference + (reference - eps) * torch.rand(N_ROWS, 1, generator=generator)
     judgement.add(logsnr, importance, eps, worse, eps - reference)
     alone = error(importance, eps, reference) - error(importance, eps, 0.0 * eps)
-    assert judgement.take() == pytest.approx(OFFSET + alone / N_ROWS, abs=1e-6)
+    assert judgement.take()[0][0] == pytest.approx(OFFSET + alone / N_ROWS, abs=1e-6)
+
+
+def test_kinds_of_rows_are_judged_apart():
+    logsnr, importance, eps, network, reference = noisy_rows()
+    columns = (logsnr, importance, eps, network, eps - reference)
+    together = Judgement(logsnr, OFFSET, n_kinds=3)
+    kind = 2 * (torch.arange(N_ROWS) % 4 == 0).long()
+    together.add(*columns, kind)
+    found = together.take()
+    assert [n_rows for _, n_rows in found] == [3 * N_ROWS // 4, N_ROWS // 4]
+    for number, (bound, _) in zip((0, 2), found, strict=True):
+        apart = Judgement(logsnr, OFFSET)
+        apart.add(*(column[kind == number] for column in columns))
+        assert bound == pytest.approx(apart.take()[0][0], abs=1e-9)
 
 
 def test_best_reference_of_each_interval_is_chosen():

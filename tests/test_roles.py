@@ -28,10 +28,16 @@ from sk_itdiffusion._immse.errors import ErrorCalibration, Tolerance
 from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.denoisers import LogSNREmbedding, ResidualMLP
 from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
 from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
-from sk_itdiffusion.denoisers.roles import RoleDenoiser, conditional_noise, with_roles
+from sk_itdiffusion.denoisers.roles import (
+    RoleDenoiser,
+    conditional_noise,
+    distinct_rows,
+    with_roles,
+)
 from sk_itdiffusion.layout import Layout, Variable
 from sk_itdiffusion.references import (
     GaussianMixtureReference,
@@ -156,6 +162,25 @@ def test_normal_distribution_of_targets_is_that_given_the_other_columns():
         assert not found[~targets].any()
 
 
+@pytest.mark.parametrize("d", [3, 20])
+def test_noise_of_a_row_does_not_depend_on_the_roles_in_other_rows(d):
+    target, given = (role[torch.arange(24) % 5] for role in draw_roles(5, d, generator()))
+    wide = with_roles(torch.randn(24, d, generator=generator()).double(), target, given)
+    level = torch.linspace(-4.0, 6.0, 24).double()
+    together = conditional_noise(normal(d), wide, level)
+    alone = [conditional_noise(normal(d), wide[[i]], level[[i]]) for i in range(24)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 30, 95])
+def test_equal_rows_are_found_among_flags(n):
+    flags = torch.rand(6, n, generator=generator()) < 0.5
+    flags = flags[torch.randint(6, (50,), generator=generator())]
+    first, group = distinct_rows(flags)
+    assert torch.equal(flags[first[group]], flags)
+    assert len(first) == len(flags.unique(dim=0))
+
+
 def role_denoiser(d=3):
     embedding = LogSNREmbedding(-4.0, 8.0)
     backbone = ResidualMLP(
@@ -211,6 +236,37 @@ def test_missing_entries_of_training_rows_are_neither_targets_nor_given():
     assert flags[1::2, [1, 4]].any()
     loss = objective.train()(**ready)
     assert bool(loss.isfinite().all())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_parts_of_rows_are_judged_by_what_their_reference_leaves(pattern):
+    """The partner of a network with roles denoises the targets as their own distribution does."""
+    exact, d, n = mixture(), 3, 128
+    target, given = (torch.from_numpy(mask) for mask in masks(pattern, n))
+
+    class Objective(RoleObjective):
+        def drawn_roles(self, rows):
+            return {"target": target, "given": given}
+
+    objective = Objective(
+        role_denoiser(d), Layout(d), generator(), partner=lambda question: question.of(exact)
+    )
+    rows = torch.from_numpy(exact.sample(n, np.random.RandomState(0)))
+    batch = {"x": rows, "eps": torch.randn(n, d, generator=generator()).double()}
+    batch |= {"logsnr": torch.linspace(-3.0, 5.0, n).double(), "importance": torch.ones(n)}
+    whole = [lambda z, level: exact.denoise(z, level)]
+    ((found, _),) = objective.judged([(batch, torch.zeros(n))], whole)
+    assert set(found["kind"].tolist()) == {2 if given.any() else 0 if target.all() else 1}
+    for i in range(0, n, 16):
+        mask, known = target[i].numpy(), given[i].numpy()
+        question = Question(mask, known, np.where(known, rows[[i]].numpy(), 0.0))
+        level, eps = batch["logsnr"][[i]], batch["eps"][[i]]
+        z = add_noise(rows[[i]], eps, level)[:, target[i]]
+        left = eps[:, target[i]] - question.of(exact).denoise(z, level)
+        torch.testing.assert_close(
+            found["unexplained"][[i]][:, target[i]], left, rtol=1e-5, atol=1e-6
+        )
+        assert not found["unexplained"][i, ~target[i]].any()
 
 
 # -- the integral, with denoisers that are exact -------------------------------------------------

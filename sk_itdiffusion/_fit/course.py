@@ -156,7 +156,8 @@ class Course:
         self.processes = processes
         self.step = 0
         self.decay: Decay | None = None
-        self.bounds: list[float] = []
+        #: Of each kind of rows the bounds of the epochs.
+        self.bounds: list[list[float]] = []
         self.started = time.monotonic()
 
     @property
@@ -197,26 +198,31 @@ class Course:
         self.step += 1
         self._fall_if_it_must()
 
-    def judge(self, bound: float, n_worse: int) -> bool:
+    def judge(self, bounds: Sequence[float], n_worse: int) -> bool:
         """Let the rate fall if validation says so; return whether the best weights were earlier.
+
+        Training goes on as long as it gains on any kind of rows: a mean over the kinds would hide
+        what is still to be learned of one of them.
 
         Parameters
         ----------
-        bound : float
-            Bound of the epoch that has ended.
+        bounds : sequence of float
+            Bounds of the epoch that has ended, of each kind of rows.
         n_worse : int
             How many of the last epochs did not improve it.
         """
         if self.decay is not None:
             return False
-        self.bounds.append(bound)
-        n, limits = len(self.bounds), self.limits
+        self.bounds = self.bounds or [[] for _ in bounds]
+        for kind, bound in zip(self.bounds, bounds, strict=True):
+            kind.append(bound)
+        n, limits = len(self.bounds[0]), self.limits
         if limits.patience is not None and n_worse >= max(limits.patience, SHARE_OF_PATIENCE * n):
             self._fall("validation")
             return True
         if limits.tol is None or n < MIN_EPOCHS_TO_COMPARE:
             return False
-        if gain_of_a_doubling(self.bounds) < limits.tol:
+        if max(map(gain_of_a_doubling, self.bounds)) < limits.tol:
             self._fall("validation")
         return False
 

@@ -30,17 +30,25 @@ class Judgement:
         Log-SNRs of all noisy validation rows.
     offset : float
         Mean negative log-likelihood of the reference that the network corrects, in nats.
+    n_kinds : int, default=1
+        Kinds of rows that are evaluated apart.
     """
 
-    def __init__(self, logsnr: Tensor, offset: float) -> None:
+    def __init__(self, logsnr: Tensor, offset: float, n_kinds: int = 1) -> None:
+        self.n_kinds = n_kinds
         inner = torch.linspace(0.0, 1.0, N_INTERVALS + 1, dtype=torch.float64)[1:-1]
         self.edges = torch.quantile(logsnr.double().cpu(), inner)
         self.offset = offset
         self._restart()
 
     def _restart(self) -> None:
-        self.n_rows = 0
-        self.sums = torch.zeros(N_INTERVALS, 4, dtype=torch.float64)
+        self.n_rows_of = torch.zeros(self.n_kinds, dtype=torch.long)
+        self.sums = torch.zeros(self.n_kinds * N_INTERVALS, 4, dtype=torch.float64)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of noisy rows since the last call of `take`."""
+        return int(self.n_rows_of.sum())
 
     def intervals(self, logsnr: Tensor) -> Tensor:
         """Return the numbers of the intervals of log-SNRs."""
@@ -53,6 +61,7 @@ class Judgement:
         missed: Tensor,
         correction: Tensor,
         unexplained: Tensor,
+        kind: Tensor | None = None,
     ) -> None:
         """Take noisy rows into account.
 
@@ -66,7 +75,10 @@ class Judgement:
             What the network adds to that prediction.
         unexplained : Tensor of shape (B, d)
             Noise less the prediction of the best reference.
+        kind : Tensor of shape (B,), int, or None, default=None
+            Kinds of the rows; None if there is one.
         """
+        kind = torch.zeros_like(logsnr, dtype=torch.long) if kind is None else kind
         gained = unexplained - (missed - correction)
         products = torch.stack(
             [
@@ -78,17 +90,26 @@ class Judgement:
             dim=1,
         )
         weighted = importance[:, None].double() * products.double()
-        self.sums.index_add_(0, self.intervals(logsnr), weighted.cpu())
-        self.n_rows += len(logsnr)
+        place = N_INTERVALS * kind.cpu() + self.intervals(logsnr)
+        self.sums.index_add_(0, place, weighted.cpu())
+        self.n_rows_of += torch.bincount(kind.cpu(), minlength=self.n_kinds)
 
-    def take(self) -> float:
-        """Return the bound on the rows since the last call, in nats, and begin anew."""
+    def take(self) -> list[tuple[float, int]]:
+        """Return bounds, in nats, and numbers of rows since the last call, and begin anew.
+
+        They are those of each kind of which there were rows.
+        """
         baseline, alone, product, square = self.sums.T
         weight = (product / square.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
         least = alone - 2.0 * weight * product + weight**2 * square
-        bound = self.offset + 0.5 * float((least - baseline).sum()) / self.n_rows
+        gains = (least - baseline).view(self.n_kinds, N_INTERVALS).sum(1).tolist()
+        found = [
+            (self.offset + 0.5 * gain / n_rows, n_rows)
+            for gain, n_rows in zip(gains, self.n_rows_of.tolist(), strict=True)
+            if n_rows
+        ]
         self._restart()
-        return bound
+        return found
 
 
 @torch.no_grad()

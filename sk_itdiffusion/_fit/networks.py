@@ -24,10 +24,13 @@ from sk_itdiffusion._fit.experts import (
     names_of_networks,
     network_denoiser,
     number_of_network,
+    on_device,
     profile_noise,
 )
 from sk_itdiffusion._fit.grids import MAX_ROWS_FOR_SPECTRUM
 from sk_itdiffusion._fit.model import TableModel
+from sk_itdiffusion._fit.pattern_stacking import likeliest_reference
+from sk_itdiffusion._fit.patterns import Question
 from sk_itdiffusion._fit.roles import RoleObjective
 from sk_itdiffusion._fit.schema import check_bounds, holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
@@ -86,8 +89,8 @@ MIN_ROWS_TO_ADAPT = 20
 MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
-#: Steps for each one of a network of complete rows.
-STEPS_WITH_ROLES = 2
+#: Steps for each one of a network of complete rows, so that a fit takes at most twice the time.
+STEPS_WITH_ROLES = 1.5
 #: Steps at most in which the learning rate rises.
 MAX_WARMUP = 50
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -365,16 +368,22 @@ def train_network(
     )
     layout = copy.deepcopy(split.space.layout).float()
     offset = cross_entropy_in_data_units(experts, split)
+    partners = partners_of_networks(experts, settings)
     if isinstance(denoiser, RoleDenoiser | RoleLevelDenoiser):
         source = CopyableGenerator().manual_seed(generator.initial_seed())
         objective: DenoisingObjective = RoleObjective(
-            denoiser, layout, source, offset, settings.training.loss
+            denoiser,
+            layout,
+            source,
+            offset,
+            settings.training.loss,
+            partial(denoiser_of_part, experts, likeliest_partner(experts, split, settings)),
         )
-        # Parts of rows evaluate an epoch, of which references of whole ones do not tell.
-        partners = []
+        if split.has_missing:
+            # Of each row other entries are observed, so that references would be asked row by row.
+            partners = []
     else:
         objective = DenoisingObjective(denoiser, layout, offset=offset, loss=settings.training.loss)
-        partners = partners_of_networks(experts, settings)
     whole, adapt = split.complete, None
     if len(whole.valid) >= MIN_ROWS_TO_ADAPT or not split.has_missing:
         adapt = density_adapter(experts, whole, plan.density, settings.runtime.processes)
@@ -401,7 +410,7 @@ def limits_of(n_rows: int, space: TableSpace, settings: FitSettings, n_left: int
     has_categories = bool(space.layout.variables)
     n_steps = training.steps_per_epoch or epoch_length(n_rows, has_categories, settings)
     if settings.model.has_roles and training.steps_per_epoch is None:
-        n_steps *= STEPS_WITH_ROLES
+        n_steps = round(STEPS_WITH_ROLES * n_steps)
     seconds = settings.runtime.seconds_to_train()
     return Limits(
         n_epochs=training.max_epochs,
@@ -532,17 +541,39 @@ def n_validation_noises(n_rows: int, space: TableSpace, settings: FitSettings) -
 
 def partners_of_networks(experts: Experts, settings: FitSettings) -> list[Denoiser]:
     """Return the references that are experts too, as denoisers of single precision."""
-    dtype, asked = experts.precision, settings.model.experts
-
-    def denoise(reference: Denoiser, z: Tensor, logsnr: Tensor) -> Tensor:
-        return reference(z.to(dtype), logsnr.to(dtype)).to(z.dtype)
-
+    asked = settings.model.experts
     denoisers = experts.experts()
     return [
-        partial(denoise, denoisers[name])
+        partial(denoised, denoisers[name], experts.precision)
         for name in experts.references
         if asked == "auto" or name in asked
     ]
+
+
+def likeliest_partner(experts: Experts, split: MappedSplit, settings: FitSettings) -> str:
+    """Return the name of the reference that parts of rows are evaluated with.
+
+    It is the likeliest one of those that are used, but for those that are too expensive to evaluate
+    anew for each row.
+    """
+    asked, beyond = settings.model.experts, settings.model.beyond_the_grid
+    possible = [
+        name
+        for name in experts.references
+        if name not in beyond and (asked == "auto" or name in asked)
+    ]
+    return likeliest_reference(experts, possible, split)
+
+
+def denoiser_of_part(experts: Experts, name: str, question: Question) -> Denoiser:
+    """Return a reference's denoiser of a part of rows, of single precision."""
+    of_part = on_device(question.of(experts.references[name]), experts.device, experts.precision)
+    return partial(denoised, of_part, experts.precision)
+
+
+def denoised(reference: Denoiser, precision: torch.dtype, z: Tensor, logsnr: Tensor) -> Tensor:
+    """Return the noise that a reference of some precision predicts, in that of the points."""
+    return reference(z.to(precision), logsnr.to(precision)).to(z.dtype)
 
 
 def density_adapter(

@@ -35,7 +35,7 @@ from sk_itdiffusion.references import ReferenceMixture
 from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
 from sk_itdiffusion.references.optimism import fold_weights
 
-__all__ = ["drivers_of_missingness", "fit_pattern_stack"]
+__all__ = ["drivers_of_missingness", "fit_pattern_stack", "likeliest_reference"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -153,6 +153,24 @@ class DenoisingObjective(nn.Module):
         constants = self.denoiser.constants(z, batch["logsnr"])
         return known | {"missed": batch["eps"] - constants.pop("baseline")} | constants
 
+    def judged(
+        self, batches: Batches, references: Sequence[Callable[[Tensor, Tensor], Tensor]]
+    ) -> Batches:
+        """Evaluate with references, if there are any; return validation rows with what that needs.
+
+        That is what the best reference of each interval of the log-SNR leaves of the noise.
+        """
+        if not references:
+            return batches
+        rows = [batch for batch, _ in batches]
+        judgement = Judgement(torch.cat([batch["logsnr"] for batch in rows]), self.offset)
+        self.judgement = judgement
+        left = unexplained_noise(rows, self.layout, references, judgement)
+        return [
+            (batch | {"unexplained": each}, target)
+            for (batch, target), each in zip(batches, left, strict=True)
+        ]
+
     def forward(self, logsnr: Tensor, importance: Tensor, **rows: Tensor) -> Tensor:
         """Return the bound in nats, shape (B,), without cancellation against the reference.
 
@@ -165,7 +183,7 @@ class DenoisingObjective(nn.Module):
             validation rows also what references leave ``unexplained`` of the noise.
         """
         network = self.denoiser if self.training else self.averaged
-        unexplained = rows.pop("unexplained", None)
+        unexplained, kind = rows.pop("unexplained", None), rows.pop("kind", None)
         if "missed" in rows and isinstance(network, PreconditionedDenoiser):
             missed = rows.pop("missed")
             correction = network.correction(logsnr=logsnr, **rows)
@@ -177,10 +195,24 @@ class DenoisingObjective(nn.Module):
                 return self.offset - importance * network.information_gain(x, z, eps, logsnr)
             baseline, correction = network.parts(z, logsnr)
             missed = eps - baseline
-        if self.judgement is not None and unexplained is not None and not self.training:
-            self.judgement.add(logsnr, importance, missed, correction, unexplained)
+        self.tell_judgement(logsnr, importance, missed, correction, unexplained, kind)
         gain = (correction * (2.0 * missed - correction)).sum(1)
         return self.offset - 0.5 * importance * gain
+
+    def tell_judgement(
+        self,
+        logsnr: Tensor,
+        importance: Tensor,
+        missed: Tensor,
+        correction: Tensor,
+        unexplained: Tensor | None,
+        kind: Tensor | None,
+    ) -> None:
+        """Tell of validation rows, with references if it is known what these leave of the noise."""
+        if self.judgement is None or self.training or (unexplained is None and kind is None):
+            return
+        left = missed if unexplained is None else unexplained
+        self.judgement.add(logsnr, importance, missed, correction, left, kind)
 
 
 class MeanCriterion(nn.Module):
@@ -402,8 +434,7 @@ def train(
     objective.to(device)
     n_points = objective.layout.n_points
     fixed = _validation_batches(valid_rows, plan, generator, objective.layout)
-    if references:
-        fixed = _with_unexplained_noise(fixed, objective, references)
+    fixed = objective.judged(fixed, references)
     share = plan.processes.share(plan.batch_size)
     if plan.processes.size > 1:
         share_dropout(objective, (share, plan.batch_size))
@@ -423,8 +454,8 @@ def train(
         if adapt is not None and plan.adaptive and is_adapted_after(epoch):
             iterator.set_density(adapt(net.module_.averaged))
 
-    def judged(bound: float) -> float:
-        return judged_bound(objective, bound, plan.processes)
+    def judged(bound: float) -> list[float]:
+        return judged_bounds(objective, bound, plan.processes)
 
     control = TrainingControl(
         plan.limits,
@@ -470,31 +501,18 @@ def is_adapted_after(epoch: int) -> bool:
     return epoch >= FIRST_ADAPTATION and (epoch + 2).bit_count() == 1
 
 
-def judged_bound(
+def judged_bounds(
     objective: DenoisingObjective, bound: float, processes: Processes = ALONE
-) -> float:
-    """Return the bound, in nats, with references if there are any, of what was evaluated last."""
+) -> list[float]:
+    """Return the bounds of the kinds of rows that were evaluated last, in nats.
+
+    They are those with references, if there are any.
+    """
     judgement = objective.judgement
     if judgement is None or judgement.n_rows == 0:
-        return bound
-    n_rows, device = judgement.n_rows, next(objective.parameters()).device
-    return processes.mean(judgement.take(), n_rows, device)
-
-
-def _with_unexplained_noise(
-    batches: Batches,
-    objective: DenoisingObjective,
-    references: Sequence[Callable[[Tensor, Tensor], Tensor]],
-) -> Batches:
-    """Evaluate the objective with references; return the batches with what these leave."""
-    rows = [batch for batch, _ in batches]
-    judgement = Judgement(torch.cat([batch["logsnr"] for batch in rows]), objective.offset)
-    objective.judgement = judgement
-    left = unexplained_noise(rows, objective.layout, references, judgement)
-    return [
-        (batch | {"unexplained": each}, target)
-        for (batch, target), each in zip(batches, left, strict=True)
-    ]
+        return [bound]
+    device = next(objective.parameters()).device
+    return [processes.mean(each, n_rows, device) for each, n_rows in judgement.take()]
 
 
 @torch.no_grad()

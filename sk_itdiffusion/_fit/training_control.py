@@ -80,9 +80,14 @@ def unknown_bound() -> float:
     return math.inf
 
 
-def bound_alone(bound: float) -> float:
-    """Return the bound of a network that is evaluated alone."""
-    return bound
+def bound_alone(bound: float) -> Sequence[float]:
+    """Return the bound of a network that is evaluated alone, on rows of one kind."""
+    return [bound]
+
+
+def mean(bounds: Sequence[float]) -> float:
+    """Return the mean over the kinds of rows, each of which counts alike."""
+    return sum(bounds) / len(bounds)
 
 
 def would_go_on_gaining(bounds: Sequence[float]) -> bool:
@@ -114,7 +119,7 @@ class TrainingControl(Callback):
         clip: float = 1.0,
         interrupted: threading.Event | None = None,
         measured: Callable[[], float] = unknown_bound,
-        judged: Callable[[float], float] = bound_alone,
+        judged: Callable[[float], Sequence[float]] = bound_alone,
         on_epoch: Callable[[skorch.NeuralNet, int], None] | None = None,
         report: TrainingReport | None = None,
         processes: Processes = ALONE,
@@ -150,7 +155,7 @@ class TrainingControl(Callback):
         self.averages = net.module_.averages()
         self.parameters = self.averages[0][1]
         self.initial_bound = self.measured()
-        self.note_best(net, self.judged(self.initial_bound))
+        self.note_best(net, mean(self.judged(self.initial_bound)))
 
     def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Go on where a checkpoint ended, if a callback has loaded one."""
@@ -167,7 +172,7 @@ class TrainingControl(Callback):
         net.module_.n_updates = self.course.step
         # The weights are those of the checkpoint, whichever epoch was the best.
         self.best_epoch = n_done
-        self.note_best(net, self.judged(self.measured()))
+        self.note_best(net, mean(self.judged(self.measured())))
         if self.on_epoch is not None:
             self.on_epoch(net, FIRST_ADAPTATION)
 
@@ -225,7 +230,8 @@ class TrainingControl(Callback):
         """Judge the epoch by its validation bound, and whether it is the last one."""
         self._average_losses(net)
         epoch = len(net.history)
-        bound = self.judged(net.history[-1].get("valid_loss", net.history[-1]["train_loss"]))
+        bounds = self.judged(net.history[-1].get("valid_loss", net.history[-1]["train_loss"]))
+        bound = mean(bounds)
         if not math.isfinite(bound) or not math.isfinite(net.history[-1]["train_loss"]):
             self._handle_divergence(net)
             return
@@ -235,7 +241,7 @@ class TrainingControl(Callback):
         if self.on_epoch is not None:
             self.on_epoch(net, epoch)
         self.has_ended = self.report.epoch_ends(self, net) or self.course.has_ended
-        if self.course.judge(bound, epoch - self.best_epoch):
+        if self.course.judge(bounds, epoch - self.best_epoch):
             self.restore_best(net)
 
     def _average_losses(self, net: skorch.NeuralNet) -> None:

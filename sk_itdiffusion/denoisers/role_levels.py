@@ -78,7 +78,7 @@ class RoleLevelDenoiser(LevelDenoiser):
         """Return what a denoiser of the same shape is made from."""
         return ConfiguredModule.config(self)
 
-    def _target_points(self, z: Tensor) -> Tensor:
+    def target_points(self, z: Tensor) -> Tensor:
         """Return which coordinates of inputs are of targets, (B, n_points), as 0 or 1."""
         flags = z[:, self.layout.n_points :]
         columns = torch.from_numpy(self.layout.columns_of_points()).to(z.device)
@@ -91,7 +91,7 @@ class RoleLevelDenoiser(LevelDenoiser):
             everywhere = torch.ones_like(z, dtype=torch.bool)[:, :1].expand(-1, layout.n_columns)
             z = with_roles(z, everywhere, ~everywhere, layout.columns_of_points())
         values = z[:, : layout.n_points]
-        is_target = self._target_points(z)
+        is_target = self.target_points(z)
         continuous, posteriors = self.reference.posteriors(values, logsnr)
         normal = self.reference.continuous
         if normal is not None:
