@@ -58,7 +58,7 @@ def test_crossed_classes_are_right_where_entries_are_missing(share):
 
 
 def test_steps_of_crossed_classes_raise_the_likelihood_of_what_is_observed():
-    """Up to the prior of five rows for each class, which is little alongside two thousand rows."""
+    """Up to the prior of one row for each class, which is nothing alongside two thousand rows."""
     truth = truly_crossed()
     X = completely_at_random(truth.sample(2000, np.random.RandomState(0)), 0.3, 1)
     rows, source = WeightedRows(X, np.ones(2000)), np.random.RandomState
@@ -73,7 +73,7 @@ def test_steps_of_crossed_classes_raise_the_likelihood_of_what_is_observed():
     reached = []
     for _ in range(12):
         fit = _reference(truth.classes.layout, truth.continuous, pairs)
-        now, pairs = _step(evidence, pairs, 4)
+        now, pairs = _step(evidence, pairs, 4, 1.0)
         assert now == pytest.approx(log_likelihoods(fit, X).mean(), abs=1e-9)
         reached.append(now)
     assert np.all(np.diff(reached) > -1e-3)

@@ -163,7 +163,7 @@ def _centers_of_cells(y: Array, weight: Array) -> tuple[Array, Array]:
     between = 0.5 * (distinct[1:] + distinct[:-1])
     last = 2.0 * distinct[-1] - (between[-1] if len(between) else 0.0)
     edges = np.concatenate([[0.0], between, [last]])
-    return 0.5 * (edges[1:] + edges[:-1]), np.bincount(which, weight)
+    return 0.5 * (edges[1:] + edges[:-1]), np.bincount(which, weight).astype(np.float64)
 
 
 def positive_slopes(knots: Array, values: Array) -> Array:

@@ -24,8 +24,6 @@ from sk_itdiffusion.references.mixture import GaussianMixtureReference, normal_p
 __all__ = ["fit_crossed_mixture"]
 
 Array = NDArray[np.float64]
-#: Rows that each class is given in advance, with the marginals and components of all rows.
-_PRIOR_ROWS = 5.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ def fit_crossed_mixture(
     n_classes: int,
     random_state: np.random.RandomState,
     *,
+    prior: float = 1.0,
     max_iter: int = 100,
     stopped: Callable[[], bool] = lambda: False,
 ) -> CrossedMixtureReference:
@@ -82,7 +81,7 @@ def fit_crossed_mixture(
 
     The components stay as they are.  Classes begin as those of the discrete columns alone,
     independent of the components; then both the probabilities of categories and the weights of
-    pairs are fitted.  A class counts five rows more than it has, spread over the categories and
+    pairs are fitted.  A class counts some rows more than it has, spread over the categories and
     over the components as in all rows, so that no pair is impossible.  Wide components are
     independent of the classes.
 
@@ -98,6 +97,8 @@ def fit_crossed_mixture(
         Classes, at least 1.
     random_state : RandomState
         Source of the start.
+    prior : float, default=1.0
+        How many rows each class is given in advance.
     max_iter : int, default=100
         Most iterations.
     stopped : callable
@@ -127,14 +128,14 @@ def fit_crossed_mixture(
     for _ in range(max_iter):
         if stopped():
             raise KeyboardInterrupt
-        now, pairs = _step(evidence, pairs, n_narrow)
+        now, pairs = _step(evidence, pairs, n_narrow, prior)
         if now - before < TOLERANCE:
             break
         before = now
     return _reference(alone, mixture, pairs)
 
 
-def _step(evidence: _Evidence, pairs: _Pairs, n_narrow: int) -> tuple[float, _Pairs]:
+def _step(evidence: _Evidence, pairs: _Pairs, n_narrow: int, prior: float) -> tuple[float, _Pairs]:
     """Return the mean log-likelihood of the observed entries, and pairs of a higher one."""
     by_class = evidence.indicators.log_terms(pairs.log_category)
     highest = by_class.max(axis=1)
@@ -147,10 +148,10 @@ def _step(evidence: _Evidence, pairs: _Pairs, n_narrow: int) -> tuple[float, _Pa
     member = share * by_class * (evidence.density @ pairs.weight.T)
     of_pairs = pairs.weight * (by_class.T @ (share * evidence.density))
     base = evidence.share_of_components
-    weight = of_pairs + _PRIOR_ROWS * base
+    weight = of_pairs + prior * base
     odds = base[n_narrow:] / base[:n_narrow].sum()
     weight[:, n_narrow:] = weight[:, :n_narrow].sum(axis=1, keepdims=True) * odds
-    log_category = evidence.indicators.smoothed(member, evidence.marginal, _PRIOR_ROWS)
+    log_category = evidence.indicators.smoothed(member, evidence.marginal, prior)
     mean = float(evidence.weight @ log_row / evidence.weight.sum())
     return mean, _Pairs(log_category, weight / weight.sum())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -44,7 +45,12 @@ if TYPE_CHECKING:
 __all__ = ["CrossedMixtureFamily", "fit_crossed_mixture_by_validation"]
 
 Array = NDArray[np.float64]
+#: Number of classes, prior and seed of a fit.
+Job = tuple[int, float, int]
 _CLASSES = (2, 4, 8, 16, 32, 64)
+#: Rows that each class is given in advance: many where categories depend weakly on each other,
+#: few where they nearly determine each other.
+_PRIORS = (5.0, 1.0)
 #: Rows that the classes see at most.
 _MAX_ROWS = 50_000
 #: Rows that judge, if there are so many: those that validate, and folds of those that train.
@@ -91,19 +97,21 @@ def fit_crossed_mixture_by_validation(
     tried = [baseline]
 
     def fit(
-        job: tuple[int, int], rows: WeightedRows = few, n_steps: int = _EM_STEPS_FOR_SEARCH
+        job: Job, rows: WeightedRows = few, n_steps: int = _EM_STEPS_FOR_SEARCH
     ) -> CrossedMixtureReference:
+        n_classes, prior, seed = job
         return fit_crossed_mixture(
             rows,
             independent.layout,
             mixture,
-            job[0],
-            np.random.RandomState(job[1]),
+            n_classes,
+            np.random.RandomState(seed),
+            prior=prior,
             max_iter=n_steps,
             stopped=lambda: stop is not None and stop.is_set(),
         )
 
-    def judged(job: tuple[int, int]) -> tuple[Array, CrossedMixtureReference]:
+    def judged(job: Job) -> tuple[Array, CrossedMixtureReference]:
         found = fit(job)
         scores = [log_likelihoods(found, valid.X)]
         for fold in folds:
@@ -111,22 +119,33 @@ def fit_crossed_mixture_by_validation(
             scores.append(log_likelihoods(without, few.X[fold]))
         return np.concatenate(scores), found
 
-    def fit_all(numbers: Sequence[int]) -> list[tuple[float, CrossedMixtureReference]]:
+    def fit_all(
+        prior: float, numbers: Sequence[int]
+    ) -> list[tuple[float, CrossedMixtureReference]]:
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
+        jobs = [(number, prior, seed) for number, seed in zip(numbers, seeds, strict=True)]
         with single_blas_thread():
-            fitted = map_in_workers(judged, zip(numbers, seeds, strict=True), "cpu")
+            fitted = map_in_workers(judged, jobs, "cpu")
         tried.extend(scores for scores, _ in fitted)
         return [(float(judges.share @ scores), found) for scores, found in fitted]
 
     possible = [c for c in _CLASSES if c < len(rows)]
-    best = search_numbers(possible, fit_all, float(judges.share @ baseline))
+    best, best_prior = None, _PRIORS[0]
+    for prior in _PRIORS:
+        least = float(judges.share @ baseline) if best is None else best[0]
+        found = search_numbers(possible, partial(fit_all, prior), least)
+        if found is not None:
+            best, best_prior = found, prior
+        # With a weaker prior fewer classes are no better.
+        possible = [c for c in possible if best is None or c >= best[2]]
     scores = np.stack(tried)
     optimism = choice_optimism(scores, judges, best_beyond_an_error)[: len(valid)]
     if best is None or best_beyond_an_error(scores, judges.share, judges.unit) == 0:
         return None, optimism
     # The search is brief; its winner is fitted once more, to all rows and to the end.
+    seed = int(random_state.randint(2**31 - 1))
     with single_blas_thread():
-        last = fit((best[2], int(random_state.randint(2**31 - 1))), rows, _MAX_EM_STEPS)
+        last = fit((best[2], best_prior, seed), rows, _MAX_EM_STEPS)
     candidates = [best[1], last]
     return max(candidates, key=lambda c: float(valid.share @ log_likelihoods(c, valid.X))), optimism
 
