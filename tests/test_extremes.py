@@ -378,3 +378,19 @@ def test_floors_at_both_ends(X, noise_floor):
         assert np.ptp(scores) < 1e-6
     else:
         assert detector.score_samples([[50.0, -50.0]])[0] < scores.min()
+
+
+def test_standard_errors_hold_far_beyond_narrow_clusters(usual_fits):
+    """What tells of a row far out happens at other log-SNRs than what tells of the others."""
+    rng = np.random.default_rng(0)
+    clusters = (rng.poisson(4, 1500) + 0.03 * rng.normal(size=1500))[:, None]
+    density = IMMSEDensity(max_epochs=0, random_state=0).fit(clusters)
+    for x in (24.0, 44.0):
+        # One row with independent noise.
+        rows = x + 1e-7 * np.arange(64)[:, None]
+        found, std = density.score_samples(rows, return_std=True)
+        exact = density.score_samples(rows[:4], score_tol=0.02).mean()
+        z = (found - exact) / std
+        # The median over rows is unbiased, and spreads are as large as claimed; before, 7 and 5.
+        assert abs(np.median(z)) < 0.6
+        assert np.sqrt(np.mean(z**2)) < 3.0

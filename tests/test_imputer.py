@@ -373,3 +373,30 @@ def test_fits_number_categories_in_their_own_order():
     np.testing.assert_array_equal(found[:, 1], [1.0, 0.0, np.nan, -1.0])
     np.testing.assert_array_equal(found[:, 0], values[:, 0])
     np.testing.assert_array_equal(recoded(np.stack([found] * 2), second, first)[1], values)
+
+
+def test_integer_weights_count_observations_in_bootstraps_too():
+    states = [["a", "u"], ["a", "v"], ["b", "u"], ["b", "v"], [None, "u"], [None, "v"]]
+    table, counts = pd.DataFrame(states, columns=["x", "y"]), np.array([30, 5, 4, 40, 3, 2])
+    imputer = IMMSEImputer(n_fits=2, n_draws=20, strategy="mode", random_state=0)
+    weighted = clone(imputer).fit(table, sample_weight=counts).transform(table)
+    repeated = clone(imputer).fit(table.loc[table.index.repeat(counts)]).transform(table)
+    pd.testing.assert_frame_equal(weighted, repeated)
+    assert weighted["x"].tolist()[4:] == ["a", "b"]
+
+
+def test_weights_of_pooled_estimates_are_those_of_the_fits():
+    holes, _ = correlated(120)
+    weight = np.where(holes[:, 0] > 0.0, 1.0, 1e-6)
+    density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
+    imputer = IMMSEImputer(density, random_state=0, n_fits=1).fit(holes)
+
+    def analyze(table):
+        imputed = table[np.isnan(holes[:, 1]), 1]
+        return imputed.mean(), imputed.var() / len(imputed)
+
+    plain = imputer.pooled_estimate(holes, analyze, n_imputations=4)
+    even = imputer.pooled_estimate(holes, analyze, n_imputations=4, sample_weight=np.full(120, 0.5))
+    other = imputer.pooled_estimate(holes, analyze, n_imputations=4, sample_weight=weight)
+    assert even.estimate == pytest.approx(plain.estimate, abs=1e-9)
+    assert other.estimate != pytest.approx(plain.estimate, abs=1e-3)

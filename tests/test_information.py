@@ -609,3 +609,35 @@ def test_displays_draw_what_was_estimated():
     with pytest.raises(TypeError, match="IMMSEMutualInformation"):
         PointwiseInformationDisplay.from_estimator(LinearRegression().fit(x, y), x, y)
     plt.close("all")
+
+
+def test_expected_information_of_rows_has_the_mean_of_the_estimate():
+    """Rows of few values of y stand for all rows, not for the values that come first."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(800, 1))
+    y = np.array(["no", "yes"])[
+        (rng.random(800) < 1.0 / (1.0 + np.exp(-3.0 * x[:, 0]))).astype(int)
+    ]
+    information = IMMSEMutualInformation(cv=2, random_state=0).fit(x, y)
+    expected = information.score_samples(x[:300])
+    error = np.hypot(expected.std() / np.sqrt(300), information.standard_error_)
+    assert abs(expected.mean() - information.mutual_information_) < 4.0 * error
+    assert information.mutual_information_ > 10.0 * information.standard_error_
+
+
+def test_order_of_the_rows_changes_neither_curve_nor_p_value():
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.normal(size=500))
+    y = 2.0 * np.minimum(x, 0.0) + 0.7 * rng.normal(size=500)
+    order = rng.permutation(500)
+    curves, p_values = [], []
+    for rows in (np.arange(500), order):
+        fit = IMMSEMutualInformation(cv=2, random_state=0).fit(x[rows, None], y[rows])
+        curves.append(fit.information_curve_.information)
+        pairs = dependence_matrix(
+            np.column_stack([x, y])[rows], cv=2, n_permutations=20, random_state=0
+        )
+        p_values.append(pairs.p_value[0, 1])
+    # Rounding of sums over rows in another order.
+    np.testing.assert_allclose(curves[0], curves[1], atol=1e-6)
+    assert p_values[0] == p_values[1] == pytest.approx(1.0 / 21.0)

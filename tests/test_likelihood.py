@@ -241,24 +241,13 @@ def test_stacking_finds_the_mixture_of_denoisers():
     logsnr = np.linspace(-4, 8, 13)
     noise = NoiseRule(2, 2, central=False, seed=0)
     profile = error_profile(X, np.ones(500), row_keys(X, 1), experts, logsnr, noise)
-    weights = stacking_weights(profile, "gaussian")
+    weights = stacking_weights(profile)
     best_single = np.min([profile.row_errors(profile.vertex(n)).mean(axis=1) for n in experts], 0)
     assert (profile.row_errors(weights).mean(axis=1) <= best_single * (1 + 1e-12)).all()
     # Half of the blurred denoiser and half of the Gaussian one is the exact one.
     middle = np.abs(logsnr - 1) < 2.5
     np.testing.assert_allclose(weights[middle, 1], 0.5, atol=0.1)
     np.testing.assert_allclose(weights.sum(axis=1), 1.0)
-
-
-def test_few_rows_draw_the_weights_back_to_the_reference():
-    mixture = random_mixture(2)
-    reference = gaussian_of(mixture)
-    X = mixture.sample(12, np.random.RandomState(2))
-    slightly_better = GaussianReference(reference.mean + 0.01, reference.covariance)
-    noise = NoiseRule(2, 2, central=False, seed=0)
-    experts = {"gaussian": reference, "other": slightly_better}
-    profile = error_profile(X, np.ones(12), row_keys(X), experts, np.linspace(-4, 8, 9), noise)
-    assert (stacking_weights(profile, "gaussian")[:, 0] == 1.0).all()
 
 
 def test_stack_is_exactly_the_reference_where_it_has_all_the_weight():

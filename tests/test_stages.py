@@ -150,10 +150,7 @@ def test_stack_lowers_the_validation_error_of_each_expert(staged):
     assert model.weights.shape == (len(model.logsnr), len(model.expert_names))
     np.testing.assert_allclose(model.weights.sum(axis=1), 1.0, rtol=1e-9)
     errors = np.array(list(model.curve.references.values()))
-    ratio = model.curve.model / errors.min(axis=0)
-    # Weights from few rows are drawn towards those of all log-SNRs, which costs some percent.
-    assert ratio.max() < 1.05
-    assert ratio.mean() < 1.01
+    assert (model.curve.model <= errors.min(axis=0) + 1e-9).all()
     assert np.isfinite(model.entropy)
 
 

@@ -80,14 +80,14 @@ def test_weights_of_the_stack_are_those_of_other_rows():
     gram = np.einsum("kne,knf->knef", residuals, residuals)
     profile = ErrorProfile("abcd", np.arange(3.0), gram, np.full(60, 1 / 60))
     folds = fold_weights(rows_of_weight(np.ones(60)), False)
-    errors = crossfitted_errors(profile, "a", folds)
+    errors = crossfitted_errors(profile, folds)
     for fold in folds:
         here = fold > 0
         scaled = np.where(here[:, None, None], 100.0 * gram, gram)
-        other = crossfitted_errors(replace(profile, gram=scaled), "a", folds)
+        other = crossfitted_errors(replace(profile, gram=scaled), folds)
         np.testing.assert_allclose(other[:, here], 100.0 * errors[:, here], rtol=1e-9)
     # Residuals without a pattern: weights that suit them flatter.
-    flattered = profile.row_errors(stacking_weights(profile, "a")).mean()
+    flattered = profile.row_errors(stacking_weights(profile)).mean()
     assert flattered < errors.mean()
 
 

@@ -410,7 +410,7 @@ def weighted_network(
     profile = ErrorProfile(
         ("reference", "network"), logsnr, np.moveaxis(gram, (0, 1), (2, 3)), valid_rows.share
     )
-    weight = stacking_weights(profile, "reference")[:, 1]
+    weight = stacking_weights(profile)[:, 1]
     flat = correction.reshape(len(u), -1)
     linear, square = (
         part @ total for part, total in zip((flat, flat**2), products.totals(weight), strict=True)

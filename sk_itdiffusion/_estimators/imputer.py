@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gaussian_kde
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
-from sklearn.utils import check_random_state
+from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _num_samples, check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 from sk_itdiffusion._estimators.base import check_columns, long_call
 from sk_itdiffusion._estimators.entries import recoded, with_entries
@@ -34,6 +34,8 @@ __all__ = ["IMMSEImputer", "PooledEstimate"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+#: Observations up to which rows that count several are repeated for a bootstrap.
+MAX_OBSERVATIONS = 10**6
 #: Numbers in the draws that are kept in memory at a time.
 NUMBERS_IN_A_PASS = 2**22
 
@@ -156,9 +158,10 @@ class IMMSEImputer(
         Number of draws per row from which mean, median and mode are computed, at least 1.
     n_fits : int, default=3
         Number of densities that are fitted, at least 1; with more than one each has the weights of
-        a Bayesian bootstrap.  The draws of a row come from all of them alike, as predictions of a
-        random forest do from its trees: what a single fit to few rows is wrong about averages out,
-        and the spread of the draws includes it.  The time to fit is proportional to it.
+        a Bayesian bootstrap, which rows get in their order.  The draws of a row come from all of
+        them in turn, the first draw from the first density, as predictions of a random forest do
+        from its trees: what a single fit to few rows is wrong about averages out, and the spread of
+        the draws includes it.  The time to fit is proportional to it.
     random_state : int, RandomState or None, default=None
         Seed of the draws, and of the densities.  The first one has its own ``random_state`` if that
         is not None.
@@ -274,8 +277,9 @@ class IMMSEImputer(
         densities = [density]
         for seed in random_state.randint(2**31 - 1, size=self.n_fits - 1):
             densities.append(clone(density).set_params(random_state=int(seed)))
-        for each, weight in zip(densities, self._weights(X, sample_weight, groups), strict=True):
-            each.fit(X, sample_weight=weight, groups=groups)
+        resampled = self._resampled(X, sample_weight, groups)
+        for each, (rows, weight, own) in zip(densities, resampled, strict=True):
+            each.fit(rows, sample_weight=weight, groups=own)
         self.densities_ = densities
         self.n_features_in_ = density.n_features_in_
         if hasattr(density, "feature_names_in_"):
@@ -284,15 +288,14 @@ class IMMSEImputer(
             del self.feature_names_in_
         return self
 
-    def _weights(self, X: Any, sample_weight: Any, groups: Any) -> Iterator[Any]:
-        """Yield the weights of the rows in each fit."""
+    def _resampled(self, X: Any, sample_weight: Any, groups: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the rows, weights and groups of each fit."""
         if self.n_fits == 1:
-            yield sample_weight
+            yield X, sample_weight, groups
             return
         seeds = np.random.SeedSequence([self._seed, 2**33]).generate_state(self.n_fits)
         for seed in seeds.tolist():
-            weight = bootstrap_weights(X, groups, seed)
-            yield weight if sample_weight is None else weight * np.asarray(sample_weight)
+            yield bootstrapped(X, sample_weight, groups, seed)
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or are out of range."""
@@ -392,6 +395,7 @@ class IMMSEImputer(
         analyze: Callable[[Any], tuple[ArrayLike, ArrayLike]],
         n_imputations: int = 20,
         groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> PooledEstimate:
         """Return an estimate from a table with missing entries by multiple imputation.
 
@@ -410,6 +414,9 @@ class IMMSEImputer(
             Number of imputations, and of fits, at least 2.
         groups : array-like of shape (n_samples,), default=None
             Groups of rows that are not independent of each other: they have a weight together.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows in the fits, as in `fit`, whose own are not used here.
+            It is up to ``analyze`` to weight its estimates.
 
         Returns
         -------
@@ -447,9 +454,9 @@ class IMMSEImputer(
         seeds = np.random.SeedSequence([self._seed, 2**32]).generate_state(2 * n_imputations)
         estimates, variances = [], []
         for sample_seed, seed in seeds.reshape(-1, 2).tolist():
-            weight = bootstrap_weights(X, groups, sample_seed)
+            rows, weight, own = bootstrapped(X, sample_weight, groups, sample_seed)
             imputer = clone(self).set_params(strategy="sample", n_fits=1, random_state=seed)
-            found = analyze(imputer.fit(X, sample_weight=weight, groups=groups).transform(X))
+            found = analyze(imputer.fit(rows, sample_weight=weight, groups=own).transform(X))
             if not isinstance(found, Sequence) or len(found) != 2:
                 raise ValueError(
                     "analyze must return estimates and their squared standard errors, got "
@@ -577,14 +584,41 @@ class IMMSEImputer(
         return tags
 
 
-def bootstrap_weights(X: Any, groups: ArrayLike | None, seed: int) -> Array:
-    """Return a weight for each row, or the rows of a group, by the Bayesian bootstrap.
+def bootstrapped(
+    X: Any, sample_weight: ArrayLike | None, groups: ArrayLike | None, seed: int
+) -> tuple[Any, Array, Any]:
+    """Return rows, weights and groups of a Bayesian bootstrap.
 
-    Unlike counts of a sample they make no value of a continuous column look repeated.
+    Rows, or groups of rows, have random weights.  Unlike counts of a sample they make no value of a
+    continuous column look repeated.  Rows whose weights are numbers of observations come as often.
+
+    Parameters
+    ----------
+    X : array-like or data frame of shape (n_samples, n_features)
+        Rows.
+    sample_weight : array-like of shape (n_samples,) or None
+        Weights.
+    groups : array-like of shape (n_samples,) or None
+        Groups.
+    seed : int
+        Seed of the random weights.
+
+    Returns
+    -------
+    X, sample_weight, groups
+        The same for each fit; groups are None if there are none.
     """
-    units = np.arange(_num_samples(X)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    weights = np.random.default_rng(seed).exponential(size=int(units.max()) + 1)
-    return np.asarray(weights[units])
+    weight = np.ones(_num_samples(X))
+    if sample_weight is not None:
+        weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+    is_counted = (np.rint(weight) == weight).all() and (weight > 1.0).any()
+    if is_counted and weight.sum() <= MAX_OBSERVATIONS:
+        index = np.repeat(np.arange(len(weight)), weight.astype(np.intp))
+        X, weight = _safe_indexing(X, index), np.ones(len(index))
+        groups = None if groups is None else np.asarray(groups)[index]
+    units = np.arange(len(weight)) if groups is None else pd.factorize(np.asarray(groups))[0]
+    chance = np.random.default_rng(seed).exponential(size=int(units.max(initial=0)) + 1)
+    return X, weight * chance[units], groups
 
 
 def summarized(draws: Array, kind: str, strategy: str) -> Array:

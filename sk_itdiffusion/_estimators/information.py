@@ -21,7 +21,7 @@ from sk_itdiffusion._information.crossfit import Columns, InformationModel, cros
 from sk_itdiffusion._information.curve import InformationCurve, curve_of_rows, noisy_information
 from sk_itdiffusion._information.orthogonal import squared_differences
 from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion._information.units import units_of
+from sk_itdiffusion._information.units import random_order, units_of
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import checked_groups
@@ -379,10 +379,8 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         self._columns, roles = self._varying(values)
         numbers = None if groups is None else checked_groups(groups, values)
         unit = units_of_table(values, np.array(kinds) == "continuous", numbers)
-        # In the order of a hash, so that they are as good as random.
         own = self._parts(values)[1]
-        self._sample = own[np.argsort(row_keys(np.where(np.isnan(own), np.inf, own), seed))]
-        self._sample = self._sample[:_ROWS_OF_GAIN]
+        self._sample = own[random_order(own, seed)[:_ROWS_OF_GAIN]]
         self._model: InformationModel | None = None
         self.information_curve_: InformationCurve | None = None
         self.pointwise_information_ = np.where(np.isnan(values).any(axis=1), np.nan, 0.0)
@@ -400,7 +398,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         self.mutual_information_ = found.mean
         self.standard_error_ = found.standard_error
         self.fold_spread_ = found.fold_spread
-        self.information_curve_ = self._curve(self._model, varying, fold, unit)
+        self.information_curve_ = self._curve(self._model, varying, fold, unit, seed)
         return self
 
     def _read(self, X: Any, y: Any, given: Any) -> Array:
@@ -437,15 +435,16 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         return folds_of_table(self.cv, self._parts(values), unit, groups, seed)
 
     def _curve(
-        self, model: InformationModel, values: Array, fold: Index, unit: Index | None
+        self, model: InformationModel, values: Array, fold: Index, unit: Index | None, seed: int
     ) -> InformationCurve | None:
         """Return the information of noisy rows."""
         if model.folds[0].joint.has_networks:
             return None
         is_complete = ~np.isnan(values).any(axis=1)
+        order = random_order(values, seed)
         found, rows = [], []
         for number, each in enumerate(model.folds):
-            rows.append(np.flatnonzero((fold == number) & is_complete)[:_ROWS_OF_CURVE])
+            rows.append(order[((fold == number) & is_complete)[order]][:_ROWS_OF_CURVE])
             held = each.scores.transform(values[rows[-1]])
             found.append(noisy_information(each.joint.densities[0], held, model.roles, _LOGSNR))
         unit = units_of(unit, np.concatenate(rows))

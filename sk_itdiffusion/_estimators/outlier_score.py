@@ -102,25 +102,34 @@ class FlooredRule(IntegrationRule):
     @classmethod
     def within(cls, rule: IntegrationRule, floors: Array) -> FlooredRule | None:
         """Return the rule below the highest floor; None if nothing of it is left."""
-        edges = rule.placement.edges
-        top = min(float(floors.max()), float(edges[-1]))
-        if top <= edges[0]:
+        placement = below_floors(rule.placement, floors)
+        if placement is None:
             return None
-        inner = np.sort(floors[(floors > edges[0]) & (floors < top)])
-        cut = np.unique(np.concatenate([edges[edges < top], inner, [top]]))
-        middle = 0.5 * (cut[1:] + cut[:-1])
-        # The root of the share is a compromise: contributions shrink with it, their number not.
-        height = rule.placement.density(middle) * np.sqrt(share_above(middle, floors))
-        kept = height * np.diff(cut)
-        placement = PiecewiseDensity(cut, kept / kept.sum())
+        far = None if rule.far is None else below_floors(rule.far, floors)
+        changed = {"placement": placement, "far": far, "floors": tuple(map(float, floors))}
         parts = {each.name: getattr(rule, each.name) for each in fields(rule)}
-        return cls(**parts | {"placement": placement, "floors": tuple(map(float, floors))})
+        return cls(**parts | changed)
 
     def draw(self, keys: Keys, first: int, n_draws: int) -> tuple[Array, Array, Array]:
         """Return log-SNRs, noise and coefficients; see `IntegrationRule.draw`."""
         logsnr, eps, coefficient = super().draw(keys, first, n_draws)
         share = share_above(logsnr, np.array(self.floors))
         return logsnr, eps, coefficient * share[..., None]
+
+
+def below_floors(placement: PiecewiseDensity, floors: Array) -> PiecewiseDensity | None:
+    """Return a density of log-SNRs below the highest floor; None if nothing of it is left."""
+    edges = placement.edges
+    top = min(float(floors.max()), float(edges[-1]))
+    if top <= edges[0]:
+        return None
+    inner = np.sort(floors[(floors > edges[0]) & (floors < top)])
+    cut = np.unique(np.concatenate([edges[edges < top], inner, [top]]))
+    middle = 0.5 * (cut[1:] + cut[:-1])
+    # The root of the share is a compromise: contributions shrink with it, their number not.
+    height = placement.density(middle) * np.sqrt(share_above(middle, floors))
+    kept = height * np.diff(cut)
+    return PiecewiseDensity(cut, kept / kept.sum())
 
 
 def n_floor_draws(tolerance: Tolerance) -> int:

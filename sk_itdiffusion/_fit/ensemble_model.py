@@ -20,7 +20,6 @@ from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.stacking import (
     MIN_PROFILE_ROWS,
-    fallback,
     n_profile_rows,
     repeated_rows,
     restrict_profile,
@@ -400,7 +399,7 @@ def distinct_experts(profile: ErrorProfile, names: Sequence[str]) -> dict[str, s
     return same
 
 
-def expert_weights(profile: ErrorProfile, names: Sequence[str], anchor: str, rule: str) -> Array:
+def expert_weights(profile: ErrorProfile, names: Sequence[str], rule: str) -> Array:
     """Return the weights of experts at the nodes, (n_nodes, n_experts).
 
     Of experts that predict the same only the first has weight.
@@ -411,8 +410,6 @@ def expert_weights(profile: ErrorProfile, names: Sequence[str], anchor: str, rul
         Products of the residuals on validation rows.
     names : sequence of str
         The experts.
-    anchor : str
-        The expert to fall back to with few rows.
     rule : {"stack", "select"}
         Whether the weights minimise the error, or are all on the best expert.
 
@@ -428,7 +425,7 @@ def expert_weights(profile: ErrorProfile, names: Sequence[str], anchor: str, rul
         errors = np.diagonal(members.mean_gram, axis1=1, axis2=2)
         found = np.eye(len(chosen))[errors.argmin(axis=1)]
     else:
-        found = stacking_weights(members, same[anchor])
+        found = stacking_weights(members)
     weights = np.zeros((len(profile.logsnr), len(names)))
     weights[:, [list(names).index(name) for name in chosen]] = found
     return weights
@@ -510,7 +507,7 @@ def fit_ensemble_model(
         name: log_likelihoods(reference, rows.mapped.X) for name, reference in references.items()
     }
     likeliest = max(log_density, key=lambda name: float(share @ log_density[name]))
-    weights = expert_weights(profile, chosen, fallback(experts, likeliest, chosen), settings.rule)
+    weights = expert_weights(profile, chosen, settings.rule)
     mixing = Mixing(likeliest, experts.grid, chosen, weights)
     sole = sole_member(experts, profile, chosen)
     if sole is not None:

@@ -20,7 +20,7 @@ from sk_itdiffusion._fit.patterns import (
 )
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.validation import crossfitted_errors
-from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, spawn_keys
+from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, keys_of_copies, spawn_keys
 from sk_itdiffusion._immse.error_profiles import (
     ErrorProfile,
     products_of_residuals,
@@ -29,6 +29,7 @@ from sk_itdiffusion._immse.error_profiles import (
 from sk_itdiffusion._immse.errors import LADDER, ErrorCalibration, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import ReferenceMixture
@@ -175,9 +176,9 @@ def with_class(
     """
     rows, share = chosen.rows, chosen.rows.share
     profile = profile_of_parts(stack, experts, chosen)
-    weights = stacking_weights(profile, stack.control)
+    weights = stacking_weights(profile)
     of_control = profile.row_errors(profile.vertex(stack.control))
-    errors = crossfitted_errors(profile, stack.control, fold_weights(rows, False))
+    errors = crossfitted_errors(profile, fold_weights(rows, False))
     known = rows.X, chosen.target, chosen.given
     log_density = conditional_log_density(experts.references[stack.control], *known)
     gain = log_density + profile.integral(of_control - errors)
@@ -259,7 +260,9 @@ def calibrated(
             gap[numbers], spread[numbers] = own
         return gap, spread
 
+    # Patterns of one row have noise of their own, or they would count as one.
     keys = rows.keys(experts.seeds.scoring + 2)
+    keys = keys_of_copies(keys, copy_numbers(keys))
     return calibrate_errors(integrate, keys, log_density, rows.weight)
 
 

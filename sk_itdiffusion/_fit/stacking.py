@@ -23,7 +23,7 @@ from sk_itdiffusion._fit.validation import (
     variance_of_units,
     with_unseen_values,
 )
-from sk_itdiffusion._immse.cubature import spawn_keys
+from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, spawn_keys
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
@@ -39,6 +39,8 @@ __all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 Array = NDArray[np.float64]
 #: Rows that the rule of scoring is fitted to, repeated if there are fewer.
 RULE_ROWS = 100
+#: Validation rows that are moved away from all others, and how many times as far from the mean.
+ROWS_TO_MOVE, DISTANCES = 30, (3.0, 10.0, 30.0)
 MAX_PROFILE_ROWS = 2_000
 #: Noisy rows, at least, from which the errors at a node are averaged if states are few.
 MIN_PROFILE_ROWS = 1_000
@@ -89,7 +91,7 @@ def stacked_model(
     profile = experts.profile(valid.X, valid.weight, keys, logsnr, valid.source)
     for dear in dear_families(settings, experts.references):
         others = tuple(name for name in names if name != dear.name)
-        if gains_by(dear, profile, names, fallback(experts, control, others), settings):
+        if gains_by(dear, profile, names, settings):
             continue
         names = others
         kept = {name: r for name, r in experts.references.items() if name != dear.name}
@@ -100,11 +102,8 @@ def stacked_model(
     profile = with_nodes_needed(profile, experts, schema, settings)
     logsnr = profile.logsnr
     members = restrict_profile(profile, names)
-    plain = fallback(experts, control, names)
-    mixing = Mixing(control, logsnr, names, stacking_weights(members, plain))
-    difference = profile.row_errors(profile.vertex(control)) - crossfitted_errors(
-        members, plain, folds
-    )
+    mixing = Mixing(control, logsnr, names, stacking_weights(members))
+    difference = profile.row_errors(profile.vertex(control)) - crossfitted_errors(members, folds)
     log_density = log_likelihoods(experts.references[control], valid.X)
     log_density += log_slope + members.integral(difference)
     used = dict(zip(members.names, mixing.weights.mean(axis=0), strict=True))
@@ -175,7 +174,6 @@ def gains_by(
     family: ReferenceFamily,
     profile: ErrorProfile,
     names: Sequence[str],
-    plain: str,
     settings: FitSettings,
 ) -> bool:
     """Return whether a stack gains so much by an expert as its evaluation is worth.
@@ -186,7 +184,7 @@ def gains_by(
     members = restrict_profile(profile, names)
     others = restrict_profile(profile, [name for name in names if name != family.name])
     errors, errors_of_others = (
-        part.row_errors(stacking_weights(part, plain)) for part in (members, others)
+        part.row_errors(stacking_weights(part)) for part in (members, others)
     )
     gain = profile.integral(errors_of_others - errors)
     mean, error = mean_and_error(gain, profile.row_weight, source=profile.source)
@@ -207,17 +205,6 @@ def n_profile_rows(experts: Experts, n_nodes: int, n_rows: int) -> int:
     """Return how many of the validation rows the error profile can afford."""
     affordable = MAX_PROFILE_WORK // (n_nodes * experts.widest)
     return min(n_rows, MAX_PROFILE_ROWS, max(100, affordable))
-
-
-def fallback(experts: Experts, control: str, names: Sequence[str]) -> str:
-    """Return the expert to which few validation rows draw the weights back.
-
-    It is the one that no choice on those rows has favoured, or with categories the control variate,
-    which has passed a one-standard-error rule of its own.
-    """
-    if experts.space.layout.variables and control in names:
-        return control
-    return experts.plain if experts.plain in names else names[0]
 
 
 def times_to_repeat(rows: WeightedRows, least: int) -> int:
@@ -274,6 +261,21 @@ def restrict_profile(profile: ErrorProfile, names: Sequence[str]) -> ErrorProfil
     return replace(profile, names=tuple(names), gram=profile.gram[:, :, index][..., index])
 
 
+def moved_out(points: Array, experts: Experts) -> list[Array]:
+    """Return points whose continuous columns are several times as far from their mean.
+
+    Integrals of rows far from all others come from other log-SNRs than those of validation rows.
+    """
+    found, columns = [], slice(experts.space.layout.n_continuous)
+    few = points[:ROWS_TO_MOVE]
+    center = few[:, columns].mean(axis=0)
+    for distance in DISTANCES:
+        moved = few.copy()
+        moved[:, columns] = center + distance * (few[:, columns] - center)
+        found.append(moved)
+    return found
+
+
 def scoring_rule(
     experts: Experts, mixing: Mixing, paired: PairedDenoiser, valid: WeightedRows
 ) -> IntegrationRule | None:
@@ -293,17 +295,26 @@ def scoring_rule(
     keys = valid.keys(experts.seeds.scoring + 2)
     valid, keys = repeated_rows(valid, keys, RULE_ROWS)
     noise = scoring_noise(experts.space, experts.seeds.scoring, experts.has_images)
-    placement = fit_placement(
-        experts.space.layout.embed_array(valid.X),
-        keys,
-        paired,
-        noise,
-        mixing.logsnr[nodes],
-        budget=experts.budget,
-        device=experts.device,
-        dtype=experts.precision,
-    )
-    rule = IntegrationRule(placement, noise, LADDER[0])
+
+    def placement_of(points: Array, keys: Keys) -> PiecewiseDensity:
+        return fit_placement(
+            points,
+            keys,
+            paired,
+            noise,
+            mixing.logsnr[nodes],
+            budget=experts.budget,
+            device=experts.device,
+            dtype=experts.precision,
+        )
+
+    embedded = experts.space.layout.embed_array(valid.X)
+    placement = placement_of(embedded, keys)
+    far = None
+    if experts.space.layout.n_continuous and not experts.has_images:
+        moved = [placement_of(part, keys[: len(part)]) for part in moved_out(embedded, experts)]
+        far = PiecewiseDensity.mean_of([placement, *moved])
+    rule = IntegrationRule(placement, noise, LADDER[0], far=far)
     rows, points = experts.rows_to_integrate(valid.X)
 
     def integrate(keys: NDArray[np.uint64], n_draws: int) -> tuple[Array, Array]:

@@ -39,15 +39,13 @@ ROUNDING_OF_ONE = 1e-9
 Array = NDArray[np.float64]
 
 
-def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> Array:
+def crossfitted_errors(profile: ErrorProfile, folds: Array) -> Array:
     """Return the squared errors of stacks of which the weights come from the other folds.
 
     Parameters
     ----------
     profile : ErrorProfile
         Products of the residuals of the experts.
-    reference : str
-        Name of the expert to fall back to.
     folds : ndarray of shape (n_folds, n_samples)
         Weights of the rows in each fold.
 
@@ -57,7 +55,7 @@ def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> A
         The errors.
     """
     if len(folds) < 2:
-        return profile.row_errors(stacking_weights(profile, reference))
+        return profile.row_errors(stacking_weights(profile))
     total = folds.sum(axis=0)
     errors = np.zeros(profile.gram.shape[:2])
     for fold in folds:
@@ -71,8 +69,7 @@ def crossfitted_errors(profile: ErrorProfile, reference: str, folds: Array) -> A
                 row_weight=others[kept] / others.sum(),
                 n_observations=None if n is None else n * float(others.sum() / total.sum()),
                 source=None if source is None else source[kept],
-            ),
-            reference,
+            )
         )
         here = fold > 0
         part = replace(profile, gram=profile.gram[:, here])

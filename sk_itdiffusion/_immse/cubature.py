@@ -29,6 +29,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -407,6 +408,11 @@ class PiecewiseDensity:
         area = profile * widths
         shape = area / area.sum() if area.sum() > 0 else uniform
         return cls(np.asarray(edges), (1 - floor) * shape + floor * uniform)
+
+    @classmethod
+    def mean_of(cls, densities: Sequence[PiecewiseDensity]) -> PiecewiseDensity:
+        """Return the mixture, of equal proportions, of densities with the same edges."""
+        return cls(densities[0].edges, np.mean([each.mass for each in densities], axis=0))
 
     def quantile(self, probability: Array) -> Array:
         """Return the points below which the given probabilities lie.

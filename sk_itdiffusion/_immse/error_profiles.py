@@ -21,7 +21,6 @@ from sk_itdiffusion.channel import add_noise
 __all__ = ["ErrorProfile", "error_profile", "products_of_residuals", "stacking_weights"]
 
 Array = NDArray[np.float64]
-_ROWS_FOR_FREE_STACKING = 50
 
 
 @dataclass(frozen=True)
@@ -189,40 +188,20 @@ def stacked_residuals(
     return torch.stack([eps - expert(z, logsnr) for expert in experts.values()])
 
 
-def stacking_weights(profile: ErrorProfile, reference: str) -> Array:
+def stacking_weights(profile: ErrorProfile) -> Array:
     """Return the weights on the simplex of smallest squared error at each node.
-
-    With 50 rows or fewer the weights are shrunk towards the reference as far as the error stays
-    within one standard error of the least.
 
     Parameters
     ----------
     profile : ErrorProfile
         Products of the residuals on validation rows.
-    reference : str
-        Name of the expert to fall back to.
 
     Returns
     -------
     ndarray of shape (n_nodes, n_experts)
         Non-negative weights; rows sum to 1.
     """
-    weights = _least_errors_on_simplex(profile.mean_gram)
-    n_rows = profile.n_observations or profile.gram.shape[1]
-    if n_rows > _ROWS_FOR_FREE_STACKING:
-        return weights
-    anchor = profile.vertex(reference)
-    drawn_back = weights.copy()
-    best = profile.row_errors(weights)
-    pending = np.ones(len(weights), dtype=bool)
-    for share in np.linspace(0.0, 1.0, 11):
-        candidate = (1.0 - share) * anchor + share * weights
-        excess = profile.row_errors(candidate) - best
-        within = excess @ profile.row_weight <= profile.standard_error(excess)
-        chosen = pending & within
-        drawn_back[chosen] = candidate[chosen]
-        pending &= ~chosen
-    return drawn_back
+    return _least_errors_on_simplex(profile.mean_gram)
 
 
 def _least_errors_on_simplex(grams: Array) -> Array:

@@ -147,6 +147,10 @@ class ErrorCalibration:
         width = max(float(self.log_density[-1] - self.log_density[0]), 1.0)
         return 1.0 + self._beyond(log_density) / width
 
+    def are_far(self, log_density: Array) -> NDArray[np.bool_]:
+        """Return which rows are less likely than all those of the calibration."""
+        return np.asarray(log_density < self.log_density[0])
+
     def _beyond(self, log_density: Array) -> Array:
         """Return by how much rows are less likely than all rows of the calibration, in nats."""
         return np.maximum(float(self.log_density[0]) - log_density, 0.0)

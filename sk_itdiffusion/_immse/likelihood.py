@@ -79,12 +79,16 @@ class IntegrationRule:
         Draws, an even number, one in each of as many strata of equal probability.
     errors : ErrorCalibration or None, default=None
         How exact the rule is with other numbers of draws, if that was measured.
+    far : PiecewiseDensity or None, default=None
+        The placement for rows less likely than all those that the errors were measured on, whose
+        integrals come from other log-SNRs; None if it is the same.
     """
 
     placement: PiecewiseDensity
     noise: NoiseRule
     n_draws: int
     errors: ErrorCalibration | None = None
+    far: PiecewiseDensity | None = None
 
     def rungs(
         self, log_density: Array, tolerance: Tolerance
@@ -94,8 +98,14 @@ class IntegrationRule:
         See `ErrorCalibration.rungs`.
         """
         assert self.errors is not None
+        is_far = self.errors.are_far(log_density) & (self.far is not None)
         for n_draws, chosen in self.errors.rungs(log_density, tolerance):
-            yield replace(self, n_draws=n_draws), chosen
+            near, far = chosen[~is_far[chosen]], chosen[is_far[chosen]]
+            if len(near):
+                yield replace(self, n_draws=n_draws), near
+            if len(far):
+                assert self.far is not None
+                yield replace(self, n_draws=n_draws, placement=self.far), far
 
     @property
     def n_evaluations(self) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion._information.crossfit import InformationModel
+from sk_itdiffusion._information.units import random_order
 
 __all__ = ["permutation_p_value"]
 
@@ -47,8 +48,9 @@ def permutation_p_value(
         The p-value, at least 1 / (n_permutations + 1).
     """
     total = np.zeros(n_permutations + 1)
+    order = random_order(values, int(random_state.randint(2**31 - 1)))
     for number, each in enumerate(model.folds):
-        rows = values[fold == number][:_ROWS_OF_FOLD]
+        rows = values[order[fold[order] == number][:_ROWS_OF_FOLD]]
         n_rows = len(rows)
         left, right = np.divmod(np.arange(n_rows**2), n_rows)
         pairs = rows[left]

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import sums_over_sources
+from sk_itdiffusion._immse.cubature import keys_of_copies, row_keys, sums_over_sources
+from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.references.judging import mean_and_error
 
-__all__ = ["first_of_units", "mean_over_rows", "units_of"]
+__all__ = ["first_of_units", "mean_over_rows", "random_order", "units_of"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -47,3 +48,12 @@ def units_of(unit: Index | None, rows: Any) -> Index | None:
 def first_of_units(unit: Index | None, n_rows: int) -> Index:
     """Return the number of the first row of each unit, in the order of the rows."""
     return np.arange(n_rows) if unit is None else np.sort(np.unique(unit, return_index=True)[1])
+
+
+def random_order(rows: Array, seed: int) -> Index:
+    """Return numbers of rows in the order of a hash of their entries, which is as good as random.
+
+    It does not depend on the order of the rows, and equal rows are not next to each other.
+    """
+    keys = row_keys(np.where(np.isnan(rows), np.inf, rows), seed)
+    return np.argsort(keys_of_copies(keys, copy_numbers(keys)), kind="stable")
