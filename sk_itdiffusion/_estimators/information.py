@@ -523,7 +523,10 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         the information if the densities are right, and has less variance than that of
         `score_samples`.  It is never negative, and so too large where there is little information,
         and too small where densities miss a part of much.  Use it to check the estimate: if both
-        differ by more than their errors, the densities are not right.
+        differ by more than their errors, the densities miss a part of the dependence, which matters
+        less for the estimate itself.  With few rows this is the rule for strong dependence, since
+        covariances are shrunk, and the integral ends at a log-SNR of 12, so that 5 nats are the
+        most that a pair of columns has.
 
         Parameters
         ----------
