@@ -3,8 +3,8 @@
     python benchmarks/missing.py --data-dir DATA --output results/missing.jsonl
     python benchmarks/missing.py --data-dir DATA --datasets phoneme --shares 0.3 --rows 1000
 
-Tables and their split are those of tabular.py, of the first rows in random order, 5,000 unless told.
-Of each entry, of training, validation and test rows alike, it is decided by chance whether it is
+Tables and their split are those of tabular.py, of the first 5,000 rows (--rows) in random order. Of
+each entry, of training, validation and test rows alike, it is decided by chance whether it is
 missing (completely at random), with a probability of 0.1, 0.3 and 0.5; the same entries are missing
 for all methods. A test row is scored by the log-density of the observed entries of it, in nats and
 standard units; rows of which nothing was observed count as 0.
