@@ -1,13 +1,13 @@
 """Compare ways to fit densities to tables with missing entries, by observed parts of test rows.
 
     python benchmarks/missing.py --data-dir DATA --output results/missing.jsonl
-    python benchmarks/missing.py --data-dir DATA --datasets phoneme --shares 0.3
+    python benchmarks/missing.py --data-dir DATA --datasets phoneme --shares 0.3 --rows 1000
 
-Tables and their split are those of tabular.py, of the first 5,000 rows in random order. Of each
-entry, of training, validation and test rows alike, it is decided by chance whether it is missing
-(completely at random), with a probability of 0.1, 0.3 and 0.5; the same entries are missing for all
-methods. A test row is scored by the log-density of the observed entries of it, in nats and standard
-units; rows of which nothing was observed count as 0.
+Tables and their split are those of tabular.py, of the first 5,000 rows (--rows) in random order. Of
+each entry, of training, validation and test rows alike, it is decided by chance whether it is
+missing (completely at random), with a probability of 0.1, 0.3 and 0.5; the same entries are missing
+for all methods. A test row is scored by the log-density of the observed entries of it, in nats and
+standard units; rows of which nothing was observed count as 0.
 
 IMMSEDensity without networks (``max_epochs=0``) is fitted to the rows with their holes, and with
 networks that are trained on the observed entries (the defaults). Besides it there are a Gaussian
@@ -155,11 +155,14 @@ def compare(arguments: argparse.Namespace) -> tuple[list[Record], ArrayFolder]:
         X = load_table(dataset, arguments.data_dir)
         for seed in arguments.seeds:
             rows = np.random.default_rng(seed).permutation(X)
-            complete = random_split(rows[: ROWS_IF_QUICK if arguments.quick else MAX_ROWS], seed)
+            n_rows = min(ROWS_IF_QUICK if arguments.quick else arguments.rows, len(rows))
+            complete = random_split(rows[:n_rows], seed)
             for share in arguments.shares:
                 split = with_holes(complete, share, seed)
                 for method in arguments.methods:
-                    setting = f"{share:g} missing{', quick' if arguments.quick else ''}"
+                    # Records of the default lack the number of rows.
+                    few = "" if arguments.rows == MAX_ROWS else f", {n_rows} rows"
+                    setting = f"{share:g} missing{', quick' if arguments.quick else few}"
                     key = {"dataset": dataset, "seed": seed, "method": method, "setting": setting}
                     work = partial(measure, method, split, seed, arguments.quick)
                     record, is_new = finished.record(key | {"share": share}, work)
@@ -228,6 +231,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of(__doc__, TABLES, METHODS)
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--rows", type=int, default=MAX_ROWS, help="rows at most of a table")
     parser.add_argument("--quick", action="store_true", help="few rows, as a test")
     return parser.parse_args()
 
