@@ -14,7 +14,8 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     load,
 )
-from sk_itdiffusion._table.dequantize import Dequantizer, copy_numbers
+from sk_itdiffusion._immse.cubature import copy_numbers
+from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.rows import WeightedRows
 
 pytestmark = pytest.mark.usefixtures("brief_fits")

@@ -25,6 +25,7 @@ from sk_itdiffusion._immse.cubature import (
     Keys,
     NoiseRule,
     PiecewiseDensity,
+    copy_numbers,
     row_keys,
 )
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
@@ -40,7 +41,6 @@ from sk_itdiffusion._immse.likelihood import (
 from sk_itdiffusion._immse.path import PathRule, path_log_probability
 from sk_itdiffusion._immse.sampling import probability_flow_in_chunks
 from sk_itdiffusion._runtime.progress import stretch_of_progress
-from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.layout import Layout, check_same_layout
 from sk_itdiffusion.persistence import stored

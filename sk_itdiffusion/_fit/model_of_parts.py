@@ -16,13 +16,12 @@ from sk_itdiffusion._fit.patterns import (
 from sk_itdiffusion._immse.cubature import (
     Keys,
     hash_uniform,
-    keys_of_copies,
+    keys_apart,
     row_keys,
     spawn_keys,
 )
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.progress import stretch_of_progress
-from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
 from sk_itdiffusion.denoisers.roles import RoleDenoiser
 from sk_itdiffusion.references import ReferenceMixture
@@ -279,7 +278,7 @@ class ModelOfParts(Experts):
         with np.errstate(over="ignore"):
             keys = row_keys(self.space.standardized(known), seed)
         if equal_rows_differ:
-            keys = keys_of_copies(keys, copy_numbers(keys))
+            keys = keys_apart(keys)
         keys = spawn_keys(keys, n_draws, first).T.ravel()
         completed = np.empty((len(keys), values.shape[1]))
         n_rows = max(1, NUMBERS_IN_A_PASS // max(1, values.shape[1]))

@@ -20,7 +20,7 @@ from sk_itdiffusion._fit.patterns import (
 )
 from sk_itdiffusion._fit.splitting import MappedSplit
 from sk_itdiffusion._fit.validation import crossfitted_errors
-from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, keys_of_copies, spawn_keys
+from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, keys_apart, spawn_keys
 from sk_itdiffusion._immse.error_profiles import (
     ErrorProfile,
     products_of_residuals,
@@ -29,7 +29,6 @@ from sk_itdiffusion._immse.error_profiles import (
 from sk_itdiffusion._immse.errors import LADDER, ErrorCalibration, calibrate_errors
 from sk_itdiffusion._immse.likelihood import IntegrationRule
 from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._table.dequantize import copy_numbers
 from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references import ReferenceMixture
@@ -262,8 +261,7 @@ def calibrated(
 
     # Patterns of one row have noise of their own, or they would count as one.
     keys = rows.keys(experts.seeds.scoring + 2)
-    keys = keys_of_copies(keys, copy_numbers(keys))
-    return calibrate_errors(integrate, keys, log_density, rows.weight)
+    return calibrate_errors(integrate, keys_apart(keys), log_density, rows.weight)
 
 
 def drivers_of_missingness(split: MappedSplit) -> Mask:

@@ -134,6 +134,20 @@ def keys_of_copies(keys: Keys, number: NDArray[np.intp]) -> Keys:
     return np.where(number > 0, numbered_keys(keys, numbers), keys)
 
 
+def copy_numbers(keys: Keys) -> NDArray[np.intp]:
+    """Return for each row how many before it have its key."""
+    order = np.argsort(keys, kind="stable")
+    _, first, size = np.unique(keys[order], return_index=True, return_counts=True)
+    number = np.empty(len(keys), dtype=np.intp)
+    number[order] = np.arange(len(keys)) - np.repeat(first, size)
+    return number
+
+
+def keys_apart(keys: Keys) -> Keys:
+    """Return keys of which those that are equal become those of copies, in their order."""
+    return keys_of_copies(keys, copy_numbers(keys))
+
+
 def numbered_keys(keys: Keys, numbers: NDArray[np.uint64]) -> Keys:
     """Return a key derived from each key and a number of its own, both of shape (n,)."""
     return _mix(keys ^ _mix((numbers + np.uint64(1)) * _GOLDEN))

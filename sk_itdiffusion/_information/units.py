@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import keys_of_copies, row_keys, sums_over_sources
-from sk_itdiffusion._table.dequantize import copy_numbers
+from sk_itdiffusion._immse.cubature import keys_apart, row_keys, sums_over_sources
 from sk_itdiffusion.references.judging import mean_and_error
 
 __all__ = ["first_of_units", "mean_over_rows", "random_order", "units_of"]
@@ -56,4 +55,4 @@ def random_order(rows: Array, seed: int) -> Index:
     It does not depend on the order of the rows, and equal rows are not next to each other.
     """
     keys = row_keys(np.where(np.isnan(rows), np.inf, rows), seed)
-    return np.argsort(keys_of_copies(keys, copy_numbers(keys)), kind="stable")
+    return np.argsort(keys_apart(keys), kind="stable")

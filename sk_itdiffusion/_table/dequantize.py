@@ -330,15 +330,6 @@ def warn_of_coarse_noise(dequantizer: Dequantizer, X: Array, names: Sequence[str
         )
 
 
-def copy_numbers(keys: Keys) -> NDArray[np.intp]:
-    """Return for each row how many before it have its key."""
-    order = np.argsort(keys, kind="stable")
-    _, first, size = np.unique(keys[order], return_index=True, return_counts=True)
-    number = np.empty(len(keys), dtype=np.intp)
-    number[order] = np.arange(len(keys)) - np.repeat(first, size)
-    return number
-
-
 def steps_of_constants(value: Array, step: Array, varies: NDArray[np.bool_]) -> Array:
     """Return the steps of the columns without variation.
 
