@@ -230,12 +230,12 @@ def test_weights_of_known_errors():
     residuals = residuals[:, [0, 1, 0]]
     gram = np.repeat((residuals @ residuals.transpose(0, 2, 1))[:, None], 60, axis=1)
     profile = ErrorProfile(("a", "b", "c"), np.array([0.0, 1.0]), gram, np.full(60, 1 / 60))
-    select = ensemble_model.expert_weights(profile, ["a", "b", "c"], "b", "select")
+    select = ensemble_model.expert_weights(profile, ["a", "b", "c"], "select")
     np.testing.assert_array_equal(select, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    stack = ensemble_model.expert_weights(profile, ["a", "b", "c"], "b", "stack")
+    stack = ensemble_model.expert_weights(profile, ["a", "b", "c"], "stack")
     np.testing.assert_allclose(stack, [[0.8, 0.2, 0.0], [0.1, 0.9, 0.0]], atol=1e-6)
     np.testing.assert_allclose(
-        ensemble_model.expert_weights(profile, ["c", "b"], "b", "stack"), stack[:, :2], atol=1e-6
+        ensemble_model.expert_weights(profile, ["c", "b"], "stack"), stack[:, :2], atol=1e-6
     )
 
 

@@ -839,7 +839,7 @@ def with_number(content, name, place, number):
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [
-        ("_model.grid", 1e3, "log-SNRs do not increase"),
+        ("_model.grid", 1e3, "do not increase"),
         ("_model.weights", -0.5, "weights of experts are negative"),
         ("_model.weights", np.nan, "weights of experts are negative, or no numbers"),
         ("rule.placement.mass", np.inf, "masses of strata are negative, or no numbers"),
