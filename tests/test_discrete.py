@@ -158,13 +158,12 @@ def test_independent_columns_are_found_to_be_independent():
 def test_mixed_estimator_on_continuous_columns_is_the_continuous_one(frame):
     X = np.random.default_rng(0).normal(size=(200, 3)) * [1.0, 2.0, 3.0]
     X = pd.DataFrame(X, columns=["a", "b", "c"]) if frame else X
-    settings = TINY | {"hidden_size": 32, "steps_per_epoch": 20}
-    plain = IMMSEDensity(n_networks=1, **settings).fit(X)
+    # Networks of both begin at other random numbers.
+    settings = TINY | {"max_epochs": 0}
+    plain = IMMSEDensity(**settings).fit(X)
     mixed = IMMSEMixedDensity(**settings).fit(X)
-    np.testing.assert_allclose(
-        mixed.score_samples(X[:100]), plain.score_samples(X[:100]), atol=1e-6
-    )
-    assert mixed.entropy_ == pytest.approx(plain.entropy_, abs=1e-6)
+    np.testing.assert_array_equal(mixed.score_samples(X[:100]), plain.score_samples(X[:100]))
+    assert mixed.entropy_ == plain.entropy_
     assert mixed.kinds_ == ["continuous"] * 3
 
 
