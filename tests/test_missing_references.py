@@ -273,6 +273,20 @@ def test_classes_are_right_where_entries_are_missing(n_continuous):
     assert is_within_errors(fits, np.concatenate(truth))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_weights_of_classes_have_no_unit(share):
+    """Priors count observations: with weights in small units they were worth nothing."""
+    layout, X, _ = two_classes(60, 1, 0)
+    X, weight = completely_at_random(X, share, 1), np.random.default_rng(0).exponential(size=60)
+    fits = [
+        fit_latent_class(WeightedRows(X, unit * weight), layout, 4, np.random.RandomState(0))
+        for unit in (1.0, 1024.0)
+    ]
+    seen = ~np.isnan(X).all(axis=1)
+    found = [log_likelihoods(fit, X[seen]) for fit in fits]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+
+
 def test_frequencies_are_those_of_what_is_observed():
     layout, X, _ = two_classes(200, 1, 0)
     X = completely_at_random(X, 0.4, 1)

@@ -17,6 +17,7 @@ from sk_itdiffusion.references.latent_class import (
     TOLERANCE,
     Indicators,
     fit_latent_class,
+    in_observations,
     smoothed_marginals,
 )
 from sk_itdiffusion.references.mixture import GaussianMixtureReference, normal_parts
@@ -109,6 +110,7 @@ def fit_crossed_mixture(
     CrossedMixtureReference
         The fitted model.
     """
+    rows = in_observations(rows, layout)
     evidence = _Evidence.of(rows, layout, mixture)
     alone = Layout(0, layout.variables)
     start = fit_latent_class(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import logsumexp
 
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.rows import WeightedRows, are_counts, effective_number
 from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references.classes import LatentClassReference
 from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
@@ -61,9 +61,21 @@ def category_counts(rows: WeightedRows, layout: Layout) -> list[Array]:
     ]
 
 
+def in_observations(rows: WeightedRows, layout: Layout) -> WeightedRows:
+    """Return rows whose weights are numbers of observations, to which priors can be added.
+
+    Integers are, and so are all weights where no column is continuous, as rows stand for many
+    equal ones.  Others are scaled to sum to Kish's effective sample size.
+    """
+    if not layout.n_continuous or are_counts(rows.weight):
+        return rows
+    return replace(rows, weight=rows.share * effective_number(rows.weight))
+
+
 def smoothed_marginals(rows: WeightedRows, layout: Layout) -> list[Array]:
     """Return the smoothed frequencies of the categories of each discrete variable."""
-    return [smoothed_frequencies(counts) for counts in category_counts(rows, layout)]
+    counts = category_counts(in_observations(rows, layout), layout)
+    return [smoothed_frequencies(of_variable) for of_variable in counts]
 
 
 def smoothed_frequencies(counts: Array) -> Array:
@@ -214,6 +226,7 @@ def fit_latent_class(
     LatentClassReference
         The fitted model.
     """
+    rows = in_observations(rows, layout)
     if np.isnan(rows.X).any():
         return _fit_incomplete(
             rows, layout, n_classes, random_state, regularization, max_iter, stopped

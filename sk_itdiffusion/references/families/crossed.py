@@ -35,6 +35,7 @@ from sk_itdiffusion.references.judging import (
     log_likelihoods,
     search_numbers,
 )
+from sk_itdiffusion.references.latent_class import smoothed_marginals
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.references.optimism import choice_optimism
 
@@ -93,7 +94,14 @@ def fit_crossed_mixture_by_validation(
     few = first_rows(rows, MAX_ROWS_FOR_MIXTURES)
     folds = held_out_folds(few, len(valid))
     judges = joined_rows([valid, *(few.take(np.flatnonzero(fold)) for fold in folds)])
-    baseline = log_likelihoods(independent, judges.X)
+    layout = independent.layout
+    scores_without = [log_likelihoods(independent, valid.X)]
+    for fold in folds:
+        # Frequencies of categories must not have seen the rows either.
+        marginals = smoothed_marginals(few.take(np.flatnonzero(~fold)), layout)
+        without = IndependentReference(layout, marginals, mixture)
+        scores_without.append(log_likelihoods(without, few.X[fold]))
+    baseline = np.concatenate(scores_without)
     tried = [baseline]
 
     def fit(
@@ -102,7 +110,7 @@ def fit_crossed_mixture_by_validation(
         n_classes, prior, seed = job
         return fit_crossed_mixture(
             rows,
-            independent.layout,
+            layout,
             mixture,
             n_classes,
             np.random.RandomState(seed),
