@@ -615,9 +615,8 @@ def test_expected_information_of_rows_has_the_mean_of_the_estimate():
     """Rows of few values of y stand for all rows, not for the values that come first."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(800, 1))
-    y = np.array(["no", "yes"])[
-        (rng.random(800) < 1.0 / (1.0 + np.exp(-3.0 * x[:, 0]))).astype(int)
-    ]
+    is_yes = rng.random(800) < 1.0 / (1.0 + np.exp(-3.0 * x[:, 0]))
+    y = pd.Series(np.where(is_yes, "yes", "no")).mask(rng.random(800) < 0.4)
     information = IMMSEMutualInformation(cv=2, random_state=0).fit(x, y)
     expected = information.score_samples(x[:300])
     error = np.hypot(expected.std() / np.sqrt(300), information.standard_error_)

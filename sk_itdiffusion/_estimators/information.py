@@ -380,6 +380,7 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         numbers = None if groups is None else checked_groups(groups, values)
         unit = units_of_table(values, np.array(kinds) == "continuous", numbers)
         own = self._parts(values)[1]
+        own = own[~np.isnan(own).any(axis=1)]
         self._sample = own[random_order(own, seed)[:_ROWS_OF_GAIN]]
         self._model: InformationModel | None = None
         self.information_curve_: InformationCurve | None = None
