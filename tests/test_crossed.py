@@ -26,6 +26,9 @@ from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.latent_class import fit_latent_class
 from sk_itdiffusion.references.mixture_fit import with_wide_components
 
+#: Largest variances of wide components.
+WIDE = np.full(2, np.inf)
+
 
 def truly_crossed():
     """Return two classes of two discrete columns, crossed with four components of two columns."""
@@ -83,7 +86,7 @@ def test_steps_of_crossed_classes_raise_the_likelihood_of_what_is_observed():
 def test_wide_components_are_independent_of_the_classes():
     truth = truly_crossed()
     X = truth.sample(500, np.random.RandomState(0))
-    wide = with_wide_components(truth.continuous, X[:, :2], np.ones(500), np.full(2, np.inf))
+    wide = with_wide_components(truth.continuous, X[:, :2], np.ones(500), WIDE)
     rows = WeightedRows(X, np.ones(500))
     fit = fit_crossed_mixture(rows, truth.layout, wide, 2, np.random.RandomState(0))
     np.testing.assert_allclose(fit.ratios[:, 4:] / fit.ratios[:1, 4:], 1.0, rtol=1e-9)
@@ -95,6 +98,28 @@ def test_wide_components_are_independent_of_the_classes():
     probability = fit.given([0, 1], far).log_prob(torch.zeros(1, 2).double()).exp()
     marginal = fit.marginal([2, 3]).log_prob(torch.zeros(1, 2).double()).exp()
     assert probability.item() == pytest.approx(marginal.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e9, 1e12])
+def test_draws_given_numbers_far_out_have_the_probabilities(far):
+    truth = truly_crossed()
+    wide = with_wide_components(
+        truth.continuous, truth.sample(500, np.random.RandomState(0))[:, :2], np.ones(500), WIDE
+    )
+    reference = CrossedMixtureReference(
+        truth.classes, wide, np.hstack([truth.ratios, [[0.4, 0.4, 0.4], [1.6, 1.6, 1.6]]])
+    )
+    rows = np.full((4000, 4), np.nan)
+    rows[:, 0] = far
+    uniform = np.random.default_rng(0).uniform(1e-9, 1.0 - 1e-9, size=(4000, 6))
+    drawn = reference.complete(torch.from_numpy(rows), torch.from_numpy(uniform))[:, 2]
+    conditional = reference.given([0], [far]).marginal([1])
+    probability = conditional.log_prob(torch.tensor([[1.0]]).double()).exp().item()
+    given = torch.tensor([[True, False, False, False]])
+    row = torch.tensor([[far, np.nan, 1.0, np.nan]]).double()
+    assert reference.conditional_log_prob(row, given).exp().item() == pytest.approx(probability)
+    error = np.sqrt(probability * (1.0 - probability) / 4000)
+    assert abs(drawn.mean().item() - probability) < 4.0 * error
 
 
 def dependent_table(n, seed):

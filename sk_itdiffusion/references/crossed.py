@@ -195,8 +195,13 @@ class CrossedMixtureReference(DiscreteReference):
     def _log_weights_of(
         self, components: bool, of_classes: Tensor, of_components: Tensor
     ) -> Tensor:
-        """Return log-weights of components or of classes, (B, n), from those of both."""
+        """Return log-weights of components or of classes, (B, n), from those of both.
+
+        They are up to a number for each row, which may be so large that ratios would be lost.
+        """
         log_ratios = self.ratios.detach().cpu().double().log()
+        of_classes = of_classes - of_classes.amax(1, keepdim=True)
+        of_components = of_components - of_components.amax(1, keepdim=True)
         if components:
             return of_components + (of_classes[:, :, None] + log_ratios).logsumexp(1)
         return of_classes + (of_components[:, None, :] + log_ratios).logsumexp(2)
@@ -276,7 +281,8 @@ class CrossedMixtureReference(DiscreteReference):
         of_class = self._log_weights_of(False, *terms).numpy().T
         chosen, rest = chosen_with_rest(uniform[:, 1], of_class)
         log_ratios = self.ratios.detach().cpu().double().log().numpy()
-        component, _ = chosen_with_rest(rest, of_components + log_ratios[chosen].T)
+        near = of_components - of_components.max(axis=0)
+        component, _ = chosen_with_rest(rest, near + log_ratios[chosen].T)
         found = rows.copy()
         parts = normal_parts(self.continuous)
         found[:, :m] = parts.drawn(rows[:, :m], component, uniform[:, 2 : m + 2])
