@@ -89,7 +89,7 @@ MIN_ROWS_TO_ADAPT = 20
 MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
-#: Steps for each one of a network of complete rows, so that a fit takes at most twice the time.
+#: Steps for each one of a network of complete rows, so that a fit takes about twice the time.
 STEPS_WITH_ROLES = 1.5
 #: Steps at most in which the learning rate rises.
 MAX_WARMUP = 50
