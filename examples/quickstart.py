@@ -32,10 +32,10 @@ runs.
 #       KernelDensity, Yeo-Johnson     18.10 +- 1.15     0.6 s
 #       GaussianMixture                31.27 +- 3.89     3.5 s
 #       GaussianMixture, Yeo-Johnson   41.45 +- 1.75     3.9 s
-#       IMMSEDensity(max_epochs=0)     44.04 +- 1.28     3.9 s
-#       IMMSEDensity                   44.80 +- 1.36    22.7 s
+#       IMMSEDensity(max_epochs=0)     44.28 +- 1.29     4.4 s
+#       IMMSEDensity                   44.96 +- 1.35    23.3 s
 #
-#     IMMSEDensity is ahead of the best of scikit-learn's by 3.35 +- 0.72 nats per row.
+#     IMMSEDensity is ahead of the best of scikit-learn's by 3.50 +- 0.75 nats per row.
 
 import argparse
 import time
