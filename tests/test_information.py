@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
 from sk_itdiffusion import IMMSEMixedDensity, IMMSEMutualInformation
-from sk_itdiffusion._estimators.information import units_of_table
+from sk_itdiffusion._estimators.information import folds_of_table, units_of_table
 from sk_itdiffusion._information.blend import Blend
 from sk_itdiffusion._information.copula import EllipticalCopula, log_slopes, t_scores
 from sk_itdiffusion._information.counts import CountTables
@@ -622,6 +622,20 @@ def test_expected_information_of_rows_has_the_mean_of_the_estimate():
     error = np.hypot(expected.std() / np.sqrt(300), information.standard_error_)
     assert abs(expected.mean() - information.mutual_information_) < 4.0 * error
     assert information.mutual_information_ > 10.0 * information.standard_error_
+
+
+def test_equal_rows_are_in_folds_by_chance():
+    """Folds with equal shares of each cell would have the errors of the rows that are learned."""
+    statistics = []
+    for seed in range(20):
+        cell = np.random.default_rng(seed).integers(0, 16, 400)
+        values = np.column_stack(np.divmod(cell, 4)).astype(float)
+        fold = folds_of_table(5, [values[:, :1], values[:, 1:]], None, None, seed)
+        assert np.bincount(fold).tolist() == [80] * 5
+        counts = np.bincount(5 * cell + fold, minlength=80).reshape(16, 5)
+        statistics.append(stats.chi2_contingency(counts).statistic)
+    # Each has 60 degrees of freedom, and the standard deviation of the mean is 2.4; before, 4.
+    assert abs(np.mean(statistics) - 60.0) < 4.5 * np.sqrt(2.0 * 60.0 / 20.0)
 
 
 def test_order_of_the_rows_changes_neither_curve_nor_p_value():

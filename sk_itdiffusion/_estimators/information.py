@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion._conditional.splitting import folds_of_rows, joined
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._immse.cubature import row_keys
+from sk_itdiffusion._immse.cubature import keys_apart, row_keys
 from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
 from sk_itdiffusion._information.curve import InformationCurve, curve_of_rows, noisy_information
 from sk_itdiffusion._information.orthogonal import squared_differences
@@ -212,7 +212,10 @@ def folds_of_table(
         number = np.arange(len(keys)) if unit is None else unit
         first = np.unique(number, return_index=True)[1]
         of_unit = np.empty(len(first), dtype=np.intp)
-        of_unit[np.argsort(keys[first], kind="stable")] = np.arange(len(first)) % int(cv)
+        # Equal rows are no neighbours: dealt to the folds in turn, they would be alike in all.
+        of_unit[np.argsort(keys_apart(keys[first]), kind="stable")] = np.arange(len(first)) % int(
+            cv
+        )
         return of_unit[number]
     splitter = GroupKFold(int(cv)) if isinstance(cv, Integral) else cv
     fold = folds_of_rows(splitter, values, None, None if groups is None else unit)
