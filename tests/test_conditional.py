@@ -21,6 +21,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 
 from sk_itdiffusion import IMMSEConditionalDensity, IMMSERegressor, load
 from sk_itdiffusion._conditional import base_model, sklearn_state, splitting
@@ -492,6 +493,27 @@ def test_groups_and_equal_features_are_in_one_fold():
     assert all(set(np.unique(each, return_counts=True)[1]) == {10} for each in numbers)
     with pytest.raises(ValueError, match="cv must predict each row once"):
         rows_seen(cv=folds[:2])
+
+
+@pytest.mark.parametrize("n_levels", [6, 40])
+def test_levels_of_features_that_were_seen_are_predicted_like_new_rows(n_levels):
+    rng = np.random.default_rng(0)
+    level, mean = rng.integers(0, n_levels, 800), rng.normal(size=n_levels)
+    y = mean[level] + 0.1 * rng.normal(size=800)
+    base = DecisionTreeRegressor(random_state=0)
+    estimator = IMMSEConditionalDensity(base, max_epochs=0, random_state=0)
+    estimator.fit(level[:400, None], y[:400])
+    truth = stats.norm.logpdf(y[400:], mean[level[400:]], 0.1)
+    found = estimator.score_samples(level[400:, None], y[400:])
+    # A mean of ten rows, or less, is off by 0.03, which costs 0.05 nats; unseen levels cost 3.
+    assert (truth - found).mean() < 0.2
+    assert estimator.predict([[0]])[0] == pytest.approx(mean[0], abs=0.15)
+
+
+def test_tables_of_few_states_are_warned_of():
+    level = np.random.default_rng(0).integers(0, 6, 200)
+    with pytest.warns(UserWarning, match="rows have only 6 different features"):
+        clone(TREES).fit(level[:, None], np.array(list("abcabc"))[level])
 
 
 def test_copies_of_rows_do_not_break_the_scale():

@@ -1,6 +1,8 @@
 """Distinct rows of features and targets, and which of them train, validate or calibrate.
 
-Rows with equal features are one unit, and so are rows of one group: a unit is never divided.
+Rows with equal features are one unit, since they may be copies of each other, and so are rows of
+one group: a unit is never divided.  If features have few levels, each of several different rows,
+only rows with equal features and targets are: new rows have levels that were seen in `fit`.
 What a row is used for follows from a hash of its content and the seed, not from the order of rows,
 and a weight of 2 is the same as having the row twice.
 """
@@ -17,7 +19,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import check_cv
 
-from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._immse.cubature import keys_apart, row_keys, spawn_keys
+from sk_itdiffusion._runtime.warning import warn
 
 __all__ = [
     "DistinctRows",
@@ -32,6 +35,8 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 #: What stands for a missing value in the keys of rows.
 _MISSING = 1.0e300
+#: Different rows, on average, with equal features up to which these may be copies.
+MAX_ROWS_OF_FEATURES = 3
 #: Units from which some are spared for validation, and the least number of those.
 MIN_UNITS_TO_VALIDATE, MIN_UNITS = 40, 10
 
@@ -96,25 +101,50 @@ def distinct_rows(
     kept = np.flatnonzero(weight > 0.0)
     _, first, number = np.unique(keys[kept], return_index=True, return_inverse=True)
     total = np.bincount(number.ravel(), weights=weight[kept]).astype(np.float64)
+    number = number.ravel()
     of_features = np.unique(features[kept], return_inverse=True)[1].ravel()
-    unit, share = of_features, None
+    n_levels = int(of_features.max()) + 1
+    have_levels = 1 < n_levels < len(first) / MAX_ROWS_OF_FEATURES
+    of_row = number if have_levels else of_features
+    unit, share = of_row, None
     if groups is not None:
         group = np.unique(groups[kept], return_inverse=True)[1].ravel()
-        unit = joined(of_features, group)
+        unit = joined(of_row, group)
         of_group = weight[kept] / np.bincount(group, weights=weight[kept])[group]
-        share = np.bincount(number.ravel(), weights=of_group).astype(np.float64)
+        share = np.bincount(number, weights=of_group).astype(np.float64)
+    warn_of_few_units(int(unit.max()) + 1, len(kept), groups is not None)
     # In the order of sums of keys, modulo 2**64, which is random whatever the sizes of units are.
-    _, once = np.unique(features[kept], return_index=True)
+    own = kept[first]
+    # Rows of equal features are numbered in the order of their targets, whatever their units.
+    by_targets = np.lexsort((*Y[own].T[::-1], features[own]))
+    own_key = np.empty(len(own), dtype=np.uint64)
+    own_key[by_targets] = keys_apart(features[own][by_targets])
+    once = np.arange(len(own))
+    if not have_levels:
+        once = np.unique(features[own], return_index=True)[1]
+        own_key = features[own]
     key = np.zeros(int(unit.max()) + 1, dtype=np.uint64)
-    np.add.at(key, unit[once], spawn_keys(features[kept][once], 1)[:, 0])
+    np.add.at(key, unit[first][once], spawn_keys(own_key[once], 1)[:, 0])
     rank = np.empty(len(key), dtype=np.intp)
     rank[np.argsort(key, kind="stable")] = np.arange(len(key))
     # Not in the order of keys that see the targets: their units would change what is drawn.
-    of_row, own = rank[unit][first], kept[first]
-    order = np.lexsort((*Y[own].T[::-1], features[own], of_row))
+    place = rank[unit][first]
+    order = np.lexsort((*Y[own].T[::-1], features[own], place))
     return DistinctRows(
-        own[order], total[order], of_row[order], None if share is None else share[order]
+        own[order], total[order], place[order], None if share is None else share[order]
     )
+
+
+def warn_of_few_units(n_units: int, n_rows: int, has_groups: bool) -> None:
+    """Warn if many rows are so few units that each held-out one is unlike all others."""
+    if not has_groups and 1 < n_units < MIN_UNITS_TO_VALIDATE <= n_rows:
+        warn(
+            f"The {n_rows} rows have only {n_units} different features, so that nothing validates, "
+            "and models are judged by predictions for features that they have not seen: "
+            "distributions are then hardly narrower than that of the targets by themselves. "
+            "IMMSEMixedDensity or IMMSEDiscreteDensity of features and targets together, and its "
+            "conditional(...), are better for such tables."
+        )
 
 
 def joined(first: Index, second: Index) -> Index:

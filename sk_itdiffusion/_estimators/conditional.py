@@ -142,7 +142,8 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         groups : array-like of shape (n_samples,), default=None
             Hashable labels of the groups that rows belong to, such as the person measured: all
             rows of a group are on one side of each division of the rows.  Rows with equal features
-            are on one side in any case.
+            are on one side too, unless features have few levels: more than three different rows for
+            each, on average.
 
         Returns
         -------
@@ -532,7 +533,7 @@ class IMMSEConditionalDensity(ConditionalEstimator):
     cv : int, cross-validation generator or iterable, default=5
         Folds, at least 2, from which out-of-fold predictions of the training rows come.  What
         divides the rows has to predict each of them once; each fold is predicted by models of all
-        other training rows, and rows of equal features are in one.
+        other training rows, and rows of equal features are in one, see ``groups`` of `fit`.
     target_kinds : "from_dtype", str, sequence or dict, default="from_dtype"
         Kind of all targets, of each, or of those that a dict names: ``"continuous"``, ``"ordinal"``
         or ``"nominal"``.  ``"from_dtype"`` takes booleans, texts and unordered categoricals as
