@@ -618,10 +618,30 @@ def test_expected_information_of_rows_has_the_mean_of_the_estimate():
     is_yes = rng.random(800) < 1.0 / (1.0 + np.exp(-3.0 * x[:, 0]))
     y = pd.Series(np.where(is_yes, "yes", "no")).mask(rng.random(800) < 0.4)
     information = IMMSEMutualInformation(cv=2, random_state=0).fit(x, y)
-    expected = information.score_samples(x[:300])
+    expected, std = information.score_samples(x[:300], return_std=True)
+    np.testing.assert_array_equal(information.score_samples(x[:300]), expected)
+    # Of two values of y only the share of one of them is uncertain.
+    assert (std < 0.1).all()
+    assert std.mean() > 0.005
     error = np.hypot(expected.std() / np.sqrt(300), information.standard_error_)
     assert abs(expected.mean() - information.mutual_information_) < 4.0 * error
     assert information.mutual_information_ > 10.0 * information.standard_error_
+
+
+def test_standard_errors_of_expected_information_are_the_spread_over_rows_of_y():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1000)
+    y = x + 0.5 * rng.normal(size=1000)
+    information = IMMSEMutualInformation(cv=2, random_state=0).fit(x[:, None], y)
+    at = np.array([[-1.0], [0.0], [0.5]])
+    found = []
+    for _ in range(12):
+        information._sample = rng.choice(y, 200, replace=False)[:, None]
+        found.append(information.score_samples(at, return_std=True))
+    mean, std = np.transpose(found, (1, 0, 2))
+    ratio = mean.std(axis=0, ddof=1) / std.mean(axis=0)
+    # A chi-squared ratio with 11 degrees of freedom: beyond these once in a thousand.
+    assert ((ratio > 0.4) & (ratio < 1.8)).all()
 
 
 def test_equal_rows_are_in_folds_by_chance():
