@@ -644,6 +644,19 @@ def test_standard_errors_of_expected_information_are_the_spread_over_rows_of_y()
     assert ((ratio > 0.4) & (ratio < 1.8)).all()
 
 
+def test_curve_of_categories_has_the_errors_that_it_states():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, 800)
+    y = np.where(rng.random(800) < 0.8, x, rng.integers(0, 3, 800))
+    table = [np.array(list("ab"))[x][:, None], np.array(list("uvw"))[y]]
+    curves = [IMMSEMutualInformation(cv=2, random_state=s).fit(*table) for s in range(3)]
+    found = np.array([each.information_curve_.information for each in curves])
+    error = np.array([each.information_curve_.standard_error for each in curves])
+    # The rows are the same, so that the seeds differ by less than the errors of the rows.
+    assert (found.std(axis=0, ddof=1) < 3.0 * error.mean(axis=0) + 1e-9).all()
+    assert (np.diff(found.mean(axis=0)) > -2.0 * error.max()).all()
+
+
 def test_equal_rows_are_in_folds_by_chance():
     """Folds with equal shares of each cell would have the errors of the rows that are learned."""
     statistics = []

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from sk_itdiffusion._immse.cubature import hash_uniform, row_keys, spawn_keys
+from sk_itdiffusion._immse.cubature import hash_uniform, keys_apart, row_keys, spawn_keys
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion._information.units import mean_over_rows
 from sk_itdiffusion.layout import Layout
@@ -94,7 +94,9 @@ def noisy_information(density: Any, values: Array, roles: Roles, logsnr: Array) 
     rows = torch.from_numpy(model.space.rows(standardized)[0])
     place = {int(j): n for n, j in enumerate(model.space.in_rows)}
     own = coordinates(model.space.layout)
-    keys = spawn_keys(row_keys(standardized, model.seeds.scoring), model.space.layout.n_points)
+    # Equal rows have noise of their own, or the mean would be over a few draws.
+    keys = keys_apart(row_keys(standardized, model.seeds.scoring))
+    keys = spawn_keys(keys, model.space.layout.n_points)
     eps = torch.from_numpy(ndtri(hash_uniform(keys, 12)))
 
     def smoothed(columns: Sequence[int] | Index) -> Array:
