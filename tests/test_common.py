@@ -80,14 +80,16 @@ def global_generator_restored():
 
 
 # The common checks fit on a handful of unlabelled rows, integers among them.
-@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
+@pytest.mark.filterwarnings(
+    "ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit", "ignore:The .* rows have"
+)
 @parametrize_with_checks([*QUICK_ESTIMATORS, ENSEMBLE, DETECTOR, *CONDITIONAL])
 def test_common_checks(estimator, check):
     with global_generator_restored():
         check(estimator)
 
 
-@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate")
+@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:The .* rows have")
 @pytest.mark.parametrize(
     "estimator",
     [*QUICK_ESTIMATORS, ENSEMBLE, DETECTOR],
@@ -106,7 +108,9 @@ def test_estimators_are_shown_as_html(estimator):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit")
+@pytest.mark.filterwarnings(
+    "ignore:Column", "ignore:false_alarm_rate", "ignore:partial_fit", "ignore:The .* rows have"
+)
 @parametrize_with_checks(
     [
         *(estimator() for estimator in ESTIMATORS),
