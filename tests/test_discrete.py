@@ -8,6 +8,7 @@ import brief
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from marks import others_slow
 from scipy import stats
 from sklearn.base import clone
@@ -17,6 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
+from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.schedules import LogisticSchedule
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
@@ -152,6 +154,24 @@ def test_independent_columns_are_found_to_be_independent():
     error = np.sqrt(share**2 @ std[first] ** 2 + share**2 @ difference[first] ** 2)
     assert abs(share @ difference[first]) <= 3 * error
     assert error < 0.01
+
+
+def test_errors_of_equal_rows_are_means_over_many_draws():
+    rng = np.random.default_rng(0)
+    states = np.column_stack([rng.integers(0, 2, 1000), rng.integers(0, 3, 1000)])
+    density = IMMSEDiscreteDensity(max_epochs=0, random_state=0).fit(states[:500])
+    curve = density.mse_curve(states[500:])
+    reference = density._model.references["independent"]
+    points = reference.points_of(torch.from_numpy(states[500:].astype(float))).repeat(20, 1)
+    eps = torch.from_numpy(rng.normal(size=points.shape))
+    for node in range(0, len(curve.logsnr), 6):
+        level = torch.full((len(points),), curve.logsnr[node])
+        missed = eps - reference.denoise(add_noise(points, eps, level), level)
+        each = missed.square().sum(1)
+        # The curve is a mean over 500 rows, with at least one draw for each.
+        error = float(each.std()) / np.sqrt(500)
+        found = curve.references["independent"][node]
+        assert abs(found - float(each.mean())) < 4.5 * error + 1e-6
 
 
 @pytest.mark.parametrize("frame", others_slow([False, True]))

@@ -26,6 +26,7 @@ from sk_itdiffusion._immse.cubature import (
     NoiseRule,
     PiecewiseDensity,
     copy_numbers,
+    keys_apart,
     row_keys,
 )
 from sk_itdiffusion._immse.error_profiles import ErrorProfile
@@ -439,7 +440,10 @@ class TableModel(ModelOfParts):
     def mse_curve(self, values: Array) -> MSECurve:
         """Return the errors of the model and its experts on rows."""
         curves, counts = [], []
-        if self.dequantizer is not None:
+        # Equal rows have noise of their own, or the errors would be those of a few draws.
+        if self.dequantizer is None:
+            all_keys = keys_apart(row_keys(self.space.standardized(values)))
+        else:
             number = copy_numbers(self.dequantizer.keys(values))
         affordable = NUMBERS_IN_A_PROFILE // max(1, values.shape[1])
         n_rows = int(np.clip(affordable, 1, MAX_ROWS_IN_A_PROFILE))
@@ -447,7 +451,9 @@ class TableModel(ModelOfParts):
             part = values[start : start + n_rows]
             if self.dequantizer is not None:
                 part = self.dequantizer.noisy(part, number[start : start + n_rows])
-            keys = row_keys(self.space.standardized(part))
+                keys = row_keys(self.space.standardized(part))
+            else:
+                keys = all_keys[start : start + n_rows]
             rows, _ = self.space.rows(self.space.standardized(part))
             with stretch_of_progress(start / len(values), (start + len(rows)) / len(values)):
                 profile = self.profile(rows, np.ones(len(rows)), keys, self.logsnr)
