@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from sk_itdiffusion._estimators.base import long_call
@@ -400,6 +401,9 @@ class ConditionalDensity(DensityView):
     >>> draws.shape, draws.mean(axis=1).round(0).ravel().tolist()
     ((2, 500, 1), [2.0, -2.0])
     """
+
+    #: The column is no metadata that a meta-estimator would pass on.
+    __metadata_request__predict_proba: ClassVar[dict[str, str]] = {"column": UNUSED}
 
     def __init__(self, density: TableEstimator, given: ColumnNames) -> None:
         self.density = density
