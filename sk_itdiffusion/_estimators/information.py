@@ -450,7 +450,8 @@ class IMMSEMutualInformation(DocumentationLinkMixin, BaseEstimator):
         for number, each in enumerate(model.folds):
             rows.append(order[((fold == number) & is_complete)[order]][:_ROWS_OF_CURVE])
             held = each.scores.transform(values[rows[-1]])
-            found.append(noisy_information(each.joint.densities[0], held, model.roles, _LOGSNR))
+            density = each.joint.densities[0]
+            found.append(noisy_information(density, held, model.roles, _LOGSNR, unit is None))
         unit = units_of(unit, np.concatenate(rows))
         return curve_of_rows(_LOGSNR, np.concatenate(found, axis=1), unit)
 

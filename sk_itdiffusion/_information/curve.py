@@ -70,7 +70,9 @@ def coordinates(layout: Layout) -> list[Index]:
 
 
 @torch.no_grad()
-def noisy_information(density: Any, values: Array, roles: Roles, logsnr: Array) -> Array:
+def noisy_information(
+    density: Any, values: Array, roles: Roles, logsnr: Array, apart: bool = True
+) -> Array:
     """Return the pointwise information of noisy rows under a density's references.
 
     Parameters
@@ -83,6 +85,9 @@ def noisy_information(density: Any, values: Array, roles: Roles, logsnr: Array) 
         Which columns are on which side.
     logsnr : ndarray of shape (n_nodes,)
         Log-SNRs of the noise, which is one draw for each row, the same at all log-SNRs.
+    apart : bool, default=True
+        Whether equal rows are different observations, which have noise of their own; otherwise they
+        are copies, and share it.
 
     Returns
     -------
@@ -94,8 +99,8 @@ def noisy_information(density: Any, values: Array, roles: Roles, logsnr: Array) 
     rows = torch.from_numpy(model.space.rows(standardized)[0])
     place = {int(j): n for n, j in enumerate(model.space.in_rows)}
     own = coordinates(model.space.layout)
-    # Equal rows have noise of their own, or the mean would be over a few draws.
-    keys = keys_apart(row_keys(standardized, model.seeds.scoring))
+    keys = row_keys(standardized, model.seeds.scoring)
+    keys = keys_apart(keys) if apart else keys
     keys = spawn_keys(keys, model.space.layout.n_points)
     eps = torch.from_numpy(ndtri(hash_uniform(keys, 12)))
 
