@@ -100,8 +100,8 @@ def distinct_rows(
     keys = row_keys(np.column_stack([np.where(np.isnan(X), _MISSING, X), Y]), seed)
     kept = np.flatnonzero(weight > 0.0)
     _, first, number = np.unique(keys[kept], return_index=True, return_inverse=True)
-    total = np.bincount(number.ravel(), weights=weight[kept]).astype(np.float64)
     number = number.ravel()
+    total = np.bincount(number, weights=weight[kept]).astype(np.float64)
     of_features = np.unique(features[kept], return_inverse=True)[1].ravel()
     n_levels = int(of_features.max()) + 1
     have_levels = 1 < n_levels < len(first) / MAX_ROWS_OF_FEATURES
@@ -115,14 +115,11 @@ def distinct_rows(
     warn_of_few_units(int(unit.max()) + 1, len(kept), groups is not None)
     # In the order of sums of keys, modulo 2**64, which is random whatever the sizes of units are.
     own = kept[first]
-    # Rows of equal features are numbered in the order of their targets, whatever their units.
-    by_targets = np.lexsort((*Y[own].T[::-1], features[own]))
-    own_key = np.empty(len(own), dtype=np.uint64)
-    own_key[by_targets] = keys_apart(features[own][by_targets])
-    once = np.arange(len(own))
-    if not have_levels:
-        once = np.unique(features[own], return_index=True)[1]
-        own_key = features[own]
+    once, own_key = np.unique(features[own], return_index=True)[1], features[own]
+    if have_levels:
+        # Rows of equal features are numbered in the order of their targets, whatever their units.
+        once = np.lexsort((*Y[own].T[::-1], features[own]))
+        own_key[once] = keys_apart(own_key[once])
     key = np.zeros(int(unit.max()) + 1, dtype=np.uint64)
     np.add.at(key, unit[first][once], spawn_keys(own_key[once], 1)[:, 0])
     rank = np.empty(len(key), dtype=np.intp)

@@ -20,7 +20,6 @@ from sk_itdiffusion.references.discrete import (
     category_likelihoods,
     checked_probabilities,
 )
-from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import (
     GaussianMixtureReference,
     MixtureOfEachPoint,
@@ -313,11 +312,6 @@ class LatentClassReference(DiscreteReference):
         level = torch.full((len(rows),), logsnr, dtype=rows.dtype, device=rows.device)
         posterior = self.class_log_joint(z, level).softmax(1)
         return self.continuous.component_moments(*self._noisy(rows, eps, logsnr), posterior)
-
-    def _noisy(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, float]:
-        """Return the continuous columns of noisy rows, and the variance of the noise."""
-        part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
-        return add_white_noise(part, noise, logsnr)
 
     def class_log_joint(self, z: Tensor, logsnr: Tensor) -> Tensor:
         """Return the logarithms of the classes' weights times their densities of noisy rows.

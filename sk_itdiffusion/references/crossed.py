@@ -29,7 +29,6 @@ from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.buffers import as_float_tensor
 from sk_itdiffusion.references.classes import LatentClassReference
 from sk_itdiffusion.references.discrete import DiscreteReference
-from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.mixture import (
     GaussianMixtureReference,
     MixtureOfEachPoint,
@@ -267,10 +266,9 @@ class CrossedMixtureReference(DiscreteReference):
         numbers = normal_parts(self.continuous).log_densities_given(rows[:, :m], given[:, :m])
         second = self._log_weights_of_components() + numbers[0]
         of_given = self._log_sum_of_terms(first, second)
-        both = self._log_sum_of_terms(
-            first - first.max(axis=0) + of_others, second - second.max(axis=0) + numbers[1]
-        )
-        alone = self._log_sum_of_terms(first - first.max(axis=0), second - second.max(axis=0))
+        first, second = first - first.max(axis=0), second - second.max(axis=0)
+        both = self._log_sum_of_terms(first + of_others, second + numbers[1])
+        alone = self._log_sum_of_terms(first, second)
         return of_given - float(self.log_normalizer), both - alone
 
     def _completed(self, rows: Array, uniform: Array) -> Array:
@@ -310,11 +308,6 @@ class CrossedMixtureReference(DiscreteReference):
         of_components = self.continuous.component_log_prob(*self._noisy(rows, eps, logsnr))
         total = self._log_sum_of_pairs(of_classes, of_components)
         return total - self.log_normalizer.to(rows.dtype)
-
-    def _noisy(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, float]:
-        """Return the continuous columns of noisy rows, and the variance of the noise."""
-        m = self.n_continuous
-        return add_white_noise(rows[:, :m], eps[:, :m], logsnr)
 
     def continuous_moments(
         self, rows: Tensor, eps: Tensor, logsnr: float, z: Tensor

@@ -28,6 +28,7 @@ from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.continuous import PlainReference
+from sk_itdiffusion.references.gaussian import add_white_noise
 from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.parts import checked_columns, chosen_by, other_columns
 from sk_itdiffusion.references.posteriors import (
@@ -170,6 +171,11 @@ class DiscreteReference(Reference):
         mean, square : Tensor of shape (B, n_continuous)
             The two moments of each column.
         """
+
+    def _noisy(self, rows: Tensor, eps: Tensor, logsnr: float) -> tuple[Tensor, float]:
+        """Return the continuous columns of noisy rows, and the variance of the noise."""
+        part, noise = rows[:, : self.n_continuous], eps[:, : self.n_continuous]
+        return add_white_noise(part, noise, logsnr)
 
     def logsnr_range(self, resolution: float) -> tuple[float, float] | None:
         """Return the range of the continuous columns, if any; see `Reference.logsnr_range`."""
