@@ -276,6 +276,21 @@ def test_mixed_streams_know_their_levels_in_advance():
         given.partial_fit(unknown)
 
 
+def test_entropy_of_a_stream_does_not_depend_on_the_values_of_the_last_chunk():
+    rng = np.random.default_rng(0)
+    names = pd.CategoricalDtype([f"n{i}" for i in range(20)])
+    table = pd.DataFrame({"k": names.categories[rng.integers(20, size=1040)]}).astype(names)
+    density = IMMSEDiscreteDensity(max_epochs=0, random_state=0).partial_fit(table[:1000])
+    before = density.entropy_, density.entropy_std_
+    for first in range(1000, 1040, 2):
+        density.partial_fit(table[first : first + 2])
+        after = density.entropy_, density.entropy_std_
+        # Twenty categories alike: no row tells more than another, and there are few new ones.
+        np.testing.assert_allclose(after[0], before[0], rtol=0.01)
+        np.testing.assert_allclose(after[1], before[1], rtol=0.2)
+    density.partial_fit(table[:1]).partial_fit(table[1:2])
+
+
 def test_later_rows_of_unseen_values_are_not_learned_from():
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.integers(0, 3, size=1500), rng.integers(0, 4, size=1500)])

@@ -366,6 +366,25 @@ def test_ensembles_of_tables_with_rare_values_can_be_cross_validated():
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize("is_ensemble", [False, True])
+def test_entropy_of_rare_names_is_that_of_new_rows(is_ensemble):
+    """A third of new names are none of the fit, and validation rows have to stand for these."""
+    share = np.arange(1, 2001) ** -1.2
+    far = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        number = rng.choice(2000, size=2300, p=share / share.sum())
+        table = pd.DataFrame({"name": np.char.mod("n%d", number)})
+        density = IMMSEDiscreteDensity(max_epochs=0, random_state=seed)
+        if is_ensemble:
+            density = IMMSEEnsemble([("a", density)], random_state=seed)
+        density.fit(table[:300])
+        new = -density.score_samples(table[300:])
+        error = np.hypot(density.entropy_std_, new.std() / np.sqrt(2000))
+        far.append((density.entropy_ - new.mean()) / error)
+    assert abs(np.mean(far)) < 3.0 / np.sqrt(6)
+
+
 def test_searches_over_tables_with_rare_values_have_finite_scores():
     density = IMMSEDiscreteDensity(max_epochs=0, random_state=0)
     grid = {"validation_fraction": [0.1, 0.2]}

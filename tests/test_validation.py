@@ -9,6 +9,7 @@ import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble
 from sk_itdiffusion._fit.validation import (
     Optimism,
+    codes_of,
     crossfitted_errors,
     mean_and_std,
     variance_of_units,
@@ -124,13 +125,13 @@ def test_values_that_training_lacks_cost_what_unseen_ones_will():
         layout=layout,
         log_seen=log_seen,
     )
-    train = rows_of_weight(np.ones(3)).with_values(np.array([[0.0, 0, 1], [1, 0, 3], [0, 0, 3]]))
-    # Seen; two categories of no training row; a gap, which is none; beyond the greatest value.
+    codes = codes_of(np.array([[0.0, 0, 1], [1, 0, 3], [0, np.nan, 3]]))
+    # Seen; two names of no training row, one event; a gap, which is none; beyond the others.
     values = np.array([[0.0, 0, 1], [2, 0, 1], [3, 1, 3], [0, 0, 2], [1, 0, 4]])
     valid = rows_of_weight(np.ones(5)).with_values(values)
     seen = np.log([0.4 * 0.1, 0.2 * 0.1, 0.1 * 0.1, 0.4 * 0.1, 0.3 * 0.1])
-    found = with_unseen_values(seen + 7.0, valid, train, space, reference) - 7.0
-    share = [0.4 * 0.1, 0.1 * 0.1 / 2 / 0.9, 0.1 * 0.1 / 2 / 0.9, 0.4 * 0.1, 0.3 * 0.5 * 0.2 / 0.8]
+    found = with_unseen_values(seen + 7.0, valid, codes, space, reference) - 7.0
+    share = [0.4 * 0.1, 0.1 * 0.1 / 0.9, 0.1 * 0.1 / 0.9, 0.4 * 0.1, 0.3 * 0.5 * 0.2 / 0.8]
     np.testing.assert_allclose(found, np.log(share), rtol=1e-12)
 
 

@@ -26,7 +26,7 @@ from sk_itdiffusion._fit.stacking import (
     scoring_rule,
     variance_of_reference,
 )
-from sk_itdiffusion._fit.validation import mean_and_std
+from sk_itdiffusion._fit.validation import codes_of, mean_and_std, with_unseen_values
 from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
 from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser
 from sk_itdiffusion._table.groups import groups_of_observations
@@ -515,13 +515,17 @@ def fit_ensemble_model(
         mixing = replace(mixing, control=reference_names[sole][member.control])
         experts = replace(experts, seeds=member.seeds)
     control = mixing.control
-    baseline = float(share @ (log_density[control] + rows.log_slope)) + experts.constant_term
+    known = log_density[control] + rows.log_slope
+    if train is not None:
+        codes = codes_of(train.X[:, space.discrete])
+        known = with_unseen_values(known, rows.mapped, codes, space, references[control])
+    baseline = float(share @ known) + experts.constant_term
     entropies = {
         name: validation_bound(profile, control, baseline, profile.vertex(name)) for name in chosen
     }
     stack = profile.spread(chosen, weights)
     difference = profile.row_errors(profile.vertex(control)) - profile.row_errors(stack)
-    bounds = log_density[control] + rows.log_slope + profile.integral(difference)
+    bounds = known + profile.integral(difference)
     n, variance = profile.n_observations, 0.0
     if train is not None:
         variance = variance_of_reference(references[control], rows.split, n)

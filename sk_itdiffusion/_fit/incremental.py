@@ -379,7 +379,8 @@ class IncrementalFit:
         )
         experts, references = self._experts(previous)
         valid = WeightedRows(self.reservoir.rows, np.ones(len(self.reservoir.rows)))
-        split = MappedSplit(space, new, valid, self.reservoir.log_slope)
+        codes = [np.flatnonzero(total).astype(np.float64) for total in self.counts]
+        split = MappedSplit(space, new, valid, self.reservoir.log_slope, earlier_codes=codes)
         losses = self._train(experts, split, settings)
         nets = {name: network.trained() for name, network in self.networks.items()}
         experts = replace(experts, nets=nets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.schema import holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.validation import Optimism
+from sk_itdiffusion._fit.validation import Optimism, codes_of
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.groups import RowGroups, near_copies
 from sk_itdiffusion._table.rows import WeightedRows
@@ -125,6 +126,8 @@ class MappedSplit:
         Optimism of the choices that were made on the validation rows.
     train_log_slope : ndarray of shape (n_train,) or float, default=0
         Log-derivatives of the maps at the training rows.
+    earlier_codes : sequence of ndarray or None, default=None
+        Of each discrete column the sorted codes of all training rows, if there were earlier ones.
     """
 
     space: TableSpace
@@ -134,6 +137,7 @@ class MappedSplit:
     judged: bool = True
     optimism: Optimism = field(default_factory=Optimism)
     train_log_slope: Array | float = 0.0
+    earlier_codes: Sequence[Array] | None = None
 
     @classmethod
     def behind(cls, space: TableSpace, train: WeightedRows, valid: WeightedRows) -> MappedSplit:
@@ -148,6 +152,13 @@ class MappedSplit:
             judged=train is not valid,
             train_log_slope=train_log_slope,
         )
+
+    @property
+    def trained_codes(self) -> Sequence[Array]:
+        """Of each discrete column the sorted codes of training rows."""
+        if self.earlier_codes is not None:
+            return self.earlier_codes
+        return codes_of(self.train.X[:, self.n_continuous :])
 
     @property
     def has_missing(self) -> bool:

@@ -112,7 +112,9 @@ def stacked_model(
     entropy = entropy_std = math.nan
     if split.judged:
         n, reference = members.n_observations, experts.references[control]
-        log_density = with_unseen_values(log_density, valid, split.train, experts.space, reference)
+        log_density = with_unseen_values(
+            log_density, valid, split.trained_codes, experts.space, reference
+        )
         variance = variance_of_reference(reference, split, n)
         mean, entropy_std = mean_and_std(log_density, valid, n, variance)
         entropy = -mean - experts.constant_term
@@ -145,8 +147,11 @@ def variance_of_reference(
     Returns
     -------
     float
-        The variance of an independent unit, in squared nats; 0 if there are not two of them.
+        The variance of an independent unit, in squared nats; 0 if there are not two of them, or
+        fewer training rows than validation rows, as in a chunk of a stream.
     """
+    if len(split.train) < len(split.valid):
+        return 0.0
     rows = split.train.take(np.arange(min(len(split.train), MAX_PROFILE_ROWS)))
     if n_observations is not None:
         n_observations *= float(rows.weight.sum() / split.valid.weight.sum())

@@ -14,7 +14,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from sk_itdiffusion.references.judging import log_likelihoods
 
 __all__ = [
     "Optimism",
+    "codes_of",
     "crossfitted_errors",
     "mean_and_std",
     "variance_of_units",
@@ -122,10 +123,15 @@ class Optimism:
         return np.broadcast_to(total, n_rows)
 
 
+def codes_of(rows: Array) -> list[Array]:
+    """Return the sorted codes in each column of discrete rows, of which entries may be missing."""
+    return [np.unique(column[~np.isnan(column)]) for column in rows.T]
+
+
 def with_unseen_values(
     log_density: Array,
     valid: WeightedRows,
-    train: WeightedRows,
+    trained: Sequence[Array],
     space: TableSpace,
     reference: Reference,
 ) -> Array:
@@ -133,15 +139,17 @@ def with_unseen_values(
 
     The categories of a column are those of all rows.  So no validation row has a value that is not
     a category, as some new rows do; values that no training row has stand for them, in columns with
-    an order those beyond the values of the training rows.  Where there are several such values,
-    they share the probability of all of them.
+    an order those beyond the values of the training rows.  Names are one event, as they are in new
+    rows; where there are several values in order, they share the probability of all of them.
 
     Parameters
     ----------
     log_density : ndarray of shape (n_valid,)
         Log-densities in nats, without what all rows have in common.
-    valid, train : WeightedRows
-        Validation and training rows, after the maps of the columns.
+    valid : WeightedRows
+        Validation rows, after the maps of the columns.
+    trained : sequence of ndarray
+        Of each discrete column the sorted codes of training rows.
     space : TableSpace
         Their space.
     reference : Reference
@@ -153,15 +161,17 @@ def with_unseen_values(
         The log-densities.
     """
     n_continuous = len(space.continuous)
-    codes, trained = (rows.X[:, n_continuous:] for rows in (valid, train))
+    codes = valid.X[:, n_continuous:]
     unseen, n_unseen = np.zeros(codes.shape, dtype=bool), np.ones(codes.shape[1])
     for j in np.flatnonzero(np.isin(space.discrete, space.open)):
-        known = np.unique(trained[:, j][~np.isnan(trained[:, j])])
+        known = trained[j]
+        if not len(known):
+            continue
         if space.layout.variables[j].values is None:
             unseen[:, j] = ~np.isin(codes[:, j], known) & ~np.isnan(codes[:, j])
         else:
             unseen[:, j] = (codes[:, j] < known[0]) | (codes[:, j] > known[-1])
-        n_unseen[j] = max(1, len(np.unique(codes[unseen[:, j], j])))
+            n_unseen[j] = max(1, len(np.unique(codes[unseen[:, j], j])))
     rows = np.flatnonzero(unseen.any(axis=1))
     if not len(rows):
         return log_density
