@@ -2,6 +2,7 @@
 
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from sk_itdiffusion._information.blend import Blend
 from sk_itdiffusion._information.copula import EllipticalCopula, log_slopes, t_scores
 from sk_itdiffusion._information.counts import CountTables
 from sk_itdiffusion._information.normal_scores import NormalScores
+from sk_itdiffusion._information.permutation import permutation_p_value
 from sk_itdiffusion._information.roles import Roles
 from sk_itdiffusion._information.units import mean_over_rows
 from sk_itdiffusion.display import (
@@ -380,6 +382,38 @@ def test_p_values_are_uniform_where_sides_are_independent(n_copies):
     ]
     for level in (0.1, 0.3, 0.5):
         assert abs(np.mean(np.array(found) <= level + 1e-9) - level) < 3.0 * np.sqrt(0.25 / 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cv", [2, 5])
+def test_p_values_of_independent_categories_are_valid(cv):
+    """What folds have in common by chance must not count as dependence."""
+    roles = Roles(np.array([0]), np.array([1]), np.arange(0))
+    found = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        X = rng.choice(4, size=(200, 2), p=[0.4, 0.3, 0.2, 0.1]).astype(np.float64)
+        fold = rng.permutation(200) % cv
+        tables = [CountTables(X[fold != k], np.array([4, 4])) for k in range(cv)]
+        n_experts = len(tables[0].log_densities(X[:1], roles)[0])
+        totals = [
+            sum(
+                table.log_densities(X[fold == k], roles)[0][i].sum()
+                for k, table in enumerate(tables)
+            )
+            for i in range(n_experts)
+        ]
+
+        def both(table, rows, roles):
+            conditional, marginal = table.log_densities(rows, roles)
+            return conditional, np.broadcast_to(marginal, conditional.shape)
+
+        folds = [SimpleNamespace(log_densities=partial(both, table)) for table in tables]
+        model = SimpleNamespace(folds=folds, best=int(np.argmax(totals)), roles=roles)
+        found.append(permutation_p_value(model, X, fold, 39, np.random.RandomState(seed)))
+    for level in (0.05, 0.1, 0.3):
+        error = np.sqrt(level * (1.0 - level) / 300)
+        assert np.mean(np.array(found) <= level + 1e-9) < level + 3.0 * error
 
 
 @pytest.mark.slow
