@@ -288,7 +288,15 @@ def test_entropy_of_a_stream_does_not_depend_on_the_values_of_the_last_chunk():
         # Twenty categories alike: no row tells more than another, and there are few new ones.
         np.testing.assert_allclose(after[0], before[0], rtol=0.01)
         np.testing.assert_allclose(after[1], before[1], rtol=0.2)
-    density.partial_fit(table[:1]).partial_fit(table[1:2])
+    for number in range(10):  # rows that are for training, and rows that validate
+        density.partial_fit(table[number : number + 1])
+
+
+def test_chunks_may_be_of_one_row(X):
+    density = IMMSEDensity(max_epochs=0, random_state=0).partial_fit(X[:300])
+    for number in range(300, 320):
+        density.partial_fit(X[number : number + 1])
+    assert density.entropy_std_ < 1.0
 
 
 def test_later_rows_of_unseen_values_are_not_learned_from():
