@@ -9,7 +9,7 @@ import pytest
 from sk_itdiffusion import IMMSEDensity
 from sk_itdiffusion._fit import course
 from sk_itdiffusion._fit.course import Course, Limits, gain_of_a_doubling
-from sk_itdiffusion._fit.training_control import UntilItsEnd
+from sk_itdiffusion._fit.training_control import TrainingControl, UntilItsEnd
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -109,6 +109,23 @@ def test_training_goes_on_as_long_as_one_kind_of_rows_gains(place):
     assert ended(*kinds) == alone
     # The mean over the kinds gains a third of it.
     assert ended(lambda epoch: sum(kind(epoch) for kind in kinds) / 3) < alone
+
+
+def test_epochs_without_gain_are_those_of_the_kind_that_gained_last():
+    control = TrainingControl(Limits(100, 1))
+    control.least_of_kinds = [(5.0, 0), (3.0, 0)]
+    epochs = [([4.0, 3.0], 0), ([4.5, 2.5], 0), ([4.0, 2.5], 1), ([4.1, 9.0], 2), ([3.9, 9.0], 0)]
+    for epoch, (bounds, n_without) in enumerate(epochs, 1):
+        assert control._n_without_gain(bounds, epoch) == n_without
+
+
+@pytest.mark.parametrize("n_to_compare", [16, 32])
+def test_nothing_is_expected_of_so_few_epochs(n_to_compare):
+    followed = Course(Limits(1_000, 1, tol=0.1, n_to_compare=n_to_compare))
+    while followed.decay is None:
+        followed.advance()
+        followed.judge([1.0], 0)
+    assert followed.step == n_to_compare
 
 
 def test_training_ends_when_the_bound_has_long_been_no_better():

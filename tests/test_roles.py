@@ -216,7 +216,7 @@ def test_roles_in_training():
     assert bool(target.any(1).all())
     assert not bool((target & given).any())
     shares = target.all(1), ~target.all(1) & ~given.any(1), (target | given).all(1) & given.any(1)
-    assert all(0.1 < float(share.float().mean()) < 0.45 for share in shares)
+    assert all(0.1 < float(share.float().mean()) < 0.6 for share in shares)
     # Whatever is hidden from the network, all other columns are targets and given equally often.
     assert float(target.float().mean(0).std()) < 0.02
     again = draw_roles(6_000, 5, generator())

@@ -12,7 +12,15 @@ import numpy as np
 
 from sk_itdiffusion.distributed import ALONE, Processes
 
-__all__ = ["Course", "Decay", "End", "Limits", "gain_of_a_doubling", "rate_without_end"]
+__all__ = [
+    "MIN_EPOCHS_TO_COMPARE",
+    "Course",
+    "Decay",
+    "End",
+    "Limits",
+    "gain_of_a_doubling",
+    "rate_without_end",
+]
 
 #: Steps after which the learning rate falls with the root of their number.
 N_CONSTANT = 500
@@ -44,11 +52,14 @@ class Limits:
     tol : float or None, default=None
         Nats that twice the steps have to gain; None for no limit.
     patience : int or None, default=None
-        Epochs without improvement that end it, if they are a third of all; None for no limit.
+        Epochs without improvement on any kind of rows that end it, if they are a third of all; None
+        for no limit.
     seconds : float or None, default=None
         Seconds that it may take; None for no limit.
     n_warmup : int, default=50
         Steps in which the learning rate rises.
+    n_to_compare : int, default=16
+        Epochs that tell what twice as many will gain.
     """
 
     n_epochs: int
@@ -57,6 +68,7 @@ class Limits:
     patience: int | None = None
     seconds: float | None = None
     n_warmup: int = 50
+    n_to_compare: int = MIN_EPOCHS_TO_COMPARE
 
     @property
     def n_steps(self) -> int:
@@ -209,7 +221,7 @@ class Course:
         bounds : sequence of float
             Bounds of the epoch that has ended, of each kind of rows.
         n_worse : int
-            How many of the last epochs did not improve it.
+            How many of the last epochs improved the bound of no kind of rows.
         """
         if self.decay is not None:
             return False
@@ -220,7 +232,7 @@ class Course:
         if limits.patience is not None and n_worse >= max(limits.patience, SHARE_OF_PATIENCE * n):
             self._fall("validation")
             return True
-        if limits.tol is None or n < MIN_EPOCHS_TO_COMPARE:
+        if limits.tol is None or n < limits.n_to_compare:
             return False
         if max(map(gain_of_a_doubling, self.bounds)) < limits.tol:
             self._fall("validation")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Generator, Tensor
 
-from sk_itdiffusion._fit.course import Limits
+from sk_itdiffusion._fit.course import MIN_EPOCHS_TO_COMPARE, Limits
 from sk_itdiffusion._fit.experts import (
     Experts,
     kind_of_expert,
@@ -89,8 +89,8 @@ MIN_ROWS_TO_ADAPT = 20
 MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
-#: Steps for each one of a network of complete rows, so that a fit takes about twice the time.
-STEPS_WITH_ROLES = 1.5
+#: Epochs with roles for each one of complete rows: at most half of the rows are of one kind.
+EPOCHS_WITH_ROLES = 2
 #: Steps at most in which the learning rate rises.
 MAX_WARMUP = 50
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -409,8 +409,7 @@ def limits_of(n_rows: int, space: TableSpace, settings: FitSettings, n_left: int
     training = settings.training
     has_categories = bool(space.layout.variables)
     n_steps = training.steps_per_epoch or epoch_length(n_rows, has_categories, settings)
-    if settings.model.has_roles and training.steps_per_epoch is None:
-        n_steps = round(STEPS_WITH_ROLES * n_steps)
+    n_to_compare = MIN_EPOCHS_TO_COMPARE * (EPOCHS_WITH_ROLES if settings.model.has_roles else 1)
     seconds = settings.runtime.seconds_to_train()
     return Limits(
         n_epochs=training.max_epochs,
@@ -419,6 +418,7 @@ def limits_of(n_rows: int, space: TableSpace, settings: FitSettings, n_left: int
         patience=training.patience,
         seconds=None if seconds is None else seconds / n_left,
         n_warmup=int(np.clip(n_steps // 2, 1, MAX_WARMUP)),
+        n_to_compare=n_to_compare,
     )
 
 

@@ -13,6 +13,7 @@ from sk_itdiffusion._fit.experts import Experts, noise_for_layout
 from sk_itdiffusion._fit.patterns import (
     N_CLASSES,
     PatternStack,
+    PreparedQuestion,
     Question,
     class_of_pattern,
     conditional_log_density,
@@ -244,14 +245,15 @@ def calibrated(
     """Return how exact the integrals of parts of rows are."""
     rows = chosen.rows
     n_rows = len(rows)
-    questions = questions_of(rows.X, chosen.target[:n_rows], chosen.given[:n_rows])
+    asked = questions_of(rows.X, chosen.target[:n_rows], chosen.given[:n_rows])
     points = np.nan_to_num(rows.X)
+    questions = [(stack.prepared(experts, question), numbers) for question, numbers in asked]
 
     def integrate(keys: Keys, n_draws: int) -> tuple[Array, Array]:
-        def of_question(part: tuple[Question, NDArray[np.intp]]) -> tuple[Array, Array]:
-            question, numbers = part
+        def of_question(part: tuple[PreparedQuestion, NDArray[np.intp]]) -> tuple[Array, Array]:
+            prepared, numbers = part
             counts = np.full(len(numbers), n_draws, dtype=np.intp)
-            return stack.gaps(experts, question, points[numbers], keys[numbers], counts)
+            return stack.gaps(experts, prepared, points[numbers], keys[numbers], counts)
 
         gap, spread = np.empty((2, n_rows))
         found = map_in_workers(of_question, questions, experts.device)

@@ -33,7 +33,12 @@ from sk_itdiffusion._fit.experts import (
 )
 from sk_itdiffusion._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
 from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import Denoiser, IntegrationRule, gap_of_chunk
+from sk_itdiffusion._immse.likelihood import (
+    Denoiser,
+    IntegrationRule,
+    PairedDenoiser,
+    gap_of_chunk,
+)
 from sk_itdiffusion._immse.places import Places
 from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
 from sk_itdiffusion._runtime.parallel import map_in_workers
@@ -51,6 +56,7 @@ from sk_itdiffusion.references.parts import rows_by_pattern
 __all__ = [
     "N_CLASSES",
     "PatternStack",
+    "PreparedQuestion",
     "Question",
     "class_of_pattern",
     "conditional_log_density",
@@ -148,6 +154,28 @@ class Question:
             else:
                 found[name] = known[name]
         return found
+
+
+@dataclass(frozen=True)
+class PreparedQuestion:
+    """What the integrals of a question are computed with.
+
+    Attributes
+    ----------
+    target : ndarray of shape (n_columns,), bool
+        Columns, in the order of a model's rows.
+    layout : Layout
+        Where the targets are in the points.
+    paired : PairedDenoiser
+        The control variate and the stacked denoisers.
+    rule : IntegrationRule
+        How they are integrated.
+    """
+
+    target: Mask
+    layout: Layout
+    paired: PairedDenoiser
+    rule: IntegrationRule
 
 
 def questions_of(rows: Array, target: Mask, given: Mask) -> list[tuple[Question, NDArray[np.intp]]]:
@@ -258,7 +286,8 @@ class PatternStack:
 
         def integrate(part: tuple[Question, NDArray[np.intp]]) -> tuple[Array, Array]:
             question, numbers = part
-            return self.gaps(experts, question, points[numbers], keys[numbers], n_draws[numbers])
+            prepared = self.prepared(experts, question)
+            return self.gaps(experts, prepared, points[numbers], keys[numbers], n_draws[numbers])
 
         jobs = [
             (question, numbers[start : start + ROWS_OF_A_JOB])
@@ -295,10 +324,21 @@ class PatternStack:
                 n_draws[here[chosen]] = rule.n_draws
         return n_draws
 
+    def prepared(self, experts: Experts, question: Question) -> PreparedQuestion:
+        """Return what integrals of a question are computed with."""
+        number = int(class_of_pattern(question.target[None], question.given[None])[0])
+        mixing = self.mixing(number)
+        names = tuple(dict.fromkeys([self.control, *used_experts(mixing)]))
+        paired = used_mixing(mixing, names).paired(question.denoisers(experts, names))
+        layout = question.layout(experts.space.layout)
+        noise = noise_for_layout(layout, experts.seeds.scoring)
+        rule = replace(self._rule(number), noise=noise)
+        return PreparedQuestion(question.target, layout, paired, rule)
+
     def gaps(
         self,
         experts: Experts,
-        question: Question,
+        prepared: PreparedQuestion,
         rows: Array,
         keys: Keys,
         n_draws: NDArray[np.intp],
@@ -309,7 +349,7 @@ class PatternStack:
         ----------
         experts : Experts
             The denoisers.
-        question : Question
+        prepared : PreparedQuestion
             The question.
         rows : ndarray of shape (n, n_columns)
             Rows, of which the targets are looked at.
@@ -323,23 +363,17 @@ class PatternStack:
         gap, spread : ndarray of shape (n,)
             See `information_gap`.
         """
-        number = int(class_of_pattern(question.target[None], question.given[None])[0])
-        mixing = self.mixing(number)
-        names = tuple(dict.fromkeys([self.control, *used_experts(mixing)]))
-        paired = used_mixing(mixing, names).paired(question.denoisers(experts, names))
-        layout = question.layout(experts.space.layout)
-        noise = noise_for_layout(layout, experts.seeds.scoring)
-        rule = replace(self._rule(number), noise=noise)
         apart = experts.evaluations_apart
         gap, spread = np.empty((2, len(rows)))
-        for i, point in enumerate(layout.embed_array(rows[:, question.target])):
-            own = replace(rule, n_draws=int(n_draws[i]))
+        points = prepared.layout.embed_array(rows[:, prepared.target])
+        for i, point in enumerate(points):
+            own = replace(prepared.rule, n_draws=int(n_draws[i]))
             budget = min(experts.budget, own.n_evaluations)
             at_once = own.chunk_shape(budget, apart)[1]
             found = gap_of_chunk(
                 point[None],
                 keys[i : i + 1],
-                paired,
+                prepared.paired,
                 own,
                 at_once,
                 experts.device,

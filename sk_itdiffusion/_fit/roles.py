@@ -24,7 +24,7 @@ __all__ = ["RoleObjective", "draw_roles"]
 ROWS_OF_A_PATTERN = 64
 #: Shares of patterns in which all columns are targets, or some of which others are missing.  In the
 #: others some columns are targets, and the others are given or missing.
-SHARE_OF_ALL, SHARE_OF_MARGINALS = 1 / 3, 1 / 3
+SHARE_OF_ALL, SHARE_OF_MARGINALS = 1 / 2, 1 / 4
 #: Share of the last kind of patterns in which no column is missing.
 SHARE_WITHOUT_MISSING = 1 / 2
 #: Kinds of patterns: all columns are targets, some are and no others given, and others are given.

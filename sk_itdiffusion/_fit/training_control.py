@@ -155,7 +155,9 @@ class TrainingControl(Callback):
         self.averages = net.module_.averages()
         self.parameters = self.averages[0][1]
         self.initial_bound = self.measured()
-        self.note_best(net, mean(self.judged(self.initial_bound)))
+        bounds = self.judged(self.initial_bound)
+        self.note_best(net, mean(bounds))
+        self.least_of_kinds = [(bound, 0) for bound in bounds]
 
     def on_epoch_begin(self, net: skorch.NeuralNet, **_: Any) -> None:
         """Go on where a checkpoint ended, if a callback has loaded one."""
@@ -172,7 +174,9 @@ class TrainingControl(Callback):
         net.module_.n_updates = self.course.step
         # The weights are those of the checkpoint, whichever epoch was the best.
         self.best_epoch = n_done
-        self.note_best(net, mean(self.judged(self.measured())))
+        bounds = self.judged(self.measured())
+        self.note_best(net, mean(bounds))
+        self.least_of_kinds = [(bound, n_done) for bound in bounds]
         if self.on_epoch is not None:
             self.on_epoch(net, FIRST_ADAPTATION)
 
@@ -241,8 +245,16 @@ class TrainingControl(Callback):
         if self.on_epoch is not None:
             self.on_epoch(net, epoch)
         self.has_ended = self.report.epoch_ends(self, net) or self.course.has_ended
-        if self.course.judge(bounds, epoch - self.best_epoch):
+        if self.course.judge(bounds, self._n_without_gain(bounds, epoch)):
             self.restore_best(net)
+
+    def _n_without_gain(self, bounds: Sequence[float], epoch: int) -> int:
+        """Return how many of the last epochs improved the bound of no kind of rows."""
+        now = zip(self.least_of_kinds, bounds, strict=True)
+        self.least_of_kinds = [
+            (bound, epoch) if bound < least[0] else least for least, bound in now
+        ]
+        return epoch - max(last for _, last in self.least_of_kinds)
 
     def _average_losses(self, net: skorch.NeuralNet) -> None:
         """Replace the losses of the epoch by their means over the rows of all processes."""
