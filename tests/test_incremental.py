@@ -69,7 +69,7 @@ def test_running_moments_are_those_of_all_rows(sizes):
 def test_reservoir_keeps_the_rows_of_least_hash():
     rows = np.arange(1000.0)[:, None]
     position = hash_uniform(row_keys(rows), 0)
-    reservoir = Reservoir(0.3, 40, False, np.empty((0, 1)), np.empty(0))
+    reservoir = Reservoir(0.3, 40, np.empty((0, 1)), np.empty(0))
     trained = [
         reservoir.exchange(rows[part], np.zeros(part.stop - part.start), position[part])
         for part in (slice(0, 100), slice(100, 400), slice(400, 1000))
@@ -290,6 +290,26 @@ def test_entropy_of_a_stream_does_not_depend_on_the_values_of_the_last_chunk():
         np.testing.assert_allclose(after[1], before[1], rtol=0.2)
     for number in range(10):  # rows that are for training, and rows that validate
         density.partial_fit(table[number : number + 1])
+
+
+def test_another_pass_over_the_same_chunks_trains_on_no_validation_row():
+    rng = np.random.default_rng(0)
+    chunks = [rng.integers(0, [6, 6, 2], size=(400, 3)) for _ in range(4)]
+    categories = [list(range(6)), list(range(6)), [0, 1]]
+    density = IMMSEDiscreteDensity(max_epochs=0, categories=categories, random_state=0)
+    for chunk in chunks:
+        density.partial_fit(chunk)
+    increments = density._increments
+    held_out, counts = len(increments.reservoir.rows), increments.counts[0].copy()
+    for chunk in chunks:
+        density.partial_fit(chunk)
+    assert len(increments.reservoir.rows) == held_out
+    np.testing.assert_array_equal(increments.counts[0], 2 * counts)
+    # Other rows, and so few that they may be equal by chance, are other observations.
+    density.partial_fit(chunks[0][::-1])
+    density.partial_fit(chunks[0][:1]).partial_fit(chunks[0][:1])
+    assert increments.n_numbered == increments.n_rows == 2 * 1600 + 400 + 2
+    assert len(increments.reservoir.rows) > held_out + 20
 
 
 def test_chunks_may_be_of_one_row(X):

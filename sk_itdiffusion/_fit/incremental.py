@@ -24,6 +24,7 @@ References
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import threading
 from collections.abc import Sequence
@@ -88,6 +89,8 @@ AVERAGING_DECAY = 0.999
 GRADIENT_NORM = 1.0
 #: Steps after which the importance density is refitted, and again whenever they have doubled.
 FIRST_ADAPTATION = 200
+#: Nats that a chunk must tell, or chunks might be equal by chance.
+MIN_INFORMATION_OF_A_CHUNK = 30.0
 #: Rows from which on neither dropout nor weight decay is needed; a stream is taken to have more.
 MANY_ROWS = 10**6
 
@@ -141,8 +144,6 @@ class Reservoir:
         Hashes of the rows are below it.
     most : int
         Most rows to keep.
-    repeats : bool
-        Whether rows of equal hash are different observations, or one.
     rows : ndarray of shape (n, d)
         The rows.
     log_slope : ndarray of shape (n,)
@@ -153,7 +154,6 @@ class Reservoir:
 
     threshold: float
     most: int
-    repeats: bool
     rows: Array
     log_slope: Array
     position: Array = field(default_factory=lambda: np.empty(0))
@@ -164,8 +164,8 @@ class Reservoir:
         self.rows = np.concatenate([self.rows, rows[low]])
         self.log_slope = np.concatenate([self.log_slope, log_slope[low]])
         self.position = np.concatenate([self.position, position[low]])
-        if not self.repeats:
-            self._keep(np.sort(np.unique(self.position, return_index=True)[1]))
+        # Rows of equal hash are one observation.
+        self._keep(np.sort(np.unique(self.position, return_index=True)[1]))
         evicted = self.rows[:0]
         if len(self.rows) > self.most:
             self.threshold = float(np.partition(self.position, self.most)[self.most])
@@ -282,8 +282,9 @@ class IncrementalFit:
     def __init__(self, kinds: Sequence[ColumnKind], seed: int) -> None:
         self.kinds = kinds
         self.seed = seed
-        self.waiting: list[Array] = []
-        self.n_rows = 0
+        self.waiting: list[tuple[Array, Array]] = []
+        self.first_numbers: dict[bytes, int] = {}
+        self.n_numbered = self.n_rows = 0
         self.model: TableModel | None = None
         self.networks: dict[str, StreamedNetwork] = {}
         self.history: list[dict[str, float]] = []
@@ -312,23 +313,41 @@ class IncrementalFit:
             If training diverges.
         """
         check_settings(settings)
+        number = self._numbers(values)
         if self.model is None:
-            self.waiting.append(values)
-            values = np.concatenate(self.waiting)
+            self.waiting.append((values, number))
+            values, number = map(np.concatenate, zip(*self.waiting, strict=True))
             model = first_model(values, self.kinds, settings, self.seed)
-            if not self._can_begin(values, model, settings):
+            if not self._can_begin(values, number, model, settings):
                 return model
             self._begin(model, settings)
             self.waiting = []
-        self.model = self._updated(values, settings)
+        self.model = self._updated(values, number, settings)
         return self.model
 
-    def _can_begin(self, values: Array, model: TableModel, settings: FitSettings) -> bool:
+    def _numbers(self, values: Array) -> Array:
+        """Return numbers of the rows of a chunk, which tell equal ones apart, (n,).
+
+        A chunk that has come before, which is not so by chance, is another pass over the same
+        observations, whose numbers are those of the first time.
+        """
+        first = self.n_numbered
+        self.n_numbered += len(values)
+        count = np.unique(row_keys(np.nan_to_num(values)), return_counts=True)[1]
+        if float(count @ np.log(len(values) / count)) > MIN_INFORMATION_OF_A_CHUNK:
+            content = np.ascontiguousarray(values).tobytes()
+            key = hashlib.blake2b(content, digest_size=16).digest()
+            first = self.first_numbers.setdefault(key, first)
+        return first + np.arange(len(values), dtype=np.float64)
+
+    def _can_begin(
+        self, values: Array, number: Array, model: TableModel, settings: FitSettings
+    ) -> bool:
         """Return whether there are enough rows, some of them for validation."""
         least = max(ROWS_TO_BEGIN, ROWS_TO_BEGIN_FOR_A_COLUMN * values.shape[1])
         if len(values) < least or model.space.is_empty:
             return False
-        positions = self._positions(model, values)
+        positions = self._positions(model, values, number)
         n_valid = int((positions < settings.model.validation_fraction).sum())
         return MIN_VALIDATION_ROWS <= n_valid <= len(values) - MIN_VALIDATION_ROWS
 
@@ -341,29 +360,27 @@ class IncrementalFit:
         self.reservoir = Reservoir(
             settings.model.validation_fraction,
             MAX_VALIDATION_ROWS,
-            model.has_probabilities,
             np.empty((0, space.layout.n_columns)),
             np.empty(0),
         )
         self.pending = np.empty((0, space.layout.n_columns))
 
-    def _positions(self, model: TableModel, values: Array) -> Array:
+    def _positions(self, model: TableModel, values: Array, number: Array) -> Array:
         """Return the hashes of rows, in (0, 1)."""
         space = model.space
         content = values[:, space.in_rows]
         if model.has_probabilities:
-            number = self.n_rows + np.arange(len(values), dtype=np.float64)
             content = np.column_stack([content, number])
         keys: Keys = row_keys(content, model.seeds.split)
         return hash_uniform(keys, 0)
 
-    def _updated(self, values: Array, settings: FitSettings) -> TableModel:
+    def _updated(self, values: Array, number: Array, settings: FitSettings) -> TableModel:
         """Return the model once the rows have been counted and trained on."""
         assert self.model is not None
         previous, space = self.model, self.model.space
         check_constant_columns(values, space, settings)
         check_bounds(values, settings, previous.dequantizer, space)
-        position = self._positions(previous, values)
+        position = self._positions(previous, values, number)
         numbers = self.n_rows + np.arange(len(values))
         self.n_rows += len(values)
         if previous.dequantizer is not None:

@@ -50,21 +50,23 @@ class CountTables:
         marginal : ndarray of shape (n,)
             log P(y | given), with one observation of equal probabilities more.
         """
-        columns = [roles.without(side) for side in ("", "y", "x")]
-        of_all, of_x, of_y = (self._counts(codes, part) for part in columns)
-        of_given = self._counts(codes, roles.given)
+        asked, x, y = (roles.without(side) for side in ("", "y", "x"))
+        # Rows without y would count for x alone, and probabilities of y would not sum to 1.
+        known = self.codes[~np.isnan(self.codes[:, asked]).any(axis=1)]
+        of_all, of_x, of_y, of_given = (
+            counts_of_rows(codes[:, part], known[:, part]) for part in (asked, x, y, roles.given)
+        )
         equal = np.exp(-np.log(self.n_categories[roles.y]).sum())
         marginal = (of_y + equal) / (of_given + 1.0)
         prior = _PRIORS[:, None]
         return np.log((of_all + prior * marginal) / (of_x + prior)), np.log(marginal)
 
-    def _counts(self, codes: Array, columns: Index) -> Array:
-        """Return how many rows of the fit equal each row in some columns."""
-        known = self.codes[:, columns]
-        known = known[~np.isnan(known).any(axis=1)]
-        together = np.concatenate([codes[:, columns], known])
-        if not len(columns):
-            return np.full(len(codes), float(len(known)))
-        number = np.unique(together, axis=0, return_inverse=True)[1].ravel()
-        counts = np.bincount(number[len(codes) :], minlength=int(number.max()) + 1)
-        return np.asarray(counts[number[: len(codes)]], dtype=np.float64)
+
+def counts_of_rows(codes: Array, known: Array) -> Array:
+    """Return how many known rows equal each row."""
+    if not codes.shape[1]:
+        return np.full(len(codes), float(len(known)))
+    together = np.concatenate([codes, known])
+    number = np.unique(together, axis=0, return_inverse=True)[1].ravel()
+    counts = np.bincount(number[len(codes) :], minlength=int(number.max()) + 1)
+    return np.asarray(counts[number[: len(codes)]], dtype=np.float64)
