@@ -191,6 +191,11 @@ def test_tables_of_categories_by_enumeration():
     np.testing.assert_allclose(np.exp(conditional[0]), expected.ravel())
     sums = np.exp(conditional).reshape(-1, 2, 3).sum(axis=2)
     np.testing.assert_allclose(sums, 1.0)
+    # Rows that lack an entry are not counted for the other one.
+    holed = np.vstack([with_counts.codes, [[0.0, np.nan]] * 500, [[np.nan, 1.0]] * 200])
+    again = CountTables(holed, np.array([2, 3])).log_densities(cells, roles)
+    np.testing.assert_array_equal(again[0], conditional)
+    np.testing.assert_array_equal(again[1], marginal)
 
 
 @pytest.mark.slow

@@ -760,6 +760,28 @@ def test_equal_rows_are_one_and_others_are_not():
     assert sorted(fractions.weight / fractions.weight.min()) == pytest.approx([1.0, 1.4246912, 2.0])
 
 
+def test_equal_rows_are_held_out_together_if_a_column_is_continuous():
+    """Copies of held-out rows among the training rows would be neighbours of these."""
+    rng = np.random.default_rng(0)
+    counts, numbers = rng.poisson(3.0, size=200), rng.normal(size=200)
+    money = np.rint(np.exp(10.0 + numbers))
+    weight = rng.integers(1, 6, size=200)
+    continuous = [numbers, money, 2.0**-20 * numbers, 1e6 + numbers]
+    for column in [*continuous, counts, 0.3 * counts, np.round(numbers, 1)]:
+        rows = np.column_stack([counts, column])
+        given = DistinctRows.of(rows, weight)
+        assert given.together == any(column is each for each in continuous)
+        repeated = DistinctRows.of(np.repeat(rows, weight, axis=0), None)
+        for each in (given, repeated):
+            folds = each.folds(5, np.random.default_rng(0))
+            np.testing.assert_array_equal(sum(folds), each.n_copies)
+            split = [(fold > 0) & (fold < each.n_copies) for fold in folds]
+            assert np.any(split) != each.together
+            fold = each.part(folds[0])
+            assert fold.repeated(fold.unit_weight).sum() == pytest.approx(fold.weight.sum())
+            assert len(fold.repeated(fold.weight)) == fold.n_units
+
+
 def weighted_table(kind):
     """Return rows of which many are equal, and an estimator."""
     rng = np.random.default_rng(0)

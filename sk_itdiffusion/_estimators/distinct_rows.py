@@ -21,6 +21,9 @@ Index = NDArray[np.intp]
 Rows = Array | NDArray[Any] | pd.DataFrame
 #: Sum of weights above which they are not numbers of copies.
 MAX_COPIES = 1_000_000_000
+#: Steps between values of a column that tell whether it is continuous, and the least ratio of their
+#: median to their quantile at 0.05 if it is.
+MIN_STEPS, LEAST_RATIO_OF_STEPS = 20, 5.0
 
 
 def chosen_rows_of(rows: Rows, index: Index) -> Rows:
@@ -39,13 +42,17 @@ class DistinctRows:
     weight : ndarray of shape (n,)
         Their weights.
     n_copies : ndarray of shape (n,), int
-        Units that can be held out: the weight if all weights are integers, else the number of
+        How many rows each stands for: the weight if all weights are integers, else the number of
         equal rows.
     squared_weight : ndarray of shape (n,)
         Sums of the squared weights of equal rows, where an integer weight is so many ones: with
         them sums of weights still tell of how many observations they are.
     missing : ndarray of shape (n, n_columns), bool, or None, default=None
         Which entries are missing; None if none is in the table that the rows are of.
+    together : bool, default=False
+        Whether equal rows are held out together.  In a table with a continuous column they are
+        copies of one observation; in others they are observations that are equal by chance, each of
+        which can be held out.
     """
 
     rows: Rows
@@ -53,6 +60,7 @@ class DistinctRows:
     n_copies: Index
     squared_weight: Array
     missing: NDArray[np.bool_] | None = None
+    together: bool = False
 
     @classmethod
     def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
@@ -69,20 +77,26 @@ class DistinctRows:
         is_count = are_counts(weight) and total.sum() < MAX_COPIES
         # Rows that are equal without their weights being counts are observations all the same.
         n_copies = total if is_count else np.bincount(group)
-        return cls(chosen_rows_of(rows, first), total, n_copies.astype(np.intp), squared)
+        distinct, n_copies = chosen_rows_of(rows, first), n_copies.astype(np.intp)
+        return cls(distinct, total, n_copies, squared, together=has_continuous_column(distinct))
 
     def __len__(self) -> int:
         return len(self.weight)
 
     @property
-    def n_units(self) -> int:
-        """Number of units."""
+    def n_rows(self) -> int:
+        """Number of rows that all stand for."""
         return int(self.n_copies.sum())
+
+    @property
+    def n_units(self) -> int:
+        """Number of units that can be held out."""
+        return len(self) if self.together else self.n_rows
 
     @property
     def unit_weight(self) -> Array:
         """Weight of one unit of each row."""
-        return self.weight / self.n_copies
+        return self.weight if self.together else self.weight / self.n_copies
 
     def part(self, n_copies: Index) -> DistinctRows:
         """Return the rows with so many of their units."""
@@ -93,7 +107,7 @@ class DistinctRows:
         )
         missing = None if self.missing is None else self.missing[kept]
         rows = chosen_rows_of(self.rows, kept)
-        return DistinctRows(rows, weight, n_copies[kept], squared, missing)
+        return DistinctRows(rows, weight, n_copies[kept], squared, missing, self.together)
 
     def with_entries(self) -> DistinctRows:
         """Return the rows of which an entry is observed; all if there are none."""
@@ -120,24 +134,47 @@ class DistinctRows:
 
     def draw(self, n_units: int, generator: np.random.Generator) -> Index:
         """Return how many units of each row are among randomly drawn ones."""
-        drawn = generator.multivariate_hypergeometric(self.n_copies, n_units, method="marginals")
-        return np.asarray(drawn, dtype=np.intp)
+        size = self.n_copies if self.together else np.ones_like(self.n_copies)
+        drawn = generator.multivariate_hypergeometric(
+            self.n_copies // size, n_units, method="marginals"
+        )
+        return np.asarray(drawn, dtype=np.intp) * size
 
     def folds(self, n_folds: int, generator: np.random.Generator) -> list[Index]:
         """Return how many units of each row are in random folds of nearly equal size."""
         left, found = self.n_copies, []
         for number in range(n_folds):
-            size = -(-int(left.sum()) // (n_folds - number))
-            kept = np.flatnonzero(left)
+            others = self.part(left)
             fold = np.zeros_like(left)
-            fold[kept] = self.part(left).draw(size, generator)
+            size = -(-others.n_units // (n_folds - number))
+            fold[np.flatnonzero(left)] = others.draw(size, generator)
             found.append(fold)
             left = left - fold
         return found
 
     def repeated(self, values: Array) -> Array:
         """Return a value of each row once for each of its units."""
-        return np.repeat(values, self.n_copies)
+        return values if self.together else np.repeat(values, self.n_copies)
+
+
+def has_continuous_column(rows: Rows) -> bool:
+    """Return whether a column of distinct rows has values that are on no lattice.
+
+    Steps between neighbouring values of a continuous column are of all sizes: of exponential ones
+    the median is 14 times the quantile at 0.05.  On a lattice most of them are one step or a few.
+    """
+    table = read_table(rows)
+    for j, holds_numbers in enumerate(table.holds_numbers):
+        numbers = exact_numbers(table.frame.iloc[:, j]) if holds_numbers else None
+        if numbers is None:
+            continue
+        steps = np.diff(np.unique(numbers[~np.isnan(numbers)]))
+        if len(steps) < MIN_STEPS:
+            continue
+        small, median = np.quantile(steps, [0.05, 0.5])
+        if median > LEAST_RATIO_OF_STEPS * small:
+            return True
+    return False
 
 
 def content_keys(rows: Rows) -> Keys:

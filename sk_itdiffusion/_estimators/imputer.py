@@ -414,6 +414,9 @@ class IMMSEImputer(
             Number of imputations, and of fits, at least 2.
         groups : array-like of shape (n_samples,), default=None
             Groups of rows that are not independent of each other: they have a weight together.
+            Entries of different rows are drawn independently all the same: where rows of a group
+            lack the same entries, and have an effect of the group in common, standard errors are
+            too small.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights of the rows in the fits, as in `fit`, whose own are not used here.
             It is up to ``analyze`` to weight its estimates.

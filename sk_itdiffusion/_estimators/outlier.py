@@ -206,14 +206,14 @@ class IMMSEOutlierDetector(
     what is expected of the complete row given what was observed, :math:`E[S(x_o, X_m) \mid x_o]`, a
     mean over 12 draws of what is missing, from the references, which follow from the row's content.
     So rows with different missing entries can be compared, and p-values hold as without.  The less
-    is observed of a row, the nearer is its score to the mean.  If training rows lack entries, the
-    references are fitted to the observed parts, without networks; to be neighbours, and to judge
-    the members, each training row is completed by one draw.  In columns of strings, booleans and
-    categories a missing entry is a category of its own, unless the estimator has
-    ``handle_missing="missing"``.  Ensembles take no rows with missing entries.
+    is observed, the nearer is the score to the mean.  If training rows lack entries, references are
+    fitted to the observed parts, without networks; to be neighbours, and to judge the members, each
+    training row is completed by one draw.  In columns of strings, booleans and categories a missing
+    entry is a category of its own, unless the estimator has ``handle_missing="missing"``.
+    Ensembles take no rows with missing entries.
 
     Rows that were trained on score a little higher than new ones.  Which rows are held out follows
-    from their content and the seed.  Equal rows are different observations, maybe on both sides.
+    from their content and the seed; if a column is continuous, equal rows are held out together.
 
     References
     ----------
@@ -298,7 +298,7 @@ class IMMSEOutlierDetector(
             Non-negative weights of the rows in the density, in trimming and in the threshold.  An
             integer weight is the same as having the row so many times, and 0 as not having it.
             Multiples of the least weight are numbers of rows too, in units of it; see
-            `IMMSEDensity.fit`.  Each row of another weight is one unit that is held out.
+            `IMMSEDensity.fit`.  Each row of another weight is one unit.
 
         Returns
         -------
@@ -472,7 +472,7 @@ class IMMSEOutlierDetector(
             local,
             np.asarray(complete.rows),
             complete.weight,
-            given.n_units,
+            given.n_rows,
             np.random.default_rng(seed),
             estimator._tolerance(),
         )
@@ -497,7 +497,7 @@ class IMMSEOutlierDetector(
         may_hold_out: bool,
     ) -> DistinctRows:
         """Return the rows without those that a quick fit finds least likely."""
-        n_trimmed = round(self.trim * given.n_units)
+        n_trimmed = round(self.trim * given.n_rows)
         if n_trimmed == 0:
             return given
         first = with_parameter(template, "max_epochs", 0)

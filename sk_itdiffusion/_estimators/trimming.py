@@ -56,7 +56,7 @@ def copies_left(
         Numbers of copies.
     """
     weight, order = given.weight, np.argsort(scores, kind="stable")
-    most = n_trimmed / given.n_units * weight.sum() * (1 + 1e-12)
+    most = n_trimmed / given.n_rows * weight.sum() * (1 + 1e-12)
     below = np.cumsum(weight[order]) <= most
     # Rows as bad as the last trimmed one stay: no order among equal ones.
     cutoff = scores[order[min(int(below.sum()), len(order) - 1)]]
@@ -66,7 +66,7 @@ def copies_left(
     for group in groups:
         kept |= needed_of_groups(group, given, scores, kept_before, MIN_COPIES_OF_A_VALUE)
     if modes is not None:
-        least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_units))
+        least = max(MIN_ROWS_OF_A_MODE, math.ceil(MIN_SHARE_OF_A_MODE * given.n_rows))
         kept |= needed_of_groups(modes, given, scores, kept_before, least)
     kept[varying_again(values, scores, kept)] = True
     left = np.where(kept, given.n_copies, 0)
