@@ -163,7 +163,7 @@ def with_unseen_values(
     n_continuous = len(space.continuous)
     codes = valid.X[:, n_continuous:]
     unseen, n_unseen = np.zeros(codes.shape, dtype=bool), np.ones(codes.shape[1])
-    for j in np.flatnonzero(np.isin(space.discrete, space.open)):
+    for j in np.flatnonzero(np.isin(space.discrete, space.open)).tolist():
         known = trained[j]
         if not len(known):
             continue
