@@ -1,6 +1,6 @@
 """Measure miceforest, in an environment of its own.
 
-    python -m venv peers && peers/bin/pip install miceforest scikit-learn
+    python -m venv peers && peers/bin/pip install miceforest "lightgbm<4.6" scikit-learn
     peers/bin/python benchmarks/imputation_peers.py --data-dir DATA --output results/mice.jsonl
 
 The environment needs neither this library nor torch. ``imputation.py --peers results/mice.jsonl``
