@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from marks import others_slow
 from outside import StudentTFamily, StudentTReference
 from scipy import stats
 from sklearn.base import clone
@@ -476,7 +477,7 @@ def discrete(*experts, **parameters):
     return IMMSEDiscreteDensity(experts=["auto", *experts], **settings)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", others_slow(range(3)))
 def test_family_that_gains_too_little_may_have_been_the_control_variate(seed, usual_fits):
     """It leaves the density that there is without it: on some of the seeds it is the likeliest."""
     X = levels(seed=seed)

@@ -313,6 +313,7 @@ def test_squared_differences_of_denoisers_are_the_information():
     np.testing.assert_array_equal(found.squared_differences(x[3:4], y[3:4]), squares[3:4])
 
 
+@pytest.mark.slow
 def test_squared_differences_of_categories():
     """A bit that is wrong in one of ten rows."""
     rng = np.random.default_rng(0)

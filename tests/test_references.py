@@ -475,7 +475,7 @@ def test_multiples_that_are_rounded_are_integers_again():
 
 
 @pytest.mark.parametrize(
-    "kind", others_slow(["mapped", "mixed", "groups", "ensemble", "dequantized"], 3)
+    "kind", others_slow(["mapped", "mixed", "groups", "ensemble", "dequantized"], 1)
 )
 def test_last_bits_of_weights_decide_nothing(kind, usual_fits):
     """Noise of validation rows must not follow from maps, which depend on all bits of weights.
