@@ -804,13 +804,30 @@ def test_copies_of_a_row_are_held_out_together(rows, times, copies):
     index = np.repeat(np.arange(len(rows)), times)
     repeated = DistinctRows.of(chosen_rows_of(rows, index), None)
     for given in (weighted, repeated):
-        assert given.together == copies
+        assert (given.n_units == len(given)) == (copies or len(given) == given.n_rows)
         folds = given.folds(5, np.random.default_rng(0))
         np.testing.assert_array_equal(sum(folds), given.n_copies)
-        assert np.any([(fold > 0) & (fold < given.n_copies) for fold in folds]) != copies
+        is_divided = np.any([(fold > 0) & (fold < given.n_copies) for fold in folds])
+        assert is_divided == (not copies)
         part = given.part(folds[0])
         assert part.repeated(part.unit_weight).sum() == pytest.approx(part.weight.sum())
         assert len(part.repeated(part.weight)) == part.n_units
+
+
+def test_a_frequent_row_is_no_copy():
+    rng = np.random.default_rng(0)
+    amounts = np.exp(rng.normal(size=(400, 2)))
+    amounts[:200] = 0.0
+    given = DistinctRows.of(np.vstack([amounts, amounts[200:]]), None)
+    assert given.n_units == 400
+    assert len(given) == 201
+    folds = given.folds(5, np.random.default_rng(0))
+    frequent = given.n_copies.argmax()
+    assert all(0 < fold[frequent] < 200 for fold in folds)
+    for fold in folds:
+        assert set(np.delete(fold, frequent)) == {0, 2}
+        part = given.part(fold)
+        np.testing.assert_array_equal(part.unit_weight, np.where(part.n_copies > 2, 1.0, 2.0))
 
 
 def weighted_table(kind):

@@ -26,6 +26,8 @@ MAX_COPIES = 1_000_000_000
 #: equal rows are chance, and the number of equal pairs relative to that by chance up to which they
 #: are, if columns are dependent.
 MAX_STATES, MAX_CELLS_OF_A_ROW, MAX_RATIO_TO_CHANCE = 50, 10.0, 5.0
+#: Share of the rows, and number of them, above which equal ones are a frequent value.
+SHARE_OF_A_VALUE, MIN_TIMES_OF_A_VALUE = 0.05, 20
 #: Steps between values of a column that tell whether it is continuous, and the least ratio of their
 #: median to their quantile at 0.05 if it is.
 MIN_STEPS, LEAST_RATIO_OF_STEPS = 20, 5.0
@@ -54,9 +56,9 @@ class DistinctRows:
         them sums of weights still tell of how many observations they are.
     missing : ndarray of shape (n, n_columns), bool, or None, default=None
         Which entries are missing; None if none is in the table that the rows are of.
-    together : bool, default=False
-        Whether equal rows are held out together, as copies of one observation; see `are_copies`.
-        Others are observations that are equal by chance, each of which can be held out.
+    at_once : ndarray of shape (n,), int, or None, default=None
+        How many of the equal rows are held out together: all if they are copies of one observation,
+        see `copies_at_once`, and one if they are equal by chance; None for one of each.
     """
 
     rows: Rows
@@ -64,7 +66,7 @@ class DistinctRows:
     n_copies: Index
     squared_weight: Array
     missing: NDArray[np.bool_] | None = None
-    together: bool = False
+    at_once: Index | None = None
 
     @classmethod
     def of(cls, rows: Rows, sample_weight: ArrayLike | None) -> DistinctRows:
@@ -83,8 +85,8 @@ class DistinctRows:
         # Rows that are equal without their weights being counts are observations all the same.
         n_copies = total if is_count else np.bincount(group)
         n_copies = n_copies.astype(np.intp)
-        together = are_copies(content[first], is_number, n_copies)
-        return cls(chosen_rows_of(rows, first), total, n_copies, squared, together=together)
+        at_once = copies_at_once(content[first], is_number, n_copies)
+        return cls(chosen_rows_of(rows, first), total, n_copies, squared, at_once=at_once)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -97,12 +99,17 @@ class DistinctRows:
     @property
     def n_units(self) -> int:
         """Number of units that can be held out."""
-        return len(self) if self.together else self.n_rows
+        return int(self.units.sum())
+
+    @property
+    def units(self) -> Index:
+        """Number of units of each row that can be held out."""
+        return self.n_copies if self.at_once is None else self.n_copies // self.at_once
 
     @property
     def unit_weight(self) -> Array:
         """Weight of one unit of each row."""
-        return self.weight if self.together else self.weight / self.n_copies
+        return self.weight / self.units
 
     def part(self, n_copies: Index) -> DistinctRows:
         """Return the rows with so many of their units."""
@@ -113,7 +120,9 @@ class DistinctRows:
         )
         missing = None if self.missing is None else self.missing[kept]
         rows = chosen_rows_of(self.rows, kept)
-        return DistinctRows(rows, weight, n_copies[kept], squared, missing, self.together)
+        n_copies = n_copies[kept]
+        at_once = None if self.at_once is None else np.minimum(self.at_once[kept], n_copies)
+        return DistinctRows(rows, weight, n_copies, squared, missing, at_once)
 
     def with_entries(self) -> DistinctRows:
         """Return the rows of which an entry is observed; all if there are none."""
@@ -140,11 +149,8 @@ class DistinctRows:
 
     def draw(self, n_units: int, generator: np.random.Generator) -> Index:
         """Return how many units of each row are among randomly drawn ones."""
-        size = self.n_copies if self.together else np.ones_like(self.n_copies)
-        drawn = generator.multivariate_hypergeometric(
-            self.n_copies // size, n_units, method="marginals"
-        )
-        return np.asarray(drawn, dtype=np.intp) * size
+        drawn = generator.multivariate_hypergeometric(self.units, n_units, method="marginals")
+        return np.asarray(drawn, dtype=np.intp) * (1 if self.at_once is None else self.at_once)
 
     def folds(self, n_folds: int, generator: np.random.Generator) -> list[Index]:
         """Return how many units of each row are in random folds of nearly equal size."""
@@ -160,7 +166,19 @@ class DistinctRows:
 
     def repeated(self, values: Array) -> Array:
         """Return a value of each row once for each of its units."""
-        return values if self.together else np.repeat(values, self.n_copies)
+        return np.repeat(values, self.units)
+
+
+def copies_at_once(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> Index | None:
+    """Return how many of equal rows are held out together, (n,); None for one.
+
+    See `are_copies` for the parameters.  Among copies a row that makes up a large share of the
+    table, as zeros of all amounts do, is a frequent value.
+    """
+    if not are_copies(content, is_number, n_copies):
+        return None
+    is_value = n_copies > max(SHARE_OF_A_VALUE * n_copies.sum(), MIN_TIMES_OF_A_VALUE)
+    return np.where(is_value, 1, n_copies)
 
 
 def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> bool:
