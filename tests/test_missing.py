@@ -20,6 +20,8 @@ from sk_itdiffusion import (
     IMMSEImputer,
     IMMSEMixedDensity,
 )
+from sk_itdiffusion._table.groups import RowGroups
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
@@ -407,6 +409,52 @@ def test_all_kinds_of_missing_entries_are_the_same():
     for table in tables:
         density = quick_gaussian().fit(table)
         np.testing.assert_array_equal(density.score_samples(table), expected)
+
+
+def plans_with_amounts(n, seed, at_random=False):
+    """Return categories and numbers that depend on them, half of which are missing."""
+    rng = np.random.default_rng(seed)
+    code = rng.choice(3, size=n, p=[0.6, 0.3, 0.1])
+    amount = np.exp(rng.normal(size=n) + code)
+    amount[code == 0 if at_random else rng.random(n) < 0.5] = NAN
+    return pd.DataFrame({"plan": np.array(["a", "b", "c"])[code], "amount": amount})
+
+
+@pytest.mark.parametrize("at_random", [False, True])
+def test_rows_of_categories_only_are_observations(at_random):
+    """Equal ones are not copies: if all were on one side of the split, few states would judge."""
+    far, shares = [], []
+    for seed in range(4):
+        table, new = (plans_with_amounts(n, seed + n, at_random) for n in (400, 2000))
+        density = IMMSEMixedDensity(**STANDARD).fit(table)
+        scores = density.score_samples(new)
+        error = np.hypot(density.entropy_std_, scores.std() / np.sqrt(2000))
+        far.append((density.entropy_ + scores.mean()) / error)
+        found = density.marginal(["plan"]).score_samples(pd.DataFrame({"plan": ["a"]}))
+        shares.append(np.exp(found[0]) - np.mean(table["plan"] == "a"))
+    assert abs(np.mean(far)) < 3.0 / np.sqrt(4)
+    # A tenth of the rows is for validation, which has frequencies of its own.
+    assert np.abs(shares).max() < 4.0 * np.sqrt(0.24 / 400 / 9)
+
+
+def test_rows_of_categories_only_may_have_weights_and_groups():
+    table = plans_with_amounts(300, 0)
+    weight = np.random.default_rng(0).integers(1, 4, size=300)
+    group = np.arange(300) // 3
+    once = IMMSEMixedDensity(**STANDARD).fit(table, sample_weight=weight)
+    index = np.random.default_rng(1).permutation(np.repeat(np.arange(300), weight))
+    again = IMMSEMixedDensity(**STANDARD).fit(table.iloc[index])
+    np.testing.assert_array_equal(again.score_samples(table), once.score_samples(table))
+    # All groups have a row in common with others, and are not one group for that.
+    grouped = IMMSEMixedDensity(**STANDARD).fit(table, groups=group)
+    assert np.isfinite(grouped.entropy_std_)
+    rows = WeightedRows(np.array([[NAN, 0.0], [1.0, 0.0], [NAN, 1.0]]), np.array([3.0, 2.0, 1.0]))
+    share = np.array([1.0, 2.0, 2.0, 1.0])
+    listed = RowGroups(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]), share)
+    parts = listed.of_parts(rows, np.array([1, 0, 2, 0, 0]), np.array([3, 1, 1]))
+    np.testing.assert_array_equal(parts.row, np.arange(5))
+    np.testing.assert_array_equal(parts.group, [1, 0, 2, 1, 1])
+    np.testing.assert_array_equal(parts.weight, [2.0, 1.0, 1.0, 1.0, 1.0])
 
 
 def test_missing_entries_of_mixed_tables_of_pandas_and_polars():

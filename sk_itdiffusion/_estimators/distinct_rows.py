@@ -15,7 +15,7 @@ from sk_itdiffusion._immse.cubature import Keys, row_keys
 from sk_itdiffusion._table.reading import read_table
 from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, are_counts, in_common_units
 
-__all__ = ["DistinctRows", "chosen_rows_of", "content_keys"]
+__all__ = ["DistinctRows", "chosen_rows_of", "content_keys", "copies_at_once"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -173,12 +173,14 @@ def copies_at_once(content: Array, is_number: NDArray[np.bool_], n_copies: Index
     """Return how many of equal rows are held out together, (n,); None for one.
 
     See `are_copies` for the parameters.  Among copies a row that makes up a large share of the
-    table, as zeros of all amounts do, is a frequent value.
+    table, as zeros of all amounts do, is a frequent value, and rows that lack all numbers are equal
+    by chance.
     """
     if not are_copies(content, is_number, n_copies):
         return None
     is_value = n_copies > max(SHARE_OF_A_VALUE * n_copies.sum(), MIN_TIMES_OF_A_VALUE)
-    return np.where(is_value, 1, n_copies)
+    lacks_numbers = np.isnan(content[:, is_number]).all(axis=1)
+    return np.where(is_value | lacks_numbers, 1, n_copies)
 
 
 def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> bool:
@@ -198,11 +200,13 @@ def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) ->
     n_copies : ndarray of shape (n,), int
         How many rows each stands for.
     """
-    if (n_copies == 1).all() or len(content) <= MAX_STATES:
+    if (n_copies == 1).all():
         return False
     columns = [np.unique(column, return_inverse=True) for column in content.T]
     if any(is_continuous(columns[j][0]) for j in np.flatnonzero(is_number)):
         return True
+    if len(content) <= MAX_STATES:
+        return False
     columns = [(values, code.ravel()) for values, code in columns if len(values) > 1]
     cells = sum(math.log(len(values)) for values, _ in columns)
     n_rows = float(n_copies.sum())

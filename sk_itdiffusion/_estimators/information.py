@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_itdiffusion._conditional.splitting import folds_of_rows, joined
+from sk_itdiffusion._estimators.distinct_rows import copies_at_once
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._immse.cubature import keys_apart, row_keys
 from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
@@ -46,9 +47,6 @@ _MIN_ROWS_IN_FOLD = 2
 _ROWS_OF_CURVE, _LOGSNR = 400, np.linspace(-8.0, 12.0, 41)
 #: Rows whose y stand for all, in what an x is expected to tell.
 _ROWS_OF_GAIN = 200
-#: Share of the distinct rows that a column of numbers tells apart if equal rows are copies, and
-#: share of all rows above which equal ones are no copies, but observations of a frequent value.
-_SHARE_APART, _FREQUENT = 0.9, 0.05
 
 
 class Side:
@@ -165,8 +163,7 @@ def units_of_table(
 ) -> Index | None:
     """Return the units of rows that are not independent of each other: groups, and copies of rows.
 
-    Equal rows are copies if a column of numbers tells nearly all distinct rows apart, so that they
-    are not equal by chance; a row that makes up a large share of the table is a frequent value.
+    Which equal rows are copies is told by `copies_at_once`.
 
     Parameters
     ----------
@@ -186,12 +183,11 @@ def units_of_table(
     first, number, counts = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )[1:]
-    n_distinct = len(first)
-    apart = [len(np.unique(column)) for column in values[first][:, is_continuous].T]
-    if n_distinct == len(values) or max(apart, default=0) < _SHARE_APART * n_distinct:
+    at_once = copies_at_once(values[first], is_continuous, counts)
+    if at_once is None:
         return groups
-    is_copy = (counts <= _FREQUENT * len(values))[number.ravel()]
-    unit = np.where(is_copy, number.ravel(), n_distinct + np.arange(len(values)))
+    is_copy = (at_once > 1)[number.ravel()]
+    unit = np.where(is_copy, number.ravel(), len(first) + np.arange(len(values)))
     unit = np.unique(unit, return_inverse=True)[1].ravel()
     return unit if groups is None else joined(unit, groups)
 

@@ -38,7 +38,7 @@ from sk_itdiffusion._fit.schema import KnownColumns, Schema, n_observations, rea
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
 from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit, split_rows
+from sk_itdiffusion._fit.splitting import MappedSplit, split_rows, with_observations_apart
 from sk_itdiffusion._fit.stacking import chosen_experts, stacked_model
 from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
 from sk_itdiffusion._table.rows import WeightedRows
@@ -92,7 +92,8 @@ def fit_table_model(
     if schema.space.is_empty:
         return empty_model(schema, seeds)
     rows = observed.rows.with_values(schema.space.standardized(observed.rows.X))
-    train, valid = split_rows(rows, schema.space, settings, seeds.split, observed.groups)
+    rows, own_groups = with_observations_apart(rows, observed.groups, schema.space)
+    train, valid = split_rows(rows, schema.space, settings, seeds.split, own_groups)
     if previous is None:
         current_progress().show(0.0, "references")
         split = choose_map(schema, train, valid, settings, seeds.mixtures)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from sk_itdiffusion._fit.schema import holds_out, n_observations
 from sk_itdiffusion._fit.settings import FitSettings
 from sk_itdiffusion._fit.validation import Optimism, codes_of
+from sk_itdiffusion._immse.cubature import keys_apart
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.groups import RowGroups, near_copies
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._table.rows import WeightedRows, are_counts
 from sk_itdiffusion._table.space import TableSpace
 
 __all__ = [
@@ -22,10 +23,13 @@ __all__ = [
     "split_groups",
     "split_independent_rows",
     "split_rows",
+    "with_observations_apart",
 ]
 
 Array = NDArray[np.float64]
 MAX_VALIDATION_ROWS = 10_000
+#: Rows at most that observations without continuous entries are, of each combination of the others.
+MAX_OBSERVATIONS_OF_A_ROW = 10_000
 #: Share of the rows that near-duplicates of each other may be without making a split impossible.
 MAX_SHARE_OF_COPIES = 0.5
 #: Complete rows that stand for all where points of rows are needed.
@@ -48,6 +52,54 @@ def split_rows(
         return split_independent_rows(rows, settings, seed, is_counted)
     valid = split_groups(together, rows, settings, seed, is_counted)
     return together.part(rows, ~valid), together.part(rows, valid)
+
+
+def with_observations_apart(
+    rows: WeightedRows, groups: RowGroups | None, space: TableSpace
+) -> tuple[WeightedRows, RowGroups | None]:
+    """Return rows of which those without continuous entries are single observations, and groups.
+
+    Rows whose continuous entries are all missing are equal by chance, as rows of discrete tables
+    are: together on one side of a split they would be missing on the other.
+
+    Parameters
+    ----------
+    rows : WeightedRows
+        Distinct rows.
+    groups : RowGroups or None
+        Their groups.
+    space : TableSpace
+        Their space.
+
+    Returns
+    -------
+    rows : WeightedRows
+        The rows, in random order; the same object if there are none such.
+    groups : RowGroups or None
+        Their groups.
+    """
+    if space.is_discrete or not rows.has_missing or rows.source is not None:
+        return rows, groups
+    number = rows.weight if rows.number is None else rows.number
+    are_numbers = rows.number is not None or are_counts(rows.weight)
+    times = np.rint(number) if are_numbers else np.ones(len(rows))
+    lacks_numbers = np.isnan(rows.X[:, : space.layout.n_continuous]).all(axis=1)
+    is_apart = lacks_numbers & (times > 1.0)
+    if not is_apart.any():
+        return rows, groups
+    most = np.minimum(times, MAX_OBSERVATIONS_OF_A_ROW)
+    n_parts = np.where(is_apart, most, 1.0).astype(np.intp)
+    index = np.repeat(np.arange(len(rows)), n_parts)
+    content = keys_apart(rows.keys(0)[index])
+    order = np.argsort(content, kind="stable")
+    index, content = index[order], content[order]
+    found = replace(
+        rows.take(index),
+        weight=(rows.weight / n_parts)[index],
+        content=content,
+        number=None if rows.number is None else (rows.number / n_parts)[index],
+    )
+    return found, None if groups is None else groups.of_parts(rows, index, n_parts)
 
 
 def split_independent_rows(

@@ -194,6 +194,38 @@ class RowGroups:
         listed = np.minimum(np.searchsorted(end, begin[index] + within), len(end) - 1)
         return np.asarray(self.group[listed])
 
+    def of_parts(self, rows: WeightedRows, index: Index, times: Index) -> RowGroups:
+        """Return the groups of rows of which some are divided into single observations.
+
+        Parameters
+        ----------
+        rows : WeightedRows
+            The rows that the groups list.
+        index : ndarray of shape (m,), int
+            Numbers of the rows that the parts are of.
+        times : ndarray of shape (n_rows,), int
+            How many parts there are of each row.
+
+        Returns
+        -------
+        RowGroups
+            The groups of the parts.
+        """
+        order = np.argsort(index, kind="stable")
+        place = np.empty(len(index), dtype=np.intp)
+        start = np.cumsum(times) - times
+        place[order] = np.arange(len(index)) - start[index[order]]
+        part = np.flatnonzero(times[index] > 1)
+        group = self.of_observations(rows, index[part], place[part])
+        new = np.empty(len(rows), dtype=np.intp)
+        new[index] = np.arange(len(index))
+        whole = times[self.row] == 1
+        listed = np.concatenate([new[self.row[whole]], part])
+        groups = np.concatenate([self.group[whole], group])
+        weight = np.concatenate([self.weight[whole], (rows.weight / times)[index[part]]])
+        order = np.lexsort((groups, listed))
+        return RowGroups(listed[order], groups[order], weight[order])
+
     @classmethod
     def within(cls, rows: WeightedRows) -> RowGroups:
         """Return the groups among which the weights of rows are divided."""
