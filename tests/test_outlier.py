@@ -22,7 +22,7 @@ from sk_itdiffusion import (
 )
 from sk_itdiffusion._estimators.calibration import threshold
 from sk_itdiffusion._estimators.contributions import Contributions, smoothed_slopes
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows
+from sk_itdiffusion._estimators.distinct_rows import DistinctRows, chosen_rows_of
 from sk_itdiffusion._estimators.outlier_score import MODEL, FlooredModel
 from sk_itdiffusion._estimators.trimming import needed_of_groups, needed_of_states, separate_values
 from sk_itdiffusion._immse.errors import Tolerance
@@ -760,26 +760,57 @@ def test_equal_rows_are_one_and_others_are_not():
     assert sorted(fractions.weight / fractions.weight.min()) == pytest.approx([1.0, 1.4246912, 2.0])
 
 
-def test_equal_rows_are_held_out_together_if_a_column_is_continuous():
-    """Copies of held-out rows among the training rows would be neighbours of these."""
+def tables_with_equal_rows():
+    """Yield names of tables, their rows, numbers of copies, and whether equal rows are copies."""
     rng = np.random.default_rng(0)
     counts, numbers = rng.poisson(3.0, size=200), rng.normal(size=200)
-    money = np.rint(np.exp(10.0 + numbers))
-    weight = rng.integers(1, 6, size=200)
-    continuous = [numbers, money, 2.0**-20 * numbers, 1e6 + numbers]
-    for column in [*continuous, counts, 0.3 * counts, np.round(numbers, 1)]:
-        rows = np.column_stack([counts, column])
-        given = DistinctRows.of(rows, weight)
-        assert given.together == any(column is each for each in continuous)
-        repeated = DistinctRows.of(np.repeat(rows, weight, axis=0), None)
-        for each in (given, repeated):
-            folds = each.folds(5, np.random.default_rng(0))
-            np.testing.assert_array_equal(sum(folds), each.n_copies)
-            split = [(fold > 0) & (fold < each.n_copies) for fold in folds]
-            assert np.any(split) != each.together
-            fold = each.part(folds[0])
-            assert fold.repeated(fold.unit_weight).sum() == pytest.approx(fold.weight.sum())
-            assert len(fold.repeated(fold.weight)) == fold.n_units
+    times = rng.integers(1, 6, size=200)
+    common = 0.7 * rng.normal(size=(300, 1))
+    rounded = np.round(common + 0.7 * rng.normal(size=(300, 5)), 1)
+    five = np.random.default_rng(1).poisson(np.exp(1.5 + 0.5 * rounded))
+    thrice = rng.integers(1, 6, size=300)
+    for name, column in {
+        "continuous": numbers,
+        "amounts": np.rint(np.exp(10.0 + numbers)),
+        "small units": 2.0**-20 * numbers,
+        "far from 0": 1e6 + numbers,
+    }.items():
+        yield name, np.column_stack([counts, column]), times, True
+    yield "rounded", rounded, thrice, True
+    yield "five counts", five, thrice, True
+    # By chance, whatever is repeated.
+    yield "two counts", np.column_stack([counts, 0.3 * counts[::-1]]), times, False
+    yield "rounded to tenths", np.round(numbers, 1)[:, None], times, False
+    once = np.ones(3000, dtype=int)
+    bits = (rng.random((3000, 16)) < rng.beta(0.3, 2.0, size=16)).astype(float)
+    yield "bits", bits, once, False
+    classes = rng.integers(20, size=3000)
+    yield "one category", np.eye(20)[classes], once, False
+    names = pd.DataFrame({"name": [f"n{i}" for i in rng.zipf(1.5, size=3000)]})
+    yield "names", names, once, False
+
+
+TABLES_WITH_EQUAL_ROWS = list(tables_with_equal_rows())
+
+
+@pytest.mark.parametrize(
+    ("rows", "times", "copies"),
+    [table[1:] for table in TABLES_WITH_EQUAL_ROWS],
+    ids=[table[0] for table in TABLES_WITH_EQUAL_ROWS],
+)
+def test_copies_of_a_row_are_held_out_together(rows, times, copies):
+    """Copies of held-out rows among the training rows would be neighbours of these."""
+    weighted = DistinctRows.of(rows, times)
+    index = np.repeat(np.arange(len(rows)), times)
+    repeated = DistinctRows.of(chosen_rows_of(rows, index), None)
+    for given in (weighted, repeated):
+        assert given.together == copies
+        folds = given.folds(5, np.random.default_rng(0))
+        np.testing.assert_array_equal(sum(folds), given.n_copies)
+        assert np.any([(fold > 0) & (fold < given.n_copies) for fold in folds]) != copies
+        part = given.part(folds[0])
+        assert part.repeated(part.unit_weight).sum() == pytest.approx(part.weight.sum())
+        assert len(part.repeated(part.weight)) == part.n_units
 
 
 def weighted_table(kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ Index = NDArray[np.intp]
 Rows = Array | NDArray[Any] | pd.DataFrame
 #: Sum of weights above which they are not numbers of copies.
 MAX_COPIES = 1_000_000_000
+#: Distinct rows up to which equal ones are states, combinations of values for each row up to which
+#: equal rows are chance, and the number of equal pairs relative to that by chance up to which they
+#: are, if columns are dependent.
+MAX_STATES, MAX_CELLS_OF_A_ROW, MAX_RATIO_TO_CHANCE = 50, 10.0, 5.0
 #: Steps between values of a column that tell whether it is continuous, and the least ratio of their
 #: median to their quantile at 0.05 if it is.
 MIN_STEPS, LEAST_RATIO_OF_STEPS = 20, 5.0
@@ -50,9 +55,8 @@ class DistinctRows:
     missing : ndarray of shape (n, n_columns), bool, or None, default=None
         Which entries are missing; None if none is in the table that the rows are of.
     together : bool, default=False
-        Whether equal rows are held out together.  In a table with a continuous column they are
-        copies of one observation; in others they are observations that are equal by chance, each of
-        which can be held out.
+        Whether equal rows are held out together, as copies of one observation; see `are_copies`.
+        Others are observations that are equal by chance, each of which can be held out.
     """
 
     rows: Rows
@@ -70,15 +74,17 @@ class DistinctRows:
             weight = checked_weight(sample_weight, np.empty((len(rows), 0)))
             rows, weight = chosen_rows_of(rows, np.flatnonzero(weight)), weight[weight > 0.0]
             weight = in_common_units(weight)
-        _, first, group = np.unique(content_keys(rows), return_index=True, return_inverse=True)
+        content, is_number = content_of(rows)
+        _, first, group = np.unique(row_keys(content), return_index=True, return_inverse=True)
         total = np.bincount(group, weights=weight).astype(np.float64)
         squares = weight if are_counts(weight) else weight**2
         squared = np.bincount(group, weights=squares).astype(np.float64)
         is_count = are_counts(weight) and total.sum() < MAX_COPIES
         # Rows that are equal without their weights being counts are observations all the same.
         n_copies = total if is_count else np.bincount(group)
-        distinct, n_copies = chosen_rows_of(rows, first), n_copies.astype(np.intp)
-        return cls(distinct, total, n_copies, squared, together=has_continuous_column(distinct))
+        n_copies = n_copies.astype(np.intp)
+        together = are_copies(content[first], is_number, n_copies)
+        return cls(chosen_rows_of(rows, first), total, n_copies, squared, together=together)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -157,40 +163,85 @@ class DistinctRows:
         return values if self.together else np.repeat(values, self.n_copies)
 
 
-def has_continuous_column(rows: Rows) -> bool:
-    """Return whether a column of distinct rows has values that are on no lattice.
+def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> bool:
+    """Return whether equal rows are copies of one observation.
+
+    They are if a column is continuous, or if there are more pairs of equal rows than chance makes.
+    Of independent rows that agree in all columns but one, a share agrees in this one too, about
+    that of all rows that do: so pairs that differ in one column tell how many are equal by chance.
+    Where there are few states, or few combinations of values for the rows, all are by chance.
+
+    Parameters
+    ----------
+    content : ndarray of shape (n, n_columns)
+        Numbers that tell distinct rows apart.
+    is_number : ndarray of shape (n_columns,), bool
+        Which columns are of numbers; the others are of their hashes.
+    n_copies : ndarray of shape (n,), int
+        How many rows each stands for.
+    """
+    if (n_copies == 1).all() or len(content) <= MAX_STATES:
+        return False
+    columns = [np.unique(column, return_inverse=True) for column in content.T]
+    if any(is_continuous(columns[j][0]) for j in np.flatnonzero(is_number)):
+        return True
+    columns = [(values, code.ravel()) for values, code in columns if len(values) > 1]
+    cells = sum(math.log(len(values)) for values, _ in columns)
+    n_rows = float(n_copies.sum())
+    if cells <= math.log(MAX_CELLS_OF_A_ROW * n_rows):
+        return False
+    keys = np.stack([hash_of_codes(code, j) for j, (_, code) in enumerate(columns)])
+    total, expected = keys.sum(axis=0, dtype=np.uint64), []
+    for own, (_, code) in zip(keys, columns, strict=True):
+        others = np.unique(total - own, return_inverse=True)[1].ravel()
+        n_alike = (np.bincount(others, weights=n_copies) ** 2).sum() - (n_copies**2).sum()
+        tie = float(((np.bincount(code, weights=n_copies) / n_rows) ** 2).sum())
+        expected.append(n_alike * tie / (1.0 - tie))
+    n_equal = float((n_copies * (n_copies - 1.0)).sum())
+    return n_equal > MAX_RATIO_TO_CHANCE * float(np.mean(expected))
+
+
+def hash_of_codes(code: Index, column: int) -> Keys:
+    """Return hashes of the codes of a column."""
+    return row_keys(code[:, None].astype(np.float64), column)
+
+
+def is_continuous(values: Array) -> bool:
+    """Return whether the increasing values of a column are on no lattice.
 
     Steps between neighbouring values of a continuous column are of all sizes: of exponential ones
     the median is 14 times the quantile at 0.05.  On a lattice most of them are one step or a few.
     """
-    table = read_table(rows)
-    for j, holds_numbers in enumerate(table.holds_numbers):
-        numbers = exact_numbers(table.frame.iloc[:, j]) if holds_numbers else None
-        if numbers is None:
-            continue
-        steps = np.diff(np.unique(numbers[~np.isnan(numbers)]))
-        if len(steps) < MIN_STEPS:
-            continue
-        small, median = np.quantile(steps, [0.05, 0.5])
-        if median > LEAST_RATIO_OF_STEPS * small:
-            return True
-    return False
+    steps = np.diff(values[np.isfinite(values)])
+    if len(steps) < MIN_STEPS:
+        return False
+    small, median = np.quantile(steps, [0.05, 0.5])
+    return bool(median > LEAST_RATIO_OF_STEPS * small)
 
 
 def content_keys(rows: Rows) -> Keys:
     """Return a hash of each row, which changes of the units by powers of two leave as it is."""
+    return row_keys(content_of(rows)[0])
+
+
+def content_of(rows: Rows) -> tuple[Array, NDArray[np.bool_]]:
+    """Return numbers that tell rows apart, (n, n_columns), and in which columns they are values.
+
+    Changes of the units by powers of two leave them as they are; the others are hashes.
+    """
     table = read_table(rows)
-    columns = []
+    columns, is_number = [], np.zeros(table.n_columns, dtype=bool)
     for j, holds_numbers in enumerate(table.holds_numbers):
         column = table.frame.iloc[:, j]
         numbers = exact_numbers(column) if holds_numbers else None
         if numbers is not None:
             columns.append(in_units_of_the_largest(numbers))
+            is_number[j] = True
         else:
             texts = column.astype(str).to_numpy(dtype=object)
             hashed = pd.util.hash_array(texts, categorize=False)
             columns.append((hashed >> np.uint64(11)).astype(np.float64))
-    return row_keys(np.column_stack(columns))
+    return np.column_stack(columns), is_number
 
 
 def exact_numbers(column: pd.Series) -> Array | None:

@@ -213,7 +213,7 @@ class IMMSEOutlierDetector(
     Ensembles take no rows with missing entries.
 
     Rows that were trained on score a little higher than new ones.  Which rows are held out follows
-    from their content and the seed; if a column is continuous, equal rows are held out together.
+    from their content and the seed; equal rows that are not so by chance are held out together.
 
     References
     ----------
