@@ -290,8 +290,8 @@ class IMMSEImputer(
         for each, (rows, weight, own) in zip(densities, resampled, strict=True):
             each.fit(rows, sample_weight=weight, groups=own)
         self.densities_ = densities
-        self._observed = self._values_to_choose_from(X, sample_weight)
         self.n_features_in_ = density.n_features_in_
+        self._observed = self._values_to_choose_from(X, sample_weight)
         if hasattr(density, "feature_names_in_"):
             self.feature_names_in_ = density.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
