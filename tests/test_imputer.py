@@ -285,6 +285,44 @@ def test_files_keep_imputers(tmp_path):
         load(path)
 
 
+@pytest.mark.filterwarnings("ignore:Column.s. 0, 1 have many equal:UserWarning")
+def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
+    """Other columns, and observed entries that are not among those of the fit, are left alone."""
+    rng = np.random.default_rng(0)
+    grade = rng.integers(1, 6, size=300).astype(float)
+    amount = np.where(rng.random(300) < 0.6, 0.0, np.exp(grade + rng.normal(size=300)))
+    number = grade + rng.normal(size=300)
+    holes = np.column_stack([grade, amount, number])
+    holes[rng.random((300, 3)) < 0.2] = np.nan
+    density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
+    default, none, all_columns = (
+        IMMSEImputer(density, n_fits=1, random_state=0, **options).fit(holes)
+        for options in ({}, {"observed_values": False}, {"observed_values": True})
+    )
+    new = np.array([[7.25, np.nan, np.nan], [np.nan, 3.0, 1.0], [np.nan] * 3] * 20)
+    drawn, free, chosen = (
+        np.stack(list(each.multiple_imputations(new, 3)))
+        for each in (default, none, all_columns)
+    )
+    observed = [column[~np.isnan(column)] for column in holes.T]
+    missing = np.isnan(new)
+    for j, is_observed in enumerate([True, True, False]):
+        assert np.isin(drawn[:, missing[:, j], j], observed[j]).all() == is_observed
+        assert not np.isin(free[:, missing[:, j], j], observed[j]).any()
+        nearest = np.abs(observed[j][:, None, None] - free[:, missing[:, j], j]).min(axis=0)
+        np.testing.assert_allclose(
+            np.abs(chosen - free)[:, missing[:, j], j], nearest, rtol=0, atol=1e-9
+        )
+        np.testing.assert_array_equal(drawn[:, ~missing[:, j], j][0], new[~missing[:, j], j])
+    np.testing.assert_array_equal(drawn[..., 2], free[..., 2])
+    # Zeros stay as frequent as they were.
+    zeros = [np.mean(each[:, 2::3, 1] == 0.0) for each in (drawn, free)]
+    assert zeros[0] > 0.2 > zeros[1] == 0.0
+    path = tmp_path / "imputer.safetensors"
+    default.save(path)
+    np.testing.assert_array_equal(load(path).transform(new), default.transform(new))
+
+
 def test_number_of_a_draw_alone_decides_on_it(normal, monkeypatch):
     """Neither how many imputations there are nor how many fit into memory changes them."""
     holes, _, imputer = normal

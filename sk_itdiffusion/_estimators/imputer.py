@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion.persistence import SaveMixin, stored
-from sk_itdiffusion.persistence.checks import check_in_range
+from sk_itdiffusion.persistence.checks import check_in_range, check_increasing, check_same
 
 __all__ = ["IMMSEImputer", "PooledEstimate"]
 
@@ -128,6 +128,7 @@ class PooledEstimate:
         "n_features_in_",
         "feature_names_in_",
         "densities_",
+        "_observed",
         "_seed",
         "_sklearn_output_config",
     ),
@@ -162,6 +163,11 @@ class IMMSEImputer(
         them in turn, the first draw from the first density, as predictions of a random forest do
         from its trees: what a single fit to few rows is wrong about averages out, and the spread of
         the draws includes it.  The time to fit is proportional to it.
+    observed_values : bool or "auto", default="auto"
+        Whether drawn numbers are replaced by the nearest observed value of their column.  "auto"
+        does so where most observed entries share their value with another one: counts, grades,
+        settings of an experiment, amounts that are mostly 0.  A density has no values in common
+        with them.
     random_state : int, RandomState or None, default=None
         Seed of the draws, and of the densities.  The first one has its own ``random_state`` if that
         is not None.
@@ -221,6 +227,7 @@ class IMMSEImputer(
         "strategy": [StrOptions({"mean", "median", "mode", "sample"})],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_fits": [Interval(Integral, 1, None, closed="left")],
+        "observed_values": ["boolean", StrOptions({"auto"})],
         "random_state": ["random_state"],
     }
 
@@ -231,12 +238,14 @@ class IMMSEImputer(
         strategy: str = "median",
         n_draws: int = 100,
         n_fits: int = 3,
+        observed_values: bool | Literal["auto"] = "auto",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
         self.strategy = strategy
         self.n_draws = n_draws
         self.n_fits = n_fits
+        self.observed_values = observed_values
         self.random_state = random_state
 
     def fit(
@@ -282,6 +291,7 @@ class IMMSEImputer(
             each.fit(rows, sample_weight=weight, groups=own)
         self.densities_ = densities
         self.n_features_in_ = density.n_features_in_
+        self._observed = self._values_to_choose_from(X, sample_weight)
         if hasattr(density, "feature_names_in_"):
             self.feature_names_in_ = density.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
@@ -297,9 +307,27 @@ class IMMSEImputer(
         for seed in seeds.tolist():
             yield bootstrapped(X, sample_weight, groups, seed)
 
+    def _values_to_choose_from(self, X: Any, sample_weight: Any) -> list[Array]:
+        """Return the values of each column that draws are replaced by; none if they are not."""
+        nothing = np.empty(0)
+        kinds = self._kinds_of_columns()
+        if self.observed_values is False:
+            return [nothing] * len(kinds)
+        values = self.density_._read_to_score(X)
+        weight = np.ones(len(values)) if sample_weight is None else np.asarray(sample_weight)
+        found = []
+        for column, kind in zip(values[weight > 0].T, kinds, strict=True):
+            known, count = np.unique(column[~np.isnan(column)], return_counts=True)
+            is_chosen = self.observed_values is True or 2 * count[count > 1].sum() > count.sum()
+            found.append(known if kind == "continuous" and is_chosen else nothing)
+        return found
+
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or are out of range."""
         self._validate_params()
+        check_same(len(self._observed), self.n_features_in_, "there are values of other columns")
+        for observed in self._observed:
+            check_increasing(observed, "observed values")
         known = [isinstance(density, DensityOfParts) for density in self.densities_]
         if not known or not all(known):
             raise ValueError("an imputer has no density")
@@ -506,6 +534,10 @@ class IMMSEImputer(
                     int(numbers[own[0]]) // n_fits,
                 )
             drawn[own] = recoded(found, density, self.density_)
+        for j, observed in enumerate(self._observed):
+            here = np.isnan(values[:, j])
+            if len(observed) and here.any():
+                drawn[:, here, j] = nearest_of(observed, drawn[:, here, j])
         return drawn
 
     def _draws(self, values: Array, n_draws: int, name: str) -> Iterator[Array]:
@@ -622,6 +654,12 @@ def bootstrapped(
     units = np.arange(len(weight)) if groups is None else pd.factorize(np.asarray(groups))[0]
     chance = np.random.default_rng(seed).exponential(size=int(units.max(initial=0)) + 1)
     return X, weight * chance[units], groups
+
+
+def nearest_of(known: Array, values: Array) -> Array:
+    """Return the nearest of some increasing numbers, the lower one of two."""
+    centers = known[:-1] + 0.5 * np.diff(known)
+    return np.asarray(known[np.searchsorted(centers, values)])
 
 
 def summarized(draws: Array, kind: str, strategy: str) -> Array:
