@@ -89,8 +89,12 @@ MIN_ROWS_TO_ADAPT = 20
 MIN_DROPOUT = 0.01
 #: Epochs for which their length is meant where it grows with the rows.
 EPOCHS_OF_A_TABLE = 40
-#: Epochs with roles for each one of complete rows: at most half of the rows are of one kind.
-EPOCHS_WITH_ROLES = 2
+#: Steps of an epoch with roles for each one of complete rows, so that a fit takes about twice the
+#: time at most.
+STEPS_WITH_ROLES = 1.5
+#: Share of the rows that are of one kind, at most: for as many of them it takes more steps, which
+#: gain less each.
+SHARE_OF_A_KIND = 0.5
 #: Steps at most in which the learning rate rises.
 MAX_WARMUP = 50
 #: Share of a progress bar that is for the training; the rest is for the weights of the experts.
@@ -409,12 +413,17 @@ def limits_of(n_rows: int, space: TableSpace, settings: FitSettings, n_left: int
     training = settings.training
     has_categories = bool(space.layout.variables)
     n_steps = training.steps_per_epoch or epoch_length(n_rows, has_categories, settings)
-    n_to_compare = MIN_EPOCHS_TO_COMPARE * (EPOCHS_WITH_ROLES if settings.model.has_roles else 1)
+    tol, n_to_compare = training.tol_of(space.layout.n_columns), MIN_EPOCHS_TO_COMPARE
+    if settings.model.has_roles:
+        if training.steps_per_epoch is None:
+            n_steps = round(STEPS_WITH_ROLES * n_steps)
+        n_to_compare = round(n_to_compare / (SHARE_OF_A_KIND * STEPS_WITH_ROLES))
+        tol = None if tol is None else SHARE_OF_A_KIND * tol
     seconds = settings.runtime.seconds_to_train()
     return Limits(
         n_epochs=training.max_epochs,
         steps_per_epoch=n_steps,
-        tol=training.tol_of(space.layout.n_columns),
+        tol=tol,
         patience=training.patience,
         seconds=None if seconds is None else seconds / n_left,
         n_warmup=int(np.clip(n_steps // 2, 1, MAX_WARMUP)),
