@@ -301,8 +301,7 @@ def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
     )
     new = np.array([[7.25, np.nan, np.nan], [np.nan, 3.0, 1.0], [np.nan] * 3] * 20)
     drawn, free, chosen = (
-        np.stack(list(each.multiple_imputations(new, 3)))
-        for each in (default, none, all_columns)
+        np.stack(list(each.multiple_imputations(new, 3))) for each in (default, none, all_columns)
     )
     observed = [column[~np.isnan(column)] for column in holes.T]
     missing = np.isnan(new)
