@@ -684,6 +684,17 @@ def test_tables_of_any_container_are_the_same():
         fitted.score_samples(frame.assign(a=np.inf), y)
 
 
+@pytest.mark.parametrize("dtype", ["string", "category", "Int64"])
+def test_targets_may_be_arrays_of_pandas(dtype):
+    X, _ = small(60)
+    y = pd.Series(X[:, 0] > 0).map({True: 1, False: 0}).astype(str if dtype != "Int64" else int)
+    y = y.astype(dtype)
+    density = IMMSEConditionalDensity(max_epochs=0, cv=2, random_state=0)
+    expected = clone(density).fit(X, y).score_samples(X, y)
+    fitted = density.fit(X, y.array)
+    np.testing.assert_array_equal(fitted.score_samples(X, y.array), expected)
+
+
 def test_targets_that_cannot_be_learned_are_errors():
     X, y = small(60)
     for wrong, message in (

@@ -60,6 +60,8 @@ def target_table(y: Any, name: str) -> Table:
     if y is None:
         raise ValueError(f"{name} requires y to be passed, but the target y is None.")
     y = without_tensors(y)
+    if isinstance(y, pd.api.extensions.ExtensionArray):
+        y = pd.Series(y)
     if hasattr(y, "to_frame") and not hasattr(y, "columns"):
         y = y.to_frame() if getattr(y, "name", None) is not None else y.to_frame("y")
     elif not hasattr(y, "columns"):
