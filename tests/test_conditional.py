@@ -495,6 +495,19 @@ def test_groups_and_equal_features_are_in_one_fold():
         rows_seen(cv=folds[:2])
 
 
+def test_frequent_values_beside_others_are_levels():
+    rng = np.random.default_rng(0)
+    is_zero, flag = rng.random(800) < 0.6, rng.integers(0, 2, 800)
+    amount = np.where(is_zero, 0.0, rng.exponential(size=800))
+    mean = 3.0 * is_zero * (1.0 + flag) + amount + flag
+    X, y = np.column_stack([amount, flag]), mean + 0.3 * rng.normal(size=800)
+    fitted = clone(TREES).fit(X[:400], y[:400])
+    new = np.flatnonzero(is_zero[400:]) + 400
+    truth = stats.norm.logpdf(y[new], mean[new], 0.3)
+    # Zeros of a flag that were not seen cost 2.7 nats.
+    assert np.mean(truth - fitted.score_samples(X[new], y[new])) < 0.2
+
+
 @pytest.mark.parametrize("n_levels", [6, 40])
 def test_levels_of_features_that_were_seen_are_predicted_like_new_rows(n_levels):
     rng = np.random.default_rng(0)

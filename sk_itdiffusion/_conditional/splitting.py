@@ -1,8 +1,8 @@
 """Distinct rows of features and targets, and which of them train, validate or calibrate.
 
 Rows with equal features are one unit, since they may be copies of each other, and so are rows of
-one group: a unit is never divided.  If features have few levels, each of several different rows,
-only rows with equal features and targets are: new rows have levels that were seen in `fit`.
+one group: a unit is never divided.  Features of several different rows, as those with few levels or
+many zeros, are a level that new rows have too: of these only rows with equal targets are one unit.
 What a row is used for follows from a hash of its content and the seed, not from the order of rows,
 and a weight of 2 is the same as having the row twice.
 """
@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 #: What stands for a missing value in the keys of rows.
 _MISSING = 1.0e300
-#: Different rows, on average, with equal features up to which these may be copies.
+#: Different rows with equal features up to which these may be copies.
 MAX_ROWS_OF_FEATURES = 3
 #: Units from which some are spared for validation, and the least number of those.
 MIN_UNITS_TO_VALIDATE, MIN_UNITS = 40, 10
@@ -104,22 +104,26 @@ def distinct_rows(
     total = np.bincount(number, weights=weight[kept]).astype(np.float64)
     of_features = np.unique(features[kept], return_inverse=True)[1].ravel()
     n_levels = int(of_features.max()) + 1
-    have_levels = 1 < n_levels < len(first) / MAX_ROWS_OF_FEATURES
-    of_row = number if have_levels else of_features
-    unit, share = of_row, None
+    n_different = np.bincount(of_features[first], minlength=n_levels)
+    is_level = (n_different > MAX_ROWS_OF_FEATURES) & (n_levels > 1)
+    of_level = is_level[of_features]
+    of_row = np.unique(np.where(of_level, n_levels + number, of_features), return_inverse=True)[1]
+    unit, share = of_row.ravel(), None
     if groups is not None:
         group = np.unique(groups[kept], return_inverse=True)[1].ravel()
-        unit = joined(of_row, group)
+        unit = joined(unit, group)
         of_group = weight[kept] / np.bincount(group, weights=weight[kept])[group]
         share = np.bincount(number, weights=of_group).astype(np.float64)
     warn_of_few_units(int(unit.max()) + 1, len(kept), groups is not None)
     # In the order of sums of keys, modulo 2**64, which is random whatever the sizes of units are.
     own = kept[first]
     once, own_key = np.unique(features[own], return_index=True)[1], features[own]
-    if have_levels:
-        # Rows of equal features are numbered in the order of their targets, whatever their units.
-        once = np.lexsort((*Y[own].T[::-1], features[own]))
-        own_key[once] = keys_apart(own_key[once])
+    # Rows of a level are numbered in the order of their targets, whatever their units.
+    in_order = np.lexsort((*Y[own].T[::-1], features[own]))
+    of_level = of_level[first]
+    several = in_order[of_level[in_order]]
+    own_key[several] = keys_apart(own_key[several])
+    once = np.concatenate([once[~of_level[once]], several])
     key = np.zeros(int(unit.max()) + 1, dtype=np.uint64)
     np.add.at(key, unit[first][once], spawn_keys(own_key[once], 1)[:, 0])
     rank = np.empty(len(key), dtype=np.intp)

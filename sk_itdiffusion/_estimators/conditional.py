@@ -142,8 +142,7 @@ class ConditionalEstimator(SaveMixin, DocumentationLinkMixin, BaseEstimator):
         groups : array-like of shape (n_samples,), default=None
             Hashable labels of the groups that rows belong to, such as the person measured: all
             rows of a group are on one side of each division of the rows.  Rows with equal features
-            are on one side too, unless features have few levels: more than three different rows for
-            each, on average.
+            are on one side too, up to three different ones; more are divided like others.
 
         Returns
         -------
