@@ -501,7 +501,8 @@ def test_frequent_values_beside_others_are_levels():
     amount = np.where(is_zero, 0.0, rng.exponential(size=800))
     mean = 3.0 * is_zero * (1.0 + flag) + amount + flag
     X, y = np.column_stack([amount, flag]), mean + 0.3 * rng.normal(size=800)
-    fitted = clone(TREES).fit(X[:400], y[:400])
+    base = DecisionTreeRegressor(min_samples_leaf=5, random_state=0)
+    fitted = IMMSEConditionalDensity(base, max_epochs=0, random_state=0).fit(X[:400], y[:400])
     new = np.flatnonzero(is_zero[400:]) + 400
     truth = stats.norm.logpdf(y[new], mean[new], 0.3)
     # Zeros of a flag that were not seen cost 2.7 nats.
