@@ -314,6 +314,14 @@ def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
         )
         np.testing.assert_array_equal(drawn[:, ~missing[:, j], j][0], new[~missing[:, j], j])
     np.testing.assert_array_equal(drawn[..., 2], free[..., 2])
+    # Of a column of which less than a half is repeated the repeated values are.
+    some = holes.copy()
+    some[(some[:, 1] == 0.0) & (rng.random(300) < 0.5), 1] = np.nan
+    assert 0.3 < np.mean(some[~np.isnan(some[:, 1]), 1] == 0.0) < 0.5
+    imputer = IMMSEImputer(density, n_fits=1, random_state=0).fit(some)
+    mixed = np.stack(list(imputer.multiple_imputations(new, 3)))[:, missing[:, 1], 1]
+    assert 0.1 < np.mean(mixed == 0.0) < 0.6
+    assert np.isin(mixed, some[:, 1]).mean() == np.mean(mixed == 0.0)
     # Zeros stay as frequent as they were.
     zeros = [np.mean(each[:, 2::3, 1] == 0.0) for each in (drawn, free)]
     assert zeros[0] > 0.2 > zeros[1] == 0.0

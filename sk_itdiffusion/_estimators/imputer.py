@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import gaussian_kde
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -20,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, _num_samples, check_i
 
 from sk_itdiffusion._estimators.base import check_columns, long_call
 from sk_itdiffusion._estimators.entries import recoded, with_entries
+from sk_itdiffusion._estimators.imputed_values import places_of_nearest, summarized
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
@@ -129,6 +129,7 @@ class PooledEstimate:
         "feature_names_in_",
         "densities_",
         "_observed",
+        "_is_repeated",
         "_seed",
         "_sklearn_output_config",
     ),
@@ -165,9 +166,9 @@ class IMMSEImputer(
         the draws includes it.  The time to fit is proportional to it.
     observed_values : bool or "auto", default="auto"
         Whether drawn numbers are replaced by the nearest observed value of their column.  "auto"
-        does so where most observed entries share their value with another one: counts, grades,
-        settings of an experiment, amounts that are mostly 0.  A density has no values in common
-        with them.
+        does so where that value has been observed several times, as 0 of many amounts, and for all
+        numbers of columns in which most entries share their value with another one: counts, grades,
+        settings of an experiment.  A density has no values in common with them.
     random_state : int, RandomState or None, default=None
         Seed of the draws, and of the densities.  The first one has its own ``random_state`` if that
         is not None.
@@ -291,7 +292,7 @@ class IMMSEImputer(
             each.fit(rows, sample_weight=weight, groups=own)
         self.densities_ = densities
         self.n_features_in_ = density.n_features_in_
-        self._observed = self._values_to_choose_from(X, sample_weight)
+        self._observed, self._is_repeated = self._values_to_choose_from(X, sample_weight)
         if hasattr(density, "feature_names_in_"):
             self.feature_names_in_ = density.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
@@ -307,27 +308,35 @@ class IMMSEImputer(
         for seed in seeds.tolist():
             yield bootstrapped(X, sample_weight, groups, seed)
 
-    def _values_to_choose_from(self, X: Any, sample_weight: Any) -> list[Array]:
-        """Return the values of each column that draws are replaced by; none if they are not."""
-        nothing = np.empty(0)
+    def _values_to_choose_from(self, X: Any, sample_weight: Any) -> tuple[list[Array], list[Mask]]:
+        """Return the observed values of each column, and which of them draws are replaced by.
+
+        There are none of columns in which draws are left as they are.
+        """
         kinds = self._kinds_of_columns()
         if self.observed_values is False:
-            return [nothing] * len(kinds)
+            return [np.empty(0)] * len(kinds), [np.empty(0, dtype=bool)] * len(kinds)
         values = self.density_._read_to_score(X)
         weight = np.ones(len(values)) if sample_weight is None else np.asarray(sample_weight)
-        found = []
+        observed, is_repeated = [], []
         for column, kind in zip(values[weight > 0].T, kinds, strict=True):
             known, count = np.unique(column[~np.isnan(column)], return_counts=True)
-            is_chosen = self.observed_values is True or 2 * count[count > 1].sum() > count.sum()
-            found.append(known if kind == "continuous" and is_chosen else nothing)
-        return found
+            all_of_them = self.observed_values is True or 2 * count[count > 1].sum() > count.sum()
+            chosen = (count > 1) | all_of_them
+            n_values = len(known) if kind == "continuous" and chosen.any() else 0
+            observed.append(known[:n_values])
+            is_repeated.append(chosen[:n_values])
+        return observed, is_repeated
 
     def _finish_loading(self) -> None:
         """Raise an error if parts do not fit together, or are out of range."""
         self._validate_params()
         check_same(len(self._observed), self.n_features_in_, "there are values of other columns")
-        for observed in self._observed:
+        for observed, is_repeated in zip(self._observed, self._is_repeated, strict=True):
             check_increasing(observed, "observed values")
+            check_same(
+                is_repeated.shape, observed.shape, "it is not known which values are repeated"
+            )
         known = [isinstance(density, DensityOfParts) for density in self.densities_]
         if not known or not all(known):
             raise ValueError("an imputer has no density")
@@ -537,7 +546,9 @@ class IMMSEImputer(
         for j, observed in enumerate(self._observed):
             here = np.isnan(values[:, j])
             if len(observed) and here.any():
-                drawn[:, here, j] = nearest_of(observed, drawn[:, here, j])
+                free = drawn[:, here, j]
+                place = places_of_nearest(observed, free)
+                drawn[:, here, j] = np.where(self._is_repeated[j][place], observed[place], free)
         return drawn
 
     def _draws(self, values: Array, n_draws: int, name: str) -> Iterator[Array]:
@@ -654,44 +665,3 @@ def bootstrapped(
     units = np.arange(len(weight)) if groups is None else pd.factorize(np.asarray(groups))[0]
     chance = np.random.default_rng(seed).exponential(size=int(units.max(initial=0)) + 1)
     return X, weight * chance[units], groups
-
-
-def nearest_of(known: Array, values: Array) -> Array:
-    """Return the nearest of some increasing numbers, the lower one of two."""
-    centers = known[:-1] + 0.5 * np.diff(known)
-    return np.asarray(known[np.searchsorted(centers, values)])
-
-
-def summarized(draws: Array, kind: str, strategy: str) -> Array:
-    """Return one value for each of some entries from their draws.
-
-    Parameters
-    ----------
-    draws : ndarray of shape (n_draws, n_entries)
-        Draws of numbers, or of codes of categories.
-    kind : {"continuous", "ordinal", "nominal"}
-        Kind of the column.
-    strategy : {"mean", "median", "mode"}
-        What to return.
-
-    Returns
-    -------
-    ndarray of shape (n_entries,)
-        The values.
-    """
-    if kind == "continuous":
-        if strategy == "mean":
-            return np.asarray(draws.mean(axis=0))
-        if strategy == "median":
-            return np.asarray(np.median(draws, axis=0))
-        return np.array([densest(column) for column in draws.T])
-    if kind == "ordinal" and strategy != "mode":
-        return np.asarray(np.quantile(draws, 0.5, axis=0, method="inverted_cdf"))
-    return np.array([np.bincount(column.astype(np.intp)).argmax() for column in draws.T], float)
-
-
-def densest(values: Array) -> float:
-    """Return the one of some numbers where their density, by kernels, is highest."""
-    if len(values) < 3 or np.ptp(values) <= 1e-12 * np.abs(values).max():
-        return float(np.median(values))
-    return float(values[gaussian_kde(values)(values).argmax()])
