@@ -322,6 +322,7 @@ def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
     mixed = np.stack(list(imputer.multiple_imputations(new, 3)))[:, missing[:, 1], 1]
     assert 0.1 < np.mean(mixed == 0.0) < 0.6
     assert np.isin(mixed, some[:, 1]).mean() == np.mean(mixed == 0.0)
+    assert np.isin(default.transform(new)[missing[:, 0], 0], observed[0]).all()
     # Zeros stay as frequent as they were.
     zeros = [np.mean(each[:, 2::3, 1] == 0.0) for each in (drawn, free)]
     assert zeros[0] > 0.2 > zeros[1] == 0.0

@@ -570,6 +570,10 @@ class IMMSEImputer(
             for j, kind in enumerate(self._kinds_of_columns()):
                 here = np.isnan(part[:, j])
                 if here.any():
+                    # The median of an even number of values need not be one of them.
+                    is_grade = len(self._observed[j]) > 0 and bool(self._is_repeated[j].all())
+                    if is_grade and self.strategy == "median":
+                        kind = "ordinal"
                     chosen = summarized(draws[:, here, j], kind, self.strategy)
                     filled[start : start + n_rows][here, j] = chosen
         return filled
