@@ -13,7 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from sk_itdiffusion._estimators.parameters import checked_weight
 from sk_itdiffusion._immse.cubature import Keys, row_keys
 from sk_itdiffusion._table.reading import read_table
-from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, are_counts, in_common_units
+from sk_itdiffusion._table.rows import (
+    MAX_EXACT_INTEGER,
+    MIN_TIMES_OF_A_VALUE,
+    SHARE_OF_A_VALUE,
+    are_counts,
+    in_common_units,
+)
 
 __all__ = ["DistinctRows", "chosen_rows_of", "content_keys", "copies_at_once"]
 
@@ -26,8 +32,6 @@ MAX_COPIES = 1_000_000_000
 #: equal rows are chance, and the number of equal pairs relative to that by chance up to which they
 #: are, if columns are dependent.
 MAX_STATES, MAX_CELLS_OF_A_ROW, MAX_RATIO_TO_CHANCE = 50, 10.0, 5.0
-#: Share of the rows, and number of them, above which equal ones are a frequent value.
-SHARE_OF_A_VALUE, MIN_TIMES_OF_A_VALUE = 0.05, 20
 #: Steps between values of a column that tell whether it is continuous, and the least ratio of their
 #: median to their quantile at 0.05 if it is.
 MIN_STEPS, LEAST_RATIO_OF_STEPS = 20, 5.0
