@@ -21,7 +21,7 @@ from sk_itdiffusion._table.rows import (
     in_common_units,
 )
 
-__all__ = ["DistinctRows", "chosen_rows_of", "content_keys", "copies_at_once"]
+__all__ = ["DistinctRows", "chosen_rows_of", "copies_at_once"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -243,11 +243,6 @@ def is_continuous(values: Array) -> bool:
         return False
     small, median = np.quantile(steps, [0.05, 0.5])
     return bool(median > LEAST_RATIO_OF_STEPS * small)
-
-
-def content_keys(rows: Rows) -> Keys:
-    """Return a hash of each row, which changes of the units by powers of two leave as it is."""
-    return row_keys(content_of(rows)[0])
 
 
 def content_of(rows: Rows) -> tuple[Array, NDArray[np.bool_]]:
