@@ -189,6 +189,12 @@ class DensityEstimator(
         MemoryError
             If there is too little memory, even after a retry with an eighth of the evaluations at a
             time, of which a warning informs.
+
+        Warns
+        -----
+        UserWarning
+            If a category is missing in a column that had none missing in `fit`: it is scored as an
+            unseen value, since no entry of a row may be unknown.
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
