@@ -251,6 +251,15 @@ def test_a_missing_value_counts_once_beside_given_levels():
 def test_a_value_that_was_never_missing_is_unknown_when_missing():
     X = pd.DataFrame({"x": ["a", "b"]})
     gap = pd.DataFrame({"x": ["a", None]})
+    for settings in (
+        {},
+        {"handle_unknown": "error"},
+        {"categories": [["a", "b"]]},
+        {"handle_missing": "missing"},
+    ):
+        encoded = fit(X, **settings).encode(gap, allow_missing=True)
+        np.testing.assert_array_equal(encoded, [[0], [np.nan]])
+    # Where entries may not be missing it is one more value.
     with pytest.raises(ValueError, match=r"'x' has values .* a missing value"):
         fit(X, handle_unknown="error").encode(gap)
     # Both of two rows are new except for themselves: (2 + 1) / (2 + 2).
@@ -261,8 +270,9 @@ def test_a_value_that_was_never_missing_is_unknown_when_missing():
 def test_truths_and_categories_may_be_missing_in_other_tables(dtype):
     values = pd.Series([True, False] * 5, dtype=object).astype(dtype)
     gap = pd.DataFrame({"x": pd.Series([True, None], dtype=object)})
-    encoded = fit_column(values, "nominal").encode(gap)
-    np.testing.assert_allclose(encoded[1], np.log(1 / 12))
+    encoder = fit_column(values, "nominal")
+    np.testing.assert_allclose(encoder.encode(gap)[1], np.log(1 / 12))
+    assert np.isnan(encoder.encode(gap, allow_missing=True)[1])
 
 
 @pytest.mark.parametrize("dtype", ["boolean", object])

@@ -510,6 +510,116 @@ def test_missing_categories_are_a_category_unless_asked_otherwise():
     assert None in given.fit(table).categories_[0]
 
 
+#: Ways to say what the categories are, none of which makes a missing entry one of them.
+WITHOUT_MISSING = {
+    "mixed": (IMMSEMixedDensity, object, {}),
+    "errors": (IMMSEDiscreteDensity, "category", {"handle_unknown": "error"}),
+    "given": (IMMSEDiscreteDensity, object, {"categories": {"colour": ["red", "green", "blue"]}}),
+    "categorical": (IMMSEMixedDensity, "category", {}),
+    "mixed, given": (
+        IMMSEMixedDensity,
+        object,
+        {"categories": [["red", "green", "blue"], *4 * [None]]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", others_slow(WITHOUT_MISSING, 2))
+def test_entries_of_columns_that_lacked_none_may_be_masked(kind, tmp_path):
+    """Scores are those of the other columns, whatever the fit makes of missing categories."""
+    estimator, dtype, settings = WITHOUT_MISSING[kind]
+    table = mixed_table(120).astype({"colour": dtype})
+    table["late"] = pd.array(table["count"] > 2, dtype="boolean")
+    quick = {"reference": "latent_class"} | ANALYTIC
+    if estimator is IMMSEMixedDensity:
+        quick["marginals"] = "standard"
+    else:
+        table = table[["colour", "count", "late"]]
+    density = estimator(**quick, **settings).fit(table)
+    masked = table[:8].copy()
+    masked["colour"] = pd.Series([None] * 8, dtype=object).astype(table["colour"].dtype)
+    rest = [name for name in table if name != "colour"]
+    expected = density.marginal(rest).score_samples(table[rest][:8])
+    scores = density.score_samples(masked)
+    np.testing.assert_array_equal(scores, expected)
+    given = density.score_samples(masked, given=["colour", "count"])
+    np.testing.assert_allclose(
+        given, scores - density.marginal("count").score_samples(table[["count"]][:8]), atol=1e-9
+    )
+    (shares,) = density.conditional("late").predict_proba(masked[["late"]][:1], "colour")
+    np.testing.assert_allclose(shares.sum(), 1.0)
+    masked.loc[0, "late"] = None
+    masked.loc[0, "count"] = 99  # of which nothing is known but its small share
+    if kind != "errors":
+        assert density.score_samples(masked)[0] < scores[0] - 2.0
+    density.save(tmp_path / "density")
+    loaded = sk_itdiffusion.load(tmp_path / "density")
+    np.testing.assert_array_equal(loaded.score_samples(masked[1:]), expected[1:])
+
+
+@pytest.mark.parametrize("estimator", others_slow([IMMSEMixedDensity, IMMSEDiscreteDensity]))
+def test_masked_scores_are_those_of_a_fit_for_missing_categories(estimator):
+    table = mixed_table(120)[["colour", "count"]].assign(sign=lambda t: t["count"] > 1)
+    quick = {"reference": "independent"} | ANALYTIC
+    fits = [estimator(handle_missing=how, **quick).fit(table) for how in ("category", "missing")]
+    masked = table.astype(object).mask(np.random.default_rng(0).random(table.shape) < 0.4)
+    of_categories, of_missing = fits
+    for given in (None, ["colour"], ["count", "sign"]):
+        np.testing.assert_array_equal(
+            of_categories.score_samples(masked, given=given),
+            of_missing.score_samples(masked, given=given),
+        )
+
+
+def test_a_category_of_missing_values_stays_one():
+    """It is given, or occurred in the column: another column's say nothing about it."""
+    table = mixed_table(150)
+    quick = {"reference": "independent", "marginals": "standard"} | ANALYTIC
+    listed = {"colour": ["red", "green", "blue", None]}
+    given = IMMSEMixedDensity(categories=listed, **quick).fit(table)
+    assert (given.score_samples(table[:1].assign(colour=None)) < -7.0).all()
+    table["word"] = np.where(table["count"] > 2, None, "few")
+    density = IMMSEMixedDensity(**quick).fit(table)
+    marginal = density.marginal(["colour", "word"])
+    masked = pd.DataFrame({"colour": [None, None], "word": ["few", None]})
+    shares = np.exp(marginal.score_samples(masked))
+    np.testing.assert_allclose(shares.sum(), 1.0, atol=0.01)
+    np.testing.assert_allclose(shares[1], (table["count"] > 2).mean(), atol=0.02)
+
+
+def test_warm_starts_keep_what_a_missing_category_is():
+    table = mixed_table(150)[["colour", "count"]]
+    later = table.astype(object).mask(np.random.default_rng(0).random(table.shape) < 0.3)
+    quick = {"reference": "independent"} | ANALYTIC
+    density = IMMSEDiscreteDensity(warm_start=True, **quick).fit(table)
+    assert None not in density.fit(later).categories_[0]
+    assert density.score_samples(later[:1].assign(colour=None, count=None)) == 0.0
+
+
+def test_streams_and_ensembles_tell_of_missing_categories():
+    table = mixed_table(150)[["colour", "count"]]
+    masked = table[:4].assign(colour=["red", None, None, "blue"])
+    member = IMMSEDiscreteDensity(
+        reference="independent", categories={"count": list(range(9))}, **ANALYTIC
+    )
+    stream = clone(member)
+    with pytest.warns(UserWarning, match="only knows the categories of the first rows"):
+        stream.partial_fit(table)
+    with pytest.warns(UserWarning, match=r"'colour', are not learned from.*None for missing"):
+        stream.partial_fit(masked)
+    expected = stream.marginal("count").score_samples(masked[["count"]])
+    np.testing.assert_array_equal(stream.score_samples(masked)[1:3], expected[1:3])
+    ensemble = IMMSEEnsemble([("one", member)], random_state=0).fit(table)
+    with pytest.warns(UserWarning, match=r"column\(s\) 'colour' are scored as values that did"):
+        scores = ensemble.score_samples(masked)
+    single = clone(member).fit(table).score_samples(masked)
+    assert (scores[1:3] < single[1:3] - 2.0).all()
+    member.set_params(categories=[["red", "green", "blue"], list(range(9))])
+    closed = IMMSEEnsemble([("one", member)], random_state=0).fit(table)
+    with pytest.raises(ValueError, match=r"'colour' has values .* a missing value"):
+        closed.score_samples(masked)
+
+
 @pytest.mark.parametrize(
     "estimator", [IMMSEDensity, IMMSEMixedDensity, IMMSEDiscreteDensity], ids=lambda e: e.__name__
 )

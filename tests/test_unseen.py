@@ -360,6 +360,7 @@ def test_tables_with_rare_values_can_be_cross_validated(kind):
     assert np.isfinite(cross_val_score(density, X, cv=3, error_score="raise")).all()
 
 
+@pytest.mark.filterwarnings("ignore:Missing entries of column.s. 'name' are scored as values")
 def test_ensembles_of_tables_with_rare_values_can_be_cross_validated():
     density = IMMSEEnsemble([("a", IMMSEDiscreteDensity(max_epochs=0))], random_state=0)
     scores = cross_val_score(density, rare_values(), cv=2, error_score="raise")
@@ -423,7 +424,7 @@ def test_detectors_find_unseen_values_unlikely_and_name_their_columns(noise_floo
         template, noise_floor=noise_floor, average=average, contamination=0.1, random_state=0
     ).fit(table)
     rows = table[:4].copy()
-    rows["name"], rows["count"] = ["other", "a", None, "other"], [0, 60, 1, 70]
+    rows["name"], rows["count"] = ["other", "a", "new", "other"], [0, 60, 1, 70]
     scores = detector.score_samples(rows)
     assert np.isfinite(scores).all()
     assert (scores < np.median(detector.score_samples(table)) - 2.0).all()
@@ -433,6 +434,10 @@ def test_detectors_find_unseen_values_unlikely_and_name_their_columns(noise_floo
     if not average:
         columns = detector.estimator_._encoder.columns
         np.testing.assert_allclose(parts["name"].iloc[0], columns[1].unseen.log_mass)
+    # A missing name is unknown, since none was missing in fit, and makes no row odd.
+    of_masked = detector.explain(rows[:1].assign(name=None)).iloc[0]
+    assert of_masked["name"] == 0.0
+    assert of_masked.sum() > scores[0] + 2.0
 
 
 def test_warm_starts_and_fitted_members_do_not_learn_from_unseen_values():
@@ -475,9 +480,11 @@ def test_missing_truths_of_pandas_are_fitted_scored_sampled_and_saved(estimator,
     fitted = table if rows == "with missing truths" else table.dropna()
     density = estimator(**analytic("independent")).fit(fitted)
     log_p = density.score_samples(table)
-    # About 1/3 times 1/3, or 1/42 times 1/3 if no value was missing.
-    is_likely = np.exp(log_p[table["b"].isna()]) > 0.02
-    assert is_likely.all() if fitted is table else not is_likely.any()
+    # About 1/3 times 1/3, or 1/3 if no value was missing: it is then not known.
+    of_numbers = density.marginal("n").score_samples(table[["n"]])
+    log_ratio = (log_p - of_numbers)[table["b"].isna()]
+    expected = np.log(table["b"].isna().mean()) if fitted is table else 0.0
+    np.testing.assert_allclose(log_ratio, expected, atol=0.1)
     samples = density.sample(100, random_state=0)
     assert samples["b"].dtype == "boolean"
     assert samples["b"].isna().any() == (fitted is table)

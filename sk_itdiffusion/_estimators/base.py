@@ -28,6 +28,7 @@ from sk_itdiffusion._runtime.progress import SECONDS_UNTIL_A_BAR, Progress, prog
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.partitions import parts_of
+from sk_itdiffusion._table.reading import read_table, without_tensors
 from sk_itdiffusion._table.rows import column_labels
 from sk_itdiffusion._table.space import TableSpace
 from sk_itdiffusion.persistence import SaveMixin
@@ -89,9 +90,12 @@ class DensityEstimator(
     def _read_to_score(self, X: Any) -> Array:
         """Return numbers and codes of a table to be scored, NaN for missing entries if they may be.
 
-        By default missing entries raise an error.
+        By default missing entries raise an error, except for missing categories: those that `fit`
+        had not are unseen values, of which a warning tells.
         """
-        return self._read(X)
+        values = self._read(X)
+        warn_of_missing_categories(self, X, values)
+        return values
 
     def _read_categories(self, X: Any, what: str = "learned from") -> Array:
         """Return numbers and codes of the rows whose discrete values are all known categories.
@@ -185,6 +189,12 @@ class DensityEstimator(
         MemoryError
             If there is too little memory, even after a retry with an eighth of the evaluations at a
             time, of which a warning informs.
+
+        Warns
+        -----
+        UserWarning
+            If a category is missing in a column that had none missing in `fit`: it is scored as an
+            unseen value, since no entry of a row may be unknown.
         """
         check_is_fitted(self)
         with long_call(self, "score_samples"):
@@ -401,9 +411,29 @@ def has_categories_only(estimator: DensityEstimator, values: Array, what: str) -
         warn(
             "Rows with values that did not occur in fit, in column(s) "
             f"{column_labels(columns, labels)}"
-            f", are not {what}. List them in the parameter categories, or use a categorical dtype.",
+            f", are not {what}. List them in the parameter categories (None for missing ones), or "
+            "use a categorical dtype.",
         )
     return np.asarray(~unseen.any(axis=1))
+
+
+def warn_of_missing_categories(estimator: DensityEstimator, X: Any, values: Array) -> None:
+    """Warn about missing entries of a table that its numbers and codes count as unseen values."""
+    encoder: TableEncoder | None = getattr(estimator, "_encoder", None)
+    if encoder is None:
+        return
+    unseen = encoder.unseen(values) & ~encoder.holds_numbers
+    if not unseen.any():
+        return
+    missing = unseen & read_table(without_tensors(X)).frame.isna().to_numpy()
+    if missing.any():
+        labels = [column.label for column in encoder.columns]
+        warn(
+            "Missing entries of column(s) "
+            f"{column_labels(np.asarray(missing.any(axis=0)), labels)} are scored as values that "
+            f"did not occur in fit: {type(estimator).__name__} takes no missing entries. Single "
+            "densities take them as unknown."
+        )
 
 
 def check_columns(estimator: Any, space: TableSpace) -> None:

@@ -55,7 +55,7 @@ def read_rows(estimator: DensityEstimator, rows: Rows) -> Array:
     """Return numbers and codes of rows, NaN for missing entries where these are allowed."""
     if isinstance(estimator, TableEstimator):
         return estimator._read(rows, allow_missing=True)
-    return estimator._read(rows)
+    return estimator._read_to_score(rows)
 
 
 def with_missing_entries(template: DensityEstimator, given: DistinctRows) -> DistinctRows:

@@ -66,8 +66,9 @@ class IMMSEDiscreteDensity(CategoricalEstimator):
         always raise an error.
     handle_missing : {"category", "missing"}, default="category"
         How missing values (None, NaN, pandas' NA or null) in non-numerical discrete columns are
-        treated: as a category of its own (an unseen one if there are none in `fit`), or as unknown,
-        unless ``categories`` lists None.  Missing numbers are always unknown.
+        treated: as a category of its own if the column has some in `fit`, or always as unknown.  If
+        ``categories`` lists None they are a category in any case.  Where `fit` had none they are
+        unknown in later rows, and missing numbers always are.
     image_shape : tuple of int or None, default=None
         Height and width (or channels, height and width) if columns are pixels; all pixels then
         have the same, ordered categories.

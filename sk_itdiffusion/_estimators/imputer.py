@@ -149,7 +149,8 @@ class IMMSEImputer(
     estimator : IMMSEDensity, IMMSEMixedDensity, IMMSEDiscreteDensity or None, default=None
         The density, which is cloned.  None stands for ``IMMSEMixedDensity(max_epochs=0,
         handle_missing="missing")``, which accepts numbers and categories, and imputes missing
-        entries of both; with ``handle_missing="category"`` missing categories are not imputed.
+        entries of both; with ``handle_missing="category"`` missing categories are not imputed in
+        columns that had some in `fit`.
     strategy : {"median", "mean", "mode", "sample"}, default="median"
         Summary of the conditional distribution that is imputed: the median, which minimises the
         mean absolute error; the mean, which minimises the mean squared error; the mode; or a random

@@ -56,8 +56,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
         probability of their column, or raise an error; see `IMMSEDiscreteDensity`.
     handle_missing : {"category", "missing"}, default="category"
         How missing values (None, NaN, pandas' NA or null) in non-numerical discrete columns are
-        treated: as a category of its own (an unseen one if there are none in `fit`), or as unknown,
-        unless ``categories`` lists None.  Missing numbers are always unknown.
+        treated: as a category of its own if the column has some in `fit`, or always as unknown.  If
+        ``categories`` lists None they are a category in any case.  Where `fit` had none they are
+        unknown in later rows, and missing numbers always are.
     reference : str, default="auto"
         Reference q, the control variate of the integral: ``"independent"`` (a normal distribution
         times independent discrete columns), ``"gaussian_mixture"`` (a mixture of normal
@@ -213,9 +214,9 @@ class IMMSEMixedDensity(CategoricalEstimator):
     x), log p(c | x) + log P(x) in nats.  Its exponential, integrated over c and summed over x, is
     at most 1.
 
-    In columns of strings, objects, booleans and categoricals, missing values are a category, unless
-    ``handle_missing="missing"``.  In numerical columns they are unknown: the log-density of a row
-    is that of its other entries.
+    In columns of strings, objects, booleans and categoricals in which `fit` had missing values,
+    they are a category, unless ``handle_missing="missing"``.  In all other columns they are
+    unknown: the log-density of a row is that of its other entries.
 
     References
     ----------

@@ -208,9 +208,9 @@ class IMMSEOutlierDetector(
     So rows with different missing entries can be compared, and p-values hold as without.  The less
     is observed, the nearer is the score to the mean.  If training rows lack entries, references are
     fitted to the observed parts, without networks; to be neighbours, and to judge the members, each
-    training row is completed by one draw.  In columns of strings, booleans and categories a missing
-    entry is a category of its own, unless the estimator has ``handle_missing="missing"``.
-    Ensembles take no rows with missing entries.
+    training row is completed by one draw.  In columns of strings, booleans and categories that had
+    missing entries in `fit`, these are a category of its own, unless the estimator has
+    ``handle_missing="missing"``.  Ensembles take no rows with missing entries.
 
     Rows that were trained on score a little higher than new ones.  Which rows are held out follows
     from their content and the seed; equal rows that are not so by chance are held out together.

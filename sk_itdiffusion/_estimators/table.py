@@ -474,7 +474,9 @@ class TableEstimator(DensityOfParts):
             Rows in random order, at least 2 in the first call.  The categories of discrete columns
             are those of ``categories`` or of a categorical dtype, and otherwise those of the first
             call, with a warning; later rows with other values are ignored, with a warning too, and
-            have the probability of unseen values under the first rows.
+            have the probability of unseen values under the first rows.  So are later rows with a
+            missing category in a column that lacked none in the first call, unless ``categories``
+            lists None; when they are scored, the category is unknown.
         y : Ignored
             Not used, present for API consistency by convention.
 

@@ -125,7 +125,8 @@ class TableEncoder:
     polars : tuple of str or None, default=None
         Names of the dtypes of the columns if decoded tables are polars data frames.
     handle_missing : {"category", "missing"}, default="category"
-        What missing values are in discrete columns that held no numbers.
+        What missing values were in the discrete columns of `fit` that held no numbers.  Where none
+        was missing, and None is not among the given categories, later ones are not known.
 
     Examples
     --------
@@ -213,8 +214,8 @@ class TableEncoder:
         allow_missing : bool, default=False
             Whether entries may be missing that are no category.
         handle_missing : {"category", "missing"}, default="category"
-            Whether a missing value, other than among numbers, is a category of its own, or one only
-            where it is given.
+            Whether a missing value, other than among numbers, is a category of its own where it
+            occurs or is given, or only where it is given.
 
         Returns
         -------
@@ -274,8 +275,9 @@ class TableEncoder:
         X : array-like or data frame of shape (n_rows, n_columns), or Table
             Table with the fitted columns, in their order; containers and dtypes may differ.
         allow_missing : bool, default=False
-            Whether missing entries may be NaN: those that are no category, among numbers, and
-            elsewhere if ``handle_missing`` is "missing".  If not they are an error.
+            Whether missing entries may be NaN: those of columns of which None is no category.  If
+            not they are an error among numbers, and everywhere if ``handle_missing`` is "missing",
+            and else are values like any others that are not categories.
 
         Returns
         -------
@@ -298,7 +300,9 @@ class TableEncoder:
                 f"{len(self.columns)} features as input."
             )
         continuous = is_continuous([column.kind for column in self.columns])
-        table.check_finite(self.may_lack, continuous, allow_missing)
+        is_no_value = self.may_lack & (self.holds_numbers | (self.handle_missing == "missing"))
+        table.check_finite(is_no_value, continuous, allow_missing)
+        may_lack = self.may_lack if allow_missing else is_no_value
         values = np.empty(table.frame.shape)
         for j, column in enumerate(self.columns):
             if column.categories is None:
@@ -309,16 +313,15 @@ class TableEncoder:
                     column.label,
                     column.categories,
                     column.unseen,
-                    bool(self.may_lack[j]),
+                    bool(may_lack[j]),
                 )
         return with_one_nan(values)
 
     @property
     def may_lack(self) -> NDArray[np.bool_]:
-        """Columns in which a missing value is no value, (n_columns,)."""
-        may_lack = self.holds_numbers | (self.handle_missing == "missing")
-        has_category = [c.categories is not None and None in c.categories for c in self.columns]
-        return np.asarray(may_lack & ~np.array(has_category, dtype=bool))
+        """Columns in which a missing value is no category, (n_columns,)."""
+        known = [column.categories for column in self.columns]
+        return np.array([each is None or None not in each for each in known], dtype=bool)
 
     def unseen(self, values: Array) -> NDArray[np.bool_]:
         """Return which entries, (n_rows, n_columns), are not categories of discrete columns."""
