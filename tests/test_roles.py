@@ -412,6 +412,9 @@ def test_draws_of_entries_follow_the_curve(curved):
     np.testing.assert_array_equal(alone[:, 0], completed[:, 5])
     drawn = curved.conditional([0]).sample(X[[1, 6]], n_samples=40, random_state=0)
     assert drawn[0, :, 0].mean() > drawn[1, :, 0].mean() + 0.5
+    # Means are those of such draws.
+    means = curved.conditional([0]).mean(X[[1, 6]], 1, n_draws=40)
+    assert means[0] > means[1] + 0.5
 
 
 SHORT = QUICK | {"max_epochs": 1, "steps_per_epoch": 5, "patterns": "auto"}

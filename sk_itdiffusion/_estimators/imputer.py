@@ -18,8 +18,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 from sk_itdiffusion._estimators.base import check_columns, long_call
+from sk_itdiffusion._estimators.columns import kinds_of_columns
 from sk_itdiffusion._estimators.entries import recoded, with_entries
-from sk_itdiffusion._estimators.imputed_values import places_of_nearest, summarized
+from sk_itdiffusion._estimators.imputed_values import (
+    NUMBERS_IN_A_PASS,
+    completed_by_summaries,
+    places_of_nearest,
+)
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
@@ -36,8 +41,6 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 #: Observations up to which rows that count several are repeated for a bootstrap.
 MAX_OBSERVATIONS = 10**6
-#: Numbers in the draws that are kept in memory at a time.
-NUMBERS_IN_A_PASS = 2**22
 
 
 @dataclass(frozen=True)
@@ -313,7 +316,7 @@ class IMMSEImputer(
 
         There are none of columns in which draws are left as they are.
         """
-        kinds = self._kinds_of_columns()
+        kinds = kinds_of_columns(self.density_)
         if self.observed_values is False:
             return [np.empty(0)] * len(kinds), [np.empty(0, dtype=bool)] * len(kinds)
         values = self.density_._read_to_score(X)
@@ -561,29 +564,20 @@ class IMMSEImputer(
 
     def _summary(self, values: Array) -> Array:
         """Return rows completed by the mean, the median or the mode of draws."""
-        filled = values.copy()
-        n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_draws * values.shape[1]))
-        for start in range(0, len(values), n_rows):
-            part = values[start : start + n_rows]
-            with stretch_of_progress(start / len(values), (start + len(part)) / len(values)):
-                draws = self._completed(part, 0, self.n_draws, equal_rows_differ=False)
-            for j, kind in enumerate(self._kinds_of_columns()):
-                here = np.isnan(part[:, j])
-                if here.any():
-                    # The median of an even number of values need not be one of them.
-                    is_grade = len(self._observed[j]) > 0 and bool(self._is_repeated[j].all())
-                    if is_grade and self.strategy == "median":
-                        kind = "ordinal"
-                    chosen = summarized(draws[:, here, j], kind, self.strategy)
-                    filled[start : start + n_rows][here, j] = chosen
-        return filled
-
-    def _kinds_of_columns(self) -> list[str]:
-        """Return the kinds of the columns."""
-        encoder = getattr(self.density_, "_encoder", None)
-        if encoder is None:
-            return ["continuous"] * self.n_features_in_
-        return [column.kind for column in encoder.columns]
+        kinds = kinds_of_columns(self.density_)
+        for j, (observed, is_repeated) in enumerate(
+            zip(self._observed, self._is_repeated, strict=True)
+        ):
+            # The median of an even number of values need not be one of them.
+            if self.strategy == "median" and len(observed) and is_repeated.all():
+                kinds[j] = "ordinal"
+        return completed_by_summaries(
+            values,
+            kinds,
+            self.strategy,
+            self.n_draws,
+            lambda part: self._completed(part, 0, self.n_draws, equal_rows_differ=False),
+        )
 
     # -- tables ----------------------------------------------------------------------------------
 
@@ -615,7 +609,7 @@ class IMMSEImputer(
         incomplete = np.flatnonzero(missing.any(axis=1))
         # Observed values need not be known categories; any code takes their place.
         numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
-        continuous = [kind == "continuous" for kind in self._kinds_of_columns()]
+        continuous = [kind == "continuous" for kind in kinds_of_columns(self.density_)]
         numbers[:, continuous] = values[:, continuous]
         for completed in imputed(values[incomplete]):
             filled = numbers.copy()
