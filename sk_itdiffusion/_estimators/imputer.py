@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 from sk_itdiffusion._estimators.base import check_columns, long_call
@@ -28,7 +28,7 @@ from sk_itdiffusion._estimators.imputed_values import (
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.progress import Progress, stretch_of_progress
+from sk_itdiffusion._runtime.progress import Progress, progress_bar, stretch_of_progress
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table
 from sk_itdiffusion._table.rows import column_labels
@@ -172,6 +172,10 @@ class IMMSEImputer(
         does so where that value has been observed several times, as 0 of many amounts, and for all
         numbers of columns in which most entries share their value with another one: counts, grades,
         settings of an experiment.  A density has no values in common with them.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more, `fit` and `pooled_estimate` show a progress
+        bar, and `transform` and `multiple_imputations` if they take more than a few seconds, as
+        they do if the density is verbose.
     random_state : int, RandomState or None, default=None
         Seed of the draws, and of the densities.  The first one has its own ``random_state`` if that
         is not None.
@@ -232,6 +236,7 @@ class IMMSEImputer(
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_fits": [Interval(Integral, 1, None, closed="left")],
         "observed_values": ["boolean", StrOptions({"auto"})],
+        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
@@ -243,6 +248,7 @@ class IMMSEImputer(
         n_draws: int = 100,
         n_fits: int = 3,
         observed_values: bool | Literal["auto"] = "auto",
+        verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
@@ -250,7 +256,18 @@ class IMMSEImputer(
         self.n_draws = n_draws
         self.n_fits = n_fits
         self.observed_values = observed_values
+        self.verbose = verbose
         self.random_state = random_state
+
+    def _validate_params(self) -> None:
+        """Check the parameters; the message about the density says what may be passed."""
+        if not isinstance(self.estimator, DensityOfParts | None):
+            raise InvalidParameterError(
+                "estimator must be None or a density such as IMMSEMixedDensity(max_epochs=0, "
+                "handle_missing='missing'), IMMSEDensity() or IMMSEDiscreteDensity(), got "
+                f"{self.estimator!r}."
+            )
+        super()._validate_params()
 
     def fit(
         self,
@@ -291,8 +308,11 @@ class IMMSEImputer(
         for seed in random_state.randint(2**31 - 1, size=self.n_fits - 1):
             densities.append(clone(density).set_params(random_state=int(seed)))
         resampled = self._resampled(X, sample_weight, groups)
-        for each, (rows, weight, own) in zip(densities, resampled, strict=True):
-            each.fit(rows, sample_weight=weight, groups=own)
+        with progress_bar(type(self).__name__, self.verbose):
+            for i, (rows, weight, own) in enumerate(resampled):
+                label = f"{type(self).__name__}, fit {i + 1}/{self.n_fits}"
+                with stretch_of_progress(i / self.n_fits, (i + 1) / self.n_fits, label):
+                    densities[i].fit(rows, sample_weight=weight, groups=own)
         self.densities_ = densities
         self.n_features_in_ = density.n_features_in_
         self._observed, self._is_repeated = self._values_to_choose_from(X, sample_weight)
@@ -496,17 +516,21 @@ class IMMSEImputer(
         check_is_fitted(self)
         seeds = np.random.SeedSequence([self._seed, 2**32]).generate_state(2 * n_imputations)
         estimates, variances = [], []
-        for sample_seed, seed in seeds.reshape(-1, 2).tolist():
-            rows, weight, own = bootstrapped(X, sample_weight, groups, sample_seed)
-            imputer = clone(self).set_params(strategy="sample", n_fits=1, random_state=seed)
-            found = analyze(imputer.fit(rows, sample_weight=weight, groups=own).transform(X))
-            if not isinstance(found, Sequence) or len(found) != 2:
-                raise ValueError(
-                    "analyze must return estimates and their squared standard errors, got "
-                    f"{type(found).__name__}."
-                )
-            estimates.append(found[0])
-            variances.append(found[1])
+        with progress_bar(f"{type(self).__name__}.pooled_estimate", self.verbose):
+            for i, (sample_seed, seed) in enumerate(seeds.reshape(-1, 2).tolist()):
+                rows, weight, own = bootstrapped(X, sample_weight, groups, sample_seed)
+                imputer = clone(self).set_params(strategy="sample", n_fits=1, random_state=seed)
+                with stretch_of_progress(i / n_imputations, (i + 1) / n_imputations):
+                    imputer.fit(rows, sample_weight=weight, groups=own)
+                    completed = imputer.transform(X)
+                found = analyze(completed)
+                if not isinstance(found, Sequence) or len(found) != 2:
+                    raise ValueError(
+                        "analyze must return estimates and their squared standard errors, got "
+                        f"{type(found).__name__}."
+                    )
+                estimates.append(found[0])
+                variances.append(found[1])
         return PooledEstimate.of(estimates, variances)
 
     # -- imputed numbers and codes ---------------------------------------------------------------
@@ -617,8 +641,8 @@ class IMMSEImputer(
             yield with_entries(X, missing, self.density_._write(filled))
 
     def _long_call(self, name: str) -> AbstractContextManager[Progress]:
-        """Show a progress bar if the density is verbose and it takes long."""
-        return long_call(self, name, self.density_.verbose)
+        """Show a progress bar if the imputer or the density is verbose, and it takes long."""
+        return long_call(self, name, max(self.verbose, self.density_.verbose))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
