@@ -367,7 +367,8 @@ def test_long_calls_of_verbose_densities_show_a_bar(normal, monkeypatch, capsys)
 
 def test_verbose_imputers_show_a_bar_and_change_nothing(normal, capsys):
     holes, _, imputer = normal
-    silent = clone(imputer).set_params(n_fits=2).fit(holes[:100])
+    quick = clone(imputer).set_params(n_fits=2, n_draws=10, estimator__marginals="standard")
+    silent = quick.fit(holes[:100])
     assert capsys.readouterr().err == ""
     verbose = clone(silent).set_params(verbose=1).fit(holes[:100])
     shown = capsys.readouterr().err
