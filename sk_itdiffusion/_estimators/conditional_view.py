@@ -311,7 +311,7 @@ class ConditionalDensity(DensityView):
             return pd.DataFrame(found, columns=table.columns, index=table.index)
         return type(table)(found, schema=list(table.columns))
 
-    def mode(self, X: ArrayLike, columns: ColumnNames | None = None, n_draws: int = 1000) -> Any:
+    def mode(self, X: ArrayLike, columns: ColumnNames | None = None, n_draws: int = 200) -> Any:
         """Return the most probable categories, and densest values, of targets.
 
         Each target has the mode of its own distribution given the given columns, in which the other
@@ -323,7 +323,7 @@ class ConditionalDensity(DensityView):
             A table that has at least the given columns; see `sample`.
         columns : str, int, sequence of str or int, or None, default=None
             Names or numbers of targets; None for all.
-        n_draws : int, default=1000
+        n_draws : int, default=200
             Draws of each row among which the mode of a continuous target is, at least 1: the one
             where their kernel density is highest.
 
