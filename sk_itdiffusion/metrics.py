@@ -191,7 +191,8 @@ def distance_to_closest_record(
     Raises
     ------
     ValueError
-        If the tables have different columns, or entries are missing.
+        If a table has no rows, the tables have different columns or a column is of numbers in one
+        and not in another, or entries are missing or infinite.
 
     See Also
     --------
@@ -213,22 +214,19 @@ def distance_to_closest_record(
     >>> bool(0.4 < np.mean(to_fitted < to_held_out) < 0.6)  # 0.5 if no row is revealed
     True
     """
-    tables = [as_frame(table) for table in (X, records, records if scale_by is None else scale_by)]
-    rows, known, others = tables
-    if any(list(table.columns) != list(known.columns) for table in tables):
-        raise ValueError("X, records and scale_by must have the same columns in the same order.")
-    if any(table.isna().any(axis=None) for table in tables):
-        raise ValueError("X, records and scale_by must not have missing entries.")
-    is_number = [
-        pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
-        for dtype in known.dtypes
-    ]
-    scale = others.loc[:, is_number].to_numpy(np.float64).std(axis=0)
+    asked = {"X": X, "records": records} | ({} if scale_by is None else {"scale_by": scale_by})
+    tables = {name: as_frame(table, name) for name, table in asked.items()}
+    rows, known = tables["X"], tables["records"]
+    is_number = {name: is_numerical(known, name) for name in known.columns}
+    for name, table in tables.items():
+        check_like_records(table, name, is_number)
+    numbers = [name for name, is_one in is_number.items() if is_one]
+    scale = tables.get("scale_by", known)[numbers].to_numpy(np.float64).std(axis=0)
     scale[scale == 0.0] = 1.0
     both = pd.concat([known, rows], ignore_index=True)
-    points = both.loc[:, is_number].to_numpy(np.float64) / scale
-    if not all(is_number):
-        texts = both.loc[:, np.logical_not(is_number)].astype(str)
+    points = both[numbers].to_numpy(np.float64) / scale
+    if len(numbers) < len(is_number):
+        texts = both.drop(columns=numbers).astype(str)
         flags = OneHotEncoder(sparse_output=False).fit_transform(texts)
         points = np.hstack([points, np.sqrt(0.5) * flags])
     # A tree takes differences of points, while brute force loses digits in those of their squares.
@@ -236,10 +234,56 @@ def distance_to_closest_record(
     return np.asarray(nearest.kneighbors(points[len(known) :])[0][:, 0])
 
 
-def as_frame(table: Any) -> pd.DataFrame:
+def as_frame(table: Any, parameter: str) -> pd.DataFrame:
     """Return a table as a data frame of pandas, whose columns are numbered if they have no name."""
     if isinstance(table, pd.DataFrame):
+        if not table.columns.is_unique:
+            raise ValueError(f"{parameter} must not have two columns of the same name.")
         return table
     if hasattr(table, "columns"):
         return pd.DataFrame({name: table[name].to_list() for name in table.columns})
-    return pd.DataFrame(np.asarray(table)).infer_objects()
+    array = np.asarray(table)
+    if array.ndim != 2:
+        raise ValueError(f"{parameter} must be a table with rows and columns, got {array.ndim}D.")
+    return pd.DataFrame(array).infer_objects()
+
+
+def is_numerical(table: pd.DataFrame, name: Any) -> bool:
+    """Return whether a column is of numbers."""
+    dtype = table[name].dtype
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
+
+
+def check_like_records(table: pd.DataFrame, parameter: str, is_number: dict[Any, bool]) -> None:
+    """Raise a ValueError unless a table has rows, and columns like the records'.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The table.
+    parameter : str
+        Its name.
+    is_number : dict of column to bool
+        The columns of the records, and which are of numbers.
+    """
+    if not len(table):
+        raise ValueError(f"{parameter} must have at least one row.")
+    names, wanted = list(table.columns), list(is_number)
+    if names != wanted:
+        lacking = [name for name in wanted if name not in names]
+        extra = [name for name in names if name not in wanted]
+        what = "has them in another order"
+        if lacking or extra:
+            what = f"lacks {lacking}" if lacking else f"has {extra} too"
+        raise ValueError(f"{parameter} must have the same columns as records, but it {what}.")
+    for name, is_one in is_number.items():
+        if is_numerical(table, name) != is_one:
+            kinds = "numbers" if is_one else "categories", table[name].dtype
+            raise ValueError(
+                f"Column {name!r} of {parameter} must hold {kinds[0]} as that of records does, got "
+                f"dtype {kinds[1]}."
+            )
+        if table[name].isna().any():
+            raise ValueError(f"Column {name!r} of {parameter} must not have missing entries.")
+        if is_one and not np.isfinite(table[name].to_numpy(np.float64)).all():
+            raise ValueError(f"Column {name!r} of {parameter} must be finite.")

@@ -365,6 +365,34 @@ def test_long_calls_of_verbose_densities_show_a_bar(normal, monkeypatch, capsys)
         assert name in shown
 
 
+def test_verbose_imputers_show_a_bar_and_change_nothing(normal, capsys):
+    holes, _, imputer = normal
+    quick = clone(imputer).set_params(n_fits=2, n_draws=10, estimator__marginals="standard")
+    silent = quick.fit(holes[:100])
+    assert capsys.readouterr().err == ""
+    verbose = clone(silent).set_params(verbose=1).fit(holes[:100])
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "IMMSEImputer, fit 2/2" in shown
+    np.testing.assert_array_equal(verbose.transform(holes), silent.transform(holes))
+    verbose.pooled_estimate(holes[:100], lambda table: (table[:, 1].mean(), 1.0), 2)
+    (line,) = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert "pooled_estimate" in line
+
+
+@pytest.mark.parametrize("estimator", ["mean", LinearRegression(), IMMSEDensity])
+def test_other_estimators_are_errors_that_say_what_to_pass(estimator):
+    with pytest.raises(ValueError, match=r"^estimator must be None or a density such as IMMSEMix"):
+        IMMSEImputer(estimator).fit(np.zeros((9, 2)))
+
+
+def test_warning_of_ties_says_what_users_of_an_imputer_can_do():
+    X = np.column_stack([np.tile([0.5, 1.5], 30), np.random.default_rng(0).normal(size=60)])
+    density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
+    with pytest.warns(UserWarning, match="imputed values and prob.* take as their estimator"):
+        IMMSEImputer(density, n_fits=1, random_state=0).fit(X)
+
+
 def test_draws_of_several_fits_come_from_all_of_them_in_turn():
     holes, _ = correlated(150)
     density = IMMSEDensity(

@@ -53,12 +53,27 @@ def test_frames_of_polars_are_read():
     )
 
 
-def test_tables_that_cannot_be_compared_are_errors():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[["count", "size", "colour", "known"]], "X must have the same.*another order"),
+        (lambda t: t[["size"]], r"X must have the same columns.*lacks \['colour', 'known'"),
+        (lambda t: t.assign(age=1.0), r"has \['age'\] too"),
+        (lambda t: t[["size", "size"]], "X must not have two columns of the same name"),
+        (lambda t: t[:0], "X must have at least one row"),
+        (lambda t: t.assign(size=t["colour"]), "Column 'size' of X must hold numbers .* category"),
+        (lambda t: t.assign(known=1.0), "Column 'known' of X must hold categories .* float64"),
+        (lambda t: t.mask(t["known"]), "Column 'size' of X must not have missing entries"),
+        (lambda t: t.assign(size=np.inf), "Column 'size' of X must be finite"),
+        (lambda t: t["size"].to_numpy(), "X must be a table with rows and columns, got 1D"),
+    ],
+)
+def test_tables_that_cannot_be_compared_are_errors(change, message):
     records = table(10, 0)
-    with pytest.raises(ValueError, match="must have the same columns"):
-        distance_to_closest_record(records[["count", "size"]], records[["size", "count"]])
-    with pytest.raises(ValueError, match="must not have missing entries"):
-        distance_to_closest_record(records.mask(records["known"]), records)
+    with pytest.raises(ValueError, match=message):
+        distance_to_closest_record(change(records), records)
+    with pytest.raises(ValueError, match=message.replace("X", "scale_by")):
+        distance_to_closest_record(records, records, scale_by=change(records))
 
 
 @pytest.mark.parametrize("n_columns", [3, 20])

@@ -1,5 +1,6 @@
 """Networks with roles: parts of rows given other parts, from denoisers."""
 
+import copy
 import itertools
 import pickle
 from dataclasses import replace
@@ -388,6 +389,45 @@ def test_networks_answer_for_parts_of_rows(curved):
     assert abs(chain.mean() - curved.score(X)) < 0.5
 
 
+def test_gains_of_classes_are_those_of_new_rows(curved):
+    """Of one column given others, whose patterns are drawn anew; and who answers is told."""
+    for number, each in enumerate(curved.pattern_gains_):
+        assert (2 * each["given"] + each["most_columns"]) == number
+        assert each["networks"] == (curved._model.patterns.rules[number] is not None)
+        assert each["networks"] <= (each["gain"] > each["gain_std"])
+        assert each["n_rows"] == 24
+    told = curved.pattern_gains_[2]
+    assert told["networks"]
+    assert curved.missingness_columns_ == []
+    X = curved_rows(60, seed=3)
+    rows = WeightedRows(X, np.ones(len(X)))
+    split = MappedSplit(curved._model.space, rows, rows, np.zeros(len(X)))
+    asked = pattern_stacking.rows_of_class(split, 2, np.zeros(3, dtype=bool), 0)
+    silent = copy.deepcopy(curved)
+    silent._model = replace(curved._model, patterns=None)
+    gains = []
+    for row, target, given in zip(asked.rows.X, asked.target, asked.given, strict=True):
+        part = np.where(target | given, row, NAN)[None]
+        columns = np.flatnonzero(given).tolist()
+        with_networks, without = (
+            each.score_samples(part, given=columns)[0] for each in (curved, silent)
+        )
+        gains.append(with_networks - without)
+    error = np.hypot(np.std(gains) / np.sqrt(len(gains)), told["gain_std"])
+    assert abs(np.mean(gains) - told["gain"]) < 4.0 * error
+
+
+def test_columns_on_which_it_depends_what_is_missing_are_named(curved):
+    drivers = np.array([False, False, True])
+    named = copy.deepcopy(curved)
+    named._model = replace(curved._model, patterns=replace(curved._model.patterns, drivers=drivers))
+    named._publish()
+    assert named.missingness_columns_ == [2]
+    named.feature_names_in_ = np.array(["a", "b", "c"], dtype=object)
+    named._publish()
+    assert named.missingness_columns_ == ["c"]
+
+
 def test_files_and_pickles_answer_the_same(curved, tmp_path):
     X = curved_rows(20, seed=2)
     expected = curved.score_samples(X, given=[0])
@@ -397,6 +437,7 @@ def test_files_and_pickles_answer_the_same(curved, tmp_path):
         pickle.loads(pickle.dumps(curved)),
     ):
         np.testing.assert_array_equal(copied.score_samples(X, given=[0]), expected)
+        assert copied.pattern_gains_ == curved.pattern_gains_
 
 
 def test_draws_of_entries_follow_the_curve(curved):
@@ -412,6 +453,9 @@ def test_draws_of_entries_follow_the_curve(curved):
     np.testing.assert_array_equal(alone[:, 0], completed[:, 5])
     drawn = curved.conditional([0]).sample(X[[1, 6]], n_samples=40, random_state=0)
     assert drawn[0, :, 0].mean() > drawn[1, :, 0].mean() + 0.5
+    # Means are those of such draws.
+    means = curved.conditional([0]).mean(X[[1, 6]], 1, n_draws=40)
+    assert means[0] > means[1] + 0.5
 
 
 SHORT = QUICK | {"max_epochs": 1, "steps_per_epoch": 5, "patterns": "auto"}
@@ -432,12 +476,19 @@ def test_given_values_beyond_single_precision_give_numbers(curved, far):
     assert not np.isnan(curved.score_samples(rows, given=[0])).any()
 
 
-def test_networks_have_roles_if_entries_are_missing():
+def test_networks_have_roles_if_entries_are_missing(capsys):
     X = curved_rows(60)
     X[::5, 1] = NAN
-    assert isinstance(IMMSEDensity(**SHORT).fit(X).net_.module_.averaged, RoleDenoiser)
-    analytic = SHORT | {"max_epochs": 0, "experts": ["gaussian"]}
-    assert IMMSEDensity(**analytic).fit(X).net_ is None
+    density = IMMSEDensity(**SHORT | {"verbose": 1}).fit(X)
+    assert isinstance(density.net_.module_.averaged, RoleDenoiser)
+    # A line tells of each class of patterns.
+    (line,) = [part for part in capsys.readouterr().err.split("\n") if "Gain of networks" in part]
+    assert line.count("used)") + line.count("not judged") == len(density.pattern_gains_) == 4
+    analytic = SHORT | {"max_epochs": 0, "experts": ["gaussian"], "verbose": 1}
+    density = IMMSEDensity(**analytic).fit(X)
+    assert density.net_ is None
+    assert density.pattern_gains_ == []
+    assert "Gain" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -649,5 +700,7 @@ def test_classes_without_rows_have_no_rule(monkeypatch, curved):
     model = curved._model
     rows = WeightedRows(curved_rows(40), np.ones(40))
     split = MappedSplit(model.space, rows, rows, np.zeros(40))
-    found = pattern_stacking.fit_pattern_stack(model, model.parts, model.expert_names, split)
+    found, gains = pattern_stacking.fit_pattern_stack(model, model.parts, model.expert_names, split)
     assert found is None
+    assert not any(each.is_used or each.n_rows for each in gains)
+    assert np.isnan([each.gain for each in gains]).all()

@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
-__all__ = ["densest", "places_of_nearest", "summarized"]
+from sk_itdiffusion._runtime.progress import stretch_of_progress
+
+__all__ = ["NUMBERS_IN_A_PASS", "completed_by_summaries", "places_of_nearest"]
 
 Array = NDArray[np.float64]
+#: Numbers in the draws that are kept in memory at a time.
+NUMBERS_IN_A_PASS = 2**22
 
 
 def places_of_nearest(known: Array, values: Array) -> NDArray[np.intp]:
     """Return the places of the nearest of some increasing numbers, the lower one of two."""
     centers = known[:-1] + 0.5 * np.diff(known)
     return np.asarray(np.searchsorted(centers, values))
+
+
+def completed_by_summaries(
+    values: Array,
+    kinds: Sequence[str | None],
+    strategy: str,
+    n_draws: int,
+    complete: Callable[[Array], Array],
+) -> Array:
+    """Return rows whose missing entries are summaries of draws.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n, n_columns)
+        Numbers and codes; NaN where they are missing.
+    kinds : sequence of {"continuous", "ordinal", "nominal"} or None
+        Kinds of the columns; entries of columns of kind None are left as they are.
+    strategy : {"mean", "median", "mode"}
+        Which summary.
+    n_draws : int
+        Draws of each row that ``complete`` makes.
+    complete : callable
+        Returns draws of completed rows, of shape (n_draws, n, n_columns).
+
+    Returns
+    -------
+    ndarray of shape (n, n_columns)
+        The rows.
+    """
+    filled = values.copy()
+    n_rows = max(1, NUMBERS_IN_A_PASS // (n_draws * values.shape[1]))
+    for start in range(0, len(values), n_rows):
+        part = values[start : start + n_rows]
+        with stretch_of_progress(start / len(values), (start + len(part)) / len(values)):
+            draws = complete(part)
+        for j, kind in enumerate(kinds):
+            here = np.isnan(part[:, j])
+            if kind is not None and here.any():
+                found = summarized(draws[:, here, j], kind, strategy)
+                filled[start : start + n_rows][here, j] = found
+    return filled
 
 
 def summarized(draws: Array, kind: str, strategy: str) -> Array:

@@ -14,16 +14,21 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 from sk_itdiffusion._estimators.base import check_columns, long_call
+from sk_itdiffusion._estimators.columns import kinds_of_columns
 from sk_itdiffusion._estimators.entries import recoded, with_entries
-from sk_itdiffusion._estimators.imputed_values import places_of_nearest, summarized
+from sk_itdiffusion._estimators.imputed_values import (
+    NUMBERS_IN_A_PASS,
+    completed_by_summaries,
+    places_of_nearest,
+)
 from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
 from sk_itdiffusion._estimators.parts import DensityOfParts
 from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.progress import Progress, stretch_of_progress
+from sk_itdiffusion._runtime.progress import Progress, progress_bar, stretch_of_progress
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.reading import read_table
 from sk_itdiffusion._table.rows import column_labels
@@ -36,8 +41,6 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 #: Observations up to which rows that count several are repeated for a bootstrap.
 MAX_OBSERVATIONS = 10**6
-#: Numbers in the draws that are kept in memory at a time.
-NUMBERS_IN_A_PASS = 2**22
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,10 @@ class IMMSEImputer(
         does so where that value has been observed several times, as 0 of many amounts, and for all
         numbers of columns in which most entries share their value with another one: counts, grades,
         settings of an experiment.  A density has no values in common with them.
+    verbose : int, default=0
+        At least 0, which is silent.  With 1 or more, `fit` and `pooled_estimate` show a progress
+        bar, and `transform` and `multiple_imputations` if they take more than a few seconds, as
+        they do if the density is verbose.
     random_state : int, RandomState or None, default=None
         Seed of the draws, and of the densities.  The first one has its own ``random_state`` if that
         is not None.
@@ -230,6 +237,7 @@ class IMMSEImputer(
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_fits": [Interval(Integral, 1, None, closed="left")],
         "observed_values": ["boolean", StrOptions({"auto"})],
+        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
@@ -241,6 +249,7 @@ class IMMSEImputer(
         n_draws: int = 100,
         n_fits: int = 3,
         observed_values: bool | Literal["auto"] = "auto",
+        verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
@@ -248,7 +257,18 @@ class IMMSEImputer(
         self.n_draws = n_draws
         self.n_fits = n_fits
         self.observed_values = observed_values
+        self.verbose = verbose
         self.random_state = random_state
+
+    def _validate_params(self) -> None:
+        """Check the parameters; the message about the density says what may be passed."""
+        if not isinstance(self.estimator, DensityOfParts | None):
+            raise InvalidParameterError(
+                "estimator must be None or a density such as IMMSEMixedDensity(max_epochs=0, "
+                "handle_missing='missing'), IMMSEDensity() or IMMSEDiscreteDensity(), got "
+                f"{self.estimator!r}."
+            )
+        super()._validate_params()
 
     def fit(
         self,
@@ -289,8 +309,11 @@ class IMMSEImputer(
         for seed in random_state.randint(2**31 - 1, size=self.n_fits - 1):
             densities.append(clone(density).set_params(random_state=int(seed)))
         resampled = self._resampled(X, sample_weight, groups)
-        for each, (rows, weight, own) in zip(densities, resampled, strict=True):
-            each.fit(rows, sample_weight=weight, groups=own)
+        with progress_bar(type(self).__name__, self.verbose):
+            for i, (rows, weight, own) in enumerate(resampled):
+                label = f"{type(self).__name__}, fit {i + 1}/{self.n_fits}"
+                with stretch_of_progress(i / self.n_fits, (i + 1) / self.n_fits, label):
+                    densities[i].fit(rows, sample_weight=weight, groups=own)
         self.densities_ = densities
         self.n_features_in_ = density.n_features_in_
         self._observed, self._is_repeated = self._values_to_choose_from(X, sample_weight)
@@ -314,7 +337,7 @@ class IMMSEImputer(
 
         There are none of columns in which draws are left as they are.
         """
-        kinds = self._kinds_of_columns()
+        kinds = kinds_of_columns(self.density_)
         if self.observed_values is False:
             return [np.empty(0)] * len(kinds), [np.empty(0, dtype=bool)] * len(kinds)
         values = self.density_._read_to_score(X)
@@ -494,17 +517,21 @@ class IMMSEImputer(
         check_is_fitted(self)
         seeds = np.random.SeedSequence([self._seed, 2**32]).generate_state(2 * n_imputations)
         estimates, variances = [], []
-        for sample_seed, seed in seeds.reshape(-1, 2).tolist():
-            rows, weight, own = bootstrapped(X, sample_weight, groups, sample_seed)
-            imputer = clone(self).set_params(strategy="sample", n_fits=1, random_state=seed)
-            found = analyze(imputer.fit(rows, sample_weight=weight, groups=own).transform(X))
-            if not isinstance(found, Sequence) or len(found) != 2:
-                raise ValueError(
-                    "analyze must return estimates and their squared standard errors, got "
-                    f"{type(found).__name__}."
-                )
-            estimates.append(found[0])
-            variances.append(found[1])
+        with progress_bar(f"{type(self).__name__}.pooled_estimate", self.verbose):
+            for i, (sample_seed, seed) in enumerate(seeds.reshape(-1, 2).tolist()):
+                rows, weight, own = bootstrapped(X, sample_weight, groups, sample_seed)
+                imputer = clone(self).set_params(strategy="sample", n_fits=1, random_state=seed)
+                with stretch_of_progress(i / n_imputations, (i + 1) / n_imputations):
+                    imputer.fit(rows, sample_weight=weight, groups=own)
+                    completed = imputer.transform(X)
+                found = analyze(completed)
+                if not isinstance(found, Sequence) or len(found) != 2:
+                    raise ValueError(
+                        "analyze must return estimates and their squared standard errors, got "
+                        f"{type(found).__name__}."
+                    )
+                estimates.append(found[0])
+                variances.append(found[1])
         return PooledEstimate.of(estimates, variances)
 
     # -- imputed numbers and codes ---------------------------------------------------------------
@@ -562,29 +589,20 @@ class IMMSEImputer(
 
     def _summary(self, values: Array) -> Array:
         """Return rows completed by the mean, the median or the mode of draws."""
-        filled = values.copy()
-        n_rows = max(1, NUMBERS_IN_A_PASS // (self.n_draws * values.shape[1]))
-        for start in range(0, len(values), n_rows):
-            part = values[start : start + n_rows]
-            with stretch_of_progress(start / len(values), (start + len(part)) / len(values)):
-                draws = self._completed(part, 0, self.n_draws, equal_rows_differ=False)
-            for j, kind in enumerate(self._kinds_of_columns()):
-                here = np.isnan(part[:, j])
-                if here.any():
-                    # The median of an even number of values need not be one of them.
-                    is_grade = len(self._observed[j]) > 0 and bool(self._is_repeated[j].all())
-                    if is_grade and self.strategy == "median":
-                        kind = "ordinal"
-                    chosen = summarized(draws[:, here, j], kind, self.strategy)
-                    filled[start : start + n_rows][here, j] = chosen
-        return filled
-
-    def _kinds_of_columns(self) -> list[str]:
-        """Return the kinds of the columns."""
-        encoder = getattr(self.density_, "_encoder", None)
-        if encoder is None:
-            return ["continuous"] * self.n_features_in_
-        return [column.kind for column in encoder.columns]
+        kinds = kinds_of_columns(self.density_)
+        for j, (observed, is_repeated) in enumerate(
+            zip(self._observed, self._is_repeated, strict=True)
+        ):
+            # The median of an even number of values need not be one of them.
+            if self.strategy == "median" and len(observed) and is_repeated.all():
+                kinds[j] = "ordinal"
+        return completed_by_summaries(
+            values,
+            kinds,
+            self.strategy,
+            self.n_draws,
+            lambda part: self._completed(part, 0, self.n_draws, equal_rows_differ=False),
+        )
 
     # -- tables ----------------------------------------------------------------------------------
 
@@ -616,7 +634,7 @@ class IMMSEImputer(
         incomplete = np.flatnonzero(missing.any(axis=1))
         # Observed values need not be known categories; any code takes their place.
         numbers = np.where(missing, 0.0, np.maximum(values, 0.0))
-        continuous = [kind == "continuous" for kind in self._kinds_of_columns()]
+        continuous = [kind == "continuous" for kind in kinds_of_columns(self.density_)]
         numbers[:, continuous] = values[:, continuous]
         for completed in imputed(values[incomplete]):
             filled = numbers.copy()
@@ -624,8 +642,8 @@ class IMMSEImputer(
             yield with_entries(X, missing, self.density_._write(filled))
 
     def _long_call(self, name: str) -> AbstractContextManager[Progress]:
-        """Show a progress bar if the density is verbose and it takes long."""
-        return long_call(self, name, self.density_.verbose)
+        """Show a progress bar if the imputer or the density is verbose, and it takes long."""
+        return long_call(self, name, max(self.verbose, self.density_.verbose))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

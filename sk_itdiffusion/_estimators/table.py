@@ -637,6 +637,10 @@ class TableEstimator(DensityOfParts):
         self.entropy_ = model.entropy
         self.entropy_std_ = model.entropy_std
         self.n_iter_ = len(model.history)
+        self.pattern_gains_ = [gain.as_row() for gain in model.pattern_gains]
+        names = getattr(self, "feature_names_in_", None)
+        drivers = model.drivers_of_missingness
+        self.missingness_columns_ = [int(j) if names is None else names[j] for j in drivers]
 
     def _finish_loading(self) -> None:
         """Check the stored attributes for consistency, and set those that follow from them."""

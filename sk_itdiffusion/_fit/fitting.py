@@ -33,6 +33,7 @@ from sk_itdiffusion._fit.networks import (
     train_networks,
     warn_if_still_improving,
 )
+from sk_itdiffusion._fit.pattern_gains import text_of_gains
 from sk_itdiffusion._fit.pattern_stacking import fit_pattern_stack
 from sk_itdiffusion._fit.schema import KnownColumns, Schema, n_observations, read_schema
 from sk_itdiffusion._fit.seeds import Seeds
@@ -143,6 +144,10 @@ def fit_table_model(
         extent,
         model.entropy,
     )
+    if model.pattern_gains:
+        text = text_of_gains(model.pattern_gains)
+        logger.info(text)
+        current_progress().tell(text)
     return model
 
 
@@ -199,10 +204,10 @@ def with_patterns(model: TableModel, split: MappedSplit, settings: FitSettings) 
     """Return the model with networks that answer for parts of rows, if they have roles."""
     if not settings.model.has_roles or model.parts is None:
         return model
-    patterns = fit_pattern_stack(
+    patterns, gains = fit_pattern_stack(
         model, model.parts, model.expert_names, split, settings.model.beyond_the_grid
     )
-    return replace(model, patterns=patterns)
+    return replace(model, patterns=patterns, pattern_gains=gains)
 
 
 def empty_model(schema: Schema, seeds: Seeds) -> TableModel:

@@ -77,10 +77,8 @@ def model_of_parts(
         entropy = -mean
     used = [name for name in names if name in experts.references] or [references.control]
     mixing = Mixing(references.control, np.empty(0), used, np.empty((0, len(used))))
-    patterns = None
-    if experts.nets:
-        without = settings.model.beyond_the_grid
-        patterns = fit_pattern_stack(experts, parts, names, split, without)
+    without = settings.model.beyond_the_grid
+    patterns, gains = fit_pattern_stack(experts, parts, names, split, without)
     if patterns is not None:
         gain, gain_std = gain_on_observed(patterns, experts, parts, split.valid)
         entropy, entropy_std = entropy - gain, math.hypot(entropy_std, gain_std)
@@ -94,6 +92,7 @@ def model_of_parts(
         parts=parts,
         has_missing=True,
         patterns=patterns,
+        pattern_gains=gains,
     )
 
 

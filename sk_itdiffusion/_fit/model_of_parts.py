@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from sk_itdiffusion._fit.experts import Experts
-from sk_itdiffusion._fit.patterns import (
-    PatternStack,
-    conditional_log_density,
-)
+from sk_itdiffusion._fit.pattern_gains import PatternGain
+from sk_itdiffusion._fit.patterns import PatternStack, conditional_log_density
 from sk_itdiffusion._immse.cubature import (
     Keys,
     hash_uniform,
@@ -65,17 +64,27 @@ class ModelOfParts(Experts):
         Whether rows of the fit lacked entries, so that there is no stack for complete rows alone.
     patterns : PatternStack or None
         How networks with roles answer for parts of rows; None if only the mixture does.
+    pattern_gains : sequence of PatternGain
+        What networks with roles gain on the mixture, by class of patterns; none without such.
     """
 
     parts: ReferenceMixture | None = None
     has_missing: bool = False
     patterns: PatternStack | None = None
+    pattern_gains: Sequence[PatternGain] = ()
 
     @property
     def networks_have_roles(self) -> bool:
         """Whether all networks, if there are any, were trained to answer for parts of rows."""
         networks = [net.module_.averaged for net in self.nets.values()]
         return all(isinstance(each, RoleDenoiser | RoleLevelDenoiser) for each in networks)
+
+    @property
+    def drivers_of_missingness(self) -> NDArray[np.intp]:
+        """Columns of the table given which networks answer for parts of rows."""
+        if self.patterns is None:
+            return np.empty(0, dtype=np.intp)
+        return self.space.in_rows[self.patterns.drivers]
 
     def answers_by_parts(self, values: Array) -> NDArray[np.bool_]:
         """Return which rows are scored by the mixture of references, since entries are missing."""

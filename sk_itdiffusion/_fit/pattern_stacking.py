@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from sk_itdiffusion._fit.experts import Experts, noise_for_layout
+from sk_itdiffusion._fit.pattern_gains import PatternGain
 from sk_itdiffusion._fit.patterns import (
     N_CLASSES,
     PatternStack,
@@ -77,8 +79,8 @@ def fit_pattern_stack(
     names: Sequence[str],
     split: MappedSplit,
     without: Collection[str] = (),
-) -> PatternStack | None:
-    """Return the weights of experts for parts of rows, None if networks are of no use for any.
+) -> tuple[PatternStack | None, list[PatternGain]]:
+    """Return the weights of experts for parts of rows, and what networks gain by class of patterns.
 
     Parameters
     ----------
@@ -95,11 +97,13 @@ def fit_pattern_stack(
 
     Returns
     -------
-    PatternStack or None
-        The weights.
+    stack : PatternStack or None
+        The weights; None if networks are of no use for any class.
+    gains : list of PatternGain
+        The gains of all classes; none if there are no networks.
     """
     if experts.dequantizer is not None or not any(name in experts.nets for name in names):
-        return None
+        return None, []
     names = [name for name in names if name not in without]
     control = likeliest_reference(experts, names, split)
     names = list(dict.fromkeys([*names, control]))
@@ -107,11 +111,17 @@ def fit_pattern_stack(
     weights = np.zeros((N_CLASSES, len(experts.grid), len(names)))
     weights[:, :, names.index(control)] = 1.0
     stack = PatternStack(control, experts.grid, names, weights, (None,) * N_CLASSES, drivers)
+    gains = []
     for number in range(N_CLASSES):
         chosen = rows_of_class(split, number, drivers, experts.seeds.scoring + number)
+        n_rows, gain, error = 0, math.nan, math.nan
         if chosen is not None:
-            stack = with_class(stack, experts, parts, chosen, number)
-    return None if all(rule is None for rule in stack.rules) else stack
+            stack, gain, error = with_class(stack, experts, parts, chosen, number)
+            n_rows = len(chosen.rows)
+        has_given, has_many = map(bool, divmod(number, 2))
+        is_used = stack.rules[number] is not None
+        gains.append(PatternGain(has_given, has_many, n_rows, gain, error, is_used))
+    return None if all(rule is None for rule in stack.rules) else stack, gains
 
 
 def likeliest_reference(experts: Experts, names: Sequence[str], split: MappedSplit) -> str:
@@ -168,11 +178,18 @@ def with_class(
     parts: ReferenceMixture,
     chosen: PatternRows,
     number: int,
-) -> PatternStack:
-    """Return the stack with the weights and the rule of a class of patterns.
+) -> tuple[PatternStack, float, float]:
+    """Return the stack with the weights and the rule of a class of patterns, and what is gained.
 
-    It is the same if the networks do not gain more than a standard error on the mixture of
+    The stack is the same if the networks do not gain more than a standard error on the mixture of
     references.
+
+    Returns
+    -------
+    stack : PatternStack
+        The stack.
+    gain, error : float
+        Gain of the mean log-density in nats, and its standard error.
     """
     rows, share = chosen.rows, chosen.rows.share
     profile = profile_of_parts(stack, experts, chosen)
@@ -189,7 +206,7 @@ def with_class(
     )
     differs = np.flatnonzero(weights[:, stack.expert_names.index(stack.control)] < 1.0)
     if not mean > error or not len(differs):
-        return stack
+        return stack, mean, error
     nodes = slice(max(differs[0] - 1, 0), min(differs[-1] + 2, len(stack.logsnr)))
     difference = of_control - profile.row_errors(weights)
     height = np.sqrt(np.square(difference) @ share)[nodes]
@@ -204,7 +221,7 @@ def with_class(
     )
     errors_of_rule = calibrated(stack, experts, few, log_density[: len(few.rows)])
     rules[number] = replace(rule, errors=errors_of_rule)
-    return replace(stack, rules=tuple(rules))
+    return replace(stack, rules=tuple(rules)), mean, error
 
 
 def profile_of_parts(stack: PatternStack, experts: Experts, chosen: PatternRows) -> ErrorProfile:

@@ -525,12 +525,17 @@ def warn_about_columns(
             "standard deviation. Remove them to avoid this.",
         )
     if tied.any():
-        advice = "set dequantize=True" if dequantizer is None else "set their steps in dequantize"
+        advice = "set their steps in dequantize"
+        if dequantizer is None:
+            advice = "set dequantize=True in IMMSEDensity"
         warn(
             f"Column(s) {column_labels(tied, names)} have many equal or coarsely rounded "
-            "values, for which no density exists; log-densities depend on how finely they are "
-            "resolved. Model them as discrete (an integer dtype or ordinal_features in "
-            f"IMMSEMixedDensity), or {advice}.",
+            "values, for which no density exists; log-densities and entropy_ depend on how finely "
+            "they are resolved, and draws, imputed values and probabilities of other columns may "
+            "be wrong, as if the frequent values were rarer. Model them as discrete by an integer "
+            "dtype (a nullable one, such as Int64, if entries are missing) or ordinal_features of "
+            "IMMSEMixedDensity, which imputers and detectors take as their estimator, or "
+            f"{advice}.",
         )
 
 

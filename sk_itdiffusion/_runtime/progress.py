@@ -8,6 +8,7 @@ threads are handed the `Progress` that they report to.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,11 @@ class Bar:
             if text is not None:
                 self._shown.set_postfix_str(text, refresh=self._at_once)
 
+    def tell(self, text: str) -> None:
+        """Write a line that stays above the bar."""
+        with self._lock:
+            self._shown.write(text, file=sys.stderr)
+
     def restart(self) -> None:
         """Set the clock to zero, unless there has been progress.
 
@@ -99,6 +105,11 @@ class Progress:
         """Show which share in [0, 1] of the part is done, and what is being done."""
         if self.bar is not None:
             self.bar.move(self.start + share * (self.stop - self.start), text, self.label)
+
+    def tell(self, text: str) -> None:
+        """Write a line that stays above the bar."""
+        if self.bar is not None:
+            self.bar.tell(text)
 
     def stretch(self, start: float, stop: float, label: str = "") -> Progress:
         """Return the stretch between two shares of this one; its label is added to this one's."""
