@@ -21,7 +21,7 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
 )
 from sk_itdiffusion._table.groups import RowGroups
-from sk_itdiffusion._table.rows import WeightedRows, group_rows
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references import GaussianReference, ReferenceFamily
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
@@ -435,23 +435,6 @@ def test_rows_of_categories_only_are_observations(at_random):
     assert abs(np.mean(far)) < 3.0 / np.sqrt(4)
     # A tenth of the rows is for validation, which has frequencies of its own.
     assert np.abs(shares).max() < 4.0 * np.sqrt(0.24 / 400 / 9)
-
-
-@pytest.mark.parametrize("unit", [1.0, 0.37])
-def test_a_frequent_row_is_trained_on_whatever_the_seed(unit):
-    rng = np.random.default_rng(0)
-    X = np.vstack([np.zeros((1, 2)), np.exp(rng.normal(size=(100, 2)))])
-    weight = unit * np.append(150.0, np.ones(100))
-    rows = group_rows(X, weight)
-    for seed in range(30):
-        train, valid = rows.split(0.2, 10_000, seed)
-        assert valid.X.all()
-        assert len(valid) in (19, 20, 21)
-        # As likely among the training rows as in the table.
-        assert train.share.max() == pytest.approx(150 / 250, abs=0.01)
-    # Few rows of great weight are no frequent values.
-    few = group_rows(X[:30], weight[:30])
-    assert not few.is_frequent.any()
 
 
 def test_rows_of_categories_only_may_have_weights_and_groups():

@@ -37,6 +37,13 @@ from sklearn.utils.validation import validate_data
 
 from sk_itdiffusion._estimators.base import DensityEstimator
 from sk_itdiffusion._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._estimators.ensemble_rows import (
+    grouped_rows,
+    has_counts,
+    held_out,
+    number_of_rows,
+    observations_apart,
+)
 from sk_itdiffusion._estimators.membership import (
     check_categories,
     check_dequantizers,
@@ -58,27 +65,18 @@ from sk_itdiffusion._fit.ensemble_model import (
     fit_ensemble_model,
     transport_between,
 )
-from sk_itdiffusion._fit.experts import covers
-from sk_itdiffusion._fit.schema import (
-    check_bounds,
-    holds_out,
-    in_counts,
-    n_observations,
-    table_space,
-)
+from sk_itdiffusion._fit.schema import check_bounds, holds_out
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import rows_together, split_groups, split_independent_rows
+from sk_itdiffusion._fit.splitting import rows_together
 from sk_itdiffusion._immse.errors import Tolerance
 from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
 from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.encoding import TableEncoder
 from sk_itdiffusion._table.groups import RowGroups, checked_groups
 from sk_itdiffusion._table.partitions import in_memory
 from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
-from sk_itdiffusion._table.rows import WeightedRows, group_rows, observations_per_weight
-from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._table.rows import WeightedRows, observations_per_weight
 from sk_itdiffusion.persistence import stored
 from sk_itdiffusion.persistence.checks import check_same
 from sk_itdiffusion.references import ContinuousReference
@@ -407,6 +405,7 @@ class IMMSEEnsemble(_BaseComposition, DensityEstimator):
             if len(codes) > len(values):  # rows of weight 0 are not read
                 codes = codes[np.asarray(without_tensors(sample_weight)) > 0]
             belonging = RowGroups.of(rows, values, weight, codes)
+        rows, belonging = observations_apart(rows, belonging, space, is_counted)
         train: ChosenRows = rows.X, rows.weight, None
         valid = rows
         if needs_fit:
@@ -638,61 +637,4 @@ def fit_member(
         ranks_training_rows=ranks_training_rows,
         may_hold_out=may_hold_out,
         squared_weight=squared_weight,
-    )
-
-
-def grouped_rows(
-    values: Array, weight: Array, kinds: Sequence[ColumnKind], settings: FitSettings
-) -> tuple[WeightedRows, TableSpace, bool]:
-    """Return the distinct rows, a space that tells of what kind they are, and if they are counted.
-
-    Rows with probabilities are: equal ones are different observations.
-    """
-    per_weight = settings.model.observations_per_weight
-    grouped = group_rows(values, weight, are_sums=per_weight is not None)
-    space, _ = table_space(grouped, kinds, settings, float(len(weight)))
-    is_counted = space.is_discrete
-    if settings.model.dequantize is not False and not settings.model.has_images:
-        step = None if settings.model.dequantize is True else settings.model.dequantize
-        is_counted = covers(Dequantizer.fit(grouped.X, step, shared=False, seed=0), space)
-    if has_counts(settings, is_counted):
-        grouped = in_counts(grouped, weight, per_weight)
-    return grouped, space, is_counted
-
-
-def has_counts(settings: FitSettings, is_counted: bool) -> bool:
-    """Return whether the weights of the distinct rows are numbers of observations."""
-    return is_counted or settings.model.dequantize is not False
-
-
-def number_of_rows(rows: WeightedRows, space: TableSpace, is_counted: bool) -> int:
-    """Return the number of rows that count: all of those that are counted, or distinct ones."""
-    return round(float(rows.weight.sum())) if is_counted else n_observations(rows, space)
-
-
-def held_out(
-    rows: WeightedRows,
-    space: TableSpace,
-    settings: FitSettings,
-    seeds: Seeds,
-    is_counted: bool,
-    groups: RowGroups | None = None,
-) -> tuple[ChosenRows, WeightedRows]:
-    """Return rows for the members, with their groups, and rows for the weights.
-
-    Very few rows are both.  Copies of a row are on one side, unless rows have probabilities.
-    Scaled by powers of two, which is exact, rows are on the same side in other units of that kind.
-    """
-    if not holds_out(number_of_rows(rows, space, is_counted), settings):
-        return (rows.X, rows.weight, None), rows
-    exponent = np.frexp(np.abs(rows.X).max(axis=0))[1]
-    scaled = rows.with_values(np.ldexp(rows.X, -exponent))
-    together = rows_together(scaled, space, settings, groups, is_counted)
-    if together is not None:
-        chosen = split_groups(together, scaled, settings, seeds.split, is_counted)
-        return together.listed(rows, ~chosen), together.part(rows, chosen)
-    train, valid = split_independent_rows(scaled, settings, seeds.split, is_counted)
-    return (
-        (np.ldexp(train.X, exponent), train.weight, None),
-        valid.with_values(np.ldexp(valid.X, exponent)),
     )

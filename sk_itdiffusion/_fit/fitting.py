@@ -35,7 +35,13 @@ from sk_itdiffusion._fit.networks import (
 )
 from sk_itdiffusion._fit.pattern_gains import text_of_gains
 from sk_itdiffusion._fit.pattern_stacking import fit_pattern_stack
-from sk_itdiffusion._fit.schema import KnownColumns, Schema, n_observations, read_schema
+from sk_itdiffusion._fit.schema import (
+    KnownColumns,
+    Schema,
+    n_observations,
+    read_schema,
+    warn_of_few_rows,
+)
 from sk_itdiffusion._fit.seeds import Seeds
 from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
 from sk_itdiffusion._fit.settings import FitSettings
@@ -94,6 +100,7 @@ def fit_table_model(
         return empty_model(schema, seeds)
     rows = observed.rows.with_values(schema.space.standardized(observed.rows.X))
     rows, own_groups = with_observations_apart(rows, observed.groups, schema.space)
+    warn_of_few_rows(n_observations(rows, schema.space), schema.space, settings)
     train, valid = split_rows(rows, schema.space, settings, seeds.split, own_groups)
     if previous is None:
         current_progress().show(0.0, "references")

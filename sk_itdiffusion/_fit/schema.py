@@ -48,10 +48,12 @@ __all__ = [
     "Observations",
     "Schema",
     "check_bounds",
+    "grouped_and_counted",
     "in_counts",
     "n_observations",
     "read_schema",
     "table_space",
+    "warn_of_few_rows",
 ]
 
 Array = NDArray[np.float64]
@@ -163,8 +165,7 @@ def read_schema(
         If rows are not between bounds, or columns do not vary where something given needs them to.
     """
     per_weight = settings.model.observations_per_weight
-    grouped = group_rows(values, weight, are_sums=per_weight is not None)
-    counted = in_counts(grouped, weight, per_weight)
+    grouped, counted = grouped_and_counted(values, weight, per_weight)
     dequantizer = make_dequantizer(counted, settings, seeds, known)
     check_bounds(grouped.X, settings, dequantizer, None if known is None else known.space)
     copies = None
@@ -194,8 +195,6 @@ def read_schema(
     step = report.step[space.continuous]
     if dequantizer is not None:
         step = noise_steps(dequantizer, space)
-    if not space.is_empty:
-        warn_of_few_rows(n_observations(grouped, space), space, settings)
     if known is not None and known.must_vary_alike and not space.is_empty:
         step = step * own_scale / known.space.standardizer.scale
         space = known.space
@@ -411,6 +410,18 @@ def make_dequantizer(
     found.check(grouped.X, settings.runtime.feature_names)
     warn_of_coarse_noise(found, grouped.X, settings.runtime.feature_names)
     return found
+
+
+def grouped_and_counted(
+    values: Array, weight: Array, observations_per_weight: float | None = None
+) -> tuple[WeightedRows, WeightedRows]:
+    """Return the distinct rows, and the same with weights that are numbers of observations."""
+    grouped = group_rows(values, weight, are_sums=observations_per_weight is not None)
+    counted = in_counts(grouped, weight, observations_per_weight)
+    if grouped.number is None and not np.array_equal(counted.weight, grouped.weight):
+        # Of the weights the least is 1, whatever the number of its observations.
+        grouped = replace(grouped, number=counted.weight)
+    return grouped, counted
 
 
 def in_counts(

@@ -14,7 +14,11 @@ from sk_itdiffusion._fit.validation import Optimism, codes_of
 from sk_itdiffusion._immse.cubature import keys_apart
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.groups import RowGroups, near_copies
-from sk_itdiffusion._table.rows import WeightedRows, are_counts
+from sk_itdiffusion._table.rows import (
+    MIN_TIMES_OF_A_VALUE,
+    SHARE_OF_A_VALUE,
+    WeightedRows,
+)
 from sk_itdiffusion._table.space import TableSpace
 
 __all__ = [
@@ -57,10 +61,11 @@ def split_rows(
 def with_observations_apart(
     rows: WeightedRows, groups: RowGroups | None, space: TableSpace
 ) -> tuple[WeightedRows, RowGroups | None]:
-    """Return rows of which those without continuous entries are single observations, and groups.
+    """Return rows of which those that are equal by chance are single observations, and groups.
 
-    Rows whose continuous entries are all missing are equal by chance, as rows of discrete tables
-    are: together on one side of a split they would be missing on the other.
+    Rows whose continuous entries are all missing or frequent values of their columns, such as
+    zeros of amounts, are equal by chance, as rows of discrete tables are: together on one side of
+    a split they would be missing on the other.
 
     Parameters
     ----------
@@ -78,13 +83,10 @@ def with_observations_apart(
     groups : RowGroups or None
         Their groups.
     """
-    if space.is_discrete or not rows.has_missing or rows.source is not None:
+    if space.is_discrete or rows.source is not None:
         return rows, groups
-    number = rows.weight if rows.number is None else rows.number
-    are_numbers = rows.number is not None or are_counts(rows.weight)
-    times = np.rint(number) if are_numbers else np.ones(len(rows))
-    lacks_numbers = np.isnan(rows.X[:, : space.layout.n_continuous]).all(axis=1)
-    is_apart = lacks_numbers & (times > 1.0)
+    times = np.rint(rows.weight if rows.number is None else rows.number)
+    is_apart = equal_by_chance(rows.columns(space.layout.n_continuous)) & (times > 1.0)
     if not is_apart.any():
         return rows, groups
     most = np.minimum(times, MAX_OBSERVATIONS_OF_A_ROW)
@@ -100,6 +102,24 @@ def with_observations_apart(
         number=None if rows.number is None else (rows.number / n_parts)[index],
     )
     return found, None if groups is None else groups.of_parts(rows, index, n_parts)
+
+
+def equal_by_chance(rows: WeightedRows) -> NDArray[np.bool_]:
+    """Return which rows have only missing entries and frequent values of columns, (n_rows,)."""
+    is_value = [np.isnan(x) | is_frequent(x, rows) for x in rows.X.T]
+    return np.asarray(np.logical_and.reduce(is_value))
+
+
+def is_frequent(x: Array, rows: WeightedRows) -> NDArray[np.bool_]:
+    """Return whether each entry of a column is a value that makes up a large share of it, (n,)."""
+    number = rows.weight if rows.number is None else rows.number
+    seen = np.flatnonzero(~np.isnan(x))
+    place = np.unique(x[seen], return_inverse=True)[1].ravel()
+    share, times = (np.bincount(place, weights=each[seen]) for each in (rows.weight, number))
+    found = (share > SHARE_OF_A_VALUE * share.sum()) & (times >= MIN_TIMES_OF_A_VALUE)
+    is_frequent = np.zeros(len(x), dtype=bool)
+    is_frequent[seen] = found[place]
+    return is_frequent
 
 
 def split_independent_rows(
@@ -140,7 +160,7 @@ def rows_together(
         return groups.joined(rows)
     if not settings.model.near_copies or space.layout.variables or settings.model.has_images:
         return None
-    links = near_copies(rows.X)
+    links = near_copies(rows.X, rows.content)
     if not len(links):
         return None
     joined = RowGroups.alone(rows).joined(rows, links)

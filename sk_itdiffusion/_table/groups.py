@@ -439,7 +439,7 @@ def places_of(X: Array, distinct: Array) -> Index:
 # -- near-duplicates -----------------------------------------------------------------------------
 
 
-def near_copies(X: Array) -> NDArray[np.intp]:
+def near_copies(X: Array, keys: Keys | None = None) -> NDArray[np.intp]:
     """Return pairs of rows that are nearer to each other than independent rows would be.
 
     Equal values of a column are spread over their share of the rows before distances are taken, so
@@ -449,6 +449,8 @@ def near_copies(X: Array) -> NDArray[np.intp]:
     ----------
     X : ndarray of shape (n_samples, n_features)
         Distinct rows; those with missing entries have no distances, and are in no pair.
+    keys : ndarray of shape (n_samples,), uint64, or None, default=None
+        Keys of the rows, by which equal values are spread; None for those of their values.
 
     Returns
     -------
@@ -460,11 +462,12 @@ def near_copies(X: Array) -> NDArray[np.intp]:
     is_complete = ~np.isnan(X).any(axis=1)
     if not is_complete.all():
         number = np.flatnonzero(is_complete)
-        return number[near_copies(X[number])] if len(number) else none
+        keys = None if keys is None else keys[number]
+        return number[near_copies(X[number], keys)] if len(number) else none
     X = X[:, X.min(axis=0) < X.max(axis=0)]
     if not MIN_ROWS <= len(X) <= MAX_ROWS or X.shape[1] == 0:
         return none
-    keys = row_keys(X)
+    keys = row_keys(X) if keys is None else keys
     scores = np.column_stack([normal_scores(x, keys, stream) for stream, x in enumerate(X.T)])
     neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(X) - 1)).fit(scores)
     order = np.argsort(keys)

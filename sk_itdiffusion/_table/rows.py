@@ -38,9 +38,8 @@ _ROUNDING_OF_COPIES, _ROUNDING_OF_LINES = 1e-12, 1e-8
 #: Integers up to which floats tell all of them apart.
 MAX_EXACT_INTEGER = 2.0**53
 MIN_TRAINING_ROWS = 10
-#: Share and number of observations from which on equal rows are a frequent value, and the distinct
-#: rows that there are at least.
-SHARE_OF_A_VALUE, MIN_TIMES_OF_A_VALUE, MIN_ROWS_BESIDE_A_VALUE = 0.05, 20, 40
+#: Share and number of observations from which on equal values are a frequent value.
+SHARE_OF_A_VALUE, MIN_TIMES_OF_A_VALUE = 0.05, 20
 MIN_VALIDATION_ROWS = 10
 #: Units below which the largest weight has to be if weights that are no integers are multiples.
 #: More would make thousands of observations of rows alongside one of tiny weight.
@@ -199,9 +198,7 @@ class WeightedRows:
         """Return rows for training and for validation.
 
         Membership follows from a hash of the row and the seed, so that a row stays on its side
-        when others come or go.  Rows of one source stay on one side.  A row that makes up a large
-        share of the table is for training, with as much of its weight as the other rows have there:
-        without it the model would be of other rows only.
+        when others come or go.  Rows of one source stay on one side.
 
         Raises
         ------
@@ -217,23 +214,8 @@ class WeightedRows:
         if n_groups - n_valid < MIN_TRAINING_ROWS:
             left = n_groups - n_valid
             raise ValueError(too_few_rows(fraction, left, n_groups, "distinct rows"))
-        is_valid, is_frequent = group.ravel() < n_valid, self.is_frequent
-        if is_frequent.any():
-            others = np.where(is_frequent, 0.0, self.weight)
-            kept = float(others[~is_valid].sum() / others.sum()) * self.weight
-            if are_counts(self.weight):
-                kept = np.maximum(np.rint(kept), 1.0)
-            weighted = replace(self, weight=np.where(is_frequent, kept, self.weight))
-            is_valid &= ~is_frequent
-            return weighted.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
+        is_valid = group.ravel() < n_valid
         return self.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
-
-    @property
-    def is_frequent(self) -> NDArray[np.bool_]:
-        """Whether a row makes up a large share of the table, (n,), as zeros of all amounts do."""
-        times = self.weight if self.number is None else self.number
-        is_frequent = (self.share > SHARE_OF_A_VALUE) & (times >= MIN_TIMES_OF_A_VALUE)
-        return np.asarray(is_frequent & (len(self) >= MIN_ROWS_BESIDE_A_VALUE))
 
     def split_copies(
         self, fraction: float, most: int, seed: int
