@@ -542,11 +542,9 @@ def warn_about_columns(
         warn(
             f"Column(s) {column_labels(tied, names)} have many equal or coarsely rounded "
             "values, for which no density exists; log-densities and entropy_ depend on how finely "
-            "they are resolved, and draws, imputed values and probabilities of other columns may "
-            "be wrong, as if the frequent values were rarer. Model them as discrete by an integer "
-            "dtype (a nullable one, such as Int64, if entries are missing) or ordinal_features of "
-            "IMMSEMixedDensity, which imputers and detectors take as their estimator, or "
-            f"{advice}.",
+            "they are resolved. Model them as discrete by an integer dtype (a nullable one, such "
+            "as Int64, if entries are missing) or ordinal_features of IMMSEMixedDensity, which "
+            f"imputers and detectors take as their estimator, or {advice}.",
         )
 
 
