@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEImputer, IMMSEMixedDensity
-from sk_itdiffusion._fit.schema import grouped_and_counted
-from sk_itdiffusion._fit.splitting import equal_by_chance, with_observations_apart
+from sk_itdiffusion._fit.schema import grouped_and_counted, noisy_copies
+from sk_itdiffusion._fit.splitting import with_observations_apart
+from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.groups import near_copies
 from sk_itdiffusion._table.rows import WeightedRows
 
@@ -102,10 +103,12 @@ def test_which_rows_are_equal_by_chance():
     weight = np.array([30.0, 30.0, 2.0, 1.0, 1.0, 4.0])
     rows = WeightedRows(X, weight)
     # Zeros and ones are frequent; 2 and 5 are not.
-    np.testing.assert_array_equal(equal_by_chance(rows), [True, True, False, True, True, False])
+    expected = [True, True, False, True, True, False]
+    np.testing.assert_array_equal(rows.are_equal_by_chance, expected)
     # Weights that are no numbers of observations do not make a value frequent.
     few = WeightedRows(X, weight, number=np.full(6, 2.0))
-    np.testing.assert_array_equal(equal_by_chance(few), [False, False, False, False, True, False])
+    expected = [False, False, False, False, True, False]
+    np.testing.assert_array_equal(few.are_equal_by_chance, expected)
 
 
 @pytest.mark.parametrize("times", [1, 2, 7])
@@ -136,3 +139,37 @@ def test_frequent_rows_are_no_near_duplicates():
     rows = apart(X)
     assert len(rows) == 400
     assert not len(near_copies(rows.X, rows.content))
+
+
+def test_zeros_of_a_stream_are_on_both_sides():
+    far = []
+    for seed in range(6):
+        table, new = amounts(1500, seed, "mixed"), amounts(2000, 100 + seed, "mixed")
+        density = density_of("mixed", seed).set_params(categories={"plan": ["a", "b", "c"]})
+        for start in range(0, 1500, 500):
+            density.partial_fit(table[start : start + 500])
+        scores = density.score_samples(new)
+        error = np.hypot(density.entropy_std_, scores.std() / np.sqrt(2000))
+        far.append((density.entropy_ + scores.mean()) / error)
+        plan = pd.DataFrame({"plan": ["a"]})
+        found = np.exp(density.marginal(["plan"]).score_samples(plan)[0])
+        share = np.mean(table["plan"] == "a")
+        # A tenth of the rows validate.
+        assert abs(found - share) < 4.0 * np.sqrt(share * (1.0 - share) / 1500 / 9)
+    assert abs(np.mean(far)) < 3.0 / np.sqrt(6)
+
+
+def test_zeros_beside_a_dequantized_column_are_observations():
+    """Noisy copies of a row off the lattices are of one source, unless it is a frequent one."""
+    rng = np.random.default_rng(0)
+    count = rng.poisson(2.0, size=400)
+    amount = np.where(rng.random(400) < 0.6, 0.0, np.exp(rng.normal(size=400)))
+    X = np.column_stack([count, amount])
+    _, counted = grouped_and_counted(X, np.ones(400))
+    dequantizer = Dequantizer.fit(counted.X, step=None, shared=False, seed=0)
+    settings = SimpleNamespace(model=SimpleNamespace(has_images=False))
+    copies = noisy_copies(counted, dequantizer, settings)
+    n_sources = len(np.unique(copies.rows.source))
+    assert n_sources == 400
+    images = SimpleNamespace(model=SimpleNamespace(has_images=True))
+    assert len(np.unique(noisy_copies(counted, dequantizer, images).rows.source)) == len(counted)

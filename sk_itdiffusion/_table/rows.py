@@ -217,6 +217,28 @@ class WeightedRows:
         is_valid = group.ravel() < n_valid
         return self.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
 
+    @property
+    def are_equal_by_chance(self) -> NDArray[np.bool_]:
+        """Whether a row has only missing entries and frequent values of their columns, (n,).
+
+        Equal ones are then different observations, as they are in discrete tables.
+        """
+        found = np.ones(len(self), dtype=bool)
+        for x in self.X.T:
+            found &= np.isnan(x) | self.is_frequent(x)
+        return found
+
+    def is_frequent(self, x: Array) -> NDArray[np.bool_]:
+        """Return whether each entry of a column is a value that makes up a large share of it."""
+        number = self.weight if self.number is None else self.number
+        seen = np.flatnonzero(~np.isnan(x))
+        place = np.unique(x[seen], return_inverse=True)[1].ravel()
+        share, times = (np.bincount(place, weights=each[seen]) for each in (self.weight, number))
+        found = (share > SHARE_OF_A_VALUE * share.sum()) & (times >= MIN_TIMES_OF_A_VALUE)
+        is_frequent = np.zeros(len(x), dtype=bool)
+        is_frequent[seen] = found[place]
+        return is_frequent
+
     def split_copies(
         self, fraction: float, most: int, seed: int
     ) -> tuple[WeightedRows, WeightedRows]:
