@@ -21,7 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Column.*have many equal")
 def apart(X):
     """Return the rows of a table of numbers, those that are equal by chance divided."""
     grouped, _ = grouped_and_counted(X, np.ones(len(X)))
-    space = SimpleNamespace(is_discrete=False, layout=SimpleNamespace(n_continuous=X.shape[1]))
+    layout = SimpleNamespace(n_continuous=X.shape[1])
+    space = SimpleNamespace(is_discrete=False, is_empty=False, layout=layout)
     return with_observations_apart(grouped, None, space)[0]
 
 

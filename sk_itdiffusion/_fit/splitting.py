@@ -79,7 +79,7 @@ def with_observations_apart(
     groups : RowGroups or None
         Their groups.
     """
-    if space.is_discrete or rows.source is not None:
+    if space.is_discrete or space.is_empty or rows.source is not None:
         return rows, groups
     times = np.rint(rows.weight if rows.number is None else rows.number)
     is_apart = rows.columns(space.layout.n_continuous).are_equal_by_chance & (times > 1.0)
