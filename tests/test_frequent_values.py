@@ -100,27 +100,46 @@ def test_zeros_are_imputed():
 
 
 def test_which_rows_are_equal_by_chance():
-    X = np.array([[0.0, 0.0], [0.0, 1.0], [NAN, 2.0], [NAN, 0.0], [NAN, NAN], [5.0, 0.0]])
-    weight = np.array([30.0, 30.0, 2.0, 1.0, 1.0, 4.0])
+    rng = np.random.default_rng(0)
+    number = rng.normal(size=40)
+    X = np.column_stack(
+        [np.r_[0.0, 0.0, 1.0, NAN, NAN, number], np.r_[0.0, 1.0, 2.0, NAN, 0.0, number]]
+    )
+    weight = np.r_[30.0, 20.0, 20.0, 2.0, 2.0, np.ones(40)]
     rows = WeightedRows(X, weight)
-    # Zeros and ones are frequent; 2 and 5 are not.
-    expected = [True, True, False, True, True, False]
+    expected = np.r_[True, True, True, True, True, np.zeros(40, dtype=bool)]
     np.testing.assert_array_equal(rows.are_equal_by_chance, expected)
     # Weights that are no numbers of observations do not make a value frequent.
-    few = WeightedRows(X, weight, number=np.full(6, 2.0))
-    expected = [False, False, False, False, True, False]
+    few = WeightedRows(X, weight, number=np.full(45, 2.0))
+    expected[[0, 1, 2, 4]] = False
     np.testing.assert_array_equal(few.are_equal_by_chance, expected)
+
+
+def test_rows_of_great_weight_and_repeated_rows_are_not():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 2))
+    weight = np.ceil(1000.0 * np.exp(rng.normal(size=60)))
+    assert (weight / weight.sum()).max() > 0.05
+    assert not WeightedRows(X, weight).are_equal_by_chance.any()
+    assert not WeightedRows(X[:15], np.full(15, 60.0)).are_equal_by_chance.any()
+
+
+def test_grades_are_equal_by_chance_beside_categories():
+    """All of their values are frequent: many of the distinct rows have each of them."""
+    grade, level = (each.ravel() for each in np.meshgrid(np.arange(1.0, 6.0), np.arange(8.0)))
+    rows = WeightedRows(np.column_stack([grade, level]), np.full(40, 15.0))
+    assert rows.columns(1).are_equal_by_chance.all()
 
 
 @pytest.mark.parametrize("times", [1, 2, 7])
 def test_rows_are_observations_whatever_the_least_number_of_equal_ones(times):
     """The least weight is 1, but not the number of its observations."""
-    X = np.repeat([[0.0], [1.0], [3.5]], [30, 31, 2], axis=0)
+    X = np.repeat(np.append(0.0, np.arange(1.5, 20.0)), np.append(90, np.full(19, 2)))[:, None]
     rows = apart(np.repeat(X, times, axis=0))
     numbers = np.unique(rows.X, return_counts=True)[1]
-    np.testing.assert_array_equal(numbers, [30 * times, 31 * times, 1])
-    weight = [rows.weight[rows.X[:, 0] == x].sum() for x in (0.0, 1.0, 3.5)]
-    np.testing.assert_allclose(weight, np.array([30.0, 31.0, 2.0]) / 2.0)
+    np.testing.assert_array_equal(numbers, np.append(90 * times, np.ones(19)))
+    assert rows.weight[rows.X[:, 0] == 0.0].sum() == pytest.approx(45.0)
+    np.testing.assert_allclose(rows.weight[rows.X[:, 0] > 0.0], 1.0)
 
 
 @pytest.mark.usefixtures("brief_fits")

@@ -68,7 +68,7 @@ from sk_itdiffusion._fit.training_control import rates_of, set_rates
 from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._runtime.parallel import run_interruptibly
-from sk_itdiffusion._table.rows import WeightedRows, column_labels
+from sk_itdiffusion._table.rows import WeightedRows, column_labels, group_rows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import RowDataset
 from sk_itdiffusion.denoisers import LevelDenoiser
@@ -477,9 +477,9 @@ class IncrementalFit:
 
 def frequent_values(values: Array, kinds: Sequence[ColumnKind]) -> dict[int, Array]:
     """Return the frequent values of each continuous column, by its number."""
-    rows = WeightedRows(values, np.ones(len(values)))
+    rows = group_rows(values, np.ones(len(values)))
     continuous = [j for j, kind in enumerate(kinds) if kind.n_categories == 0]
-    return {j: np.unique(values[rows.is_frequent(values[:, j]), j]) for j in continuous}
+    return {j: np.unique(rows.X[rows.is_frequent(rows.X[:, j]), j]) for j in continuous}
 
 
 def first_model(
