@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEImputer, IMMSEMixedDensity
-from sk_itdiffusion._fit.schema import grouped_and_counted
-from sk_itdiffusion._fit.splitting import equal_by_chance, with_observations_apart
+from sk_itdiffusion._fit.schema import grouped_and_counted, noisy_copies
+from sk_itdiffusion._fit.splitting import with_observations_apart
+from sk_itdiffusion._table.dequantize import Dequantizer
 from sk_itdiffusion._table.groups import near_copies
 from sk_itdiffusion._table.rows import WeightedRows
 
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Column.*have many equal")
 def apart(X):
     """Return the rows of a table of numbers, those that are equal by chance divided."""
     grouped, _ = grouped_and_counted(X, np.ones(len(X)))
-    space = SimpleNamespace(is_discrete=False, layout=SimpleNamespace(n_continuous=X.shape[1]))
+    layout = SimpleNamespace(n_continuous=X.shape[1])
+    space = SimpleNamespace(is_discrete=False, is_empty=False, layout=layout)
     return with_observations_apart(grouped, None, space)[0]
 
 
@@ -98,25 +100,46 @@ def test_zeros_are_imputed():
 
 
 def test_which_rows_are_equal_by_chance():
-    X = np.array([[0.0, 0.0], [0.0, 1.0], [NAN, 2.0], [NAN, 0.0], [NAN, NAN], [5.0, 0.0]])
-    weight = np.array([30.0, 30.0, 2.0, 1.0, 1.0, 4.0])
+    rng = np.random.default_rng(0)
+    number = rng.normal(size=40)
+    X = np.column_stack(
+        [np.r_[0.0, 0.0, 1.0, NAN, NAN, number], np.r_[0.0, 1.0, 2.0, NAN, 0.0, number]]
+    )
+    weight = np.r_[30.0, 20.0, 20.0, 2.0, 2.0, np.ones(40)]
     rows = WeightedRows(X, weight)
-    # Zeros and ones are frequent; 2 and 5 are not.
-    np.testing.assert_array_equal(equal_by_chance(rows), [True, True, False, True, True, False])
+    expected = np.r_[True, True, True, True, True, np.zeros(40, dtype=bool)]
+    np.testing.assert_array_equal(rows.are_equal_by_chance, expected)
     # Weights that are no numbers of observations do not make a value frequent.
-    few = WeightedRows(X, weight, number=np.full(6, 2.0))
-    np.testing.assert_array_equal(equal_by_chance(few), [False, False, False, False, True, False])
+    few = WeightedRows(X, weight, number=np.full(45, 2.0))
+    expected[[0, 1, 2, 4]] = False
+    np.testing.assert_array_equal(few.are_equal_by_chance, expected)
+
+
+def test_rows_of_great_weight_and_repeated_rows_are_not():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 2))
+    weight = np.ceil(1000.0 * np.exp(rng.normal(size=60)))
+    assert (weight / weight.sum()).max() > 0.05
+    assert not WeightedRows(X, weight).are_equal_by_chance.any()
+    assert not WeightedRows(X[:15], np.full(15, 60.0)).are_equal_by_chance.any()
+
+
+def test_grades_are_equal_by_chance_beside_categories():
+    """All of their values are frequent: many of the distinct rows have each of them."""
+    grade, level = (each.ravel() for each in np.meshgrid(np.arange(1.0, 6.0), np.arange(8.0)))
+    rows = WeightedRows(np.column_stack([grade, level]), np.full(40, 15.0))
+    assert rows.columns(1).are_equal_by_chance.all()
 
 
 @pytest.mark.parametrize("times", [1, 2, 7])
 def test_rows_are_observations_whatever_the_least_number_of_equal_ones(times):
     """The least weight is 1, but not the number of its observations."""
-    X = np.repeat([[0.0], [1.0], [3.5]], [30, 31, 2], axis=0)
+    X = np.repeat(np.append(0.0, np.arange(1.5, 20.0)), np.append(90, np.full(19, 2)))[:, None]
     rows = apart(np.repeat(X, times, axis=0))
     numbers = np.unique(rows.X, return_counts=True)[1]
-    np.testing.assert_array_equal(numbers, [30 * times, 31 * times, 1])
-    weight = [rows.weight[rows.X[:, 0] == x].sum() for x in (0.0, 1.0, 3.5)]
-    np.testing.assert_allclose(weight, np.array([30.0, 31.0, 2.0]) / 2.0)
+    np.testing.assert_array_equal(numbers, np.append(90 * times, np.ones(19)))
+    assert rows.weight[rows.X[:, 0] == 0.0].sum() == pytest.approx(45.0)
+    np.testing.assert_allclose(rows.weight[rows.X[:, 0] > 0.0], 1.0)
 
 
 @pytest.mark.usefixtures("brief_fits")
@@ -136,3 +159,37 @@ def test_frequent_rows_are_no_near_duplicates():
     rows = apart(X)
     assert len(rows) == 400
     assert not len(near_copies(rows.X, rows.content))
+
+
+def test_zeros_of_a_stream_are_on_both_sides():
+    far = []
+    for seed in range(6):
+        table, new = amounts(1500, seed, "mixed"), amounts(2000, 100 + seed, "mixed")
+        density = density_of("mixed", seed).set_params(categories={"plan": ["a", "b", "c"]})
+        for start in range(0, 1500, 500):
+            density.partial_fit(table[start : start + 500])
+        scores = density.score_samples(new)
+        error = np.hypot(density.entropy_std_, scores.std() / np.sqrt(2000))
+        far.append((density.entropy_ + scores.mean()) / error)
+        plan = pd.DataFrame({"plan": ["a"]})
+        found = np.exp(density.marginal(["plan"]).score_samples(plan)[0])
+        share = np.mean(table["plan"] == "a")
+        # A tenth of the rows validate.
+        assert abs(found - share) < 4.0 * np.sqrt(share * (1.0 - share) / 1500 / 9)
+    assert abs(np.mean(far)) < 3.0 / np.sqrt(6)
+
+
+def test_zeros_beside_a_dequantized_column_are_observations():
+    """Noisy copies of a row off the lattices are of one source, unless it is a frequent one."""
+    rng = np.random.default_rng(0)
+    count = rng.poisson(2.0, size=400)
+    amount = np.where(rng.random(400) < 0.6, 0.0, np.exp(rng.normal(size=400)))
+    X = np.column_stack([count, amount])
+    _, counted = grouped_and_counted(X, np.ones(400))
+    dequantizer = Dequantizer.fit(counted.X, step=None, shared=False, seed=0)
+    settings = SimpleNamespace(model=SimpleNamespace(has_images=False))
+    copies = noisy_copies(counted, dequantizer, settings)
+    n_sources = len(np.unique(copies.rows.source))
+    assert n_sources == 400
+    images = SimpleNamespace(model=SimpleNamespace(has_images=True))
+    assert len(np.unique(noisy_copies(counted, dequantizer, images).rows.source)) == len(counted)

@@ -389,7 +389,7 @@ def test_other_estimators_are_errors_that_say_what_to_pass(estimator):
 def test_warning_of_ties_says_what_users_of_an_imputer_can_do():
     X = np.column_stack([np.tile([0.5, 1.5], 30), np.random.default_rng(0).normal(size=60)])
     density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
-    with pytest.warns(UserWarning, match="imputed values and prob.* take as their estimator"):
+    with pytest.warns(UserWarning, match="imputers and detectors take as their estimator"):
         IMMSEImputer(density, n_fits=1, random_state=0).fit(X)
 
 

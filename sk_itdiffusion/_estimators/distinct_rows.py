@@ -17,6 +17,7 @@ from sk_itdiffusion._table.rows import (
     MAX_EXACT_INTEGER,
     MIN_TIMES_OF_A_VALUE,
     SHARE_OF_A_VALUE,
+    WeightedRows,
     are_counts,
     in_common_units,
 )
@@ -176,15 +177,20 @@ class DistinctRows:
 def copies_at_once(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> Index | None:
     """Return how many of equal rows are held out together, (n,); None for one.
 
-    See `are_copies` for the parameters.  Among copies a row that makes up a large share of the
-    table, as zeros of all amounts do, is a frequent value, and rows that lack all numbers are equal
-    by chance.
+    See `are_copies` for the parameters.  Beside a continuous column rows are equal by chance if all
+    of their numbers are missing or frequent values of their columns, as zeros of amounts are; on
+    lattices, where copies have such values too, if they lack all numbers or make up a large share
+    of the table.
     """
     if not are_copies(content, is_number, n_copies):
         return None
-    is_value = n_copies > max(SHARE_OF_A_VALUE * n_copies.sum(), MIN_TIMES_OF_A_VALUE)
-    lacks_numbers = np.isnan(content[:, is_number]).all(axis=1)
-    return np.where(is_value | lacks_numbers, 1, n_copies)
+    numbers = WeightedRows(content[:, is_number], n_copies.astype(np.float64))
+    if has_continuous_column(content, is_number):
+        by_chance = numbers.are_equal_by_chance
+    else:
+        is_value = n_copies > max(SHARE_OF_A_VALUE * n_copies.sum(), MIN_TIMES_OF_A_VALUE)
+        by_chance = is_value | np.isnan(numbers.X).all(axis=1)
+    return np.where(by_chance, 1, n_copies)
 
 
 def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> bool:
@@ -206,11 +212,11 @@ def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) ->
     """
     if (n_copies == 1).all():
         return False
-    columns = [np.unique(column, return_inverse=True) for column in content.T]
-    if any(is_continuous(columns[j][0]) for j in np.flatnonzero(is_number)):
+    if has_continuous_column(content, is_number):
         return True
     if len(content) <= MAX_STATES:
         return False
+    columns = [np.unique(column, return_inverse=True) for column in content.T]
     columns = [(values, code.ravel()) for values, code in columns if len(values) > 1]
     cells = sum(math.log(len(values)) for values, _ in columns)
     n_rows = float(n_copies.sum())
@@ -230,6 +236,11 @@ def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) ->
 def hash_of_codes(code: Index, column: int) -> Keys:
     """Return hashes of the codes of a column."""
     return row_keys(code[:, None].astype(np.float64), column)
+
+
+def has_continuous_column(content: Array, is_number: NDArray[np.bool_]) -> bool:
+    """Return whether a column of numbers is on no lattice."""
+    return any(is_continuous(np.unique(column)) for column in content.T[is_number])
 
 
 def is_continuous(values: Array) -> bool:

@@ -5,8 +5,9 @@
   then stay.
 - A row is one for validation if a hash of its values, which is uniform in (0, 1), is below the
   validation fraction, so that a row that comes again is on the same side.  Of more than 10,000
-  such rows those of the least hash stay and the others are trained on.  Equal rows of discrete
-  columns are different observations; there the hash is also of the number of the row.
+  such rows those of the least hash stay and the others are trained on.  Rows of discrete columns
+  are equal by chance, and so are those all of whose numbers are frequent values of their columns
+  among the first rows, such as zeros of amounts; there the hash is also of the number of the row.
 - The reference has the mean and the covariance of all rows that have been trained on, exactly, by
   updates of pairs of samples ([1]_), and the frequencies of their categories.
 - Each row is in one step of the network, or in one for each time that it comes; rows that do not
@@ -67,7 +68,7 @@ from sk_itdiffusion._fit.training_control import rates_of, set_rates
 from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
 from sk_itdiffusion._runtime.generators import CopyableGenerator
 from sk_itdiffusion._runtime.parallel import run_interruptibly
-from sk_itdiffusion._table.rows import WeightedRows, column_labels
+from sk_itdiffusion._table.rows import WeightedRows, column_labels, group_rows
 from sk_itdiffusion._table.space import ColumnKind, TableSpace
 from sk_itdiffusion._table.streams import RowDataset
 from sk_itdiffusion.denoisers import LevelDenoiser
@@ -288,6 +289,7 @@ class IncrementalFit:
         self.model: TableModel | None = None
         self.networks: dict[str, StreamedNetwork] = {}
         self.history: list[dict[str, float]] = []
+        self.frequent: dict[int, Array] = {}
 
     def learn(self, values: Array, settings: FitSettings) -> TableModel:
         """Return the model of all rows so far, new ones included.
@@ -318,6 +320,7 @@ class IncrementalFit:
             self.waiting.append((values, number))
             values, number = map(np.concatenate, zip(*self.waiting, strict=True))
             model = first_model(values, self.kinds, settings, self.seed)
+            self.frequent = frequent_values(values, self.kinds)
             if not self._can_begin(values, number, model, settings):
                 return model
             self._begin(model, settings)
@@ -369,8 +372,12 @@ class IncrementalFit:
         """Return the hashes of rows, in (0, 1)."""
         space = model.space
         content = values[:, space.in_rows]
-        if model.has_probabilities:
-            content = np.column_stack([content, number])
+        frequent = {} if model.has_probabilities else self.frequent
+        if all(map(len, frequent.values())):
+            are_equal_by_chance = np.ones(len(values), dtype=bool)
+            for j, known in frequent.items():
+                are_equal_by_chance &= np.isin(values[:, j], known)
+            content = np.column_stack([content, np.where(are_equal_by_chance, number, -1.0)])
         keys: Keys = row_keys(content, model.seeds.split)
         return hash_uniform(keys, 0)
 
@@ -466,6 +473,13 @@ class IncrementalFit:
                 "valid_bound": bound,
             }
         )
+
+
+def frequent_values(values: Array, kinds: Sequence[ColumnKind]) -> dict[int, Array]:
+    """Return the frequent values of each continuous column, by its number."""
+    rows = group_rows(values, np.ones(len(values)))
+    continuous = [j for j, kind in enumerate(kinds) if kind.n_categories == 0]
+    return {j: np.unique(rows.X[rows.is_frequent(rows.X[:, j]), j]) for j in continuous}
 
 
 def first_model(

@@ -467,14 +467,14 @@ def noisy_copies(
     """Return noisy copies of rows, several of each observation if those are few.
 
     Where all columns are on lattices, equal rows are different observations, as of discrete tables.
-    Where one is not, and of images, they are copies of one.
+    Otherwise they are copies of one, unless entries off the lattices are frequent values of their
+    columns, such as zeros of amounts.  Equal images are copies.
     """
-    lowest, highest = extent(counted.X)
-    varies = lowest < highest
-    has_probabilities = bool((dequantizer.step[varies] > 0).all()) and not settings.model.has_images
-    least = 0 if settings.model.has_images else MIN_NOISY_COPIES
-    most = affordable_rows(counted.X.shape[1])
-    return dequantizer.noisy_copies(counted, least, most, one=not has_probabilities)
+    has_images = settings.model.has_images
+    off_lattice = counted.with_values(counted.X[:, dequantizer.step == 0.0])
+    one = np.ones(len(counted), dtype=bool) if has_images else ~off_lattice.are_equal_by_chance
+    least = 0 if has_images else MIN_NOISY_COPIES
+    return dequantizer.noisy_copies(counted, least, affordable_rows(counted.X.shape[1]), one)
 
 
 def n_observations(rows: WeightedRows, space: TableSpace) -> int:

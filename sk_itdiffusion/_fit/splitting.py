@@ -14,11 +14,7 @@ from sk_itdiffusion._fit.validation import Optimism, codes_of
 from sk_itdiffusion._immse.cubature import keys_apart
 from sk_itdiffusion._runtime.warning import warn
 from sk_itdiffusion._table.groups import RowGroups, near_copies
-from sk_itdiffusion._table.rows import (
-    MIN_TIMES_OF_A_VALUE,
-    SHARE_OF_A_VALUE,
-    WeightedRows,
-)
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion._table.space import TableSpace
 
 __all__ = [
@@ -83,10 +79,10 @@ def with_observations_apart(
     groups : RowGroups or None
         Their groups.
     """
-    if space.is_discrete or rows.source is not None:
+    if space.is_discrete or space.is_empty or rows.source is not None:
         return rows, groups
     times = np.rint(rows.weight if rows.number is None else rows.number)
-    is_apart = equal_by_chance(rows.columns(space.layout.n_continuous)) & (times > 1.0)
+    is_apart = rows.columns(space.layout.n_continuous).are_equal_by_chance & (times > 1.0)
     if not is_apart.any():
         return rows, groups
     most = np.minimum(times, MAX_OBSERVATIONS_OF_A_ROW)
@@ -102,24 +98,6 @@ def with_observations_apart(
         number=None if rows.number is None else (rows.number / n_parts)[index],
     )
     return found, None if groups is None else groups.of_parts(rows, index, n_parts)
-
-
-def equal_by_chance(rows: WeightedRows) -> NDArray[np.bool_]:
-    """Return which rows have only missing entries and frequent values of columns, (n_rows,)."""
-    is_value = [np.isnan(x) | is_frequent(x, rows) for x in rows.X.T]
-    return np.asarray(np.logical_and.reduce(is_value))
-
-
-def is_frequent(x: Array, rows: WeightedRows) -> NDArray[np.bool_]:
-    """Return whether each entry of a column is a value that makes up a large share of it, (n,)."""
-    number = rows.weight if rows.number is None else rows.number
-    seen = np.flatnonzero(~np.isnan(x))
-    place = np.unique(x[seen], return_inverse=True)[1].ravel()
-    share, times = (np.bincount(place, weights=each[seen]) for each in (rows.weight, number))
-    found = (share > SHARE_OF_A_VALUE * share.sum()) & (times >= MIN_TIMES_OF_A_VALUE)
-    is_frequent = np.zeros(len(x), dtype=bool)
-    is_frequent[seen] = found[place]
-    return is_frequent
 
 
 def split_independent_rows(

@@ -224,7 +224,9 @@ class Dequantizer:
         """Return rows with noise that follows from their content and the numbers of the copies."""
         return X + self.offsets(keys_of_copies(self.keys(X), number))
 
-    def noisy_copies(self, rows: WeightedRows, least: int, most: int, one: bool) -> NoisyCopies:
+    def noisy_copies(
+        self, rows: WeightedRows, least: int, most: int, one: bool | NDArray[np.bool_]
+    ) -> NoisyCopies:
         """Return noisy copies of rows, in random order.
 
         Each observation has a copy, or as many (up to 16) as make ``least`` copies in all.  An
@@ -238,7 +240,7 @@ class Dequantizer:
             Copies to make of few observations.
         most : int
             Copies, besides one for each row, beyond which a copy is several observations.
-        one : bool
+        one : bool or ndarray of shape (n_rows,)
             Whether all copies of a row are from one source, or those of an observation.
 
         Returns
@@ -263,7 +265,8 @@ class Dequantizer:
         index = np.repeat(np.arange(len(rows)), n_copies)
         number = np.arange(len(index)) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
         own = keys_of_copies(keys[index], number)
-        source = keys[index] if one else keys_of_copies(keys[index], number // times)
+        are_one = np.broadcast_to(one, len(rows))[index]
+        source = np.where(are_one, keys[index], keys_of_copies(keys[index], number // times))
         order = np.argsort(own)
         index = index[order]
         copies = rows.X[index]

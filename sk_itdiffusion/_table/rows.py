@@ -38,8 +38,9 @@ _ROUNDING_OF_COPIES, _ROUNDING_OF_LINES = 1e-12, 1e-8
 #: Integers up to which floats tell all of them apart.
 MAX_EXACT_INTEGER = 2.0**53
 MIN_TRAINING_ROWS = 10
-#: Share and number of observations from which on equal values are a frequent value.
-SHARE_OF_A_VALUE, MIN_TIMES_OF_A_VALUE = 0.05, 20
+#: Share and number of observations from which on equal values are a frequent value, the number also
+#: relative to that of most other values, and the share of these.
+SHARE_OF_A_VALUE, MIN_TIMES_OF_A_VALUE, USUAL_VALUES = 0.05, 20, 0.9
 MIN_VALIDATION_ROWS = 10
 #: Units below which the largest weight has to be if weights that are no integers are multiples.
 #: More would make thousands of observations of rows alongside one of tiny weight.
@@ -216,6 +217,38 @@ class WeightedRows:
             raise ValueError(too_few_rows(fraction, left, n_groups, "distinct rows"))
         is_valid = group.ravel() < n_valid
         return self.take(np.flatnonzero(~is_valid)), self.take(np.flatnonzero(is_valid))
+
+    @property
+    def are_equal_by_chance(self) -> NDArray[np.bool_]:
+        """Whether a row has only missing entries and frequent values of their columns, (n,).
+
+        Equal ones are then different observations, as they are in discrete tables.
+        """
+        found = np.ones(len(self), dtype=bool)
+        for x in self.X.T:
+            found &= np.isnan(x) | self.is_frequent(x)
+        return found
+
+    def is_frequent(self, x: Array) -> NDArray[np.bool_]:
+        """Return whether each entry of a column is a frequent value of it, (n,).
+
+        It makes up a large share of the column, and not by a row of great weight alone: many of
+        the distinct rows have it, or it comes many times as often as nearly all other values.
+        """
+        seen = np.flatnonzero(~np.isnan(x))
+        place = np.unique(x[seen], return_inverse=True)[1].ravel()
+        if not len(place):
+            return np.zeros(len(x), dtype=bool)
+        number = self.weight if self.number is None else self.number
+        share, times = (np.bincount(place, weights=each[seen]) for each in (self.weight, number))
+        n_rows = np.bincount(place)
+        has_many_rows = n_rows > max(1.0, SHARE_OF_A_VALUE * len(seen))
+        stands_out = times >= MIN_TIMES_OF_A_VALUE * np.quantile(times, USUAL_VALUES)
+        found = (share > SHARE_OF_A_VALUE * share.sum()) & (times >= MIN_TIMES_OF_A_VALUE)
+        found &= has_many_rows | stands_out
+        is_frequent = np.zeros(len(x), dtype=bool)
+        is_frequent[seen] = found[place]
+        return is_frequent
 
     def split_copies(
         self, fraction: float, most: int, seed: int
