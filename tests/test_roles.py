@@ -695,6 +695,16 @@ def test_columns_may_come_in_any_order():
     assert abs(first - second) < 0.15
 
 
+def test_patterns_of_one_row_have_noise_of_their_own(curved):
+    """Else weights would be judged on the noise that they are fitted to, where states are few."""
+    model = curved._model
+    rows = WeightedRows(np.tile(model.space.standardized(curved_rows(1)), (4, 1)), np.ones(4))
+    target = np.ones(rows.X.shape, dtype=bool)
+    chosen = pattern_stacking.PatternRows(rows, target, ~target)
+    gram = pattern_stacking.profile_of_parts(model.patterns, model, chosen).gram
+    assert all(len(np.unique(part)) == 4 for part in gram[:, :, 0, 0])
+
+
 def test_classes_without_rows_have_no_rule(monkeypatch, curved):
     monkeypatch.setattr(pattern_stacking, "MIN_ROWS_OF_A_CLASS", 10**6)
     model = curved._model

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from sk_itdiffusion._table.reading import read_table, without_tensors
 
@@ -79,6 +80,14 @@ def with_entries(X: Any, missing: Mask, entries: Any) -> Any:
     return np.where(missing, found.astype(object), array)
 
 
+def _holds(dtype: Any, other: Any) -> bool:
+    """Return whether columns of a dtype hold the entries of another one."""
+    are_numbers = all(
+        is_numeric_dtype(each) and not is_bool_dtype(each) for each in (dtype, other)
+    )
+    return dtype == other or are_numbers
+
+
 def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
     columns = []
     for j in range(X.shape[1]):
@@ -90,7 +99,7 @@ def _in_pandas(X: pd.DataFrame, missing: Mask, entries: Any) -> pd.DataFrame:
                     [each for each in found.unique() if each not in column.cat.categories]
                 )
                 found = found.astype(column.dtype)
-            elif column.isna().all() and column.dtype != found.dtype:
+            elif column.isna().all() and not _holds(column.dtype, found.dtype):
                 column = column.astype(object)
             if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
                 found = found.astype(column.dtype)

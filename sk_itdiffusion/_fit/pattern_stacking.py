@@ -227,7 +227,8 @@ def with_class(
 def profile_of_parts(stack: PatternStack, experts: Experts, chosen: PatternRows) -> ErrorProfile:
     """Return the products of the experts' residuals on parts of rows, at the nodes."""
     rows, logsnr = chosen.rows, stack.logsnr
-    keys = rows.keys(experts.seeds.scoring + 1)
+    # Patterns of one row have noise of their own: weights are judged on rows that did not fit them.
+    keys = keys_apart(rows.keys(experts.seeds.scoring + 1))
 
     def grams(part: tuple[Question, NDArray[np.intp]]) -> Array:
         question, numbers = part
@@ -278,7 +279,6 @@ def calibrated(
             gap[numbers], spread[numbers] = own
         return gap, spread
 
-    # Patterns of one row have noise of their own, or they would count as one.
     keys = rows.keys(experts.seeds.scoring + 2)
     return calibrate_errors(integrate, keys_apart(keys), log_density, rows.weight)
 
