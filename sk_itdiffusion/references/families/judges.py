@@ -21,6 +21,9 @@ __all__ = ["Judges"]
 Array = NDArray[np.float64]
 #: Rows that judge, if there are so many: those that validate, and folds of those that train.
 _ROWS_TO_JUDGE, _MAX_FOLDS = 200, 8
+#: Parts that training rows are divided into, at least: a fit to half of them would say little of
+#: one to all.
+_MIN_PARTS = 5
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,18 @@ class Judges:
         return self.scores(independent, fit)
 
 
+def n_parts(n_folds: int) -> int:
+    """Return how many parts there are of which so many are folds."""
+    return max(n_folds + 1, _MIN_PARTS)
+
+
 def folds_of_units(rows: WeightedRows, n_folds: int) -> list[tuple[WeightedRows, WeightedRows]]:
     """Return all rows but those of a fold, and these; dependent ones stay together."""
     unit = np.arange(len(rows))
     if rows.unit is not None:
         unit = np.unique(rows.unit, return_inverse=True)[1].ravel()
-    # Rows are in random order; one more part is in no fold.
-    fold = unit % (n_folds + 1)
+    # Rows are in random order; a part at least is in no fold.
+    fold = unit % n_parts(n_folds)
     masks = [fold == number for number in range(n_folds)]
     return [(rows.take(np.flatnonzero(~mask)), rows.take(np.flatnonzero(mask))) for mask in masks]
 
@@ -125,7 +133,7 @@ def folds_of_observations(
     observation = random_state.permutation(np.repeat(np.arange(len(rows)), counts))
     folds = []
     for number in range(n_folds):
-        own = np.bincount(observation[number :: n_folds + 1], minlength=len(rows))
+        own = np.bincount(observation[number :: n_parts(n_folds)], minlength=len(rows))
         parts = (replace(rows, weight=rows.weight / counts * n) for n in (counts - own, own))
         train, judge = (part.take(np.flatnonzero(part.weight)) for part in parts)
         folds.append((train, judge))
