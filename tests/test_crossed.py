@@ -21,7 +21,7 @@ from sk_itdiffusion.references.crossed_fit import (
     _step,
     fit_crossed_mixture,
 )
-from sk_itdiffusion.references.families.crossed import held_out_folds
+from sk_itdiffusion.references.families.judges import Judges
 from sk_itdiffusion.references.judging import log_likelihoods
 from sk_itdiffusion.references.latent_class import fit_latent_class
 from sk_itdiffusion.references.mixture_fit import with_wide_components
@@ -142,13 +142,42 @@ def test_categories_depend_on_finely_modelled_numbers():
     assert -found.mean() < truth + 0.1
 
 
+def judges_of(rows, n_valid, in_counts=False):
+    valid = rows.take(np.arange(n_valid))
+    return Judges.of(rows, valid, in_counts, np.random.RandomState(0))
+
+
 def test_folds_keep_together_what_is_not_independent():
-    group = np.arange(300) // 5
-    rows = WeightedRows(np.zeros((300, 1)), np.ones(300), group=group)
-    folds = held_out_folds(rows, 40)
+    group = np.arange(600) // 5
+    rows = WeightedRows(np.arange(600.0)[:, None], np.ones(600), group=group)
+    folds = judges_of(rows, 40).folds
     assert len(folds) == 4
-    assert np.sum(folds, axis=0).max() == 1
-    for fold in folds:
-        assert not np.isin(group[fold], group[~fold]).any()
-        assert 30 < fold.sum() < 100
-    assert held_out_folds(rows, 500) == []
+    for train, judge in folds:
+        assert not np.isin(judge.group, train.group).any()
+        np.testing.assert_array_equal(np.sort(np.append(train.X, judge.X)), rows.X[:, 0])
+        assert 60 < len(judge) < 200
+    together = np.concatenate([judge.X for _, judge in folds])
+    assert len(np.unique(together)) == len(together)
+    assert judges_of(rows, 500).folds == []
+
+
+def test_folds_of_observations_divide_equal_rows_by_chance():
+    counts = np.array([400.0, 80.0, 15.0, 5.0])
+    rows = WeightedRows(np.arange(4.0)[:, None], counts)
+    valid = rows.take(np.array([2]))  # 15 observations
+    judges = Judges.of(rows, valid, True, np.random.RandomState(0))
+    assert len(judges.folds) == 8
+    found = np.zeros((8, 4))
+    for number, (train, judge) in enumerate(judges.folds):
+        own, others = np.zeros(4), np.zeros(4)
+        own[judge.X[:, 0].astype(int)], others[train.X[:, 0].astype(int)] = (
+            judge.weight,
+            train.weight,
+        )
+        np.testing.assert_allclose(own + others, counts)
+        found[number] = own
+    np.testing.assert_allclose(found.sum(axis=1), 500 / 9, atol=1.0)
+    assert judges.n_observations == 15.0 + found.sum()
+    # Equal shares in all folds would make independent columns look dependent.
+    spread = found[:, 0].var(ddof=1) / (500 / 9 * 0.8 * 0.2 * (8 / 9))
+    assert 0.2 < spread < 3.0  # the 0.002 and 0.998 quantiles of a mean of 7 squares

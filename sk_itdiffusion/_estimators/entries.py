@@ -82,9 +82,7 @@ def with_entries(X: Any, missing: Mask, entries: Any) -> Any:
 
 def _holds(dtype: Any, other: Any) -> bool:
     """Return whether columns of a dtype hold the entries of another one."""
-    are_numbers = all(
-        is_numeric_dtype(each) and not is_bool_dtype(each) for each in (dtype, other)
-    )
+    are_numbers = all(is_numeric_dtype(each) and not is_bool_dtype(each) for each in (dtype, other))
     return dtype == other or are_numbers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from sk_itdiffusion.references.families.base import (
     JudgedReference,
     ReferenceFamily,
 )
+from sk_itdiffusion.references.families.judges import Judges
 from sk_itdiffusion.references.families.mixture import (
     _EM_STEPS_FOR_SEARCH,
     _MAX_EM_STEPS,
@@ -31,11 +31,9 @@ from sk_itdiffusion.references.families.mixture import (
 from sk_itdiffusion.references.judging import (
     best_beyond_an_error,
     first_rows,
-    joined_rows,
     log_likelihoods,
     search_numbers,
 )
-from sk_itdiffusion.references.latent_class import smoothed_marginals
 from sk_itdiffusion.references.mixture import GaussianMixtureReference
 from sk_itdiffusion.references.optimism import choice_optimism
 
@@ -54,8 +52,6 @@ _CLASSES = (2, 4, 8, 16, 32, 64)
 _PRIORS = (5.0, 1.0)
 #: Rows that the classes see at most.
 _MAX_ROWS = 50_000
-#: Rows that judge, if there are so many: those that validate, and folds of those that train.
-_ROWS_TO_JUDGE, _MAX_FOLDS = 200, 8
 
 
 def fit_crossed_mixture_by_validation(
@@ -66,9 +62,7 @@ def fit_crossed_mixture_by_validation(
 ) -> tuple[CrossedMixtureReference | None, Array]:
     """Return the crossed mixture whose number of classes is best on held-out rows, or None.
 
-    It must be better than independent categories by more than one standard error.  Where few rows
-    validate, folds of the training rows are held out too, each from a fit of its own: the fits are
-    quick, and a few dozen rows would choose by chance.
+    It must be better than independent categories by more than one standard error; see `Judges`.
 
     Parameters
     ----------
@@ -92,16 +86,9 @@ def fit_crossed_mixture_by_validation(
     assert isinstance(mixture, GaussianMixtureReference)
     rows = first_rows(split.train, _MAX_ROWS)
     few = first_rows(rows, MAX_ROWS_FOR_MIXTURES)
-    folds = held_out_folds(few, len(valid))
-    judges = joined_rows([valid, *(few.take(np.flatnonzero(fold)) for fold in folds)])
     layout = independent.layout
-    scores_without = [log_likelihoods(independent, valid.X)]
-    for fold in folds:
-        # Frequencies of categories must not have seen the rows either.
-        marginals = smoothed_marginals(few.take(np.flatnonzero(~fold)), layout)
-        without = IndependentReference(layout, marginals, mixture)
-        scores_without.append(log_likelihoods(without, few.X[fold]))
-    baseline = np.concatenate(scores_without)
+    judges = Judges.of(few, valid, False, random_state)
+    baseline = judges.scores_of_independent(independent, layout)
     tried = [baseline]
 
     def fit(
@@ -121,11 +108,7 @@ def fit_crossed_mixture_by_validation(
 
     def judged(job: Job) -> tuple[Array, CrossedMixtureReference]:
         found = fit(job)
-        scores = [log_likelihoods(found, valid.X)]
-        for fold in folds:
-            without = fit(job, few.take(np.flatnonzero(~fold)))
-            scores.append(log_likelihoods(without, few.X[fold]))
-        return np.concatenate(scores), found
+        return judges.scores(found, partial(fit, job)), found
 
     def fit_all(
         prior: float, numbers: Sequence[int]
@@ -135,20 +118,20 @@ def fit_crossed_mixture_by_validation(
         with single_blas_thread():
             fitted = map_in_workers(judged, jobs, "cpu")
         tried.extend(scores for scores, _ in fitted)
-        return [(float(judges.share @ scores), found) for scores, found in fitted]
+        return [(float(judges.rows.share @ scores), found) for scores, found in fitted]
 
     possible = [c for c in _CLASSES if c < len(rows)]
     best, best_prior = None, _PRIORS[0]
     for prior in _PRIORS:
-        least = float(judges.share @ baseline) if best is None else best[0]
+        least = float(judges.rows.share @ baseline) if best is None else best[0]
         found = search_numbers(possible, partial(fit_all, prior), least)
         if found is not None:
             best, best_prior = found, prior
         # With a weaker prior fewer classes are no better.
         possible = [c for c in possible if best is None or c >= best[2]]
     scores = np.stack(tried)
-    optimism = choice_optimism(scores, judges, best_beyond_an_error)[: len(valid)]
-    if best is None or best_beyond_an_error(scores, judges.share, judges.unit) == 0:
+    optimism = choice_optimism(scores, judges.rows, best_beyond_an_error)[: len(valid)]
+    if best is None or best_beyond_an_error(scores, judges.rows.share, judges.rows.unit) == 0:
         return None, optimism
     # The search is brief; its winner is fitted once more, to all rows and to the end.
     seed = int(random_state.randint(2**31 - 1))
@@ -156,19 +139,6 @@ def fit_crossed_mixture_by_validation(
         last = fit((best[2], best_prior, seed), rows, _MAX_EM_STEPS)
     candidates = [best[1], last]
     return max(candidates, key=lambda c: float(valid.share @ log_likelihoods(c, valid.X))), optimism
-
-
-def held_out_folds(rows: WeightedRows, n_valid: int) -> list[NDArray[np.bool_]]:
-    """Return which training rows judge in each of the fits that do without them."""
-    n_folds = min(_MAX_FOLDS, math.ceil(_ROWS_TO_JUDGE / n_valid) - 1)
-    if n_folds < 1:
-        return []
-    unit = (
-        np.arange(len(rows)) if rows.unit is None else np.unique(rows.unit, return_inverse=True)[1]
-    )
-    # Rows are in random order, and those that are not independent stay together.
-    fold = unit % (n_folds + 1)
-    return [fold == number for number in range(n_folds)]
 
 
 class CrossedMixtureFamily(ReferenceFamily):

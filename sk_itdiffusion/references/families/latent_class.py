@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from sk_itdiffusion._immse.cubature import Keys
 from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
+from sk_itdiffusion._table.rows import WeightedRows
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.classes import LatentClassReference
 from sk_itdiffusion.references.discrete import IndependentReference
@@ -20,13 +22,19 @@ from sk_itdiffusion.references.families.base import (
     JudgedReference,
     ReferenceFamily,
 )
+from sk_itdiffusion.references.families.judges import Judges
 from sk_itdiffusion.references.families.mixture import (
     _EM_STEPS_FOR_SEARCH,
     _MAX_EM_STEPS,
     MAX_ROWS_FOR_MIXTURES,
     mixture_regularization,
 )
-from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, search_numbers
+from sk_itdiffusion.references.judging import (
+    best_beyond_an_error,
+    log_likelihoods,
+    mean_and_error,
+    search_numbers,
+)
 from sk_itdiffusion.references.latent_class import fit_latent_class
 from sk_itdiffusion.references.optimism import choice_optimism
 
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["LatentClassFamily", "fit_latent_class_by_validation"]
 
 Array = NDArray[np.float64]
+#: Number of classes and seed of a fit.
+Job = tuple[int, int]
 _CLASSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 MAX_ROWS_FOR_CLASSES = 50_000
 #: Entries of the matrix of rows and categories that latent class models are fitted to.
@@ -56,7 +66,7 @@ def fit_latent_class_by_validation(
 ) -> tuple[LatentClassReference | None, Array]:
     """Return the latent class model whose number of classes validates best, or None.
 
-    It must be better than the independent reference by more than one standard error.
+    It must be better than the independent reference by more than one standard error; see `Judges`.
 
     Parameters
     ----------
@@ -83,26 +93,33 @@ def fit_latent_class_by_validation(
     most = int(np.clip(_MAX_INDICATORS // width, 1000, MAX_ROWS_FOR_CLASSES))
     rows = split.train.take(np.arange(min(len(split.train), most)))
     few = rows.take(np.arange(min(len(rows), MAX_ROWS_FOR_MIXTURES)))
-    baseline = log_likelihoods(independent, valid.X)
-    scores: dict[tuple[int, int], Array] = {}
+    in_counts = not layout.n_continuous
+    judges = Judges.of(few, valid, in_counts, random_state)
+    baseline = judges.scores_of_independent(independent, layout)
+    scores: dict[Job, Array] = {}
 
-    def fit(job: tuple[int, int], last: bool = False) -> tuple[float, LatentClassReference]:
-        reference = fit_latent_class(
-            rows if last else few,
+    def fit(
+        job: Job, rows: WeightedRows = few, n_steps: int = _EM_STEPS_FOR_SEARCH
+    ) -> LatentClassReference:
+        return fit_latent_class(
+            rows,
             layout,
             job[0],
             np.random.RandomState(job[1]),
             regularization=regularization,
-            max_iter=_MAX_EM_STEPS if last else _EM_STEPS_FOR_SEARCH,
+            max_iter=n_steps,
             stopped=lambda: stop is not None and stop.is_set(),
         )
-        scores[job] = log_likelihoods(reference, valid.X)
-        return float(valid.share @ scores[job]), reference
+
+    def judged(job: Job) -> tuple[float, LatentClassReference]:
+        found = fit(job)
+        scores[job] = judges.scores(found, partial(fit, job))
+        return float(judges.rows.share @ scores[job]), found
 
     def fit_all(numbers: Sequence[int]) -> list[tuple[float, LatentClassReference]]:
         seeds = random_state.randint(2**31 - 1, size=len(numbers))
         with single_blas_thread():
-            return map_in_workers(fit, zip(numbers, seeds, strict=True), "cpu")
+            return map_in_workers(judged, zip(numbers, seeds, strict=True), "cpu")
 
     n_categories = layout.n_category_points
     n_possible = min(
@@ -111,25 +128,27 @@ def fit_latent_class_by_validation(
         _MAX_CLASS_WORK // (len(rows) * n_categories),
     )
     possible = [c for c in _CLASSES if c < 2 * n_possible]
-    best = search_numbers(possible, fit_all, float(valid.share @ baseline))
+    best = search_numbers(possible, fit_all, float(judges.rows.share @ baseline))
     if best is None:
         return None, np.zeros(len(valid))
-    # The search is brief; its winner is fitted once more, to all rows and to the end.
-    with single_blas_thread():
-        final = fit((best[2], int(random_state.randint(2**31 - 1))), last=True)
-    chosen = final[1] if final[0] > best[0] else best[1]
-    in_counts = not layout.n_continuous
     tried = np.stack([baseline, *(scores[job] for job in sorted(scores))])
 
     def choose(given: Array, share: Array, source: Keys | None) -> int:
         """Return the best model, or 0 if it is not better than none by a standard error."""
+        if judges.n_observations is None:
+            return best_beyond_an_error(given, share, source)
         number = int(np.argmax(given @ share))
-        n_valid = float(valid.weight.sum()) if in_counts else None
-        mean, error = mean_and_error(given[number] - given[0], share, n_valid)
+        mean, error = mean_and_error(given[number] - given[0], share, judges.n_observations)
         return number if mean > error else 0
 
-    optimism = choice_optimism(tried, valid, choose, in_counts=in_counts)
-    return (chosen if choose(tried, valid.share, None) else None), optimism
+    optimism = choice_optimism(tried, judges.rows, choose, in_counts=in_counts)[: len(valid)]
+    if not choose(tried, judges.rows.share, judges.rows.unit):
+        return None, optimism
+    # The search is brief; its winner is fitted once more, to all rows and to the end.
+    job = best[2], int(random_state.randint(2**31 - 1))
+    with single_blas_thread():
+        candidates = [best[1], fit(job, rows, _MAX_EM_STEPS)]
+    return max(candidates, key=lambda c: float(valid.share @ log_likelihoods(c, valid.X))), optimism
 
 
 class LatentClassFamily(ReferenceFamily):
