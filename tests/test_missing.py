@@ -511,7 +511,7 @@ WITHOUT_MISSING = {
 def test_entries_of_columns_that_lacked_none_may_be_masked(kind, tmp_path):
     """Scores are those of the other columns, whatever the fit makes of missing categories."""
     estimator, dtype, settings = WITHOUT_MISSING[kind]
-    table = mixed_table(120).astype({"colour": dtype})
+    table = mixed_table(400).astype({"colour": dtype})
     table["late"] = pd.array(table["count"] > 2, dtype="boolean")
     quick = {"reference": "latent_class"} | ANALYTIC
     if estimator is IMMSEMixedDensity:

@@ -82,7 +82,9 @@ def with_observations_apart(
     if space.is_discrete or space.is_empty or rows.source is not None:
         return rows, groups
     times = np.rint(rows.weight if rows.number is None else rows.number)
-    is_apart = rows.columns(space.layout.n_continuous).are_equal_by_chance & (times > 1.0)
+    is_apart = times > 1.0
+    if is_apart.any():
+        is_apart &= rows.columns(space.layout.n_continuous).are_equal_by_chance
     if not is_apart.any():
         return rows, groups
     most = np.minimum(times, MAX_OBSERVATIONS_OF_A_ROW)
