@@ -141,3 +141,12 @@ def test_moments_that_do_not_exist_are_errors_that_name_the_column(mixed):
         view.mode(X, n_draws=0)
     with pytest.raises(ValueError, match="does not have: 'age'"):
         view.mean(X, "age")
+
+
+@pytest.mark.parametrize("is_frame", [False, True])
+def test_marginal_of_the_only_column_is_the_density(is_frame):
+    X = np.random.default_rng(0).normal(size=(60, 1))
+    table = pd.DataFrame(X, columns=["x"]) if is_frame else X
+    density = IMMSEDensity(reference="gaussian", max_epochs=0, random_state=0).fit(table)
+    found = density.marginal([0]).score_samples(table)
+    np.testing.assert_allclose(found, density.score_samples(table))

@@ -132,8 +132,8 @@ class DensityView(DocumentationLinkMixin, DensityMixin, BaseEstimator):
         ]
         table = pd.concat(parts, axis=1).set_axis(names, axis=1)
         values = self.density._read(table, allow_missing=True)
-        values[:, np.setdiff1d(np.arange(len(names)), positions)] = np.nan
-        return values
+        is_asked = np.isin(np.arange(len(names)), positions)
+        return np.where(is_asked, values, np.nan)
 
     def _usual_values(self) -> list[Any]:
         """Return a value of each column that the density takes."""
