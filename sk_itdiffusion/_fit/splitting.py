@@ -28,7 +28,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 MAX_VALIDATION_ROWS = 10_000
-#: Rows at most that observations without continuous entries are, of each combination of the others.
+#: Rows at most that observations which are equal by chance become, of each distinct one.
 MAX_OBSERVATIONS_OF_A_ROW = 10_000
 #: Share of the rows that near-duplicates of each other may be without making a split impossible.
 MAX_SHARE_OF_COPIES = 0.5
