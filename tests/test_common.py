@@ -172,6 +172,22 @@ def test_errors_about_texts_name_the_columns_and_an_entry(estimator, entry):
             clone(estimator).fit(X)
 
 
+@pytest.mark.parametrize("kind", ["datetime64[s]", "timedelta64[s]", "period[D]"])
+@pytest.mark.parametrize("estimator", NUMERIC, ids=lambda each: type(each).__name__)
+def test_dates_and_durations_are_no_numbers(estimator, kind):
+    """NumPy makes -9e18 of a missing one."""
+    days = pd.Series(pd.date_range("2026-01-01", periods=40)).to_frame("day")
+    days.iloc[3] = pd.NaT
+    if kind == "timedelta64[s]":
+        days -= days.iloc[0]
+    tables = [days.astype(kind)]
+    if kind != "period[D]":
+        tables.append(tables[0].to_numpy())
+    for X in tables:
+        with pytest.raises(ValueError, match=r"strings or dates in column\(s\) ('day'|0), such as"):
+            clone(estimator).fit(X)
+
+
 @pytest.mark.parametrize(
     ("estimator", "value", "message"),
     [(ENSEMBLE, np.nan, "NaN"), (DETECTOR, np.inf, "infinity.*")],

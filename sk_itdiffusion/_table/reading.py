@@ -161,6 +161,9 @@ def naming_columns(X: Any, allow_missing: bool = False) -> Iterator[None]:
         Instead of an error that tells of X as a whole.
     """
     try:
+        if has_times(X):
+            # NumPy makes numbers of them, also of those that are missing.
+            raise TypeError("dates and durations are not numbers")
         yield
     except (OverflowError, TypeError, ValueError) as error:
         is_of_names = "feature names" in str(error)
@@ -168,6 +171,12 @@ def naming_columns(X: Any, allow_missing: bool = False) -> Iterator[None]:
         if reason is None:
             raise
         raise ValueError(reason) from None
+
+
+def has_times(X: Any) -> bool:
+    """Return whether an array, or columns of a data frame, hold dates or durations."""
+    dtypes = list(X.dtypes) if isinstance(X, pd.DataFrame) else [getattr(X, "dtype", None)]
+    return any(getattr(dtype, "kind", None) in ("m", "M") for dtype in dtypes)
 
 
 def check_observed(lacking: NDArray[np.bool_], names: Sequence[str] | None) -> None:
@@ -255,9 +264,11 @@ def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
 def _first_text(column: pd.Series[Any]) -> str | None:
     """Return the first text or time in a column that is not a number, for messages."""
     is_time = types.is_datetime64_any_dtype(column.dtype)
+    is_time = is_time or types.is_timedelta64_dtype(column.dtype)
     wrong = column.notna() if is_time else _no_numbers(column)
     first = column[wrong].iloc[:1].astype(object).tolist()
-    return repr(str(first[0])) if first and isinstance(first[0], str | datetime.date) else None
+    texts = (str, datetime.date, datetime.timedelta, pd.Period)
+    return repr(str(first[0])) if first and isinstance(first[0], texts) else None
 
 
 def _no_numbers(column: pd.Series[Any]) -> Any:
