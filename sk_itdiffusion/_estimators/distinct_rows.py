@@ -177,29 +177,10 @@ class DistinctRows:
 def copies_at_once(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> Index | None:
     """Return how many of equal rows are held out together, (n,); None for one.
 
-    See `are_copies` for the parameters.  Beside a continuous column rows are equal by chance if all
-    of their numbers are missing or frequent values of their columns, as zeros of amounts are; on
-    lattices, where copies have such values too, if they lack all numbers or make up a large share
-    of the table.
-    """
-    if not are_copies(content, is_number, n_copies):
-        return None
-    numbers = WeightedRows(content[:, is_number], n_copies.astype(np.float64))
-    if has_continuous_column(content, is_number):
-        by_chance = numbers.are_equal_by_chance
-    else:
-        is_value = n_copies > max(SHARE_OF_A_VALUE * n_copies.sum(), MIN_TIMES_OF_A_VALUE)
-        by_chance = is_value | np.isnan(numbers.X).all(axis=1)
-    return np.where(by_chance, 1, n_copies)
-
-
-def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) -> bool:
-    """Return whether equal rows are copies of one observation.
-
-    They are if a column is continuous, or if there are more pairs of equal rows than chance makes.
-    Of independent rows that agree in all columns but one, a share agrees in this one too, about
-    that of all rows that do: so pairs that differ in one column tell how many are equal by chance.
-    Where there are few states, or few combinations of values for the rows, all are by chance.
+    Beside a continuous column equal rows are copies of one observation, unless all of their numbers
+    are missing or frequent values of their columns, as zeros of amounts are: then they are equal by
+    chance.  On lattices they are copies if there are more than chance makes, except for rows, which
+    copies may have too, that lack all numbers or make up a large share of the table.
 
     Parameters
     ----------
@@ -211,9 +192,26 @@ def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) ->
         How many rows each stands for.
     """
     if (n_copies == 1).all():
-        return False
-    if has_continuous_column(content, is_number):
-        return True
+        return None
+    numbers = WeightedRows(content[:, is_number], n_copies.astype(np.float64))
+    if any(is_continuous(np.unique(column)) for column in numbers.X.T):
+        by_chance = numbers.are_equal_by_chance
+    elif has_more_pairs_than_chance(content, n_copies):
+        is_value = n_copies > max(SHARE_OF_A_VALUE * n_copies.sum(), MIN_TIMES_OF_A_VALUE)
+        by_chance = is_value | np.isnan(numbers.X).all(axis=1)
+    else:
+        return None
+    return np.where(by_chance, 1, n_copies)
+
+
+def has_more_pairs_than_chance(content: Array, n_copies: Index) -> bool:
+    """Return whether there are more pairs of equal rows than chance makes, on lattices.
+
+    Of independent rows that agree in all columns but one, a share agrees in this one too, about
+    that of all rows that do: so pairs that differ in one column tell how many are equal by chance.
+    Where there are few states, or few combinations of values for the rows, all are by chance.  See
+    `copies_at_once` for the parameters.
+    """
     if len(content) <= MAX_STATES:
         return False
     columns = [np.unique(column, return_inverse=True) for column in content.T]
@@ -236,11 +234,6 @@ def are_copies(content: Array, is_number: NDArray[np.bool_], n_copies: Index) ->
 def hash_of_codes(code: Index, column: int) -> Keys:
     """Return hashes of the codes of a column."""
     return row_keys(code[:, None].astype(np.float64), column)
-
-
-def has_continuous_column(content: Array, is_number: NDArray[np.bool_]) -> bool:
-    """Return whether a column of numbers is on no lattice."""
-    return any(is_continuous(np.unique(column)) for column in content.T[is_number])
 
 
 def is_continuous(values: Array) -> bool:

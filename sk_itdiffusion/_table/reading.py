@@ -176,7 +176,12 @@ def naming_columns(X: Any, allow_missing: bool = False) -> Iterator[None]:
 def has_times(X: Any) -> bool:
     """Return whether an array, or columns of a data frame, hold dates or durations."""
     dtypes = list(X.dtypes) if isinstance(X, pd.DataFrame) else [getattr(X, "dtype", None)]
-    return any(getattr(dtype, "kind", None) in ("m", "M") for dtype in dtypes)
+    return any(is_time(dtype) for dtype in dtypes)
+
+
+def is_time(dtype: Any) -> bool:
+    """Return whether entries of a dtype are dates or durations."""
+    return getattr(dtype, "kind", None) in ("m", "M")
 
 
 def check_observed(lacking: NDArray[np.bool_], names: Sequence[str] | None) -> None:
@@ -263,9 +268,7 @@ def reason_of_columns(X: Any, allow_missing: bool = False) -> str | None:
 
 def _first_text(column: pd.Series[Any]) -> str | None:
     """Return the first text or time in a column that is not a number, for messages."""
-    is_time = types.is_datetime64_any_dtype(column.dtype)
-    is_time = is_time or types.is_timedelta64_dtype(column.dtype)
-    wrong = column.notna() if is_time else _no_numbers(column)
+    wrong = column.notna() if is_time(column.dtype) else _no_numbers(column)
     first = column[wrong].iloc[:1].astype(object).tolist()
     texts = (str, datetime.date, datetime.timedelta, pd.Period)
     return repr(str(first[0])) if first and isinstance(first[0], texts) else None

@@ -88,7 +88,7 @@ def fit_crossed_mixture_by_validation(
     few = first_rows(rows, MAX_ROWS_FOR_MIXTURES)
     layout = independent.layout
     judges = Judges.of(few, valid, False, random_state)
-    baseline = judges.scores_of_independent(independent, layout)
+    baseline = judges.scores_of_independent(independent)
     tried = [baseline]
 
     def fit(

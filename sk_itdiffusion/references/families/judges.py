@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.discrete import IndependentReference
 from sk_itdiffusion.references.judging import joined_rows, log_likelihoods
@@ -94,15 +93,15 @@ class Judges:
         parts += [log_likelihoods(fit(train), judge.X) for train, judge in self.folds]
         return np.concatenate(parts)
 
-    def scores_of_independent(self, independent: IndependentReference, layout: Layout) -> Array:
+    def scores_of_independent(self, independent: IndependentReference) -> Array:
         """Return the log-likelihoods of the rows under independent categories.
 
         Their frequencies have not seen the rows either.
         """
 
         def fit(train: WeightedRows) -> IndependentReference:
-            marginals = smoothed_marginals(train, layout)
-            return IndependentReference(layout, marginals, independent.continuous)
+            marginals = smoothed_marginals(train, independent.layout)
+            return IndependentReference(independent.layout, marginals, independent.continuous)
 
         return self.scores(independent, fit)
 

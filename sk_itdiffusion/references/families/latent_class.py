@@ -95,7 +95,7 @@ def fit_latent_class_by_validation(
     few = rows.take(np.arange(min(len(rows), MAX_ROWS_FOR_MIXTURES)))
     in_counts = not layout.n_continuous
     judges = Judges.of(few, valid, in_counts, random_state)
-    baseline = judges.scores_of_independent(independent, layout)
+    baseline = judges.scores_of_independent(independent)
     scores: dict[Job, Array] = {}
 
     def fit(
