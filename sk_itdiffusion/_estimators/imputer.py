@@ -480,7 +480,9 @@ class IMMSEImputer(
             too small.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights of the rows in the fits, as in `fit`, whose own are not used here.
-            It is up to ``analyze`` to weight its estimates.
+            It is up to ``analyze`` to weight its estimates.  A row has one draw in each imputation
+            whatever its weight: repeat rows that stand for several observations, or standard errors
+            are too large.
 
         Returns
         -------
