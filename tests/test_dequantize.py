@@ -191,7 +191,7 @@ def test_no_advice_to_dequantise_what_is():
         IMMSEDensity(dequantize=True, **PLAIN).fit(np.column_stack([X, np.full(200, 5.0)]))
     rng = np.random.default_rng(0)
     tied = np.column_stack([X[:, 0], np.rint(rng.normal(size=200))])
-    with pytest.warns(UserWarning, match=r"Column\(s\) 1 have many equal.*or give their steps"):
+    with pytest.warns(UserWarning, match=r"Column\(s\) 1 have many equal.*or set their steps"):
         IMMSEDensity(dequantize=[1.0, 0.0], **PLAIN).fit(tied)
 
 

@@ -343,7 +343,7 @@ def test_weights_of_any_ratio(largest):
     assert np.isfinite(density.score_samples(X)).all()
 
 
-@pytest.mark.filterwarnings("ignore:Rows are nearer to each other")
+@pytest.mark.filterwarnings("ignore:Some rows are closer to each other")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "X",

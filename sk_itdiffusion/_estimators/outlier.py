@@ -209,8 +209,8 @@ class IMMSEOutlierDetector(
     is observed, the nearer is the score to the mean.  If training rows lack entries, references are
     fitted to the observed parts, without networks; to be neighbours, and to judge the members, each
     training row is completed by one draw.  In columns of strings, booleans and categories that had
-    missing entries in `fit`, these are a category of its own, unless the estimator has
-    ``handle_missing="missing"``.  Ensembles take no rows with missing entries.
+    missing entries in `fit`, these are a category of its own, which is unusual if it is rare,
+    unless the estimator has ``handle_missing="missing"``.  Ensembles take no missing entries.
 
     Rows that were trained on score a little higher than new ones.  Which rows are held out follows
     from their content and the seed; equal rows that are not so by chance are held out together.
@@ -665,7 +665,7 @@ class IMMSEOutlierDetector(
             Contributions in nats, with the names of the columns (or x0, x1, ...).  A row sums to
             its score up to rounding, on every kind of table, unless it lacks all entries: with the
             same noise, what the columns tell in an interval of the log-SNR is made to sum to what
-            the log-densities differ by.  Missing entries contribute 0, and what is expected of them
+            the log-densities differ by.  Unknown entries contribute 0, and what is expected of them
             is divided equally among the observed ones, from which it follows.  Single contributions
             have the numerical error of the integral: for ordinary rows that of ``score_tol`` of the
             estimator, for far ones a few percent of the score.  With ``likelihood="path"``, no

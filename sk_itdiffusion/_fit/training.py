@@ -532,6 +532,7 @@ def _validation_batches(
     """Return noisy validation rows, several stratified log-SNRs for each row."""
     # The order of rows is random in all but name, so the first ones are a fair sample.
     rows = rows.first(max(MIN_VALIDATION_ROWS, MAX_VALIDATION_NUMBERS // layout.n_points))
+    rows = rows.with_weight
     most = MAX_VALIDATION_NUMBERS // (len(rows) * layout.n_points)
     enough = min(MAX_REPEATED_ROWS, MAX_VALIDATION_CATEGORIES // max(layout.n_category_points, 1))
     most = min(most, enough // len(rows))

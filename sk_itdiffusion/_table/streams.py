@@ -148,9 +148,17 @@ class RowDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def first(self, n: int) -> RowDataset:
         """Return the first n rows, on the same device."""
-        if n >= len(self):
-            return self
-        return RowDataset(self.rows[:n].cpu().numpy(), self.weight[:n], self.rows.device)
+        return self if n >= len(self) else self._part(slice(n))
+
+    @property
+    def with_weight(self) -> RowDataset:
+        """The rows with a weight in single precision, beyond the range of which others may be."""
+        has_weight = np.float32(self.weight / self.weight.mean()) > 0.0
+        return self if has_weight.all() else self._part(np.flatnonzero(has_weight))
+
+    def _part(self, index: slice | NDArray[np.intp]) -> RowDataset:
+        """Return some of the rows, on the same device."""
+        return RowDataset(self.rows[index].cpu().numpy(), self.weight[index], self.rows.device)
 
 
 @dataclass(frozen=True)
