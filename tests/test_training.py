@@ -101,3 +101,11 @@ def test_prepared_rows_have_the_bound_and_the_gradient_of_the_rows(training):
             scale = float(expected.abs().max())
             assert scale > 0.0
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5 * scale)
+
+
+def test_rows_without_weight_in_single_precision_do_not_validate():
+    rows, cpu = np.array([[0.0], [np.inf], [2.0]]), torch.device("cpu")
+    found = RowDataset(rows, np.array([1e60, 1.0, 1e60]), cpu).with_weight
+    assert found.rows.flatten().tolist() == [0.0, 2.0]
+    assert found.weight.tolist() == [1e60, 1e60]
+    assert len(RowDataset(rows, np.array([1e30, 1.0, 1e30]), cpu).with_weight) == 3
