@@ -497,6 +497,10 @@ def test_copies_of_columns_are_named():
     apart = np.where(np.isnan(holes), many, np.nan)
     apart[:10] = many[:10]
     assert copied_columns(np.column_stack([holes, apart])) == []
+    far = np.column_stack([many, rng.normal(size=5000)])
+    far[7] = 1e9  # one row that all others are on a line with
+    assert copied_columns(far) == []
+    assert copied_columns(np.column_stack([far[:, 0], 1.8 * far[:, 0] + 32.0])) == [(0, 1)]
 
 
 def test_ties_warn_only_where_they_matter(X):

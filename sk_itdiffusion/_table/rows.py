@@ -527,10 +527,17 @@ def are_on_lines(X: Array) -> NDArray[np.bool_]:
 
 
 def is_copy(pair: Array) -> bool:
-    """Return whether the second of two columns is a copy of the first one, in any units."""
+    """Return whether the second of two columns is a copy of the first one, in any units.
+
+    Rows are on a line with one that is far from all of them, whatever they are: columns are copies
+    only if they are without the farthest row too.
+    """
     rows = pair[~np.isnan(pair).any(axis=1)]
+    if len(rows) < _MIN_ROWS_FOR_COPIES:
+        return False
     first, second = in_own_units(rows).T
-    return len(rows) >= _MIN_ROWS_FOR_COPIES and abs(first @ second) > 1.0 - _ROUNDING_OF_COPIES
+    parts = (first, second), in_own_units(np.delete(rows, np.abs(first).argmax(), axis=0)).T
+    return all(abs(x @ y) > 1.0 - _ROUNDING_OF_COPIES for x, y in parts)
 
 
 def in_own_units(X: Array) -> Array:
