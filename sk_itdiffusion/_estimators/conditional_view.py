@@ -210,7 +210,8 @@ class ConditionalDensity(DensityView):
         -------
         ndarray of shape (n_rows, n_categories)
             Probabilities of the categories, in the order of ``density.categories_[j]``, where j is
-            the number of the target in the table.
+            the number of the target in the table: of nominal columns, also boolean ones, from the
+            most to the least frequent in `fit`, and not sorted.
 
         Raises
         ------

@@ -162,7 +162,8 @@ class IMMSEMixedDensity(CategoricalEstimator):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X had string names.
     categories_ : list of ndarray or None
-        Categories of each column; None for a continuous one.
+        Categories of each column, nominal ones from the most to the least frequent; None for a
+        continuous one.
     kinds_ : list of str
         Kind of each column: ``"continuous"``, ``"ordinal"`` or ``"nominal"``.
     net_ : skorch.NeuralNet or None
