@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.dequantize import refined_step
-
 Array = NDArray[np.float64]
 
 NOISE_SEED = 20_230_501
@@ -86,7 +84,11 @@ def noise_width(column: Array) -> float:
     values = np.unique(column)
     if len(values) in (1, len(column)):
         return 0.0
-    return refined_step(values) or float(np.diff(values).min())
+    gaps = np.diff(values)
+    steps = gaps / gaps.min()
+    if steps.max() < 1e6 and np.abs(steps - np.rint(steps)).max() < 0.01:
+        return float((values[-1] - values[0]) / np.rint(steps).sum())
+    return float(gaps.min())
 
 
 @dataclass(frozen=True)
