@@ -43,9 +43,9 @@ from results import Record, ResultsFile, format_markdown
 from threadpoolctl import threadpool_limits
 
 from sk_itdiffusion import IMMSEDiscreteDensity
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._immse.likelihood import IntegrationRule
-from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
 from sk_itdiffusion.channel import add_noise
 from sk_itdiffusion.layout import Layout
 

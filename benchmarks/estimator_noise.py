@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from peers import published_log_prob
 from results import Record, ResultsFile, format_markdown
 
-from sk_itdiffusion._fit.grids import N_NODES, logsnr_range
-from sk_itdiffusion._immse.cubature import NoiseRule, row_keys
-from sk_itdiffusion._immse.likelihood import IntegrationRule, fit_placement, information_gap
+from sk_itdiffusion._first._fit.grids import N_NODES, logsnr_range
+from sk_itdiffusion._first._immse.cubature import NoiseRule, row_keys
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule, fit_placement, information_gap
 from sk_itdiffusion.datasets import GaussianMixtureDensity, load_density
 from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.cubature import row_keys
+from sk_itdiffusion._first._immse.errors import Tolerance
 
 
 def evaluations_of_rows(estimator: Any, X: Any, score_tol: float | None = None) -> NDArray[np.intp]:

@@ -6,8 +6,8 @@ An exact denoiser behaves well everywhere; a network does not at noise unlike th
 such as none at all, where the spherical-radial rule evaluates it.  So rules are compared by the
 errors that they have with trained networks: with one, two, four or eight orthogonal directions in a
 draw, with and without the origin, and with draws that are coupled (see
-`sk_itdiffusion._immse.cubature`) or independent.  Printed is the root of the mean square error of
-log p over rows at about 128 evaluations for each, from repetitions with different noise.
+`sk_itdiffusion._first._immse.cubature`) or independent.  Printed is the root of the mean square
+error of log p over rows at about 128 evaluations for each, from repetitions with different noise.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from results import format_markdown
 from sklearn.datasets import load_breast_cancer
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, row_keys, spawn_keys
-from sk_itdiffusion._immse.likelihood import IntegrationRule
+from sk_itdiffusion._first._immse.cubature import Keys, NoiseRule, row_keys, spawn_keys
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule
 from sk_itdiffusion.datasets import load_density
 
 Array = NDArray[np.float64]

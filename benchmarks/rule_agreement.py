@@ -32,8 +32,8 @@ from results import Record, ResultsFile, describe_runs, format_markdown
 from tabular_data import TABLES, load_table, random_split
 
 import sk_itdiffusion
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import IntegrationRule
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule
 from sk_itdiffusion.datasets import DENSITY_NAMES, load_density
 
 Array = NDArray[np.float64]

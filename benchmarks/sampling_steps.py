@@ -43,9 +43,9 @@ from tabular_data import NOISE_SEED, TABLES, dequantized, load_table
 from torch import Tensor
 
 from sk_itdiffusion import IMMSEDensity, IMMSEMixedDensity
-from sk_itdiffusion._estimators import base
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._immse import sampling
+from sk_itdiffusion._first._estimators import base
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._immse import sampling
 from sk_itdiffusion.channel import data_from_noise, signal_scale
 from sk_itdiffusion.datasets import DENSITY_NAMES, load_density
 
@@ -60,7 +60,7 @@ SOURCES = ("banana", "ring", "spiral", "mixture_10d", "abalone", "power-plant", 
 
 @torch.no_grad()
 def heun(denoiser: Callable[[Tensor, Tensor], Tensor], start: Tensor, logsnr: Tensor) -> Tensor:
-    """Return data points by Heun steps; see `sk_itdiffusion._immse.sampling.probability_flow`."""
+    """Return data points by Heun steps; see the function `probability_flow` of the library."""
 
     def slope(y: Tensor, level: Tensor) -> Tensor:
         return denoiser(signal_scale(level) * y, level.repeat(len(y)))

@@ -30,8 +30,8 @@ from results import describe_machine, describe_runs, describe_versions, format_m
 from sklearn.model_selection import GridSearchCV
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._estimators.density import as_numbers
-from sk_itdiffusion._table import blocks
+from sk_itdiffusion._first._estimators.density import as_numbers
+from sk_itdiffusion._first._table import blocks
 from sk_itdiffusion.distributed import shared_fit
 
 Array = NDArray[np.float64]

@@ -44,8 +44,8 @@ from tabular_data import curved_rows
 from torch import Tensor, nn
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._fit.optimizers import MuonAdamW
-from sk_itdiffusion._runtime.parallel import map_in_workers, run_interruptibly
+from sk_itdiffusion._first._fit.optimizers import MuonAdamW
+from sk_itdiffusion._first._runtime.parallel import map_in_workers, run_interruptibly
 from sk_itdiffusion.channel import add_noise
 
 Array = NDArray[np.float64]

@@ -12,17 +12,17 @@ from sk_itdiffusion import imputation as imputation
 from sk_itdiffusion import information as information
 from sk_itdiffusion import likelihood as likelihood
 from sk_itdiffusion import streams as streams
-from sk_itdiffusion._estimators.conditional import IMMSEConditionalDensity
-from sk_itdiffusion._estimators.conditional_view import ConditionalDensity
-from sk_itdiffusion._estimators.density import IMMSEDensity
-from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion._estimators.ensemble import IMMSEEnsemble
-from sk_itdiffusion._estimators.imputer import IMMSEImputer
-from sk_itdiffusion._estimators.information import IMMSEMutualInformation
-from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._estimators.outlier import IMMSEOutlierDetector
-from sk_itdiffusion._estimators.regressor import IMMSERegressor
-from sk_itdiffusion._estimators.views import MarginalDensity
+from sk_itdiffusion._first._estimators.conditional import IMMSEConditionalDensity
+from sk_itdiffusion._first._estimators.conditional_view import ConditionalDensity
+from sk_itdiffusion._first._estimators.density import IMMSEDensity
+from sk_itdiffusion._first._estimators.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion._first._estimators.ensemble import IMMSEEnsemble
+from sk_itdiffusion._first._estimators.imputer import IMMSEImputer
+from sk_itdiffusion._first._estimators.information import IMMSEMutualInformation
+from sk_itdiffusion._first._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._first._estimators.outlier import IMMSEOutlierDetector
+from sk_itdiffusion._first._estimators.regressor import IMMSERegressor
+from sk_itdiffusion._first._estimators.views import MarginalDensity
 from sk_itdiffusion._version import __version__
 from sk_itdiffusion.persistence import load
 from sk_itdiffusion.pretrained import PretrainedDenoiser

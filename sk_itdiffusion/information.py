@@ -1,6 +1,6 @@
 """Public names of information: functions of tables, and what they and estimators return."""
 
-from sk_itdiffusion._estimators.information_functions import (
+from sk_itdiffusion._first._estimators.information_functions import (
     DependenceMatrix,
     dependence_matrix,
     entropy,
@@ -8,7 +8,7 @@ from sk_itdiffusion._estimators.information_functions import (
     mutual_information,
     total_correlation,
 )
-from sk_itdiffusion._information.curve import InformationCurve
+from sk_itdiffusion._first._information.curve import InformationCurve
 
 __all__ = [
     "DependenceMatrix",

@@ -1,5 +1,5 @@
 """What estimators return of the errors of their denoisers."""
 
-from sk_itdiffusion._immse.likelihood import MSECurve
+from sk_itdiffusion._first._immse.likelihood import MSECurve
 
 __all__ = ["MSECurve"]

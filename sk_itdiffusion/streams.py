@@ -1,5 +1,5 @@
 """Rows that are read when they are needed."""
 
-from sk_itdiffusion._table.streams import ImageFolder
+from sk_itdiffusion._first._table.streams import ImageFolder
 
 __all__ = ["ImageFolder"]

@@ -107,28 +107,6 @@ def generator_guard():
             pytest.fail(f"a fixture of the module changed the {name}", pytrace=False)
 
 
-@pytest.fixture(scope="module")
-def brief_fits(request):
-    """Make searches and calibrations of fits short, in modules whose laws hold for any fit.
-
-    Slow tests have them as they are, and so have tests with `usual_fits`.
-    """
-    import brief
-
-    in_unit_suite = request.config.option.markexpr == "not slow"
-    with brief.choices() if in_unit_suite else contextlib.nullcontext():
-        yield
-
-
-@pytest.fixture
-def usual_fits():
-    """Have fits as they are, in a test of accuracy in a module with `brief_fits`."""
-    import brief
-
-    with brief.usual_choices():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def global_state_guard(request):
     """Fail a test that changed global state, and put the state back for the next one.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal, norm
+from seeds import shifted
 from torch.nn.utils import skip_init
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -84,7 +85,7 @@ def test_one_of_equal_rows_is_kept_in_the_order_given():
 
 
 def test_every_row_is_in_one_part_and_fitted_rows_are_standardised():
-    X = np.random.default_rng(0).lognormal(size=(203, 2))
+    X = np.random.default_rng(shifted(0)).lognormal(size=(203, 2))
     split = random_split(X, seed=3)
     assert len(split.test) == len(split.valid) == 20
     fitted = np.concatenate([split.train, split.valid])
@@ -104,7 +105,7 @@ def test_subsamples_are_tested_on_other_rows():
 
 def test_true_density_of_standardised_rows_is_that_of_the_standardised_mixture():
     density = load_density("twonorm")
-    split = random_split(7.0 * density.sample(300, random_state=0) - 1.0, seed=0)
+    split = random_split(7.0 * density.sample(300, random_state=shifted(0)) - 1.0, seed=0)
     scaled = type(density)(
         density.weights,
         (density.means - split.center) / split.scale,
@@ -116,7 +117,7 @@ def test_true_density_of_standardised_rows_is_that_of_the_standardised_mixture()
 
 
 def test_one_gaussian_has_the_moments_of_all_rows():
-    X = np.random.default_rng(0).normal(size=(200, 3)) @ np.diag([1.0, 5.0, 0.1])
+    X = np.random.default_rng(shifted(0)).normal(size=(200, 3)) @ np.diag([1.0, 5.0, 0.1])
     peer = make_peer("gaussian").fit(X[:150], X[150:], seed=0)
     exact = multivariate_normal(X.mean(axis=0), np.cov(X.T, bias=True)).logpdf(X)
     # scikit-learn adds 1e-6 to the variances, which are nearly 1: 1e-6 nats per squared distance.
@@ -162,7 +163,7 @@ def test_arrays_are_found_by_their_record(tmp_path):
 
 
 def test_paired_differences_have_the_error_of_the_differences():
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(shifted(0))
     rows = {}
     for seed, lead in enumerate((0.1, 0.3, 0.2)):
         peer = generator.normal(scale=50.0, size=1000)
@@ -231,15 +232,15 @@ def test_measures_of_imputed_entries():
     assert perfect == {"mae": 0.0, "rmse": 0.0, "wasserstein": 0.0, "row_distance": 0.0} | {
         "accuracy": 1.0
     }
-    shifted = table.values + table.values.std(axis=0) * [1.0, 1.0, 1.0, 0.0]
-    completed = np.where(missing, shifted, table.values)
+    moved = table.values + table.values.std(axis=0) * [1.0, 1.0, 1.0, 0.0]
+    completed = np.where(missing, moved, table.values)
     record, of_columns = measures(table, missing, Imputed(np.tile(completed, (20, 1, 1))))
     for name in ("mae", "rmse", "wasserstein"):
         assert record[name] == pytest.approx(1.0)
     assert record["coverage"] == 0.0
     assert np.isnan(of_columns[:4, 3]).all()
     # A table whose rows are in another order is the same distribution.
-    order = np.random.default_rng(0).permutation(len(missing))
+    order = np.random.default_rng(shifted(0)).permutation(len(missing))
     record, _ = measures(table, missing, Imputed(table.values[order][None]))
     assert record["row_distance"] == pytest.approx(0.0, abs=1e-12)
 
@@ -262,7 +263,7 @@ def data_dir(tmp_path):
     folder = tmp_path / "data" / "uci"
     folder.mkdir(parents=True)
     sources = {"phoneme": np.hstack([rounded_rows(), rounded_rows(seed=1)])}
-    sources["twonorm"] = load_density("twonorm").sample(300, random_state=0)
+    sources["twonorm"] = load_density("twonorm").sample(300, random_state=shifted(0))
     for name, X in sources.items():
         np.savez(folder / TABLES[name].name, X=X)
     return folder.parent
@@ -348,7 +349,7 @@ def test_scripts_without_data_resume(name, tmp_path):
 
 @pytest.mark.slow
 def test_conditional_script_measures_once(tmp_path):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(200, 2))
     (tmp_path / "conditional").mkdir()
     for name, y in (("yacht", X[:, 0]), ("wine", np.clip(np.rint(X[:, 0] + 5.0), 3, 8))):
@@ -396,7 +397,7 @@ def test_sampling_steps_script_compares_both_methods_and_their_times():
 def test_flow_of_halves_learns_the_conditionals_of_a_normal_distribution():
     pytest.importorskip("zuko")
     covariance = 0.7 ** np.abs(np.subtract.outer(range(4), range(4)))
-    X = np.random.default_rng(0).multivariate_normal(np.zeros(4), covariance, size=6000)
+    X = np.random.default_rng(shifted(0)).multivariate_normal(np.zeros(4), covariance, size=6000)
     train, valid, test = X[:4000], X[4000:5000], X[5000:]
     flow = HalfGivenHalf(seed=0, max_steps=1500).fit(train, valid)
     gaps = []
@@ -410,7 +411,7 @@ def test_flow_of_halves_learns_the_conditionals_of_a_normal_distribution():
 
 def test_energy_distance_is_that_of_two_normal_distributions():
     """Of N(0, 1) and N(d, 1): E|X - Y| is known in closed form, within five standard errors."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     shift, n, root = 1.0, 1000, np.sqrt(2.0)
     apart = 2.0 * np.exp(-(shift**2) / 4.0) / np.sqrt(np.pi) + shift * (
         2.0 * norm.cdf(shift / root) - 1.0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import logsumexp
+from seeds import shifted
 
 from sk_itdiffusion.datasets import (
     DENSITY_NAMES,
@@ -137,7 +138,7 @@ def test_heavy_tailed_density_has_unit_mass():
 @pytest.mark.parametrize("name", DENSITY_NAMES)
 def test_log_prob_equals_scipy(name):
     density = load_density(name)
-    near = density.sample(200, random_state=0)
+    near = density.sample(200, random_state=shifted(0))
     X = np.concatenate([near, 3.0 * near - 1.0])
     with np.errstate(divide="ignore"):
         expected = log_prob_oracle(name, X)
@@ -147,7 +148,7 @@ def test_log_prob_equals_scipy(name):
 @pytest.mark.parametrize("name", [name for name in DENSITY_NAMES if name != "mixture_10d"])
 def test_mean_log_prob_of_samples_is_minus_the_entropy(name):
     density = load_density(name)
-    X = density.sample(N_SAMPLES, random_state=1)
+    X = density.sample(N_SAMPLES, random_state=shifted(1))
     assert_within_standard_error(density.log_prob(X), -entropy_oracle(name))
 
 
@@ -155,7 +156,7 @@ def test_mean_log_prob_of_samples_is_minus_the_entropy(name):
 def test_moments_of_mixture_samples(name):
     density = load_density(name)
     mean, covariance = mixture_moments(density)
-    X = density.sample(N_SAMPLES, random_state=2)
+    X = density.sample(N_SAMPLES, random_state=shifted(2))
     assert_within_standard_error(X, mean)
     deviations = X - mean
     assert_within_standard_error(np.einsum("ni,nj->nij", deviations, deviations), covariance)
@@ -164,7 +165,7 @@ def test_moments_of_mixture_samples(name):
 @pytest.mark.parametrize("name", MIXTURE_NAMES)
 def test_mixture_responsibilities_of_samples_average_to_the_weights(name):
     density = load_density(name)
-    X = density.sample(N_SAMPLES, random_state=3)
+    X = density.sample(N_SAMPLES, random_state=shifted(3))
     joint = np.column_stack(
         [
             np.log(weight) + stats.multivariate_normal(mean, covariance).logpdf(X)
@@ -190,7 +191,7 @@ def uniform_variables(name, X):
 
 @pytest.mark.parametrize("name", ["banana", "student_t", "lognormal_cauchy"])
 def test_samples_follow_their_distribution(name):
-    X = load_density(name).sample(N_SAMPLES, random_state=4)
+    X = load_density(name).sample(N_SAMPLES, random_state=shifted(4))
     for values in uniform_variables(name, X):
         assert stats.kstest(values, "uniform").pvalue > 1e-4
 
@@ -217,7 +218,7 @@ def test_parameters_of_the_densities():
 
 
 def test_generalised_parameters():
-    X = np.random.default_rng(0).standard_normal((50, 3))
+    X = np.random.default_rng(shifted(0)).standard_normal((50, 3))
     student = StudentTDensity(n_features=3, degrees_of_freedom=2.5)
     expected = stats.multivariate_t(np.zeros(3), np.eye(3), df=2.5).logpdf(X)
     np.testing.assert_allclose(student.log_prob(X), expected)
@@ -275,7 +276,7 @@ def test_dino_has_the_published_summary():
 
 def test_dino_rows_are_points_plus_gaussian_jitter():
     points = load_dino()
-    X = make_dino(2000, jitter=1e-3, random_state=0)
+    X = make_dino(2000, jitter=1e-3, random_state=shifted(0))
     squared_distances = ((X[:, None] - points) ** 2).sum(axis=2)
     frequencies = np.bincount(squared_distances.argmin(axis=1), minlength=142)
     assert stats.chisquare(frequencies).pvalue > 1e-4
@@ -284,7 +285,7 @@ def test_dino_rows_are_points_plus_gaussian_jitter():
 
 
 def test_circle_of_discs_is_a_projected_grid():
-    X = make_circle_of_discs(N_SAMPLES, random_state=0)
+    X = make_circle_of_discs(N_SAMPLES, random_state=shifted(0))
     radius = np.linalg.norm(X, axis=1)
     assert (np.minimum(radius, np.abs(radius - 1.0)) <= 0.03).all()
     inner = radius < 0.5
@@ -300,21 +301,21 @@ def test_circle_of_discs_is_a_projected_grid():
 
 
 def test_square_is_uniform():
-    X = make_square(N_SAMPLES, random_state=0)
+    X = make_square(N_SAMPLES, random_state=shifted(0))
     for column in X.T:
         assert stats.kstest(column, stats.uniform(-1.0, 2.0).cdf).pvalue > 1e-4
     assert abs(stats.spearmanr(*X.T).statistic) < SIGMAS / np.sqrt(N_SAMPLES)
 
 
 def test_correlated_gaussian_is_the_analytic_density():
-    X = make_correlated_gaussian(100, random_state=5)
-    np.testing.assert_array_equal(X, load_density("correlated_gaussian").sample(100, 5))
+    X = make_correlated_gaussian(100, random_state=shifted(5))
+    np.testing.assert_array_equal(X, load_density("correlated_gaussian").sample(100, shifted(5)))
 
 
 def test_curves_without_noise_are_circles():
-    radius = np.linalg.norm(make_two_circles(400, noise=0.0, random_state=0), axis=1)
+    radius = np.linalg.norm(make_two_circles(400, noise=0.0, random_state=shifted(0)), axis=1)
     np.testing.assert_allclose(np.sort(radius), np.repeat([0.5, 1.0], 200))
-    X = make_two_moons(400, noise=0.0, random_state=0)
+    X = make_two_moons(400, noise=0.0, random_state=shifted(0))
     distances = [np.linalg.norm(X - centre, axis=1) for centre in ([0.0, 0.0], [1.0, 0.5])]
     np.testing.assert_allclose(np.abs(np.array(distances) - 1.0).min(axis=0), 0.0, atol=1e-12)
 
@@ -329,10 +330,10 @@ def test_curves_without_noise_are_circles():
 )
 def test_draws_depend_on_the_seed_alone(draw):
     before = np.random.get_state(legacy=False)
-    X = draw(50, random_state=7)
+    X = draw(50, random_state=shifted(7))
     after = np.random.get_state(legacy=False)
     np.testing.assert_equal(after, before)
     assert X.dtype == np.float64
-    np.testing.assert_array_equal(X, draw(50, random_state=7))
-    np.testing.assert_array_equal(X, draw(50, random_state=np.random.RandomState(7)))
-    assert not np.array_equal(X, draw(50, random_state=8))
+    np.testing.assert_array_equal(X, draw(50, random_state=shifted(7)))
+    np.testing.assert_array_equal(X, draw(50, random_state=np.random.RandomState(shifted(7))))
+    assert not np.array_equal(X, draw(50, random_state=shifted(8)))

@@ -7,15 +7,15 @@ import re
 import warnings
 from dataclasses import is_dataclass, replace
 
-import brief
 import pytest
 import torch
 from documents import IMAGE, LINK, ROOT, code_blocks, local_targets, run_python_blocks
+from first import brief
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEOutlierDetector
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.table import TableEstimator
-from sk_itdiffusion._runtime import documentation
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.table import TableEstimator
+from sk_itdiffusion._first._runtime import documentation
 from sk_itdiffusion.schedules import LogisticSchedule
 
 DOCS = ROOT / "docs"

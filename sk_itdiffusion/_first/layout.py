@@ -31,10 +31,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_in_range,
     check_increasing,
     check_same,

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.registry import declaration_of
+from sk_itdiffusion._first.channel import noise_from_data, noise_scale, signal_scale
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.registry import declaration_of
 
 __all__ = [
     "DiscreteTimeNoise",

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.base import BaseEstimator
 
-from sk_itdiffusion._immse.cubature import PiecewiseDensity
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = [
     "SCHEDULES",

@@ -29,7 +29,7 @@ BRIEF = {
 
 
 def _read(name):
-    module, constant = f"sk_itdiffusion.{name}".rsplit(".", 1)
+    module, constant = f"sk_itdiffusion._first.{name}".rsplit(".", 1)
     return getattr(importlib.import_module(module), constant)
 
 
@@ -40,7 +40,7 @@ USUAL = {name: _read(name) for name in BRIEF}
 def _constants(values):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
-            patch.setattr(f"sk_itdiffusion.{name}", value)
+            patch.setattr(f"sk_itdiffusion._first.{name}", value)
         yield
 
 

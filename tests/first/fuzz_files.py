@@ -30,10 +30,10 @@ import safetensors.numpy
 import torch
 
 import sk_itdiffusion
-from sk_itdiffusion.persistence import files
-from sk_itdiffusion.persistence.checks import declared_types
-from sk_itdiffusion.persistence.registry import DECLARED
-from sk_itdiffusion.pretrained import import_diffusers
+from sk_itdiffusion._first.persistence import files
+from sk_itdiffusion._first.persistence.checks import declared_types
+from sk_itdiffusion._first.persistence.registry import DECLARED
+from sk_itdiffusion._first.pretrained import import_diffusers
 
 SECONDS_FOR_A_FILE = 30
 #: Memory beyond what the process has before, in bytes; the files have less than a million.

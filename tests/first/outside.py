@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references import ContinuousReference, GaussianReference, ReferenceFamily
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.references import ContinuousReference, GaussianReference, ReferenceFamily
 
 
 class StudentTReference(ContinuousReference):

@@ -2,7 +2,7 @@
 
 import torch
 
-from sk_itdiffusion.denoisers import NetworkFamily
+from sk_itdiffusion._first.denoisers import NetworkFamily
 
 
 class SmallBackbone(torch.nn.Module):

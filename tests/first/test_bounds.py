@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from marks import others_slow
 from scipy import integrate, stats
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion._table.bounds import resolve_bounds, rounded_inside, shown_bounds
-from sk_itdiffusion._table.marginals import BoundMap
+from sk_itdiffusion._first._table.bounds import resolve_bounds, rounded_inside, shown_bounds
+from sk_itdiffusion._first._table.marginals import BoundMap
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

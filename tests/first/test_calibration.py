@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from marks import others_slow
 from sklearn.model_selection import cross_val_score
 
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity
+from sk_itdiffusion._first.references import GaussianReference
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture, shrunk_to_common
 from sk_itdiffusion.datasets import DENSITY_NAMES, load_density
-from sk_itdiffusion.references import GaussianReference
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture, shrunk_to_common
 
 HEAVY_TAILED = ("student_t", "lognormal_cauchy")
 

@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 import pandas as pd
 import pytest
+from seeds import shifted
 from sklearn import clone, config_context
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 from sklearn.tree import DecisionTreeRegressor
@@ -30,7 +31,7 @@ QUICK = {
     "steps_per_epoch": 3,
     "batch_size": 64,
     "score_tol": 5.0,
-    "random_state": 0,
+    "random_state": shifted(0),
 }
 # Without what takes longest: the checks know nothing of it.
 PLAIN = QUICK | {"reference": "gaussian", "marginals": "standard", "n_networks": 1}
@@ -42,30 +43,30 @@ QUICK_ESTIMATORS = (
 ESTIMATORS = (IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity)
 ENSEMBLE = IMMSEEnsemble(
     [("wide", IMMSEDensity(**PLAIN)), ("plain", IMMSEDensity(**PLAIN | {"max_epochs": 0}))],
-    random_state=0,
+    random_state=shifted(0),
 )
 DETECTOR = IMMSEOutlierDetector(
     IMMSEDensity(marginals="standard", reference="gaussian", max_epochs=0, score_tol=5.0),
     contamination=0.1,
-    random_state=0,
+    random_state=shifted(0),
 )
 # Folds take turns, so it is fitted six times, each time with a network.
 DETECTOR_WITH_NETWORKS = IMMSEOutlierDetector(
-    IMMSEDensity(**PLAIN | {"max_epochs": 1, "hidden_size": 8}), trim=0.0, random_state=0
+    IMMSEDensity(**PLAIN | {"max_epochs": 1, "hidden_size": 8}), trim=0.0, random_state=shifted(0)
 )
 
 
-TREES = {"n_estimators": 5, "random_state": 0}
+TREES = {"n_estimators": 5, "random_state": shifted(0)}
 CONDITIONAL = (
     IMMSEConditionalDensity(
-        [ExtraTreesRegressor(**TREES), ExtraTreesClassifier(**TREES)], cv=2, random_state=0
+        [ExtraTreesRegressor(**TREES), ExtraTreesClassifier(**TREES)], cv=2, random_state=shifted(0)
     ),
-    IMMSERegressor(DecisionTreeRegressor(random_state=0), cv=2, random_state=0),
+    IMMSERegressor(DecisionTreeRegressor(random_state=shifted(0)), cv=2, random_state=shifted(0)),
 )
 INFORMATION = IMMSEMutualInformation(
     IMMSEMixedDensity(max_epochs=0, marginals="standard", reference="independent"),
     cv=2,
-    random_state=0,
+    random_state=shifted(0),
 )
 
 
@@ -96,7 +97,7 @@ def test_common_checks(estimator, check):
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_estimators_are_shown_as_html(estimator):
-    X = np.random.default_rng(0).integers(0, 3, size=(60, 2))
+    X = np.random.default_rng(shifted(0)).integers(0, 3, size=(60, 2))
     unfitted, fitted = clone(estimator), clone(estimator).fit(X)
     with config_context(display="diagram"):
         for shown, state in ((unfitted, "Not fitted"), (fitted, "Fitted")):
@@ -133,20 +134,20 @@ TROUBLE = {
     "huge": (10**400, "too large"),
 }
 NUMERIC = [
-    IMMSEDensity(random_state=0),
+    IMMSEDensity(random_state=shifted(0)),
     ENSEMBLE,
-    IMMSEOutlierDetector(IMMSEDensity(), random_state=0),
+    IMMSEOutlierDetector(IMMSEDensity(), random_state=shifted(0)),
 ]
 OTHERS = [
-    IMMSEDiscreteDensity(random_state=0),
-    IMMSEMixedDensity(random_state=0),
-    IMMSEOutlierDetector(random_state=0),
+    IMMSEDiscreteDensity(random_state=shifted(0)),
+    IMMSEMixedDensity(random_state=shifted(0)),
+    IMMSEOutlierDetector(random_state=shifted(0)),
 ]
 
 
 def broken_tables(value):
     """Return an array and a data frame with a value in the third row of two columns."""
-    X = np.random.default_rng(0).normal(size=(40, 4)).round(1).astype(object)
+    X = np.random.default_rng(shifted(0)).normal(size=(40, 4)).round(1).astype(object)
     X[2, [1, 3]] = value
     frame = pd.DataFrame(X, columns=["a", "b", "c", "d"])
     return [(X, "1, 3"), (frame, "'b', 'd'")]
@@ -194,7 +195,7 @@ def test_dates_and_durations_are_no_numbers(estimator, kind):
     ids=["IMMSEEnsemble", "IMMSEOutlierDetector"],
 )
 def test_errors_of_scoring_name_the_columns(estimator, value, message):
-    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
+    frame = pd.DataFrame(np.random.default_rng(shifted(0)).normal(size=(40, 2)), columns=["a", "b"])
     fitted = clone(estimator).fit(frame)
     frame.iloc[3, 1] = value
     with pytest.raises(ValueError, match=rf"{message} in column\(s\) 'b'\."):

@@ -9,6 +9,7 @@ import pytest
 import sklearn
 from scipy import stats
 from scipy.integrate import trapezoid
+from seeds import shifted
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import (
     ExtraTreesClassifier,
@@ -24,12 +25,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from sk_itdiffusion import IMMSEConditionalDensity, IMMSERegressor, load
-from sk_itdiffusion._conditional import base_model, sklearn_state, splitting
-from sk_itdiffusion._conditional.model import ConformalScores
-from sk_itdiffusion._conditional.residual import NormalMixture
-from sk_itdiffusion._conditional.splitting import distinct_rows, divide_rows
-from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._first._conditional import base_model, sklearn_state, splitting
+from sk_itdiffusion._first._conditional.model import ConformalScores
+from sk_itdiffusion._first._conditional.residual import NormalMixture
+from sk_itdiffusion._first._conditional.splitting import distinct_rows, divide_rows
+from sk_itdiffusion._first._immse.cubature import row_keys
+from sk_itdiffusion._first._table.rows import WeightedRows
 from sk_itdiffusion.metrics import (
     crps_of_normal_mixture,
     log_density_scorer,
@@ -38,15 +39,15 @@ from sk_itdiffusion.metrics import (
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
-LINEAR = IMMSEConditionalDensity(LinearRegression(), max_epochs=0, random_state=0)
+LINEAR = IMMSEConditionalDensity(LinearRegression(), max_epochs=0, random_state=shifted(0))
 TREES = IMMSEConditionalDensity(
     [
-        ExtraTreesRegressor(20, min_samples_leaf=3, random_state=0),
-        ExtraTreesClassifier(20, min_samples_leaf=3, random_state=0),
+        ExtraTreesRegressor(20, min_samples_leaf=3, random_state=shifted(0)),
+        ExtraTreesClassifier(20, min_samples_leaf=3, random_state=shifted(0)),
     ],
     cv=3,
     max_epochs=0,
-    random_state=0,
+    random_state=shifted(0),
 )
 
 
@@ -135,13 +136,13 @@ def test_scales_follow_the_features():
 
 def test_categories_of_a_right_model_are_near_the_truth():
     """Temperature and share of the marginal, and six coefficients: 8 / (2 * 900) nats."""
-    estimator = IMMSEConditionalDensity(LogisticRegression(), random_state=0)
+    estimator = IMMSEConditionalDensity(LogisticRegression(), random_state=shifted(0))
     assert divergence(estimator, classes, 1000, 0)[0] < 0.03
 
 
 def test_locations_are_judged_by_the_density_of_their_residuals():
     """Errors that are small for the squares of residuals are large in narrow modes."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     exact = rng.uniform(-1.0, 1.0, 2000)
     target = exact + np.where(rng.random(2000) < 0.4, -1.0, 1.0) + 0.1 * rng.normal(size=2000)
     table = np.column_stack([exact + 0.1 * rng.normal(size=2000), exact])
@@ -158,12 +159,12 @@ def test_locations_are_judged_by_the_density_of_their_residuals():
     "draw", [heteroscedastic, heavy_tailed, bimodal, classes], ids=lambda f: f.__name__
 )
 def test_automatic_models_are_near_known_conditionals(draw):
-    found, error = divergence(IMMSEConditionalDensity(random_state=0), draw, 5000, 0)
+    found, error = divergence(IMMSEConditionalDensity(random_state=shifted(0)), draw, 5000, 0)
     assert found < 0.03 + 2.0 * error
 
 
 def test_a_target_without_relation_has_its_marginal():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X, y = rng.normal(size=(2000, 3)), rng.gamma(2.0, size=2000)
     X_new, y_new = rng.normal(size=(2000, 3)), rng.gamma(2.0, size=2000)
     found = clone(LINEAR).fit(X, y).score_samples(X_new, y_new)
@@ -204,8 +205,8 @@ def test_units_of_the_features_change_nothing(estimator, monkeypatch):
 
 def test_weights_are_repetitions_and_the_order_of_rows_is_irrelevant():
     X, y = small(120)
-    weight = np.random.default_rng(0).integers(0, 4, len(y))
-    order = np.random.default_rng(1).permutation(weight.sum())
+    weight = np.random.default_rng(shifted(0)).integers(0, 4, len(y))
+    order = np.random.default_rng(shifted(1)).permutation(weight.sum())
     weighted = clone(TREES).fit(X, y, sample_weight=weight).score_samples(X, y)
     rows = np.repeat(np.arange(len(y)), weight)[order]
     repeated = clone(TREES).fit(X[rows], y[rows]).score_samples(X, y)
@@ -218,7 +219,7 @@ def test_weights_are_repetitions_and_the_order_of_rows_is_irrelevant():
 
 def test_weights_are_left_as_they_are():
     X, y = small(80)
-    weight = 0.37 * np.random.default_rng(0).integers(1, 4, len(y))
+    weight = 0.37 * np.random.default_rng(shifted(0)).integers(1, 4, len(y))
     before = weight.copy()
     scores = clone(LINEAR).fit(X, y, sample_weight=weight).score_samples(X, y)
     np.testing.assert_array_equal(weight, before)
@@ -266,7 +267,7 @@ def test_cdf_is_monotone_and_the_integral_of_the_density():
 def test_mean_log_density_of_random_targets_is_that_of_samples():
     X, y = small()
     fitted = clone(TREES).fit(X, y)
-    drawn = fitted.sample(X[:50], 200, random_state=0)
+    drawn = fitted.sample(X[:50], 200, random_state=shifted(0))
     assert drawn.shape == (50, 200)
     scores = fitted.score_samples(np.repeat(X[:50], 200, axis=0), drawn.ravel())
     error = scores.std() / np.sqrt(len(scores))
@@ -293,9 +294,9 @@ def test_categories_are_normalised_and_scored_by_their_probability():
     assert (fitted.predict(X) == fitted.classes_[probability.argmax(axis=1)]).all()
     entropy = -np.sum(probability * np.log(probability), axis=1)
     np.testing.assert_allclose(fitted.score_samples(X), log_seen - entropy, rtol=1e-9)
-    shares = (fitted.sample(X[:20], 400, random_state=0)[:, :, None] == fitted.classes_).mean(
-        axis=1
-    )
+    shares = (
+        fitted.sample(X[:20], 400, random_state=shifted(0))[:, :, None] == fitted.classes_
+    ).mean(axis=1)
     assert np.abs(shares - probability[:20]).max() < 5.0 * 0.5 / np.sqrt(400)
     strict = clone(TREES).set_params(handle_unknown="error").fit(X, y)
     np.testing.assert_allclose(strict.score_samples(X, y), scores, rtol=0, atol=1e-12)
@@ -308,14 +309,14 @@ def test_a_class_that_a_fold_lacks_has_a_probability():
     y = y.astype(object)
     y[:2] = "rare"
     frame = pd.Series(y).astype(pd.CategoricalDtype(["a", "b", "c", "rare", "never"]))
-    for base in (ExtraTreesClassifier(20, random_state=0), LogisticRegression()):
-        fitted = IMMSEConditionalDensity(base, random_state=0).fit(X, frame)
+    for base in (ExtraTreesClassifier(20, random_state=shifted(0)), LogisticRegression()):
+        fitted = IMMSEConditionalDensity(base, random_state=shifted(0)).fit(X, frame)
         assert (fitted.predict_proba(X) > 1e-5).all()
         assert np.isfinite(fitted.score_samples(X, frame)).all()
 
 
 def mixed_targets(n=300):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(n, 2))
     colour = np.where(X[:, 0] + 0.5 * rng.normal(size=n) > 0, "red", "blue")
     size = 3.0 * (colour == "red") + X[:, 1] + 0.3 * rng.normal(size=n)
@@ -335,7 +336,7 @@ def test_density_of_mixed_targets_sums_to_one():
     # The number depends on the category, and not only on the features.
     rows = pd.DataFrame({"size": [3.0, 3.0], "colour": ["red", "blue"]})
     assert np.ptp(fitted.score_samples(np.zeros((2, 2)), rows)) > 1.0
-    drawn = fitted.sample(X[:40], 30, random_state=0)
+    drawn = fitted.sample(X[:40], 30, random_state=shifted(0))
     assert drawn.shape == (40, 30, 2)
     predicted = fitted.predict(X[:40])
     means = drawn[:, :, 0].astype(float).mean(axis=1)
@@ -347,7 +348,7 @@ def test_density_of_mixed_targets_sums_to_one():
 
 
 def test_several_continuous_targets_have_a_joint_density():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(400, 2))
     noise = rng.multivariate_normal([0, 0], [[1.0, 0.9], [0.9, 1.0]], 800)
     Y = X @ np.array([[1.0, 0.5], [-1.0, 2.0]]) + noise[:400]
@@ -368,7 +369,7 @@ def test_several_continuous_targets_have_a_joint_density():
 
 
 def test_weights_of_base_models_have_the_least_squared_error():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     weight = rng.integers(1, 4, 300).astype(float)
     table = rng.normal(size=(300, 3))
     target = table @ [0.3, 0.7, 0.0] + 0.1 * rng.normal(size=300)
@@ -387,7 +388,7 @@ def test_weights_of_base_models_have_the_least_squared_error():
 
 def test_a_single_base_model_is_enough_unless_a_mean_is_better_for_densities():
     """Squared errors of a few rows, in which the first model is far off, do not decide."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     n = 400
     target, first, second = rng.normal(size=(3, n)) * [[1.0], [0.1], [0.1]]
     rows = WeightedRows(np.empty((n, 0)), np.ones(n))
@@ -435,7 +436,7 @@ def rows_seen(**options):
     X, y = small(200)
     Spy.seen = []
     fit_options = {"groups": options.pop("groups")} if "groups" in options else {}
-    IMMSEConditionalDensity(Spy(), random_state=0, **options).fit(X, y, **fit_options)
+    IMMSEConditionalDensity(Spy(), random_state=shifted(0), **options).fit(X, y, **fit_options)
     return X, Spy.seen
 
 
@@ -445,7 +446,7 @@ def test_models_without_a_weight_in_a_fold_of_many_rows_are_left_out(least, n_fi
     X, y = small(200)
     Spy.seen = []
     base = [Wrong(), LinearRegression()]
-    fitted = IMMSEConditionalDensity(base, random_state=0, max_epochs=0).fit(X, y)
+    fitted = IMMSEConditionalDensity(base, random_state=shifted(0), max_epochs=0).fit(X, y)
     assert len(Spy.seen) == n_fits
     assert [type(each) for each in fitted.base_models_[0]] == [LinearRegression]
     np.testing.assert_array_equal(fitted.base_weights_[0], [1.0])
@@ -496,13 +497,15 @@ def test_groups_and_equal_features_are_in_one_fold():
 
 
 def test_frequent_values_beside_others_are_levels():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     is_zero, flag = rng.random(800) < 0.6, rng.integers(0, 2, 800)
     amount = np.where(is_zero, 0.0, rng.exponential(size=800))
     mean = 3.0 * is_zero * (1.0 + flag) + amount + flag
     X, y = np.column_stack([amount, flag]), mean + 0.3 * rng.normal(size=800)
-    base = DecisionTreeRegressor(min_samples_leaf=5, random_state=0)
-    fitted = IMMSEConditionalDensity(base, max_epochs=0, random_state=0).fit(X[:400], y[:400])
+    base = DecisionTreeRegressor(min_samples_leaf=5, random_state=shifted(0))
+    fitted = IMMSEConditionalDensity(base, max_epochs=0, random_state=shifted(0)).fit(
+        X[:400], y[:400]
+    )
     new = np.flatnonzero(is_zero[400:]) + 400
     truth = stats.norm.logpdf(y[new], mean[new], 0.3)
     # Zeros of a flag that were not seen cost 2.7 nats.
@@ -511,11 +514,11 @@ def test_frequent_values_beside_others_are_levels():
 
 @pytest.mark.parametrize("n_levels", [6, 40])
 def test_levels_of_features_that_were_seen_are_predicted_like_new_rows(n_levels):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     level, mean = rng.integers(0, n_levels, 800), rng.normal(size=n_levels)
     y = mean[level] + 0.1 * rng.normal(size=800)
-    base = DecisionTreeRegressor(random_state=0)
-    estimator = IMMSEConditionalDensity(base, max_epochs=0, random_state=0)
+    base = DecisionTreeRegressor(random_state=shifted(0))
+    estimator = IMMSEConditionalDensity(base, max_epochs=0, random_state=shifted(0))
     estimator.fit(level[:400, None], y[:400])
     truth = stats.norm.logpdf(y[400:], mean[level[400:]], 0.1)
     found = estimator.score_samples(level[400:, None], y[400:])
@@ -525,7 +528,7 @@ def test_levels_of_features_that_were_seen_are_predicted_like_new_rows(n_levels)
 
 
 def test_tables_of_few_states_are_warned_of():
-    level = np.random.default_rng(0).integers(0, 6, 200)
+    level = np.random.default_rng(shifted(0)).integers(0, 6, 200)
     with pytest.warns(UserWarning, match="rows have only 6 different features"):
         clone(TREES).fit(level[:, None], np.array(list("abcabc"))[level])
 
@@ -533,12 +536,12 @@ def test_tables_of_few_states_are_warned_of():
 def test_copies_of_rows_do_not_break_the_scale():
     """Equal features and targets up to a last digit: a model that has seen one knows the other."""
     X, y = small(150)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     twice = np.vstack([X, X])
     targets = np.concatenate([y, y + 1e-9 * rng.normal(size=150)])
     X_new, y_new, _ = heteroscedastic(2000, 5)
-    base = ExtraTreesRegressor(30, random_state=0)
-    estimator = IMMSEConditionalDensity(base, random_state=0)
+    base = ExtraTreesRegressor(30, random_state=shifted(0))
+    estimator = IMMSEConditionalDensity(base, random_state=shifted(0))
     copied = clone(estimator).fit(twice, targets).score(X_new, y_new)
     single = clone(estimator).fit(X, y).score(X_new, y_new)
     assert copied > single - 0.25
@@ -589,7 +592,7 @@ def test_conformal_rank_is_exact():
 
 def test_groups_are_exchangeable_where_their_rows_are_not():
     """Scores of groups with a strong effect; each draw has a row of a new group."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     group = np.repeat(np.arange(12), 10)
     rows = distinct_rows(np.arange(120.0)[:, None], np.zeros((120, 1)), np.ones(120), group, 0)
     number, shares = group[rows.index], rows.group_share
@@ -635,9 +638,9 @@ def test_shares_of_a_row_in_several_groups_add_up():
 def test_searches_see_the_base_model_and_maximise_the_log_density():
     X, y = small(120)
     estimator = IMMSEConditionalDensity(
-        HistGradientBoostingRegressor(max_iter=5, early_stopping=False, random_state=0),
+        HistGradientBoostingRegressor(max_iter=5, early_stopping=False, random_state=shifted(0)),
         cv=2,
-        random_state=0,
+        random_state=shifted(0),
     )
     search = GridSearchCV(estimator, {"base__max_iter": [2, 20]}, cv=2).fit(X, y)
     assert search.best_params_ == {"base__max_iter": 20}
@@ -655,7 +658,7 @@ def test_searches_see_the_base_model_and_maximise_the_log_density():
 
 def test_weights_and_groups_are_routed():
     X, y = small(120)
-    weight, group = np.random.default_rng(0).integers(1, 4, 120), np.arange(120) // 3
+    weight, group = np.random.default_rng(shifted(0)).integers(1, 4, 120), np.arange(120) // 3
     with sklearn.config_context(enable_metadata_routing=True):
         inner = clone(LINEAR).set_fit_request(sample_weight=True, groups=True)
         inner.set_score_request(sample_weight=True)
@@ -670,7 +673,7 @@ def test_weights_and_groups_are_routed():
 
 def test_tables_of_any_container_are_the_same():
     polars = pytest.importorskip("polars")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     frame = pd.DataFrame(
         {
             "a": np.where(rng.random(80) < 0.1, np.nan, rng.normal(size=80)),
@@ -679,7 +682,7 @@ def test_tables_of_any_container_are_the_same():
         }
     )
     y = frame["c"] + (frame["b"] == "u") + 0.1 * rng.normal(size=80)
-    automatic = IMMSEConditionalDensity(random_state=0, cv=2, target_kinds="continuous")
+    automatic = IMMSEConditionalDensity(random_state=shifted(0), cv=2, target_kinds="continuous")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base_model, "_MANY_COLUMNS", {"max_iter": 10})
         patch.setattr(base_model, "_FEW_COLUMNS", {"max_iter": 5})
@@ -703,7 +706,7 @@ def test_targets_may_be_arrays_of_pandas(dtype):
     X, _ = small(60)
     y = pd.Series(X[:, 0] > 0).map({True: 1, False: 0}).astype(str if dtype != "Int64" else int)
     y = y.astype(dtype)
-    density = IMMSEConditionalDensity(max_epochs=0, cv=2, random_state=0)
+    density = IMMSEConditionalDensity(max_epochs=0, cv=2, random_state=shifted(0))
     expected = clone(density).fit(X, y).score_samples(X, y)
     fitted = density.fit(X, y.array)
     np.testing.assert_array_equal(fitted.score_samples(X, y.array), expected)
@@ -749,7 +752,7 @@ def test_few_rows_give_finite_scores(n):
 
 def test_regressors_score_the_means():
     X, y = small(200)
-    regressor = IMMSERegressor(LinearRegression(), random_state=0).fit(
+    regressor = IMMSERegressor(LinearRegression(), random_state=shifted(0)).fit(
         X, np.rint(4.0 * y).astype(int)
     )
     assert regressor.kinds_ == ["continuous"]
@@ -787,7 +790,7 @@ def test_crps_by_quantiles_is_the_closed_form():
 
 @pytest.mark.parametrize("number", range(7))
 def test_files_hold_every_automatic_model(number, tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X, targets = mixed_targets(90)
     frame = pd.DataFrame({"a": X[:, 0], "b": rng.choice(["u", "v"], 90), "c": X[:, 1]})
     frame.loc[5, "a"] = np.nan
@@ -806,8 +809,8 @@ def test_files_hold_every_automatic_model(number, tmp_path, monkeypatch):
 
     for name in ("regressors", "classifiers"):
         chosen = only(getattr(base_model, name))
-        monkeypatch.setattr(f"sk_itdiffusion._conditional.model.{name}", chosen)
-    fitted = IMMSEConditionalDensity(cv=2, random_state=0).fit(frame, targets)
+        monkeypatch.setattr(f"sk_itdiffusion._first._conditional.model.{name}", chosen)
+    fitted = IMMSEConditionalDensity(cv=2, random_state=shifted(0)).fit(frame, targets)
     fitted.save(tmp_path / "file")
     scores = fitted.score_samples(frame, targets)
     for other in (load(tmp_path / "file"), pickle.loads(pickle.dumps(fitted))):
@@ -824,7 +827,7 @@ def test_models_of_the_users_own_are_pickled_not_saved(tmp_path):
 
 def test_units_are_divided_whatever_their_sizes():
     """The share of large groups is the same on all sides, within three standard deviations."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     sizes = np.tile([1, 1, 1, 12], 50)
     group = np.repeat(np.arange(200), sizes)
     X, y = rng.normal(size=(2, len(group), 1))
@@ -839,9 +842,9 @@ def test_units_are_divided_whatever_their_sizes():
 def test_nodes_that_are_no_tree_are_refused():
     X, y = small(60)
     for model in (
-        ExtraTreesRegressor(2, random_state=0).fit(X, y),
-        HistGradientBoostingRegressor(max_iter=2, random_state=0).fit(X, y),
-        HistGradientBoostingClassifier(max_iter=2, random_state=0).fit(X, y > 0.0),
+        ExtraTreesRegressor(2, random_state=shifted(0)).fit(X, y),
+        HistGradientBoostingRegressor(max_iter=2, random_state=shifted(0)).fit(X, y),
+        HistGradientBoostingClassifier(max_iter=2, random_state=shifted(0)).fit(X, y > 0.0),
     ):
         state = sklearn_state.fitted_state(model)
         back = sklearn_state.model_of_state(state)

@@ -11,13 +11,13 @@ from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, RidgeCV
 
 from sk_itdiffusion import IMMSEConditionalDensity, load
-from sk_itdiffusion._conditional import model as conditional_model
-from sk_itdiffusion._conditional.curves import NODES, ResidualCurves, at_nodes
-from sk_itdiffusion._conditional.model import located
-from sk_itdiffusion._conditional.network import NoiseProducts
-from sk_itdiffusion._conditional.residual import NormalMixture
-from sk_itdiffusion.references.gaussian import GaussianReference
-from sk_itdiffusion.references.mixture import as_mixture
+from sk_itdiffusion._first._conditional import model as conditional_model
+from sk_itdiffusion._first._conditional.curves import NODES, ResidualCurves, at_nodes
+from sk_itdiffusion._first._conditional.model import located
+from sk_itdiffusion._first._conditional.network import NoiseProducts
+from sk_itdiffusion._first._conditional.residual import NormalMixture
+from sk_itdiffusion._first.references.gaussian import GaussianReference
+from sk_itdiffusion._first.references.mixture import as_mixture
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._fit import course
-from sk_itdiffusion._fit.course import Course, Limits, gain_of_a_doubling
-from sk_itdiffusion._fit.training_control import TrainingControl, UntilItsEnd
+from sk_itdiffusion._first._fit import course
+from sk_itdiffusion._first._fit.course import Course, Limits, gain_of_a_doubling
+from sk_itdiffusion._first._fit.training_control import TrainingControl, UntilItsEnd
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

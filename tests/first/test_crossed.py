@@ -4,27 +4,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_missing_references import completely_at_random, is_within_errors
 
+from first.test_missing_references import completely_at_random, is_within_errors
 from sk_itdiffusion import IMMSEMixedDensity
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout, Variable
+from sk_itdiffusion._first.references import (
     CrossedMixtureReference,
     GaussianMixtureReference,
     LatentClassReference,
 )
-from sk_itdiffusion.references.crossed_fit import (
+from sk_itdiffusion._first.references.crossed_fit import (
     _Evidence,
     _Pairs,
     _reference,
     _step,
     fit_crossed_mixture,
 )
-from sk_itdiffusion.references.families.judges import Judges
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.latent_class import fit_latent_class
-from sk_itdiffusion.references.mixture_fit import with_wide_components
+from sk_itdiffusion._first.references.families.judges import Judges
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.latent_class import fit_latent_class
+from sk_itdiffusion._first.references.mixture_fit import with_wide_components
 
 #: Largest variances of wide components.
 WIDE = np.full(2, np.inf)

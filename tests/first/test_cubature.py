@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from sk_itdiffusion._immse.cubature import (
+from sk_itdiffusion._first._immse.cubature import (
     NoiseRule,
     PiecewiseDensity,
     hash_uniform,
     row_keys,
     spawn_keys,
 )
-from sk_itdiffusion.schedules import SCHEDULES, LogisticSchedule, UniformSchedule
+from sk_itdiffusion._first.schedules import SCHEDULES, LogisticSchedule, UniformSchedule
 
 
 def test_keys_depend_on_content_only():

@@ -7,8 +7,8 @@ import pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
-import sk_itdiffusion._table.partitions
-import sk_itdiffusion._table.streams
+import sk_itdiffusion._first._table.partitions
+import sk_itdiffusion._first._table.streams
 from sk_itdiffusion import IMMSEDensity, IMMSEMixedDensity, IMMSEOutlierDetector
 
 da = pytest.importorskip("dask.array", reason="needs the extra [dask]")
@@ -47,7 +47,7 @@ def fitted(X):
 @pytest.fixture
 def little_memory(monkeypatch):
     """Hold only 300 rows of 2 columns in memory."""
-    monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 600)
+    monkeypatch.setattr(sk_itdiffusion._first._table.streams, "NUMBERS_IN_MEMORY", 600)
 
 
 # -- scoring ---------------------------------------------------------------------------------------

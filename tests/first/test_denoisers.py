@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sk_itdiffusion.denoisers.mlp import LocalDropout
-from sk_itdiffusion.denoisers.norm import RMSNorm
+from sk_itdiffusion._first.denoisers.mlp import LocalDropout
+from sk_itdiffusion._first.denoisers.norm import RMSNorm
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 6)])

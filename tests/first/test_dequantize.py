@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from marks import others_slow
 
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEEnsemble,
@@ -14,9 +14,9 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     load,
 )
-from sk_itdiffusion._immse.cubature import copy_numbers
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._first._immse.cubature import copy_numbers
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.rows import WeightedRows
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -7,16 +7,16 @@ from sklearn.metrics import roc_auc_score
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
-from sk_itdiffusion._estimators.combined_score import (
+from sk_itdiffusion._first._estimators.combined_score import (
     DEPENDENCE,
     LOCAL,
     CombinedScore,
     told_apart,
 )
-from sk_itdiffusion._estimators.local_score import LocalScore
-from sk_itdiffusion._estimators.outlier_score import FlooredModel
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion.layout import Layout, Variable
+from sk_itdiffusion._first._estimators.local_score import LocalScore
+from sk_itdiffusion._first._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first.layout import Layout, Variable
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

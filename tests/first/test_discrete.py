@@ -4,22 +4,23 @@ import copy
 import pickle
 from dataclasses import replace
 
-import brief
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from marks import others_slow
 from scipy import stats
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
+from first import brief
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.schedules import LogisticSchedule
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.schedules import LogisticSchedule
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -28,7 +29,7 @@ SMALL = {
     "max_epochs": 6,
     "steps_per_epoch": 40,
     "batch_size": 256,
-    "random_state": 0,
+    "random_state": shifted(0),
 }
 TINY = SMALL | {"hidden_size": 16, "n_blocks": 1, "max_epochs": 1, "steps_per_epoch": 5}
 TINY |= {"score_tol": 0.5}
@@ -37,7 +38,7 @@ SIZES = (2, 3, 4)
 
 @pytest.fixture(scope="module")
 def truth():
-    return np.random.default_rng(0).dirichlet(np.full(24, 0.6)).reshape(SIZES)
+    return np.random.default_rng(shifted(0)).dirichlet(np.full(24, 0.6)).reshape(SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def fitted(X):
 
 @pytest.fixture(scope="module")
 def mixed_table():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     n = 1000
     colour = rng.choice(["red", "green", "blue"], size=n, p=[0.5, 0.3, 0.2])
     frame = pd.DataFrame({"colour": colour, "grade": rng.integers(0, 5, size=n)})
@@ -128,7 +129,7 @@ def test_bound_is_not_beaten_on_new_rows(fitted, truth, X):
 
 def test_independent_reference_alone_is_the_smoothed_marginals():
     X = np.array([[0, 1], [0, 0], [1, 1], [0, 2]])
-    alone = {"max_epochs": 0, "experts": ["independent"], "random_state": 0}
+    alone = {"max_epochs": 0, "experts": ["independent"], "random_state": shifted(0)}
     est = IMMSEDiscreteDensity(handle_unknown="error", **alone).fit(X)
     first, second = np.array([3.5, 1.5]) / 5, np.array([1.5, 2.5, 1.5]) / 5.5
     states = np.array(list(np.ndindex(2, 3)))
@@ -141,7 +142,7 @@ def test_independent_reference_alone_is_the_smoothed_marginals():
 
 @pytest.mark.slow
 def test_independent_columns_are_found_to_be_independent():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = np.column_stack(
         [rng.integers(0, 3, 4000), rng.random(4000) < 0.2, rng.integers(0, 4, 4000)]
     )
@@ -157,9 +158,9 @@ def test_independent_columns_are_found_to_be_independent():
 
 
 def test_errors_of_equal_rows_are_means_over_many_draws():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     states = np.column_stack([rng.integers(0, 2, 1000), rng.integers(0, 3, 1000)])
-    density = IMMSEDiscreteDensity(max_epochs=0, random_state=0).fit(states[:500])
+    density = IMMSEDiscreteDensity(max_epochs=0, random_state=shifted(0)).fit(states[:500])
     curve = density.mse_curve(states[500:])
     reference = density._model.references["independent"]
     points = reference.points_of(torch.from_numpy(states[500:].astype(float))).repeat(20, 1)
@@ -176,7 +177,7 @@ def test_errors_of_equal_rows_are_means_over_many_draws():
 
 @pytest.mark.parametrize("frame", others_slow([False, True]))
 def test_mixed_estimator_on_continuous_columns_is_the_continuous_one(frame):
-    X = np.random.default_rng(0).normal(size=(200, 3)) * [1.0, 2.0, 3.0]
+    X = np.random.default_rng(shifted(0)).normal(size=(200, 3)) * [1.0, 2.0, 3.0]
     X = pd.DataFrame(X, columns=["a", "b", "c"]) if frame else X
     # Networks of both begin at other random numbers.
     settings = TINY | {"max_epochs": 0}
@@ -314,7 +315,7 @@ def test_missing_categories_are_a_level(mixed_table):
 
 @pytest.mark.slow
 def test_mixed_density_integrates_to_at_most_one():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     group = rng.random(1000) < 0.3
     X = pd.DataFrame({"group": group, "x": rng.normal(size=1000) + 3.0 * group})
     est = IMMSEMixedDensity(**SMALL).fit(X)
@@ -341,14 +342,14 @@ def test_units_of_continuous_columns_enter_by_their_jacobian(mixed_table):
 
 @pytest.mark.slow
 def test_samples_follow_the_model(fitted, X, fitted_mixed, mixed_table):
-    rows = fitted.sample(2000, random_state=1)
+    rows = fitted.sample(2000, random_state=shifted(1))
     assert rows.dtype == X.dtype
     for j, size in enumerate(SIZES):
         expected = np.bincount(X[:, j], minlength=size) / len(X)
         share = np.bincount(rows[:, j], minlength=size) / 2000
         assert np.abs(share - expected).max() < 0.06
-    np.testing.assert_array_equal(rows, fitted.sample(2000, random_state=1))
-    frame = fitted_mixed.sample(1500, random_state=0)
+    np.testing.assert_array_equal(rows, fitted.sample(2000, random_state=shifted(1)))
+    frame = fitted_mixed.sample(1500, random_state=shifted(0))
     assert list(frame.dtypes) == list(mixed_table.dtypes)
     means = frame.groupby("colour")["size"].mean()
     expected = mixed_table.groupby("colour")["size"].mean()
@@ -386,7 +387,7 @@ def test_images_share_their_levels_and_are_any_shape():
 
 
 def test_fractional_levels_are_accepted_up_to_256_of_them():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     levels = rng.integers(0, 17, size=(200, 3))
     fractions = IMMSEDiscreteDensity(**TINY).fit(levels / 16)
     whole = IMMSEDiscreteDensity(**TINY).fit(levels)
@@ -462,7 +463,7 @@ def test_interrupted_fit_leaves_nothing(X, monkeypatch):
         raise KeyboardInterrupt
 
     est = IMMSEDiscreteDensity(**TINY).fit(X)
-    monkeypatch.setattr("sk_itdiffusion._fit.networks.train", interrupt)
+    monkeypatch.setattr("sk_itdiffusion._first._fit.networks.train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         est.fit(X)
     with pytest.raises(NotFittedError):
@@ -472,7 +473,7 @@ def test_interrupted_fit_leaves_nothing(X, monkeypatch):
 @pytest.mark.slow
 def test_few_states_with_many_rows_are_modelled_all_the_same():
     """Three states of 500 rows: all their copies count, whatever the least frequent one has."""
-    first = np.random.default_rng(0).integers(0, 3, size=500)
+    first = np.random.default_rng(shifted(0)).integers(0, 3, size=500)
     X = np.column_stack([first, first == 2])
     est = IMMSEDiscreteDensity(**SMALL | {"score_tol": 0.03}).fit(X)
     assert est.n_iter_ > 0
@@ -483,7 +484,7 @@ def test_few_states_with_many_rows_are_modelled_all_the_same():
 
 
 def test_a_table_repeated_has_as_many_more_observations():
-    X = np.random.default_rng(0).integers(0, 3, size=(30, 2))
+    X = np.random.default_rng(shifted(0)).integers(0, 3, size=(30, 2))
     few = IMMSEDiscreteDensity(**TINY).fit(X)
     many = IMMSEDiscreteDensity(**TINY).fit(np.repeat(X, 10, axis=0))
     assert few.n_iter_ == 0
@@ -513,7 +514,7 @@ def test_fractional_weights_count_by_their_effective_number(X):
 
 @pytest.mark.slow
 def test_fractional_weights_of_few_states_are_split_like_counts(X):
-    weight = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
+    weight = np.random.default_rng(shifted(0)).uniform(0.5, 1.5, size=len(X))
     few = X[:, :2]
     est = IMMSEDiscreteDensity(**SMALL | {"score_tol": 0.03}).fit(few, sample_weight=weight)
     states = np.array(list(np.ndindex(2, 3)))
@@ -524,10 +525,10 @@ def test_fractional_weights_of_few_states_are_split_like_counts(X):
 
 
 def test_unseen_values_are_never_drawn_whatever_the_model():
-    X = np.random.default_rng(0).integers(0, 4, size=(25, 2))
+    X = np.random.default_rng(shifted(0)).integers(0, 4, size=(25, 2))
     for rows in (X, np.ones((60, 2), dtype=int)):
         est = IMMSEDiscreteDensity(**TINY).fit(rows)
-        assert np.isin(est.sample(400, random_state=0), rows).all()
+        assert np.isin(est.sample(400, random_state=shifted(0)), rows).all()
 
 
 @pytest.mark.slow
@@ -555,7 +556,7 @@ def test_warm_start_with_arrays_and_other_rare_levels(X):
 def test_pixels_of_too_many_levels_are_an_error():
     with pytest.raises(ValueError, match="at most 256"):
         IMMSEDiscreteDensity(image_shape=(6, 6), **TINY).fit(
-            np.random.default_rng(0).random((60, 36))
+            np.random.default_rng(shifted(0)).random((60, 36))
         )
     with pytest.raises(ValueError, match="dense_network"):
         IMMSEDiscreteDensity(experts=["dense_network"], **TINY).fit(np.eye(4, dtype=int))

@@ -22,7 +22,7 @@ from sk_itdiffusion import (
     IMMSEEnsemble,
     IMMSEMixedDensity,
 )
-from sk_itdiffusion.display import (
+from sk_itdiffusion._first.display import (
     BoundHistoryDisplay,
     DensityContourDisplay,
     EnsembleWeightsDisplay,
@@ -33,8 +33,8 @@ from sk_itdiffusion.display import (
     ProbabilityIntegralDisplay,
     SamplePairDisplay,
 )
-from sk_itdiffusion.display.marginal import averaged_conditionals
-from sk_itdiffusion.display.style import expert_styles
+from sk_itdiffusion._first.display.marginal import averaged_conditionals
+from sk_itdiffusion._first.display.style import expert_styles
 
 plt = pytest.importorskip("matplotlib.pyplot")
 

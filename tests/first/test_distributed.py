@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion.denoisers.mlp import LocalDropout
+from sk_itdiffusion._first.denoisers.mlp import LocalDropout
 from sk_itdiffusion.distributed import Processes, shared_fit
 
 pytestmark = pytest.mark.skipif(

@@ -10,9 +10,9 @@ import pytest
 from scipy import sparse
 from sklearn.utils.validation import check_array
 
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.kinds import discrete_kinds, mixed_kinds
-from sk_itdiffusion._table.reading import naming_columns, read_table
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.kinds import discrete_kinds, mixed_kinds
+from sk_itdiffusion._first._table.reading import naming_columns, read_table
 
 N = 40
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from marks import others_slow
 from scipy import stats
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from sklearn.utils import get_tags
 
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -25,15 +26,15 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     load,
 )
-from sk_itdiffusion._estimators import ensemble
-from sk_itdiffusion._fit import ensemble_model
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._immse.error_profiles import ErrorProfile
-from sk_itdiffusion._table.marginals import Standardizer
-from sk_itdiffusion._table.space import ColumnKind
-from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion._first._estimators import ensemble
+from sk_itdiffusion._first._fit import ensemble_model
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile
+from sk_itdiffusion._first._table.marginals import Standardizer
+from sk_itdiffusion._first._table.space import ColumnKind
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.references import GaussianReference
 from sk_itdiffusion.datasets import load_density
-from sk_itdiffusion.references import GaussianReference
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -44,7 +45,7 @@ TINY = {
     "steps_per_epoch": 5,
     "batch_size": 64,
     "score_tol": 0.5,
-    "random_state": 0,
+    "random_state": shifted(0),
 }
 
 
@@ -68,12 +69,12 @@ def banana():
 
 @pytest.fixture(scope="module", name="X")
 def rows_of_banana(banana):
-    return banana.sample(300, random_state=0)
+    return banana.sample(300, random_state=shifted(0))
 
 
 @pytest.fixture(scope="module", name="T")
 def new_rows(banana):
-    return banana.sample(100, random_state=1)
+    return banana.sample(100, random_state=shifted(1))
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +91,12 @@ def members(X):
 
 @pytest.fixture(scope="module")
 def fitted(X):
-    return IMMSEEnsemble(pair(), random_state=0).fit(X)
+    return IMMSEEnsemble(pair(), random_state=shifted(0)).fit(X)
 
 
 @pytest.fixture(scope="module")
 def levels():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     first = rng.integers(0, 3, size=400)
     return np.column_stack([first, (first + (rng.random(400) < 0.3)) % 3])
 
@@ -104,7 +105,7 @@ def levels():
 
 
 def test_one_member_scores_as_it_does_alone(X, T):
-    est = IMMSEEnsemble(pair()[:1], include_references=False, random_state=3).fit(X)
+    est = IMMSEEnsemble(pair()[:1], include_references=False, random_state=shifted(3)).fit(X)
     for ours, own in zip(
         est.score_samples(T, return_std=True),
         est.estimators_[0].score_samples(T, return_std=True),
@@ -126,7 +127,9 @@ def test_writing_to_attributes_changes_no_score(is_loaded, T, fitted, tmp_path):
 def test_one_fitted_member_scores_as_it_does_alone_whatever_rows_weigh_it(T, members):
     name, member = members[0]
     before = member.score_samples(T)
-    est = IMMSEEnsemble([(name, member)], include_references=False, prefit=True, random_state=0)
+    est = IMMSEEnsemble(
+        [(name, member)], include_references=False, prefit=True, random_state=shifted(0)
+    )
     np.testing.assert_array_equal(est.fit(T[:100]).score_samples(T), before)
     frozen = est.set_params(prefit=False, a=FrozenEstimator(member)).fit(T[:60])
     np.testing.assert_array_equal(frozen.score_samples(T), before)
@@ -134,7 +137,7 @@ def test_one_fitted_member_scores_as_it_does_alone_whatever_rows_weigh_it(T, mem
 
 
 def test_one_discrete_member_scores_as_it_does_alone(levels):
-    est = IMMSEEnsemble([("a", tiny_levels())], include_references=False, random_state=0)
+    est = IMMSEEnsemble([("a", tiny_levels())], include_references=False, random_state=shifted(0))
     est.fit(levels)
     np.testing.assert_array_equal(
         est.score_samples(levels[:50]), est.estimators_[0].score_samples(levels[:50])
@@ -143,7 +146,7 @@ def test_one_discrete_member_scores_as_it_does_alone(levels):
 
 @pytest.mark.parametrize("weights", ["stack", "select"])
 def test_a_copy_of_a_member_changes_nothing(X, T, members, weights):
-    settings = {"weights": weights, "prefit": True, "random_state": 0}
+    settings = {"weights": weights, "prefit": True, "random_state": shifted(0)}
     name, member = members[1]
     copy = pickle.loads(pickle.dumps(member))
     plain = IMMSEEnsemble(members, **settings).fit(T)
@@ -155,10 +158,10 @@ def test_a_copy_of_a_member_changes_nothing(X, T, members, weights):
 
 @pytest.mark.slow
 def test_weight_is_repetition_and_order_is_nothing(X, T):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     few = X[:150]
     weight = rng.integers(0, 3, size=len(few))
-    est = IMMSEEnsemble(pair(), random_state=0)
+    est = IMMSEEnsemble(pair(), random_state=shifted(0))
     weighted = est.fit(few, sample_weight=weight).score_samples(T)
     repeated = est.fit(rng.permutation(np.repeat(few, weight, axis=0))).score_samples(T)
     np.testing.assert_allclose(repeated, weighted, rtol=1e-9)
@@ -187,7 +190,11 @@ def test_weights_are_on_the_simplex_and_never_worse_than_one_expert(
     T, members, weights, include_references
 ):
     est = IMMSEEnsemble(
-        members, weights=weights, include_references=include_references, prefit=True, random_state=0
+        members,
+        weights=weights,
+        include_references=include_references,
+        prefit=True,
+        random_state=shifted(0),
     ).fit(T)
     table = np.stack(list(est.member_weights_.values()))
     assert table.shape == (2 + 2 * include_references, len(est.logsnr_))
@@ -209,8 +216,8 @@ def test_weights_are_on_the_simplex_and_never_worse_than_one_expert(
 
 @pytest.mark.parametrize("weights", ["stack", "select"])
 def test_truth_is_not_beaten_but_members_are(banana, T, members, weights):
-    est = IMMSEEnsemble(members, weights=weights, prefit=True, random_state=0).fit(T)
-    new = banana.sample(600, random_state=2)
+    est = IMMSEEnsemble(members, weights=weights, prefit=True, random_state=shifted(0)).fit(T)
+    new = banana.sample(600, random_state=shifted(2))
     log_density, std = est.score_samples(new, return_std=True)
 
     def mean_and_error(difference):
@@ -241,7 +248,7 @@ def test_weights_of_known_errors():
 
 def test_validation_bound_is_the_mean_score_of_the_rows_that_gave_the_weights(T, members):
     frozen = [(name, FrozenEstimator(member)) for name, member in members]
-    est = IMMSEEnsemble(frozen, score_tol=0.05, random_state=0).fit(T)
+    est = IMMSEEnsemble(frozen, score_tol=0.05, random_state=shifted(0)).fit(T)
     # The bound is a trapezoidal sum over 41 nodes with other noise.
     assert est.entropy_ == pytest.approx(-est.score(T), abs=0.05)
     for name, member in members:
@@ -254,7 +261,7 @@ def test_held_out_rows_are_other_rows_with_all_of_their_copies(X):
     rows, space, is_counted = ensemble.grouped_rows(
         repeated, np.ones(len(repeated)), [ColumnKind()] * 2, settings
     )
-    seeds = Seeds.draw(np.random.RandomState(0))
+    seeds = Seeds.draw(np.random.RandomState(shifted(0)))
     (train, weight, _), valid = ensemble.held_out(rows, space, settings, seeds, is_counted)
     ours, theirs = ({tuple(row) for row in part} for part in (train, valid.X))
     assert not ours & theirs
@@ -284,7 +291,7 @@ def test_members_do_not_see_the_held_out_rows(X, monkeypatch):
 
     monkeypatch.setattr(IMMSEEnsemble, "_combine", spy)
     monkeypatch.setattr(IMMSEDensity, "_fit", spy_on_fit)
-    IMMSEEnsemble(pair(), random_state=0).fit(X)
+    IMMSEEnsemble(pair(), random_state=shifted(0)).fit(X)
     assert len(seen["held_out"]) == 30
     assert len(seen["fitted"]) == 2
     for rows in seen["fitted"]:
@@ -293,8 +300,8 @@ def test_members_do_not_see_the_held_out_rows(X, monkeypatch):
 
 
 def test_few_rows_serve_both():
-    X = np.random.default_rng(0).normal(size=(12, 2))
-    est = IMMSEEnsemble(pair(), random_state=0).fit(X)
+    X = np.random.default_rng(shifted(0)).normal(size=(12, 2))
+    est = IMMSEEnsemble(pair(), random_state=shifted(0)).fit(X)
     np.testing.assert_array_equal(est.score_samples(X), tiny().fit(X).score_samples(X))
     assert set(est.member_weights_["a"]) == {1.0}
 
@@ -302,17 +309,19 @@ def test_few_rows_serve_both():
 def test_rows_without_variation_have_the_density_of_any_member():
     X = np.ones((20, 2))
     with pytest.warns(UserWarning, match="are constant"):
-        est = IMMSEEnsemble(pair(), random_state=0).fit(X)
+        est = IMMSEEnsemble(pair(), random_state=shifted(0)).fit(X)
     np.testing.assert_array_equal(est.score_samples(X), est.estimators_[0].score_samples(X))
 
 
 @pytest.mark.slow
 def test_equal_references_are_experts_once(X):
     plain = tiny(max_epochs=0)
-    shared = IMMSEEnsemble([("one", plain), ("gaussian", tiny())], random_state=0)
+    shared = IMMSEEnsemble([("one", plain), ("gaussian", tiny())], random_state=shifted(0))
     assert list(shared.fit(X).member_weights_) == ["one", "gaussian", "one__gaussian"]
-    other = IMMSEEnsemble([("one", plain), ("two", clone(plain).set_params(random_state=1))])
-    other.set_params(random_state=0)
+    other = IMMSEEnsemble(
+        [("one", plain), ("two", clone(plain).set_params(random_state=shifted(1)))]
+    )
+    other.set_params(random_state=shifted(0))
     # Each member holds rows of its own out, so their normal distributions differ.
     assert list(other.fit(X).member_weights_) == ["one", "two", "gaussian", "two__gaussian"]
 
@@ -335,10 +344,12 @@ def in_scaled_space(member, X, shift, factor):
 
 
 def test_member_in_a_scaled_space_predicts_the_same_noise_of_the_same_rows(X, T):
-    member = in_scaled_space(tiny(random_state=0), X, shift=3.0, factor=2.0)
+    member = in_scaled_space(tiny(random_state=shifted(0)), X, shift=3.0, factor=2.0)
     plain = tiny(max_epochs=0).fit(X)
-    est = IMMSEEnsemble([("plain", plain), ("scaled", member)], prefit=True, random_state=0).fit(T)
-    noise = torch.from_numpy(np.random.default_rng(0).normal(size=T.shape))
+    est = IMMSEEnsemble(
+        [("plain", plain), ("scaled", member)], prefit=True, random_state=shifted(0)
+    ).fit(T)
+    noise = torch.from_numpy(np.random.default_rng(shifted(0)).normal(size=T.shape))
     for level in (-2.0, 0.5, 4.0):
         ours = torch.full((len(T),), level, dtype=torch.float64)
         own = ours - 2 * np.log(2.0)
@@ -354,12 +365,14 @@ def test_member_in_a_scaled_space_predicts_the_same_noise_of_the_same_rows(X, T)
 
 
 def test_members_of_one_column_can_be_fitted_elsewhere():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X, T = rng.normal(size=(2, 400, 1)) ** 3 + 5.0
     good = tiny(steps_per_epoch=40).fit(X)
     bad = tiny(max_epochs=0).fit(20.0 * X)
     est = IMMSEEnsemble([("bad", bad), ("good", good)], include_references=False, prefit=True)
-    log_density, std = est.set_params(random_state=0).fit(T).score_samples(X, return_std=True)
+    log_density, std = (
+        est.set_params(random_state=shifted(0)).fit(T).score_samples(X, return_std=True)
+    )
     own, own_std = good.score_samples(X, return_std=True)
     assert est.member_entropies_["good"] < est.member_entropies_["bad"] - 0.5
     error = np.sqrt((std**2 + own_std**2).mean() / len(X))
@@ -371,16 +384,18 @@ def test_spaces_of_other_scales_are_an_error(X, marginals):
     quick = tiny(max_epochs=0, marginals=marginals)
     members = [("one", clone(quick).fit(X)), ("two", clone(quick).fit(X[:200]))]
     with pytest.raises(ValueError, match=r"'two' and 'one' see their columns on different scales"):
-        IMMSEEnsemble(members, prefit=True, random_state=0).fit(X)
+        IMMSEEnsemble(members, prefit=True, random_state=shifted(0)).fit(X)
     same = clone(quick).fit(X)
-    IMMSEEnsemble([members[0], ("same", same)], prefit=True, random_state=0).fit(X)
+    IMMSEEnsemble([members[0], ("same", same)], prefit=True, random_state=shifted(0)).fit(X)
 
 
 @pytest.mark.slow
 def test_maps_are_those_of_the_first_fitted_member(X):
     first = IMMSEDensity(**TINY | {"marginals": "quantile", "reference": "gaussian"}).fit(X)
-    est = IMMSEEnsemble([("plain", tiny()), ("mapped", FrozenEstimator(first))], random_state=0)
-    est.fit(load_density("banana").sample(200, random_state=3))
+    est = IMMSEEnsemble(
+        [("plain", tiny()), ("mapped", FrozenEstimator(first))], random_state=shifted(0)
+    )
+    est.fit(load_density("banana").sample(200, random_state=shifted(3)))
     assert [member.marginals_ for member in est.estimators_] == ["quantile", "quantile"]
     assert est.estimators_[1] is first
 
@@ -390,7 +405,7 @@ def test_member_with_a_reference_object_gives_the_space(X, T):
     reference = GaussianReference([0.0, 1.0], np.diag([1.0, 3.0]))
     mapped = IMMSEDensity(**TINY | {"marginals": "quantile", "reference": "gaussian"})
     members = [("mapped", mapped), ("given", tiny(reference=reference))]
-    est = IMMSEEnsemble(members, random_state=0).fit(X)
+    est = IMMSEEnsemble(members, random_state=shifted(0)).fit(X)
     assert est.estimators_[0].marginals_ == "standard"
     center, scale = (getattr(est._model.space.standardizer, n) for n in ("center", "scale"))
     x = torch.from_numpy((T - center) / scale)
@@ -414,23 +429,23 @@ def test_beyond_its_range_a_member_is_its_control_variate(T, members):
 @pytest.mark.slow
 def test_dequantized_members_bound_probabilities_of_the_lattice():
     marginal = stats.binom(30, 0.5)
-    X, new = marginal.rvs(size=(2, 300, 3), random_state=0).astype(float)
-    members = [("a", tiny(dequantize=1.0)), ("b", tiny(dequantize=1.0, random_state=1))]
-    alone = IMMSEEnsemble(members[:1], include_references=False, random_state=0).fit(X)
+    X, new = marginal.rvs(size=(2, 300, 3), random_state=shifted(0)).astype(float)
+    members = [("a", tiny(dequantize=1.0)), ("b", tiny(dequantize=1.0, random_state=shifted(1)))]
+    alone = IMMSEEnsemble(members[:1], include_references=False, random_state=shifted(0)).fit(X)
     np.testing.assert_array_equal(alone.score_samples(new), alone.estimators_[0].score_samples(new))
-    both = IMMSEEnsemble(members, random_state=0).fit(X)
+    both = IMMSEEnsemble(members, random_state=shifted(0)).fit(X)
     excess = both.score_samples(new) - marginal.logpmf(new).sum(axis=1)
     assert -0.5 < excess.mean() < 3 * excess.std() / np.sqrt(len(new))
     with pytest.raises(ValueError, match="not on the lattice"):
         both.score_samples(new + 0.5)
     half = tiny(dequantize=0.5, max_epochs=0).fit(X)
     with pytest.raises(ValueError, match="'a' and 'half' add noise of different width"):
-        IMMSEEnsemble([members[0], ("half", FrozenEstimator(half))], random_state=0).fit(X)
+        IMMSEEnsemble([members[0], ("half", FrozenEstimator(half))], random_state=shifted(0)).fit(X)
 
 
 def test_references_of_several_members_work_once(T, members, monkeypatch):
     shared = pickle.loads(pickle.dumps(members[0][1]))  # its reference is another, equal object
-    est = IMMSEEnsemble([members[0], ("c", shared)], prefit=True, random_state=0).fit(T)
+    est = IMMSEEnsemble([members[0], ("c", shared)], prefit=True, random_state=shifted(0)).fit(T)
     calls = []
     denoise = GaussianReference.denoise
 
@@ -453,15 +468,18 @@ def test_references_of_several_members_work_once(T, members, monkeypatch):
 
 
 def test_probabilities_of_all_states_sum_to_about_one(levels):
-    members = [("a", tiny_levels(random_state=0)), ("b", tiny_levels(loss="mse", random_state=1))]
-    est = IMMSEEnsemble(members, validation_fraction=0.3, score_tol=0.03, random_state=0)
+    members = [
+        ("a", tiny_levels(random_state=shifted(0))),
+        ("b", tiny_levels(loss="mse", random_state=shifted(1))),
+    ]
+    est = IMMSEEnsemble(members, validation_fraction=0.3, score_tol=0.03, random_state=shifted(0))
     est.fit(levels)
     states = np.array(list(np.ndindex(3, 3)))
     log_p, std = est.score_samples(states, return_std=True)
     p = np.exp(log_p - std**2 / 2)
     assert 0.85 < p.sum() < 1.0 + 3 * np.sqrt(np.sum((p * std) ** 2))
     assert est.entropy_ <= min(est.member_entropies_.values()) + 1e-9
-    assert set(np.unique(est.sample(20, random_state=0))) <= {0, 1, 2}
+    assert set(np.unique(est.sample(20, random_state=shifted(0)))) <= {0, 1, 2}
 
 
 def steps_of_four_levels(n, seed):
@@ -489,7 +507,7 @@ def test_weights_are_worth_their_effective_number_of_rows(case, recwarn, usual_f
     grouped, kind, weights = case
     n = 600
     rows, states, truth = steps_of_four_levels(n, seed=1)
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(shifted(2))
     weight = {
         "two": rng.choice([1.0, 1.5], size=n),
         "gamma": rng.gamma(4.0, size=n) + 0.1,
@@ -500,7 +518,7 @@ def test_weights_are_worth_their_effective_number_of_rows(case, recwarn, usual_f
     if kind == "dequantized":
         member = IMMSEDensity(dequantize=True, max_epochs=0, score_tol=0.1)
     groups = np.arange(n) // 20 if grouped else None
-    est = IMMSEEnsemble([("a", member)], random_state=0)
+    est = IMMSEEnsemble([("a", member)], random_state=shifted(0))
     est.fit(rows.astype(float) if kind == "dequantized" else rows, None, weight, groups)
     assert not [each for each in recwarn if "fewer than 40" in str(each.message)]
     seen = truth > 0
@@ -513,18 +531,18 @@ def test_weights_are_worth_their_effective_number_of_rows(case, recwarn, usual_f
 
 @pytest.mark.parametrize("weights", ["two", "gamma"])
 def test_one_state_is_as_likely_as_the_effective_number_of_rows_says(weights):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     weight = {"two": rng.choice([1.0, 1.5], size=300), "gamma": rng.gamma(2.0, size=300)}[weights]
     n = weight.sum() ** 2 / (weight**2).sum()
     X = np.ones((300, 2))
-    est = IMMSEEnsemble([("a", tiny(dequantize=True, max_epochs=0))], random_state=0)
+    est = IMMSEEnsemble([("a", tiny(dequantize=True, max_epochs=0))], random_state=shifted(0))
     found = est.fit(X, sample_weight=weight).score_samples(X[:1])
     # Weights are rounded to 24 bits.
     np.testing.assert_allclose(found, 2.0 * np.log((n + 1.0) / (n + 2.0)), rtol=1e-6)
 
 
 def test_texts_and_levels_of_one_row_are_read_by_all_members():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     colour = rng.choice(["red", "green"], size=80).astype(object)
     colour[7] = "blue"
     frame = pd.DataFrame({"colour": colour, "size": rng.normal(size=80)})
@@ -536,7 +554,7 @@ def test_texts_and_levels_of_one_row_are_read_by_all_members():
         est = IMMSEEnsemble(members, validation_fraction=0.4, random_state=seed).fit(frame)
         assert np.isfinite(est.score_samples(frame)).all()
     assert list(est.feature_names_in_) == ["colour", "size"]
-    assert list(est.sample(3, random_state=0).columns) == ["colour", "size"]
+    assert list(est.sample(3, random_state=shifted(0)).columns) == ["colour", "size"]
     with pytest.raises(ValueError, match="size"):
         est.score_samples(frame[["colour"]])
 
@@ -546,10 +564,10 @@ def test_other_levels_are_an_error_that_names_the_member(levels):
     more = [[0, 1, 2], [0, 1, 2, 3]]
     members = [("a", tiny_levels(categories=known)), ("b", tiny_levels(categories=more))]
     with pytest.raises(ValueError, match="'b' and 'a' have other categories in the column '1'"):
-        IMMSEEnsemble(members, random_state=0).fit(levels)
+        IMMSEEnsemble(members, random_state=shifted(0)).fit(levels)
     fitted = [(name, member.set_params(max_epochs=0).fit(levels)) for name, member in members]
     with pytest.raises(ValueError, match="'b' and 'a' have other categories in the column '1'"):
-        IMMSEEnsemble(fitted, prefit=True, random_state=0).fit(levels)
+        IMMSEEnsemble(fitted, prefit=True, random_state=shifted(0)).fit(levels)
 
 
 def test_other_embeddings_of_the_same_levels_are_an_error(levels):
@@ -559,7 +577,7 @@ def test_other_embeddings_of_the_same_levels_are_an_error(levels):
         ("b", tiny_levels(**known).fit(levels[:200])),
     ]
     with pytest.raises(ValueError, match="do not model the same columns and categories"):
-        IMMSEEnsemble(members, prefit=True, random_state=0).fit(levels)
+        IMMSEEnsemble(members, prefit=True, random_state=shifted(0)).fit(levels)
 
 
 # -- scikit-learn ----------------------------------------------------------------------------
@@ -568,7 +586,7 @@ def test_other_embeddings_of_the_same_levels_are_an_error(levels):
 @pytest.mark.slow
 def test_nested_parameters_can_be_searched_and_members_dropped(X):
     grid = {"a__max_epochs": [0, 1], "b": ["drop"], "weights": ["select"]}
-    search = GridSearchCV(IMMSEEnsemble(pair(), random_state=0), grid, cv=2).fit(X[:120])
+    search = GridSearchCV(IMMSEEnsemble(pair(), random_state=shifted(0)), grid, cv=2).fit(X[:120])
     first, second = search.cv_results_["mean_test_score"]
     assert abs(first - second) > 1e-6
     assert search.best_estimator_.estimators_[0].max_epochs == search.best_params_["a__max_epochs"]
@@ -591,7 +609,7 @@ def test_seeds_of_members_follow_from_the_seed_of_the_ensemble_unless_given(X, T
     def fit(seed):
         quick = {"max_epochs": 1, "steps_per_epoch": 1}
         members = [("a", tiny(random_state=None, **quick)), ("b", tiny(random_state=None, **quick))]
-        members.append(("c", tiny(random_state=4, max_epochs=0)))
+        members.append(("c", tiny(random_state=shifted(4), max_epochs=0)))
         return IMMSEEnsemble(members, random_state=seed).fit(X[:60])
 
     first, again, other = (fit(seed) for seed in (0, 0, 1))
@@ -605,7 +623,7 @@ def test_seeds_of_members_follow_from_the_seed_of_the_ensemble_unless_given(X, T
 def test_tolerance_is_the_least_of_the_members_and_can_be_changed(X, T, fitted):
     quick = {"max_epochs": 0}
     members = [("a", tiny(**quick | {"score_tol": 0.5})), ("b", tiny(**quick | {"score_tol": 0.2}))]
-    est = IMMSEEnsemble(members, random_state=0).fit(X[:60])
+    est = IMMSEEnsemble(members, random_state=shifted(0)).fit(X[:60])
     least = est.score_samples(T)
     np.testing.assert_array_equal(est.set_params(score_tol=0.2).score_samples(T), least)
     changed = pickle.loads(pickle.dumps(fitted))
@@ -625,7 +643,7 @@ def test_tags_follow_the_members():
 
 
 def test_interrupted_fit_leaves_no_fit(X, T, members, monkeypatch):
-    est = IMMSEEnsemble(members, prefit=True, random_state=0).fit(T)
+    est = IMMSEEnsemble(members, prefit=True, random_state=shifted(0)).fit(T)
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -659,15 +677,15 @@ def test_interrupted_fit_leaves_no_fit(X, T, members, monkeypatch):
 )
 def test_errors_of_members(X, estimators, error, message):
     with pytest.raises(error, match=message):
-        IMMSEEnsemble(estimators, random_state=0).fit(X)
+        IMMSEEnsemble(estimators, random_state=shifted(0)).fit(X)
 
 
 def test_errors_of_fitted_members(X):
     with pytest.raises(NotFittedError, match="'a' is not fitted"):
-        IMMSEEnsemble(pair(), prefit=True, random_state=0).fit(X)
+        IMMSEEnsemble(pair(), prefit=True, random_state=shifted(0)).fit(X)
     member = tiny(max_epochs=0).fit(X)
     with pytest.raises(ValueError, match="'a' was fitted to 2 columns, but X has 1"):
-        IMMSEEnsemble([("a", member)], prefit=True, random_state=0).fit(X[:, :1])
+        IMMSEEnsemble([("a", member)], prefit=True, random_state=shifted(0)).fit(X[:, :1])
 
 
 def test_wrong_columns_are_an_error(X, fitted):

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from sk_itdiffusion._fit.experts import Mixing, evaluations_in_a_part, network_denoiser
-from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
-from sk_itdiffusion._immse.likelihood import IntegrationRule, StackedDenoiser, information_gap
-from sk_itdiffusion.denoisers.mlp import ResidualMLP
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._fit.experts import Mixing, evaluations_in_a_part, network_denoiser
+from sk_itdiffusion._first._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._first._immse.likelihood import (
+    IntegrationRule,
+    StackedDenoiser,
+    information_gap,
+)
+from sk_itdiffusion._first.denoisers.mlp import ResidualMLP
+from sk_itdiffusion._first.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     KernelDensityReference,

@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from marks import others_slow
 from scipy import stats
 
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -16,18 +16,18 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._table.marginals import Standardizer
-from sk_itdiffusion._table.rows import group_rows, in_units_of_the_least, lattice_step
-from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
-from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._table.marginals import Standardizer
+from sk_itdiffusion._first._table.rows import group_rows, in_units_of_the_least, lattice_step
+from sk_itdiffusion._first.channel import add_noise, data_from_noise, noise_from_data
+from sk_itdiffusion._first.layout import Layout, Variable
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     LatentClassReference,
     LowRankGaussianReference,
 )
-from sk_itdiffusion.references.mixture import as_mixture
+from sk_itdiffusion._first.references.mixture import as_mixture
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -5,14 +5,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from marks import others_slow
-from outside import StudentTFamily, StudentTReference
 from scipy import stats
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 
 import sk_itdiffusion
+from first.marks import others_slow
+from first.outside import StudentTFamily, StudentTReference
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -20,13 +20,13 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._fit.schema import Schema
-from sk_itdiffusion._fit.selection import families_of, fit_families
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.display import MSECurveDisplay
-from sk_itdiffusion.references import GaussianReference, ReferenceFamily
-from sk_itdiffusion.references.families import (
+from sk_itdiffusion._first._fit.schema import Schema
+from sk_itdiffusion._first._fit.selection import families_of, fit_families
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.display import MSECurveDisplay
+from sk_itdiffusion._first.references import GaussianReference, ReferenceFamily
+from sk_itdiffusion._first.references.families import (
     BUILT_IN_FAMILIES,
     Demand,
     FamilyContext,

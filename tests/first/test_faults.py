@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from marks import others_slow
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -25,6 +25,7 @@ from skorch.callbacks import Callback
 from threadpoolctl import threadpool_info
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -32,9 +33,9 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._fit import training
-from sk_itdiffusion._immse import likelihood, sampling
-from sk_itdiffusion._runtime import files, memory
+from sk_itdiffusion._first._fit import training
+from sk_itdiffusion._first._immse import likelihood, sampling
+from sk_itdiffusion._first._runtime import files, memory
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -56,12 +57,12 @@ TINY = {
     "n_blocks": 1,
     "score_tol": 0.5,
     "experts": ["network"],
-    "random_state": 0,
+    "random_state": shifted(0),
 }
 CONTINUOUS = TINY | {"marginals": "standard", "reference": "gaussian", "n_networks": 1}
 DISCRETE = TINY | {"reference": "independent"}
 
-rng = np.random.default_rng(0)
+rng = np.random.default_rng(shifted(0))
 first = rng.normal(size=60)
 NUMBERS = np.round(np.column_stack([first, first**2 + 0.3 * rng.normal(size=60)]), 3)
 LEVELS = np.repeat(rng.integers(0, 3, size=(60, 1)), 2, axis=1)
@@ -75,9 +76,9 @@ def subjects(callbacks=None):
         "density": (density, NUMBERS),
         "discrete": (IMMSEDiscreteDensity(callbacks=callbacks, **DISCRETE), LEVELS),
         "mixed": (IMMSEMixedDensity(callbacks=callbacks, **DISCRETE), MIXED),
-        "ensemble": (IMMSEEnsemble([("one", density)], random_state=0), NUMBERS),
+        "ensemble": (IMMSEEnsemble([("one", density)], random_state=shifted(0)), NUMBERS),
         "detector": (
-            IMMSEOutlierDetector(density, contamination=0.1, trim=0.0, random_state=0),
+            IMMSEOutlierDetector(density, contamination=0.1, trim=0.0, random_state=shifted(0)),
             NUMBERS,
         ),
     }
@@ -304,12 +305,12 @@ def test_sampling_goes_on_with_less_memory_or_is_a_clear_error(name, monkeypatch
     estimator.fit(X)
     monkeypatch.setattr(type(estimator._model), "budget", 16)
     n_fitting, n_rows = 4 * 16 // memory.LESS, 40
-    expected = estimator.sample(n_rows, random_state=0)
+    expected = estimator.sample(n_rows, random_state=shifted(0))
     flow = sampling.probability_flow
     limited = with_memory_for(n_fitting, flow, OUT_OF_MEMORY["cuda"], position=1)
     monkeypatch.setattr(sampling, "probability_flow", limited)
     with pytest.warns(UserWarning, match="too little memory"):
-        found = estimator.sample(n_rows, random_state=0)
+        found = estimator.sample(n_rows, random_state=shifted(0))
     if name in ("density", "ensemble"):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     else:  # a category may turn by rounding
@@ -376,7 +377,7 @@ def test_disk_that_fills_up_leaves_the_old_file_whole(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
         with pytest.raises(OSError, match=r"too large|space"):
-            clone(estimator).set_params(random_state=1).fit(X).save(path)
+            clone(estimator).set_params(random_state=shifted(1)).fit(X).save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -486,7 +487,7 @@ class KillWorker(Callback):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_killed_worker_of_a_grid_search_is_an_error_that_the_parent_survives():
     estimator, _ = subjects([KillWorker(os.getpid())])["density"]
-    X = np.random.default_rng(0).normal(size=(120, 2))  # so many that folds train networks
+    X = np.random.default_rng(shifted(0)).normal(size=(120, 2))  # so many that folds train networks
     grid = {"learning_rate": [0.01, 0.02]}
     with pytest.raises(TerminatedWorkerError, match="terminated"):
         GridSearchCV(estimator, grid, cv=2, n_jobs=2).fit(X)

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEImputer, IMMSEMixedDensity
-from sk_itdiffusion._fit.schema import grouped_and_counted, noisy_copies
-from sk_itdiffusion._fit.splitting import with_observations_apart
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.groups import near_copies
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._first._fit.schema import grouped_and_counted, noisy_copies
+from sk_itdiffusion._first._fit.splitting import with_observations_apart
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.groups import near_copies
+from sk_itdiffusion._first._table.rows import WeightedRows
 
 ANALYTIC = {"max_epochs": 0}
 NAN = np.nan

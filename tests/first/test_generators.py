@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion.denoisers.mlp import LocalDropout
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first.denoisers.mlp import LocalDropout
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from processes import allocated_bytes
 
 pytestmark = pytest.mark.usefixtures("brief_fits")

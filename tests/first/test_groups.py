@@ -9,12 +9,12 @@ from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
-from sk_itdiffusion._fit.fitting import fit_table_model
-from sk_itdiffusion._fit.schema import in_counts
-from sk_itdiffusion._fit.stacking import repeated_rows
-from sk_itdiffusion._fit.validation import mean_and_std
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.groups import (
+from sk_itdiffusion._first._fit.fitting import fit_table_model
+from sk_itdiffusion._first._fit.schema import in_counts
+from sk_itdiffusion._first._fit.stacking import repeated_rows
+from sk_itdiffusion._first._fit.validation import mean_and_std
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.groups import (
     RowGroups,
     could_be_independent,
     groups_of_observations,
@@ -23,8 +23,8 @@ from sk_itdiffusion._table.groups import (
     places_of,
     whole_groups,
 )
-from sk_itdiffusion._table.rows import WeightedRows, group_rows
-from sk_itdiffusion.references.optimism import fold_weights
+from sk_itdiffusion._first._table.rows import WeightedRows, group_rows
+from sk_itdiffusion._first.references.optimism import fold_weights
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -390,7 +390,7 @@ def test_estimators_keep_groups_whole(kind, monkeypatch):
         seen.append(args)
         return fit_table_model(*args, **kwargs)
 
-    monkeypatch.setattr("sk_itdiffusion._estimators.table.fit_table_model", spy)
+    monkeypatch.setattr("sk_itdiffusion._first._estimators.table.fit_table_model", spy)
     rng = np.random.default_rng(0)
     labels = rng.integers(20, size=120)
     numbers = rng.normal(size=(120, 2))
@@ -449,7 +449,9 @@ def test_bad_groups_are_refused(groups, message):
 def test_rows_out_of_memory_have_no_groups(monkeypatch):
     X = np.random.default_rng(0).normal(size=(60, 2))
     labels = np.arange(60)
-    monkeypatch.setattr("sk_itdiffusion._table.partitions.affordable_rows", lambda n_columns: 40)
+    monkeypatch.setattr(
+        "sk_itdiffusion._first._table.partitions.affordable_rows", lambda n_columns: 40
+    )
     with pytest.raises(ValueError, match="groups must be None if X has more rows than"):
         IMMSEDensity(**QUICK).fit(X, groups=labels)
     array = pytest.importorskip("dask.array").from_array(X, chunks=(20, 2))

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from marks import others_slow
 from skorch.callbacks import Callback, Checkpoint, LoadInitState
 
-import sk_itdiffusion._fit.model
-import sk_itdiffusion._table.streams
+import sk_itdiffusion._first._fit.model
+import sk_itdiffusion._first._table.streams
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble
-from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.streams import ImageFolder, RowStream
-from sk_itdiffusion.denoisers import UNetBackbone
-from sk_itdiffusion.references import GaussianReference, LowRankGaussianReference
+from sk_itdiffusion._first._immse.cubature import row_keys
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.streams import ImageFolder, RowStream
+from sk_itdiffusion._first.denoisers import UNetBackbone
+from sk_itdiffusion._first.references import GaussianReference, LowRankGaussianReference
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -357,7 +357,7 @@ def test_scoring_holds_few_copies_of_the_rows(monkeypatch):
         score_tol=0.5,
         random_state=0,
     ).fit(X[:300])
-    monkeypatch.setattr(sk_itdiffusion._fit.model, "NUMBERS_IN_A_PASS", 200 * d)
+    monkeypatch.setattr(sk_itdiffusion._first._fit.model, "NUMBERS_IN_A_PASS", 200 * d)
     peak = {}
     for n in (600, 2_400):
         tracemalloc.start()
@@ -368,7 +368,7 @@ def test_scoring_holds_few_copies_of_the_rows(monkeypatch):
     assert peak[2_400] - peak[600] < 0.5 * 8 * d * 1_800
     monkeypatch.undo()
     whole = density.score_samples(X[:300])
-    monkeypatch.setattr(sk_itdiffusion._fit.model, "NUMBERS_IN_A_PASS", 77 * d)
+    monkeypatch.setattr(sk_itdiffusion._first._fit.model, "NUMBERS_IN_A_PASS", 77 * d)
     np.testing.assert_array_equal(whole, density.score_samples(X[:300]))
 
 
@@ -399,7 +399,7 @@ def test_a_dataset_that_fits_into_memory_is_the_array():
 
 @pytest.mark.slow
 def test_larger_datasets_are_streamed(monkeypatch):
-    monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 3 * 400)
+    monkeypatch.setattr(sk_itdiffusion._first._table.streams, "NUMBERS_IN_MEMORY", 3 * 400)
     X = np.random.RandomState(0).standard_normal((3_000, 3)) ** 3
     sample, stream = RowStream.beyond_memory(Rows(X), 0, np.random.RandomState(0))
     assert len(sample) == 400
@@ -442,7 +442,7 @@ def test_items_with_channels_last_are_errors():
 
 
 def test_streamed_items_are_checked(monkeypatch):
-    monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 3 * 300)
+    monkeypatch.setattr(sk_itdiffusion._first._table.streams, "NUMBERS_IN_MEMORY", 3 * 300)
     X = lattice_rows(1_000)
     _, stream = RowStream.beyond_memory(Rows(X), 0, np.random.RandomState(0))
     X[stream.indices] += 0.5
@@ -460,7 +460,9 @@ def test_image_folders_hold_their_images(tmp_path):
         image.fromarray(pixels).save(tmp_path / f"{number}.png")
     folder = ImageFolder(tmp_path, (1, 6, 6))
     assert len(folder) == 4
-    np.testing.assert_array_equal(sk_itdiffusion._table.streams.read_rows(folder), X.reshape(4, -1))
+    np.testing.assert_array_equal(
+        sk_itdiffusion._first._table.streams.read_rows(folder), X.reshape(4, -1)
+    )
     with pytest.raises(ValueError, match="Resize it first"):
         ImageFolder(tmp_path, (1, 5, 6))[0]
     with pytest.raises(ValueError, match="holds no images"):

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from marks import others_slow
 from scipy import stats
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity, IMMSEImputer, IMMSEMixedDensity, load
-from sk_itdiffusion._estimators.entries import recoded
+from sk_itdiffusion._first._estimators.entries import recoded
 from sk_itdiffusion.imputation import PooledEstimate
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
@@ -36,7 +37,7 @@ def normal():
     """Return rows with holes, the complete rows, and a fitted imputer."""
     holes, complete = correlated(1000)
     density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
-    return holes, complete, IMMSEImputer(density, n_fits=1, random_state=0).fit(holes)
+    return holes, complete, IMMSEImputer(density, n_fits=1, random_state=shifted(0)).fit(holes)
 
 
 @pytest.mark.parametrize("strategy", others_slow(["median", "mean", "mode"]))
@@ -77,7 +78,7 @@ def test_rows_are_independent_and_observed_entries_stay(normal, strategy):
     np.testing.assert_array_equal(filled, imputer.transform(holes[:300]))
     seen = ~np.isnan(holes[:300])
     np.testing.assert_array_equal(filled[seen], holes[:300][seen])
-    order = np.random.default_rng(1).permutation(300)[:40]
+    order = np.random.default_rng(shifted(1)).permutation(300)[:40]
     np.testing.assert_array_equal(imputer.transform(holes[order]), filled[order])
     assert not np.isnan(imputer.transform([[np.nan, np.nan]])).any()
     again = pickle.loads(pickle.dumps(imputer))
@@ -103,7 +104,7 @@ def table_of_kinds(n_rows=600, seed=0):
 @pytest.mark.parametrize("strategy", others_slow(["median", "sample", "mean", "mode"], 2))
 def test_categories_stay_categories(strategy, usual_fits):
     table, holes = table_of_kinds()
-    imputer = IMMSEImputer(strategy=strategy, n_draws=20, n_fits=2, random_state=0)
+    imputer = IMMSEImputer(strategy=strategy, n_draws=20, n_fits=2, random_state=shifted(0))
     filled = imputer.fit_transform(holes)
     assert isinstance(filled, pd.DataFrame)
     assert filled.index.equals(table.index)
@@ -127,15 +128,17 @@ def test_tables_of_other_kinds():
             "number": [None if pd.isna(x) else x for x in holes["number"]],
         }
     )
-    filled = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).fit_transform(frame)
+    filled = IMMSEImputer(n_draws=5, n_fits=1, random_state=shifted(0)).fit_transform(frame)
     assert isinstance(filled, polars.DataFrame)
     assert filled.schema == frame.schema
     assert filled.null_count().sum_horizontal().item() == 0
     array = holes[["text", "number"]].to_numpy(dtype=object)
-    from_array = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).fit_transform(array)
+    from_array = IMMSEImputer(n_draws=5, n_fits=1, random_state=shifted(0)).fit_transform(array)
     assert from_array.dtype == object
     assert not pd.isna(from_array).any()
-    imputer = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).set_output(transform="pandas")
+    imputer = IMMSEImputer(n_draws=5, n_fits=1, random_state=shifted(0)).set_output(
+        transform="pandas"
+    )
     named = imputer.fit_transform(holes[["number"]].assign(other=np.arange(200.0)))
     assert list(named.columns) == ["number", "other"]
 
@@ -225,11 +228,11 @@ def test_standard_errors_include_the_uncertainty_of_the_density():
 
     The root of the sum of 20 squared differences has a standard deviation of a sixth.
     """
-    X = np.random.default_rng(0).normal(size=(500, 2))
+    X = np.random.default_rng(shifted(0)).normal(size=(500, 2))
     X[:400, 1] = np.nan
     settings = {"max_epochs": 0, "reference": "gaussian", "experts": ["gaussian"]}
     density = IMMSEDensity(marginals="standard", **settings)
-    imputer = IMMSEImputer(density, n_fits=1, random_state=0).fit(X)
+    imputer = IMMSEImputer(density, n_fits=1, random_state=shifted(0)).fit(X)
     pooled = imputer.pooled_estimate(X, lambda table: (table[:, 1].mean(), 1.0 / len(table)))
     expected = X[400:, 1].std() / np.sqrt(100)
     assert 0.7 * expected < pooled.standard_error < 1.6 * expected
@@ -239,11 +242,11 @@ def test_standard_errors_include_the_uncertainty_of_the_density():
 
 def test_frames_need_not_have_all_that_fit_had():
     """Categories that a frame lacks, columns without any value, tables of another library."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     number = rng.normal(size=200)
     letter = np.where(number > 1, "r", np.where(number > 0, "q", "p"))
     table = pd.DataFrame({"number": number, "letter": pd.Categorical(letter)})
-    imputer = IMMSEImputer(n_draws=5, n_fits=1, random_state=0).fit(table)
+    imputer = IMMSEImputer(n_draws=5, n_fits=1, random_state=shifted(0)).fit(table)
     new = pd.DataFrame({"number": [2.0, -1.0], "letter": pd.Categorical(["p", None])})
     filled = imputer.transform(new)
     assert filled["letter"].iloc[0] == "p"
@@ -258,10 +261,10 @@ def test_frames_need_not_have_all_that_fit_had():
 
 
 def test_missing_categories_that_stay_are_told_of():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     table = pd.DataFrame({"a": rng.normal(size=100), "b": rng.choice(["x", "y", None], size=100)})
     density = IMMSEMixedDensity(max_epochs=0)
-    imputer = IMMSEImputer(density, n_draws=2, n_fits=1, random_state=0).fit(table)
+    imputer = IMMSEImputer(density, n_draws=2, n_fits=1, random_state=shifted(0)).fit(table)
     with pytest.warns(UserWarning, match="column.s. 'b' are a category of the density"):
         assert imputer.transform(table)["b"].isna().any()
 
@@ -269,7 +272,9 @@ def test_missing_categories_that_stay_are_told_of():
 def test_files_keep_imputers(tmp_path):
     _, holes = table_of_kinds(120)
     imputer = (
-        IMMSEImputer(n_draws=3, n_fits=2, random_state=0).set_output(transform="pandas").fit(holes)
+        IMMSEImputer(n_draws=3, n_fits=2, random_state=shifted(0))
+        .set_output(transform="pandas")
+        .fit(holes)
     )
     path = tmp_path / "imputer.safetensors"
     imputer.save(path)
@@ -288,7 +293,7 @@ def test_files_keep_imputers(tmp_path):
 @pytest.mark.filterwarnings("ignore:Column.s. 0, 1 have many equal:UserWarning")
 def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
     """Other columns, and observed entries that are not among those of the fit, are left alone."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     grade = rng.integers(1, 6, size=300).astype(float)
     amount = np.where(rng.random(300) < 0.6, 0.0, np.exp(grade + rng.normal(size=300)))
     number = grade + rng.normal(size=300)
@@ -296,7 +301,7 @@ def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
     holes[rng.random((300, 3)) < 0.2] = np.nan
     density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
     default, none, all_columns = (
-        IMMSEImputer(density, n_fits=1, random_state=0, **options).fit(holes)
+        IMMSEImputer(density, n_fits=1, random_state=shifted(0), **options).fit(holes)
         for options in ({}, {"observed_values": False}, {"observed_values": True})
     )
     new = np.array([[7.25, np.nan, np.nan], [np.nan, 3.0, 1.0], [np.nan] * 3] * 20)
@@ -318,7 +323,7 @@ def test_draws_are_observed_values_where_most_of_these_are_repeated(tmp_path):
     some = holes.copy()
     some[(some[:, 1] == 0.0) & (rng.random(300) < 0.5), 1] = np.nan
     assert 0.3 < np.mean(some[~np.isnan(some[:, 1]), 1] == 0.0) < 0.5
-    imputer = IMMSEImputer(density, n_fits=1, random_state=0).fit(some)
+    imputer = IMMSEImputer(density, n_fits=1, random_state=shifted(0)).fit(some)
     mixed = np.stack(list(imputer.multiple_imputations(new, 3)))[:, missing[:, 1], 1]
     assert 0.1 < np.mean(mixed == 0.0) < 0.6
     assert np.isin(mixed, some[:, 1]).mean() == np.mean(mixed == 0.0)
@@ -335,7 +340,7 @@ def test_number_of_a_draw_alone_decides_on_it(normal, monkeypatch):
     """Neither how many imputations there are nor how many fit into memory changes them."""
     holes, _, imputer = normal
     first, second, third = imputer.multiple_imputations(holes[:50], 3)
-    monkeypatch.setattr("sk_itdiffusion._estimators.imputer.NUMBERS_IN_A_PASS", 1)
+    monkeypatch.setattr("sk_itdiffusion._first._estimators.imputer.NUMBERS_IN_A_PASS", 1)
     for ours, again in zip(
         (first, second), imputer.multiple_imputations(holes[:50], 2), strict=True
     ):
@@ -347,11 +352,11 @@ def test_number_of_a_draw_alone_decides_on_it(normal, monkeypatch):
 
 def test_long_calls_of_verbose_densities_show_a_bar(normal, monkeypatch, capsys):
     holes, _, imputer = normal
-    monkeypatch.setattr("sk_itdiffusion._estimators.base.SECONDS_UNTIL_A_BAR", 0.0)
+    monkeypatch.setattr("sk_itdiffusion._first._estimators.base.SECONDS_UNTIL_A_BAR", 0.0)
     imputer.density_.set_params(verbose=1)
     imputer.transform(holes[:20])
     list(imputer.multiple_imputations(holes[:20], 2))
-    imputer.density_.conditional([0]).sample(holes[:5], random_state=0)
+    imputer.density_.conditional([0]).sample(holes[:5], random_state=shifted(0))
     imputer.density_.marginal([0]).score_samples(holes[:5, :1])
     imputer.density_.set_params(verbose=0)
     imputer.transform(holes[:20])
@@ -387,10 +392,12 @@ def test_other_estimators_are_errors_that_say_what_to_pass(estimator):
 
 
 def test_warning_of_ties_says_what_users_of_an_imputer_can_do():
-    X = np.column_stack([np.tile([0.5, 1.5], 30), np.random.default_rng(0).normal(size=60)])
+    X = np.column_stack(
+        [np.tile([0.5, 1.5], 30), np.random.default_rng(shifted(0)).normal(size=60)]
+    )
     density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
     with pytest.warns(UserWarning, match="imputers and detectors take as their estimator"):
-        IMMSEImputer(density, n_fits=1, random_state=0).fit(X)
+        IMMSEImputer(density, n_fits=1, random_state=shifted(0)).fit(X)
 
 
 def test_draws_of_several_fits_come_from_all_of_them_in_turn():
@@ -398,7 +405,7 @@ def test_draws_of_several_fits_come_from_all_of_them_in_turn():
     density = IMMSEDensity(
         max_epochs=0, marginals="standard", reference="gaussian", experts=["gaussian"]
     )
-    imputer = IMMSEImputer(density, n_fits=3, n_draws=30, random_state=0).fit(holes)
+    imputer = IMMSEImputer(density, n_fits=3, n_draws=30, random_state=shifted(0)).fit(holes)
     asked = np.array([[1.0, np.nan], [-2.0, np.nan]])
     tables = np.stack(list(imputer.multiple_imputations(asked, 9)))
     alone = clone(imputer).set_params(n_fits=1).fit(holes)
@@ -416,14 +423,14 @@ def test_draws_of_several_fits_come_from_all_of_them_in_turn():
 def test_several_fits_spread_by_what_the_rows_leave_open():
     """Draws of different fits differ by the standard error of the regression line too."""
     n, n_fits = 60, 12
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.normal(size=n)
     X = np.column_stack([x, x + rng.normal(size=n)])
     asked = np.array([[6.0, np.nan]])  # where the line is least known
     density = IMMSEDensity(
         max_epochs=0, marginals="standard", reference="gaussian", experts=["gaussian"]
     )
-    imputer = IMMSEImputer(density, n_fits=n_fits, random_state=0).fit(X)
+    imputer = IMMSEImputer(density, n_fits=n_fits, random_state=shifted(0)).fit(X)
     centers = [
         fitted._model.complete(asked, 400, 0)[:, 0, 1].mean() for fitted in imputer.densities_
     ]
@@ -452,7 +459,7 @@ def test_fits_number_categories_in_their_own_order():
 def test_integer_weights_count_observations_in_bootstraps_too():
     states = [["a", "u"], ["a", "v"], ["b", "u"], ["b", "v"], [None, "u"], [None, "v"]]
     table, counts = pd.DataFrame(states, columns=["x", "y"]), np.array([30, 5, 4, 40, 3, 2])
-    imputer = IMMSEImputer(n_fits=2, n_draws=20, strategy="mode", random_state=0)
+    imputer = IMMSEImputer(n_fits=2, n_draws=20, strategy="mode", random_state=shifted(0))
     weighted = clone(imputer).fit(table, sample_weight=counts).transform(table)
     repeated = clone(imputer).fit(table.loc[table.index.repeat(counts)]).transform(table)
     pd.testing.assert_frame_equal(weighted, repeated)
@@ -463,7 +470,7 @@ def test_weights_of_pooled_estimates_are_those_of_the_fits():
     holes, _ = correlated(120)
     weight = np.where(holes[:, 0] > 0.0, 1.0, 1e-6)
     density = IMMSEDensity(max_epochs=0, reference="gaussian", experts=["gaussian"])
-    imputer = IMMSEImputer(density, random_state=0, n_fits=1).fit(holes)
+    imputer = IMMSEImputer(density, random_state=shifted(0), n_fits=1).fit(holes)
 
     def analyze(table):
         imputed = table[np.isnan(holes[:, 1]), 1]

@@ -7,14 +7,14 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from outside import StudentTFamily
 from sklearn.base import clone
 
 import sk_itdiffusion
-import sk_itdiffusion._fit.incremental
+import sk_itdiffusion._first._fit.incremental
+from first.outside import StudentTFamily
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble, IMMSEMixedDensity
-from sk_itdiffusion._fit.incremental import Reservoir, RunningMoments
-from sk_itdiffusion._immse.cubature import hash_uniform, row_keys
+from sk_itdiffusion._first._fit.incremental import Reservoir, RunningMoments
+from sk_itdiffusion._first._immse.cubature import hash_uniform, row_keys
 from sk_itdiffusion.datasets import load_density
 
 pytestmark = pytest.mark.usefixtures("brief_fits")

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 from scipy.special import ndtri
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LinearRegression
@@ -17,15 +18,15 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
 from sk_itdiffusion import IMMSEMixedDensity, IMMSEMutualInformation
-from sk_itdiffusion._estimators.information import folds_of_table, units_of_table
-from sk_itdiffusion._information.blend import Blend
-from sk_itdiffusion._information.copula import EllipticalCopula, log_slopes, t_scores
-from sk_itdiffusion._information.counts import CountTables
-from sk_itdiffusion._information.normal_scores import NormalScores
-from sk_itdiffusion._information.permutation import permutation_p_value
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion._information.units import mean_over_rows
-from sk_itdiffusion.display import (
+from sk_itdiffusion._first._estimators.information import folds_of_table, units_of_table
+from sk_itdiffusion._first._information.blend import Blend
+from sk_itdiffusion._first._information.copula import EllipticalCopula, log_slopes, t_scores
+from sk_itdiffusion._first._information.counts import CountTables
+from sk_itdiffusion._first._information.normal_scores import NormalScores
+from sk_itdiffusion._first._information.permutation import permutation_p_value
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first._information.units import mean_over_rows
+from sk_itdiffusion._first.display import (
     DependenceDisplay,
     InformationCurveDisplay,
     PointwiseInformationDisplay,
@@ -42,10 +43,14 @@ pytestmark = pytest.mark.usefixtures("brief_fits")
 
 #: One normal distribution behind the normal scores, which is quick; the copula decides.
 QUICK = IMMSEMixedDensity(
-    max_epochs=0, marginals="standard", bounds=None, reference="independent", random_state=0
+    max_epochs=0,
+    marginals="standard",
+    bounds=None,
+    reference="independent",
+    random_state=shifted(0),
 )
-ESTIMATOR = IMMSEMutualInformation(QUICK, cv=2, random_state=0)
-WHOLE = IMMSEMutualInformation(cv=2, random_state=0)
+ESTIMATOR = IMMSEMutualInformation(QUICK, cv=2, random_state=shifted(0))
+WHOLE = IMMSEMutualInformation(cv=2, random_state=shifted(0))
 
 
 def normal_pairs(n, correlation, seed=0, n_pairs=1):
@@ -66,7 +71,7 @@ def is_near(estimator, truth, n_errors=3.0, bias=0.01):
 
 @pytest.mark.parametrize("degrees", [np.inf, 3.0])
 def test_copula_has_the_densities_of_elliptical_distributions(degrees):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     root = rng.normal(size=(5, 5))
     scatter = root @ root.T
     z = rng.normal(size=(7, 5))
@@ -99,15 +104,15 @@ def test_t_scores_and_their_slopes():
 
 
 def test_copula_finds_tails_that_come_together():
-    z = np.random.default_rng(0).multivariate_normal(np.zeros(2), np.eye(2), size=2000)
+    z = np.random.default_rng(shifted(0)).multivariate_normal(np.zeros(2), np.eye(2), size=2000)
     assert EllipticalCopula.fit(z).degrees >= 30.0
-    scale = np.sqrt(2.0 / np.random.default_rng(1).chisquare(2, size=2000))
+    scale = np.sqrt(2.0 / np.random.default_rng(shifted(1)).chisquare(2, size=2000))
     ranks = stats.rankdata(z * scale[:, None], axis=0)
     assert EllipticalCopula.fit(ndtri((ranks - 0.5) / 2000)).degrees == 2.0
 
 
 def test_normal_scores_are_increasing_and_normal():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = np.column_stack([rng.standard_t(1, size=500), rng.integers(0, 3, size=500)])
     X[3, 0] = np.nan
     z = NormalScores.fit(X, np.array([True, False])).transform(X)
@@ -125,7 +130,7 @@ def test_normal_scores_are_increasing_and_normal():
 
 
 def test_blend_finds_the_weight_of_independence():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     marginal = rng.normal(size=(1, 20_000))
     ratio = np.where(rng.random(20_000) < 0.5, 2.0, 0.0)
     # One that says twice the truth: y has half the density ratio less 1 that it claims.
@@ -153,7 +158,7 @@ def test_normal_columns_whatever_their_scale():
 @pytest.mark.slow
 def test_many_columns_of_which_few_are_dependent():
     """A full covariance would cost 400 numbers, 0.3 nats of 600 rows; two directions cost 0.06."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x, y, truth = normal_pairs(600, 0.8)
     X = np.column_stack([x, rng.normal(size=(600, 19))])
     Y = np.column_stack([y, rng.normal(size=(600, 19))])
@@ -162,7 +167,7 @@ def test_many_columns_of_which_few_are_dependent():
 
 def test_heavy_tails_that_come_together():
     """Uncorrelated columns of a t distribution; the value is that of benchmark-mi."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     shared = np.sqrt(1.0 / rng.chisquare(1, size=1000))
     x, y = rng.normal(size=(2, 1000)) * shared
     assert is_near(clone(ESTIMATOR).fit(x[:, None], y), 0.2242, bias=0.02)
@@ -175,7 +180,7 @@ def exact_information(table):
 
 def test_tables_of_categories_by_enumeration():
     table = np.array([[4.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
-    cell = np.random.default_rng(0).choice(6, size=1000, p=table.ravel() / table.sum())
+    cell = np.random.default_rng(shifted(0)).choice(6, size=1000, p=table.ravel() / table.sum())
     row, column = np.array(["a", "b"])[cell // 3], np.array(["u", "v", "w"])[cell % 3]
     assert is_near(clone(ESTIMATOR).fit(row[:, None], column), exact_information(table))
     with_counts = CountTables(
@@ -200,7 +205,7 @@ def test_tables_of_categories_by_enumeration():
 
 @pytest.mark.slow
 def test_given_columns_take_their_part():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     z = rng.normal(size=600)
     x, y = (z + rng.normal(size=600) for _ in range(2))
     assert is_near(clone(ESTIMATOR).fit(x[:, None], y), -0.5 * np.log1p(-0.25))
@@ -272,7 +277,7 @@ def test_information_adds_up_over_independent_pairs_and_is_symmetric():
     assert abs(both.mutual_information_ - total) < 0.02
     other = clone(ESTIMATOR).fit(y, x)
     assert abs(both.mutual_information_ - other.mutual_information_) < 0.005
-    wide = np.column_stack([x, np.random.default_rng(5).normal(size=600)])
+    wide = np.column_stack([x, np.random.default_rng(shifted(5)).normal(size=600)])
     there, back = clone(ESTIMATOR).fit(wide, y), clone(ESTIMATOR).fit(y, wide)
     assert abs(there.mutual_information_ - back.mutual_information_) < 0.01
 
@@ -316,11 +321,11 @@ def test_squared_differences_of_denoisers_are_the_information():
 @pytest.mark.slow
 def test_squared_differences_of_categories():
     """A bit that is wrong in one of ten rows."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     bit = rng.integers(0, 2, size=600)
     wrong = np.where(rng.random(600) < 0.1, 1 - bit, bit).astype(str)
     frame = pd.DataFrame({"bit": pd.Categorical(bit)})
-    found = IMMSEMutualInformation(cv=2, random_state=0).fit(frame, wrong)
+    found = IMMSEMutualInformation(cv=2, random_state=shifted(0)).fit(frame, wrong)
     squares = found.squared_differences(frame[:40], wrong[:40])
     truth = np.log(2.0) + 0.1 * np.log(0.1) + 0.9 * np.log(0.9)
     assert abs(squares.mean() - truth) < 3.0 * squares.std() / np.sqrt(40) + 0.05
@@ -328,21 +333,21 @@ def test_squared_differences_of_categories():
 
 @pytest.mark.slow
 def test_total_correlation_and_entropy_of_normal_columns():
-    root = np.random.default_rng(1).normal(size=(3, 3))
+    root = np.random.default_rng(shifted(1)).normal(size=(3, 3))
     covariance = root @ root.T + np.eye(3)
-    X = np.random.default_rng(0).multivariate_normal(np.zeros(3), covariance, size=600)
+    X = np.random.default_rng(shifted(0)).multivariate_normal(np.zeros(3), covariance, size=600)
     deviation = np.sqrt(np.diag(covariance))
     truth = -0.5 * np.linalg.slogdet(covariance / np.outer(deviation, deviation))[1]
-    found, error = total_correlation(X, estimator=QUICK, cv=3, random_state=0)
+    found, error = total_correlation(X, estimator=QUICK, cv=3, random_state=shifted(0))
     assert abs(found - truth) < 3.0 * error + 0.02
     truth = 0.5 * np.linalg.slogdet(2.0 * np.pi * np.e * covariance)[1]
-    found, error = entropy(X, estimator=QUICK, cv=3, random_state=0)
+    found, error = entropy(X, estimator=QUICK, cv=3, random_state=shifted(0))
     assert -3.0 * error < found - truth < 3.0 * error + 0.05
     # Incomplete rows are learned from, but are not in the mean.
-    X[np.random.default_rng(2).random(X.shape) < 0.2] = np.nan
-    found, error = entropy(X, estimator=QUICK, cv=3, random_state=0)
+    X[np.random.default_rng(shifted(2)).random(X.shape) < 0.2] = np.nan
+    found, error = entropy(X, estimator=QUICK, cv=3, random_state=shifted(0))
     assert -3.0 * error < found - truth < 3.0 * error + 0.05
-    found, error = entropy(np.arange(600) % 4, estimator=QUICK, cv=3, random_state=0)
+    found, error = entropy(np.arange(600) % 4, estimator=QUICK, cv=3, random_state=shifted(0))
     assert found == pytest.approx(np.log(4.0), abs=0.02)
 
 
@@ -351,12 +356,12 @@ def test_total_correlation_and_entropy_of_normal_columns():
 
 @pytest.mark.slow
 def test_dependence_matrix_finds_what_correlation_misses():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.normal(size=400)
     X = pd.DataFrame({"x": x, "square": x**2 + 0.3 * rng.normal(size=400)})
     X["noise"], X["constant"] = rng.normal(size=400), 1.0
     X["sign"] = np.where(x > 0, "up", "down")
-    found = dependence_matrix(X, n_permutations=39, cv=2, random_state=0)
+    found = dependence_matrix(X, n_permutations=39, cv=2, random_state=shifted(0))
     assert found.names == list(X.columns)
     coefficient = found.to_frame()
     assert abs(np.corrcoef(X["x"], X["square"])[0, 1]) < 0.2 < 0.6 < coefficient["x"]["square"]
@@ -370,7 +375,7 @@ def test_dependence_matrix_finds_what_correlation_misses():
     assert np.isnan(found.coefficient[3, 3])
     networks = IMMSEMixedDensity(max_epochs=1, hidden_size=8, steps_per_epoch=2)
     with pytest.raises(ValueError, match="max_epochs=0"):
-        dependence_matrix(X.iloc[:120, :2], estimator=networks, cv=2, random_state=0)
+        dependence_matrix(X.iloc[:120, :2], estimator=networks, cv=2, random_state=shifted(0))
 
 
 @pytest.mark.slow
@@ -424,34 +429,38 @@ def test_p_values_of_independent_categories_are_valid(cv):
 
 @pytest.mark.slow
 def test_features_are_selected_in_a_pipeline():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(300, 3))
     y = X[:, 2] ** 2 + 0.3 * rng.normal(size=300)
-    score = partial(mutual_info_immse, random_state=0)
+    score = partial(mutual_info_immse, random_state=shifted(0))
     pipeline = make_pipeline(SelectKBest(score, k=1), LinearRegression()).fit(X, y)
     assert pipeline[0].get_support().tolist() == [False, False, True]
 
 
 @pytest.mark.slow
 def test_features_may_be_codes():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     codes = np.column_stack([rng.integers(0, 3, 200), rng.integers(0, 3, 200)]).astype(float)
-    found = mutual_info_immse(codes, codes[:, 0] == 1.0, discrete_features=[0, 1], random_state=0)
+    found = mutual_info_immse(
+        codes, codes[:, 0] == 1.0, discrete_features=[0, 1], random_state=shifted(0)
+    )
     np.testing.assert_allclose(found, [0.64, 0.0], atol=0.05)
     # Integers that are not named are numbers, as with scikit-learn.
     ranks = rng.permutation(200)
     X, y = np.column_stack([codes[:, 0], ranks]).astype(int), codes[:, 0] == 1.0
-    mixed = mutual_info_immse(X, y, discrete_features=np.array([True, False]), random_state=0)
-    numbers = mutual_info_immse(ranks[:, None].astype(float), y, random_state=0)
+    mixed = mutual_info_immse(
+        X, y, discrete_features=np.array([True, False]), random_state=shifted(0)
+    )
+    numbers = mutual_info_immse(ranks[:, None].astype(float), y, random_state=shifted(0))
     np.testing.assert_array_equal(mixed, [found[0], numbers[0]])
 
 
 def test_features_that_are_no_numbers_have_to_be_named():
     X = pd.DataFrame({"letter": list("abcabcabcabc")})
     with pytest.raises(ValueError, match="Column 'letter' of X has values that are no numbers"):
-        mutual_info_immse(X, np.arange(12.0), discrete_features=False, random_state=0)
+        mutual_info_immse(X, np.arange(12.0), discrete_features=False, random_state=shifted(0))
     with pytest.raises(ValueError, match='must be "auto", a bool, a mask'):
-        mutual_info_immse(X, np.arange(12.0), discrete_features="none", random_state=0)
+        mutual_info_immse(X, np.arange(12.0), discrete_features="none", random_state=shifted(0))
 
 
 # -- tables ----------------------------------------------------------------------------------
@@ -506,7 +515,7 @@ def test_scores_of_rows_follow_from_the_rows():
     expected = found.score_samples([[0.0], [2.0]])
     exact = 0.5 * (-np.log(0.36) + 0.36 - 1.0 + 0.64 * np.array([0.0, 4.0]))
     np.testing.assert_allclose(expected, exact, atol=0.35)
-    order = np.random.default_rng(0).permutation(300)
+    order = np.random.default_rng(shifted(0)).permutation(300)
     shuffled = clone(ESTIMATOR).fit(x[order], y[order])
     assert shuffled.mutual_information_ == pytest.approx(found.mutual_information_, abs=1e-6)
     assert clone(ESTIMATOR).fit(x, y).mutual_information_ == found.mutual_information_
@@ -516,16 +525,21 @@ def test_scores_of_rows_follow_from_the_rows():
 def test_networks_learn_each_part():
     x, y, _ = normal_pairs(80, 0.8)
     density = IMMSEMixedDensity(
-        max_epochs=1, hidden_size=8, n_blocks=1, steps_per_epoch=2, score_tol=0.5, random_state=0
+        max_epochs=1,
+        hidden_size=8,
+        n_blocks=1,
+        steps_per_epoch=2,
+        score_tol=0.5,
+        random_state=shifted(0),
     )
-    found = IMMSEMutualInformation(density, cv=2, random_state=0).fit(x, y)
+    found = IMMSEMutualInformation(density, cv=2, random_state=shifted(0)).fit(x, y)
     assert len(found._model.folds[0].joint.densities) == 3
     assert found.information_curve_ is None
     assert np.isfinite(found.score(x, y))
 
 
 def test_what_cannot_be_estimated():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x, y = rng.normal(size=(40, 2)), rng.normal(size=40)
     constant = clone(ESTIMATOR).fit(np.ones((40, 2)), y)
     assert constant.mutual_information_ == constant.standard_error_ == 0.0
@@ -569,7 +583,7 @@ def test_groups_of_single_rows_change_nothing():
 
 
 def test_error_of_equal_values_of_groups_is_that_of_the_groups():
-    values = np.random.default_rng(0).normal(size=20)
+    values = np.random.default_rng(shifted(0)).normal(size=20)
     mean, error = mean_over_rows(np.repeat(values, 5), np.repeat(np.arange(20), 5))
     assert mean == pytest.approx(values.mean())
     assert error == pytest.approx(values.std(ddof=1) / np.sqrt(20))
@@ -593,7 +607,7 @@ def test_copies_of_rows_are_no_observations(kind):
 
 
 def test_equal_rows_of_frequent_values_are_observations():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     numbers, codes = rng.normal(size=400), rng.integers(0, 3, size=400)
     every = np.array([True, True])
     rounded = np.column_stack([np.round(numbers), codes]).astype(float)
@@ -653,11 +667,11 @@ def test_displays_draw_what_was_estimated():
 
 def test_expected_information_of_rows_has_the_mean_of_the_estimate():
     """Rows of few values of y stand for all rows, not for the values that come first."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.normal(size=(800, 1))
     is_yes = rng.random(800) < 1.0 / (1.0 + np.exp(-3.0 * x[:, 0]))
     y = pd.Series(np.where(is_yes, "yes", "no")).mask(rng.random(800) < 0.4)
-    information = IMMSEMutualInformation(cv=2, random_state=0).fit(x, y)
+    information = IMMSEMutualInformation(cv=2, random_state=shifted(0)).fit(x, y)
     expected, std = information.score_samples(x[:300], return_std=True)
     np.testing.assert_array_equal(information.score_samples(x[:300]), expected)
     # Of two values of y only the share of one of them is uncertain.
@@ -669,10 +683,10 @@ def test_expected_information_of_rows_has_the_mean_of_the_estimate():
 
 
 def test_standard_errors_of_expected_information_are_the_spread_over_rows_of_y():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.normal(size=1000)
     y = x + 0.5 * rng.normal(size=1000)
-    information = IMMSEMutualInformation(cv=2, random_state=0).fit(x[:, None], y)
+    information = IMMSEMutualInformation(cv=2, random_state=shifted(0)).fit(x[:, None], y)
     at = np.array([[-1.0], [0.0], [0.5]])
     found = []
     for _ in range(12):
@@ -685,7 +699,7 @@ def test_standard_errors_of_expected_information_are_the_spread_over_rows_of_y()
 
 
 def test_curve_of_categories_has_the_errors_that_it_states():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.integers(0, 2, 800)
     y = np.where(rng.random(800) < 0.8, x, rng.integers(0, 3, 800))
     table = [np.array(list("ab"))[x][:, None], np.array(list("uvw"))[y]]
@@ -712,16 +726,16 @@ def test_equal_rows_are_in_folds_by_chance():
 
 
 def test_order_of_the_rows_changes_neither_curve_nor_p_value():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = np.sort(rng.normal(size=500))
     y = 2.0 * np.minimum(x, 0.0) + 0.7 * rng.normal(size=500)
     order = rng.permutation(500)
     curves, p_values = [], []
     for rows in (np.arange(500), order):
-        fit = IMMSEMutualInformation(cv=2, random_state=0).fit(x[rows, None], y[rows])
+        fit = IMMSEMutualInformation(cv=2, random_state=shifted(0)).fit(x[rows, None], y[rows])
         curves.append(fit.information_curve_.information)
         pairs = dependence_matrix(
-            np.column_stack([x, y])[rows], cv=2, n_permutations=20, random_state=0
+            np.column_stack([x, y])[rows], cv=2, n_permutations=20, random_state=shifted(0)
         )
         p_values.append(pairs.p_value[0, 1])
     # Rounding of sums over rows in another order.

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._fit.judgement import N_INTERVALS, Judgement, unexplained_noise
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion._first._fit.judgement import N_INTERVALS, Judgement, unexplained_noise
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

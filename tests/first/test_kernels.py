@@ -10,16 +10,18 @@ from sklearn.base import clone
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion._fit.grids import n_nodes_needed, with_more_nodes
-from sk_itdiffusion._table.rows import WeightedRows, group_rows
-from sk_itdiffusion.channel import add_noise, signal_scale
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._fit.grids import n_nodes_needed, with_more_nodes
+from sk_itdiffusion._first._table.rows import WeightedRows, group_rows
+from sk_itdiffusion._first.channel import add_noise, signal_scale
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     KernelDensityReference,
 )
-from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
-from sk_itdiffusion.references.kernel_fit import fit_kernel_density
+from sk_itdiffusion._first.references.families.kernel_density import (
+    fit_kernel_density_by_validation,
+)
+from sk_itdiffusion._first.references.kernel_fit import fit_kernel_density
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -7,21 +7,21 @@ import torch
 from scipy import stats
 
 from sk_itdiffusion import IMMSEDiscreteDensity
-from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
-from sk_itdiffusion._immse.path import PathRule, path_log_probability
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.channel import add_noise, noise_from_data
-from sk_itdiffusion.denoisers.levels import changed_posterior
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._immse.cubature import NoiseRule, PiecewiseDensity, row_keys, spawn_keys
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule, information_gap
+from sk_itdiffusion._first._immse.path import PathRule, path_log_probability
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.channel import add_noise, noise_from_data
+from sk_itdiffusion._first.denoisers.levels import changed_posterior
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     LatentClassReference,
 )
-from sk_itdiffusion.references.latent_class import fit_latent_class, smoothed_marginals
-from sk_itdiffusion.references.posteriors import DensePosterior, StreamedPosterior, is_long
+from sk_itdiffusion._first.references.latent_class import fit_latent_class, smoothed_marginals
+from sk_itdiffusion._first.references.posteriors import DensePosterior, StreamedPosterior, is_long
 
 #: A binary, an ordinal, a short and a long nominal, and a long ordinal variable.
 SIZES = (2, 4, 3, 7, 9)

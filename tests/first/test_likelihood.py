@@ -5,14 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from marks import others_slow
+from seeds import shifted
 
-from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, hash_uniform, row_keys
-from sk_itdiffusion._immse.error_profiles import error_profile, stacking_weights
-from sk_itdiffusion._immse.errors import Tolerance, calibrate_errors
-from sk_itdiffusion._immse.likelihood import IntegrationRule, StackedDenoiser, information_gap
-from sk_itdiffusion.channel import add_noise, data_from_noise, noise_from_data
-from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
+from first.marks import others_slow
+from sk_itdiffusion._first._immse.cubature import (
+    NoiseRule,
+    PiecewiseDensity,
+    hash_uniform,
+    row_keys,
+)
+from sk_itdiffusion._first._immse.error_profiles import error_profile, stacking_weights
+from sk_itdiffusion._first._immse.errors import Tolerance, calibrate_errors
+from sk_itdiffusion._first._immse.likelihood import (
+    IntegrationRule,
+    StackedDenoiser,
+    information_gap,
+)
+from sk_itdiffusion._first.channel import add_noise, data_from_noise, noise_from_data
+from sk_itdiffusion._first.references import GaussianMixtureReference, GaussianReference
 
 
 def random_mixture(n_features, n_components=3, seed=0):
@@ -43,7 +53,7 @@ def make_rule(n_features, *, n_draws=64, n_directions=2, low=-6.0, high=12.0, se
 def gap_and_truth(n_features, n_samples=400, **kwargs):
     mixture = random_mixture(n_features)
     reference = gaussian_of(mixture)
-    X = mixture.sample(n_samples, np.random.RandomState(5))
+    X = mixture.sample(n_samples, np.random.RandomState(shifted(5)))
     gap, spread = information_gap(
         X, row_keys(X, 7), pair(reference, mixture), make_rule(n_features, **kwargs)
     )
@@ -63,7 +73,11 @@ def test_exact_denoiser_gives_exact_log_density(n_features):
 
 @pytest.mark.parametrize("n_features", others_slow([1, 2, 10, 50], 2))
 def test_errors_are_calibrated_and_as_small_as_asked(n_features):
-    """On rows other than those of the calibration, whose 100 squares are known to a tenth."""
+    """On rows other than those of the calibration.
+
+    Errors are skewed, with a kurtosis of about ten: a standard deviation from the 100 rows of the
+    calibration has a relative standard error of 0.15, one from 30 rows of 0.3; limits are 5 of it.
+    """
     mixture = random_mixture(n_features)
     reference = gaussian_of(mixture)
     denoisers, rule = pair(reference, mixture), make_rule(n_features)
@@ -71,20 +85,20 @@ def test_errors_are_calibrated_and_as_small_as_asked(n_features):
     def control(rows):
         return reference.log_prob(torch.from_numpy(rows)).numpy()
 
-    few = mixture.sample(100, np.random.RandomState(4))
+    few = mixture.sample(100, np.random.RandomState(shifted(4)))
 
     def integrate(keys, n_draws):
         return information_gap(few, keys, denoisers, replace(rule, n_draws=n_draws))
 
     errors = calibrate_errors(integrate, row_keys(few, 6), control(few), np.ones(100))
-    X = mixture.sample(600, np.random.RandomState(5))
+    X = mixture.sample(600, np.random.RandomState(shifted(5)))
     truth = mixture.log_prob(torch.from_numpy(X)).numpy() - control(X)
     order = np.argsort(control(X))
     for n_draws in (8, 32, 256):
         gap, spread = information_gap(X, row_keys(X, 7), denoisers, replace(rule, n_draws=n_draws))
         z = (gap - truth) / np.sqrt(errors.estimated(control(X), spread, n_draws))
-        assert 0.7 < z.std() < 1.3
-        assert 0.6 < z[order[:30]].std() < 1.6
+        assert abs(np.log(z.std())) < 5 * 0.15
+        assert abs(np.log(z[order[:30]].std())) < 5 * np.hypot(0.15, 0.3)
     for score_tol in (0.2, 0.05):
         found = np.empty(len(X))
         for n_draws, chosen in errors.rungs(control(X), Tolerance(score_tol)):
@@ -97,7 +111,7 @@ def test_errors_are_calibrated_and_as_small_as_asked(n_features):
 @pytest.mark.parametrize("unevenness", [0.6, 1.5])
 def test_usual_tolerance_is_that_of_the_median_row(unevenness):
     """Errors of rows differ by more than their log-densities tell."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     deviation = np.exp(unevenness * rng.normal(size=4_000))
     log_density = rng.normal(size=4_000)
 
@@ -145,7 +159,7 @@ def test_error_common_to_all_rows_is_small(n_features):
     mixture = random_mixture(n_features)
     reference = gaussian_of(mixture)
     n_rows = 16_000
-    X = mixture.sample(n_rows, np.random.RandomState(6))
+    X = mixture.sample(n_rows, np.random.RandomState(shifted(6)))
     x = torch.from_numpy(X)
     truth = (mixture.log_prob(x) - reference.log_prob(x)).numpy()
     common, independent = [], []
@@ -162,7 +176,7 @@ def test_error_common_to_all_rows_is_small(n_features):
 def test_a_row_does_not_depend_on_the_others():
     mixture = random_mixture(3)
     reference = gaussian_of(mixture)
-    X = mixture.sample(57, np.random.RandomState(5))
+    X = mixture.sample(57, np.random.RandomState(shifted(5)))
     denoisers, rule = pair(reference, mixture), make_rule(3)
 
     def score(rows):
@@ -178,7 +192,7 @@ def test_cutting_the_range_never_flatters():
     """Outside the range the reference is used, so the mean can only fall (equation 2)."""
     mixture = random_mixture(2)
     reference = gaussian_of(mixture)
-    X = mixture.sample(800, np.random.RandomState(5))
+    X = mixture.sample(800, np.random.RandomState(shifted(5)))
     keys = row_keys(X, 7)
     x = torch.from_numpy(X)
     truth = float((mixture.log_prob(x) - reference.log_prob(x)).mean())
@@ -191,7 +205,7 @@ def test_cutting_the_range_never_flatters():
 def test_any_denoiser_stays_below_the_truth():
     mixture, wrong = random_mixture(2), random_mixture(2, seed=9)
     reference = gaussian_of(mixture)
-    X = mixture.sample(3000, np.random.RandomState(5))
+    X = mixture.sample(3000, np.random.RandomState(shifted(5)))
     gap, variance = information_gap(X, row_keys(X, 7), pair(reference, wrong), make_rule(2))
     x = torch.from_numpy(X)
     truth = (mixture.log_prob(x) - reference.log_prob(x)).mean().item()
@@ -205,7 +219,7 @@ def test_any_denoiser_stays_below_the_truth():
 def test_rotation_moves_nothing():
     mixture = random_mixture(3)
     reference = gaussian_of(mixture)
-    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    Q = np.linalg.qr(np.random.default_rng(shifted(0)).normal(size=(3, 3)))[0]
 
     def rotated_gap(X, rotation):
         turned = torch.from_numpy(rotation)
@@ -217,7 +231,7 @@ def test_rotation_moves_nothing():
         denoisers = pair(rotate(reference), rotate(mixture))
         return information_gap(rows, row_keys(rows, 7), denoisers, make_rule(3))
 
-    X = mixture.sample(500, np.random.RandomState(5))
+    X = mixture.sample(500, np.random.RandomState(shifted(5)))
     plain, _ = rotated_gap(X, np.eye(3))
     turned, _ = rotated_gap(X, Q)
     truth = (
@@ -231,7 +245,7 @@ def test_rotation_moves_nothing():
 def test_stacking_finds_the_mixture_of_denoisers():
     mixture = random_mixture(2)
     reference = gaussian_of(mixture)
-    X = mixture.sample(500, np.random.RandomState(2))
+    X = mixture.sample(500, np.random.RandomState(shifted(2)))
     off = GaussianMixtureReference([1.0], [[2.0, 2.0]], [np.eye(2)])
 
     def blurred(z, logsnr):
@@ -255,7 +269,7 @@ def test_stack_is_exactly_the_reference_where_it_has_all_the_weight():
     other = random_mixture(2)
     weights = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     stack = StackedDenoiser({"r": reference, "o": other}, np.array([-1.0, 0.0, 1.0]), weights)
-    z = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(shifted(0)))
     logsnr = torch.linspace(-2, 2, 50, dtype=torch.float64)
     baseline, model = stack.paired_with(reference)(z, logsnr)
     below = logsnr <= 0
@@ -265,7 +279,7 @@ def test_stack_is_exactly_the_reference_where_it_has_all_the_weight():
 
 
 def test_channel_round_trip():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(shifted(0))
     x, eps = torch.randn(2, 40, 3, dtype=torch.float64, generator=generator)
     logsnr = torch.linspace(-8, 8, 40, dtype=torch.float64)
     z = add_noise(x, eps, logsnr)

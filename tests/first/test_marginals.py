@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 from scipy import stats
+from seeds import shifted
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._table.marginals import (
+from sk_itdiffusion._first._table.marginals import (
     AffineMap,
     QuantileMap,
     Standardizer,
     YeoJohnsonMap,
     fit_marginal_map,
 )
-from sk_itdiffusion._table.tails import ParetoLaw, Tail, has_heavy_tail
+from sk_itdiffusion._first._table.tails import ParetoLaw, Tail, has_heavy_tail
 
 SAMPLES = {
     "normal": stats.norm,
@@ -54,8 +55,8 @@ def test_quantile_map_makes_columns_normal(name):
     # the two samples that meet here.
     assert stats.kstest(u, "norm").statistic < 2 * 1.63 / np.sqrt(5000)
     # And the density that it implies is as likely as the true one except for a small loss.
-    scale = stats.iqr(SAMPLES[name].rvs(size=5000, random_state=1))
-    center = np.median(SAMPLES[name].rvs(size=5000, random_state=1))
+    scale = stats.iqr(SAMPLES[name].rvs(size=5000, random_state=shifted(1)))
+    center = np.median(SAMPLES[name].rvs(size=5000, random_state=shifted(1)))
     truth = SAMPLES[name].logpdf(fresh * scale + center) + np.log(scale)
     implied = stats.norm.logpdf(u) + log_slope
     assert np.mean(truth - implied) < 0.06
@@ -93,7 +94,7 @@ def test_heavy_tails_are_recognised_and_light_ones_left_alone():
 
 @pytest.mark.parametrize("shape", [0.3, 1.0, 2.0])
 def test_pareto_law_is_the_likeliest(shape):
-    y = stats.genpareto(shape).rvs(size=400, random_state=0)
+    y = stats.genpareto(shape).rvs(size=400, random_state=shifted(0))
     law, gain = ParetoLaw.fit(y, np.ones(400))
     best, _, scale = stats.genpareto.fit(y, floc=0.0)
     np.testing.assert_allclose([law.shape, law.scale], [best, scale], rtol=2e-3)
@@ -109,7 +110,7 @@ def test_which_tails_are_heavy(n):
     """Of 200 Cauchy columns 96% (200 rows) and all (1000) were found, of the others below 2%."""
 
     def found(law):
-        columns = law.rvs(size=(20, n), random_state=0)
+        columns = law.rvs(size=(20, n), random_state=shifted(0))
         return sum(has_heavy_tail(x, np.ones(n)) for x in columns)
 
     assert found(stats.cauchy) >= 17
@@ -120,17 +121,17 @@ def test_which_tails_are_heavy(n):
 def test_rounded_columns_have_no_heavy_tails():
     """Equal values are no evidence; without care 80% of the normal columns were heavy."""
     for light in (stats.norm, stats.expon, stats.laplace):
-        columns = light.rvs(size=(20, 300), random_state=0).round(1)
+        columns = light.rvs(size=(20, 300), random_state=shifted(0)).round(1)
         columns = np.where(columns > 0.0, columns, 0.0)  # some of them are exactly zero
         assert sum(has_heavy_tail(x, np.ones(300)) for x in columns) <= 2
-    rounded = stats.cauchy.rvs(size=(20, 300), random_state=0).round()
+    rounded = stats.cauchy.rvs(size=(20, 300), random_state=shifted(0)).round()
     assert sum(has_heavy_tail(x, np.ones(300)) for x in rounded) >= 17
 
 
 @pytest.mark.parametrize("decimals", [0, 1])
 def test_tails_of_few_weighted_rows_have_the_scale_of_the_column(decimals):
     """A value of great weight, or equal ones, next to where a tail begins say nothing of it."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     for _ in range(100):
         column = np.where(rng.random(240) < 0.4, 0.0, rng.gamma(2.0, 4.0, size=240).round(decimals))
         fitted = QuantileMap.fit(column, rng.exponential(size=240), heavy=True)
@@ -140,7 +141,7 @@ def test_tails_of_few_weighted_rows_have_the_scale_of_the_column(decimals):
 
 def test_weight_is_repetition():
     x = sample("lognormal", 300)
-    weight = np.random.default_rng(0).integers(1, 4, size=300).astype(float)
+    weight = np.random.default_rng(shifted(0)).integers(1, 4, size=300).astype(float)
     weighted = YeoJohnsonMap.fit(x, weight)
     repeated = YeoJohnsonMap.fit(np.repeat(x, weight.astype(int)), np.ones(int(weight.sum())))
     np.testing.assert_allclose(weighted.forward(x)[0], repeated.forward(x)[0], rtol=1e-9)
@@ -150,7 +151,7 @@ def test_weight_is_repetition():
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-12, 1.0, 1e12, 1e300])
 def test_standardizer_at_any_scale(scale):
-    X = np.random.default_rng(0).normal(3.0, 2.0, size=(500, 2)) * scale
+    X = np.random.default_rng(shifted(0)).normal(3.0, 2.0, size=(500, 2)) * scale
     standardizer = Standardizer.fit(X, np.ones(500))
     U = standardizer.transform(X)
     np.testing.assert_allclose(U.mean(axis=0), 0.0, atol=1e-12)
@@ -159,7 +160,7 @@ def test_standardizer_at_any_scale(scale):
 
 
 def test_columns_with_few_values_are_left_alone():
-    X = np.random.default_rng(0).integers(0, 2, size=(500, 1)).astype(float)
+    X = np.random.default_rng(shifted(0)).integers(0, 2, size=(500, 1)).astype(float)
     marginal_map = fit_marginal_map("quantile", X, np.ones(500))
     assert marginal_map.columns == (AffineMap(),)
     mapped, log_slope = marginal_map.transform(X)
@@ -193,5 +194,5 @@ def test_samples_are_not_far_beyond_the_rows_where_the_map_is_a_logarithm(seed):
     """
     rng = np.random.default_rng((103, 1, 2)[seed])
     X = (np.where(rng.random(1000) < 0.3, -3, 3) + 0.5 * rng.normal(size=1000))[:, None]
-    density = IMMSEDensity(max_epochs=0, marginals="yeo_johnson", random_state=0).fit(X)
-    assert density.sample(50_000, random_state=5).std() < 1.2 * X.std()
+    density = IMMSEDensity(max_epochs=0, marginals="yeo_johnson", random_state=shifted(0)).fit(X)
+    assert density.sample(50_000, random_state=shifted(5)).std() < 1.2 * X.std()

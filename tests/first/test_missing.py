@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from marks import others_slow
 from scipy import stats
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -20,14 +21,14 @@ from sk_itdiffusion import (
     IMMSEImputer,
     IMMSEMixedDensity,
 )
-from sk_itdiffusion._table.groups import RowGroups
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references import GaussianReference, ReferenceFamily
+from sk_itdiffusion._first._table.groups import RowGroups
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references import GaussianReference, ReferenceFamily
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
 NAN = np.nan
-ANALYTIC = {"max_epochs": 0, "random_state": 0}
+ANALYTIC = {"max_epochs": 0, "random_state": shifted(0)}
 #: Without a choice of maps, which takes most of the time.
 STANDARD = ANALYTIC | {"marginals": "standard"}
 
@@ -182,8 +183,8 @@ def assert_same_scores(first, second, X):
 
 def test_order_of_rows_is_irrelevant_and_weights_are_repetitions():
     X = hidden(normal_rows(200), 0.2)
-    order = np.random.default_rng(3).permutation(len(X))
-    times = np.random.default_rng(4).integers(1, 3, len(X))
+    order = np.random.default_rng(shifted(3)).permutation(len(X))
+    times = np.random.default_rng(shifted(4)).integers(1, 3, len(X))
     density = quick_gaussian().fit(X)
     assert_same_scores(density, quick_gaussian().fit(X[order]), X)
     weighted = quick_gaussian().fit(X, sample_weight=times)
@@ -192,7 +193,7 @@ def test_order_of_rows_is_irrelevant_and_weights_are_repetitions():
 
 def test_order_and_weights_of_discrete_rows():
     X = hidden(discrete_rows(300), 0.2)
-    times = np.random.default_rng(4).integers(1, 3, len(X))
+    times = np.random.default_rng(shifted(4)).integers(1, 3, len(X))
     density = IMMSEDiscreteDensity(**ANALYTIC).fit(X)
     assert_same_scores(density, IMMSEDiscreteDensity(**ANALYTIC).fit(X[::-1]), X)
     weighted = IMMSEDiscreteDensity(**ANALYTIC).fit(X, sample_weight=times)
@@ -222,7 +223,7 @@ def test_scores_of_observed_parts_follow_the_units():
 def test_complete_rows_are_scored_as_without_incomplete_ones_beside_them():
     X = normal_rows()
     density = IMMSEDensity(
-        hidden_size=16, n_blocks=1, max_epochs=1, steps_per_epoch=3, random_state=0
+        hidden_size=16, n_blocks=1, max_epochs=1, steps_per_epoch=3, random_state=shifted(0)
     ).fit(X)
     new = normal_rows(20, 1)
     scores = density.score_samples(new)
@@ -246,7 +247,7 @@ def test_questions_to_a_fit_without_networks_do_not_warn(recwarn):
 
 def test_constant_columns_count_only_where_they_are_observed():
     X = np.column_stack([normal_rows(200), np.full(200, 5.0)])
-    X = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
+    X = np.where(np.random.default_rng(shifted(0)).random(X.shape) < 0.2, np.nan, X)
     with pytest.warns(UserWarning, match="constant"):
         density = quick_gaussian().fit(X)
     rows = np.array([[1.0, np.nan, 3.0, 5.0], [1.0, np.nan, 3.0, np.nan], [np.nan] * 4])
@@ -274,15 +275,17 @@ def test_given_values_that_were_not_seen_count_as_missing(named):
     np.testing.assert_allclose(
         density.score_samples(strange), density.score_samples(unknown) + mass
     )
-    draws = density.conditional("colour").sample(strange, 3, random_state=0)
+    draws = density.conditional("colour").sample(strange, 3, random_state=shifted(0))
     assert draws.notna().all(axis=None)
 
 
 def test_bounds_hold_for_draws_and_density():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = hidden(rng.gamma(1.0, size=(300, 2)), 0.3)
     density = IMMSEDensity(bounds={0: (0, None), 1: (0, None)}, **ANALYTIC).fit(X)
-    assert (density.conditional(0).sample(np.ones((100, 2)), 3, random_state=0) > 0.0).all()
+    assert (
+        density.conditional(0).sample(np.ones((100, 2)), 3, random_state=shifted(0)) > 0.0
+    ).all()
     assert np.isneginf(density.score_samples([[-1.0, np.nan]])).all()
     found = IMMSEDensity(**ANALYTIC).fit(X)
     np.testing.assert_array_equal(found.bounds_[:, 0], 0.0)
@@ -292,10 +295,10 @@ def test_bounds_hold_for_draws_and_density():
 
 
 def test_entries_beyond_bounds_say_nothing_of_the_others():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.gamma(1.0, size=300)
     X = hidden(np.column_stack([x, x * rng.lognormal(0.0, 0.05, 300)]), 0.2)
-    imputer = IMMSEImputer(IMMSEDensity(**ANALYTIC), n_fits=1, random_state=0).fit(X)
+    imputer = IMMSEImputer(IMMSEDensity(**ANALYTIC), n_fits=1, random_state=shifted(0)).fit(X)
     assert imputer.density_.bounds_[0, 0] == 0.0
     beyond, unknown, known = imputer.transform([[-1.0, np.nan], [np.nan, np.nan], [5.0, np.nan]])
     assert beyond.tolist() == [-1.0, unknown[1]]
@@ -303,12 +306,12 @@ def test_entries_beyond_bounds_say_nothing_of_the_others():
 
 
 def test_density_given_far_values_has_the_mean_that_it_has_given_others():
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(shifted(1))
     x = rng.normal(size=300)
     X = np.column_stack([x, 0.8 * x + 0.6 * rng.normal(size=300)])
     density = IMMSEDensity(**ANALYTIC | {"reference": "gaussian", "experts": ["gaussian"]}).fit(X)
     for given in (1e3, 1e9):
-        drawn = density.conditional([0]).sample([[given]], 200, random_state=0)
+        drawn = density.conditional([0]).sample([[given]], 200, random_state=shifted(0))
         rows = np.column_stack([np.full(200, given), np.ravel(drawn)])
         found, std = density.score_samples(rows, given=[0], return_std=True)
         usual = density.score_samples(rows - rows.mean(axis=0), given=[0]).mean()
@@ -319,7 +322,7 @@ def test_density_given_far_values_has_the_mean_that_it_has_given_others():
 @pytest.mark.filterwarnings("error")
 def test_categories_given_far_values_have_one_law_in_scores_and_draws():
     """Also given values whose squares overflow, of which the limit is known."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     kind = rng.integers(0, 3, 400)
     x = rng.normal(size=400) * np.array([1.0, 2.0, 0.5])[kind] + kind
     table = pd.DataFrame({"x": x, "y": x + rng.normal(size=400), "kind": np.array([*"uvw"])[kind]})
@@ -329,7 +332,7 @@ def test_categories_given_far_values_have_one_law_in_scores_and_draws():
         rows = pd.DataFrame({"x": far, "y": np.nan, "kind": [*"uvw"]})
         found[far] = np.exp(density.score_samples(rows, given=["x"]))
         assert found[far].sum() == pytest.approx(1.0, abs=1e-9)
-        drawn = density.conditional(["x"]).sample(rows[:1], 2_000, random_state=0)
+        drawn = density.conditional(["x"]).sample(rows[:1], 2_000, random_state=shifted(0))
         counts = [(drawn["kind"] == name).sum() for name in "uvw"]
         assert stats.chisquare(counts, 2_000.0 * found[far]).pvalue > 1e-3
         assert np.isfinite(drawn["y"]).all()
@@ -339,7 +342,7 @@ def test_categories_given_far_values_have_one_law_in_scores_and_draws():
 
 @pytest.mark.filterwarnings("error")
 def test_entries_whose_squares_overflow_are_impossible():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = hidden(rng.normal(size=(300, 3)), 0.2)
     density = IMMSEDensity(**ANALYTIC).fit(X)
     found = density.score_samples(
@@ -353,7 +356,7 @@ def test_entries_whose_squares_overflow_are_impossible():
 @pytest.mark.filterwarnings("error", "ignore:.*are constant")
 def test_impossible_given_values_say_nothing_in_scores_and_draws():
     """Beyond bounds that the user has set, or far from the only value of a column."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.gamma(2.0, size=300)
     X = np.column_stack([x, np.full(300, 3.0), x + rng.normal(size=300)])
     bounds = [(0.0, None), None, None]
@@ -367,7 +370,7 @@ def test_impossible_given_values_say_nothing_in_scores_and_draws():
 
 
 def test_offsets_of_lattices_are_those_of_targets():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.normal(size=600)
     X = hidden(np.column_stack([np.rint(3.0 * x), x + rng.normal(size=600)]), 0.2)
     density = IMMSEDensity(dequantize=[1.0, 0.0], **STANDARD).fit(X)
@@ -382,7 +385,7 @@ def test_offsets_of_lattices_are_those_of_targets():
     points = np.column_stack([np.arange(-30.0, 31.0), np.full(61, 0.3)])
     total = np.exp(density.score_samples(points, given=1)).sum()
     assert 0.9 < total < 1.01
-    draws = density.conditional(1).sample(rows, 5, random_state=0)
+    draws = density.conditional(1).sample(rows, 5, random_state=shifted(0))
     np.testing.assert_array_equal(draws, np.rint(draws))
 
 
@@ -439,10 +442,10 @@ def test_rows_of_categories_only_are_observations(at_random):
 
 def test_rows_of_categories_only_may_have_weights_and_groups():
     table = plans_with_amounts(300, 0)
-    weight = np.random.default_rng(0).integers(1, 4, size=300)
+    weight = np.random.default_rng(shifted(0)).integers(1, 4, size=300)
     group = np.arange(300) // 3
     once = IMMSEMixedDensity(**STANDARD).fit(table, sample_weight=weight)
-    index = np.random.default_rng(1).permutation(np.repeat(np.arange(300), weight))
+    index = np.random.default_rng(shifted(1)).permutation(np.repeat(np.arange(300), weight))
     again = IMMSEMixedDensity(**STANDARD).fit(table.iloc[index])
     np.testing.assert_array_equal(again.score_samples(table), once.score_samples(table))
     # All groups have a row in common with others, and are not one group for that.
@@ -470,7 +473,7 @@ def test_missing_entries_of_mixed_tables_of_pandas_and_polars():
     np.testing.assert_array_equal(density.score_samples(nulls), expected)
     objects = table.astype(object).where(table.notna(), None).to_numpy()
     np.testing.assert_array_equal(clone(quick).fit(objects).score_samples(objects), expected)
-    draws = density.conditional(["colour"]).sample(nulls[:5], 2, random_state=0)
+    draws = density.conditional(["colour"]).sample(nulls[:5], 2, random_state=shifted(0))
     assert draws.columns == ["row", "draw", "count", "size", "weight"]
     assert draws.shape == (10, 5)
     assert draws["count"].dtype == polars.Int64
@@ -545,7 +548,7 @@ def test_masked_scores_are_those_of_a_fit_for_missing_categories(estimator):
     table = mixed_table(120)[["colour", "count"]].assign(sign=lambda t: t["count"] > 1)
     quick = {"reference": "independent"} | ANALYTIC
     fits = [estimator(handle_missing=how, **quick).fit(table) for how in ("category", "missing")]
-    masked = table.astype(object).mask(np.random.default_rng(0).random(table.shape) < 0.4)
+    masked = table.astype(object).mask(np.random.default_rng(shifted(0)).random(table.shape) < 0.4)
     of_categories, of_missing = fits
     for given in (None, ["colour"], ["count", "sign"]):
         np.testing.assert_array_equal(
@@ -572,7 +575,7 @@ def test_a_category_of_missing_values_stays_one():
 
 def test_warm_starts_keep_what_a_missing_category_is():
     table = mixed_table(150)[["colour", "count"]]
-    later = table.astype(object).mask(np.random.default_rng(0).random(table.shape) < 0.3)
+    later = table.astype(object).mask(np.random.default_rng(shifted(0)).random(table.shape) < 0.3)
     quick = {"reference": "independent"} | ANALYTIC
     density = IMMSEDiscreteDensity(warm_start=True, **quick).fit(table)
     assert None not in density.fit(later).categories_[0]
@@ -592,13 +595,13 @@ def test_streams_and_ensembles_tell_of_missing_categories():
         stream.partial_fit(masked)
     expected = stream.marginal("count").score_samples(masked[["count"]])
     np.testing.assert_array_equal(stream.score_samples(masked)[1:3], expected[1:3])
-    ensemble = IMMSEEnsemble([("one", member)], random_state=0).fit(table)
+    ensemble = IMMSEEnsemble([("one", member)], random_state=shifted(0)).fit(table)
     with pytest.warns(UserWarning, match=r"column\(s\) 'colour' are scored as values that did"):
         scores = ensemble.score_samples(masked)
     single = clone(member).fit(table).score_samples(masked)
     assert (scores[1:3] < single[1:3] - 2.0).all()
     member.set_params(categories=[["red", "green", "blue"], list(range(9))])
-    closed = IMMSEEnsemble([("one", member)], random_state=0).fit(table)
+    closed = IMMSEEnsemble([("one", member)], random_state=shifted(0)).fit(table)
     with pytest.raises(ValueError, match=r"'colour' has values .* a missing value"):
         closed.score_samples(masked)
 
@@ -629,9 +632,11 @@ def test_infinite_numbers_are_errors_beside_missing_ones():
 REFUSING = {
     "partial_fit": lambda X: IMMSEDensity(**ANALYTIC).partial_fit(X),
     "partial_fit, discrete": lambda X: IMMSEDiscreteDensity(**ANALYTIC).partial_fit(X.round()),
-    "ensemble": lambda X: IMMSEEnsemble([("one", quick_gaussian())], random_state=0).fit(X),
+    "ensemble": lambda X: IMMSEEnsemble([("one", quick_gaussian())], random_state=shifted(0)).fit(
+        X
+    ),
     "ensemble's scores": lambda X: (
-        IMMSEEnsemble([("one", quick_gaussian())], random_state=0)
+        IMMSEEnsemble([("one", quick_gaussian())], random_state=shifted(0))
         .fit(np.nan_to_num(X))
         .score_samples(X)
     ),
@@ -657,7 +662,7 @@ def test_dask_collections_refuse_missing_entries():
 
 def test_networks_of_complete_rows_take_no_part_in_fits_with_missing_entries():
     X = hidden(normal_rows(60), 0.1)
-    density = IMMSEDensity(marginals="standard", patterns="joint", random_state=0).fit(X)
+    density = IMMSEDensity(marginals="standard", patterns="joint", random_state=shifted(0)).fit(X)
     assert density.net_ is None
     assert density.n_iter_ == 0
     same = IMMSEDensity(marginals="standard", **ANALYTIC).fit(X)
@@ -674,7 +679,12 @@ def test_warm_starts_keep_references_and_refuse_to_train_networks_on_holes():
     reference = density.reference_
     assert density.fit(X).reference_ is reference
     network = IMMSEDensity(
-        hidden_size=8, n_blocks=1, max_epochs=1, steps_per_epoch=2, warm_start=True, random_state=0
+        hidden_size=8,
+        n_blocks=1,
+        max_epochs=1,
+        steps_per_epoch=2,
+        warm_start=True,
+        random_state=shifted(0),
     )
     network.fit(X)
     with pytest.raises(ValueError, match="warm starts"):
@@ -684,9 +694,9 @@ def test_warm_starts_keep_references_and_refuse_to_train_networks_on_holes():
 def test_groups_and_weights_with_missing_entries():
     X = hidden(normal_rows(200), 0.2)
     groups = np.arange(200) // 4
-    weight = np.random.default_rng(0).uniform(0.5, 2.0, 200)
+    weight = np.random.default_rng(shifted(0)).uniform(0.5, 2.0, 200)
     density = IMMSEDensity(**STANDARD).fit(X, sample_weight=weight, groups=groups)
-    order = np.random.default_rng(1).permutation(200)
+    order = np.random.default_rng(shifted(1)).permutation(200)
     same = IMMSEDensity(**STANDARD).fit(X[order], sample_weight=weight[order], groups=groups[order])
     np.testing.assert_allclose(density.score_samples(X), same.score_samples(X), atol=1e-8)
 
@@ -746,16 +756,16 @@ def test_views_of_a_table_with_names(named):
         marginal.score_samples(X)
     with pytest.raises(ValueError, match="lacks 'colour'"):
         marginal.score_samples(X[["weight"]])
-    sample = marginal.sample(9, random_state=0)
+    sample = marginal.sample(9, random_state=shifted(0))
     assert list(sample.columns) == ["weight", "colour"]
     assert len(sample) == 9
     conditional = density.conditional(["colour", "size"])
-    draws = conditional.sample(X[["size", "colour"]], 4, random_state=0)
+    draws = conditional.sample(X[["size", "colour"]], 4, random_state=shifted(0))
     assert draws.index.names == ["row", "draw"]
     assert list(draws.index[:5]) == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 0)]
     assert list(draws.columns) == ["count", "weight"]
-    pd.testing.assert_frame_equal(conditional.sample(X, 4, random_state=0), draws)
-    array = conditional.sample(X, 4, random_state=0, output="array")
+    pd.testing.assert_frame_equal(conditional.sample(X, 4, random_state=shifted(0)), draws)
+    array = conditional.sample(X, 4, random_state=shifted(0), output="array")
     assert array.shape == (6, 4, 2)
     np.testing.assert_array_equal(array.reshape(24, 2), draws.to_numpy())
     # The weight is a function of the size, which the draws know.
@@ -766,7 +776,7 @@ def test_views_of_a_table_with_names(named):
 def test_draws_of_arrays_have_the_conditional_law():
     density = quick_gaussian().fit(normal_rows(4000))
     X = np.tile([[1.0, 0.0, 0.0]], (3, 1))
-    draws = density.conditional([0]).sample(X[:, :1], 2000, random_state=0)
+    draws = density.conditional([0]).sample(X[:, :1], 2000, random_state=shifted(0))
     assert draws.shape == (3, 2000, 2)
     assert len(np.unique(draws[..., 0])) == 6000  # equal rows have different draws
     reference = density.reference_
@@ -780,9 +790,9 @@ def test_draws_of_arrays_have_the_conditional_law():
     assert (np.abs(z) < 4.5).all()
     np.testing.assert_allclose(np.cov(flat.T), left, atol=4.5 * 2.0 * np.sqrt(2.0 / len(flat)))
     # Draws follow from the row and the seed.
-    again = density.conditional([0]).sample(X[:1], 2000, random_state=0)
+    again = density.conditional([0]).sample(X[:1], 2000, random_state=shifted(0))
     np.testing.assert_array_equal(again[0], draws[0])
-    other = density.conditional([0]).sample(X[:1], 2000, random_state=1)
+    other = density.conditional([0]).sample(X[:1], 2000, random_state=shifted(1))
     assert not np.isin(other, draws).any()
 
 
@@ -870,7 +880,7 @@ def test_fits_with_missing_entries_are_saved(kind, tmp_path):
     for copy in (loaded, pickle.loads(pickle.dumps(density))):
         np.testing.assert_array_equal(copy.score_samples(X), density.score_samples(X))
         np.testing.assert_array_equal(copy.score_samples(X, given=[0]), scores)
-        first, second = (each.sample(5, random_state=0) for each in (copy, density))
+        first, second = (each.sample(5, random_state=shifted(0)) for each in (copy, density))
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
@@ -886,7 +896,7 @@ def test_ensembles_have_no_members_that_were_fitted_to_missing_entries():
     X = normal_rows(80)
     member = FrozenEstimator(quick_gaussian().fit(hidden(X, 0.1)))
     with pytest.raises(ValueError, match="missing entries"):
-        IMMSEEnsemble([("one", member)], random_state=0).fit(X)
+        IMMSEEnsemble([("one", member)], random_state=shifted(0)).fit(X)
 
 
 class WideFamily(ReferenceFamily):
@@ -924,9 +934,9 @@ def test_references_of_the_user_answer_for_missing_entries():
 
 
 def test_images_have_no_missing_pixels():
-    X = np.random.default_rng(0).normal(size=(60, 4))
-    holes = np.where(np.random.default_rng(1).random(X.shape) < 0.1, np.nan, X)
-    density = IMMSEDensity(max_epochs=0, image_shape=(2, 2), random_state=0)
+    X = np.random.default_rng(shifted(0)).normal(size=(60, 4))
+    holes = np.where(np.random.default_rng(shifted(1)).random(X.shape) < 0.1, np.nan, X)
+    density = IMMSEDensity(max_epochs=0, image_shape=(2, 2), random_state=shifted(0))
     with pytest.raises(ValueError, match="contains NaN"):
         density.fit(holes)
     with pytest.raises(ValueError, match="contains NaN"):
@@ -935,7 +945,7 @@ def test_images_have_no_missing_pixels():
 
 @pytest.mark.parametrize("given", [1.0, 1j])
 def test_columns_that_are_no_names_are_refused(given):
-    X = np.random.default_rng(0).normal(size=(60, 3))
+    X = np.random.default_rng(shifted(0)).normal(size=(60, 3))
     density = quick_gaussian().fit(X)
     with pytest.raises(ValueError, match="given must be the name or the number of a column"):
         density.score_samples(X, given=given)

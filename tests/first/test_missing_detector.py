@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-from marks import others_slow
 from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 from sklearn.metrics import roc_auc_score
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -19,10 +19,10 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._estimators import detector_density
-from sk_itdiffusion._estimators.completions import N_COMPLETIONS, completed_units
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows
-from sk_itdiffusion._estimators.trimming import separate_values, varying_again
+from sk_itdiffusion._first._estimators import detector_density
+from sk_itdiffusion._first._estimators.completions import N_COMPLETIONS, completed_units
+from sk_itdiffusion._first._estimators.distinct_rows import DistinctRows
+from sk_itdiffusion._first._estimators.trimming import separate_values, varying_again
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -269,7 +269,7 @@ def test_all_fits_are_of_one_kind_if_a_single_entry_is_missing(monkeypatch):
         fits.append(fit_clone(*arguments))
         return fits[-1]
 
-    monkeypatch.setattr("sk_itdiffusion._estimators.outlier.fit_clone", recorded)
+    monkeypatch.setattr("sk_itdiffusion._first._estimators.outlier.fit_clone", recorded)
     X = normal_rows(50)
     X[7, 1] = NAN
     network = IMMSEDensity(marginals="standard", n_networks=1, score_tol=0.5)

@@ -5,27 +5,30 @@ import time
 import numpy as np
 import pytest
 import torch
+from seeds import shifted
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout, Variable
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     LowRankGaussianReference,
     ReferenceMixture,
 )
-from sk_itdiffusion.references.families.kernel_density import fit_kernel_density_by_validation
-from sk_itdiffusion.references.gaussian import fitted_moments, observed_moments
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.latent_class import (
+from sk_itdiffusion._first.references.families.kernel_density import (
+    fit_kernel_density_by_validation,
+)
+from sk_itdiffusion._first.references.gaussian import fitted_moments, observed_moments
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.latent_class import (
     category_counts,
     fit_latent_class,
     smoothed_marginals,
 )
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
-from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows
-from sk_itdiffusion.references.plain import fit_plain_reference
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture
+from sk_itdiffusion._first.references.normal_parts import NormalParts, blocks_of_rows
+from sk_itdiffusion._first.references.plain import fit_plain_reference
 
 TRUTH = (
     np.array([0.3, 0.7]),
@@ -78,7 +81,7 @@ def test_mean_is_right_where_entries_are_missing_at_random():
 
 
 def test_parameters_are_right_where_entries_are_missing_completely_at_random():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     root = rng.normal(size=(5, 5)) / np.sqrt(5.0)
     truth = root @ root.T + 0.1 * np.eye(5)
     fits = []
@@ -112,12 +115,12 @@ def test_each_step_raises_the_likelihood_of_what_is_observed():
 def test_expected_fourth_powers_are_those_of_completed_rows():
     """Of which the shrinkage is made; a mean over draws is within four of its errors."""
     reference = GaussianReference(TRUTH[1][0], TRUTH[2][1])
-    X = completely_at_random(reference.sample(40, np.random.RandomState(0)), 0.4, 1)
+    X = completely_at_random(reference.sample(40, np.random.RandomState(shifted(0))), 0.4, 1)
     parts = NormalParts.of_covariances(TRUTH[1][:1], TRUTH[2][1:])
     weight = np.full(40, 1.0 / 40.0)
     blocks = blocks_of_rows(X, 1)
     found = parts.moments(X, weight, np.zeros((1, 1)), blocks, is_fourth=True).fourth[0]
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(shifted(2))
     means = []
     for _ in range(400):
         uniform = torch.from_numpy(rng.uniform(size=(40, 5)))
@@ -129,7 +132,7 @@ def test_expected_fourth_powers_are_those_of_completed_rows():
 @pytest.mark.parametrize("weighted", [False, True])
 def test_rows_without_entries_and_repetition(weighted):
     X = at_random(200, 3)
-    counts = np.random.default_rng(4).integers(1, 4, size=len(X)).astype(float)
+    counts = np.random.default_rng(shifted(4)).integers(1, 4, size=len(X)).astype(float)
     empty = np.vstack([X, np.full((5, 2), np.nan)])
     weight = np.append(counts, np.full(5, 7.0)) if weighted else None
     found = GaussianReference.fit(empty, weight)
@@ -146,7 +149,7 @@ def test_rows_without_entries_and_repetition(weighted):
 
 
 def test_column_that_is_missing_in_all_rows_is_standard_normal():
-    X = np.column_stack([np.random.default_rng(0).normal(size=100), np.full(100, np.nan)])
+    X = np.column_stack([np.random.default_rng(shifted(0)).normal(size=100), np.full(100, np.nan)])
     fit = GaussianReference.fit(X)
     assert float(fit.mean[1]) == 0.0
     assert float(fit.covariance[1, 1]) == pytest.approx(1.0, abs=0.2)
@@ -154,7 +157,7 @@ def test_column_that_is_missing_in_all_rows_is_standard_normal():
 
 def test_low_rank_needs_complete_rows():
     with pytest.raises(ValueError, match="complete rows"):
-        LowRankGaussianReference.fit(at_random(20, 0), 1, np.random.RandomState(0))
+        LowRankGaussianReference.fit(at_random(20, 0), 1, np.random.RandomState(shifted(0)))
 
 
 # -- mixtures --------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def test_mixture_is_right_where_entries_are_missing():
         fits.append(np.concatenate([part[order].ravel() for part in parts]))
         # Held-out parts of rows are nearly as likely as under the truth: 21 parameters cost 21/2
         # nats in 2000 complete rows, and a few times as many in rows with holes.
-        new = completely_at_random(truth.sample(1000, np.random.RandomState(99)), 0.3, 99)
+        new = completely_at_random(truth.sample(1000, np.random.RandomState(shifted(99))), 0.3, 99)
         lost = log_likelihoods(truth, new).mean() - log_likelihoods(fit, new).mean()
         assert lost < 0.03
     assert is_within_errors(fits, np.concatenate([part.ravel() for part in TRUTH]))
@@ -181,12 +184,14 @@ def test_mixture_is_right_where_entries_are_missing():
 
 def test_mixture_of_few_distinct_rows_and_limited_variances():
     X = np.tile(np.array([[0.0, np.nan], [1.0, 2.0], [np.nan, 3.0]]), (10, 1))
-    fit = fit_gaussian_mixture(X, 5, np.random.RandomState(0))
+    fit = fit_gaussian_mixture(X, 5, np.random.RandomState(shifted(0)))
     assert fit.without_wide_components().n_components <= 3
     assert np.isfinite(log_likelihoods(fit, X)).all()
-    X = completely_at_random(np.random.default_rng(0).normal(size=(300, 2)) * 3.0, 0.3, 1)
+    X = completely_at_random(np.random.default_rng(shifted(0)).normal(size=(300, 2)) * 3.0, 0.3, 1)
     largest = np.array([1.0, np.inf])
-    limited = fit_gaussian_mixture(X, 2, np.random.RandomState(0), largest_variances=largest)
+    limited = fit_gaussian_mixture(
+        X, 2, np.random.RandomState(shifted(0)), largest_variances=largest
+    )
     spread = torch.einsum("kde,ke,kde->kd", limited.basis, limited.variances, limited.basis)
     assert float(spread[:, 0].max()) < 1.0 + 1e-9
 
@@ -194,13 +199,13 @@ def test_mixture_of_few_distinct_rows_and_limited_variances():
 @pytest.mark.slow
 def test_thousands_of_patterns():
     """Nearly every row has a pattern of its own; a generous limit, ten times what it takes."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     root = rng.normal(size=(16, 16)) / 4.0 + np.eye(16)
     X = completely_at_random(rng.normal(size=(6000, 16)) @ root, 0.4, 1)
     assert len(np.unique(np.isnan(X), axis=0)) > 5000
     begun = time.perf_counter()
     normal = GaussianReference.fit(X)
-    mixture = fit_gaussian_mixture(X, 3, np.random.RandomState(0), max_iter=3)
+    mixture = fit_gaussian_mixture(X, 3, np.random.RandomState(shifted(0)), max_iter=3)
     scores = [log_likelihoods(reference, X) for reference in (normal, mixture)]
     assert time.perf_counter() - begun < 30.0
     assert np.isfinite(scores).all()
@@ -212,9 +217,11 @@ def test_thousands_of_patterns():
 
 def test_too_many_patterns_are_a_sample_of_rows(monkeypatch):
     """The sample does not depend on which entries are missing: the mean stays right."""
-    from sk_itdiffusion.references import parts
+    from sk_itdiffusion._first.references import parts
 
-    X = np.column_stack([at_random(4000, 0), np.random.default_rng(1).normal(size=(4000, 6))])
+    X = np.column_stack(
+        [at_random(4000, 0), np.random.default_rng(shifted(1)).normal(size=(4000, 6))]
+    )
     X[:, 2:] = completely_at_random(X[:, 2:], 0.5, 2)
     monkeypatch.setattr(parts, "_MAX_WORK", 5000.0)
     kept = parts.affordable_rows(X, 1, 1)
@@ -277,9 +284,14 @@ def test_classes_are_right_where_entries_are_missing(n_continuous):
 def test_weights_of_classes_have_no_unit(share):
     """Priors count observations: with weights in small units they were worth nothing."""
     layout, X, _ = two_classes(60, 1, 0)
-    X, weight = completely_at_random(X, share, 1), np.random.default_rng(0).exponential(size=60)
+    X, weight = (
+        completely_at_random(X, share, 1),
+        np.random.default_rng(shifted(0)).exponential(size=60),
+    )
     fits = [
-        fit_latent_class(WeightedRows(X, unit * weight), layout, 4, np.random.RandomState(0))
+        fit_latent_class(
+            WeightedRows(X, unit * weight), layout, 4, np.random.RandomState(shifted(0))
+        )
         for unit in (1.0, 1024.0)
     ]
     seen = ~np.isnan(X).all(axis=1)
@@ -306,7 +318,7 @@ def test_steps_of_classes_raise_the_likelihood_of_what_is_observed():
     rows = WeightedRows(completely_at_random(X, 0.3, 1), np.ones(2000))
     reached = [
         log_likelihoods(
-            fit_latent_class(rows, layout, 3, np.random.RandomState(0), max_iter=n), rows.X
+            fit_latent_class(rows, layout, 3, np.random.RandomState(shifted(0)), max_iter=n), rows.X
         ).mean()
         for n in (1, 2, 4, 8, 16)
     ]
@@ -317,7 +329,7 @@ def test_steps_of_classes_raise_the_likelihood_of_what_is_observed():
 
 
 def test_kernels_are_those_of_complete_rows():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.choice([-1.0, 1.0], size=(600, 2)) + 0.02 * rng.normal(size=(600, 2))
     X = completely_at_random(X, 0.2, 1)
     train, valid = (WeightedRows(part, np.ones(len(part))) for part in (X[:400], X[400:]))
@@ -339,8 +351,10 @@ def test_weights_of_references_have_the_greatest_likelihood():
         GaussianReference([-30.0, 0.0], np.eye(2)),
     ]
     truth = ReferenceMixture([0.25, 0.75], references[:2])
-    X = completely_at_random(truth.sample(3000, np.random.RandomState(0)), 0.3, 1)
-    rows = WeightedRows(X, np.random.default_rng(2).integers(1, 4, size=3000).astype(float))
+    X = completely_at_random(truth.sample(3000, np.random.RandomState(shifted(0))), 0.3, 1)
+    rows = WeightedRows(
+        X, np.random.default_rng(shifted(2)).integers(1, 4, size=3000).astype(float)
+    )
     fit = ReferenceMixture.fit(references, rows)
     seen = ~np.isnan(X).all(axis=1)
     share = rows.weight * seen / (rows.weight @ seen)

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from outside_network import SmallFamily
 
-from sk_itdiffusion._fit.networks import build_backbone
-from sk_itdiffusion._runtime.generators import CopyableGenerator, seeded
-from sk_itdiffusion.channel import noise_from_data
-from sk_itdiffusion.denoisers import (
+from first.outside_network import SmallFamily
+from sk_itdiffusion._first._fit.networks import build_backbone
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator, seeded
+from sk_itdiffusion._first.channel import noise_from_data
+from sk_itdiffusion._first.denoisers import (
     BackbonePlan,
     ConvolutionalFamily,
     LevelDenoiser,
@@ -22,10 +22,10 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
     UNetFamily,
 )
-from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first.denoisers.levels import n_category_outputs, n_periodic_inputs
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from outside_network import SmallBackbone, SmallFamily
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import sk_itdiffusion
+from first.outside_network import SmallBackbone, SmallFamily
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
-from sk_itdiffusion._fit.networks import planned_networks
-from sk_itdiffusion.denoisers import (
+from sk_itdiffusion._first._fit.networks import planned_networks
+from sk_itdiffusion._first.denoisers import (
     ConvolutionalFamily,
     ConvolutionalNetwork,
     MLPFamily,
@@ -23,7 +23,7 @@ from sk_itdiffusion.denoisers import (
     ResidualMLP,
     UNetFamily,
 )
-from sk_itdiffusion.denoisers.built_in import NETWORK_FAMILIES, resolve_family
+from sk_itdiffusion._first.denoisers.built_in import NETWORK_FAMILIES, resolve_family
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

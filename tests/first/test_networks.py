@@ -9,8 +9,8 @@ from skorch.callbacks import Callback
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity
-from sk_itdiffusion._fit.experts import kind_of_expert, names_of_networks, number_of_network
-from sk_itdiffusion._fit.networks import epoch_length
+from sk_itdiffusion._first._fit.experts import kind_of_expert, names_of_networks, number_of_network
+from sk_itdiffusion._first._fit.networks import epoch_length
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from sk_itdiffusion._fit.optimizers import (
+from sk_itdiffusion._first._fit.optimizers import (
     OneCallAdamW,
     SinglePrecisionMuon,
     clip_norm,

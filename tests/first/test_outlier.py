@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from marks import others_slow
 from scipy import stats
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -20,14 +21,18 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._estimators.calibration import threshold
-from sk_itdiffusion._estimators.contributions import Contributions, smoothed_slopes
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, chosen_rows_of
-from sk_itdiffusion._estimators.outlier_score import MODEL, FlooredModel
-from sk_itdiffusion._estimators.trimming import needed_of_groups, needed_of_states, separate_values
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._estimators.calibration import threshold
+from sk_itdiffusion._first._estimators.contributions import Contributions, smoothed_slopes
+from sk_itdiffusion._first._estimators.distinct_rows import DistinctRows, chosen_rows_of
+from sk_itdiffusion._first._estimators.outlier_score import MODEL, FlooredModel
+from sk_itdiffusion._first._estimators.trimming import (
+    needed_of_groups,
+    needed_of_states,
+    separate_values,
+)
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
@@ -51,7 +56,7 @@ def plain_density(**parameters):
 
 def make_detector(estimator=None, **parameters):
     """Return a detector with a seed, so that no global generator is used."""
-    return IMMSEOutlierDetector(estimator, **({"random_state": 0} | parameters))
+    return IMMSEOutlierDetector(estimator, **({"random_state": shifted(0)} | parameters))
 
 
 def score_of_references(detector, rows):
@@ -89,7 +94,7 @@ def mixed_table(n, seed=0):
 
 @pytest.fixture(scope="module")
 def detector():
-    return make_detector(plain_density(), random_state=0).fit(gaussian_rows(1200))
+    return make_detector(plain_density(), random_state=shifted(0)).fit(gaussian_rows(1200))
 
 
 # -- smoothed references ---------------------------------------------------------------------
@@ -125,7 +130,7 @@ def test_smoothed_mixture_is_the_convolution_with_the_noise():
 def test_smoothed_independent_columns_obey_bayes():
     """p(z) / p(z | x) is the prior over the posterior of the categories that there are."""
     reference = references()[0]
-    eps = torch.from_numpy(np.random.default_rng(0).normal(size=(2, reference.n_features)))
+    eps = torch.from_numpy(np.random.default_rng(shifted(0)).normal(size=(2, reference.n_features)))
     level = torch.full((2,), 0.7, dtype=torch.float64)
     z = level.sigmoid().sqrt()[:, None] * reference.layout.embed(ROWS)
     z = z + (-level).sigmoid().sqrt()[:, None] * eps
@@ -149,7 +154,9 @@ def test_one_latent_class_is_independent_columns():
         [[p] for p in independent.marginals()],
         GaussianMixtureReference([1.0], [[0.3]], [[[1.2]]]),
     )
-    eps = torch.from_numpy(np.random.default_rng(1).normal(size=(2, independent.n_features)))
+    eps = torch.from_numpy(
+        np.random.default_rng(shifted(1)).normal(size=(2, independent.n_features))
+    )
     for logsnr in (-1.0, 2.0, math.inf):
         ours = classes.smoothed_log_prob(ROWS, eps, logsnr)
         assert torch.allclose(ours, independent.smoothed_log_prob(ROWS, eps, logsnr))
@@ -157,17 +164,17 @@ def test_one_latent_class_is_independent_columns():
 
 @pytest.mark.parametrize("reference", references(), ids=lambda r: type(r).__name__)
 def test_smoothed_density_becomes_the_density_as_noise_vanishes(reference):
-    eps = torch.from_numpy(np.random.default_rng(2).normal(size=(2, reference.n_features)))
+    eps = torch.from_numpy(np.random.default_rng(shifted(2)).normal(size=(2, reference.n_features)))
     found = reference.smoothed_log_prob(ROWS, eps, 25.0)
     assert torch.allclose(found, reference.log_prob(ROWS), atol=1e-4)
 
 
 def test_low_rank_and_full_covariances_are_smoothed_alike():
-    basis = np.linalg.qr(np.random.default_rng(3).normal(size=(4, 2)))[0]
+    basis = np.linalg.qr(np.random.default_rng(shifted(3)).normal(size=(4, 2)))[0]
     covariance = basis @ np.diag([2.0, 1.0]) @ basis.T + 0.5 * np.eye(4)
     low = LowRankGaussianReference(np.arange(4.0), basis, [2.5, 1.5], 0.5)
     full = GaussianReference(np.arange(4.0), covariance)
-    x, eps = torch.from_numpy(np.random.default_rng(4).normal(size=(2, 5, 4)))
+    x, eps = torch.from_numpy(np.random.default_rng(shifted(4)).normal(size=(2, 5, 4)))
     assert torch.allclose(low.smoothed_log_prob(x, eps, 0.3), full.smoothed_log_prob(x, eps, 0.3))
     assert np.allclose(low.column_variances, np.diag(covariance))
 
@@ -202,7 +209,7 @@ def test_score_does_not_depend_on_the_control_variate():
         reference="gaussian_mixture",
         marginals="standard",
         max_epochs=0,
-        random_state=0,
+        random_state=shifted(0),
     ).fit(X)
     exact = FlooredModel(model._model, np.array([1.5]), ("gaussian_mixture",))
     other = clone(model).set_params(reference="gaussian").fit(X)
@@ -235,7 +242,7 @@ def mixtures_alone(**parameters):
 @pytest.mark.parametrize(
     "estimator",
     [
-        mixtures_alone(random_state=0),
+        mixtures_alone(random_state=shifted(0)),
         IMMSEDensity(marginals="standard", max_epochs=0),
         IMMSEEnsemble([("a", mixtures_alone()), ("b", plain_density())]),
     ],
@@ -248,7 +255,7 @@ def test_scores_fall_with_the_distance_as_those_of_a_normal_distribution(estimat
     of its detector fall at least as fast as under the normal distribution of all rows; the density
     falls slower, since its widest component has eight times the standard deviations of all rows.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     centers = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
     X = rng.normal(size=(150, 2)) + centers[rng.integers(3, size=150)]
     settings = {"trim": 0.0, "contamination": 0.1, "noise_floor": 4.0, "average": False}
@@ -267,7 +274,7 @@ def test_scores_fall_with_the_distance_as_those_of_a_normal_distribution(estimat
 def test_score_depends_on_the_row_alone(detector):
     X = gaussian_rows(30, seed=5)
     scores = detector.score_samples(X)
-    order = np.random.default_rng(0).permutation(30)
+    order = np.random.default_rng(shifted(0)).permutation(30)
     assert np.array_equal(detector.score_samples(X[order]), scores[order])
     assert np.array_equal([detector.score_samples(X[[i]])[0] for i in range(5)], scores[:5])
     repeated = detector.score_samples(np.repeat(X[:4], 3, axis=0))
@@ -278,7 +285,8 @@ def test_score_depends_on_the_row_alone(detector):
 def test_fits_and_pickles_are_reproducible():
     X = two_blobs(60)
     first, second = (
-        make_detector(quick_network(), contamination=0.1, random_state=3).fit(X) for _ in range(2)
+        make_detector(quick_network(), contamination=0.1, random_state=shifted(3)).fit(X)
+        for _ in range(2)
     )
     scores = first.decision_function(X)
     assert np.array_equal(scores, second.decision_function(X))
@@ -287,7 +295,7 @@ def test_fits_and_pickles_are_reproducible():
 
 def test_units_shift_all_scores_alike():
     X = np.round(gaussian_rows(300), 1)  # with ties
-    settings = {"contamination": 0.1, "random_state": 0}
+    settings = {"contamination": 0.1, "random_state": shifted(0)}
     first = make_detector(plain_density(), **settings).fit(X)
     second = make_detector(plain_density(), **settings).fit(X * [1.0, 4.0, 0.5])
     shift = second.score_samples(X * [1.0, 4.0, 0.5]) - first.score_samples(X)
@@ -381,9 +389,9 @@ def test_names_of_members_do_not_matter(kind):
 
 
 def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
-    member = quick_network(random_state=0).fit(two_blobs(200))
+    member = quick_network(random_state=shifted(0)).fit(two_blobs(200))
     ensemble = IMMSEEnsemble(
-        [("only", member)], include_references=False, prefit=True, random_state=1
+        [("only", member)], include_references=False, prefit=True, random_state=shifted(1)
     ).fit(two_blobs(60, seed=1))
     rows = np.vstack([two_blobs(30, seed=2), [[6.0, -6.0], [0.0, 0.0]]])
     alone, judged = (
@@ -399,7 +407,7 @@ def test_an_ensemble_of_one_fitted_member_is_judged_as_the_member_alone():
 
 @pytest.mark.parametrize("in_ensemble", [False, True])
 def test_images_score_as_their_rows_of_pixels(in_ensemble):
-    pixels = np.random.default_rng(0).integers(0, 3, size=(60, 2, 2))
+    pixels = np.random.default_rng(shifted(0)).integers(0, 3, size=(60, 2, 2))
     estimator = IMMSEDiscreteDensity(image_shape=(2, 2), reference="independent", max_epochs=0)
     if in_ensemble:
         estimator = IMMSEEnsemble([("only", estimator)])
@@ -425,7 +433,7 @@ def test_contributions_sum_to_the_score(kind, noise_floor):
         "discrete": (table[["colour", "ripe"]], IMMSEDiscreteDensity(**quick)),
     }[kind]
     found = make_detector(
-        estimator, noise_floor=noise_floor, contamination=0.1, trim=0.0, random_state=0
+        estimator, noise_floor=noise_floor, contamination=0.1, trim=0.0, random_state=shifted(0)
     ).fit(X)
     rows = X[:20].copy()
     if kind == "continuous":
@@ -444,7 +452,7 @@ def test_contributions_sum_to_the_score(kind, noise_floor):
 )
 def test_contributions_sum_to_the_score_of_integers_and_heavy_tails(settings):
     noise_floor, average = settings
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     table = pd.DataFrame({"x": rng.standard_t(2, 70), "k": rng.poisson(2, 70)})
     table["c"] = rng.choice(list("ABC"), 70)
     table["l"] = rng.normal(table["k"])
@@ -490,7 +498,7 @@ def test_contributions_of_a_normal_distribution_are_the_integrals_of_its_errors(
 @pytest.mark.parametrize("logsnr", [-3.0, 1.0, 5.0])
 def test_slopes_are_the_derivatives_along_paths_of_fixed_noise(logsnr):
     """Columns' terms sum to the derivative for each single noise, not on average only."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     basis = np.linalg.qr(rng.normal(size=(3, 2)))[0]
     covariance = basis @ np.diag([2.0, 1.0]) @ basis.T + 0.5 * np.eye(3)
     mixture = GaussianMixtureReference([0.3, 0.7], rng.normal(size=(2, 3)), [covariance, np.eye(3)])
@@ -516,7 +524,7 @@ def test_slopes_are_the_derivatives_along_paths_of_fixed_noise(logsnr):
 
 
 def test_contributions_of_independent_columns_are_their_own_log_densities():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(4000, 2)) * [1.0, 3.0]
     found = make_detector(plain_density(), noise_floor=None, trim=0.0, average=False).fit(X)
     parts = found.explain(X[:50]).to_numpy()
@@ -527,7 +535,7 @@ def test_contributions_of_independent_columns_are_their_own_log_densities():
 
 def test_contributions_name_the_column_that_is_odd():
     X = pd.DataFrame(gaussian_rows(1000), columns=["a", "b", "c"])
-    found = make_detector(plain_density(), random_state=0).fit(X)
+    found = make_detector(plain_density(), random_state=shifted(0)).fit(X)
     rows = X.iloc[:20].copy()
     rows["c"] += 15.0
     parts = found.explain(rows)
@@ -577,7 +585,7 @@ def test_exactly_the_contamination_is_rejected():
 def test_threshold_rejects_new_scores_at_the_rate(rate):
     """A new score is below number k of n sorted ones with probability k / (n + 1)."""
     n, repetitions = 119, 20_000
-    scores = np.random.default_rng(0).normal(size=(repetitions, n + 1))
+    scores = np.random.default_rng(shifted(0)).normal(size=(repetitions, n + 1))
     rejected = [new < threshold(np.sort(old), rate) for *old, new in scores]
     exact = math.floor(rate * (n + 1)) / (n + 1)
     error = math.sqrt(exact * (1 - exact) / repetitions)
@@ -631,7 +639,7 @@ def test_interrupted_fit_leaves_none(monkeypatch):
         raise KeyboardInterrupt
 
     found = make_detector(plain_density(), false_alarm_rate=0.2).fit(gaussian_rows(60))
-    monkeypatch.setattr("sk_itdiffusion._estimators.outlier.threshold", interrupt)
+    monkeypatch.setattr("sk_itdiffusion._first._estimators.outlier.threshold", interrupt)
     with pytest.raises(KeyboardInterrupt):
         found.fit(gaussian_rows(60))
     with pytest.raises(NotFittedError):
@@ -711,7 +719,7 @@ def results_of(X, weight, contamination, estimator, new):
 @pytest.mark.parametrize("contamination", others_slow([0.1, "auto"]))
 @pytest.mark.parametrize("kind", ["continuous", "mixed", "many"])
 def test_weights_are_repetitions_and_order_does_not_matter(kind, contamination):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     independent = {"reference": "independent", "max_epochs": 0}
     X, estimator = {
         "continuous": (pd.DataFrame(gaussian_rows(60)), plain_density()),
@@ -728,7 +736,7 @@ def test_weights_are_repetitions_and_order_does_not_matter(kind, contamination):
 
 @pytest.mark.parametrize("contamination", ["auto", 0.1])
 def test_a_common_factor_of_weights_is_nothing(contamination):
-    X, rng = gaussian_rows(80), np.random.default_rng(0)
+    X, rng = gaussian_rows(80), np.random.default_rng(shifted(0))
     weight = rng.uniform(1.0, 5.0, size=80)
     first, second = (
         results_of(X, factor * weight, contamination, plain_density(), X) for factor in (1, 0.25)
@@ -738,7 +746,7 @@ def test_a_common_factor_of_weights_is_nothing(contamination):
 
 def test_heavy_rows_set_the_threshold():
     """The weighted share of rejected training rows is the contamination."""
-    X, rng = gaussian_rows(200), np.random.default_rng(0)
+    X, rng = gaussian_rows(200), np.random.default_rng(shifted(0))
     weight = rng.uniform(1.0, 5.0, size=200)
     found = make_detector(plain_density(), contamination=0.2, trim=0.0).fit(X, sample_weight=weight)
     rejected = weight[found.predict(X) == -1].sum() / weight.sum()
@@ -762,12 +770,12 @@ def test_equal_rows_are_one_and_others_are_not():
 
 def tables_with_equal_rows():
     """Yield names of tables, their rows, numbers of copies, and whether equal rows are copies."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     counts, numbers = rng.poisson(3.0, size=200), rng.normal(size=200)
     times = rng.integers(1, 6, size=200)
     common = 0.7 * rng.normal(size=(300, 1))
     rounded = np.round(common + 0.7 * rng.normal(size=(300, 5)), 1)
-    five = np.random.default_rng(1).poisson(np.exp(1.5 + 0.5 * rounded))
+    five = np.random.default_rng(shifted(1)).poisson(np.exp(1.5 + 0.5 * rounded))
     thrice = rng.integers(1, 6, size=300)
     for name, column in {
         "continuous": numbers,
@@ -805,7 +813,7 @@ def test_copies_of_a_row_are_held_out_together(rows, times, copies):
     repeated = DistinctRows.of(chosen_rows_of(rows, index), None)
     for given in (weighted, repeated):
         assert (given.n_units == len(given)) == (copies or len(given) == given.n_rows)
-        folds = given.folds(5, np.random.default_rng(0))
+        folds = given.folds(5, np.random.default_rng(shifted(0)))
         np.testing.assert_array_equal(sum(folds), given.n_copies)
         is_divided = np.any([(fold > 0) & (fold < given.n_copies) for fold in folds])
         assert is_divided == (not copies)
@@ -815,13 +823,13 @@ def test_copies_of_a_row_are_held_out_together(rows, times, copies):
 
 
 def test_a_frequent_row_is_no_copy():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     amounts = np.exp(rng.normal(size=(400, 2)))
     amounts[:200] = 0.0
     given = DistinctRows.of(np.vstack([amounts, amounts[200:]]), None)
     assert given.n_units == 400
     assert len(given) == 201
-    folds = given.folds(5, np.random.default_rng(0))
+    folds = given.folds(5, np.random.default_rng(shifted(0)))
     frequent = given.n_copies.argmax()
     assert all(0 < fold[frequent] < 200 for fold in folds)
     for fold in folds:
@@ -832,7 +840,7 @@ def test_a_frequent_row_is_no_copy():
 
 def weighted_table(kind):
     """Return rows of which many are equal, and an estimator."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     levels = rng.integers(0, 3, size=300)
     states = np.column_stack([levels, (levels + (rng.random(300) < 0.2)) % 3])
     quick = {"max_epochs": 0, "score_tol": 0.5}
@@ -862,7 +870,7 @@ def test_density_inside_a_detector_is_that_of_the_estimator_alone(case):
         experts = ("independent", "latent_class")
         members = [(name, clone(estimator).set_params(experts=[name])) for name in experts]
         estimator = IMMSEEnsemble(members, include_references=False)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(shifted(1))
     first = np.asarray(X)[:, 0].astype(float).astype(int)
     weight = {
         "none": None,
@@ -905,7 +913,7 @@ def test_values_of_equal_frequency_are_that_many_rows(copies):
 
 @pytest.mark.parametrize("weights", ["two", "gamma"])
 def test_values_are_as_many_rows_as_their_weights_are_worth(weights):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     weight = {"two": rng.choice([1.0, 1.5], size=200), "gamma": rng.gamma(4.0, size=200)}[weights]
     n = weight.sum() ** 2 / (weight**2).sum()
     for n_values in (1, 4):
@@ -921,7 +929,7 @@ def test_independent_combinations_are_outliers_whatever_the_weights():
     """Rows that break the dependence of the columns have scores below all that keep it."""
     states = np.array(list(np.ndindex(4, 4)))
     follows = (states[:, 1] - states[:, 0]) % 4 <= 1
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     rows = states[follows][rng.choice(8, size=600, p=np.tile([0.2, 0.05], 4))]
     found = make_detector(IMMSEDiscreteDensity(max_epochs=0), contamination=0.1)
     for weight in (None, rng.choice([1.0, 1.5], size=600)):
@@ -933,7 +941,7 @@ def test_independent_combinations_are_outliers_whatever_the_weights():
 
 
 def test_trimming_keeps_outliers_from_being_learned():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = np.vstack([gaussian_rows(940), rng.normal(size=(60, 3)) * 0.3 + [4.0, -4.0, 4.0]])
     gaps = []
     for trim in (0.0, 0.1):
@@ -963,7 +971,7 @@ def test_trimming_keeps_rare_values_of_counts():
 
 
 def test_trimming_keeps_modes_and_leaves_out_isolated_rows():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X, mode = rng.normal(size=(600, 2)), rng.normal(size=(30, 2)) + 12.0
     angle = rng.uniform(0.0, 2.0 * np.pi, size=10)
     isolated = 25.0 * np.column_stack([np.cos(angle), np.sin(angle)])
@@ -998,7 +1006,7 @@ def test_half_of_a_separate_value_stays_where_it_would_be_lost():
 def test_kinds_of_columns_choose_the_estimator():
     table = mixed_table(80)
     integers = pd.DataFrame({"n": np.arange(80) % 7, "x": np.linspace(0.0, 1.0, 80) ** 2})
-    settings = {"contamination": 0.1, "random_state": 0}
+    settings = {"contamination": 0.1, "random_state": shifted(0)}
     for X, kind in [
         (table, IMMSEMixedDensity),
         (table[["colour", "ripe"]], IMMSEDiscreteDensity),
@@ -1012,7 +1020,7 @@ def test_kinds_of_columns_choose_the_estimator():
 
 def test_unlikely_combinations_and_unknown_levels_score_low():
     X = mixed_table(600)
-    found = make_detector(random_state=0, contamination=0.05).fit(X)
+    found = make_detector(random_state=shifted(0), contamination=0.05).fit(X)
     odd = pd.DataFrame({"colour": ["red", "blue", "pink"], "size": [2.0, 6.0, 0.0], "ripe": True})
     usual, far, unknown = found.score_samples(odd)
     assert usual > far + 3.0
@@ -1073,7 +1081,7 @@ def test_folds_are_trimmed_if_and_only_if_all_rows_are(n, n_trimmed, monkeypatch
         return trimmed(self, template, given, *others)
 
     monkeypatch.setattr(IMMSEOutlierDetector, "_trimmed", spy)
-    X = np.exp(np.random.default_rng(0).normal(size=(n, 2)))
+    X = np.exp(np.random.default_rng(shifted(0)).normal(size=(n, 2)))
     make_detector(plain_density()).fit(X)
     assert len(calls) == n_trimmed
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from marks import others_slow
-from outside import StudentTReference
 from scipy import stats
 from sklearn.base import BaseEstimator, clone
 
 import sk_itdiffusion
+from first.marks import others_slow
+from first.outside import StudentTReference
 from sk_itdiffusion import IMMSEDensity, IMMSEOutlierDetector
-from sk_itdiffusion._fit.ensemble_model import equal_references
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.references import Reference
-from sk_itdiffusion.schedules import LogisticSchedule
+from sk_itdiffusion._first._fit.ensemble_model import equal_references
+from sk_itdiffusion._first.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion._first.references import Reference
+from sk_itdiffusion._first.schedules import LogisticSchedule
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

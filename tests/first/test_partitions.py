@@ -10,11 +10,11 @@ import torch
 from sklearn.model_selection import cross_val_score
 from skorch.callbacks import Callback
 
-import sk_itdiffusion._table.partitions
-import sk_itdiffusion._table.streams
+import sk_itdiffusion._first._table.partitions
+import sk_itdiffusion._first._table.streams
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity
-from sk_itdiffusion._runtime import parallel
-from sk_itdiffusion._table.partitions import LocalPartitions, partitions_of, parts_of, sample
+from sk_itdiffusion._first._runtime import parallel
+from sk_itdiffusion._first._table.partitions import LocalPartitions, partitions_of, parts_of, sample
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -36,9 +36,9 @@ TINY = {
 @pytest.fixture
 def little_memory(monkeypatch):
     """Hold only 300 rows of 2 columns in memory."""
-    monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 600)
-    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_PARTITION", 100)
-    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_CHUNK", 500)
+    monkeypatch.setattr(sk_itdiffusion._first._table.streams, "NUMBERS_IN_MEMORY", 600)
+    monkeypatch.setattr(sk_itdiffusion._first._table.partitions, "NUMBERS_IN_A_PARTITION", 100)
+    monkeypatch.setattr(sk_itdiffusion._first._table.partitions, "NUMBERS_IN_A_CHUNK", 500)
 
 
 @pytest.fixture(scope="module", name="X")
@@ -159,7 +159,7 @@ def test_rows_that_are_not_in_the_sample_are_trained_on(X, tmp_path):
 def test_streaming_loses_little(X, monkeypatch):
     settings = TINY | {"hidden_size": 32, "max_epochs": 4, "steps_per_epoch": 40}
     whole = IMMSEDensity(**settings).fit(X[:1500])
-    monkeypatch.setattr(sk_itdiffusion._table.streams, "NUMBERS_IN_MEMORY", 1500)
+    monkeypatch.setattr(sk_itdiffusion._first._table.streams, "NUMBERS_IN_MEMORY", 1500)
     streamed = IMMSEDensity(**settings).fit(X[:1500])
     assert len(streamed._model.nets) == 1
     gaussian = -0.5 * np.linalg.slogdet(2 * np.pi * np.e * np.cov(X.T))[1]
@@ -208,7 +208,7 @@ def test_scores_of_parts_are_those_of_the_whole(X, fitted, monkeypatch, tmp_path
     }
     whole = {name: fitted.score_samples(table) for name, (_, table) in tables.items()}
     curves = {name: fitted.mse_curve(table).model for name, (_, table) in tables.items()}
-    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_PART", 2 * 77)
+    monkeypatch.setattr(sk_itdiffusion._first._table.partitions, "NUMBERS_IN_A_PART", 2 * 77)
     for name, (table, _) in tables.items():
         assert [len(part) for part in parts_of(table)] == 6 * [77] + [38]
         np.testing.assert_array_equal(fitted.score_samples(table), whole[name])
@@ -227,7 +227,7 @@ def test_scores_of_parts_of_codes_are_those_of_the_whole(monkeypatch):
     codes = np.random.default_rng(0).integers(0, 3, size=(400, 2))
     density = IMMSEDiscreteDensity(max_epochs=0, random_state=0).fit(codes)
     whole = density.score_samples(codes)
-    monkeypatch.setattr(sk_itdiffusion._table.partitions, "NUMBERS_IN_A_PART", 2 * 77)
+    monkeypatch.setattr(sk_itdiffusion._first._table.partitions, "NUMBERS_IN_A_PART", 2 * 77)
     np.testing.assert_array_equal(density.score_samples(codes), whole)
 
 

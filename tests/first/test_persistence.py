@@ -21,12 +21,13 @@ import pytest
 import safetensors.numpy
 import skorch
 import torch
-from marks import others_slow
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -35,12 +36,12 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     PretrainedDenoiser,
 )
-from sk_itdiffusion.persistence import files, stored
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.registry import DECLARED, declaration_of
-from sk_itdiffusion.pretrained import DiscreteTimeNoise, NoiseSchedule, import_diffusers
-from sk_itdiffusion.references import GaussianMixtureReference
-from sk_itdiffusion.schedules import LogisticSchedule
+from sk_itdiffusion._first.persistence import files, stored
+from sk_itdiffusion._first.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion._first.persistence.registry import DECLARED, declaration_of
+from sk_itdiffusion._first.pretrained import DiscreteTimeNoise, NoiseSchedule, import_diffusers
+from sk_itdiffusion._first.references import GaussianMixtureReference
+from sk_itdiffusion._first.schedules import LogisticSchedule
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -51,7 +52,7 @@ QUICK = {
     "steps_per_epoch": 5,
     "batch_size": 64,
     "score_tol": 0.5,
-    "random_state": 0,
+    "random_state": shifted(0),
 }
 ONE = QUICK | {"n_networks": 1}
 PLAIN = ONE | {"reference": "gaussian", "marginals": "standard"}
@@ -77,19 +78,19 @@ class Own(torch.nn.Module):
 
 def own_module(**options):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(shifted(0))
         return Own(**options)
 
 
 def clusters(n=300, d=2):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     near = rng.normal(size=(n // 2, d)) @ np.array([[1.0, 0.4], [0.0, 0.7]])[:d, :d]
     return np.vstack([near, 6.0 + 0.4 * rng.normal(size=(n - n // 2, d))])
 
 
 def levels(n=300):
     """A data frame with categories of many types, missing ones too."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(shifted(1))
     group = rng.integers(0, 2, n)
     sizes = pd.CategoricalDtype(["small", "medium", "large"], ordered=True)
     return pd.DataFrame(
@@ -107,12 +108,14 @@ def levels(n=300):
 
 def mixed():
     frame = levels().drop(columns=["number", "kind"])
-    frame["value"] = np.random.default_rng(2).normal(size=len(frame)) + 3.0 * frame["truth"]
+    frame["value"] = (
+        np.random.default_rng(shifted(2)).normal(size=len(frame)) + 3.0 * frame["truth"]
+    )
     return frame
 
 
 def images(n=60):
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(shifted(3))
     return (rng.integers(0, 2, (n, 1)) * 2 + rng.integers(0, 2, (n, 16))).astype(float)
 
 
@@ -128,7 +131,7 @@ def frozen_ensemble():
         ("wide", IMMSEDensity(**ONE | {"random_state": None}, marginals="standard")),
         ("none", "drop"),
     ]
-    return IMMSEEnsemble(members, random_state=0)
+    return IMMSEEnsemble(members, random_state=shifted(0))
 
 
 CASES = {
@@ -149,7 +152,7 @@ CASES = {
     ),
     "few": lambda: (IMMSEDensity(**QUICK), clusters(20)),
     "constant": lambda: (IMMSEDensity(**QUICK), np.ones((20, 2))),
-    "untrained": lambda: (IMMSEDensity(max_epochs=0, random_state=0), clusters()),
+    "untrained": lambda: (IMMSEDensity(max_epochs=0, random_state=shifted(0)), clusters()),
     "pictures": lambda: (
         IMMSEDensity(**QUICK | {"image_shape": (1, 4, 4), "hidden_size": 8}),
         images(44),
@@ -178,18 +181,20 @@ CASES = {
     "ensemble": lambda: (
         IMMSEEnsemble(
             [("a", IMMSEDensity(**QUICK)), ("b", IMMSEDensity(**PLAIN | {"hidden_size": 8}))],
-            random_state=0,
+            random_state=shifted(0),
         ),
         clusters(),
     ),
     "ensemble of categories": lambda: (
-        IMMSEEnsemble([("a", IMMSEMixedDensity(**QUICK))], weights="select", random_state=0),
+        IMMSEEnsemble(
+            [("a", IMMSEMixedDensity(**QUICK))], weights="select", random_state=shifted(0)
+        ),
         mixed(),
     ),
     "frozen": lambda: (frozen_ensemble(), clusters()),
-    "detector": lambda: (IMMSEOutlierDetector(random_state=0, trim=0.0), clusters(100)),
+    "detector": lambda: (IMMSEOutlierDetector(random_state=shifted(0), trim=0.0), clusters(100)),
     "detector of categories": lambda: (
-        IMMSEOutlierDetector(contamination=0.1, noise_floor=[3.0, 7.0], random_state=0),
+        IMMSEOutlierDetector(contamination=0.1, noise_floor=[3.0, 7.0], random_state=shifted(0)),
         mixed(),
     ),
 }
@@ -301,7 +306,10 @@ def test_loaded_density_does_all_that_the_saved_one_does(name, fitted, tmp_path)
     assert identical(
         loaded.score_samples(rows, return_std=True), estimator.score_samples(rows, return_std=True)
     )
-    drawn, expected = loaded.sample(5, random_state=1), estimator.sample(5, random_state=1)
+    drawn, expected = (
+        loaded.sample(5, random_state=shifted(1)),
+        estimator.sample(5, random_state=shifted(1)),
+    )
     if isinstance(expected, pd.DataFrame):
         pd.testing.assert_frame_equal(drawn, expected)
         assert drawn.columns.equals(expected.columns)
@@ -336,7 +344,7 @@ def test_detector_of_a_loaded_density_is_that_of_the_saved_one(fitted, tmp_path)
             average=False,
             contamination=0.1,
             trim=0.0,
-            random_state=0,
+            random_state=shifted(0),
         ).fit(X)
         for each in (density, loaded)
     )
@@ -368,7 +376,7 @@ def test_scores_are_the_same_in_a_fresh_process(fitted, tmp_path):
         "    X = pd.read_pickle(f'{folder}/{name}.pkl')\n"
         "    loaded = sk_itdiffusion.load(f'{folder}/{name}')\n"
         "    np.save(f'{folder}/{name}.npy', loaded.score_samples(X))\n"
-        "assert 'pickle' not in vars(sk_itdiffusion.persistence.files)\n"
+        "assert 'pickle' not in vars(sk_itdiffusion._first.persistence.files)\n"
     )
     result = run_fresh(code, tmp_path, *names)
     assert result.returncode == 0, result.stderr
@@ -437,7 +445,7 @@ def test_generators_and_callbacks_are_left_out(tmp_path):
     class Silent(skorch.callbacks.Callback):
         pass
 
-    options = PLAIN | {"random_state": np.random.RandomState(0), "callbacks": [Silent()]}
+    options = PLAIN | {"random_state": np.random.RandomState(shifted(0)), "callbacks": [Silent()]}
     estimator = IMMSEDensity(**options).fit(clusters())
     loaded = saved_and_loaded(estimator, tmp_path)
     assert loaded.random_state is None
@@ -456,7 +464,7 @@ def test_saving_and_loading_leave_no_trace_in_global_generators(fitted, tmp_path
 
 
 def test_device_that_is_absent_gives_way_to_the_cpu(tmp_path):
-    estimator = IMMSEDensity(max_epochs=0, random_state=0).fit(clusters())
+    estimator = IMMSEDensity(max_epochs=0, random_state=shifted(0)).fit(clusters())
     expected = estimator.score_samples(clusters()[:5])
     estimator._model = dataclasses.replace(estimator._model, device=torch.device("cuda:7"))
     loaded = saved_and_loaded(estimator, tmp_path)
@@ -582,8 +590,10 @@ def test_noise_schedule_of_ones_own_is_given_again(tmp_path):
 
 
 def test_modules_of_several_members_are_given_by_name(own, tmp_path):
-    other = clone(own).set_params(random_state=1, denoiser=own_module(width=4)).fit(clusters())
-    ensemble = IMMSEEnsemble([("a", own), ("b", FrozenEstimator(other))], random_state=0)
+    other = (
+        clone(own).set_params(random_state=shifted(1), denoiser=own_module(width=4)).fit(clusters())
+    )
+    ensemble = IMMSEEnsemble([("a", own), ("b", FrozenEstimator(other))], random_state=shifted(0))
     ensemble.set_params(prefit=True).fit(clusters())
     modules = {"a": own_module(), "b": own_module(width=4)}
     loaded = saved_and_loaded(ensemble, tmp_path, denoiser=modules)
@@ -597,7 +607,7 @@ def test_modules_of_several_members_are_given_by_name(own, tmp_path):
 
 def test_modules_of_members_that_an_ensemble_has_fitted_are_given_by_name(own, tmp_path):
     members = [("a", clone(own)), ("b", clone(own).set_params(denoiser=own_module(width=4)))]
-    ensemble = IMMSEEnsemble(members, random_state=0).fit(clusters())
+    ensemble = IMMSEEnsemble(members, random_state=shifted(0)).fit(clusters())
     modules = {"a": own_module(), "b": own_module(width=4)}
     loaded = saved_and_loaded(ensemble, tmp_path, denoiser=modules)
     X = clusters()[:20]
@@ -624,7 +634,9 @@ def test_persistence_imports_nothing_above_it():
     folder = Path(files.__file__).parent
     for source in folder.glob("*.py"):
         for module in imported_from_the_package(source):
-            assert module in allowed or module.startswith("sk_itdiffusion.persistence"), source
+            assert module in allowed or module.startswith("sk_itdiffusion._first.persistence"), (
+                source
+            )
     for name in below:
         path = folder.parent / f"{name.replace('.', '/')}.py"
         assert not imported_from_the_package(path)
@@ -683,14 +695,14 @@ def test_objects_that_do_not_tell_what_they_are_made_from_are_not_saved(tmp_path
     class OwnDensity(IMMSEDensity):
         pass
 
-    estimator = IMMSEDensity(max_epochs=0, random_state=0).fit(clusters())
+    estimator = IMMSEDensity(max_epochs=0, random_state=shifted(0)).fit(clusters())
     estimator.schedule = OwnSchedule()
     with pytest.raises(TypeError, match=r"IMMSEDensity\.schedule is of type .*OwnSchedule"):
         estimator.save(tmp_path / "model")
-    own = OwnDensity(max_epochs=0, random_state=0).fit(clusters())
+    own = OwnDensity(max_epochs=0, random_state=shifted(0)).fit(clusters())
     with pytest.raises(TypeError, match="OwnDensity cannot be saved"):
         own.save(tmp_path / "model")
-    detector = IMMSEOutlierDetector(own, contamination=0.1, trim=0.0, random_state=0)
+    detector = IMMSEOutlierDetector(own, contamination=0.1, trim=0.0, random_state=shifted(0))
     detector.fit(clusters())
     with pytest.raises(TypeError, match=r"OwnDensity that has .*_model.* besides its parameters"):
         detector.save(tmp_path / "model")
@@ -1129,7 +1141,7 @@ def signed_mutation(content, rng):
 
 def test_signed_mutations_are_refused_or_load(small, tmp_path):
     """Whoever writes a file can sign it, too: it may give another model, but no other error."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(shifted(3))
     n_refused = 0
     for _ in range(200):
         path = tmp_path / "signed"
@@ -1156,7 +1168,7 @@ def test_nothing_is_executed(small, tmp_path):
         "        print('FORBIDDEN', event, arguments, file=sys.stderr)\n"
         "armed = True\n"
         "sys.addaudithook(audit)\n"
-        "rng = np.random.default_rng(2)\n"
+        "rng = np.random.default_rng(shifted(2))\n"
         "for mutate in 10 * [tests.mutated, tests.signed_mutation]:\n"
         "    with open(path, 'wb') as file:\n"
         "        file.write(mutate(content, rng))\n"

@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._estimators.outlier_score import FlooredModel
-from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import IntegrationRule, information_gap
-from sk_itdiffusion._immse.path import PathRule, path_log_probability
-from sk_itdiffusion._immse.places import Places
-from sk_itdiffusion.denoisers.mlp import linear
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._estimators.outlier_score import FlooredModel
+from sk_itdiffusion._first._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule, information_gap
+from sk_itdiffusion._first._immse.path import PathRule, path_log_probability
+from sk_itdiffusion._first._immse.places import Places
+from sk_itdiffusion._first.denoisers.mlp import linear
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     KernelDensityReference,
 )
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.judging import log_likelihoods
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -5,18 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from seeds import shifted
 
 from sk_itdiffusion import IMMSEDensity, PretrainedDenoiser
-from sk_itdiffusion._fit.optimizers import MuonAdamW
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.pretrained import (
+from sk_itdiffusion._first._fit.optimizers import MuonAdamW
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.pretrained import (
     DiscreteTimeNoise,
     EDMNoise,
     LogSNRNoise,
     NoiseSchedule,
     SigmaNoise,
 )
-from sk_itdiffusion.references import GaussianReference
+from sk_itdiffusion._first.references import GaussianReference
 
 MEAN, COVARIANCE = [0.5, -1.0], [[1.0, 0.6], [0.6, 0.8]]
 TIMES = (0, 10, 333, 999)
@@ -79,9 +80,9 @@ CONVENTIONS = [
 @pytest.mark.parametrize(("schedule", "prediction_type"), CONVENTIONS)
 @pytest.mark.parametrize("doubled", [False, True])
 def test_every_convention_gives_the_exact_noise(schedule, prediction_type, doubled):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(shifted(0))
     exact = GaussianReference(MEAN, COVARIANCE)
-    x = torch.from_numpy(exact.sample(200, np.random.RandomState(0)))
+    x = torch.from_numpy(exact.sample(200, np.random.RandomState(shifted(0))))
     # Within the range of all the tables; at high log-SNR x has to be subtracted from z.
     logsnr = -4.0 + 9.0 * torch.rand(200, generator=generator, dtype=torch.float64)
     z = add_noise(x, torch.randn(200, 2, generator=generator, dtype=torch.float64), logsnr)
@@ -121,11 +122,11 @@ def test_published_schedules_have_their_known_values():
 
 def test_a_pretrained_denoiser_gives_the_exact_log_density():
     exact = GaussianReference(MEAN, COVARIANCE)
-    X = exact.sample(400, np.random.RandomState(1))
+    X = exact.sample(400, np.random.RandomState(shifted(1)))
     network = ExactNetwork(SigmaNoise(), "sample")
     denoiser = PretrainedDenoiser(network, noise_schedule="sigma", prediction_type="sample")
     density = IMMSEDensity(
-        denoiser=denoiser, experts=["network"], max_epochs=0, random_state=0
+        denoiser=denoiser, experts=["network"], max_epochs=0, random_state=shifted(0)
     ).fit(X[:200])
     log_density, std = density.score_samples(X[200:], return_std=True)
     deviation = log_density - exact.log_prob(torch.from_numpy(X[200:])).numpy()
@@ -135,8 +136,8 @@ def test_a_pretrained_denoiser_gives_the_exact_log_density():
 
 
 def test_data_range_is_a_change_of_units():
-    X = GaussianReference(MEAN, COVARIANCE).sample(200, np.random.RandomState(1))
-    settings = {"experts": ["network"], "max_epochs": 0, "random_state": 0}
+    X = GaussianReference(MEAN, COVARIANCE).sample(200, np.random.RandomState(shifted(1)))
+    settings = {"experts": ["network"], "max_epochs": 0, "random_state": shifted(0)}
     scores = {}
     # Powers of two, so that the rows and with them their noise are the same to the last bit.
     for factor in (1.0, 4.0):
@@ -160,11 +161,11 @@ def test_fine_tuning_trains_a_copy_and_helps():
         def forward(self, z, logsnr):
             return self.exact.denoise(z, logsnr) + 0.5 * self.bias
 
-    X = np.random.RandomState(0).standard_normal((600, 2))
+    X = np.random.RandomState(shifted(0)).standard_normal((600, 2))
     module = Biased()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     # Both in the stack and alone, so that the network counts.
-    settings = {"denoiser": module, "experts": ["network"], "random_state": 0}
+    settings = {"denoiser": module, "experts": ["network"], "random_state": shifted(0)}
     plain = IMMSEDensity(max_epochs=0, **settings).fit(X[:400])
     tuned = IMMSEDensity(max_epochs=4, steps_per_epoch=30, learning_rate=0.2, **settings).fit(
         X[:400]
@@ -201,8 +202,13 @@ class Dropping(torch.nn.Module):
 
 
 def test_copies_keep_frozen_weights_and_statistics_and_draw_for_themselves():
-    X = np.random.RandomState(0).standard_normal((200, 2)) + 3.0
-    settings = {"denoiser": Dropping(), "max_epochs": 2, "steps_per_epoch": 5, "random_state": 0}
+    X = np.random.RandomState(shifted(0)).standard_normal((200, 2)) + 3.0
+    settings = {
+        "denoiser": Dropping(),
+        "max_epochs": 2,
+        "steps_per_epoch": 5,
+        "random_state": shifted(0),
+    }
     before = torch.get_rng_state()
     fits = [IMMSEDensity(**settings).fit(X) for _ in range(2)]
     assert torch.equal(before, torch.get_rng_state())
@@ -224,18 +230,20 @@ def test_weight_decay_reaches_all_matrices_if_none_is_hidden():
 
 
 def test_warm_starts_take_no_other_denoiser():
-    X = np.random.RandomState(0).standard_normal((100, 2))
+    X = np.random.RandomState(shifted(0)).standard_normal((100, 2))
     module = Dropping()
     first = PretrainedDenoiser(module, noise_schedule="logsnr", data_range=(-1.0, 1.0))
     second = PretrainedDenoiser(module, noise_schedule="logsnr", data_range=(-2.0, 2.0))
-    density = IMMSEDensity(denoiser=first, max_epochs=0, warm_start=True, random_state=0).fit(X)
+    density = IMMSEDensity(
+        denoiser=first, max_epochs=0, warm_start=True, random_state=shifted(0)
+    ).fit(X)
     with pytest.raises(ValueError, match="denoiser changed"):
         density.set_params(denoiser=second).fit(X)
 
 
 def small_unet(diffusers, channels=1, doubled=False):
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(shifted(0))
         return diffusers.UNet2DModel(
             sample_size=8,
             in_channels=channels,
@@ -262,7 +270,7 @@ def test_saved_models_predict_what_their_own_pipeline_does(
     scheduler.save_pretrained(tmp_path / "scheduler")
     denoiser = PretrainedDenoiser.from_diffusers(tmp_path)
     assert denoiser.image_shape == (3, 8, 8)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(shifted(1))
     scheduler.set_timesteps(1000)
     for time in TIMES:
         x, eps = torch.randn(2, 4, 3, 8, 8, generator=generator)
@@ -284,7 +292,7 @@ def test_learned_variances_are_left_out(diffusers, tmp_path):
     unet.save_pretrained(tmp_path / "unet")
     scheduler.save_pretrained(tmp_path / "scheduler")
     denoiser = PretrainedDenoiser.from_diffusers(tmp_path, data_range=(0, 255))
-    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(shifted(0)))
     with torch.no_grad():
         output = unet(z.reshape(2, 1, 8, 8), 100).sample
         level = torch.full((2,), float(denoiser.noise_schedule.logsnr(100)))
@@ -298,7 +306,7 @@ def test_edm_schedulers_are_read(diffusers, tmp_path):
     denoiser = PretrainedDenoiser.from_diffusers(tmp_path)
     assert isinstance(denoiser.noise_schedule, EDMNoise)
     scheduler = diffusers.EDMEulerScheduler(sigma_data=0.4)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(shifted(0))
     for sigma in torch.tensor([0.05, 0.7, 9.0]):
         noisy = torch.randn(2, 1, 8, 8, generator=generator) * sigma
         with torch.no_grad():
@@ -359,8 +367,8 @@ def test_wrong_shapes_are_errors():
             return torch.zeros(len(z), 5)
 
     with pytest.raises(ValueError, match="no parameters to train"):
-        IMMSEDensity(denoiser=Wide(), max_epochs=1, random_state=0).fit(
-            np.random.RandomState(0).rand(50, 2)
+        IMMSEDensity(denoiser=Wide(), max_epochs=1, random_state=shifted(0)).fit(
+            np.random.RandomState(shifted(0)).rand(50, 2)
         )
     with pytest.raises(ValueError, match="image_shape may be wrong"):
         PretrainedDenoiser(Wide(), noise_schedule="logsnr")(torch.zeros(1, 2), torch.zeros(1))

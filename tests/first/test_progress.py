@@ -11,7 +11,6 @@ import time
 import joblib
 import numpy as np
 import pytest
-from marks import others_slow
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -20,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
@@ -27,11 +27,11 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._estimators import base as estimator_module
-from sk_itdiffusion._fit.training_report import EpochBoard
-from sk_itdiffusion._runtime import parallel
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import (
+from sk_itdiffusion._first._estimators import base as estimator_module
+from sk_itdiffusion._first._fit.training_report import EpochBoard
+from sk_itdiffusion._first._runtime import parallel
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import (
     Bar,
     Progress,
     current_progress,

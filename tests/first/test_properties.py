@@ -22,7 +22,11 @@ from sk_itdiffusion import (
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion.schedules import LogisticSchedule, TruncatedNormalSchedule, UniformSchedule
+from sk_itdiffusion._first.schedules import (
+    LogisticSchedule,
+    TruncatedNormalSchedule,
+    UniformSchedule,
+)
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from outside import StudentTReference
 from scipy import stats
+from seeds import shifted
 
+from first.outside import StudentTReference
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._fit.experts import Mixing
-from sk_itdiffusion._fit.grids import logsnr_range
-from sk_itdiffusion._immse.likelihood import StackedDenoiser
-from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
-from sk_itdiffusion.channel import add_noise, noise_from_data
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first._fit.experts import Mixing
+from sk_itdiffusion._first._fit.grids import logsnr_range
+from sk_itdiffusion._first._immse.likelihood import StackedDenoiser
+from sk_itdiffusion._first._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
+from sk_itdiffusion._first.channel import add_noise, noise_from_data
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion._first.references import (
     ContinuousReference,
     CrossedMixtureReference,
     GaussianMixtureReference,
@@ -39,7 +40,7 @@ from sk_itdiffusion.references import (
     ReferenceFamily,
     ReferenceMixture,
 )
-from sk_itdiffusion.references.judging import conditional_log_likelihoods, log_likelihoods
+from sk_itdiffusion._first.references.judging import conditional_log_likelihoods, log_likelihoods
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -55,13 +56,13 @@ def mixture(d):
 
 
 def kernels(d):
-    points = np.random.default_rng(0).normal(size=(12, d))
+    points = np.random.default_rng(shifted(0)).normal(size=(12, d))
     weights = np.arange(1.0, 13.0)
     return KernelDensityReference(points, 0.1 * np.eye(d) + 0.02, mixture(d), 0.3, weights)
 
 
 def classes(n_continuous):
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(shifted(1))
     tables = [rng.dirichlet(np.ones(len(p)), size=2) for p in PROBABILITIES]
     continuous = mixture(n_continuous) if n_continuous else None
     return LatentClassReference(Layout(n_continuous, VARIABLES), [0.3, 0.7], tables, continuous)
@@ -148,7 +149,7 @@ def grid(request):
 
 def noisy_points(grid, level, n=8):
     """Return rows of the grid, drawn at random, with noise, and the category of each."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(shifted(2))
     chosen = rng.choice(len(grid.rows), size=n, p=(grid.probability / grid.probability.sum()))
     eps = torch.from_numpy(rng.normal(size=(n, grid.points.shape[1])))
     logsnr = torch.full((n,), level, dtype=torch.float64)
@@ -214,7 +215,7 @@ def test_strong_smoothing_leaves_one_mode(grid):
 
 
 def test_samples_have_the_frequencies(grid):
-    check_frequencies(grid, grid.reference.sample(20_000, np.random.RandomState(0)))
+    check_frequencies(grid, grid.reference.sample(20_000, np.random.RandomState(shifted(0))))
 
 
 def check_frequencies(grid, drawn):
@@ -285,7 +286,7 @@ def test_standardised_reference_moves_by_the_jacobian(name):
     reference = REFERENCES[name]()
     d = reference.n_features
     center, scale = np.linspace(-1.0, 2.0, d), np.full(d, 3.0)
-    X = np.random.default_rng(3).normal(size=(6, d))
+    X = np.random.default_rng(shifted(3)).normal(size=(6, d))
     moved = reference.standardized(center, scale)
     found = moved.log_prob(torch.from_numpy((X - center) / scale))
     expected = reference.log_prob(torch.from_numpy(X)) + np.log(scale).sum()
@@ -296,7 +297,7 @@ def test_standardised_reference_moves_by_the_jacobian(name):
 def test_variance_range_holds_all_directions(name):
     """The greatest is that of the whole, the least no more than that of any direction."""
     reference = REFERENCES[name]()
-    drawn = reference.sample(50_000, np.random.RandomState(0))
+    drawn = reference.sample(50_000, np.random.RandomState(shifted(0)))
     variances = np.linalg.eigvalsh(np.atleast_2d(np.cov(drawn.T)))
     least, greatest = reference.variance_range()
     assert greatest == pytest.approx(variances[-1], rel=0.05)
@@ -308,7 +309,7 @@ def test_variance_range_holds_all_directions(name):
 
 def narrow_kernels():
     """Return kernels most of which are far from any point."""
-    points = np.random.default_rng(0).normal(size=(700, 2))
+    points = np.random.default_rng(shifted(0)).normal(size=(700, 2))
     return KernelDensityReference(points, 1e-3 * np.eye(2), mixture(2), 0.1)
 
 
@@ -372,9 +373,9 @@ def is_alone_in_its_batch(reference, n_together):
 
     Each row has so many of its points.
     """
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(shifted(4))
     n_rows = 256 // n_together
-    rows = torch.from_numpy(reference.sample(n_rows, np.random.RandomState(0)))
+    rows = torch.from_numpy(reference.sample(n_rows, np.random.RandomState(shifted(0))))
     x = reference.points_of(rows).repeat_interleave(n_together, 0)
     level = torch.full((256,), 5.0, dtype=torch.float64)
     z = add_noise(x, torch.from_numpy(rng.normal(size=x.shape)), level)
@@ -396,8 +397,10 @@ def test_points_beside_a_row_change_it_only_in_references_that_look_at_tiles(nam
 
 
 def test_rows_have_tiles_of_their_own_in_models_that_look_at_them():
-    X = np.random.default_rng(5).normal(size=(100, 2))
-    density = IMMSEDensity(experts=["gaussian"], marginals="standard", max_epochs=0, random_state=0)
+    X = np.random.default_rng(shifted(5)).normal(size=(100, 2))
+    density = IMMSEDensity(
+        experts=["gaussian"], marginals="standard", max_epochs=0, random_state=shifted(0)
+    )
     assert density.fit(X)._model.evaluations_apart == SINGLE_APART
     density.set_params(experts=["gaussian", WrappedKernels()]).fit(X)
     assert density._model.evaluations_apart == EVALUATIONS_IN_A_TILE
@@ -407,7 +410,7 @@ def test_background_that_is_an_expert_is_evaluated_once(monkeypatch):
     control = Wrapped(narrow_kernels())
     experts = {"mixture": mixture(2), "wrapped": control}
     nodes, weights = np.linspace(-4.0, 8.0, 7), np.tile([0.4, 0.6], (7, 1))
-    rng = np.random.default_rng(6)
+    rng = np.random.default_rng(shifted(6))
     z, logsnr = (torch.from_numpy(part) for part in (rng.normal(size=(64, 2)), np.zeros(64)))
     expected = StackedDenoiser(experts, nodes, weights).paired_with(control)(z, logsnr)
     asked = []
@@ -512,7 +515,7 @@ def test_marginal_is_the_sum_over_the_other_columns(grid):
         total.index_add_(0, place, grid.probability)
         cell = step ** sum(j < grid.n_continuous for j in columns)
         torch.testing.assert_close(marginal.log_prob(kept).exp() * cell, total, rtol=0, atol=1e-6)
-        assert marginal.sample(3, np.random.RandomState(0)).shape == (3, len(columns))
+        assert marginal.sample(3, np.random.RandomState(shifted(0))).shape == (3, len(columns))
 
 
 def test_marginal_and_conditional_make_the_joint(grid):
@@ -576,7 +579,7 @@ def test_density_of_a_part_given_another_is_that_of_the_conditional(grid):
         reference.observed_log_prob(rows),
     )
     assert not reference.conditional_log_prob(rows, ~rows.isnan()).any()
-    order = np.random.default_rng(10).permutation(len(rows))
+    order = np.random.default_rng(shifted(10)).permutation(len(rows))
     X, mask = rows.numpy(), given.numpy()
     alone = [conditional_log_likelihoods(reference, X[[i]], mask[[i]]) for i in order]
     together = conditional_log_likelihoods(reference, X[order], mask[order])
@@ -593,7 +596,9 @@ def test_density_given_what_is_far_out_is_one_in_total(grid, far):
         pytest.skip("no column is continuous, or there is no other one")
     rows, step = grid.rows[grid.rows[:, 0] == grid.rows[0, 0]], 1.0
     if grid.n_continuous == 2:
-        middle = np.median(reference.given([0], [far]).sample(101, np.random.RandomState(0)))
+        middle = np.median(
+            reference.given([0], [far]).sample(101, np.random.RandomState(shifted(0)))
+        )
         if abs(middle) > 1e10:
             pytest.skip("numbers are farther apart than the density is wide")
         rows, step = rows.repeat(20, 1), 24.0 / (20 * len(rows) - 1)
@@ -609,7 +614,7 @@ def test_points_with_conditionals_of_their_own_are_denoised_one_by_one(grid):
     reference = knows_parts(grid)
     rows, _, _, logsnr = noisy_points(grid, 1.0, n=2)
     layout = getattr(reference, "layout", None) or Layout(reference.n_features)
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(shifted(3))
     parts = [([], list(range(reference.n_columns))), *proper_parts(reference.n_columns)]
     for columns, others in parts[::3] + parts[1:2]:
         points = layout.part(others).embed(rows[:, others])
@@ -632,7 +637,7 @@ def test_rows_with_holes_do_not_depend_on_each_other_to_the_last_bit(grid):
     assert torch.equal(reference.observed_log_prob(rows), reference.log_prob(rows))
     holed = torch.cat([with_holes(rows, 0.5), rows[:7], with_holes(rows, 0.1, seed=9)])
     alone = np.concatenate([log_likelihoods(reference, row[None].numpy()) for row in holed])
-    order = np.random.default_rng(10).permutation(len(holed))
+    order = np.random.default_rng(shifted(10)).permutation(len(holed))
     found = log_likelihoods(reference, holed.numpy()[order])
     np.testing.assert_array_equal(found, alone[order])
     np.testing.assert_array_equal(found[np.argsort(order)[41:48]], alone[41:48])
@@ -652,7 +657,7 @@ def test_rows_with_holes_do_not_depend_on_each_other_to_the_last_bit(grid):
 def test_completed_rows_are_distributed_as_all_rows(grid):
     """Entries that were drawn and are drawn anew, given the others, leave the distribution."""
     reference = knows_parts(grid)
-    rows = torch.from_numpy(reference.sample(5_000, np.random.RandomState(1)))
+    rows = torch.from_numpy(reference.sample(5_000, np.random.RandomState(shifted(1))))
     numbers = uniform_numbers(reference, len(rows))
     for share in (0.5, 1.1):
         drawn = reference.complete(with_holes(rows, share), numbers)
@@ -749,7 +754,7 @@ def test_marginal_and_given_are_all_that_parts_of_the_users_own_need(name):
     inner = REFERENCES[name]()
     own = WithParts(inner)
     grid = Grid.of(inner)
-    rows = with_holes(torch.from_numpy(inner.sample(250, np.random.RandomState(1))))
+    rows = with_holes(torch.from_numpy(inner.sample(250, np.random.RandomState(shifted(1)))))
     torch.testing.assert_close(own.observed_log_prob(rows), inner.observed_log_prob(rows))
     given = given_entries(rows[:50])
     found = own.conditional_log_prob(rows[:50], given)
@@ -855,7 +860,7 @@ def test_stored_reference_is_the_same_to_the_last_bit(grid):
     for level in (1.0, math.inf):
         ours, theirs = (r.smoothed_log_prob(rows, eps, level) for r in (found, grid.reference))
         assert torch.equal(ours, theirs)
-    ours, theirs = (r.sample(5, np.random.RandomState(0)) for r in (found, grid.reference))
+    ours, theirs = (r.sample(5, np.random.RandomState(shifted(0))) for r in (found, grid.reference))
     assert np.array_equal(ours, theirs)
     assert found.logsnr_range(0.1) == grid.reference.logsnr_range(0.1)
 

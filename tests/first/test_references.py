@@ -7,43 +7,44 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from marks import others_slow
 from scipy import integrate, stats
+from seeds import shifted
 from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf
 from sklearn.mixture import GaussianMixture
 
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDensity,
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
     IMMSEMixedDensity,
 )
-from sk_itdiffusion._table.rows import (
+from sk_itdiffusion._first._table.rows import (
     WeightedRows,
     effective_number,
     group_rows,
     in_common_units,
 )
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.layout import Layout, Variable
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,
     KernelDensityReference,
     LowRankGaussianReference,
 )
-from sk_itdiffusion.references import mixture_fit as mixture_module
-from sk_itdiffusion.references.families.gaussian import fit_gaussian_by_validation
-from sk_itdiffusion.references.gaussian import floor_eigenvalues, shrunk_covariance
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture, widened
+from sk_itdiffusion._first.references import mixture_fit as mixture_module
+from sk_itdiffusion._first.references.families.gaussian import fit_gaussian_by_validation
+from sk_itdiffusion._first.references.gaussian import floor_eigenvalues, shrunk_covariance
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture, widened
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
 
 def make_mixture():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     roots = rng.normal(size=(3, 2, 2))
     covariances = roots @ np.swapaxes(roots, 1, 2) + 0.1 * np.eye(2)
     return GaussianMixtureReference([0.2, 0.5, 0.3], rng.normal(size=(3, 2)), covariances)
@@ -58,7 +59,7 @@ def parameters(mixture):
 
 def test_log_densities_match_scipy():
     mixture = make_mixture()
-    X = np.random.default_rng(1).normal(size=(20, 2))
+    X = np.random.default_rng(shifted(1)).normal(size=(20, 2))
     expected = sum(
         w * stats.multivariate_normal(m, c).pdf(X)
         for w, m, c in zip(*parameters(mixture), strict=True)
@@ -100,7 +101,7 @@ def test_a_mixture_of_one_component_is_the_gaussian():
     covariance = [[2.0, 0.3], [0.3, 0.5]]
     gaussian = GaussianReference([0.5, -1.0], covariance)
     mixture = GaussianMixtureReference([1.0], [[0.5, -1.0]], [covariance])
-    z = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(shifted(0)))
     logsnr = torch.linspace(-10, 14, 30, dtype=torch.float64)
     np.testing.assert_allclose(mixture.log_prob(z), gaussian.log_prob(z), rtol=1e-12)
     np.testing.assert_allclose(mixture(z, logsnr), gaussian(z, logsnr), rtol=1e-9, atol=1e-12)
@@ -110,8 +111,10 @@ def test_a_mixture_of_one_component_is_the_gaussian():
 def test_error_of_the_gaussian_denoiser_is_the_closed_form():
     variances = np.array([0.1, 1.0, 3.0])
     reference = GaussianReference(np.zeros(3), np.diag(variances))
-    x = torch.from_numpy(reference.sample(200_000, np.random.RandomState(0)))
-    eps = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(reference.sample(200_000, np.random.RandomState(shifted(0))))
+    eps = torch.randn(
+        x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(shifted(0))
+    )
     logsnr = torch.full((len(x),), 0.7, dtype=torch.float64)
     error = (eps - reference(add_noise(x, eps, logsnr), logsnr)).square().sum(1)
     snr = np.exp(0.7)
@@ -122,7 +125,7 @@ def test_error_of_the_gaussian_denoiser_is_the_closed_form():
 @pytest.mark.parametrize("make", [make_mixture, lambda: GaussianReference([1.0, 2.0], np.eye(2))])
 def test_standardised_reference_moves_by_the_jacobian(make):
     reference = make()
-    X = np.random.default_rng(1).normal(size=(20, 2))
+    X = np.random.default_rng(shifted(1)).normal(size=(20, 2))
     center, scale = np.array([0.3, -2.0]), np.array([4.0, 0.1])
     moved = reference.standardized(center, scale)
     got = moved.log_prob(torch.from_numpy((X - center) / scale)).numpy()
@@ -132,8 +135,8 @@ def test_standardised_reference_moves_by_the_jacobian(make):
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 def test_from_sklearn_keeps_the_density(kind):
-    X = np.random.default_rng(0).normal(size=(300, 3))
-    fitted = GaussianMixture(2, covariance_type=kind, random_state=0).fit(X)
+    X = np.random.default_rng(shifted(0)).normal(size=(300, 3))
+    fitted = GaussianMixture(2, covariance_type=kind, random_state=shifted(0)).fit(X)
     reference = GaussianMixtureReference.from_sklearn(fitted)
     got = reference.log_prob(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(got, fitted.score_samples(X), rtol=1e-9)
@@ -141,7 +144,7 @@ def test_from_sklearn_keeps_the_density(kind):
 
 def test_samples_have_the_moments():
     mixture = make_mixture()
-    X = mixture.sample(100_000, np.random.RandomState(0))
+    X = mixture.sample(100_000, np.random.RandomState(shifted(0)))
     weights, means, covariances = parameters(mixture)
     mean = weights @ means
     spread = np.einsum("k,kde->de", weights, covariances)
@@ -152,7 +155,7 @@ def test_samples_have_the_moments():
 
 
 def test_fewer_rows_than_columns_give_a_usable_covariance():
-    X = np.random.default_rng(0).normal(size=(5, 20))
+    X = np.random.default_rng(shifted(0)).normal(size=(5, 20))
     reference = GaussianReference.fit(X)
     assert torch.isfinite(reference.log_prob(torch.from_numpy(X))).all()
     assert reference.variance_range()[0] >= 1e-6 * (1 - 1e-9)
@@ -191,13 +194,15 @@ WEIGHT = np.array([581.0, 331.0, 71.0, 17.0])
 def test_reference_of_few_weighted_rows_has_their_moments(factor):
     """They were drawn once each, which gave a mean of 0.3 and a variance of 1.4."""
     X = np.array([[0.0], [1.0], [2.0], [3.5]])
-    density = IMMSEDensity(max_epochs=0, random_state=0).fit(X, sample_weight=factor * WEIGHT)
+    density = IMMSEDensity(max_epochs=0, random_state=shifted(0)).fit(
+        X, sample_weight=factor * WEIGHT
+    )
     assert density.reference_.mean.item() == pytest.approx(0.0, abs=2.0**-26)
     assert density.reference_.covariance.item() == pytest.approx(1.0, rel=2.0**-24)
 
 
 def test_covariance_of_equal_weights_is_shrunk_like_scikit_learns():
-    X = np.random.default_rng(0).normal(size=(30, 5)) * np.arange(1.0, 6.0)
+    X = np.random.default_rng(shifted(0)).normal(size=(30, 5)) * np.arange(1.0, 6.0)
     expected = ledoit_wolf(X)[0]
     found = shrunk_covariance(X - X.mean(axis=0), np.full(30, 1.0 / 30.0))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
@@ -211,13 +216,13 @@ def test_covariance_of_equal_weights_is_shrunk_like_scikit_learns():
 
 
 def test_moments_of_weighted_rows_are_those_of_repeated_ones():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X, weight = rng.normal(size=(400, 2)) @ [[1.0, 0.9], [0.0, 0.3]], rng.integers(1, 9, 400)
     repeated = np.repeat(X, weight, axis=0)
     for reference in (
         GaussianReference.fit(X, weight),
         fit_gaussian_by_validation(
-            WeightedRows(X, weight), WeightedRows(X, weight), np.random.RandomState(0)
+            WeightedRows(X, weight), WeightedRows(X, weight), np.random.RandomState(shifted(0))
         ),
     ):
         np.testing.assert_allclose(reference.mean, repeated.mean(axis=0), rtol=1e-9)
@@ -227,18 +232,18 @@ def test_moments_of_weighted_rows_are_those_of_repeated_ones():
 
 def test_no_component_is_wider_than_columns_allow():
     """Behind a Pareto tail, a component of variance v would have a tail of v times the index."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(400, 2)) @ [[1.0, 0.9], [0.0, 0.4]]
     X[::4] *= [0.2, 3.0]
     limited = fit_gaussian_mixture(
-        X, 4, np.random.RandomState(0), largest_variances=np.array([1.0, np.inf])
+        X, 4, np.random.RandomState(shifted(0)), largest_variances=np.array([1.0, np.inf])
     )
     variances = parameters(limited)[2][:, [0, 1], [0, 1]]
     assert (variances[:, 0] <= 1.0 + 1e-9).all()
     # Rows unlike all others are still allowed for in the other column.
     assert variances[-1, 1] > 9.0 * X[:, 1].var()
     free = [
-        fit_gaussian_mixture(X, 4, np.random.RandomState(0), largest_variances=largest)
+        fit_gaussian_mixture(X, 4, np.random.RandomState(shifted(0)), largest_variances=largest)
         for largest in (None, np.full(2, np.inf))
     ]
     torch.testing.assert_close(free[0].variances, free[1].variances, rtol=0.0, atol=0.0)
@@ -264,8 +269,8 @@ def correlations(covariance):
 
 def with_wide():
     """Return a fitted mixture, its own components again, and rows near and far."""
-    X = np.random.default_rng(0).normal(size=(60, 2)) + np.arange(60)[:, None] % 2 * 5.0
-    fitted = fit_gaussian_mixture(X, 2, np.random.RandomState(0))
+    X = np.random.default_rng(shifted(0)).normal(size=(60, 2)) + np.arange(60)[:, None] % 2 * 5.0
+    fitted = fit_gaussian_mixture(X, 2, np.random.RandomState(shifted(0)))
     weights, means, covariances = (part[:-3] for part in parameters(fitted))
     x = torch.from_numpy(np.vstack([X[:5], [[60.0, -40.0], [-50.0, 80.0]]]))
     return fitted, GaussianMixtureReference(weights, means, covariances), x
@@ -343,7 +348,7 @@ def unshrunk(monkeypatch):
 
     def fit(X, n_components, sample_weight=None, **options):
         weight = np.ones(len(X)) if sample_weight is None else sample_weight
-        random_state = np.random.RandomState(0)
+        random_state = np.random.RandomState(shifted(0))
         mixture = fit_gaussian_mixture(
             X, n_components, random_state, sample_weight=sample_weight, **options
         )
@@ -357,8 +362,8 @@ def unshrunk(monkeypatch):
 
 
 def test_mixture_of_equal_weights_is_scikit_learns(unshrunk):
-    X = np.random.default_rng(0).normal(size=(300, 2))
-    plain = GaussianMixture(3, reg_covar=1e-6, random_state=0).fit(X)
+    X = np.random.default_rng(shifted(0)).normal(size=(300, 2))
+    plain = GaussianMixture(3, reg_covar=1e-6, random_state=shifted(0)).fit(X)
     for weight in (None, np.full(300, 0.7)):
         weights, means, covariances = unshrunk(X, 3, sample_weight=weight)
         np.testing.assert_allclose(weights, plain.weights_, rtol=1e-6)
@@ -369,7 +374,7 @@ def test_mixture_of_equal_weights_is_scikit_learns(unshrunk):
 @pytest.mark.parametrize("n_components", [2, 6])  # by k-means, by k-means++ from few rows
 def test_weighted_mixture_maximises_the_weighted_likelihood(unshrunk, n_components):
     """A step of expectation-maximisation from its end, written out, changes it no more."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = np.concatenate([rng.normal(-4.0, 1.0, 20), rng.normal(4.0, 0.5, 20)])[:, None]
     weight = rng.uniform(0.1, 3.0, 40)
     weights, means, covariances = unshrunk(X, n_components, max_iter=500, sample_weight=weight)
@@ -383,10 +388,10 @@ def test_weighted_mixture_maximises_the_weighted_likelihood(unshrunk, n_componen
 
 
 def test_principal_components_of_weighted_rows():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.normal(size=(200, 6)) * np.array([5.0, 3.0, 0.5, 0.5, 0.5, 0.5])
     weight = rng.uniform(0.0, 2.0, 200)
-    reference = LowRankGaussianReference.fit(X, 2, np.random.RandomState(0), weight)
+    reference = LowRankGaussianReference.fit(X, 2, np.random.RandomState(shifted(0)), weight)
     covariance = np.cov(X.T, aweights=weight)
     np.testing.assert_allclose(reference.mean, np.average(X, axis=0, weights=weight))
     variances = np.sort(np.linalg.eigvalsh(covariance))[::-1]
@@ -415,11 +420,11 @@ def test_multiples_of_a_unit_are_counts(weight, expected):
 
 def test_balanced_classes_are_no_counts():
     """Weights of 137 and 863 units tell as much as others that are the same except for rounding."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     y = np.arange(1000) < 137
     X = np.column_stack([rng.integers(0, 3, 1000) + y, rng.integers(0, 3, 1000)]).astype(float)
     weight = np.where(y, 500 / 137, 500 / 863)
-    options = {"max_epochs": 0, "score_tol": 0.5, "random_state": 0}
+    options = {"max_epochs": 0, "score_tol": 0.5, "random_state": shifted(0)}
     exact, rounded = (
         IMMSEDiscreteDensity(**options).fit(X, sample_weight=w)
         for w in (weight, weight * rng.uniform(1.0, 1.0 + 1e-7, 1000))
@@ -431,7 +436,7 @@ def test_balanced_classes_are_no_counts():
 @pytest.mark.parametrize("kind", others_slow(["uniform", "integers"]))
 @pytest.mark.parametrize("make", [IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity])
 def test_a_common_factor_of_the_weights_changes_nothing(make, kind):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X = rng.integers(0, 3, (150, 2)).astype(float)
     if make is not IMMSEDiscreteDensity:
         X[:, 0] = rng.normal(size=150)
@@ -441,7 +446,7 @@ def test_a_common_factor_of_the_weights_changes_nothing(make, kind):
     options = {"categorical_features": [1]} if make is IMMSEMixedDensity else {}
     options |= {"score_tol": 0.5, "max_epochs": 1, "steps_per_epoch": 3, "hidden_size": 8}
     first, second = (
-        make(random_state=0, **options).fit(X, sample_weight=w).score_samples(X[:40])
+        make(random_state=shifted(0), **options).fit(X, sample_weight=w).score_samples(X[:40])
         for w in (weight, 0.37 * weight)
     )
     np.testing.assert_array_equal(first, second)
@@ -449,11 +454,13 @@ def test_a_common_factor_of_the_weights_changes_nothing(make, kind):
 
 def test_a_common_factor_changes_nothing_in_large_tables_either():
     """One of many weights is near a boundary of rounding, and then moved all rows' keys."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.normal(size=5000)
     X = np.column_stack([x, x**2 + rng.normal(size=5000)])
     weight = rng.gamma(1.0, size=5000)
-    density = IMMSEDensity(max_epochs=0, experts=["gaussian"], reference="gaussian", random_state=0)
+    density = IMMSEDensity(
+        max_epochs=0, experts=["gaussian"], reference="gaussian", random_state=shifted(0)
+    )
     one, other = (
         density.fit(X, sample_weight=factor * weight).score_samples(X[:50]) for factor in (1.0, 3.0)
     )
@@ -462,7 +469,7 @@ def test_a_common_factor_changes_nothing_in_large_tables_either():
 
 def test_hardly_any_weight_is_rounded_otherwise_behind_a_factor():
     """Errors of a factor and a ratio, of 2**-53, move one of 10**9 weights; here 4 million."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     weight = rng.gamma(2.0, size=20_000) + 0.1
     units = in_common_units(weight)
     for factor in 10.0 ** rng.uniform(-6.0, 6.0, 200):
@@ -484,11 +491,11 @@ def test_last_bits_of_weights_decide_nothing(kind, usual_fits):
     The least weight, changed by a share of 3e-7, changes log-densities by less; other noise would
     change them by some 1e-2, and other validation rows by more.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     z = rng.integers(0, 2, 500)
     X = np.column_stack([np.exp(0.7 * rng.normal(size=500)) + z, rng.normal(size=500) + 2.0 * z])
     weight = rng.gamma(2.0, size=500) + 0.1
-    options = {"score_tol": 0.5, "max_epochs": 0, "random_state": 0}
+    options = {"score_tol": 0.5, "max_epochs": 0, "random_state": shifted(0)}
     options |= {"experts": ["gaussian", "gaussian_mixture"], "reference": "gaussian"}
     fit_options = {}
     density = IMMSEDensity(marginals="quantile", **options)
@@ -502,7 +509,9 @@ def test_last_bits_of_weights_decide_nothing(kind, usual_fits):
     elif kind == "ensemble":
         # Without references, to which members may be equal: weights among equals are rounding.
         members = [(name, clone(density).set_params(experts=[name])) for name in options["experts"]]
-        density = IMMSEEnsemble(members, include_references=False, random_state=0, score_tol=0.5)
+        density = IMMSEEnsemble(
+            members, include_references=False, random_state=shifted(0), score_tol=0.5
+        )
         X[:, 1] += 2.0 * z  # so that fewer rows show that a mixture is better
     elif kind == "groups":
         fit_options["groups"] = np.arange(500) // 2
@@ -515,10 +524,10 @@ def test_last_bits_of_weights_decide_nothing(kind, usual_fits):
 
 
 def test_last_bits_of_weights_do_not_change_the_units_of_images():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     X, weight = rng.random((200, 4)), rng.random(200)
     found = [
-        IMMSEDensity(image_shape=(2, 2), max_epochs=0, random_state=0)
+        IMMSEDensity(image_shape=(2, 2), max_epochs=0, random_state=shifted(0))
         .fit(X, sample_weight=w)
         ._model.space.standardizer
         for w in (weight, np.where(weight == weight.min(), (1.0 + 3e-7) * weight, weight))

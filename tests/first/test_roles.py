@@ -9,38 +9,38 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from marks import others_slow
 from scipy import stats
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEMixedDensity
-from sk_itdiffusion._fit import pattern_stacking
-from sk_itdiffusion._fit.pattern_stacking import drivers_of_missingness
-from sk_itdiffusion._fit.patterns import (
+from sk_itdiffusion._first._fit import pattern_stacking
+from sk_itdiffusion._first._fit.pattern_stacking import drivers_of_missingness
+from sk_itdiffusion._first._fit.patterns import (
     N_CLASSES,
     PatternStack,
     Question,
     conditional_log_density,
 )
-from sk_itdiffusion._fit.roles import RoleObjective, draw_roles
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
-from sk_itdiffusion._immse.errors import ErrorCalibration, Tolerance
-from sk_itdiffusion._immse.likelihood import IntegrationRule
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.denoisers import LogSNREmbedding, ResidualMLP
-from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
-from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
-from sk_itdiffusion.denoisers.roles import (
+from sk_itdiffusion._first._fit.roles import RoleObjective, draw_roles
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._immse.cubature import NoiseRule, PiecewiseDensity, row_keys
+from sk_itdiffusion._first._immse.errors import ErrorCalibration, Tolerance
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.denoisers import LogSNREmbedding, ResidualMLP
+from sk_itdiffusion._first.denoisers.levels import n_category_outputs, n_periodic_inputs
+from sk_itdiffusion._first.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
+from sk_itdiffusion._first.denoisers.roles import (
     RoleDenoiser,
     conditional_noise,
     distinct_rows,
     with_roles,
 )
-from sk_itdiffusion.layout import Layout, Variable
-from sk_itdiffusion.references import (
+from sk_itdiffusion._first.layout import Layout, Variable
+from sk_itdiffusion._first.references import (
     GaussianMixtureReference,
     GaussianReference,
     IndependentReference,

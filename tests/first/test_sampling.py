@@ -10,12 +10,12 @@ from scipy import optimize, stats
 from scipy.integrate import quad
 
 from sk_itdiffusion import IMMSEDensity
-from sk_itdiffusion._immse.likelihood import StackedDenoiser
-from sk_itdiffusion._immse.sampling import N_STEPS, estimate_coefficients, probability_flow
-from sk_itdiffusion.channel import data_from_noise, signal_scale
-from sk_itdiffusion.references import GaussianMixtureReference, GaussianReference
+from sk_itdiffusion._first._immse.likelihood import StackedDenoiser
+from sk_itdiffusion._first._immse.sampling import N_STEPS, estimate_coefficients, probability_flow
+from sk_itdiffusion._first.channel import data_from_noise, signal_scale
+from sk_itdiffusion._first.references import GaussianMixtureReference, GaussianReference
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from sampling_steps import heun
 
 pytestmark = pytest.mark.usefixtures("brief_fits")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from seeds import shifted
 
 import sk_itdiffusion
 from sk_itdiffusion import (
@@ -18,7 +19,7 @@ from sk_itdiffusion import (
     IMMSEOutlierDetector,
     datasets,
 )
-from sk_itdiffusion.pretrained import PretrainedDenoiser
+from sk_itdiffusion._first.pretrained import PretrainedDenoiser
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 
@@ -100,8 +101,8 @@ def attempts(monkeypatch):
 
 
 def test_the_network_is_not_asked_for(attempts, tmp_path):
-    rng = np.random.default_rng(0)
-    quick = {"max_epochs": 1, "steps_per_epoch": 2, "hidden_size": 8, "random_state": 0}
+    rng = np.random.default_rng(shifted(0))
+    quick = {"max_epochs": 1, "steps_per_epoch": 2, "hidden_size": 8, "random_state": shifted(0)}
     numbers, levels = rng.normal(size=(60, 2)), rng.integers(0, 3, size=(60, 2))
     mixed = pd.DataFrame({"number": numbers[:, 0], "level": levels[:, 0].astype(str)})
     density = IMMSEDensity(**quick)
@@ -109,8 +110,8 @@ def test_the_network_is_not_asked_for(attempts, tmp_path):
         (density, numbers),
         (IMMSEDiscreteDensity(**quick), levels),
         (IMMSEMixedDensity(**quick), mixed),
-        (IMMSEEnsemble([("one", density)], random_state=0), numbers),
-        (IMMSEOutlierDetector(contamination=0.1, random_state=0), numbers),
+        (IMMSEEnsemble([("one", density)], random_state=shifted(0)), numbers),
+        (IMMSEOutlierDetector(contamination=0.1, random_state=shifted(0)), numbers),
     ]
     for number, (estimator, X) in enumerate(subjects):
         path = tmp_path / f"model {number}"
@@ -119,7 +120,7 @@ def test_the_network_is_not_asked_for(attempts, tmp_path):
         np.testing.assert_array_equal(sk_itdiffusion.load(path).score_samples(X), scores)
         if hasattr(estimator, "sample"):
             estimator.sample(2)
-    datasets.load_density("banana").sample(10, random_state=0)
+    datasets.load_density("banana").sample(10, random_state=shifted(0))
     assert attempts == []
 
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion._fit.ensemble_model import EnsembleModel
-from sk_itdiffusion._fit.experts import Experts, Mixing
-from sk_itdiffusion._fit.fitting import fit_table_model
-from sk_itdiffusion._fit.map_choice import choose_map
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.schema import KnownColumns, read_schema
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import split_rows
-from sk_itdiffusion._fit.stacking import stacked_model
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._table.space import ColumnKind
+from sk_itdiffusion._first._fit.ensemble_model import EnsembleModel
+from sk_itdiffusion._first._fit.experts import Experts, Mixing
+from sk_itdiffusion._first._fit.fitting import fit_table_model
+from sk_itdiffusion._first._fit.map_choice import choose_map
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.schema import KnownColumns, read_schema
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._fit.selection import EarlierReferences, fit_references
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import split_rows
+from sk_itdiffusion._first._fit.stacking import stacked_model
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._table.space import ColumnKind
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from sk_itdiffusion._fit.batches import NoisyRowIterator
-from sk_itdiffusion._fit.training import DenoisingObjective, RowDataset
-from sk_itdiffusion._immse.cubature import PiecewiseDensity
-from sk_itdiffusion.denoisers import PreconditionedDenoiser, ResidualMLP
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references import GaussianMixtureReference
+from sk_itdiffusion._first._fit.batches import NoisyRowIterator
+from sk_itdiffusion._first._fit.training import DenoisingObjective, RowDataset
+from sk_itdiffusion._first._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._first.denoisers import PreconditionedDenoiser, ResidualMLP
+from sk_itdiffusion._first.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references import GaussianMixtureReference
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -6,18 +6,18 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-from marks import others_slow
 from scipy.special import betaln
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 import sk_itdiffusion
+from first.marks import others_slow
 from sk_itdiffusion import (
     IMMSEDiscreteDensity,
     IMMSEEnsemble,
     IMMSEMixedDensity,
     IMMSEOutlierDetector,
 )
-from sk_itdiffusion._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.encoding import TableEncoder
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

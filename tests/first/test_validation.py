@@ -7,7 +7,7 @@ import pytest
 
 import sk_itdiffusion
 from sk_itdiffusion import IMMSEDensity, IMMSEDiscreteDensity, IMMSEEnsemble
-from sk_itdiffusion._fit.validation import (
+from sk_itdiffusion._first._fit.validation import (
     Optimism,
     codes_of,
     crossfitted_errors,
@@ -15,13 +15,13 @@ from sk_itdiffusion._fit.validation import (
     variance_of_units,
     with_unseen_values,
 )
-from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
-from sk_itdiffusion._table.marginals import MarginalMap, Standardizer
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.references import IndependentReference
-from sk_itdiffusion.references.optimism import choice_optimism, fold_weights
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._first._table.marginals import MarginalMap, Standardizer
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.references import IndependentReference
+from sk_itdiffusion._first.references.optimism import choice_optimism, fold_weights
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

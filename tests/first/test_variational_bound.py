@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from marks import others_slow
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from variational_bound import (
     HALF_BIN,
     Chain,
@@ -25,6 +24,8 @@ from variational_bound import (
     scaled_pixels,
     stratum_edges,
 )
+
+from first.marks import others_slow
 
 SPREAD = torch.tensor([2.0, 1.0, 0.3, 0.05], dtype=torch.float64)  # variances of the data
 

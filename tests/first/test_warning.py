@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from marks import others_slow
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import KNNImputer
@@ -15,13 +14,14 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from first.marks import others_slow
 from sk_itdiffusion import IMMSEDensity, IMMSEEnsemble, IMMSEMixedDensity, IMMSEOutlierDetector
-from sk_itdiffusion._fit import course
-from sk_itdiffusion._fit.course import Course
-from sk_itdiffusion._fit.training_control import would_go_on_gaining
-from sk_itdiffusion._runtime.parallel import map_in_workers, run_all_interruptibly
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.reading import read_table
+from sk_itdiffusion._first._fit import course
+from sk_itdiffusion._first._fit.course import Course
+from sk_itdiffusion._first._fit.training_control import would_go_on_gaining
+from sk_itdiffusion._first._runtime.parallel import map_in_workers, run_all_interruptibly
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.reading import read_table
 
 pytestmark = pytest.mark.usefixtures("brief_fits")
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion.denoisers import LogSNREmbedding
-from sk_itdiffusion.denoisers.mlp import FourierFeatures, ResidualBlock, linear
-from sk_itdiffusion.denoisers.norm import RMSNorm
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first.denoisers import LogSNREmbedding
+from sk_itdiffusion._first.denoisers.mlp import FourierFeatures, ResidualBlock, linear
+from sk_itdiffusion._first.denoisers.norm import RMSNorm
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["ContextMLP"]
 

@@ -37,13 +37,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
-from sk_itdiffusion._conditional.features import Features
-from sk_itdiffusion._conditional.sklearn_state import fitted_state, model_of_state
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
+from sk_itdiffusion._first._conditional.features import Features
+from sk_itdiffusion._first._conditional.sklearn_state import fitted_state, model_of_state
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
+from sk_itdiffusion._first.references.judging import log_likelihoods, mean_and_error
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture
 
 __all__ = [
     "BaseModel",

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from sk_itdiffusion._conditional.base_model import (
+from sk_itdiffusion._first._conditional.base_model import (
     BaseModel,
     Candidate,
     Folds,
     predicted_out_of_fold,
 )
-from sk_itdiffusion._conditional.features import Features
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first._conditional.features import Features
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["CategoryModel", "fit_calibration", "fit_categories", "mixed_log_probabilities"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._conditional.base_model import BaseModel, LocationScale, as_numbers
-from sk_itdiffusion._conditional.features import Features
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first._conditional.base_model import BaseModel, LocationScale, as_numbers
+from sk_itdiffusion._first._conditional.features import Features
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["ContextEncoder"]
 

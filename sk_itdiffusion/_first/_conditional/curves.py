@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtri_exp
 
-from sk_itdiffusion._conditional.residual import NormalMixture
+from sk_itdiffusion._first._conditional.residual import NormalMixture
 
 __all__ = ["NODES", "ResidualCurves", "RowResiduals", "at_nodes"]
 

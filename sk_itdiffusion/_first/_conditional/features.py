@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.categories import check_type_of_values
-from sk_itdiffusion._table.reading import Labels, Table, as_floats, factorize
-from sk_itdiffusion._table.rows import column_labels
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first._table.categories import check_type_of_values
+from sk_itdiffusion._first._table.reading import Labels, Table, as_floats, factorize
+from sk_itdiffusion._first._table.rows import column_labels
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["FeatureEncoder", "Features"]
 

@@ -10,36 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_regressor
 
-from sk_itdiffusion._conditional.base_model import (
+from sk_itdiffusion._first._conditional.base_model import (
     Candidate,
     LocationScale,
     classifiers,
     fit_location_scale,
     regressors,
 )
-from sk_itdiffusion._conditional.category_model import (
+from sk_itdiffusion._first._conditional.category_model import (
     CategoryModel,
     fit_calibration,
     fit_categories,
 )
-from sk_itdiffusion._conditional.context import ContextEncoder
-from sk_itdiffusion._conditional.curves import ResidualCurves, RowResiduals
-from sk_itdiffusion._conditional.features import Features
-from sk_itdiffusion._conditional.network import (
+from sk_itdiffusion._first._conditional.context import ContextEncoder
+from sk_itdiffusion._first._conditional.curves import ResidualCurves, RowResiduals
+from sk_itdiffusion._first._conditional.features import Features
+from sk_itdiffusion._first._conditional.network import (
     ContextNetwork,
     NoiseProducts,
     fit_context_network,
     levels_of,
 )
-from sk_itdiffusion._conditional.residual import NormalMixture, entropy_of, fit_residuals
-from sk_itdiffusion._conditional.splitting import DistinctRows, RowRoles, folds_of_units
-from sk_itdiffusion._immse.likelihood import MSECurve
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first._conditional.residual import NormalMixture, entropy_of, fit_residuals
+from sk_itdiffusion._first._conditional.splitting import DistinctRows, RowRoles, folds_of_units
+from sk_itdiffusion._first._immse.likelihood import MSECurve
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
 
 __all__ = ["ConditionalModel", "ConformalScores", "fit_conditional_model"]
 

@@ -26,26 +26,26 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
-from sk_itdiffusion._conditional.backbone import ContextMLP
-from sk_itdiffusion._conditional.curves import NODES, ResidualCurves, at_nodes
-from sk_itdiffusion._conditional.residual import NormalMixture
-from sk_itdiffusion._fit.batches import NoisyRows
-from sk_itdiffusion._fit.course import Limits
-from sk_itdiffusion._fit.training import DenoisingObjective, TrainingPlan, train
-from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion._runtime.parallel import map_in_workers, run_interruptibly
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.streams import RowDataset
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.denoisers import LogSNREmbedding, PreconditionedDenoiser
-from sk_itdiffusion.denoisers.precondition import check_precision
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.judging import mean_and_error
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.schedules import resolve_schedule
+from sk_itdiffusion._first._conditional.backbone import ContextMLP
+from sk_itdiffusion._first._conditional.curves import NODES, ResidualCurves, at_nodes
+from sk_itdiffusion._first._conditional.residual import NormalMixture
+from sk_itdiffusion._first._fit.batches import NoisyRows
+from sk_itdiffusion._first._fit.course import Limits
+from sk_itdiffusion._first._fit.training import DenoisingObjective, TrainingPlan, train
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first._runtime.parallel import map_in_workers, run_interruptibly
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.streams import RowDataset
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.denoisers import LogSNREmbedding, PreconditionedDenoiser
+from sk_itdiffusion._first.denoisers.precondition import check_precision
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
+from sk_itdiffusion._first.references.judging import mean_and_error
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.schedules import resolve_schedule
 
 __all__ = [
     "ContextDenoiser",

@@ -10,12 +10,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_ndtr, ndtr, ndtri_exp, softmax
 from scipy.stats import norm
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.families.mixture import fit_mixture_by_validation
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.mixture import GaussianMixtureReference, as_mixture
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture, with_wide_components
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.families.mixture import fit_mixture_by_validation
+from sk_itdiffusion._first.references.gaussian import VARIANCE_FLOOR, GaussianReference
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference, as_mixture
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture, with_wide_components
 
 __all__ = ["NormalMixture", "entropy_of", "fit_residuals"]
 

@@ -19,8 +19,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import check_cv
 
-from sk_itdiffusion._immse.cubature import keys_apart, row_keys, spawn_keys
-from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._first._immse.cubature import keys_apart, row_keys, spawn_keys
+from sk_itdiffusion._first._runtime.warning import warn
 
 __all__ = [
     "DistinctRows",

@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.kinds import Kind
-from sk_itdiffusion._table.reading import (
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.kinds import Kind
+from sk_itdiffusion._first._table.reading import (
     Labels,
     Table,
     as_floats,

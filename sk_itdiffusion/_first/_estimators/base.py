@@ -17,22 +17,22 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import MSECurve
-from sk_itdiffusion._immse.sampling import N_STEPS
-from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.partitions import parts_of
-from sk_itdiffusion._table.reading import read_table, without_tensors
-from sk_itdiffusion._table.rows import column_labels
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.persistence import SaveMixin
-from sk_itdiffusion.persistence.checks import check_same
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._immse.cubature import row_keys
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.likelihood import MSECurve
+from sk_itdiffusion._first._immse.sampling import N_STEPS
+from sk_itdiffusion._first._runtime.callbacks import CallbackSupportMixin
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first._runtime.progress import SECONDS_UNTIL_A_BAR, Progress, progress_bar
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.partitions import parts_of
+from sk_itdiffusion._first._table.reading import read_table, without_tensors
+from sk_itdiffusion._first._table.rows import column_labels
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first.persistence import SaveMixin
+from sk_itdiffusion._first.persistence.checks import check_same
 
 __all__ = [
     "DensityEstimator",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._first._runtime.warning import warn
 
 __all__ = ["threshold", "weighted_quantile"]
 

@@ -12,16 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
-from sk_itdiffusion._estimators.base import has_categories_only
-from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
-from sk_itdiffusion._estimators.table import TableEstimator
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.categories import columns_of_learned_categories
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.kinds import Kind
-from sk_itdiffusion._table.reading import Table, read_table, without_tensors
-from sk_itdiffusion._table.rows import column_labels
-from sk_itdiffusion._table.space import ColumnKind
+from sk_itdiffusion._first._estimators.base import has_categories_only
+from sk_itdiffusion._first._estimators.parameters import check_number_of_rows, checked_weight
+from sk_itdiffusion._first._estimators.table import TableEstimator
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.categories import columns_of_learned_categories
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.kinds import Kind
+from sk_itdiffusion._first._table.reading import Table, read_table, without_tensors
+from sk_itdiffusion._first._table.rows import column_labels
+from sk_itdiffusion._first._table.space import ColumnKind
 
 __all__ = [
     "CategoricalEstimator",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.reading import first_few
+from sk_itdiffusion._first._table.reading import first_few
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._estimators.parts import DensityOfParts
-    from sk_itdiffusion._estimators.table import TableEstimator
+    from sk_itdiffusion._first._estimators.parts import DensityOfParts
+    from sk_itdiffusion._first._estimators.table import TableEstimator
 
 __all__ = ["ColumnNames", "kinds_of_columns", "mask_of_columns", "positions_of_columns"]
 

@@ -49,22 +49,22 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.calibration import weighted_quantile
-from sk_itdiffusion._estimators.contributions import Contributions, finite_parts, reconciled
-from sk_itdiffusion._estimators.local_score import LocalScore
-from sk_itdiffusion._estimators.outlier_score import (
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.calibration import weighted_quantile
+from sk_itdiffusion._first._estimators.contributions import Contributions, finite_parts, reconciled
+from sk_itdiffusion._first._estimators.local_score import LocalScore
+from sk_itdiffusion._first._estimators.outlier_score import (
     MIN_SCORE,
     MODEL,
     FlooredModel,
     MappedRows,
 )
-from sk_itdiffusion._estimators.row_score import RowScore
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._runtime.progress import stretch_of_progress
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_positive, check_shapes
+from sk_itdiffusion._first._estimators.row_score import RowScore
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._runtime.progress import stretch_of_progress
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range, check_positive, check_shapes
 
 __all__ = ["DEPENDENCE", "LOCAL", "CombinedScore", "main_member"]
 

@@ -25,12 +25,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Rows
-from sk_itdiffusion._estimators.table import TableEstimator
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._immse.cubature import row_keys
-from sk_itdiffusion._runtime.progress import stretch_of_progress
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.distinct_rows import DistinctRows, Rows
+from sk_itdiffusion._first._estimators.table import TableEstimator
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._immse.cubature import row_keys
+from sk_itdiffusion._first._runtime.progress import stretch_of_progress
 
 __all__ = [
     "completed_once",

@@ -15,26 +15,26 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_itdiffusion._conditional.features import FeatureEncoder, Features
-from sk_itdiffusion._conditional.model import ConditionalModel, fit_conditional_model
-from sk_itdiffusion._conditional.splitting import distinct_rows, divide_rows, folds_of_rows
-from sk_itdiffusion._conditional.targets import (
+from sk_itdiffusion._first._conditional.features import FeatureEncoder, Features
+from sk_itdiffusion._first._conditional.model import ConditionalModel, fit_conditional_model
+from sk_itdiffusion._first._conditional.splitting import distinct_rows, divide_rows, folds_of_rows
+from sk_itdiffusion._first._conditional.targets import (
     encoded_targets,
     fit_targets,
     kinds_of_targets,
     log_shares_of_seen,
     target_table,
 )
-from sk_itdiffusion._estimators.parameters import check_number_of_rows, checked_weight
-from sk_itdiffusion._immse.likelihood import MSECurve
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.progress import progress_bar
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.groups import checked_groups
-from sk_itdiffusion._table.reading import Table, read_table, without_tensors
-from sk_itdiffusion._table.rows import in_common_units
-from sk_itdiffusion.persistence import SaveMixin, stored
-from sk_itdiffusion.persistence.checks import check_same
+from sk_itdiffusion._first._estimators.parameters import check_number_of_rows, checked_weight
+from sk_itdiffusion._first._immse.likelihood import MSECurve
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first._runtime.progress import progress_bar
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.groups import checked_groups
+from sk_itdiffusion._first._table.reading import Table, read_table, without_tensors
+from sk_itdiffusion._first._table.rows import in_common_units
+from sk_itdiffusion._first.persistence import SaveMixin, stored
+from sk_itdiffusion._first.persistence.checks import check_same
 
 __all__ = ["IMMSEConditionalDensity"]
 

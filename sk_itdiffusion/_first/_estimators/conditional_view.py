@@ -13,25 +13,25 @@ from scipy.special import softmax
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.base import long_call
-from sk_itdiffusion._estimators.columns import (
+from sk_itdiffusion._first._estimators.base import long_call
+from sk_itdiffusion._first._estimators.columns import (
     ColumnNames,
     kinds_of_columns,
     mask_of_columns,
     positions_of_columns,
 )
-from sk_itdiffusion._estimators.imputed_values import completed_by_summaries
-from sk_itdiffusion._estimators.views import (
+from sk_itdiffusion._first._estimators.imputed_values import completed_by_summaries
+from sk_itdiffusion._first._estimators.views import (
     DensityView,
     check_number_of_samples,
     columns_of,
     warn_of_networks,
 )
-from sk_itdiffusion._runtime.progress import stretch_of_progress
-from sk_itdiffusion._table.reading import first_few
+from sk_itdiffusion._first._runtime.progress import stretch_of_progress
+from sk_itdiffusion._first._table.reading import first_few
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._estimators.table import TableEstimator
+    from sk_itdiffusion._first._estimators.table import TableEstimator
 
 __all__ = ["ConditionalDensity"]
 

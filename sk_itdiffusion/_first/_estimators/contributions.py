@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._estimators.outlier_score import (
+from sk_itdiffusion._first._estimators.outlier_score import (
     FLOOR_STREAM,
     MIN_SCORE,
     MODEL,
@@ -40,18 +40,18 @@ from sk_itdiffusion._estimators.outlier_score import (
     log_widths,
     share_above,
 )
-from sk_itdiffusion._fit.grids import model_range
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.model_of_parts import MIN_LOG_DENSITY
-from sk_itdiffusion._immse.cubature import row_keys, spawn_keys
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import PointsOfDraws, paired_draws
-from sk_itdiffusion._immse.places import DOUBLE_APART, MAX_ROWS_TO_PAD, Places
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion._first._fit.grids import model_range
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.model_of_parts import MIN_LOG_DENSITY
+from sk_itdiffusion._first._immse.cubature import row_keys, spawn_keys
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.likelihood import PointsOfDraws, paired_draws
+from sk_itdiffusion._first._immse.places import DOUBLE_APART, MAX_ROWS_TO_PAD, Places
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references import Reference
 
 __all__ = ["Contributions", "finite_parts"]
 

@@ -12,30 +12,35 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
-from sk_itdiffusion._estimators.parameters import (
+from sk_itdiffusion._first._estimators.parameters import (
     checked_image_shape,
     checked_weight,
     flattened_images,
     numbers_in,
 )
-from sk_itdiffusion._estimators.table import TableEstimator, stored_table
-from sk_itdiffusion._fit.networks import GivenFamily
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.kinds import warn_of_identifiers, warn_of_merged_integers
-from sk_itdiffusion._table.marginals import MARGINAL_KINDS
-from sk_itdiffusion._table.partitions import has_missing_entries, is_dask, partitions_of, sample
-from sk_itdiffusion._table.reading import (
+from sk_itdiffusion._first._estimators.table import TableEstimator, stored_table
+from sk_itdiffusion._first._fit.networks import GivenFamily
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.kinds import warn_of_identifiers, warn_of_merged_integers
+from sk_itdiffusion._first._table.marginals import MARGINAL_KINDS
+from sk_itdiffusion._first._table.partitions import (
+    has_missing_entries,
+    is_dask,
+    partitions_of,
+    sample,
+)
+from sk_itdiffusion._first._table.reading import (
     naming_columns,
     with_one_nan,
     without_missing_objects,
     without_tensors,
 )
-from sk_itdiffusion._table.space import ColumnKind
-from sk_itdiffusion._table.streams import RowStream, Stream, is_dataset, read_rows
-from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
-from sk_itdiffusion.pretrained import as_pretrained
-from sk_itdiffusion.references import ContinuousReference, ReferenceFamily
-from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion._first._table.space import ColumnKind
+from sk_itdiffusion._first._table.streams import RowStream, Stream, is_dataset, read_rows
+from sk_itdiffusion._first.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion._first.pretrained import as_pretrained
+from sk_itdiffusion._first.references import ContinuousReference, ReferenceFamily
+from sk_itdiffusion._first.schedules import Schedule
 
 __all__ = ["IMMSEDensity"]
 

@@ -14,21 +14,26 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.completions import (
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.completions import (
     mean_over_completions,
     on_observed_columns,
     read_rows,
 )
-from sk_itdiffusion._estimators.density import IMMSEDensity
-from sk_itdiffusion._estimators.discrete import IMMSEDiscreteDensity
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows, chosen_rows_of
-from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._estimators.row_score import RowScore
-from sk_itdiffusion._estimators.table import TableEstimator
-from sk_itdiffusion._runtime.callbacks import FitTasks
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.reading import Table, as_floats, read_table
+from sk_itdiffusion._first._estimators.density import IMMSEDensity
+from sk_itdiffusion._first._estimators.discrete import IMMSEDiscreteDensity
+from sk_itdiffusion._first._estimators.distinct_rows import (
+    DistinctRows,
+    Index,
+    Rows,
+    chosen_rows_of,
+)
+from sk_itdiffusion._first._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._first._estimators.row_score import RowScore
+from sk_itdiffusion._first._estimators.table import TableEstimator
+from sk_itdiffusion._first._runtime.callbacks import FitTasks
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.reading import Table, as_floats, read_table
 
 __all__ = [
     "default_estimator",

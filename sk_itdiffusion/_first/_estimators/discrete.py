@@ -11,17 +11,17 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_itdiffusion._estimators.categorical import CategoricalEstimator
-from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
-from sk_itdiffusion._estimators.table import Array, stored_table
-from sk_itdiffusion._fit.experts import NETWORKS
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._table.kinds import Kind, discrete_kinds
-from sk_itdiffusion._table.reading import Table
-from sk_itdiffusion._table.rows import observed
-from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
-from sk_itdiffusion.references import ReferenceFamily
-from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion._first._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._first._estimators.parameters import checked_image_shape, flattened_images
+from sk_itdiffusion._first._estimators.table import Array, stored_table
+from sk_itdiffusion._first._fit.experts import NETWORKS
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._table.kinds import Kind, discrete_kinds
+from sk_itdiffusion._first._table.reading import Table
+from sk_itdiffusion._first._table.rows import observed
+from sk_itdiffusion._first.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion._first.references import ReferenceFamily
+from sk_itdiffusion._first.schedules import Schedule
 
 __all__ = ["IMMSEDiscreteDensity"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sk_itdiffusion._estimators.parameters import checked_weight
-from sk_itdiffusion._immse.cubature import Keys, row_keys
-from sk_itdiffusion._table.reading import read_table
-from sk_itdiffusion._table.rows import (
+from sk_itdiffusion._first._estimators.parameters import checked_weight
+from sk_itdiffusion._first._immse.cubature import Keys, row_keys
+from sk_itdiffusion._first._table.reading import read_table
+from sk_itdiffusion._first._table.rows import (
     MAX_EXACT_INTEGER,
     MIN_TIMES_OF_A_VALUE,
     SHARE_OF_A_VALUE,

@@ -35,16 +35,16 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.validation import validate_data
 
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.categorical import CategoricalEstimator
-from sk_itdiffusion._estimators.ensemble_rows import (
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._first._estimators.ensemble_rows import (
     grouped_rows,
     has_counts,
     held_out,
     number_of_rows,
     observations_apart,
 )
-from sk_itdiffusion._estimators.membership import (
+from sk_itdiffusion._first._estimators.membership import (
     check_categories,
     check_dequantizers,
     check_devices,
@@ -57,29 +57,29 @@ from sk_itdiffusion._estimators.membership import (
     is_dropped,
     unfitted_copy,
 )
-from sk_itdiffusion._estimators.parameters import checked_image_shape, flattened_images
-from sk_itdiffusion._estimators.table import ChosenRows, CountedRows, TableEstimator
-from sk_itdiffusion._fit.ensemble_model import (
+from sk_itdiffusion._first._estimators.parameters import checked_image_shape, flattened_images
+from sk_itdiffusion._first._estimators.table import ChosenRows, CountedRows, TableEstimator
+from sk_itdiffusion._first._fit.ensemble_model import (
     EnsembleModel,
     WeightSettings,
     fit_ensemble_model,
     transport_between,
 )
-from sk_itdiffusion._fit.schema import check_bounds, holds_out
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import rows_together
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._runtime.callbacks import FitTasks, with_callbacks
-from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.groups import RowGroups, checked_groups
-from sk_itdiffusion._table.partitions import in_memory
-from sk_itdiffusion._table.reading import naming_columns, read_table, without_tensors
-from sk_itdiffusion._table.rows import WeightedRows, observations_per_weight
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion._first._fit.schema import check_bounds, holds_out
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import rows_together
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._runtime.callbacks import FitTasks, with_callbacks
+from sk_itdiffusion._first._runtime.progress import progress_bar, stretch_of_progress
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.groups import RowGroups, checked_groups
+from sk_itdiffusion._first._table.partitions import in_memory
+from sk_itdiffusion._first._table.reading import naming_columns, read_table, without_tensors
+from sk_itdiffusion._first._table.rows import WeightedRows, observations_per_weight
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
+from sk_itdiffusion._first.references import ContinuousReference
 
 __all__ = ["IMMSEEnsemble"]
 

@@ -7,21 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._estimators.table import ChosenRows
-from sk_itdiffusion._fit.experts import covers
-from sk_itdiffusion._fit.schema import grouped_and_counted, holds_out, n_observations, table_space
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import (
+from sk_itdiffusion._first._estimators.table import ChosenRows
+from sk_itdiffusion._first._fit.experts import covers
+from sk_itdiffusion._first._fit.schema import (
+    grouped_and_counted,
+    holds_out,
+    n_observations,
+    table_space,
+)
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import (
     rows_together,
     split_groups,
     split_independent_rows,
     with_observations_apart,
 )
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.groups import RowGroups
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.groups import RowGroups
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import ColumnKind, TableSpace
 
 __all__ = ["grouped_rows", "has_counts", "held_out", "number_of_rows", "observations_apart"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from sk_itdiffusion._table.reading import read_table, without_tensors
+from sk_itdiffusion._first._table.reading import read_table, without_tensors
 
 __all__ = ["recoded", "with_entries"]
 

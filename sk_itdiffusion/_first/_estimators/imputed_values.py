@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
-from sk_itdiffusion._runtime.progress import stretch_of_progress
+from sk_itdiffusion._first._runtime.progress import stretch_of_progress
 
 __all__ = ["NUMBERS_IN_A_PASS", "completed_by_summaries", "places_of_nearest"]
 

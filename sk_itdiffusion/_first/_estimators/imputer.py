@@ -17,23 +17,23 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
-from sk_itdiffusion._estimators.base import check_columns, long_call
-from sk_itdiffusion._estimators.columns import kinds_of_columns
-from sk_itdiffusion._estimators.entries import recoded, with_entries
-from sk_itdiffusion._estimators.imputed_values import (
+from sk_itdiffusion._first._estimators.base import check_columns, long_call
+from sk_itdiffusion._first._estimators.columns import kinds_of_columns
+from sk_itdiffusion._first._estimators.entries import recoded, with_entries
+from sk_itdiffusion._first._estimators.imputed_values import (
     NUMBERS_IN_A_PASS,
     completed_by_summaries,
     places_of_nearest,
 )
-from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._estimators.parts import DensityOfParts
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.progress import Progress, progress_bar, stretch_of_progress
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.reading import read_table
-from sk_itdiffusion._table.rows import column_labels
-from sk_itdiffusion.persistence import SaveMixin, stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_increasing, check_same
+from sk_itdiffusion._first._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._first._estimators.parts import DensityOfParts
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first._runtime.progress import Progress, progress_bar, stretch_of_progress
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.reading import read_table
+from sk_itdiffusion._first._table.rows import column_labels
+from sk_itdiffusion._first.persistence import SaveMixin, stored
+from sk_itdiffusion._first.persistence.checks import check_in_range, check_increasing, check_same
 
 __all__ = ["IMMSEImputer", "PooledEstimate"]
 

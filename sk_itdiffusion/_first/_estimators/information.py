@@ -14,20 +14,29 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_itdiffusion._conditional.splitting import folds_of_rows, joined
-from sk_itdiffusion._estimators.distinct_rows import copies_at_once
-from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._immse.cubature import keys_apart, row_keys
-from sk_itdiffusion._information.crossfit import Columns, InformationModel, crossfit, fit_folds
-from sk_itdiffusion._information.curve import InformationCurve, curve_of_rows, noisy_information
-from sk_itdiffusion._information.orthogonal import squared_differences
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion._information.units import random_order, units_of
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.groups import checked_groups
-from sk_itdiffusion._table.kinds import mixed_kinds
-from sk_itdiffusion._table.reading import read_table, without_tensors
+from sk_itdiffusion._first._conditional.splitting import folds_of_rows, joined
+from sk_itdiffusion._first._estimators.distinct_rows import copies_at_once
+from sk_itdiffusion._first._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._first._immse.cubature import keys_apart, row_keys
+from sk_itdiffusion._first._information.crossfit import (
+    Columns,
+    InformationModel,
+    crossfit,
+    fit_folds,
+)
+from sk_itdiffusion._first._information.curve import (
+    InformationCurve,
+    curve_of_rows,
+    noisy_information,
+)
+from sk_itdiffusion._first._information.orthogonal import squared_differences
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first._information.units import random_order, units_of
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.groups import checked_groups
+from sk_itdiffusion._first._table.kinds import mixed_kinds
+from sk_itdiffusion._first._table.reading import read_table, without_tensors
 
 __all__ = [
     "IMMSEMutualInformation",

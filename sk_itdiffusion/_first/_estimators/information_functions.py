@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from sk_itdiffusion._estimators.information import (
+from sk_itdiffusion._first._estimators.information import (
     IMMSEMutualInformation,
     Side,
     check_complete_rows,
@@ -20,13 +20,13 @@ from sk_itdiffusion._estimators.information import (
     units_of_table,
     varying_columns,
 )
-from sk_itdiffusion._estimators.mixed import IMMSEMixedDensity
-from sk_itdiffusion._information.crossfit import FoldModel, crossfit, fit_folds
-from sk_itdiffusion._information.permutation import permutation_p_value
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion._information.units import first_of_units, mean_over_rows, units_of
-from sk_itdiffusion._table.groups import checked_groups
-from sk_itdiffusion._table.reading import read_table
+from sk_itdiffusion._first._estimators.mixed import IMMSEMixedDensity
+from sk_itdiffusion._first._information.crossfit import FoldModel, crossfit, fit_folds
+from sk_itdiffusion._first._information.permutation import permutation_p_value
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first._information.units import first_of_units, mean_over_rows, units_of
+from sk_itdiffusion._first._table.groups import checked_groups
+from sk_itdiffusion._first._table.reading import read_table
 
 __all__ = [
     "DependenceMatrix",

@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import KDTree
 
-from sk_itdiffusion._estimators.contributions import columns_of_coordinates
-from sk_itdiffusion._fit.model_of_parts import FARTHEST
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first._estimators.contributions import columns_of_coordinates
+from sk_itdiffusion._first._fit.model_of_parts import FARTHEST
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_finite,
     check_in_range,
     check_not_negative,

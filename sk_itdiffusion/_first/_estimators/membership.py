@@ -9,12 +9,12 @@ from sklearn.base import clone
 from sklearn.ensemble._base import _set_random_states
 from sklearn.exceptions import NotFittedError
 
-from sk_itdiffusion._estimators.categorical import CategoricalEstimator
-from sk_itdiffusion._estimators.table import TableEstimator
-from sk_itdiffusion._fit.ensemble_model import incompatible
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion._first._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._first._estimators.table import TableEstimator
+from sk_itdiffusion._first._fit.ensemble_model import incompatible
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first.references import ContinuousReference
 
 __all__ = [
     "check_categories",

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_itdiffusion._estimators.categorical import CategoricalEstimator
-from sk_itdiffusion._estimators.parameters import resolve_experts
-from sk_itdiffusion._estimators.table import stored_table
-from sk_itdiffusion._table.kinds import Kind, mixed_kinds
-from sk_itdiffusion._table.marginals import MARGINAL_KINDS
-from sk_itdiffusion._table.reading import Table
-from sk_itdiffusion._table.rows import column_labels
-from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
-from sk_itdiffusion.references import ReferenceFamily
-from sk_itdiffusion.schedules import Schedule
+from sk_itdiffusion._first._estimators.categorical import CategoricalEstimator
+from sk_itdiffusion._first._estimators.parameters import resolve_experts
+from sk_itdiffusion._first._estimators.table import stored_table
+from sk_itdiffusion._first._table.kinds import Kind, mixed_kinds
+from sk_itdiffusion._first._table.marginals import MARGINAL_KINDS
+from sk_itdiffusion._first._table.reading import Table
+from sk_itdiffusion._first._table.rows import column_labels
+from sk_itdiffusion._first.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion._first.references import ReferenceFamily
+from sk_itdiffusion._first.schedules import Schedule
 
 __all__ = ["IMMSEMixedDensity"]
 

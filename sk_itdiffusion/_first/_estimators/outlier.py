@@ -15,17 +15,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_itdiffusion._estimators.base import DensityEstimator, check_columns, long_call
-from sk_itdiffusion._estimators.calibration import threshold, weighted_quantile
-from sk_itdiffusion._estimators.combined_score import ROWS_TO_JUDGE, CombinedScore, main_member
-from sk_itdiffusion._estimators.completions import (
+from sk_itdiffusion._first._estimators.base import DensityEstimator, check_columns, long_call
+from sk_itdiffusion._first._estimators.calibration import threshold, weighted_quantile
+from sk_itdiffusion._first._estimators.combined_score import (
+    ROWS_TO_JUDGE,
+    CombinedScore,
+    main_member,
+)
+from sk_itdiffusion._first._estimators.completions import (
     completed_once,
     completed_units,
     read_rows,
     takes_missing,
     with_missing_entries,
 )
-from sk_itdiffusion._estimators.detector_density import (
+from sk_itdiffusion._first._estimators.detector_density import (
     REPEATED_WARNINGS,
     default_estimator,
     explain_rows,
@@ -37,25 +41,25 @@ from sk_itdiffusion._estimators.detector_density import (
     with_common_lattice,
     with_parameter,
 )
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index, Rows
-from sk_itdiffusion._estimators.local_score import MAX_ROWS, LocalScore
-from sk_itdiffusion._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
-from sk_itdiffusion._estimators.parameters import check_number_of_rows, flattened_images
-from sk_itdiffusion._estimators.row_score import LogDensityScore, RowScore
-from sk_itdiffusion._estimators.trimming import copies_left
-from sk_itdiffusion._runtime.callbacks import CallbackSupportMixin, FitTasks
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.progress import progress_bar, stretch_of_progress
-from sk_itdiffusion._table.kinds import warn_of_merged_integers
-from sk_itdiffusion._table.partitions import in_memory, parts_of
-from sk_itdiffusion._table.reading import (
+from sk_itdiffusion._first._estimators.distinct_rows import DistinctRows, Index, Rows
+from sk_itdiffusion._first._estimators.local_score import MAX_ROWS, LocalScore
+from sk_itdiffusion._first._estimators.outlier_score import FlooredModel, MappedRows, checked_floors
+from sk_itdiffusion._first._estimators.parameters import check_number_of_rows, flattened_images
+from sk_itdiffusion._first._estimators.row_score import LogDensityScore, RowScore
+from sk_itdiffusion._first._estimators.trimming import copies_left
+from sk_itdiffusion._first._runtime.callbacks import CallbackSupportMixin, FitTasks
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first._runtime.progress import progress_bar, stretch_of_progress
+from sk_itdiffusion._first._table.kinds import warn_of_merged_integers
+from sk_itdiffusion._first._table.partitions import in_memory, parts_of
+from sk_itdiffusion._first._table.reading import (
     naming_columns,
     read_table,
     with_one_nan,
     without_missing_objects,
     without_tensors,
 )
-from sk_itdiffusion.persistence import SaveMixin, checks, stored
+from sk_itdiffusion._first.persistence import SaveMixin, checks, stored
 
 __all__ = ["IMMSEOutlierDetector"]
 

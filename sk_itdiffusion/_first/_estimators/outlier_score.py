@@ -23,12 +23,12 @@ cell's width is added: the score is on the scale of log-probabilities and does n
 Alone, the references are those of the model without the components that stand for rows unlike all
 those seen.  A density needs these, so that no row is impossible; but their tail is heavy, whereas
 the question here is how unlike a row is from those seen.  As members of a score alongside others
-(`sk_itdiffusion._estimators.combined_score`) they keep them: how far a row is out is then measured
+(`sk_itdiffusion._first._estimators.combined_score`) they keep them: how far a row is out is then measured
 by the rows that are about as far, and by its neighbours.
 
 Values of discrete columns that are no categories have the log-probabilities of their column (see
-`sk_itdiffusion._table.unseen`), and the other columns those of the references, without the network.
-What each column contributes to a score is in `sk_itdiffusion._estimators.contributions`.
+`sk_itdiffusion._first._table.unseen`), and the other columns those of the references, without the network.
+What each column contributes to a score is in `sk_itdiffusion._first._estimators.contributions`.
 
 References
 ----------
@@ -47,20 +47,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._estimators.parameters import numbers_in
-from sk_itdiffusion._fit.experts import scoring_noise
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.model_of_parts import FARTHEST, MIN_LOG_DENSITY
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, PiecewiseDensity, row_keys, spawn_keys
-from sk_itdiffusion._immse.errors import LADDER, Tolerance
-from sk_itdiffusion._immse.likelihood import IntegrationRule
-from sk_itdiffusion._immse.places import DOUBLE_APART, MAX_ROWS_TO_PAD, Places
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
-from sk_itdiffusion.references import PlainReference, Reference
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion._first._estimators.parameters import numbers_in
+from sk_itdiffusion._first._fit.experts import scoring_noise
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.model_of_parts import FARTHEST, MIN_LOG_DENSITY
+from sk_itdiffusion._first._immse.cubature import (
+    Keys,
+    NoiseRule,
+    PiecewiseDensity,
+    row_keys,
+    spawn_keys,
+)
+from sk_itdiffusion._first._immse.errors import LADDER, Tolerance
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule
+from sk_itdiffusion._first._immse.places import DOUBLE_APART, MAX_ROWS_TO_PAD, Places
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range, check_shapes
+from sk_itdiffusion._first.references import PlainReference, Reference
+from sk_itdiffusion._first.references.judging import log_likelihoods
 
 __all__ = ["MIN_SCORE", "MODEL", "FlooredModel", "MappedRows", "checked_floors"]
 

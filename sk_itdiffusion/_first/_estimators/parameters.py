@@ -15,19 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import _check_sample_weight, check_array
 
-from sk_itdiffusion._fit.experts import NETWORKS
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._runtime.devices import resolve_device
-from sk_itdiffusion._table.reading import without_tensors
-from sk_itdiffusion._table.streams import Stream, without_ones
-from sk_itdiffusion.denoisers import NetworkFamily
-from sk_itdiffusion.distributed import Processes
-from sk_itdiffusion.references import ContinuousReference
-from sk_itdiffusion.references.families import (
+from sk_itdiffusion._first._fit.experts import NETWORKS
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._runtime.devices import resolve_device
+from sk_itdiffusion._first._table.reading import without_tensors
+from sk_itdiffusion._first._table.streams import Stream, without_ones
+from sk_itdiffusion._first.denoisers import NetworkFamily
+from sk_itdiffusion._first.references import ContinuousReference
+from sk_itdiffusion._first.references.families import (
     BUILT_IN_FAMILIES,
     GivenReferenceFamily,
     ReferenceFamily,
 )
+from sk_itdiffusion.distributed import Processes
 
 __all__ = [
     "are_equal",

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.base import DensityEstimator, long_call, tolerance_of_mean
-from sk_itdiffusion._estimators.columns import ColumnNames, mask_of_columns
-from sk_itdiffusion._estimators.conditional_view import ConditionalDensity
-from sk_itdiffusion._estimators.views import MarginalDensity, warn_of_networks
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._table.partitions import parts_of
-from sk_itdiffusion._table.rows import has_missing
+from sk_itdiffusion._first._estimators.base import DensityEstimator, long_call, tolerance_of_mean
+from sk_itdiffusion._first._estimators.columns import ColumnNames, mask_of_columns
+from sk_itdiffusion._first._estimators.conditional_view import ConditionalDensity
+from sk_itdiffusion._first._estimators.views import MarginalDensity, warn_of_networks
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._table.partitions import parts_of
+from sk_itdiffusion._first._table.rows import has_missing
 
 __all__ = ["DensityOfParts"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from sk_itdiffusion._estimators.conditional import ConditionalEstimator, stored_conditional
+from sk_itdiffusion._first._estimators.conditional import ConditionalEstimator, stored_conditional
 
 __all__ = ["IMMSERegressor"]
 

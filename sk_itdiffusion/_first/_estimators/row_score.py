@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.contributions import Contributions, finite_parts
-from sk_itdiffusion._estimators.outlier_score import MIN_SCORE, FlooredModel
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.contributions import Contributions, finite_parts
+from sk_itdiffusion._first._estimators.outlier_score import MIN_SCORE, FlooredModel
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["LogDensityScore", "RowScore"]
 

@@ -17,8 +17,8 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_itdiffusion._estimators.base import DensityEstimator
-from sk_itdiffusion._estimators.parameters import (
+from sk_itdiffusion._first._estimators.base import DensityEstimator
+from sk_itdiffusion._first._estimators.parameters import (
     are_equal,
     check_groups_are_held,
     check_number_of_rows,
@@ -29,30 +29,30 @@ from sk_itdiffusion._estimators.parameters import (
     shared_settings,
     value_or_usual,
 )
-from sk_itdiffusion._estimators.parts import DensityOfParts
-from sk_itdiffusion._fit.fitting import fit_table_model
-from sk_itdiffusion._fit.incremental import IncrementalFit
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.networks import networks_to_train
-from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._runtime.callbacks import FitTasks
-from sk_itdiffusion._runtime.progress import progress_bar
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.bounds import resolve_bounds
-from sk_itdiffusion._table.groups import checked_groups
-from sk_itdiffusion._table.partitions import is_dask, partitions_of, parts_of, sample
-from sk_itdiffusion._table.reading import check_complete, check_observed, without_tensors
-from sk_itdiffusion._table.rows import has_missing, observations_per_weight
-from sk_itdiffusion._table.space import ColumnKind, TableSpace
-from sk_itdiffusion._table.streams import Stream, is_dataset
-from sk_itdiffusion.denoisers import NetworkFamily, NetworkTask
-from sk_itdiffusion.denoisers.built_in import resolve_family
+from sk_itdiffusion._first._estimators.parts import DensityOfParts
+from sk_itdiffusion._first._fit.fitting import fit_table_model
+from sk_itdiffusion._first._fit.incremental import IncrementalFit
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.networks import networks_to_train
+from sk_itdiffusion._first._fit.schema import MIN_ROWS_TO_SPLIT
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._runtime.callbacks import FitTasks
+from sk_itdiffusion._first._runtime.progress import progress_bar
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.bounds import resolve_bounds
+from sk_itdiffusion._first._table.groups import checked_groups
+from sk_itdiffusion._first._table.partitions import is_dask, partitions_of, parts_of, sample
+from sk_itdiffusion._first._table.reading import check_complete, check_observed, without_tensors
+from sk_itdiffusion._first._table.rows import has_missing, observations_per_weight
+from sk_itdiffusion._first._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._first._table.streams import Stream, is_dataset
+from sk_itdiffusion._first.denoisers import NetworkFamily, NetworkTask
+from sk_itdiffusion._first.denoisers.built_in import resolve_family
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.references import ContinuousReference
+from sk_itdiffusion._first.references.families import ReferenceFamily
+from sk_itdiffusion._first.schedules import SCHEDULES, Schedule, resolve_schedule
 from sk_itdiffusion.distributed import current_processes
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references import ContinuousReference
-from sk_itdiffusion.references.families import ReferenceFamily
-from sk_itdiffusion.schedules import SCHEDULES, Schedule, resolve_schedule
 
 __all__ = ["TableEstimator", "stored_table"]
 
@@ -466,7 +466,7 @@ class TableEstimator(DensityOfParts):
         recomputes the weights of the experts, which takes about a second: chunks of 10,000 rows or
         more are most efficient.  Rows may be repeated, but on long streams need not be.  Validation
         rows, at most 10,000, are chosen by a hash of their values; see
-        ``sk_itdiffusion._fit.incremental``.
+        ``sk_itdiffusion._first._fit.incremental``.
 
         Parameters
         ----------

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._estimators.distinct_rows import DistinctRows, Index
+from sk_itdiffusion._first._estimators.distinct_rows import DistinctRows, Index
 
 __all__ = ["copies_left"]
 

@@ -12,15 +12,15 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._estimators.base import long_call
-from sk_itdiffusion._estimators.columns import ColumnNames, positions_of_columns
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.encoding import TableEncoder
-from sk_itdiffusion._table.reading import first_few, read_table
+from sk_itdiffusion._first._estimators.base import long_call
+from sk_itdiffusion._first._estimators.columns import ColumnNames, positions_of_columns
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.encoding import TableEncoder
+from sk_itdiffusion._first._table.reading import first_few, read_table
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._estimators.table import TableEstimator
+    from sk_itdiffusion._first._estimators.table import TableEstimator
 
 __all__ = [
     "DensityView",

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from sk_itdiffusion._immse.cubature import PiecewiseDensity
-from sk_itdiffusion._table.streams import RowDataset, StreamedRows
+from sk_itdiffusion._first._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._first._table.streams import RowDataset, StreamedRows
 
 __all__ = ["FixedNoiseIterator", "NoisyRowIterator", "StreamedRowIterator"]
 

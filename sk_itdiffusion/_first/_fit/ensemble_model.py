@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.experts import Experts, Mixing
-from sk_itdiffusion._fit.grids import N_NODES
-from sk_itdiffusion._fit.model import TableModel, summarize_profile
-from sk_itdiffusion._fit.schema import MIN_NOISY_COPIES
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.stacking import (
+from sk_itdiffusion._first._fit.experts import Experts, Mixing
+from sk_itdiffusion._first._fit.grids import N_NODES
+from sk_itdiffusion._first._fit.model import TableModel, summarize_profile
+from sk_itdiffusion._first._fit.schema import MIN_NOISY_COPIES
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._fit.stacking import (
     MIN_PROFILE_ROWS,
     n_profile_rows,
     repeated_rows,
@@ -26,23 +26,23 @@ from sk_itdiffusion._fit.stacking import (
     scoring_rule,
     variance_of_reference,
 )
-from sk_itdiffusion._fit.validation import codes_of, mean_and_std, with_unseen_values
-from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
-from sk_itdiffusion._immse.likelihood import Denoiser, PairedDenoiser
-from sk_itdiffusion._table.groups import groups_of_observations
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.channel import signal_scale
-from sk_itdiffusion.layout import check_same_layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first._fit.validation import codes_of, mean_and_std, with_unseen_values
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._first._immse.likelihood import Denoiser, PairedDenoiser
+from sk_itdiffusion._first._table.groups import groups_of_observations
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first.channel import signal_scale
+from sk_itdiffusion._first.layout import check_same_layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_in_range,
     check_positive,
     check_same,
     check_shapes,
 )
-from sk_itdiffusion.references import ContinuousReference, Reference
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion._first.references import ContinuousReference, Reference
+from sk_itdiffusion._first.references.judging import log_likelihoods
 
 __all__ = [
     "EnsembleExperts",

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule
-from sk_itdiffusion._immse.error_profiles import ErrorProfile, error_profile
-from sk_itdiffusion._immse.likelihood import (
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._immse.cubature import Keys, NoiseRule
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile, error_profile
+from sk_itdiffusion._first._immse.likelihood import (
     Denoiser,
     IntegrationRule,
     PairedDenoiser,
@@ -26,11 +26,11 @@ from sk_itdiffusion._immse.likelihood import (
     StackedDenoiser,
     information_gap,
 )
-from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
-from sk_itdiffusion._table.dequantize import Dequantizer
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion._first._immse.places import EVALUATIONS_IN_A_TILE, SINGLE_APART
+from sk_itdiffusion._first._table.dequantize import Dequantizer
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references import Reference
 
 __all__ = [
     "NETWORKS",
@@ -262,7 +262,7 @@ class Experts:
 
     @property
     def evaluations_apart(self) -> int:
-        """Places at multiples of which rows begin; see `sk_itdiffusion._immse.places`."""
+        """Places at multiples of which rows begin; see `sk_itdiffusion._first._immse.places`."""
         in_tiles = any(reference.looks_at_tiles for reference in self.references.values())
         return EVALUATIONS_IN_A_TILE if in_tiles else SINGLE_APART
 

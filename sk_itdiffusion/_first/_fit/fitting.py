@@ -1,11 +1,11 @@
 """How the model behind the estimators is fitted: a pipeline of stages.
 
-1. `sk_itdiffusion._fit.schema`: rows are grouped, and the columns standardised;
-2. `sk_itdiffusion._fit.splitting` and `sk_itdiffusion._fit.map_choice`: rows are divided for
+1. `sk_itdiffusion._first._fit.schema`: rows are grouped, and the columns standardised;
+2. `sk_itdiffusion._first._fit.splitting` and `sk_itdiffusion._first._fit.map_choice`: rows are divided for
    training and validation, which chooses the maps of the columns;
-3. `sk_itdiffusion._fit.selection`: families of references are fitted;
-4. `sk_itdiffusion._fit.networks`: networks are trained on what the references lack;
-5. `sk_itdiffusion._fit.stacking`: at each log-SNR the experts are weighted by their validation
+3. `sk_itdiffusion._first._fit.selection`: families of references are fitted;
+4. `sk_itdiffusion._first._fit.networks`: networks are trained on what the references lack;
+5. `sk_itdiffusion._first._fit.stacking`: at each log-SNR the experts are weighted by their validation
    errors.
 
 Each stage returns a frozen object, and the model is built once, from all of them.
@@ -22,34 +22,34 @@ import numpy as np
 import skorch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import Experts, Mixing, kind_of_expert
-from sk_itdiffusion._fit.map_choice import choose_map
-from sk_itdiffusion._fit.missing import model_of_parts
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.networks import (
+from sk_itdiffusion._first._fit.experts import Experts, Mixing, kind_of_expert
+from sk_itdiffusion._first._fit.map_choice import choose_map
+from sk_itdiffusion._first._fit.missing import model_of_parts
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.networks import (
     SHARE_OF_TRAINING,
     bound_history,
     networks_to_train,
     train_networks,
     warn_if_still_improving,
 )
-from sk_itdiffusion._fit.pattern_gains import text_of_gains
-from sk_itdiffusion._fit.pattern_stacking import fit_pattern_stack
-from sk_itdiffusion._fit.schema import (
+from sk_itdiffusion._first._fit.pattern_gains import text_of_gains
+from sk_itdiffusion._first._fit.pattern_stacking import fit_pattern_stack
+from sk_itdiffusion._first._fit.schema import (
     KnownColumns,
     Schema,
     n_observations,
     read_schema,
     warn_of_few_rows,
 )
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.selection import EarlierReferences, fit_references
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit, split_rows, with_observations_apart
-from sk_itdiffusion._fit.stacking import chosen_experts, stacked_model
-from sk_itdiffusion._runtime.progress import current_progress, stretch_of_progress
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._fit.selection import EarlierReferences, fit_references
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MappedSplit, split_rows, with_observations_apart
+from sk_itdiffusion._first._fit.stacking import chosen_experts, stacked_model
+from sk_itdiffusion._first._runtime.progress import current_progress, stretch_of_progress
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import ColumnKind, TableSpace
 
 __all__ = ["fit_table_model"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references import Reference
 
 __all__ = [
     "N_NODES",

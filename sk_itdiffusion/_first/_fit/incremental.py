@@ -38,12 +38,12 @@ from numpy.typing import NDArray
 from skorch.callbacks import GradientNormClipping
 from torch import Generator
 
-from sk_itdiffusion._fit.batches import NoisyRowIterator
-from sk_itdiffusion._fit.course import rate_without_end
-from sk_itdiffusion._fit.experts import NETWORKS, Experts, number_of_network
-from sk_itdiffusion._fit.fitting import fit_table_model
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.networks import (
+from sk_itdiffusion._first._fit.batches import NoisyRowIterator
+from sk_itdiffusion._first._fit.course import rate_without_end
+from sk_itdiffusion._first._fit.experts import NETWORKS, Experts, number_of_network
+from sk_itdiffusion._first._fit.fitting import fit_table_model
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.networks import (
     build_network,
     cross_entropy_in_data_units,
     density_adapter,
@@ -52,31 +52,31 @@ from sk_itdiffusion._fit.networks import (
     spectrum_of,
     trains_in_one_thread,
 )
-from sk_itdiffusion._fit.optimizers import optimizer_settings
-from sk_itdiffusion._fit.schema import Schema, check_bounds
-from sk_itdiffusion._fit.selection import FittedReferences
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MAX_VALIDATION_ROWS, MappedSplit
-from sk_itdiffusion._fit.stacking import stacked_model
-from sk_itdiffusion._fit.training import (
+from sk_itdiffusion._first._fit.optimizers import optimizer_settings
+from sk_itdiffusion._first._fit.schema import Schema, check_bounds
+from sk_itdiffusion._first._fit.selection import FittedReferences
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MAX_VALIDATION_ROWS, MappedSplit
+from sk_itdiffusion._first._fit.stacking import stacked_model
+from sk_itdiffusion._first._fit.training import (
     Averages,
     DenoisingObjective,
     MeanCriterion,
     _Net,
 )
-from sk_itdiffusion._fit.training_control import rates_of, set_rates
-from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion._runtime.parallel import run_interruptibly
-from sk_itdiffusion._table.rows import WeightedRows, column_labels, group_rows
-from sk_itdiffusion._table.space import ColumnKind, TableSpace
-from sk_itdiffusion._table.streams import RowDataset
-from sk_itdiffusion.denoisers import LevelDenoiser
-from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
-from sk_itdiffusion.references.families import BUILT_IN_FAMILIES
-from sk_itdiffusion.references.families.gaussian import MAX_COLUMNS_FOR_COVARIANCE
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
-from sk_itdiffusion.references.latent_class import category_counts, smoothed_frequencies
+from sk_itdiffusion._first._fit.training_control import rates_of, set_rates
+from sk_itdiffusion._first._immse.cubature import Keys, PiecewiseDensity, hash_uniform, row_keys
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first._runtime.parallel import run_interruptibly
+from sk_itdiffusion._first._table.rows import WeightedRows, column_labels, group_rows
+from sk_itdiffusion._first._table.space import ColumnKind, TableSpace
+from sk_itdiffusion._first._table.streams import RowDataset
+from sk_itdiffusion._first.denoisers import LevelDenoiser
+from sk_itdiffusion._first.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion._first.references.families import BUILT_IN_FAMILIES
+from sk_itdiffusion._first.references.families.gaussian import MAX_COLUMNS_FOR_COVARIANCE
+from sk_itdiffusion._first.references.gaussian import floor_eigenvalues
+from sk_itdiffusion._first.references.latent_class import category_counts, smoothed_frequencies
 
 __all__ = ["IncrementalFit", "Reservoir", "RunningMoments"]
 

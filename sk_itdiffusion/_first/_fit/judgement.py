@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.layout import Layout
 
 __all__ = ["Judgement", "unexplained_noise"]
 

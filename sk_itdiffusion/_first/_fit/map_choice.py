@@ -9,28 +9,28 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.schema import Schema
-from sk_itdiffusion._fit.selection import demand_of, families_of
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import Optimism
-from sk_itdiffusion._immse.cubature import Keys
-from sk_itdiffusion._runtime.parallel import map_in_workers, run_interruptibly
-from sk_itdiffusion._table.marginals import (
+from sk_itdiffusion._first._fit.schema import Schema
+from sk_itdiffusion._first._fit.selection import demand_of, families_of
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._fit.validation import Optimism
+from sk_itdiffusion._first._immse.cubature import Keys
+from sk_itdiffusion._first._runtime.parallel import map_in_workers, run_interruptibly
+from sk_itdiffusion._first._table.marginals import (
     MARGINAL_KINDS,
     ColumnMap,
     first_map,
     fit_marginal_map,
     heavy_columns,
 )
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.references import ContinuousReference, GaussianReference, Reference
-from sk_itdiffusion.references.families import ReferenceFamily
-from sk_itdiffusion.references.families.mixture import is_affordable, mixture_regularization
-from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error, rows_to_fit
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
-from sk_itdiffusion.references.optimism import choice_optimism
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first.references import ContinuousReference, GaussianReference, Reference
+from sk_itdiffusion._first.references.families import ReferenceFamily
+from sk_itdiffusion._first.references.families.mixture import is_affordable, mixture_regularization
+from sk_itdiffusion._first.references.judging import log_likelihoods, mean_and_error, rows_to_fit
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture
+from sk_itdiffusion._first.references.optimism import choice_optimism
 
 __all__ = ["choose_map"]
 

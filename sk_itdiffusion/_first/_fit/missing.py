@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import Experts, Mixing
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.parts import crossfitted_log_density, fit_parts
-from sk_itdiffusion._fit.pattern_stacking import fit_pattern_stack
-from sk_itdiffusion._fit.patterns import PatternStack, conditional_log_density
-from sk_itdiffusion._fit.selection import FittedReferences
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.stacking import variance_of_reference
-from sk_itdiffusion._fit.validation import mean_and_std
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references import ReferenceMixture
-from sk_itdiffusion.references.judging import mean_and_error
+from sk_itdiffusion._first._fit.experts import Experts, Mixing
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.parts import crossfitted_log_density, fit_parts
+from sk_itdiffusion._first._fit.pattern_stacking import fit_pattern_stack
+from sk_itdiffusion._first._fit.patterns import PatternStack, conditional_log_density
+from sk_itdiffusion._first._fit.selection import FittedReferences
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._fit.stacking import variance_of_reference
+from sk_itdiffusion._first._fit.validation import mean_and_std
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references import ReferenceMixture
+from sk_itdiffusion._first.references.judging import mean_and_error
 
 __all__ = ["model_of_parts"]
 

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._fit.experts import Experts, Mixing, network_posterior, on_device
-from sk_itdiffusion._fit.model_of_parts import (
+from sk_itdiffusion._first._fit.experts import Experts, Mixing, network_posterior, on_device
+from sk_itdiffusion._first._fit.model_of_parts import (
     DEQUANTIZATIONS,
     MIN_LOG_DENSITY,
     NUMBERS_IN_A_PASS,
     ModelOfParts,
     n_dequantizations,
 )
-from sk_itdiffusion._fit.patterns import PatternStack
-from sk_itdiffusion._immse.cubature import (
+from sk_itdiffusion._first._fit.patterns import PatternStack
+from sk_itdiffusion._first._immse.cubature import (
     Keys,
     NoiseRule,
     PiecewiseDensity,
@@ -29,9 +29,9 @@ from sk_itdiffusion._immse.cubature import (
     keys_apart,
     row_keys,
 )
-from sk_itdiffusion._immse.error_profiles import ErrorProfile
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import (
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.likelihood import (
     Denoiser,
     IntegrationRule,
     MSECurve,
@@ -39,22 +39,22 @@ from sk_itdiffusion._immse.likelihood import (
     PointsOfDraws,
     StackedDenoiser,
 )
-from sk_itdiffusion._immse.path import PathRule, path_log_probability
-from sk_itdiffusion._immse.sampling import probability_flow_in_chunks
-from sk_itdiffusion._runtime.progress import stretch_of_progress
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.layout import Layout, check_same_layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first._immse.path import PathRule, path_log_probability
+from sk_itdiffusion._first._immse.sampling import probability_flow_in_chunks
+from sk_itdiffusion._first._runtime.progress import stretch_of_progress
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.layout import Layout, check_same_layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_in_range,
     check_increasing,
     check_not_negative,
     check_same,
     check_shapes,
 )
-from sk_itdiffusion.references import IndependentReference, Reference
-from sk_itdiffusion.references.discrete import DiscreteReference
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion._first.references import IndependentReference, Reference
+from sk_itdiffusion._first.references.discrete import DiscreteReference
+from sk_itdiffusion._first.references.judging import log_likelihoods
 
 __all__ = [
     "TableModel",
@@ -300,7 +300,7 @@ class TableModel(ModelOfParts):
     ) -> tuple[Array, Array]:
         """Return log-probabilities of discrete rows from noise paths, and their variances.
 
-        See `sk_itdiffusion._immse.path`.  Rows with missing entries have no paths.
+        See `sk_itdiffusion._first._immse.path`.  Rows with missing entries have no paths.
         """
         in_parts = self.answers_by_parts(values)
         if in_parts.any():

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import Experts
-from sk_itdiffusion._fit.pattern_gains import PatternGain
-from sk_itdiffusion._fit.patterns import PatternStack, conditional_log_density
-from sk_itdiffusion._immse.cubature import (
+from sk_itdiffusion._first._fit.experts import Experts
+from sk_itdiffusion._first._fit.pattern_gains import PatternGain
+from sk_itdiffusion._first._fit.patterns import PatternStack, conditional_log_density
+from sk_itdiffusion._first._immse.cubature import (
     Keys,
     hash_uniform,
     keys_apart,
     row_keys,
     spawn_keys,
 )
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._runtime.progress import stretch_of_progress
-from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
-from sk_itdiffusion.denoisers.roles import RoleDenoiser
-from sk_itdiffusion.references import ReferenceMixture
-from sk_itdiffusion.references.judging import conditional_log_likelihoods
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._runtime.progress import stretch_of_progress
+from sk_itdiffusion._first.denoisers.role_levels import RoleLevelDenoiser
+from sk_itdiffusion._first.denoisers.roles import RoleDenoiser
+from sk_itdiffusion._first.references import ReferenceMixture
+from sk_itdiffusion._first.references.judging import conditional_log_likelihoods
 
 __all__ = ["FARTHEST", "MIN_LOG_DENSITY", "ModelOfParts", "n_dequantizations"]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Generator, Tensor
 
-from sk_itdiffusion._fit.course import MIN_EPOCHS_TO_COMPARE, Limits
-from sk_itdiffusion._fit.experts import (
+from sk_itdiffusion._first._fit.course import MIN_EPOCHS_TO_COMPARE, Limits
+from sk_itdiffusion._first._fit.experts import (
     Experts,
     kind_of_expert,
     names_of_networks,
@@ -27,33 +27,33 @@ from sk_itdiffusion._fit.experts import (
     on_device,
     profile_noise,
 )
-from sk_itdiffusion._fit.grids import MAX_ROWS_FOR_SPECTRUM
-from sk_itdiffusion._fit.model import TableModel
-from sk_itdiffusion._fit.pattern_stacking import likeliest_reference
-from sk_itdiffusion._fit.patterns import Question
-from sk_itdiffusion._fit.roles import RoleObjective
-from sk_itdiffusion._fit.schema import check_bounds, holds_out, n_observations
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.training import (
+from sk_itdiffusion._first._fit.grids import MAX_ROWS_FOR_SPECTRUM
+from sk_itdiffusion._first._fit.model import TableModel
+from sk_itdiffusion._first._fit.pattern_stacking import likeliest_reference
+from sk_itdiffusion._first._fit.patterns import Question
+from sk_itdiffusion._first._fit.roles import RoleObjective
+from sk_itdiffusion._first._fit.schema import check_bounds, holds_out, n_observations
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._fit.training import (
     DenoisingObjective,
     Network,
     RowDataset,
     TrainingPlan,
     train,
 )
-from sk_itdiffusion._fit.training_report import EpochBoard, TrainingReport
-from sk_itdiffusion._immse.cubature import PiecewiseDensity
-from sk_itdiffusion._immse.error_profiles import error_profile
-from sk_itdiffusion._immse.likelihood import Denoiser
-from sk_itdiffusion._runtime.generators import CopyableGenerator, seeded
-from sk_itdiffusion._runtime.parallel import run_all_interruptibly, run_interruptibly
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.rows import WeightedRows, resample_rows
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion._table.streams import StreamedRows
-from sk_itdiffusion.denoisers import (
+from sk_itdiffusion._first._fit.training_report import EpochBoard, TrainingReport
+from sk_itdiffusion._first._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._first._immse.error_profiles import error_profile
+from sk_itdiffusion._first._immse.likelihood import Denoiser
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator, seeded
+from sk_itdiffusion._first._runtime.parallel import run_all_interruptibly, run_interruptibly
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.rows import WeightedRows, resample_rows
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first._table.streams import StreamedRows
+from sk_itdiffusion._first.denoisers import (
     BackbonePlan,
     LevelDenoiser,
     LogSNREmbedding,
@@ -64,16 +64,16 @@ from sk_itdiffusion.denoisers import (
     ReferencedDenoiser,
     UsualParameters,
 )
-from sk_itdiffusion.denoisers.levels import n_category_outputs, n_periodic_inputs
-from sk_itdiffusion.denoisers.mlp import replace_dropout
-from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
-from sk_itdiffusion.denoisers.roles import RoleDenoiser
+from sk_itdiffusion._first.denoisers.levels import n_category_outputs, n_periodic_inputs
+from sk_itdiffusion._first.denoisers.mlp import replace_dropout
+from sk_itdiffusion._first.denoisers.role_levels import RoleLevelDenoiser, n_role_inputs
+from sk_itdiffusion._first.denoisers.roles import RoleDenoiser
+from sk_itdiffusion._first.pretrained import PretrainedDenoiser
+from sk_itdiffusion._first.references import GaussianReference, IndependentReference, Reference
+from sk_itdiffusion._first.references.discrete import DiscreteReference
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.latent_class import category_counts
 from sk_itdiffusion.distributed import Processes
-from sk_itdiffusion.pretrained import PretrainedDenoiser
-from sk_itdiffusion.references import GaussianReference, IndependentReference, Reference
-from sk_itdiffusion.references.discrete import DiscreteReference
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.latent_class import category_counts
 
 __all__ = ["bound_history", "networks_to_train", "train_networks", "warn_if_still_improving"]
 

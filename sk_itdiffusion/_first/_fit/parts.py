@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references import Reference, ReferenceMixture
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.optimism import fold_weights
-from sk_itdiffusion.references.parts import log_sum
-from sk_itdiffusion.references.reference_mixture import fitted_log_weights
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references import Reference, ReferenceMixture
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.optimism import fold_weights
+from sk_itdiffusion._first.references.parts import log_sum
+from sk_itdiffusion._first.references.reference_mixture import fitted_log_weights
 
 __all__ = ["crossfitted_log_density", "fit_parts"]
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range
 
 __all__ = ["PatternGain", "text_of_gains"]
 

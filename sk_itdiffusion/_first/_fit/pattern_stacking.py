@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from sk_itdiffusion._fit.experts import Experts, noise_for_layout
-from sk_itdiffusion._fit.pattern_gains import PatternGain
-from sk_itdiffusion._fit.patterns import (
+from sk_itdiffusion._first._fit.experts import Experts, noise_for_layout
+from sk_itdiffusion._first._fit.pattern_gains import PatternGain
+from sk_itdiffusion._first._fit.patterns import (
     N_CLASSES,
     PatternStack,
     PreparedQuestion,
@@ -21,22 +21,22 @@ from sk_itdiffusion._fit.patterns import (
     conditional_log_density,
     questions_of,
 )
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import crossfitted_errors
-from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, keys_apart, spawn_keys
-from sk_itdiffusion._immse.error_profiles import (
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._fit.validation import crossfitted_errors
+from sk_itdiffusion._first._immse.cubature import Keys, PiecewiseDensity, keys_apart, spawn_keys
+from sk_itdiffusion._first._immse.error_profiles import (
     ErrorProfile,
     products_of_residuals,
     stacking_weights,
 )
-from sk_itdiffusion._immse.errors import LADDER, ErrorCalibration, calibrate_errors
-from sk_itdiffusion._immse.likelihood import IntegrationRule
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references import ReferenceMixture
-from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
-from sk_itdiffusion.references.optimism import fold_weights
+from sk_itdiffusion._first._immse.errors import LADDER, ErrorCalibration, calibrate_errors
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references import ReferenceMixture
+from sk_itdiffusion._first.references.judging import log_likelihoods, mean_and_error
+from sk_itdiffusion._first.references.optimism import fold_weights
 
 __all__ = ["drivers_of_missingness", "fit_pattern_stack", "likeliest_reference"]
 

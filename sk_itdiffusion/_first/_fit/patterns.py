@@ -24,34 +24,38 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from sk_itdiffusion._fit.experts import (
+from sk_itdiffusion._first._fit.experts import (
     MAX_NETWORK_INPUT,
     Experts,
     Mixing,
     noise_for_layout,
     on_device,
 )
-from sk_itdiffusion._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
-from sk_itdiffusion._immse.errors import Tolerance
-from sk_itdiffusion._immse.likelihood import (
+from sk_itdiffusion._first._immse.cubature import Keys, hash_uniform, row_keys, spawn_keys
+from sk_itdiffusion._first._immse.errors import Tolerance
+from sk_itdiffusion._first._immse.likelihood import (
     Denoiser,
     IntegrationRule,
     PairedDenoiser,
     gap_of_chunk,
 )
-from sk_itdiffusion._immse.places import Places
-from sk_itdiffusion._immse.sampling import N_STEPS, probability_flow
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
-from sk_itdiffusion.denoisers.roles import RoleDenoiser, with_roles
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_increasing, check_not_negative, check_same
-from sk_itdiffusion.references import Reference
-from sk_itdiffusion.references.judging import conditional_log_likelihoods
-from sk_itdiffusion.references.parts import rows_by_pattern
+from sk_itdiffusion._first._immse.places import Places
+from sk_itdiffusion._first._immse.sampling import N_STEPS, probability_flow
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.denoisers.role_levels import RoleLevelDenoiser
+from sk_itdiffusion._first.denoisers.roles import RoleDenoiser, with_roles
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
+    check_increasing,
+    check_not_negative,
+    check_same,
+)
+from sk_itdiffusion._first.references import Reference
+from sk_itdiffusion._first.references.judging import conditional_log_likelihoods
+from sk_itdiffusion._first.references.parts import rows_by_pattern
 
 __all__ = [
     "N_CLASSES",

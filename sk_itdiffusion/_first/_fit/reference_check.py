@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion.channel import signal_scale
-from sk_itdiffusion.references import ContinuousReference, Reference
-from sk_itdiffusion.references.families import JudgedReference, ReferenceFamily
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first.channel import signal_scale
+from sk_itdiffusion._first.references import ContinuousReference, Reference
+from sk_itdiffusion._first.references.families import JudgedReference, ReferenceFamily
 
 __all__ = ["check_reference"]
 

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from sk_itdiffusion._fit.batches import Batches, NoisyRows
-from sk_itdiffusion._fit.judgement import Judgement
-from sk_itdiffusion._fit.patterns import Question
-from sk_itdiffusion._fit.training import DenoisingObjective
-from sk_itdiffusion._immse.likelihood import Denoiser
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.denoisers.role_levels import RoleLevelDenoiser
-from sk_itdiffusion.denoisers.roles import RoleDenoiser, distinct_rows, with_roles
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion._first._fit.batches import Batches, NoisyRows
+from sk_itdiffusion._first._fit.judgement import Judgement
+from sk_itdiffusion._first._fit.patterns import Question
+from sk_itdiffusion._first._fit.training import DenoisingObjective
+from sk_itdiffusion._first._immse.likelihood import Denoiser
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.denoisers.role_levels import RoleLevelDenoiser
+from sk_itdiffusion._first.denoisers.roles import RoleDenoiser, distinct_rows, with_roles
+from sk_itdiffusion._first.layout import Layout
 
 __all__ = ["RoleObjective", "draw_roles"]
 

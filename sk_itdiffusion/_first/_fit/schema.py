@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.seeds import Seeds
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.bounds import around_cells, check_inside, shown_bounds, unbounded
-from sk_itdiffusion._table.dequantize import Dequantizer, NoisyCopies, warn_of_coarse_noise
-from sk_itdiffusion._table.groups import RowGroups
-from sk_itdiffusion._table.marginals import (
+from sk_itdiffusion._first._fit.seeds import Seeds
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.bounds import around_cells, check_inside, shown_bounds, unbounded
+from sk_itdiffusion._first._table.dequantize import Dequantizer, NoisyCopies, warn_of_coarse_noise
+from sk_itdiffusion._first._table.groups import RowGroups
+from sk_itdiffusion._first._table.marginals import (
     AffineMap,
     MarginalMap,
     Standardizer,
     without_last_bits,
 )
-from sk_itdiffusion._table.rows import (
+from sk_itdiffusion._first._table.rows import (
     ColumnReport,
     WeightedRows,
     are_counts,
@@ -39,9 +39,9 @@ from sk_itdiffusion._table.rows import (
     in_common_units,
     inspect_columns,
 )
-from sk_itdiffusion._table.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_layout
-from sk_itdiffusion._table.streams import affordable_rows
-from sk_itdiffusion.references import ContinuousReference
+from sk_itdiffusion._first._table.space import CONSTANT_WIDTH, ColumnKind, TableSpace, make_layout
+from sk_itdiffusion._first._table.streams import affordable_rows
+from sk_itdiffusion._first.references import ContinuousReference
 
 __all__ = [
     "KnownColumns",

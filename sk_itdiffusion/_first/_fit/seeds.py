@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sk_itdiffusion._immse.cubature import MAX_SEED
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range
+from sk_itdiffusion._first._immse.cubature import MAX_SEED
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range
 
 __all__ = ["Seeds"]
 

@@ -11,28 +11,28 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.grids import (
+from sk_itdiffusion._first._fit.grids import (
     N_NODES,
     category_logsnr_range,
     lowest_with_given,
     model_range,
     with_more_nodes,
 )
-from sk_itdiffusion._fit.reference_check import check_reference
-from sk_itdiffusion._fit.schema import Schema
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._runtime.parallel import run_interruptibly
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references import ContinuousReference, Reference
-from sk_itdiffusion.references.families import (
+from sk_itdiffusion._first._fit.reference_check import check_reference
+from sk_itdiffusion._first._fit.schema import Schema
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._runtime.parallel import run_interruptibly
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references import ContinuousReference, Reference
+from sk_itdiffusion._first.references.families import (
     BUILT_IN_FAMILIES,
     Demand,
     FamilyContext,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.judging import log_likelihoods
 
 __all__ = ["FittedReferences", "choose_control", "families_of", "fit_references"]
 

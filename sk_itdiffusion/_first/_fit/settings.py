@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion._runtime.callbacks import FitTasks
-from sk_itdiffusion._table.streams import Stream
-from sk_itdiffusion.denoisers import MLPFamily, NetworkFamily, NetworkTask
+from sk_itdiffusion._first._runtime.callbacks import FitTasks
+from sk_itdiffusion._first._table.streams import Stream
+from sk_itdiffusion._first.denoisers import MLPFamily, NetworkFamily, NetworkTask
+from sk_itdiffusion._first.pretrained import PretrainedDenoiser
+from sk_itdiffusion._first.references import ContinuousReference
+from sk_itdiffusion._first.references.families import BUILT_IN_FAMILIES, ReferenceFamily
+from sk_itdiffusion._first.schedules import Schedule
 from sk_itdiffusion.distributed import ALONE, Processes
-from sk_itdiffusion.pretrained import PretrainedDenoiser
-from sk_itdiffusion.references import ContinuousReference
-from sk_itdiffusion.references.families import BUILT_IN_FAMILIES, ReferenceFamily
-from sk_itdiffusion.schedules import Schedule
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.model import TableModel
+    from sk_itdiffusion._first._fit.model import TableModel
 
 __all__ = [
     "FitSettings",

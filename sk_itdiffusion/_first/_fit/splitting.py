@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.schema import holds_out, n_observations
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.validation import Optimism, codes_of
-from sk_itdiffusion._immse.cubature import keys_apart
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.groups import RowGroups, near_copies
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import TableSpace
+from sk_itdiffusion._first._fit.schema import holds_out, n_observations
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.validation import Optimism, codes_of
+from sk_itdiffusion._first._immse.cubature import keys_apart
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.groups import RowGroups, near_copies
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import TableSpace
 
 __all__ = [
     "MappedSplit",

@@ -9,30 +9,36 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._fit.experts import NETWORKS, Experts, Mixing, kind_of_expert, scoring_noise
-from sk_itdiffusion._fit.grids import n_nodes_needed
-from sk_itdiffusion._fit.model import TableModel, summarize_profile
-from sk_itdiffusion._fit.parts import fit_parts
-from sk_itdiffusion._fit.schema import MIN_ROWS_TO_SPLIT, Schema
-from sk_itdiffusion._fit.selection import FittedReferences, choose_control, demand_of
-from sk_itdiffusion._fit.settings import FitSettings
-from sk_itdiffusion._fit.splitting import MappedSplit
-from sk_itdiffusion._fit.validation import (
+from sk_itdiffusion._first._fit.experts import (
+    NETWORKS,
+    Experts,
+    Mixing,
+    kind_of_expert,
+    scoring_noise,
+)
+from sk_itdiffusion._first._fit.grids import n_nodes_needed
+from sk_itdiffusion._first._fit.model import TableModel, summarize_profile
+from sk_itdiffusion._first._fit.parts import fit_parts
+from sk_itdiffusion._first._fit.schema import MIN_ROWS_TO_SPLIT, Schema
+from sk_itdiffusion._first._fit.selection import FittedReferences, choose_control, demand_of
+from sk_itdiffusion._first._fit.settings import FitSettings
+from sk_itdiffusion._first._fit.splitting import MappedSplit
+from sk_itdiffusion._first._fit.validation import (
     crossfitted_errors,
     mean_and_std,
     variance_of_units,
     with_unseen_values,
 )
-from sk_itdiffusion._immse.cubature import Keys, PiecewiseDensity, spawn_keys
-from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
-from sk_itdiffusion._immse.errors import LADDER, calibrate_errors
-from sk_itdiffusion._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references import Reference
-from sk_itdiffusion.references.families import ReferenceFamily
-from sk_itdiffusion.references.judging import log_likelihoods, mean_and_error
-from sk_itdiffusion.references.optimism import fold_weights
+from sk_itdiffusion._first._immse.cubature import Keys, PiecewiseDensity, spawn_keys
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._first._immse.errors import LADDER, calibrate_errors
+from sk_itdiffusion._first._immse.likelihood import IntegrationRule, PairedDenoiser, fit_placement
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references import Reference
+from sk_itdiffusion._first.references.families import ReferenceFamily
+from sk_itdiffusion._first.references.judging import log_likelihoods, mean_and_error
+from sk_itdiffusion._first.references.optimism import fold_weights
 
 __all__ = ["restrict_profile", "scoring_rule", "stacked_model"]
 

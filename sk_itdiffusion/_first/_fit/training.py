@@ -18,33 +18,37 @@ from numpy.typing import NDArray
 from skorch.helper import predefined_split
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion._fit.batches import (
+from sk_itdiffusion._first._fit.batches import (
     Batches,
     FixedNoiseIterator,
     NoisyRowIterator,
     NoisyRows,
     StreamedRowIterator,
 )
-from sk_itdiffusion._fit.course import Limits
-from sk_itdiffusion._fit.judgement import Judgement, unexplained_noise
-from sk_itdiffusion._fit.optimizers import optimizer_settings
-from sk_itdiffusion._fit.training_control import (
+from sk_itdiffusion._first._fit.course import Limits
+from sk_itdiffusion._first._fit.judgement import Judgement, unexplained_noise
+from sk_itdiffusion._first._fit.optimizers import optimizer_settings
+from sk_itdiffusion._first._fit.training_control import (
     FIRST_ADAPTATION,
     StopTraining,
     TrainingControl,
     UntilItsEnd,
 )
-from sk_itdiffusion._fit.training_report import TrainingReport
-from sk_itdiffusion._immse.cubature import PiecewiseDensity
-from sk_itdiffusion._runtime.memory import LESS, is_out_of_memory, release_memory
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.streams import RowDataset, StreamedRows
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.denoisers import LevelDenoiser, PreconditionedDenoiser, ReferencedDenoiser
-from sk_itdiffusion.denoisers.mlp import share_dropout
+from sk_itdiffusion._first._fit.training_report import TrainingReport
+from sk_itdiffusion._first._immse.cubature import PiecewiseDensity
+from sk_itdiffusion._first._runtime.memory import LESS, is_out_of_memory, release_memory
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.streams import RowDataset, StreamedRows
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.denoisers import (
+    LevelDenoiser,
+    PreconditionedDenoiser,
+    ReferencedDenoiser,
+)
+from sk_itdiffusion._first.denoisers.mlp import share_dropout
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
 from sk_itdiffusion.distributed import ALONE, Processes
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
 
 __all__ = [
     "DenoisingObjective",

@@ -14,10 +14,10 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 from torch import Tensor
 
-from sk_itdiffusion._fit.course import Course, End, Limits
-from sk_itdiffusion._fit.optimizers import clip_norm
-from sk_itdiffusion._fit.training_report import TrainingReport
-from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._first._fit.course import Course, End, Limits
+from sk_itdiffusion._first._fit.optimizers import clip_norm
+from sk_itdiffusion._first._fit.training_report import TrainingReport
+from sk_itdiffusion._first._runtime.warning import warn
 from sk_itdiffusion.distributed import ALONE, Processes
 
 __all__ = ["StopTraining", "TrainingControl", "UntilItsEnd", "rates_of", "set_rates"]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import skorch
 
-from sk_itdiffusion._runtime.callbacks import FitTasks
-from sk_itdiffusion._runtime.progress import Progress
+from sk_itdiffusion._first._runtime.callbacks import FitTasks
+from sk_itdiffusion._first._runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.training_control import TrainingControl
+    from sk_itdiffusion._first._fit.training_control import TrainingControl
 
 __all__ = ["EpochBoard", "TrainingReport"]
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.error_profiles import ErrorProfile, stacking_weights
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion._table.space import TableSpace
-from sk_itdiffusion.references import Reference
-from sk_itdiffusion.references.judging import log_likelihoods
+from sk_itdiffusion._first._immse.error_profiles import ErrorProfile, stacking_weights
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first._table.space import TableSpace
+from sk_itdiffusion._first.references import Reference
+from sk_itdiffusion._first.references.judging import log_likelihoods
 
 __all__ = [
     "Optimism",

@@ -37,8 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_in_range,
     check_increasing,
     check_not_negative,
@@ -89,7 +89,7 @@ def row_keys(X: Array, seed: int = 0) -> Keys:
     Examples
     --------
     >>> import numpy as np
-    >>> from sk_itdiffusion._immse.cubature import row_keys
+    >>> from sk_itdiffusion._first._immse.cubature import row_keys
     >>> keys = row_keys(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
     >>> bool(keys[0] == keys[1]), bool(keys[0] == keys[2])
     (True, False)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, spawn_keys, sums_over_sources
-from sk_itdiffusion._immse.likelihood import Denoiser, _tensor
-from sk_itdiffusion._runtime.memory import retry_with_less_memory
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion.channel import add_noise
+from sk_itdiffusion._first._immse.cubature import Keys, NoiseRule, spawn_keys, sums_over_sources
+from sk_itdiffusion._first._immse.likelihood import Denoiser, _tensor
+from sk_itdiffusion._first._runtime.memory import retry_with_less_memory
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first.channel import add_noise
 
 __all__ = ["ErrorProfile", "error_profile", "products_of_residuals", "stacking_weights"]
 

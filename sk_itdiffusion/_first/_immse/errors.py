@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
-from sk_itdiffusion._immse.cubature import Keys, spawn_keys
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first._immse.cubature import Keys, spawn_keys
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_finite,
     check_in_range,
     check_increasing,

@@ -12,9 +12,9 @@ integrand vanishes, so the range of the integral can be cut to any interval with
 the estimate too high.
 
 The integral is a stratified Monte-Carlo estimate with one draw in each stratum of the log-SNR: its
-position and the noise are keyed by the row (see `sk_itdiffusion._immse.cubature`).  The sum of
+position and the noise are keyed by the row (see `sk_itdiffusion._first._immse.cubature`).  The sum of
 squares of the differences of consecutive draws would be the variance if draws were independent;
-they are better than that, by a factor that `sk_itdiffusion._immse.errors` finds.
+they are better than that, by a factor that `sk_itdiffusion._first._immse.errors` finds.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import (
+from sk_itdiffusion._first._immse.cubature import (
     Keys,
     NoiseRule,
     PiecewiseDensity,
     hash_uniform,
     spawn_keys,
 )
-from sk_itdiffusion._immse.errors import ErrorCalibration, Tolerance
-from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE, Places
-from sk_itdiffusion._runtime.memory import retry_with_less_memory
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_shapes
+from sk_itdiffusion._first._immse.errors import ErrorCalibration, Tolerance
+from sk_itdiffusion._first._immse.places import EVALUATIONS_IN_A_TILE, Places
+from sk_itdiffusion._first._runtime.memory import retry_with_less_memory
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range, check_shapes
 
 __all__ = [
     "IntegrationRule",
@@ -196,7 +196,7 @@ def information_gap(
         Returns the points of rows in each draw, if they differ from draw to draw; the rows are then
         in any space.
     apart : int, default=32
-        Places at multiples of which rows begin; see `sk_itdiffusion._immse.places`.
+        Places at multiples of which rows begin; see `sk_itdiffusion._first._immse.places`.
 
     Returns
     -------

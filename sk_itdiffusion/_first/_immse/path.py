@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import Keys, NoiseRule, spawn_keys
-from sk_itdiffusion._immse.places import SINGLE_APART, Places
-from sk_itdiffusion._runtime.memory import retry_with_less_memory
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion.channel import signal_scale
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion._first._immse.cubature import Keys, NoiseRule, spawn_keys
+from sk_itdiffusion._first._immse.places import SINGLE_APART, Places
+from sk_itdiffusion._first._runtime.memory import retry_with_less_memory
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first.channel import signal_scale
+from sk_itdiffusion._first.layout import Layout
 
 __all__ = ["PathRule", "path_log_probability"]
 

@@ -32,10 +32,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._runtime.memory import retry_with_less_memory
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._runtime.progress import current_progress
-from sk_itdiffusion.channel import data_from_noise, signal_scale
+from sk_itdiffusion._first._runtime.memory import retry_with_less_memory
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._runtime.progress import current_progress
+from sk_itdiffusion._first.channel import data_from_noise, signal_scale
 
 __all__ = ["N_STEPS", "probability_flow", "probability_flow_in_chunks"]
 

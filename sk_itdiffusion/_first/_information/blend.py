@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from sk_itdiffusion._information.units import mean_over_rows
-from sk_itdiffusion.references.parts import log_sum
-from sk_itdiffusion.references.reference_mixture import fitted_log_weights
+from sk_itdiffusion._first._information.units import mean_over_rows
+from sk_itdiffusion._first.references.parts import log_sum
+from sk_itdiffusion._first.references.reference_mixture import fitted_log_weights
 
 __all__ = ["Blend"]
 

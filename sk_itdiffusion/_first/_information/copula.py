@@ -27,8 +27,8 @@ from scipy import stats
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, log_ndtr
 
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first.references.gaussian import floor_eigenvalues
 
 __all__ = ["EllipticalCopula", "ranks_of"]
 

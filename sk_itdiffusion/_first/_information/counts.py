@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._information.roles import Roles
+from sk_itdiffusion._first._information.roles import Roles
 
 __all__ = ["CountTables"]
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from sk_itdiffusion._information.blend import Blend
-from sk_itdiffusion._information.copula import EllipticalCopula
-from sk_itdiffusion._information.counts import CountTables
-from sk_itdiffusion._information.joint import JointDensity
-from sk_itdiffusion._information.normal_scores import NormalScores
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion._information.units import mean_over_rows, units_of
+from sk_itdiffusion._first._information.blend import Blend
+from sk_itdiffusion._first._information.copula import EllipticalCopula
+from sk_itdiffusion._first._information.counts import CountTables
+from sk_itdiffusion._first._information.joint import JointDensity
+from sk_itdiffusion._first._information.normal_scores import NormalScores
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first._information.units import mean_over_rows, units_of
 
 __all__ = ["Columns", "CrossFit", "FoldModel", "InformationModel", "crossfit", "fit_folds"]
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from sk_itdiffusion._immse.cubature import hash_uniform, keys_apart, row_keys, spawn_keys
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion._information.units import mean_over_rows
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion._first._immse.cubature import hash_uniform, keys_apart, row_keys, spawn_keys
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first._information.units import mean_over_rows
+from sk_itdiffusion._first.layout import Layout
 
 __all__ = ["InformationCurve", "curve_of_rows", "noisy_information"]
 

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import NoiseRule, row_keys, spawn_keys
-from sk_itdiffusion._information.roles import Roles
-from sk_itdiffusion.channel import add_noise
-from sk_itdiffusion.references import Reference
+from sk_itdiffusion._first._immse.cubature import NoiseRule, row_keys, spawn_keys
+from sk_itdiffusion._first._information.roles import Roles
+from sk_itdiffusion._first.channel import add_noise
+from sk_itdiffusion._first.references import Reference
 
 __all__ = ["squared_differences"]
 

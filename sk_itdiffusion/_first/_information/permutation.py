@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._information.crossfit import InformationModel
-from sk_itdiffusion._information.units import random_order
+from sk_itdiffusion._first._information.crossfit import InformationModel
+from sk_itdiffusion._first._information.units import random_order
 
 __all__ = ["permutation_p_value"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import keys_apart, row_keys, sums_over_sources
-from sk_itdiffusion.references.judging import mean_and_error
+from sk_itdiffusion._first._immse.cubature import keys_apart, row_keys, sums_over_sources
+from sk_itdiffusion._first.references.judging import mean_and_error
 
 __all__ = ["first_of_units", "mean_over_rows", "random_order", "units_of"]
 

@@ -46,5 +46,5 @@ class DocumentationLinkMixin:
 
         Classes of private packages are public at the top.
         """
-        module = type(self).__module__.partition("._")[0]
+        module = type(self).__module__.replace("._first", "").partition("._")[0]
         return {"page": f"{module}.{type(self).__name__}"}

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._first._runtime.warning import warn
 
 __all__ = ["LESS", "is_out_of_memory", "release_memory", "retry_with_less_memory"]
 

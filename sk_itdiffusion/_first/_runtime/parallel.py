@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-from sk_itdiffusion._runtime.progress import Progress
-from sk_itdiffusion._runtime.warning import UserLine, called_from, current_line
+from sk_itdiffusion._first._runtime.progress import Progress
+from sk_itdiffusion._first._runtime.warning import UserLine, called_from, current_line
 
 __all__ = ["map_in_workers", "run_all_interruptibly", "run_interruptibly", "single_blas_thread"]
 

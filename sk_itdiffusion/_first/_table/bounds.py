@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.rows import observed
+from sk_itdiffusion._first._table.rows import observed
 
 __all__ = [
     "around_cells",

@@ -12,10 +12,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from sk_itdiffusion._table.kinds import Kind
-from sk_itdiffusion._table.reading import N_SHOWN, Labels, Table, by_column, factorize, first_few
-from sk_itdiffusion._table.rows import column_labels
-from sk_itdiffusion._table.unseen import UnseenValues, is_whole_number, whole_numbers
+from sk_itdiffusion._first._table.kinds import Kind
+from sk_itdiffusion._first._table.reading import (
+    N_SHOWN,
+    Labels,
+    Table,
+    by_column,
+    factorize,
+    first_few,
+)
+from sk_itdiffusion._first._table.rows import column_labels
+from sk_itdiffusion._first._table.unseen import UnseenValues, is_whole_number, whole_numbers
 
 __all__ = [
     "check_order",

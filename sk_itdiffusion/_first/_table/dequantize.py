@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from sk_itdiffusion._immse.cubature import (
+from sk_itdiffusion._first._immse.cubature import (
     MAX_SEED,
     Keys,
     hash_uniform,
@@ -29,8 +29,8 @@ from sk_itdiffusion._immse.cubature import (
     row_keys,
     spawn_keys,
 )
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.rows import (
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.rows import (
     WeightedRows,
     column_labels,
     extent,
@@ -38,8 +38,8 @@ from sk_itdiffusion._table.rows import (
     lattice_step,
     observed,
 )
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_finite,
     check_in_range,
     check_not_negative,

@@ -3,7 +3,7 @@
 A continuous column keeps its numbers.  A discrete column becomes the codes 0, ..., K - 1 of its K
 categories: in the order of the categories where it is ordinal, and from the most to the least
 frequent one where it is nominal, so that the codes do not depend on how the categories are called.
-A value that is not a category becomes its log-probability (see `sk_itdiffusion._table.unseen`),
+A value that is not a category becomes its log-probability (see `sk_itdiffusion._first._table.unseen`),
 which is negative.
 """
 
@@ -20,23 +20,23 @@ from pandas.api import types
 from pandas.api.extensions import ExtensionDtype
 from sklearn.utils.validation import _check_sample_weight
 
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.bounds import rounded_inside, unbounded
-from sk_itdiffusion._table.categories import (
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.bounds import rounded_inside, unbounded
+from sk_itdiffusion._first._table.categories import (
     check_order,
     check_type_of_values,
     codes_of,
     given_categories,
     learn_categories,
 )
-from sk_itdiffusion._table.frames import as_polars
-from sk_itdiffusion._table.kinds import (
+from sk_itdiffusion._first._table.frames import as_polars
+from sk_itdiffusion._first._table.kinds import (
     Kind,
     check_continuous,
     is_continuous,
     reason_of_merged_integers,
 )
-from sk_itdiffusion._table.reading import (
+from sk_itdiffusion._first._table.reading import (
     Labels,
     Table,
     as_floats,
@@ -45,10 +45,10 @@ from sk_itdiffusion._table.reading import (
     read_table,
     with_one_nan,
 )
-from sk_itdiffusion._table.rows import in_common_units
-from sk_itdiffusion._table.unseen import UnseenValues
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
+from sk_itdiffusion._first._table.rows import in_common_units
+from sk_itdiffusion._first._table.unseen import UnseenValues
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
 
 __all__ = ["Column", "TableEncoder"]
 

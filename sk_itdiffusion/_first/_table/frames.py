@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._first._runtime.warning import warn
 
 __all__ = ["as_polars", "polars_dtypes"]
 

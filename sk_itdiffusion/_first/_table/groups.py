@@ -44,9 +44,9 @@ from scipy.special import ndtri, rel_entr
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_consistent_length
 
-from sk_itdiffusion._immse.cubature import Keys, hash_uniform, numbered_keys, row_keys
-from sk_itdiffusion._table.reading import without_tensors
-from sk_itdiffusion._table.rows import (
+from sk_itdiffusion._first._immse.cubature import Keys, hash_uniform, numbered_keys, row_keys
+from sk_itdiffusion._first._table.reading import without_tensors
+from sk_itdiffusion._first._table.rows import (
     MIN_TRAINING_ROWS,
     MIN_VALIDATION_ROWS,
     WeightedRows,

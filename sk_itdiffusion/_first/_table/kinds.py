@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from sk_itdiffusion._runtime.warning import warn
-from sk_itdiffusion._table.reading import (
+from sk_itdiffusion._first._runtime.warning import warn
+from sk_itdiffusion._first._table.reading import (
     Table,
     as_floats,
     by_column,
@@ -19,7 +19,7 @@ from sk_itdiffusion._table.reading import (
     first_few,
     read_table,
 )
-from sk_itdiffusion._table.rows import MAX_EXACT_INTEGER, column_labels, observed
+from sk_itdiffusion._first._table.rows import MAX_EXACT_INTEGER, column_labels, observed
 
 __all__ = [
     "Kind",

@@ -39,15 +39,15 @@ from scipy import stats
 from scipy.interpolate import CubicHermiteSpline
 from scipy.special import expit, ndtr, ndtri
 
-from sk_itdiffusion._table.rows import has_missing, observed
-from sk_itdiffusion._table.tails import (
+from sk_itdiffusion._first._table.rows import has_missing, observed
+from sk_itdiffusion._first._table.tails import (
     Tail,
     fit_tail,
     has_heavy_tail,
     positive_slopes,
 )
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
     check_finite,
     check_in_range,
     check_increasing,

@@ -20,8 +20,8 @@ from sklearn.utils.validation import check_array
 from torch import Generator
 from torch.utils.data import Subset
 
-from sk_itdiffusion._table.reading import naming_columns, without_missing_objects
-from sk_itdiffusion._table.streams import affordable_rows, is_dataset, row_of
+from sk_itdiffusion._first._table.reading import naming_columns, without_missing_objects
+from sk_itdiffusion._first._table.streams import affordable_rows, is_dataset, row_of
 
 __all__ = [
     "DaskPartitions",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pandas.api import types
 from sklearn.utils.validation import check_array
 
-from sk_itdiffusion._table.frames import polars_dtypes
-from sk_itdiffusion._table.rows import column_labels
+from sk_itdiffusion._first._table.frames import polars_dtypes
+from sk_itdiffusion._first._table.rows import column_labels
 
 __all__ = [
     "N_SHOWN",

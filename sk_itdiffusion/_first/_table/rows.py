@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from sk_itdiffusion._immse.cubature import Keys, row_keys, spawn_keys
+from sk_itdiffusion._first._immse.cubature import Keys, row_keys, spawn_keys
 
 __all__ = [
     "ColumnReport",

@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.bounds import check_inside, outside, unbounded
-from sk_itdiffusion._table.marginals import MarginalMap, Standardizer
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout, Variable, lattice_values
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same, check_shapes
+from sk_itdiffusion._first._table.bounds import check_inside, outside, unbounded
+from sk_itdiffusion._first._table.marginals import MarginalMap, Standardizer
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout, Variable, lattice_values
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
+    check_finite,
+    check_in_range,
+    check_same,
+    check_shapes,
+)
 
 __all__ = ["ColumnKind", "TableSpace", "make_layout"]
 

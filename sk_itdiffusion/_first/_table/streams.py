@@ -291,7 +291,7 @@ class ImageFolder(Dataset[NDArray[np.uint8]]):
 
     Examples
     --------
-    >>> from sk_itdiffusion._table.streams import ImageFolder
+    >>> from sk_itdiffusion._first._table.streams import ImageFolder
     >>> images = ImageFolder("photos", (3, 32, 32))  # doctest: +SKIP
     >>> IMMSEDensity(image_shape=(3, 32, 32), dequantize=True).fit(images)  # doctest: +SKIP
     """

@@ -11,8 +11,8 @@ from scipy import optimize
 from scipy.interpolate import PchipInterpolator
 from scipy.special import log_ndtr, ndtri_exp
 
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_finite, check_positive
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_finite, check_positive
 
 __all__ = ["ParetoLaw", "Tail", "fit_tail", "has_heavy_tail"]
 

@@ -48,7 +48,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln
 
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["GeometricTail", "UnseenValues", "is_whole_number"]
 

@@ -3,22 +3,22 @@
 # May import `_runtime`, `persistence`, `channel`, `layout`, `pretrained` and `references` of the
 # package.
 
-from sk_itdiffusion.denoisers.convolutional import ConvolutionalFamily, ConvolutionalNetwork
-from sk_itdiffusion.denoisers.family import (
+from sk_itdiffusion._first.denoisers.convolutional import ConvolutionalFamily, ConvolutionalNetwork
+from sk_itdiffusion._first.denoisers.family import (
     BackbonePlan,
     NetworkFamily,
     NetworkTask,
     PlannedNetwork,
     UsualParameters,
 )
-from sk_itdiffusion.denoisers.levels import LevelDenoiser
-from sk_itdiffusion.denoisers.mlp import MLPFamily, ResidualMLP
-from sk_itdiffusion.denoisers.precondition import (
+from sk_itdiffusion._first.denoisers.levels import LevelDenoiser
+from sk_itdiffusion._first.denoisers.mlp import MLPFamily, ResidualMLP
+from sk_itdiffusion._first.denoisers.precondition import (
     LogSNREmbedding,
     PreconditionedDenoiser,
     ReferencedDenoiser,
 )
-from sk_itdiffusion.denoisers.unet import UNetBackbone, UNetFamily
+from sk_itdiffusion._first.denoisers.unet import UNetBackbone, UNetFamily
 
 __all__ = [
     "BackbonePlan",

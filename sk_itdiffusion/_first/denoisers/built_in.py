@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sklearn.base import clone
 
-from sk_itdiffusion.denoisers.convolutional import ConvolutionalFamily
-from sk_itdiffusion.denoisers.family import NetworkFamily, NetworkTask
-from sk_itdiffusion.denoisers.mlp import MLPFamily
-from sk_itdiffusion.denoisers.unet import UNetFamily
+from sk_itdiffusion._first.denoisers.convolutional import ConvolutionalFamily
+from sk_itdiffusion._first.denoisers.family import NetworkFamily, NetworkTask
+from sk_itdiffusion._first.denoisers.mlp import MLPFamily
+from sk_itdiffusion._first.denoisers.unet import UNetFamily
 
 __all__ = ["NETWORK_FAMILIES", "resolve_family"]
 

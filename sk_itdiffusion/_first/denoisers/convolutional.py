@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion.denoisers.family import (
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first.denoisers.family import (
     BackbonePlan,
     NetworkFamily,
     NetworkTask,
     PlannedNetwork,
     UsualParameters,
 )
-from sk_itdiffusion.denoisers.mlp import LocalDropout, MLPFamily, linear
-from sk_itdiffusion.denoisers.norm import RMSNorm
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.persistence import stored
+from sk_itdiffusion._first.denoisers.mlp import LocalDropout, MLPFamily, linear
+from sk_itdiffusion._first.denoisers.norm import RMSNorm
+from sk_itdiffusion._first.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion._first.persistence import stored
 
 __all__ = ["ConvolutionalFamily", "ConvolutionalNetwork"]
 

@@ -11,9 +11,9 @@ from typing import ClassVar
 from sklearn.base import BaseEstimator
 from torch import Generator, nn
 
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion.denoisers.precondition import LogSNREmbedding
-from sk_itdiffusion.layout import Layout
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first.denoisers.precondition import LogSNREmbedding
+from sk_itdiffusion._first.layout import Layout
 
 __all__ = ["BackbonePlan", "NetworkFamily", "NetworkTask", "PlannedNetwork", "UsualParameters"]
 

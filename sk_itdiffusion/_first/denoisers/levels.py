@@ -25,27 +25,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule
-from sk_itdiffusion.denoisers.precondition import (
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule
+from sk_itdiffusion._first.denoisers.precondition import (
     LogSNREmbedding,
     check_backbone,
     check_precision,
 )
-from sk_itdiffusion.layout import (
+from sk_itdiffusion._first.layout import (
     FINE_LATTICE,
     LatticeGroup,
     Layout,
     OneHotGroup,
     check_same_layout,
 )
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.discrete import (
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
+from sk_itdiffusion._first.references.discrete import (
     DiscreteReference,
     IndependentReference,
     noise_of_posteriors,
 )
-from sk_itdiffusion.references.posteriors import (
+from sk_itdiffusion._first.references.posteriors import (
     DEGREE,
     DensePosterior,
     LevelPosterior,

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same
-from sk_itdiffusion.persistence.registry import declaration_of
-from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_finite, check_in_range, check_same
+from sk_itdiffusion._first.persistence.registry import declaration_of
+from sk_itdiffusion._first.references.base import Reference
 
 __all__ = [
     "LogSNREmbedding",

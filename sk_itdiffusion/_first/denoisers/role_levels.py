@@ -15,24 +15,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule
-from sk_itdiffusion.denoisers.levels import (
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule
+from sk_itdiffusion._first.denoisers.levels import (
     LevelDenoiser,
     LevelPrediction,
     n_category_outputs,
     n_periodic_inputs,
 )
-from sk_itdiffusion.denoisers.precondition import (
+from sk_itdiffusion._first.denoisers.precondition import (
     LogSNREmbedding,
     check_backbone,
     check_precision,
 )
-from sk_itdiffusion.denoisers.roles import conditional_noise, with_roles
-from sk_itdiffusion.layout import LatticeGroup, Layout, OneHotGroup
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.gaussian import GaussianReference
-from sk_itdiffusion.references.posteriors import LevelPosterior
+from sk_itdiffusion._first.denoisers.roles import conditional_noise, with_roles
+from sk_itdiffusion._first.layout import LatticeGroup, Layout, OneHotGroup
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.gaussian import GaussianReference
+from sk_itdiffusion._first.references.posteriors import LevelPosterior
 
 __all__ = ["RoleLevelDenoiser", "n_role_inputs"]
 

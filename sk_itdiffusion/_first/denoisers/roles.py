@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.denoisers.precondition import (
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.denoisers.precondition import (
     PreconditionedDenoiser,
     check_backbone,
     check_precision,
 )
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.gaussian import GaussianReference
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.references.gaussian import GaussianReference
 
 __all__ = ["RoleDenoiser", "with_roles"]
 

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sk_itdiffusion._runtime.configured import ConfiguredModule, check_size
-from sk_itdiffusion._runtime.generators import CopyableGenerator
-from sk_itdiffusion.denoisers.family import (
+from sk_itdiffusion._first._runtime.configured import ConfiguredModule, check_size
+from sk_itdiffusion._first._runtime.generators import CopyableGenerator
+from sk_itdiffusion._first.denoisers.family import (
     BackbonePlan,
     NetworkFamily,
     NetworkTask,
     UsualParameters,
 )
-from sk_itdiffusion.denoisers.mlp import replace_dropout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.pretrained import first_output, half_precision, import_diffusers
+from sk_itdiffusion._first.denoisers.mlp import replace_dropout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.pretrained import first_output, half_precision, import_diffusers
 
 __all__ = ["UNetBackbone", "UNetFamily", "unet_channels"]
 

@@ -9,22 +9,22 @@ markers and hatches work without colour.
 
 # May import `_runtime`, `_table` and `_fit` of the package.
 
-from sk_itdiffusion.display.bounds import BoundHistoryDisplay
-from sk_itdiffusion.display.conditional import (
+from sk_itdiffusion._first.display.bounds import BoundHistoryDisplay
+from sk_itdiffusion._first.display.conditional import (
     PredictionIntervalDisplay,
     PredictiveFanDisplay,
     ProbabilityIntegralDisplay,
 )
-from sk_itdiffusion.display.contours import DensityContourDisplay
-from sk_itdiffusion.display.curves import MSECurveDisplay
-from sk_itdiffusion.display.explanation import OutlierExplanationDisplay
-from sk_itdiffusion.display.information import (
+from sk_itdiffusion._first.display.contours import DensityContourDisplay
+from sk_itdiffusion._first.display.curves import MSECurveDisplay
+from sk_itdiffusion._first.display.explanation import OutlierExplanationDisplay
+from sk_itdiffusion._first.display.information import (
     DependenceDisplay,
     InformationCurveDisplay,
     PointwiseInformationDisplay,
 )
-from sk_itdiffusion.display.pairs import SamplePairDisplay
-from sk_itdiffusion.display.stacks import EnsembleWeightsDisplay
+from sk_itdiffusion._first.display.pairs import SamplePairDisplay
+from sk_itdiffusion._first.display.stacks import EnsembleWeightsDisplay
 
 __all__ = [
     "BoundHistoryDisplay",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sk_itdiffusion._table.reading import Table
+from sk_itdiffusion._first._table.reading import Table
 
 __all__ = [
     "check_number_of_columns",

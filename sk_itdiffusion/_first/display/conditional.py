@@ -11,9 +11,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
-from sk_itdiffusion._table.reading import Table, read_table
-from sk_itdiffusion.display.columns import check_number_of_columns, column_names, column_number
-from sk_itdiffusion.display.style import (
+from sk_itdiffusion._first._table.reading import Table, read_table
+from sk_itdiffusion._first.display.columns import (
+    check_number_of_columns,
+    column_names,
+    column_number,
+)
+from sk_itdiffusion._first.display.style import (
     BLACK,
     BLUE,
     GREY,

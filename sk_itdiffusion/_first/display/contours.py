@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sk_itdiffusion._table.reading import Table, read_table
-from sk_itdiffusion.display.columns import (
+from sk_itdiffusion._first._table.reading import Table, read_table
+from sk_itdiffusion._first.display.columns import (
     check_number_of_columns,
     column_names,
     column_number,
     name_and_value,
     spread_rows,
 )
-from sk_itdiffusion.display.marginal import averaged_conditionals
-from sk_itdiffusion.display.style import (
+from sk_itdiffusion._first.display.marginal import averaged_conditionals
+from sk_itdiffusion._first.display.style import (
     BLACK,
     Array,
     axes_or_new,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sk_itdiffusion.display.style import (
+from sk_itdiffusion._first.display.style import (
     BESIDE_THE_AXES,
     BLACK,
     BLUE,
@@ -29,7 +29,7 @@ from sk_itdiffusion.display.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sk_itdiffusion._immse.likelihood import MSECurve
+    from sk_itdiffusion._first._immse.likelihood import MSECurve
 
 __all__ = ["MSECurveDisplay"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from sk_itdiffusion._table.reading import Table, read_table
-from sk_itdiffusion.display.columns import column_names, name_and_value
-from sk_itdiffusion.display.style import (
+from sk_itdiffusion._first._table.reading import Table, read_table
+from sk_itdiffusion._first.display.columns import column_names, name_and_value
+from sk_itdiffusion._first.display.style import (
     BLACK,
     BLUE,
     VERMILION,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sk_itdiffusion.display.style import (
+from sk_itdiffusion._first.display.style import (
     LOGSNR_LABEL,
     axes_or_new,
     check_drawable,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from sk_itdiffusion._runtime.warning import warn
+from sk_itdiffusion._first._runtime.warning import warn
 
 __all__ = ["GridMarginal", "averaged_conditionals"]
 

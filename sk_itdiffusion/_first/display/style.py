@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._fit.experts import kind_of_expert
+from sk_itdiffusion._first._fit.experts import kind_of_expert
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ Nothing above this package is imported here: classes whose objects are stored ar
 May import `_version` and `_runtime` of the package.
 """
 
-from sk_itdiffusion.persistence.files import SaveMixin, load
-from sk_itdiffusion.persistence.registry import stored
+from sk_itdiffusion._first.persistence.files import SaveMixin, load
+from sk_itdiffusion._first.persistence.registry import stored
 
 __all__ = ["SaveMixin", "load", "stored"]

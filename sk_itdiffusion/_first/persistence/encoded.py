@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sk_itdiffusion.persistence.kinds import KINDS, LISTED, TIMES, is_simple, simple_dtype
-from sk_itdiffusion.persistence.objects import Node, decode_object, encode_object
-from sk_itdiffusion.persistence.registry import (
+from sk_itdiffusion._first.persistence.kinds import KINDS, LISTED, TIMES, is_simple, simple_dtype
+from sk_itdiffusion._first.persistence.objects import Node, decode_object, encode_object
+from sk_itdiffusion._first.persistence.registry import (
     DECLARED,
     Declaration,
     declaration_of,

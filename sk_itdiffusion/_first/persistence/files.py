@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sk_itdiffusion._runtime.devices import available_device, resolve_device
-from sk_itdiffusion._runtime.files import write_atomically
+from sk_itdiffusion._first._runtime.devices import available_device, resolve_device
+from sk_itdiffusion._first._runtime.files import write_atomically
+from sk_itdiffusion._first.persistence.encoded import Decoder, Encoder
+from sk_itdiffusion._first.persistence.objects import Node
+from sk_itdiffusion._first.persistence.registry import declaration_of, user_classes
 from sk_itdiffusion._version import __version__
-from sk_itdiffusion.persistence.encoded import Decoder, Encoder
-from sk_itdiffusion.persistence.objects import Node
-from sk_itdiffusion.persistence.registry import declaration_of, user_classes
 
 __all__ = ["SaveMixin", "load"]
 

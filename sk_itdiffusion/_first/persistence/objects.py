@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sk_itdiffusion._runtime.generators import seeded
-from sk_itdiffusion.persistence.checks import check_finite, check_types
-from sk_itdiffusion.persistence.registry import Declaration, declaration_of, declared_by_user
+from sk_itdiffusion._first._runtime.generators import seeded
+from sk_itdiffusion._first.persistence.checks import check_finite, check_types
+from sk_itdiffusion._first.persistence.registry import Declaration, declaration_of, declared_by_user
 
 if TYPE_CHECKING:
-    from sk_itdiffusion.persistence.encoded import Decoder, Encoder
+    from sk_itdiffusion._first.persistence.encoded import Decoder, Encoder
 
 __all__ = ["Node", "decode_object", "encode_object"]
 

@@ -5,17 +5,17 @@ A family of references says when a kind of distribution is used in a fit, and ho
 
 # May import `_runtime`, `persistence`, `channel`, `layout`, `_immse` and `_table` of the package.
 
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.classes import LatentClassReference
-from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
-from sk_itdiffusion.references.crossed import CrossedMixtureReference
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.families import ReferenceFamily
-from sk_itdiffusion.references.gaussian import GaussianReference
-from sk_itdiffusion.references.kernel_density import KernelDensityReference
-from sk_itdiffusion.references.low_rank import LowRankGaussianReference
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.references.reference_mixture import ReferenceMixture
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.classes import LatentClassReference
+from sk_itdiffusion._first.references.continuous import ContinuousReference, PlainReference
+from sk_itdiffusion._first.references.crossed import CrossedMixtureReference
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.families import ReferenceFamily
+from sk_itdiffusion._first.references.gaussian import GaussianReference
+from sk_itdiffusion._first.references.kernel_density import KernelDensityReference
+from sk_itdiffusion._first.references.low_rank import LowRankGaussianReference
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.references.reference_mixture import ReferenceMixture
 
 __all__ = [
     "ContinuousReference",

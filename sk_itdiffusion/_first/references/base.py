@@ -13,8 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.references.parts import (
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.references.parts import (
     checked_columns,
     checked_values,
     evaluated_at_places,

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sk_itdiffusion.persistence.checks import (
+from sk_itdiffusion._first.persistence.checks import (
     check_in_range,
     check_positive,
     check_shapes,
 )
-from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion._first.references.base import Reference
 
 __all__ = ["as_float_tensor", "check_buffers", "eigenbasis"]
 

@@ -11,29 +11,34 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same, check_shapes
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import (
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import (
+    check_finite,
+    check_in_range,
+    check_same,
+    check_shapes,
+)
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.discrete import (
     DiscreteReference,
     category_likelihoods,
     checked_probabilities,
 )
-from sk_itdiffusion.references.mixture import (
+from sk_itdiffusion._first.references.mixture import (
     GaussianMixtureReference,
     MixtureOfEachPoint,
     mixture_given,
     normal_parts,
 )
-from sk_itdiffusion.references.parts import (
+from sk_itdiffusion._first.references.parts import (
     checked_columns,
     chosen_by,
     log_sum,
     log_sum_given,
     other_columns,
 )
-from sk_itdiffusion.references.posteriors import (
+from sk_itdiffusion._first.references.posteriors import (
     DensePosterior,
     LevelPosterior,
 )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion._first.references.base import Reference
 
 __all__ = ["ContinuousReference", "PlainReference"]
 

@@ -22,20 +22,20 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_same, check_shapes
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.buffers import as_float_tensor
-from sk_itdiffusion.references.classes import LatentClassReference
-from sk_itdiffusion.references.discrete import DiscreteReference
-from sk_itdiffusion.references.mixture import (
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range, check_same, check_shapes
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.buffers import as_float_tensor
+from sk_itdiffusion._first.references.classes import LatentClassReference
+from sk_itdiffusion._first.references.discrete import DiscreteReference
+from sk_itdiffusion._first.references.mixture import (
     GaussianMixtureReference,
     MixtureOfEachPoint,
     normal_parts,
 )
-from sk_itdiffusion.references.parts import checked_columns, chosen_with_rest, other_columns
-from sk_itdiffusion.references.posteriors import LevelPosterior
+from sk_itdiffusion._first.references.parts import checked_columns, chosen_with_rest, other_columns
+from sk_itdiffusion._first.references.posteriors import LevelPosterior
 
 __all__ = ["CrossedMixtureReference"]
 

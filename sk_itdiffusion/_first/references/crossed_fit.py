@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references.classes import LatentClassReference
-from sk_itdiffusion.references.crossed import CrossedMixtureReference
-from sk_itdiffusion.references.latent_class import (
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references.classes import LatentClassReference
+from sk_itdiffusion._first.references.crossed import CrossedMixtureReference
+from sk_itdiffusion._first.references.latent_class import (
     TOLERANCE,
     Indicators,
     fit_latent_class,
     in_observations,
     smoothed_marginals,
 )
-from sk_itdiffusion.references.mixture import GaussianMixtureReference, normal_parts
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference, normal_parts
 
 __all__ = ["fit_crossed_mixture"]
 

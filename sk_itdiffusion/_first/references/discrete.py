@@ -22,16 +22,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion.channel import noise_from_data, noise_scale, signal_scale
-from sk_itdiffusion.layout import ONE_HOT_LENGTH, LatticeGroup, Layout, OneHotGroup
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_finite, check_in_range, check_same
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.continuous import PlainReference
-from sk_itdiffusion.references.gaussian import add_white_noise
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.parts import checked_columns, chosen_by, other_columns
-from sk_itdiffusion.references.posteriors import (
+from sk_itdiffusion._first.channel import noise_from_data, noise_scale, signal_scale
+from sk_itdiffusion._first.layout import ONE_HOT_LENGTH, LatticeGroup, Layout, OneHotGroup
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_finite, check_in_range, check_same
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.continuous import PlainReference
+from sk_itdiffusion._first.references.gaussian import add_white_noise
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.parts import checked_columns, chosen_by, other_columns
+from sk_itdiffusion._first.references.posteriors import (
     DensePosterior,
     LevelPosterior,
     StreamedPosterior,

@@ -19,13 +19,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion._table.rows import effective_number
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
-from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
-from sk_itdiffusion.references.normal_parts import ExpectedMoments, NormalParts, blocks_of_rows
-from sk_itdiffusion.references.parts import affordable_rows, other_columns
+from sk_itdiffusion._first._table.rows import effective_number
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion._first.references.continuous import ContinuousReference, PlainReference
+from sk_itdiffusion._first.references.normal_parts import (
+    ExpectedMoments,
+    NormalParts,
+    blocks_of_rows,
+)
+from sk_itdiffusion._first.references.parts import affordable_rows, other_columns
 
 __all__ = ["GaussianReference"]
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._immse.cubature import Keys, sums_over_sources
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.parts import evaluated_at_places
+from sk_itdiffusion._first._immse.cubature import Keys, sums_over_sources
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.parts import evaluated_at_places
 
 __all__ = [
     "best_beyond_an_error",

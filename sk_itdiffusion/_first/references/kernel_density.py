@@ -25,17 +25,17 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sk_itdiffusion._immse.places import EVALUATIONS_IN_A_TILE
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_same
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
-from sk_itdiffusion.references.continuous import ContinuousReference
-from sk_itdiffusion.references.gaussian import add_white_noise, floor_eigenvalues
-from sk_itdiffusion.references.mixture import NUMBERS_IN_A_CACHE, GaussianMixtureReference
-from sk_itdiffusion.references.normal_parts import NormalParts, one_by_one
-from sk_itdiffusion.references.parts import (
+from sk_itdiffusion._first._immse.places import EVALUATIONS_IN_A_TILE
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_same
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion._first.references.continuous import ContinuousReference
+from sk_itdiffusion._first.references.gaussian import add_white_noise, floor_eigenvalues
+from sk_itdiffusion._first.references.mixture import NUMBERS_IN_A_CACHE, GaussianMixtureReference
+from sk_itdiffusion._first.references.normal_parts import NormalParts, one_by_one
+from sk_itdiffusion._first.references.parts import (
     chosen_by,
     chosen_with_rest,
     log_sum,
@@ -43,7 +43,7 @@ from sk_itdiffusion.references.parts import (
     log_sum_of_rows,
     rows_by_pattern,
 )
-from sk_itdiffusion.references.reference_mixture import ReferenceMixture
+from sk_itdiffusion._first.references.reference_mixture import ReferenceMixture
 
 __all__ = ["KernelDensityReference"]
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion.references.gaussian import floor_eigenvalues
-from sk_itdiffusion.references.kernel_density import KernelDensityReference
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.references.mixture_fit import MIN_RELATIVE_VARIANCE
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first.references.gaussian import floor_eigenvalues
+from sk_itdiffusion._first.references.kernel_density import KernelDensityReference
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.references.mixture_fit import MIN_RELATIVE_VARIANCE
 
 __all__ = ["fit_kernel_density"]
 

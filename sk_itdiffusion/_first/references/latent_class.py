@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import logsumexp
 
-from sk_itdiffusion._table.rows import WeightedRows, are_counts, effective_number
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references.classes import LatentClassReference
-from sk_itdiffusion.references.gaussian import GaussianReference, floor_eigenvalues
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows
-from sk_itdiffusion.references.parts import Block, affordable_rows
+from sk_itdiffusion._first._table.rows import WeightedRows, are_counts, effective_number
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references.classes import LatentClassReference
+from sk_itdiffusion._first.references.gaussian import GaussianReference, floor_eigenvalues
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.references.normal_parts import NormalParts, blocks_of_rows
+from sk_itdiffusion._first.references.parts import Block, affordable_rows
 
 __all__ = [
     "Indicators",

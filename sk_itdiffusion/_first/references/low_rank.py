@@ -17,17 +17,17 @@ from scipy.special import ndtri
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers
-from sk_itdiffusion.references.continuous import ContinuousReference, PlainReference
-from sk_itdiffusion.references.gaussian import (
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.references.buffers import as_float_tensor, check_buffers
+from sk_itdiffusion._first.references.continuous import ContinuousReference, PlainReference
+from sk_itdiffusion._first.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
     add_white_noise,
     normal_columns,
 )
-from sk_itdiffusion.references.parts import rows_by_pattern
+from sk_itdiffusion._first.references.parts import rows_by_pattern
 
 __all__ = ["LowRankGaussianReference"]
 

@@ -24,18 +24,18 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.references.buffers import as_float_tensor, check_buffers, eigenbasis
-from sk_itdiffusion.references.continuous import ContinuousReference
-from sk_itdiffusion.references.gaussian import (
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.references.buffers import as_float_tensor, check_buffers, eigenbasis
+from sk_itdiffusion._first.references.continuous import ContinuousReference
+from sk_itdiffusion._first.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
     add_white_noise,
     floor_eigenvalues,
 )
-from sk_itdiffusion.references.normal_parts import NormalParts
-from sk_itdiffusion.references.parts import (
+from sk_itdiffusion._first.references.normal_parts import NormalParts
+from sk_itdiffusion._first.references.parts import (
     checked_columns,
     chosen_by,
     log_sum,

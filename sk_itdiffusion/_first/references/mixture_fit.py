@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 
-from sk_itdiffusion._runtime.parallel import single_blas_thread
-from sk_itdiffusion._table.rows import effective_number
-from sk_itdiffusion.references.gaussian import (
+from sk_itdiffusion._first._runtime.parallel import single_blas_thread
+from sk_itdiffusion._first._table.rows import effective_number
+from sk_itdiffusion._first.references.gaussian import (
     VARIANCE_FLOOR,
     GaussianReference,
     floor_eigenvalues,
 )
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.references.normal_parts import NormalParts, blocks_of_rows
-from sk_itdiffusion.references.parts import affordable_rows
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.references.normal_parts import NormalParts, blocks_of_rows
+from sk_itdiffusion._first.references.parts import affordable_rows
 
 __all__ = ["fit_gaussian_mixture", "widened", "with_wide_components"]
 

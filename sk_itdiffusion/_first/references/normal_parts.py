@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from sk_itdiffusion.references.parts import Block, blocks_of_patterns
+from sk_itdiffusion._first.references.parts import Block, blocks_of_patterns
 
 __all__ = ["ExpectedMoments", "NormalParts", "blocks_of_rows", "one_by_one"]
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import Keys
-from sk_itdiffusion._table.rows import WeightedRows
+from sk_itdiffusion._first._immse.cubature import Keys
+from sk_itdiffusion._first._table.rows import WeightedRows
 
 __all__ = ["choice_optimism", "fold_weights"]
 

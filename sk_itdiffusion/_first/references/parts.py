@@ -16,8 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sk_itdiffusion._immse.places import DOUBLE_APART, Places
-from sk_itdiffusion._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._immse.places import DOUBLE_APART, Places
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
 
 __all__ = [
     "Block",

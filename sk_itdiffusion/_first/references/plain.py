@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.gaussian import GaussianReference
-from sk_itdiffusion.references.latent_class import smoothed_marginals
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.gaussian import GaussianReference
+from sk_itdiffusion._first.references.latent_class import smoothed_marginals
 
 __all__ = ["fit_plain_reference"]
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sk_itdiffusion.layout import LatticeGroup, OneHotGroup
+from sk_itdiffusion._first.layout import LatticeGroup, OneHotGroup
 
 __all__ = ["DensePosterior", "LevelPosterior", "StreamedPosterior", "is_long", "scaled_categories"]
 

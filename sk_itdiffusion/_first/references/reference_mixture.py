@@ -16,15 +16,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.channel import noise_scale, signal_scale
-from sk_itdiffusion.layout import Layout
-from sk_itdiffusion.persistence import stored
-from sk_itdiffusion.persistence.checks import check_in_range, check_same, check_shapes
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.buffers import as_float_tensor
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.parts import (
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.channel import noise_scale, signal_scale
+from sk_itdiffusion._first.layout import Layout
+from sk_itdiffusion._first.persistence import stored
+from sk_itdiffusion._first.persistence.checks import check_in_range, check_same, check_shapes
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.buffers import as_float_tensor
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.parts import (
     chosen_with_rest,
     log_sum,
     log_sum_given,

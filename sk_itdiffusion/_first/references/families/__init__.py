@@ -1,17 +1,17 @@
 """Families of references: when each can be used in a fit, and how it is fitted."""
 
-from sk_itdiffusion.references.families.base import (
+from sk_itdiffusion._first.references.families.base import (
     Demand,
     FamilyContext,
     JudgedReference,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.families.crossed import CrossedMixtureFamily
-from sk_itdiffusion.references.families.gaussian import GaussianFamily, GivenReferenceFamily
-from sk_itdiffusion.references.families.independent import IndependentFamily
-from sk_itdiffusion.references.families.kernel_density import KernelDensityFamily
-from sk_itdiffusion.references.families.latent_class import LatentClassFamily
-from sk_itdiffusion.references.families.mixture import GaussianMixtureFamily
+from sk_itdiffusion._first.references.families.crossed import CrossedMixtureFamily
+from sk_itdiffusion._first.references.families.gaussian import GaussianFamily, GivenReferenceFamily
+from sk_itdiffusion._first.references.families.independent import IndependentFamily
+from sk_itdiffusion._first.references.families.kernel_density import KernelDensityFamily
+from sk_itdiffusion._first.references.families.latent_class import LatentClassFamily
+from sk_itdiffusion._first.references.families.mixture import GaussianMixtureFamily
 
 __all__ = [
     "BUILT_IN_FAMILIES",

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from sk_itdiffusion._runtime.documentation import DocumentationLinkMixin
-from sk_itdiffusion.references.base import Reference
+from sk_itdiffusion._first._runtime.documentation import DocumentationLinkMixin
+from sk_itdiffusion._first.references.base import Reference
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
-    from sk_itdiffusion._table.rows import WeightedRows
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._table.rows import WeightedRows
 
 __all__ = ["Demand", "FamilyContext", "JudgedReference", "ReferenceFamily"]
 

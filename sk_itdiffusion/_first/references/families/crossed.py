@@ -10,36 +10,36 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.crossed import CrossedMixtureReference
-from sk_itdiffusion.references.crossed_fit import fit_crossed_mixture
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.families.base import (
+from sk_itdiffusion._first._runtime.parallel import map_in_workers, single_blas_thread
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.crossed import CrossedMixtureReference
+from sk_itdiffusion._first.references.crossed_fit import fit_crossed_mixture
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.families.base import (
     Demand,
     FamilyContext,
     JudgedReference,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.families.judges import Judges
-from sk_itdiffusion.references.families.mixture import (
+from sk_itdiffusion._first.references.families.judges import Judges
+from sk_itdiffusion._first.references.families.mixture import (
     _EM_STEPS_FOR_SEARCH,
     _MAX_EM_STEPS,
     MAX_ROWS_FOR_MIXTURES,
 )
-from sk_itdiffusion.references.judging import (
+from sk_itdiffusion._first.references.judging import (
     best_beyond_an_error,
     first_rows,
     log_likelihoods,
     search_numbers,
 )
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.references.optimism import choice_optimism
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.references.optimism import choice_optimism
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
 
 __all__ = ["CrossedMixtureFamily", "fit_crossed_mixture_by_validation"]
 

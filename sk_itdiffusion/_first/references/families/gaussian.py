@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.continuous import ContinuousReference
-from sk_itdiffusion.references.families.base import (
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.continuous import ContinuousReference
+from sk_itdiffusion._first.references.families.base import (
     FamilyContext,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.gaussian import (
+from sk_itdiffusion._first.references.gaussian import (
     GaussianReference,
     fitted_moments,
     floor_eigenvalues,
 )
-from sk_itdiffusion.references.judging import log_likelihoods
-from sk_itdiffusion.references.low_rank import LowRankGaussianReference
+from sk_itdiffusion._first.references.judging import log_likelihoods
+from sk_itdiffusion._first.references.low_rank import LowRankGaussianReference
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
 
 __all__ = ["GaussianFamily", "GivenReferenceFamily", "fit_gaussian_by_validation"]
 

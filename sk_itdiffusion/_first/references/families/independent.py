@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.families.base import FamilyContext, ReferenceFamily
-from sk_itdiffusion.references.plain import fit_plain_reference
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.families.base import FamilyContext, ReferenceFamily
+from sk_itdiffusion._first.references.plain import fit_plain_reference
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
 
 __all__ = ["IndependentFamily"]
 

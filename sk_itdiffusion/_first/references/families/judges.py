@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.judging import joined_rows, log_likelihoods
-from sk_itdiffusion.references.latent_class import smoothed_marginals
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.judging import joined_rows, log_likelihoods
+from sk_itdiffusion._first.references.latent_class import smoothed_marginals
 
 __all__ = ["Judges"]
 

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sk_itdiffusion._table.rows import MIN_TRAINING_ROWS, WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.families.base import (
+from sk_itdiffusion._first._table.rows import MIN_TRAINING_ROWS, WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.families.base import (
     Demand,
     FamilyContext,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.gaussian import GaussianReference
-from sk_itdiffusion.references.judging import first_rows, log_likelihoods, mean_and_error
-from sk_itdiffusion.references.kernel_density import KernelDensityReference
-from sk_itdiffusion.references.kernel_fit import fit_kernel_density
-from sk_itdiffusion.references.mixture import GaussianMixtureReference, as_mixture
+from sk_itdiffusion._first.references.gaussian import GaussianReference
+from sk_itdiffusion._first.references.judging import first_rows, log_likelihoods, mean_and_error
+from sk_itdiffusion._first.references.kernel_density import KernelDensityReference
+from sk_itdiffusion._first.references.kernel_fit import fit_kernel_density
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference, as_mixture
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
 
 __all__ = ["KernelDensityFamily", "fit_kernel_density_by_validation"]
 

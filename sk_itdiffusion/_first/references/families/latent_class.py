@@ -10,37 +10,37 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._immse.cubature import Keys
-from sk_itdiffusion._runtime.parallel import map_in_workers, single_blas_thread
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.classes import LatentClassReference
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.families.base import (
+from sk_itdiffusion._first._immse.cubature import Keys
+from sk_itdiffusion._first._runtime.parallel import map_in_workers, single_blas_thread
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.classes import LatentClassReference
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.families.base import (
     Demand,
     FamilyContext,
     JudgedReference,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.families.judges import Judges
-from sk_itdiffusion.references.families.mixture import (
+from sk_itdiffusion._first.references.families.judges import Judges
+from sk_itdiffusion._first.references.families.mixture import (
     _EM_STEPS_FOR_SEARCH,
     _MAX_EM_STEPS,
     MAX_ROWS_FOR_MIXTURES,
     mixture_regularization,
 )
-from sk_itdiffusion.references.judging import (
+from sk_itdiffusion._first.references.judging import (
     best_beyond_an_error,
     log_likelihoods,
     mean_and_error,
     search_numbers,
 )
-from sk_itdiffusion.references.latent_class import fit_latent_class
-from sk_itdiffusion.references.optimism import choice_optimism
+from sk_itdiffusion._first.references.latent_class import fit_latent_class
+from sk_itdiffusion._first.references.optimism import choice_optimism
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
 
 __all__ = ["LatentClassFamily", "fit_latent_class_by_validation"]
 

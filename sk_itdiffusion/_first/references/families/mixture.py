@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_itdiffusion._runtime.parallel import map_in_workers
-from sk_itdiffusion._table.rows import WeightedRows
-from sk_itdiffusion.references.base import Reference
-from sk_itdiffusion.references.discrete import IndependentReference
-from sk_itdiffusion.references.families.base import (
+from sk_itdiffusion._first._runtime.parallel import map_in_workers
+from sk_itdiffusion._first._table.rows import WeightedRows
+from sk_itdiffusion._first.references.base import Reference
+from sk_itdiffusion._first.references.discrete import IndependentReference
+from sk_itdiffusion._first.references.families.base import (
     Demand,
     FamilyContext,
     JudgedReference,
     ReferenceFamily,
 )
-from sk_itdiffusion.references.gaussian import VARIANCE_FLOOR, GaussianReference
-from sk_itdiffusion.references.judging import (
+from sk_itdiffusion._first.references.gaussian import VARIANCE_FLOOR, GaussianReference
+from sk_itdiffusion._first.references.judging import (
     best_beyond_an_error,
     log_likelihoods,
     mean_and_error,
     rows_to_fit,
     search_numbers,
 )
-from sk_itdiffusion.references.latent_class import smoothed_marginals
-from sk_itdiffusion.references.mixture import GaussianMixtureReference
-from sk_itdiffusion.references.mixture_fit import fit_gaussian_mixture
-from sk_itdiffusion.references.optimism import choice_optimism
+from sk_itdiffusion._first.references.latent_class import smoothed_marginals
+from sk_itdiffusion._first.references.mixture import GaussianMixtureReference
+from sk_itdiffusion._first.references.mixture_fit import fit_gaussian_mixture
+from sk_itdiffusion._first.references.optimism import choice_optimism
 
 if TYPE_CHECKING:
-    from sk_itdiffusion._fit.schema import Schema
-    from sk_itdiffusion._fit.splitting import MappedSplit
+    from sk_itdiffusion._first._fit.schema import Schema
+    from sk_itdiffusion._first._fit.splitting import MappedSplit
 
 __all__ = [
     "GaussianMixtureFamily",
