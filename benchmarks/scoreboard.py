@@ -77,13 +77,14 @@ def measure_here(arguments: argparse.Namespace) -> None:
     line = next(line for line in all_lines(arguments.data_dir) if line.name == arguments.line)
     measured = [line.measure(seed) for seed in line.seeds]
     rows = np.concatenate([each.rows for each in measured])
-    record = {
+    record: Record = {
         "score": float(rows.mean()),
         "standard_error": standard_error(rows),
         "fit": float(np.mean([each.fit for each in measured])),
         "scoring": float(np.mean([each.scoring for each in measured])),
-        "rows": [round(float(score), 3) for score in rows],
     }
+    if line.method.startswith(LIBRARY):
+        record["rows"] = [round(float(score), 3) for score in rows]
     arguments.output.write_text(json.dumps(record))
 
 
