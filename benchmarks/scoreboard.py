@@ -61,6 +61,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compare", type=Path, help="earlier results")
     parser.add_argument("--again", action="store_true", help="measure finished lines once more")
     parser.add_argument("--quick", action="store_true", help="leave out the slow lines")
+    parser.add_argument(
+        "--density-from", default="sk_itdiffusion", help="module that IMMSEDensity is taken from"
+    )
     parser.add_argument("--line", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -69,11 +72,13 @@ def measure_here(arguments: argparse.Namespace) -> None:
     """Measure one line in this process, and write its record to the output file."""
     import warnings
 
+    import scoreboard_lines
     import torch
     from scoreboard_lines import all_lines
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    scoreboard_lines.density_module = arguments.density_from
     line = next(line for line in all_lines(arguments.data_dir) if line.name == arguments.line)
     measured = [line.measure(seed) for seed in line.seeds]
     rows = np.concatenate([each.rows for each in measured])
@@ -88,11 +93,12 @@ def measure_here(arguments: argparse.Namespace) -> None:
     arguments.output.write_text(json.dumps(record))
 
 
-def measure(name: str, data_dir: Path) -> Record | None:
+def measure(name: str, arguments: argparse.Namespace) -> Record | None:
     """Measure a line in a process of its own; None if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "record.json"
-        command = [sys.executable, __file__, "--data-dir", str(data_dir)]
+        command = [sys.executable, __file__, "--data-dir", str(arguments.data_dir)]
+        command += ["--density-from", arguments.density_from]
         run = subprocess.run([*command, "--line", name, "--output", str(output)], check=False)
         return json.loads(output.read_text()) if run.returncode == 0 else None
 
@@ -143,7 +149,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Record]:
     print(HEADER, flush=True)
     for name in names_of(arguments):
         if name not in lines or arguments.again:
-            record = measure(name, arguments.data_dir)
+            record = measure(name, arguments)
             if record is None:
                 print(f"{name:58} failed", flush=True)
                 continue

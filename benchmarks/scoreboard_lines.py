@@ -15,6 +15,7 @@ Estimators have their default parameters, but for those that a line is named aft
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import subprocess
@@ -48,6 +49,8 @@ PARTS = (
 MAX_TEST_ROWS = 1_000
 MIXTURES = {"n_components": [1, 2, 4, 8, 16, 32, 64]}
 BANDWIDTHS = {"bandwidth": np.geomspace(0.02, 1.25, 10)}
+#: Where IMMSEDensity is taken from.
+density_module = "sk_itdiffusion"
 IMPORTS = "import torch, skorch, pandas, scipy.stats"
 
 
@@ -148,7 +151,8 @@ def synthetic_table(name: str, seed: int) -> Split:
 def density(max_epochs: int | None, seed: int) -> Any:
     """Return IMMSEDensity with its default parameters, but for the number of epochs."""
     parameters = {} if max_epochs is None else {"max_epochs": max_epochs}
-    return immse.IMMSEDensity(random_state=seed, **parameters)
+    make = importlib.import_module(density_module).IMMSEDensity
+    return make(random_state=seed, **parameters)
 
 
 def mixture(seed: int) -> Any:

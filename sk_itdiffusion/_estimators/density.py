@@ -104,12 +104,13 @@ class IMMSEDensity(DensityEstimator):
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
+    >>> import numpy as np
     >>> from sk_itdiffusion._estimators.density import IMMSEDensity
-    >>> X = load_iris().data
-    >>> density = IMMSEDensity(max_epochs=0, random_state=0).fit(X[::2])
-    >>> density.score_samples(X[1::2]).shape
-    (75,)
+    >>> X = np.random.default_rng(0).normal(size=(300, 2))
+    >>> X[:, 1] += X[:, 0] ** 2
+    >>> density = IMMSEDensity(max_epochs=0, random_state=0).fit(X)
+    >>> bool(density.score_samples([[0.0, 0.0]]) > density.score_samples([[0.0, 5.0]]))
+    True
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -25,7 +25,7 @@ from sk_itdiffusion._table.maps import Quantile, fit_map
 from sk_itdiffusion.references.base import Reference
 from sk_itdiffusion.references.kernels import MAX_KERNELS, KernelReference, fit_kernels
 from sk_itdiffusion.references.mixture import MixtureReference
-from sk_itdiffusion.references.select import choose_mixture
+from sk_itdiffusion.references.select import Fitted, choose_mixture, refined
 
 __all__ = ["EXPERTS", "FitSettings", "fit_model"]
 
@@ -103,8 +103,8 @@ def fit_model(table: Table, settings: FitSettings) -> tuple[Model, skorch.Neural
     if not columns.n_points:
         alone = Part(Stack.alone("gaussian"))
         return Model(columns, {}, {}, alone, alone, seed), None
-    columns = choose_columns(table, columns, split, settings.kinds, seed)
-    references = fit_references(table, columns, split, settings.names, seed)
+    columns, guide = choose_columns(table, columns, split, settings.kinds, seed)
+    references = fit_references(table, columns, split, guide, settings.names, seed)
     networks: dict[str, torch.nn.Module] = {}
     net = None
     if settings.networks is not None and split.has_validation:
@@ -155,48 +155,58 @@ def is_gain(gain: Array, n_errors: float = 1.0) -> bool:
 
 def choose_columns(
     table: Table, columns: Columns, split: Split, kinds: Sequence[str], seed: int
-) -> Columns:
+) -> tuple[Columns, Fitted | None]:
     """Return the columns behind the kind of map that makes held-out rows likeliest.
 
     All columns have the same kind, so that what depends on each other stays nearly linear, but for
-    heavy tails, which only quantiles straighten.  A mixture of few components is the judge.
+    heavy tails, which only quantiles straighten.  A mixture of few components is the judge; it is
+    returned too if it was fitted to all rows.
     """
     if len(kinds) > 1 and len(table.X) < MIN_ROWS_OF_QUANTILES:
         kinds = [kind for kind in kinds if kind != "quantile"]
-    plain = [mapped(table, columns, kind) for kind in kinds]
-    tame = [with_heavy_tails(table, each) for each in plain]
+    # With one fold, maps of the rows that it sees cannot flatter those that are held out.
+    seen = split.weight[:, 0] > 0 if split.n_choices == 1 else None
+    plain = [mapped(table, columns, kind, seen) for kind in kinds]
+    tame = [with_heavy_tails(table, each, seen) for each in plain]
     candidates = tame + [each for each, other in zip(plain, tame, strict=True) if each is not other]
     if len(candidates) == 1 or not split.has_validation:
-        return candidates[0]
-    few = np.random.default_rng(seed).permutation(len(table.X))[:MAX_ROWS_OF_GUIDE]
-    scores = []
+        return with_all_rows(table, candidates[0]), None
+    few = np.arange(len(table.X))
+    if len(few) > MAX_ROWS_OF_GUIDE:
+        few = np.random.default_rng(seed).permutation(few)[:MAX_ROWS_OF_GUIDE]
+    weight, held, floor = split.weight[few], split.judged[few], floor_of(table, columns)
+    scores, guides = [], []
     for candidate in candidates:
         points, log_slope = candidate.points(table.X[few])
-        fitted = choose_mixture(
-            points,
-            split.weight[few],
-            split.judged[few],
-            floor_of(table, columns),
-            seed,
-            COMPONENTS_OF_GUIDE,
-            is_final=False,
-        )
-        scores.append(fitted.score + log_slope.sum(axis=1)[np.nonzero(split.judged[few])[0]])
+        guide = choose_mixture(points, weight, held, floor, seed, COMPONENTS_OF_GUIDE)
+        scores.append(guide.score + log_slope.sum(axis=1)[np.nonzero(held)[0]])
+        guides.append(guide)
     best = 0
     for number in range(1, len(candidates)):
         if is_gain(scores[number] - scores[best]):
             best = number
-    return candidates[best]
+    has_all = len(few) == len(table.X) and seen is None
+    return with_all_rows(table, candidates[best]), guides[best] if has_all else None
 
 
-def mapped(table: Table, columns: Columns, kind: str) -> Columns:
-    """Return the columns behind maps of one kind."""
+def with_all_rows(table: Table, columns: Columns) -> Columns:
+    """Return the columns with the same kinds of maps, fitted to all rows."""
     numbers = np.flatnonzero(columns.varies)
-    maps = [fit_one(table, int(j), kind, tuple(columns.bounds[j])) for j in numbers]
+    maps = [
+        fit_one(table, int(j), kind, tuple(columns.bounds[j]))
+        for j, kind in zip(numbers, columns.kinds(), strict=True)
+    ]
     return columns.with_maps(maps)
 
 
-def with_heavy_tails(table: Table, columns: Columns) -> Columns:
+def mapped(table: Table, columns: Columns, kind: str, seen: NDArray[np.bool_] | None) -> Columns:
+    """Return the columns behind maps of one kind."""
+    numbers = np.flatnonzero(columns.varies)
+    maps = [fit_one(table, int(j), kind, tuple(columns.bounds[j]), seen) for j in numbers]
+    return columns.with_maps(maps)
+
+
+def with_heavy_tails(table: Table, columns: Columns, rows: NDArray[np.bool_] | None) -> Columns:
     """Return the columns of which those that still have heavy tails are mapped by quantiles."""
     points, _ = columns.points(table.X)
     maps, is_heavy = list(columns.maps), False
@@ -204,7 +214,7 @@ def with_heavy_tails(table: Table, columns: Columns) -> Columns:
         seen = ~np.isnan(points[:, number])
         last = last_of(fit_map("quantile", points[seen, number], table.weight[seen]))
         if isinstance(last, Quantile) and last.is_heavy:
-            maps[number] = fit_one(table, int(j), "quantile", tuple(columns.bounds[j]))
+            maps[number] = fit_one(table, int(j), "quantile", tuple(columns.bounds[j]), rows)
             is_heavy = True
     return columns.with_maps(maps) if is_heavy else columns
 
@@ -217,7 +227,12 @@ def floor_of(table: Table, columns: Columns) -> float:
 
 
 def fit_references(
-    table: Table, columns: Columns, split: Split, names: Sequence[str], seed: int
+    table: Table,
+    columns: Columns,
+    split: Split,
+    guide: Fitted | None,
+    names: Sequence[str],
+    seed: int,
 ) -> References:
     """Fit the references to all rows and to the folds.
 
@@ -229,6 +244,8 @@ def fit_references(
         Columns with their maps.
     split : Split
         Folds.
+    guide : Fitted or None
+        Mixtures of few components of the same points, if there are any.
     names : sequence of str
         Which of ``"gaussian"``, ``"gaussian_mixture"`` and ``"kernel_density"`` are wanted.
     seed : int
@@ -241,7 +258,10 @@ def fit_references(
     """
     points, _ = columns.points(table.X)
     floor = floor_of(table, columns)
-    fitted = choose_mixture(points, split.weight, split.judged, floor, seed)
+    given = (points, split.weight, split.judged, floor, seed)
+    if guide is None or guide.mixture.n_components == COMPONENTS_OF_GUIDE:
+        guide = choose_mixture(*given, begin=guide)
+    fitted = refined(guide, *given)
     by_fold = {"gaussian": fitted.gaussian, "gaussian_mixture": fitted.mixture}
     if fitted.mixture is fitted.gaussian:
         del by_fold["gaussian_mixture"]

@@ -131,22 +131,23 @@ def residual_profile(
         The profile.
     """
     rule = NoiseRule(int(roles.target.sum()), seed)
-    gram = np.zeros((len(nodes), len(x), len(experts), len(experts)))
+    n_draws = n_draws * len(nodes)
     size = max(1, chunk // (n_draws * rule.n_evaluations))
-    points = np.nan_to_num(x)
+    parts = []
     for begin in range(0, len(x), size):
-        part = slice(begin, min(begin + size, len(x)))
-        eps, coefficient = rule.draws(keys[part], len(nodes) * n_draws)
-        for number, node in enumerate(nodes):
-            own = slice(number * n_draws, (number + 1) * n_draws)
-            noise = as_tensor(spread_over_targets(eps[:, own].reshape(-1, rule.n_features), roles))
-            repeated = as_tensor(np.repeat(points[part], n_draws * rule.n_evaluations, axis=0))
-            level = torch.full((len(noise),), float(node), dtype=torch.float64)
-            z = noised(repeated, noise, level, roles)
-            residuals = torch.stack([noise - each(z, level, roles) for each in experts.values()], 1)
-            products = (residuals @ residuals.mT).numpy() * coefficient[:, own].reshape(-1, 1, 1)
-            shape = (part.stop - begin, -1, len(experts), len(experts))
-            gram[number, part] = products.reshape(shape).sum(axis=1) / n_draws
+        part = slice(begin, begin + size)
+        eps, coefficient = rule.draws(keys[part], n_draws)
+        noise = as_tensor(spread_over_targets(eps.reshape(-1, rule.n_features), roles))
+        repeated = np.repeat(np.nan_to_num(x[part]), n_draws * rule.n_evaluations, axis=0)
+        # Consecutive draws are those of consecutive nodes, so that each node has all directions.
+        order = np.repeat(np.tile(np.arange(len(nodes)), n_draws // len(nodes)), rule.n_evaluations)
+        level = as_tensor(np.tile(nodes[order], len(eps)))
+        z = noised(as_tensor(repeated), noise, level, roles)
+        residuals = torch.stack([noise - each(z, level, roles) for each in experts.values()], 1)
+        products = (residuals @ residuals.mT).numpy() * coefficient.reshape(-1, 1, 1)
+        shape = (len(eps), -1, len(nodes), rule.n_evaluations, len(experts), len(experts))
+        parts.append(products.reshape(shape).sum(axis=3).mean(axis=1))
+    gram = np.concatenate(parts).swapaxes(0, 1)
     return Profile(tuple(experts), nodes, gram, weight / weight.sum())
 
 

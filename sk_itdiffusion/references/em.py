@@ -16,12 +16,13 @@ which counts for some rows, and weights a Dirichlet prior; no step lowers the pe
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from sk_itdiffusion.references.mixture import LOG_2PI, MixtureReference
@@ -98,6 +99,11 @@ class Mixtures:
     log_weights: Tensor
     means: Tensor
     covariances: Tensor
+
+    @property
+    def n_components(self) -> int:
+        """Number of components of each."""
+        return self.means.shape[1]
 
     def __getitem__(self, group: int) -> MixtureReference:
         """Return one of the mixtures."""
@@ -283,15 +289,17 @@ def clustered(
     few = few[:_MAX_ROWS_OF_KMEANS]
     few = few[weight[few] > 0]
     filled, weight = filled[few], weight[few]
-    scaled = filled / common.covariances[0, 0].diagonal().sqrt()
-    kmeans = KMeans(n_components, n_init=1, max_iter=20, random_state=seed)
-    labels = kmeans.fit_predict(scaled.numpy(), sample_weight=weight.numpy())
-    chosen = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), n_components)
+    scaled = (filled / common.covariances[0, 0].diagonal().sqrt()).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of clusters that become empty
+        _, found = kmeans2(scaled, n_components, 20, minit="++", rng=seed)
+    labels = torch.from_numpy(found).long()
+    chosen = torch.nn.functional.one_hot(labels, n_components)
     # Each group begins with its own rows: a center near a row that is held out would flatter it.
     mass = rows.weight[few].T @ chosen.double()
     sums = torch.einsum("ng,nk,ni->gki", rows.weight[few], chosen.double(), filled)
     means = sums / mass.clamp_min(1e-12)[..., None]
-    within = filled - means[-1][torch.from_numpy(labels).long()]
+    within = filled - means[-1][labels]
     pooled = (within * weight[:, None]).T @ within / weight.sum()
     pooled = pooled + floor * torch.eye(len(pooled), dtype=pooled.dtype)
     weights = (mass + 1.0) / (mass + 1.0).sum(1, keepdim=True)

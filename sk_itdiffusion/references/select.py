@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sk_itdiffusion.references.em import Mixtures, Rows, clustered, fit_mixtures, gaussians
 
-__all__ = ["Fitted", "choose_mixture"]
+__all__ = ["Fitted", "choose_mixture", "refined"]
 
 Array = NDArray[np.float64]
 MAX_COMPONENTS = 64
 #: Rows, weighted, that a component needs, and rows from which the number is chosen.
 MIN_ROWS_OF_COMPONENT, MAX_ROWS = 4.0, 5_000
-COARSE, FINE = 1e-2, 1e-3
+COARSE, FINE, MAX_FINE_STEPS = 1e-2, 1e-3, 40
 #: Rows that a weak prior counts for, where there is fine structure.
 WEAK_PRIOR = 0.5
 
@@ -45,8 +44,7 @@ def choose_mixture(
     floor: float,
     seed: int,
     max_components: int = MAX_COMPONENTS,
-    *,
-    is_final: bool = True,
+    begin: Fitted | None = None,
 ) -> Fitted:
     """Return the mixtures whose number of components makes held-out rows likeliest.
 
@@ -64,52 +62,63 @@ def choose_mixture(
         Seed of the starts.
     max_components : int, default=64
         Components at most.
-    is_final : bool, default=True
-        Whether the mixtures are fitted to all rows in the end, and not only to some.
+    begin : Fitted or None, default=None
+        What was found with fewer components, to go on from.
+
+    Returns
+    -------
+    Fitted
+        The distributions, fitted to some of the rows if there are many; see `refined`.
+    """
+    rows = Rows.of(points, weight)
+    if begin is None:
+        gaussian, log_prob = gaussians(rows, floor)
+        begin = Fitted(gaussian, gaussian, log_prob.numpy()[np.nonzero(held)])
+    if not held.any():
+        return begin
+    few = np.random.default_rng(seed).permutation(len(points))[:MAX_ROWS]
+    few_rows = Rows.of(points[few], weight[few])
+    best, prior = begin, points.shape[1] + 1.0
+    n_components = 2 * begin.mixture.n_components
+    while n_components <= min(max_components, weight[:, -1].sum() / MIN_ROWS_OF_COMPONENT):
+        start = clustered(few_rows, best.gaussian, n_components, floor, seed)
+        mixture, _ = fit_mixtures(few_rows, start, prior, floor, tol=COARSE)
+        score = _scores(rows, mixture)[np.nonzero(held)]
+        if score.mean() <= best.score.mean():
+            break
+        best = Fitted(best.gaussian, mixture, score)
+        n_components *= 2
+    return best
+
+
+def refined(
+    fitted: Fitted, points: Array, weight: Array, held: NDArray[np.bool_], floor: float, seed: int
+) -> Fitted:
+    """Return mixtures fitted to all rows, with the prior that held-out rows prefer.
+
+    Parameters
+    ----------
+    fitted : Fitted
+        What `choose_mixture` has found.
+    points, weight, held, floor, seed
+        See `choose_mixture`.
 
     Returns
     -------
     Fitted
         The distributions.
     """
+    if fitted.mixture is fitted.gaussian:
+        return fitted
     rows = Rows.of(points, weight)
-    gaussian, log_prob = gaussians(rows, floor)
-    row, fold = np.nonzero(held)
-    best, best_score = gaussian, log_prob.numpy()[row, fold]
-    if not len(row):
-        return Fitted(gaussian, gaussian, best_score)
     few = np.random.default_rng(seed).permutation(len(points))[:MAX_ROWS]
     few_rows = Rows.of(points[few], weight[few])
-    prior = points.shape[1] + 1.0
-    n_components = 2
-    while n_components <= min(max_components, weight[:, -1].sum() / MIN_ROWS_OF_COMPONENT):
-        start = clustered(few_rows, gaussian, n_components, floor, seed)
-        mixture, _ = fit_mixtures(few_rows, start, prior, floor, tol=COARSE)
-        score = _scores(rows, mixture)[row, fold]
-        gain = score - best_score
-        if gain.mean() <= 0.0:
-            break
-        best, best_score = mixture, score
-        n_components *= 2
-    if best is not gaussian and is_final:
-        best, log_prob = _with_less_prior(rows, best, prior, floor, best_score, row, fold)
-        best_score = log_prob.numpy()[row, fold]
-    return Fitted(gaussian, best, best_score)
-
-
-def _with_less_prior(
-    rows: Rows,
-    mixture: Mixtures,
-    prior: float,
-    floor: float,
-    score: Array,
-    row: NDArray[np.intp],
-    fold: NDArray[np.intp],
-) -> tuple[Mixtures, Tensor]:
-    """Return the mixtures fitted to all rows, with the prior that held-out rows prefer."""
-    found = [fit_mixtures(rows, mixture, each, floor, tol=FINE) for each in (prior, WEAK_PRIOR)]
-    gains = [log_prob.numpy()[row, fold].mean() for _, log_prob in found]
-    return found[int(np.argmax(gains))]
+    prior, best, score = points.shape[1] + 1.0, fitted.mixture, fitted.score
+    weak, _ = fit_mixtures(few_rows, best, WEAK_PRIOR, floor, tol=COARSE)
+    if _scores(rows, weak)[np.nonzero(held)].mean() > score.mean():
+        prior, best = WEAK_PRIOR, weak
+    best, log_prob = fit_mixtures(rows, best, prior, floor, max_steps=MAX_FINE_STEPS, tol=FINE)
+    return Fitted(fitted.gaussian, best, log_prob.numpy()[np.nonzero(held)])
 
 
 def _scores(rows: Rows, mixture: Mixtures) -> Array:
