@@ -40,7 +40,11 @@ def read_columns(table: Table, bounds: Array, is_given: NDArray[np.bool_]) -> Co
 
 
 def fit_one(
-    table: Table, j: int, kind: str, bounds: tuple[float, float], rows: Array | None = None
+    table: Table,
+    j: int,
+    kind: str,
+    bounds: tuple[float, float],
+    rows: NDArray[np.bool_] | None = None,
 ) -> ColumnMap:
     """Return the map of one kind fitted to a column, or to some of its rows."""
     x, weight = table.X[:, j], table.weight
