@@ -259,9 +259,7 @@ def fit_references(
     points, _ = columns.points(table.X)
     floor = floor_of(table, columns)
     given = (points, split.weight, split.judged, floor, seed)
-    if guide is None or guide.mixture.n_components == COMPONENTS_OF_GUIDE:
-        guide = choose_mixture(*given, begin=guide)
-    fitted = refined(guide, *given)
+    fitted = refined(choose_mixture(*given, begin=guide, has_between=True), *given)
     by_fold = {"gaussian": fitted.gaussian, "gaussian_mixture": fitted.mixture}
     if fitted.mixture is fitted.gaussian:
         del by_fold["gaussian_mixture"]

@@ -15,7 +15,9 @@ Array = NDArray[np.float64]
 MAX_COMPONENTS = 64
 #: Rows, weighted, that a component needs, and rows from which the number is chosen.
 MIN_ROWS_OF_COMPONENT, MAX_ROWS = 4.0, 5_000
-COARSE, FINE, MAX_FINE_STEPS = 1e-2, 1e-3, 40
+COARSE, FINE, MAX_FINE_STEPS = 1e-2, 1e-3, 200
+#: Numbers that the steps of a fit to all rows may take.
+MAX_WORK = 10**11
 #: Rows that a weak prior counts for, where there is fine structure.
 WEAK_PRIOR = 0.5
 
@@ -45,6 +47,8 @@ def choose_mixture(
     seed: int,
     max_components: int = MAX_COMPONENTS,
     begin: Fitted | None = None,
+    *,
+    has_between: bool = False,
 ) -> Fitted:
     """Return the mixtures whose number of components makes held-out rows likeliest.
 
@@ -64,6 +68,8 @@ def choose_mixture(
         Components at most.
     begin : Fitted or None, default=None
         What was found with fewer components, to go on from.
+    has_between : bool, default=False
+        Whether numbers between the doublings are tried in the end.
 
     Returns
     -------
@@ -78,16 +84,26 @@ def choose_mixture(
         return begin
     few = np.random.default_rng(seed).permutation(len(points))[:MAX_ROWS]
     few_rows = Rows.of(points[few], weight[few])
-    best, prior = begin, points.shape[1] + 1.0
-    n_components = 2 * begin.mixture.n_components
-    while n_components <= min(max_components, weight[:, -1].sum() / MIN_ROWS_OF_COMPONENT):
-        start = clustered(few_rows, best.gaussian, n_components, floor, seed)
+    most = min(max_components, weight[:, -1].sum() / MIN_ROWS_OF_COMPONENT)
+
+    def tried(n_components: int, than: Fitted) -> Fitted | None:
+        """Return mixtures of so many components if they are better."""
+        if not 1 < n_components <= most:
+            return None
+        start = clustered(few_rows, than.gaussian, n_components, floor, seed)
+        prior = points.shape[1] + 1.0
         mixture, _ = fit_mixtures(few_rows, start, prior, floor, tol=COARSE)
         score = _scores(rows, mixture)[np.nonzero(held)]
-        if score.mean() <= best.score.mean():
-            break
-        best = Fitted(best.gaussian, mixture, score)
-        n_components *= 2
+        better = score.mean() > than.score.mean()
+        return Fitted(than.gaussian, mixture, score) if better else None
+
+    best = begin
+    while found := tried(2 * best.mixture.n_components, best):
+        best = found
+    if has_between:
+        n_components = best.mixture.n_components
+        for each in (3 * n_components // 2, 3 * n_components // 4):
+            best = tried(each, best) or best
     return best
 
 
@@ -117,7 +133,9 @@ def refined(
     weak, _ = fit_mixtures(few_rows, best, WEAK_PRIOR, floor, tol=COARSE)
     if _scores(rows, weak)[np.nonzero(held)].mean() > score.mean():
         prior, best = WEAK_PRIOR, weak
-    best, log_prob = fit_mixtures(rows, best, prior, floor, max_steps=MAX_FINE_STEPS, tol=FINE)
+    work = points.size * points.shape[1] * weight.shape[1] * best.n_components
+    n_steps = int(np.clip(MAX_WORK // (4 * work), 10, MAX_FINE_STEPS))
+    best, log_prob = fit_mixtures(rows, best, prior, floor, max_steps=n_steps, tol=FINE)
     return Fitted(fitted.gaussian, best, log_prob.numpy()[np.nonzero(held)])
 
 
