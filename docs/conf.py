@@ -2,7 +2,8 @@
 
 Neither the build nor the pages need a network.  With ``DOCS_INTERSPHINX=1`` in the environment,
 names of Python, NumPy, pandas, scikit-learn and torch link to their documentation, whose
-inventories are then read from the network.
+inventories are then read from the network.  With ``DOCS_WITHOUT_GALLERY=1`` no example is run, and
+pages lack the pictures of the gallery.
 """
 
 import os
@@ -70,6 +71,10 @@ numpydoc_show_class_members = False
 
 # -- gallery -------------------------------------------------------------------------------
 
+has_gallery = not os.environ.get("DOCS_WITHOUT_GALLERY")
+if not has_gallery:
+    suppress_warnings = ["image.not_readable"]
+
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -82,7 +87,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "remove_config_comments": True,
-    "plot_gallery": True,
+    "plot_gallery": has_gallery,
     "abort_on_example_error": True,
     "min_reported_time": 0,
 }
