@@ -9,6 +9,8 @@ import warnings
 # Set before torch and scikit-learn are loaded: the processes of pytest-xdist have more threads
 # than there are cores, which by default spin while they wait for each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
