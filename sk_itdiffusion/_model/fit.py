@@ -31,7 +31,7 @@ __all__ = ["EXPERTS", "FitSettings", "fit_model"]
 
 Array = NDArray[np.float64]
 #: Rows from which on quantiles are tried; rows and components of the mixtures that choose maps.
-MIN_ROWS_OF_QUANTILES, MAX_ROWS_OF_GUIDE, COMPONENTS_OF_GUIDE = 500, 3_000, 8
+MIN_ROWS_OF_QUANTILES, MAX_ROWS_OF_GUIDE, COMPONENTS_OF_GUIDE = 500, 3_000, 32
 #: Rows of the profile and of the calibration of errors.
 MAX_PROFILE_ROWS, CALIBRATION_ROWS = 400, 40
 #: Nats by which a stack must be better than one expert, which needs no integral.

@@ -78,7 +78,8 @@ class Rows:
     def chunks(self, n_components: int) -> list[slice]:
         """Return parts of the rows whose intermediate arrays fit into memory."""
         d = self.x.shape[1]
-        size = max(64, _CHUNK // (n_components * d * (1 if len(self.patterns) == 1 else d)))
+        numbers = n_components + d * d if self.is_complete else n_components * d * d
+        size = max(64, _CHUNK // numbers)
         return [slice(i, i + size) for i in range(0, len(self.x), size)]
 
 
@@ -193,18 +194,17 @@ def expectations(rows: Rows, mixtures: Mixtures) -> Moments:
     mass, first = means.new_zeros(len(means)), torch.zeros_like(means)
     second, log_prob = torch.zeros_like(covariances), rows.x.new_empty(len(rows.x), n_groups)
     of_patterns = means.new_zeros(len(rows.patterns), len(means))
+    kind = _Complete if rows.is_complete else _Incomplete
     for part in rows.chunks(len(means)):
+        points = kind(rows, known, means, part)
         which = rows.which[part]
-        white, filled = _whitened(rows, known, means, part)
-        log_joint = known.log_det[which] - 0.5 * white.square().sum(2)
+        log_joint = known.log_det[which] - 0.5 * points.squares()
         log_joint = log_joint.unflatten(1, (n_groups, -1)) + mixtures.log_weights
         log_prob[part] = log_joint.logsumexp(2)
         posterior = (log_joint - log_prob[part][..., None]).exp() * rows.weight[part][..., None]
         posterior = posterior.flatten(1)
         mass += posterior.sum(0)
-        first += torch.einsum("nk,nki->ki", posterior, filled)
-        weighted = (filled * posterior.sqrt()[..., None]).transpose(0, 1)
-        second += weighted.mT @ weighted
+        points.add_moments(posterior, first, second)
         of_patterns.index_add_(0, which, posterior)
     if not rows.is_complete:
         second += torch.einsum("pk,pkij->kij", of_patterns, known.rest)
@@ -215,18 +215,50 @@ def expectations(rows: Rows, mixtures: Mixtures) -> Moments:
     return Moments(mass, first, second, log_prob)
 
 
-def _whitened(rows: Rows, known: _Patterns, means: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """Return whitened and filled rows minus the means, (n, K, d)."""
-    apart = rows.x[part][:, None] - means
-    if len(rows.patterns) == 1:
-        rotated = apart.transpose(0, 1)
-        white = (rotated @ known.whiten[0].mT).transpose(0, 1)
-        if rows.is_complete:
-            return white, apart
-        return white, (rotated @ known.regress[0].mT).transpose(0, 1)
-    which = rows.which[part]
-    apart = (apart * rows.patterns[which][:, None])[..., None]
-    return (known.whiten[which] @ apart)[..., 0], (known.regress[which] @ apart)[..., 0]
+class _Complete:
+    """Complete rows: squares and moments are products with the products of columns."""
+
+    def __init__(self, rows: Rows, known: _Patterns, means: Tensor, part: slice) -> None:
+        self.means, self.whiten = means, known.whiten[0]
+        self.x = rows.x[part]
+        self.outer = (self.x[:, :, None] * self.x[:, None]).flatten(1)
+
+    def squares(self) -> Tensor:
+        """Return squared distances from the means, (n, K)."""
+        precision = self.whiten.mT @ self.whiten
+        slope = (precision @ self.means[..., None])[..., 0]
+        constant = (slope * self.means).sum(1)
+        found: Tensor = self.outer @ precision.flatten(1).T - 2.0 * self.x @ slope.T + constant
+        return found.clamp_min_(0.0)
+
+    def add_moments(self, posterior: Tensor, first: Tensor, second: Tensor) -> None:
+        """Add moments around the means."""
+        mass, total = posterior.sum(0)[:, None], posterior.T @ self.x
+        around = total - mass * self.means
+        first += around
+        second += (posterior.T @ self.outer).view_as(second)
+        second -= total[:, :, None] * self.means[:, None] + self.means[:, :, None] * around[:, None]
+
+
+class _Incomplete:
+    """Rows with missing entries, filled by their expectations."""
+
+    def __init__(self, rows: Rows, known: _Patterns, means: Tensor, part: slice) -> None:
+        which = rows.which[part]
+        apart = (rows.x[part][:, None] - means) * rows.patterns[which][:, None]
+        self.white = (known.whiten[which] @ apart[..., None])[..., 0]
+        self.filled = (known.regress[which] @ apart[..., None])[..., 0]
+
+    def squares(self) -> Tensor:
+        """Return squared distances from the means, (n, K)."""
+        found: Tensor = self.white.square().sum(2)
+        return found
+
+    def add_moments(self, posterior: Tensor, first: Tensor, second: Tensor) -> None:
+        """Add moments around the means."""
+        first += torch.einsum("nk,nki->ki", posterior, self.filled)
+        weighted = (self.filled * posterior.sqrt()[..., None]).transpose(0, 1)
+        second += weighted.mT @ weighted
 
 
 def maximized(
@@ -283,8 +315,8 @@ def clustered(
     """
     common = gaussian.only(-1)
     known = _Patterns(common.covariances[0], rows.patterns)
-    _, filled = _whitened(rows, known, common.means[0], slice(None))
-    filled, weight = filled[:, 0], rows.weight[:, -1]
+    filled = _Incomplete(rows, known, common.means[0], slice(None)).filled[:, 0]
+    weight = rows.weight[:, -1]
     few = torch.from_numpy(np.random.default_rng(seed).permutation(len(filled)))
     few = few[:_MAX_ROWS_OF_KMEANS]
     few = few[weight[few] > 0]
