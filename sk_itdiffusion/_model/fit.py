@@ -258,8 +258,8 @@ def fit_references(
     """
     points, _ = columns.points(table.X)
     floor = floor_of(table, columns)
-    given = (points, split.weight, split.judged, floor, seed)
-    fitted = refined(choose_mixture(*given, begin=guide, has_between=True), *given)
+    given = (points, split.weight, split.judged, floor)
+    fitted = refined(choose_mixture(*given, seed, begin=guide, has_between=True), *given)
     by_fold = {"gaussian": fitted.gaussian, "gaussian_mixture": fitted.mixture}
     if fitted.mixture is fitted.gaussian:
         del by_fold["gaussian_mixture"]

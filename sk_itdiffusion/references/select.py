@@ -14,8 +14,8 @@ __all__ = ["Fitted", "choose_mixture", "refined"]
 Array = NDArray[np.float64]
 MAX_COMPONENTS = 64
 #: Rows, weighted, that a component needs, and rows from which the number is chosen.
-MIN_ROWS_OF_COMPONENT, MAX_ROWS = 4.0, 5_000
-COARSE, FINE, MAX_FINE_STEPS = 1e-2, 1e-3, 200
+MIN_ROWS_OF_COMPONENT, MAX_ROWS = 4.0, 10_000
+COARSE, FINE, MAX_FINE_STEPS = 1e-2, 3e-4, 200
 #: Numbers that the steps of a fit to all rows may take.
 MAX_WORK = 10**11
 #: Rows that a weak prior counts for, where there is fine structure.
@@ -108,7 +108,7 @@ def choose_mixture(
 
 
 def refined(
-    fitted: Fitted, points: Array, weight: Array, held: NDArray[np.bool_], floor: float, seed: int
+    fitted: Fitted, points: Array, weight: Array, held: NDArray[np.bool_], floor: float
 ) -> Fitted:
     """Return mixtures fitted to all rows, with the prior that held-out rows prefer.
 
@@ -116,7 +116,7 @@ def refined(
     ----------
     fitted : Fitted
         What `choose_mixture` has found.
-    points, weight, held, floor, seed
+    points, weight, held, floor
         See `choose_mixture`.
 
     Returns
@@ -127,16 +127,13 @@ def refined(
     if fitted.mixture is fitted.gaussian:
         return fitted
     rows = Rows.of(points, weight)
-    few = np.random.default_rng(seed).permutation(len(points))[:MAX_ROWS]
-    few_rows = Rows.of(points[few], weight[few])
-    prior, best, score = points.shape[1] + 1.0, fitted.mixture, fitted.score
-    weak, _ = fit_mixtures(few_rows, best, WEAK_PRIOR, floor, tol=COARSE)
-    if _scores(rows, weak)[np.nonzero(held)].mean() > score.mean():
-        prior, best = WEAK_PRIOR, weak
-    work = points.size * points.shape[1] * weight.shape[1] * best.n_components
+    work = points.size * points.shape[1] * weight.shape[1] * fitted.mixture.n_components
     n_steps = int(np.clip(MAX_WORK // (4 * work), 10, MAX_FINE_STEPS))
-    best, log_prob = fit_mixtures(rows, best, prior, floor, max_steps=n_steps, tol=FINE)
-    return Fitted(fitted.gaussian, best, log_prob.numpy()[np.nonzero(held)])
+    found = []
+    for prior in (points.shape[1] + 1.0, WEAK_PRIOR):
+        mixture, log_prob = fit_mixtures(rows, fitted.mixture, prior, floor, n_steps, FINE)
+        found.append(Fitted(fitted.gaussian, mixture, log_prob.numpy()[np.nonzero(held)]))
+    return max(found, key=lambda each: float(each.score.mean()) if held.any() else 0.0)
 
 
 def _scores(rows: Rows, mixture: Mixtures) -> Array:
